@@ -1,0 +1,75 @@
+"""The model's tensors by name: which are tied, which persist, and how they hang in the captured module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+__all__ = ["State", "hang", "read_state"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The parameters and buffers of a model, each tensor once.
+
+    Attributes:
+        tensors: Every name, tied ones included, to its tensor.
+        canonical: Every name to the first name of the same tensor.
+        persistent: Names of parameters and of buffers that are in the state dict.
+        parameters: Names of parameters.
+    """
+
+    tensors: dict[str, Tensor]
+    canonical: dict[str, str]
+    persistent: frozenset[str]
+    parameters: frozenset[str]
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Every other name of a tied tensor to its canonical name."""
+        return {name: first for name, first in self.canonical.items() if name != first}
+
+
+def read_state(model: nn.Module) -> State:
+    """Return the model's parameters and buffers, with ties recovered by tensor identity."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    fleeting = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    tensors: dict[str, Tensor] = {**parameters, **buffers}
+    first: dict[int, str] = {}
+    canonical = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    return State(
+        tensors,
+        canonical,
+        frozenset(parameters) | (frozenset(buffers) - fleeting),
+        frozenset(parameters),
+    )
+
+
+def hang(tensors: Iterable[tuple[str, Tensor]], persistent: frozenset[str]) -> nn.Module:
+    """Return a tree of plain modules that holds the given tensors themselves under their dotted names."""
+    root = nn.Module()
+    for name, tensor in tensors:
+        owner, leaf = _descend(root, name)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor, persistent=name in persistent)
+    return root
+
+
+def _descend(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        child = root._modules[part]
+        assert child is not None
+        root = child
+    return root, leaf

@@ -1,0 +1,46 @@
+"""Every exception that fxprune raises on purpose.
+
+Each message says what was expected, what came, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class FxpruneError(Exception):
+    """Root of all errors that fxprune raises on purpose."""
+
+
+class CaptureError(FxpruneError):
+    """The model cannot be turned into a graph; names the module and the line."""
+
+
+class UnsupportedOpError(FxpruneError):
+    """Under ``strict=True``: an operator has no coupling rule."""
+
+
+class CalibrationError(FxpruneError, ValueError):
+    """Calibration data that is empty, exhausted, not finite, or does not fit the model."""
+
+
+class BudgetError(FxpruneError, ValueError):
+    """A budget that is malformed or cannot be reached; states the smallest reachable one."""
+
+
+class PlanError(FxpruneError, ValueError):
+    """A plan or artifact that is damaged or does not fit this model."""
+
+
+class ScorerError(FxpruneError, ValueError):
+    """An unknown method, or a scorer that returned something unusable."""
+
+
+class VerificationError(FxpruneError):
+    """The pruned model does not compute what its masked twin computes."""
+
+
+class NothingToPruneError(FxpruneError, ValueError):
+    """The model has no channel that could be removed."""
+
+
+class IgnoredPatternWarning(UserWarning):
+    """An ``ignore`` or ``ratios`` pattern that matches nothing."""

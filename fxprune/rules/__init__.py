@@ -1,0 +1,27 @@
+"""One family of ops a file; importing the package fills the rule tables."""
+
+from fxprune.rules import (
+    attention,
+    contract,
+    conv,
+    create,
+    elementwise,
+    join,
+    norm,
+    reduce,
+    reshape,
+    spatial,
+)
+
+__all__ = [
+    "attention",
+    "contract",
+    "conv",
+    "create",
+    "elementwise",
+    "join",
+    "norm",
+    "reduce",
+    "reshape",
+    "spatial",
+]

@@ -1,0 +1,102 @@
+"""Linear, matmul, bmm, addmm, einsum: one rule for every sum of products, told by its subscripts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import fx
+
+from fxprune import axes as ax
+from fxprune.axes import Axes, Axis
+from fxprune.rules.registry import register
+from fxprune.rules.tracing import Tracer
+
+
+def product(
+    t: Tracer, node: fx.Node, operands: Sequence[Any], subscripts: Sequence[Sequence[str]], out: Sequence[str]
+) -> Axes:
+    """Couples a sum of products: axes with one subscript are one axis, those not in ``out`` are contracted.
+
+    Before: linear x[b, i], w[o, i].  After: x's and w's i are the same channels, the result is [b, o].
+    """
+    found: dict[str, list[Axis]] = {}
+    sizes: dict[str, int] = {}
+    for operand, letters in zip(operands, subscripts, strict=True):
+        axes, example = t.axes(operand, node), t.example(operand)
+        for letter, axis, size in zip(letters, axes, example, strict=True):
+            found.setdefault(letter, []).append(axis)
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    axis_of = {letter: ax.broadcast(t.channels, axes, t.where(node)) for letter, axes in found.items()}
+    macs = math.prod(sizes.values())
+    weight = next((w for w in operands[1:] if w.op == "get_attr"), None) if len(operands) == 2 else None
+    contracted = [letter for letter in axis_of if letter not in out]
+    for letter in contracted or [None]:
+        if letter is None:
+            t.contract(node, operands[0], 0, (), list(axis_of.values()), macs, weight)
+            continue
+        source = next(i for i, letters in enumerate(subscripts) if letter in letters)
+        dim = list(subscripts[source]).index(letter)
+        loops = list(axis_of.values()) if letter is contracted[0] else []
+        weight_dim = list(subscripts[-1]).index(letter) if weight is not None else 1
+        t.contract(node, operands[source], dim, axis_of[letter], loops, macs if loops else 0, weight, weight_dim)
+    return tuple(axis_of[letter] for letter in out)
+
+
+def _linear(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    lead = [f"b{i}" for i in range(len(t.shape(a.input)) - 1)]
+    out = ["o"] if len(t.shape(a.weight)) == 2 else []
+    axes = product(t, node, [a.input, a.weight], [[*lead, "i"], [*out, "i"]], [*lead, *out])
+    if a.bias is not None:
+        bias = t.axes(a.bias, node)
+        axes = (*axes[:-1], t.relate(node, axes[-1], bias[0])) if bias else axes
+    return axes
+
+
+def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    left = a.self
+    right = next(v for k, v in vars(a).items() if k in ("other", "mat2", "vec", "tensor"))
+    n, m = len(t.shape(left)), len(t.shape(right))
+    batch = [f"b{i}" for i in range(max(n, m, 2) - 2, 0, -1)]  # aligned at the right
+    rows = ["m"] if n > 1 else []
+    columns = ["n"] if m > 1 else []
+    left_names = [*batch[len(batch) - max(n - 2, 0) :], *rows, "k"]
+    right_names = [*batch[len(batch) - max(m - 2, 0) :], "k", *columns]
+    axes = product(t, node, [left, right], [left_names, right_names], [*batch, *rows, *columns])
+    _mark_heads(t, axes[: len(batch)], [axes[-1], t.axes(left, node)[-1]])
+    return axes
+
+
+def _mark_heads(t: Tracer, batch: Axes, rest: Sequence[Axis]) -> None:
+    """A batch axis with channels of a product of two activations is what the field calls heads."""
+    if not any(ax.is_labelled(axis) for axis in batch):
+        return
+    for axis in batch:
+        ax.mark(t.channels, axis, "head")
+    for axis in rest:
+        ax.mark(t.channels, axis, "head_dim")
+
+
+def _addmm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    left, right = (a.mat1, a.mat2) if hasattr(a, "mat1") else (a.batch1, a.batch2)
+    batch = ["b"] if len(t.shape(left)) == 3 else []
+    axes = product(t, node, [left, right], [[*batch, "m", "k"], [*batch, "k", "n"]], [*batch, "m", "n"])
+    added = t.axes(a.self, node)
+    pad: Axes = ((),) * (len(axes) - len(added))
+    return tuple(ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True))
+
+
+def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    left, _, right = a.equation.replace(" ", "").partition("->")
+    names = left.split(",")
+    if "->" not in a.equation or any(len(set(part)) != len(part) for part in [*names, right]) or "." in a.equation:
+        return None
+    return product(t, node, a.tensors, [list(part) for part in names], list(right))
+
+
+register(["linear.default"], _linear)
+register(["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default"], _matmul)
+register(["addmm.default", "baddbmm.default"], _addmm)
+register(["einsum.default"], _einsum)

@@ -1,0 +1,59 @@
+"""Pooling and interpolation: space stays, channels pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+from torch import fx
+
+from fxprune import axes as ax
+from fxprune.axes import Axes
+from fxprune.rules.registry import register
+from fxprune.rules.tracing import Tracer
+
+
+def _windows(spatial: int) -> Callable[[Tracer, fx.Node, SimpleNamespace], Axes]:
+    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+        """Before: x[b, c, h, w].  After: [b, c, h', w'], c untouched."""
+        source = a.self if hasattr(a, "self") else a.input
+        x = t.axes(source, node)
+        first = len(x) - spatial
+        for axis in x[first:]:
+            t.freeze(node, axis, "the spatial axis")
+        return (*x[:first], *(ax.fixed(size) for size in t.shape(node)[first:]))
+
+    return rule
+
+
+def _with_indices(spatial: int) -> Callable[[Tracer, fx.Node, SimpleNamespace], list[Axes]]:
+    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+        x = t.axes(a.self, node)
+        first = len(x) - spatial
+        for axis in x[first:]:
+            t.freeze(node, axis, "the spatial axis")
+        shape = t.captured.info[node][0].shape
+        axes = (*x[:first], *(ax.fixed(size) for size in shape[first:]))
+        return [axes, axes]
+
+    return rule
+
+
+for _n in (1, 2, 3):
+    register(
+        [f"avg_pool{_n}d.default", f"max_pool{_n}d.default", f"adaptive_avg_pool{_n}d.default",
+         f"_adaptive_avg_pool{_n}d.default",
+         *(f"upsample_nearest{_n}d.{o}" for o in ("default", "vec")),
+         *(f"_upsample_nearest_exact{_n}d.{o}" for o in ("default", "vec"))],
+        _windows(_n),
+    )  # fmt: skip
+    register(
+        [f"max_pool{_n}d_with_indices.default", f"adaptive_max_pool{_n}d.default"], _with_indices(_n)
+    )
+register(
+    [f"{name}.{overload}" for overload in ("default", "vec") for name in (
+        "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")],
+    _windows(2),
+)  # fmt: skip
+register(["upsample_linear1d.default", "upsample_linear1d.vec"], _windows(1))
+register(["upsample_trilinear3d.default", "upsample_trilinear3d.vec"], _windows(3))

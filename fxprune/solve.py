@@ -1,0 +1,317 @@
+"""Solve: which units go, so that the budget is met, never exceeded, and nothing could be given back.
+
+Every choice starts from the smallest model that the constraints allow and gives units back in one fixed order, best
+score per cost first; a unit that does not fit is passed over. Kept counts only grow along that order, so the result
+is within the budget, nothing that was passed over fits any more, and a smaller budget never gives a larger model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fxprune.budget import Budget
+from fxprune.channels import Ids, Mask
+from fxprune.cost import Cost, CostModel, cost_model
+from fxprune.coupling import Coupling, Group
+from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError, ScorerError
+
+Floats = npt.NDArray[np.float64]
+Scores = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What must stay whatever the scores say.
+
+    Attributes:
+        kinds: kinds of unit that may go.
+        ignore: ``fnmatch`` patterns of layers or tensors whose channels all stay.
+        round_to: kept channels of a group come in multiples of this.
+        min_keep: units that every group keeps at least; with 0 a residual branch may vanish.
+    """
+
+    kinds: tuple[str, ...] = ("channel", "head", "head_dim")
+    ignore: tuple[str, ...] = ()
+    round_to: int = 1
+    min_keep: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """The channels to remove, with the cost before and after.
+
+    Attributes:
+        removed: a flag for each channel id.
+        units: the numbers of the removed units.
+        before: cost of the model as captured.
+        after: cost once the units are gone.
+    """
+
+    removed: Mask
+    units: Ids
+    before: Cost
+    after: Cost
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The units of one group in the order they are given back: first those that must stay, then in steps."""
+
+    group: Group
+    must: Ids
+    steps: list[Ids] = field(default_factory=list)
+
+
+def solve(
+    coupling: Coupling, scores: Scores, budget: Budget | None = None, *,
+    ratios: float | Mapping[str, float] | None = None, constraints: Constraints | None = None,
+    model: CostModel | None = None, vanishing: Iterable[str] = (),
+) -> Solution:  # fmt: skip
+    """Chooses the units to remove, by one global ranking under a budget or by a ratio for each layer.
+
+    Args:
+        coupling: what may go.
+        scores: for each group's name a score for each of its units, ``[len(group.units)]``; low goes first.
+        budget: upper bounds; give either this or ``ratios``.
+        ratios: the share of units removed, for all groups or by pattern of group or layer name (key ``default`` for
+            the others, 0 if absent).
+        constraints: what must stay.
+        model: the cost model, if it is at hand.
+        vanishing: names of groups that may lose all their units under ``min_keep=0``.
+
+    Raises:
+        BudgetError: the budget cannot be reached; says the smallest that can and what holds it.
+        NothingToPruneError: no unit may go.
+        ScorerError: scores are missing, of the wrong length or not finite.
+    """
+    constraints = constraints or Constraints()
+    model = model or cost_model(coupling)
+    if (budget is None) == (ratios is None):
+        raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
+    values = _unit_scores(coupling, scores)
+    free = _free_groups(coupling, constraints)
+    before = model.of(np.zeros(len(coupling.channels), bool))
+    if not free:
+        held = sorted({f.reason for f in coupling.frozen()})[:3]
+        raise NothingToPruneError(
+            f"no channel of this model can be removed: {len(coupling.groups)} groups, of which ignore={constraints.ignore} "
+            f"and units={constraints.kinds} leave none; fixed parts: {'; '.join(held) or 'everything'}"
+        )
+    may_vanish = frozenset(vanishing) if constraints.min_keep == 0 else frozenset()
+    if ratios is not None:
+        removed = _by_ratio(coupling, values, free, ratios, constraints, may_vanish)
+        flags = _rescue(coupling, model, values, coupling.removed_mask(removed), may_vanish)
+    else:
+        assert budget is not None
+        limits = budget.limits(before)
+        cost = next(iter(limits))
+        density = values / np.maximum(_unit_costs(coupling, model, cost), 1e-12)
+        pools = [_pool(group, values, constraints, group.name in may_vanish) for group in free]
+        flags = _global(coupling, model, density, values, pools, limits, before, may_vanish)
+    units = np.flatnonzero(flags[coupling.units])
+    return Solution(flags, units, before, model.of(flags))
+
+
+def _unit_scores(coupling: Coupling, scores: Scores) -> Floats:
+    values = np.zeros(len(coupling.units))
+    for group in coupling.groups:
+        if group.name not in scores:
+            raise ScorerError(f"no scores for group {group.name!r}; a scorer returns one tensor for every group")
+        score = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
+        if score.shape != (len(group.units),):
+            raise ScorerError(f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}")
+        if not np.isfinite(score).all():
+            raise ScorerError(f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite")
+        values[group.units] = score
+    return values
+
+
+def _matches(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    found = list(names)
+    return {p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in found)}
+
+
+def _names(coupling: Coupling, group: Group) -> set[str]:
+    tensors = {coupling.axes[index].tensor for index, _ in group.axes}
+    return {group.name} | tensors | {name.rpartition(".")[0] for name in tensors}
+
+
+def _free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
+    """Returns the groups that may lose units; warns of patterns that match nothing."""
+    used: set[str] = set()
+    free = []
+    for group in coupling.groups:
+        hit = _matches(constraints.ignore, _names(coupling, group))
+        used |= hit
+        if not hit and group.kind in constraints.kinds:
+            free.append(group)
+    every = {node.target for node in coupling.values if node.op == "get_attr"}
+    used |= _matches(set(constraints.ignore) - used, {str(n) for n in every} | {str(n).rpartition(".")[0] for n in every})
+    for pattern in constraints.ignore:
+        if pattern not in used:
+            warnings.warn(f"ignore pattern {pattern!r} matches no layer", IgnoredPatternWarning, stacklevel=4)
+    return free
+
+
+def _quantum(group: Group, round_to: int) -> int:
+    """Returns how many units make the layer's width a multiple of ``round_to``."""
+    width = max(count for _, count in group.axes)
+    return round_to // math.gcd(round_to, width)
+
+
+def _pool(group: Group, values: Floats, constraints: Constraints, may_vanish: bool) -> _Pool:
+    best_first = group.units[np.argsort(-values[group.units], kind="stable")]
+    quantum = _quantum(group, constraints.round_to)
+    least = 0 if may_vanish else min(math.ceil(max(constraints.min_keep, 1) / quantum) * quantum, len(best_first))
+    steps = [best_first[i : i + quantum] for i in range(least, len(best_first), quantum)]
+    return _Pool(group, best_first[:least], steps)
+
+
+def _by_ratio(
+    coupling: Coupling, values: Floats, free: Sequence[Group], ratios: float | Mapping[str, float],
+    constraints: Constraints, may_vanish: frozenset[str],
+) -> Ids:  # fmt: skip
+    """Returns the units that go when each group loses its own share, rounded down."""
+    table = {"default": ratios} if isinstance(ratios, (int, float)) else dict(ratios)
+    if bad := {k: v for k, v in table.items() if not isinstance(v, (int, float)) or not 0 <= v <= 1}:
+        raise BudgetError(f"a ratio is the share removed and lies in [0, 1], got {bad}")
+    used = {"default"}
+    gone = []
+    for group in free:
+        names = _names(coupling, group)
+        pattern = next((p for p in table if p != "default" and _matches([p], names)), "default")
+        used.add(pattern)
+        target = len(group.units) - int(len(group.units) * table.get(pattern, 0.0) + 1e-9)
+        pool = _pool(group, values, constraints, group.name in may_vanish)
+        kept = len(pool.must)
+        for step in pool.steps:
+            if kept >= target:
+                gone.append(step)
+            else:
+                kept += len(step)
+    for pattern in set(table) - used:
+        warnings.warn(f"ratios pattern {pattern!r} matches no group", IgnoredPatternWarning, stacklevel=4)
+    return np.concatenate([np.zeros(0, np.int64), *gone])
+
+
+def _unit_costs(coupling: Coupling, model: CostModel, cost: int) -> Floats:
+    """Returns what each unit costs in the full model."""
+    slopes = model.slopes(model.sizes, cost).astype(np.float64)
+    per_id = np.zeros(len(coupling.channels))
+    for j in range(model.rows.shape[1]):
+        np.add.at(per_id, model.rows[:, j], slopes[model.factor_of])
+    costs: Floats = per_id[coupling.units]
+    return costs
+
+
+def _rescue(
+    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, may_vanish: frozenset[str]
+) -> Mask:
+    """Gives back the best units of every factor that would be left empty."""
+    unit_of = np.full(len(coupling.channels), -1, np.int64)
+    unit_of[coupling.units] = np.arange(len(coupling.units))
+    vanish = np.zeros(len(coupling.channels), bool)
+    for group in coupling.groups:
+        vanish[coupling.units[group.units]] = group.name in may_vanish
+    removed = removed.copy()
+    while True:
+        empty = np.flatnonzero(model.counts(removed)[:-1] == 0)
+        empty = [f for f in empty if not vanish[model.rows[model.factor_of == f]].any()]
+        if not empty:
+            return removed
+        for factor in empty:
+            rows = model.rows[model.factor_of == factor]
+            worth = np.where(rows > 0, np.where(removed[rows], values[unit_of[rows]], 0.0), 0.0).sum(axis=1)
+            removed[rows[int(worth.argmax())]] = False
+
+
+def _global(
+    coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[_Pool],
+    limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str],
+) -> Mask:  # fmt: skip
+    droppable = [unit for pool in pools for step in pool.steps for unit in step]
+    smallest = _rescue(coupling, model, values, coupling.removed_mask(droppable), may_vanish)
+    if not _fits(model.of(smallest), limits):
+        raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
+    steps = [coupling.units[step] for pool in pools for step in pool.steps]
+    worth = [float(density[step].mean()) for pool in pools for step in pool.steps]
+    order = [steps[i] for i in np.argsort(-np.array(worth), kind="stable")]
+    low, high = 0, len(order)  # the longest prefix that fits, by bisection
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _fits(model.of(_give(smallest, order[:middle])), limits) else (low, middle - 1)
+    return _give_rest(model, _give(smallest, order[:low]), order[low:], limits)
+
+
+def _give(removed: Mask, steps: Sequence[Ids]) -> Mask:
+    removed = removed.copy()
+    if steps:
+        removed[np.concatenate(steps)] = False
+    return removed
+
+
+def _fits(cost: Cost, limits: Mapping[int, int]) -> bool:
+    return all(cost[i] <= limit for i, limit in limits.items())
+
+
+def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Mapping[int, int]) -> Mask:
+    """Gives back, in order, every later step that still fits.
+
+    A lower bound of each step's cost rules most of them out at once: costs only grow as more is kept.
+    """
+    waiting = np.arange(len(rest))
+    step_of = np.full(len(removed), -1, np.int64)
+    for i, step in enumerate(rest):
+        step_of[step] = i
+    while len(waiting):
+        cost, counts = model.of(removed), model.counts(removed)
+        missing = removed[model.rows]
+        alone = missing.sum(axis=1) == 1  # rows that come back with one step
+        which = step_of[np.where(alone, (model.rows * missing).sum(axis=1), 0)]
+        possible = np.ones(len(waiting), bool)
+        for i, limit in limits.items():
+            slopes = model.slopes(counts, i)
+            gain = np.zeros(len(rest), np.int64)
+            live = alone & (which >= 0)
+            np.add.at(gain, which[live], slopes[model.factor_of[live]])
+            possible &= cost[i] + gain[waiting] <= limit
+        waiting = waiting[possible]
+        taken = None
+        for at, i in enumerate(waiting):
+            tried = _give(removed, [rest[i]])
+            if _fits(model.of(tried), limits):
+                removed, taken = tried, at
+                break
+        if taken is None:
+            return removed
+        waiting = waiting[taken + 1 :]
+    return removed
+
+
+def _unreachable(
+    coupling: Coupling, model: CostModel, smallest: Mask, limits: Mapping[int, int], before: Cost
+) -> str:
+    cost = model.of(smallest)
+    names = {0: "params", 1: "MACs"}
+    lines = [
+        f"a budget of {limit} {names[i]} ({limit / max(before[i], 1):.4f}) cannot be reached: the smallest is "
+        f"{cost[i]} ({cost[i] / max(before[i], 1):.4f})"
+        for i, limit in limits.items()
+        if cost[i] > limit
+    ]
+    slicer = coupling.slicer(smallest)
+    sizes = []
+    for node, axes in coupling.values.items():
+        if node.op == "get_attr" and node.target in coupling.captured.persistent and axes is not None:
+            sizes.append((math.prod(map(slicer.count, axes)), str(node.target)))
+    frozen = {f.tensor: f.reason for f in coupling.frozen()}
+    held = [f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
+    return "; ".join(lines) + ". Held by " + ", ".join(reversed(held))

@@ -1,0 +1,224 @@
+"""Verify: the emitted module against the masked twin.
+
+The twin is the original graph at full size with zeros where a removed channel enters a sum, and statistics over what
+is kept. It must give what the emitted module gives.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.channels import Mask
+from fxprune.coupling import Coupling, attribute
+from fxprune.rules.registry import bind, rule_of
+from fxprune.rules.tracing import Contraction
+from fxprune.rules.twinning import Twin
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a comparison with the masked twin found.
+
+    Attributes:
+        verified: True if every output agrees, False if one does not, None if an output is degenerate (constant over
+            the batch, or not finite), so that agreement would say nothing.
+        max_error: the largest ``max |a - b| / max |a - mean of a over the batch|`` of all outputs.
+        tolerance: what it had to stay below.
+        dtype: the precision of the comparison.
+        note: why it is not verified.
+    """
+
+    verified: bool | None
+    max_error: float
+    tolerance: float
+    dtype: str
+    note: str = ""
+
+
+class Run:
+    """One pass through the captured graph, node by node, values dropped after their last use.
+
+    Without ``removed`` it is the dense model; with it, the masked twin. ``tensors`` replace parameters and buffers by
+    name. ``dtype`` lifts all floating values, explicit casts included.
+    """
+
+    def __init__(
+        self, coupling: Coupling, removed: Mask | None = None, tensors: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        self.coupling = coupling
+        self.tensors = tensors or {}
+        self.dtype = dtype
+        self.slicer = coupling.slicer(removed) if removed is not None else None
+        self.masked: dict[fx.Node, list[Contraction]] = {}
+        if self.slicer is not None:
+            for contraction in coupling.contractions:
+                if self.slicer.changed(contraction.axis):
+                    self.masked.setdefault(contraction.node, []).append(contraction)
+        graph = coupling.captured.module.graph
+        self.last: dict[fx.Node, list[fx.Node]] = {}
+        seen: set[fx.Node] = set()
+        for node in reversed(graph.nodes):
+            for source in node.all_input_nodes:
+                if source not in seen:
+                    seen.add(source)
+                    self.last.setdefault(node, []).append(source)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Returns the flat outputs."""
+        result: tuple[Any, ...] = ()
+        for node, value in self.steps(inputs):
+            if node.op == "output":
+                result = value
+        return result
+
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
+        """Yields every node with its value, front to back."""
+        values: dict[fx.Node, Any] = {}
+        feed = iter(inputs)
+        for node in self.coupling.captured.module.graph.nodes:
+            values[node] = self.step(node, values, feed)
+            yield node, values[node]
+            for source in self.last.get(node, ()):
+                del values[source]
+
+    def step(self, node: fx.Node, values: Mapping[fx.Node, Any], feed: Iterator[Tensor]) -> Any:
+        """Returns the value of one node."""
+        if node.op == "placeholder":
+            return self._lift(next(feed))
+        if node.op == "get_attr":
+            value = attribute(self.coupling.captured.module, str(node.target))
+            return self._lift(self.tensors.get(str(node.target), value))
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], values.__getitem__)
+        if self.slicer is not None and node in self.coupling.statistics:
+            rule = rule_of(node.target)
+            assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
+            return rule.twin(Twin(self.slicer, values.__getitem__), node, bind(node))
+        masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
+        seen: set[fx.Node] = set()
+
+        def value_of(source: fx.Node) -> Any:
+            first = source not in seen  # an operand given twice is masked once
+            seen.add(source)
+            return masked[source] if first and source in masked else values[source]
+
+        args, kwargs = self._dtypes((node.args, node.kwargs))
+        args, kwargs = fx.node.map_arg(args, value_of), fx.node.map_arg(kwargs, value_of)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _masked(self, node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
+        value: Tensor = values[source]
+        assert self.slicer is not None
+        for contraction in self.masked[node]:
+            if contraction.source is source:
+                mask = self.slicer.mask(contraction.axis)
+                if mask is not None:
+                    gone = torch.from_numpy(~mask).nonzero().reshape(-1).to(value.device)
+                    value = value.index_fill(contraction.dim, gone, 0)
+        return value
+
+    def _lift(self, value: Any) -> Any:
+        if self.dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().to(self.dtype)
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def _dtypes(self, arguments: Any) -> Any:
+        if self.dtype is None:
+            return arguments
+        return fx.node.map_aggregate(arguments, self._cast)
+
+    def _cast(self, value: Any) -> Any:
+        return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Returns a copy of an emitted module that works in ``dtype`` throughout, explicit casts included."""
+    module = copy.deepcopy(module).to(dtype)
+    if isinstance(module, fx.GraphModule):
+        swap: Callable[[Any], Any] = lambda v: dtype if isinstance(v, torch.dtype) and v.is_floating_point else v  # noqa: E731
+        for node in module.graph.nodes:
+            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), swap)
+        module.recompile()
+    return module
+
+
+@torch.no_grad()
+def verify(
+    coupling: Coupling, removed: Mask, pruned: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]], *,
+    tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None, tolerance: float | None = None,
+) -> Certificate:  # fmt: skip
+    """Compares the emitted module with the masked twin on one batch.
+
+    Args:
+        coupling: of the original graph.
+        removed: a flag for each channel id.
+        pruned: the emitted module.
+        batch: (args, kwargs) as the model takes them.
+        tensors: full-size replacements of parameters, where recovery changed them.
+        dtype: compare in this precision instead of the model's own.
+        tolerance: instead of 1e-9 in float64, 1e-4 in float32.
+    """
+    args, kwargs = batch
+    inputs = coupling.captured.call.flatten(args, kwargs)
+    twin = Run(coupling, removed, tensors, dtype)(inputs)
+    if dtype is not None:
+        pruned = lifted(pruned, dtype)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs))
+    result = pytree.tree_leaves(pruned(*args, **kwargs))
+    expected = [value for value in twin if value is not None]
+    return _compare(expected, [value for value in result if value is not None], tolerance)
+
+
+def _compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None) -> Certificate:
+    dtypes = [a.dtype for a in expected if isinstance(a, Tensor) and a.is_floating_point()]
+    dtype = dtypes[0] if dtypes else torch.float32
+    limit = tolerance if tolerance is not None else TOLERANCE.get(dtype, 1e-4)
+    worst, note = 0.0, ""
+    if len(expected) != len(got):
+        return Certificate(False, float("inf"), limit, str(dtype), f"{len(expected)} outputs expected, {len(got)} came")
+    for index, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if not isinstance(a, Tensor):
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape:
+            return Certificate(False, float("inf"), limit, str(dtype), f"output {index} has another shape")
+        if not a.is_floating_point():
+            worst = max(worst, 0.0 if torch.equal(a, b) else float("inf"))
+            continue
+        spread, problem = _spread(a)
+        if problem:
+            note = note or f"output {index} is {problem}"
+            if not torch.allclose(a, b, rtol=limit, equal_nan=True):
+                worst = float("inf")
+            continue
+        worst = max(worst, float((a - b).abs().max()) / spread)
+        worst = float("inf") if worst != worst else worst
+    verified = False if worst > limit else None if note else True
+    return Certificate(verified, worst, limit, str(dtype), note if worst <= limit else "the outputs differ")
+
+
+def _spread(a: Tensor) -> tuple[float, str]:
+    """Returns how far an output varies over the batch, and what is wrong with it as evidence, if anything."""
+    if not a.numel() or not torch.isfinite(a).all():
+        return 0.0, "not finite" if a.numel() else "empty"
+    mean = a.mean(dim=0, keepdim=True) if a.dim() and a.shape[0] > 1 else a.mean()
+    spread = float((a - mean).abs().max())
+    if spread <= 1e3 * torch.finfo(a.dtype).eps * float(a.abs().max()):
+        return spread, "constant over the batch"
+    return spread, ""
+
+
+def worst_of(certificates: Iterable[Certificate]) -> Certificate:
+    """Returns the certificate that says least: failed before unproven before verified."""
+    rank = {False: 0, None: 1, True: 2}
+    return min(certificates, key=lambda c: (rank[c.verified], -c.max_error))
