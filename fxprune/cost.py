@@ -7,7 +7,7 @@ shared by all axes that carry the same labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,17 +51,20 @@ class CostModel:
         factor_of: the factor of each row.
         sizes: the size of each factor, and a final 1.
         terms: the polynomial.
+        guards: factors that only say whether a group has any unit left; their count is 0 or 1.
     """
 
     rows: Ids
     factor_of: Ids
     sizes: Ids
     terms: Terms
+    guards: Ids
 
     def counts(self, removed: Mask) -> Ids:
         """Returns the kept coordinates of each factor, and a final 1."""
         kept = ~removed[self.rows].any(axis=1)
         counts = np.bincount(self.factor_of[kept], minlength=len(self.sizes)).astype(np.int64)
+        counts[self.guards] = np.minimum(counts[self.guards], 1)
         counts[-1] = 1
         return counts
 
@@ -84,6 +87,7 @@ class CostModel:
             others = np.delete(here, j, axis=1).prod(axis=1) * coefficient
             np.add.at(slopes, factors[:, j], others)
         slopes[-1] = 0
+        slopes[self.guards] = 0
         return slopes
 
 
@@ -94,6 +98,7 @@ class _Factors:
         self._channels = coupling.channels
         self._numbers: dict[tuple[tuple[int, ...], bytes], int] = {}
         self.arrays: list[Ids] = []
+        self.guards: list[int] = []
 
     def number(self, labels: Ids) -> int | None:
         """Returns the number of a factor, or None if none of its coordinates can go."""
@@ -112,9 +117,15 @@ class _Factors:
         return total // math.prod(len(self.arrays[n]) for n in numbers), numbers
 
 
-def cost_model(coupling: Coupling) -> CostModel:
-    """Builds the exact cost of every pruning of a captured model."""
+def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | None = None) -> CostModel:
+    """Builds the exact cost of every pruning of a captured model.
+
+    Args:
+        coupling: the labels.
+        vanishing: for each group that may lose all its units, the tensors that are gone when it does.
+    """
     factors = _Factors(coupling)
+    guarded = _guards(coupling, factors, vanishing or {})
     terms: list[tuple[int, list[int], int]] = []
     for node, axes in coupling.values.items():
         if node.op != "get_attr" or axes is None:
@@ -122,6 +133,7 @@ def cost_model(coupling: Coupling) -> CostModel:
         tensor = attribute(coupling.captured.module, str(node.target))
         info: TensorInfo = coupling.captured.info[node]
         coefficient, numbers = factors.term(math.prod(info.shape), [x for axis in axes for x in labels_of(axis)])
+        numbers += guarded.get(str(node.target), [])
         if isinstance(tensor, torch.nn.Parameter):
             terms.append((coefficient, numbers, 0))
         if node.target in coupling.captured.persistent:
@@ -131,17 +143,32 @@ def cost_model(coupling: Coupling) -> CostModel:
             coefficient, numbers = factors.term(
                 contraction.macs, [x for axis in contraction.loops for x in labels_of(axis)]
             )
-            terms.append((coefficient, numbers, 1))
+            weight = str(contraction.weight.target) if contraction.weight is not None else ""
+            terms.append((coefficient, numbers + guarded.get(weight, []), 1))
     for values in coupling.values.values():  # factors without cost: they must not become empty all the same
         for axes in values if isinstance(values, list) else [values]:
             for axis in axes or ():
                 if size_of(axis):
                     for labels in labels_of(axis):
                         factors.number(labels)
-    return _pack(factors.arrays, terms)
+    return _pack(factors.arrays, terms, factors.guards)
 
 
-def _pack(arrays: Sequence[Ids], terms: Sequence[tuple[int, list[int], int]]) -> CostModel:
+def _guards(coupling: Coupling, factors: _Factors, vanishing: Mapping[str, frozenset[str]]) -> dict[str, list[int]]:
+    """Returns for each tensor the guards that must all stand for it to be there."""
+    guarded: dict[str, list[int]] = {}
+    for group in coupling.groups:
+        if group.name in vanishing:
+            factors.guards.append(len(factors.arrays))
+            factors.arrays.append(coupling.units[group.units].reshape(-1, 1))
+            for name in vanishing[group.name]:
+                guarded.setdefault(name, []).append(factors.guards[-1])
+    return guarded
+
+
+def _pack(
+    arrays: Sequence[Ids], terms: Sequence[tuple[int, list[int], int]], guards: Sequence[int]
+) -> CostModel:
     width = max((a.shape[1] for a in arrays), default=1)
     rows = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays] or [np.zeros((0, 1), np.int64)]
     sizes = np.array([*(len(a) for a in arrays), 1], np.int64)
@@ -152,4 +179,8 @@ def _pack(arrays: Sequence[Ids], terms: Sequence[tuple[int, list[int], int]]) ->
     packed = Terms(
         np.array([c for c, _, _ in terms], np.int64), padded, np.array([of for _, _, of in terms], np.int64)
     )
-    return CostModel(np.concatenate(rows), np.repeat(np.arange(len(arrays)), sizes[:-1]), sizes, packed)
+    full = sizes.copy()
+    full[list(guards)] = 1
+    return CostModel(
+        np.concatenate(rows), np.repeat(np.arange(len(arrays)), sizes[:-1]), full, packed, np.array(guards, np.int64)
+    )

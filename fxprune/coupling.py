@@ -112,6 +112,17 @@ class Coupling:
         flags[self.units[np.fromiter(units, np.int64)]] = True
         return flags
 
+    def units_of(self, removed: Mask) -> Ids:
+        """Returns the numbers of the units whose channels are flagged."""
+        units: Ids = np.flatnonzero(removed[self.units])
+        return units
+
+    def parameter(self, name: str) -> Axes:
+        """Returns the axes of a parameter or persistent buffer."""
+        node = next(n for n in self.values if n.op == "get_attr" and n.target == name)
+        axes: Axes = self.values[node]
+        return axes
+
     def slicer(self, removed: Mask) -> Slicer:
         """Returns what slice and twin rules ask for the sizes that are left."""
         return Slicer(self.channels, self.values, self.edges, self.notes, removed)
@@ -341,7 +352,7 @@ def _describe(
         makers = tuple(dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) not in readers and a.is_parameter))
         takers = tuple(dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) in readers))
         kind = KINDS[int(kinds[units[0]])]
-        name = (makers or takers)[0] + ("" if kind == "channel" else f":{kind}")
+        name = next((layer for layer in (*makers, *takers) if layer), on[0].tensor) + ("" if kind == "channel" else f":{kind}")
         names[name] = names.get(name, 0) + 1
         name += "" if names[name] == 1 else f"#{names[name]}"
         groups.append(Group(name, kind, units, tuple(lies_on), makers, takers))

@@ -73,7 +73,7 @@ class _Pool:
 def solve(
     coupling: Coupling, scores: Scores, budget: Budget | None = None, *,
     ratios: float | Mapping[str, float] | None = None, constraints: Constraints | None = None,
-    model: CostModel | None = None, vanishing: Iterable[str] = (),
+    model: CostModel | None = None, vanishing: Iterable[str] = (), per_cost: bool = True,
 ) -> Solution:  # fmt: skip
     """Chooses the units to remove, by one global ranking under a budget or by a ratio for each layer.
 
@@ -86,6 +86,7 @@ def solve(
         constraints: what must stay.
         model: the cost model, if it is at hand.
         vanishing: names of groups that may lose all their units under ``min_keep=0``.
+        per_cost: divide scores by what a unit costs before units of different groups are ranked together.
 
     Raises:
         BudgetError: the budget cannot be reached; says the smallest that can and what holds it.
@@ -113,7 +114,7 @@ def solve(
         assert budget is not None
         limits = budget.limits(before)
         cost = next(iter(limits))
-        density = values / np.maximum(_unit_costs(coupling, model, cost), 1e-12)
+        density = values / np.maximum(_unit_costs(coupling, model, cost), 1e-12) if per_cost else values
         pools = [_pool(group, values, constraints, group.name in may_vanish) for group in free]
         flags = _global(coupling, model, density, values, pools, limits, before, may_vanish)
     units = np.flatnonzero(flags[coupling.units])

@@ -92,9 +92,9 @@ def _get_attr(flat: Flat, name: str, tensor: Tensor, source: fx.Node) -> fx.Node
 
 def _keep_meta(node: fx.Node, source: fx.Node) -> fx.Node:
     node.meta = {key: source.meta[key] for key in META if key in source.meta}
-    stack = source.meta.get("nn_module_stack")
-    if stack:
-        node.meta["module"] = next(reversed(stack.values()))[0].partition("@")[0]
+    stack = list(source.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0].partition("@")[0] if stack else ""
+    node.meta["module"] = "" if path.startswith("_empty_nn_module_stack") else path
     return node
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.call import CallSpec
@@ -30,6 +31,7 @@ class Source:
         call: The calling convention.
         tensors: The example's tensor leaves, one for each placeholder.
         batched: For each placeholder, whether its dimension 0 is the batch.
+        exported: Whether the program was given, so that ``model`` cannot be run.
     """
 
     program: ExportedProgram
@@ -38,6 +40,7 @@ class Source:
     call: CallSpec
     tensors: tuple[Tensor, ...]
     batched: tuple[bool, ...]
+    exported: bool
 
 
 def open_source(
@@ -71,7 +74,7 @@ def open_source(
     )
     tensors = tuple(leaf for name, leaf, _ in pairs if name is not None)
     batched = tuple(flag for name, _, flag in pairs if name is not None)
-    return Source(program, owner, example, call, tensors, batched)
+    return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -95,8 +98,6 @@ def _owner(program: ExportedProgram) -> nn.Module:
 
 def _placeholder_names(program: ExportedProgram, example: Example) -> list[str | None]:
     """Return for each leaf of the call its placeholder, or None if it is a constant."""
-    from torch.export.graph_signature import InputKind, TensorArgument
-
     specs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     assert len(specs) == len(example.leaves), "export flattens the call as pytree does"
     return [spec.arg.name if isinstance(spec.arg, TensorArgument) else None for spec in specs]

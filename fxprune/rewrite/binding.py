@@ -88,9 +88,9 @@ class Binding:
             if isinstance(how, dict):
                 _take_keywords(how, value, found)
             elif how is None:
-                if not _same(value, default):
+                if not same(value, default):
                     raise TypeError(_left_out(name, value, default))
-            elif not (how.is_fixed and _same(value, default)):
+            elif not (how.is_fixed and same(value, default)):
                 _take(how, value, found)
         return found
 
@@ -133,7 +133,7 @@ def _take(argument: _Argument, value: Any, found: list[Tensor]) -> None:
             ) from error
     for leaf, known in zip(leaves, argument.leaves, strict=True):
         if not known.is_input:
-            if not _same(leaf, known.literal):
+            if not same(leaf, known.literal):
                 raise TypeError(
                     f"argument {argument.name!r} of forward() was captured with {known.literal!r} and the graph is made "
                     f"for that value, got {_shown(leaf)}"
@@ -159,7 +159,8 @@ def _shown(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Says whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):

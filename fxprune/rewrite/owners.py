@@ -72,12 +72,10 @@ def join(path: str, name: str) -> str:
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """Returns the arguments of an op call by their schema names, defaults filled in."""
+    """Returns all arguments of an op call by their schema names and in the schema's order, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
-    values = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
-    values.update(zip((arg.name for arg in schema), node.args, strict=False))
-    values.update(node.kwargs)
-    return values
+    given = dict(zip((arg.name for arg in schema), node.args, strict=False)) | node.kwargs
+    return {arg.name: given[arg.name] if arg.name in given else arg.default_value for arg in schema}
 
 
 def find_call(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.call import CallSpec
-from fxprune.rewrite.binding import Binding
+from fxprune.rewrite.binding import Binding, same
 
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
 _SEPARATORS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -46,9 +47,25 @@ class CallCodeGen(CodeGen):
         """Returns the statement that gives the flat outputs the structure of the original's."""
         return f"return _outputs_of({repr_fn(list(output_args))})"
 
-    def process_inputs(self, *args: Any) -> tuple[Any, ...]:
-        """Returns the graph's inputs for positional arguments; for `torch.fx.Interpreter`."""
-        return self.call.flatten(args, {})
+    def process_inputs(self, *args: Any) -> list[Any]:
+        """Returns the graph's inputs for positional arguments.
+
+        `torch.fx.Interpreter` calls this, and so does `torch.export.export(strict=False)`, which appends the values of
+        keyword arguments without their names: they must come in the order of the signature.
+        """
+        try:
+            bound = self.call.signature.bind(*args)
+            bound.apply_defaults()
+            return self.binding.inputs(tuple(bound.arguments.values()))
+        except TypeError:
+            leaves = pytree.tree_leaves(args)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            known = [*self.call.literals, *(p.default for p in self.call.signature.parameters.values())]
+            others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+            expected = all(any(same(leaf, value) for value in known) for leaf in others)
+            if not expected or len(tensors) != sum(name is not None for name in self.call.placeholders):
+                raise
+            return tensors
 
     def process_outputs(self, outputs: Any) -> Any:
         """Returns the outputs in the structure of the original's; for `torch.fx.Interpreter`."""

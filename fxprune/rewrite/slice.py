@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.axes import Axes, Axis
+from fxprune.branches import channel_dim, constant_value, host_of, removed_collapse
 from fxprune.capture import TensorInfo
 from fxprune.channels import Ids, Mask
 from fxprune.coupling import Coupling, attribute
@@ -26,7 +27,7 @@ def slice_graph(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor]
         removed: a flag for each channel id.
         tensors: full-size replacements of parameters and buffers, by name (what recovery gives).
     """
-    return _Writer(coupling, coupling.slicer(removed), tensors or {}).run()
+    return _Writer(coupling, removed, tensors or {}).run()
 
 
 def keep_indices(coupling: Coupling, removed: Mask) -> dict[str, dict[int, Ids]]:
@@ -42,9 +43,10 @@ def keep_indices(coupling: Coupling, removed: Mask) -> dict[str, dict[int, Ids]]
 
 
 class _Writer:
-    def __init__(self, coupling: Coupling, slicer: Slicer, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor]) -> None:
         self.coupling = coupling
-        self.slicer = slicer
+        self.slicer = coupling.slicer(removed)
+        self.collapse = removed_collapse(coupling, removed)
         self.tensors = tensors
         self.source = coupling.captured.module
         self.root = nn.Module()
@@ -55,14 +57,40 @@ class _Writer:
 
     def run(self) -> fx.GraphModule:
         for node in self.source.graph.nodes:
-            self.nodes[node] = self._node(node)
+            if node in self.collapse.frontier:
+                self._freeze_constant(node)
+            elif node in self.collapse.live or node.op == "placeholder":
+                self.nodes[node] = self._node(node)
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)
 
+    def _freeze_constant(self, node: fx.Node) -> None:
+        """A branch that has collapsed leaves a constant for each channel, at home in the branch's last bias."""
+        value = constant_value(self.coupling, self.collapse, node, self.tensors, {})
+        dim = channel_dim(self.coupling, node)
+        axis = self.coupling.values[node][dim]
+        if self.slicer.changed(axis):
+            value = value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
+        if not value.any():
+            return
+        host = host_of(self.coupling, self.collapse, node)
+        if host is None:
+            self.nodes[node] = self._constant(value)
+            return
+        original = attribute(self.source, host)
+        flat: Tensor = value.reshape(-1)
+        if isinstance(original, nn.Parameter):
+            flat = nn.Parameter(flat, requires_grad=original.requires_grad)
+        place(self.root, host, flat, persistent=True)
+        home = self.graph.get_attr(host)
+        self.nodes[node] = self.graph.call_function(torch.ops.aten.reshape.default, (home, list(value.shape)))
+
     def _node(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
             return self._attribute(node)
+        if node.target is torch.ops.aten.add.Tensor and (left := self._zero_operand(node)) is not None:
+            return self._operand(left, node)
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
         rule = rule_of(node.target)
@@ -80,6 +108,13 @@ class _Writer:
             elif name in kwargs or value != getattr(arguments, name):
                 kwargs[name] = value
         return self._copy(node, node.target, self._map(node, tuple(args)), self._map(node, kwargs))
+
+    def _zero_operand(self, node: fx.Node) -> fx.Node | None:
+        """Returns what is left of an addition whose other operand was a branch that collapsed to zero."""
+        operands = node.args[:2]
+        gone = [x in self.collapse.frontier and x not in self.nodes for x in operands]
+        left = operands[0] if gone[1] else operands[1] if gone[0] else None
+        return left if isinstance(left, fx.Node) else None
 
     def _copy(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:
         copy = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
@@ -148,7 +183,7 @@ class _Writer:
         value = attribute(self.source, name)
         if isinstance(value, Tensor):
             value = self._sliced(node, name, value)
-        hang(self.root, name, value, name in self.coupling.captured.persistent)
+        place(self.root, name, value, name in self.coupling.captured.persistent)
         return self._copy(node, name, (), {})
 
     def _sliced(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
@@ -162,13 +197,14 @@ class _Writer:
         return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result
 
 
-def hang(root: nn.Module, name: str, value: Any, persistent: bool) -> None:
+
+def place(root: nn.Module, name: str, value: Any, persistent: bool) -> None:
     """Puts a tensor at a dotted name below plain containers."""
     *path, leaf = name.split(".")
     for part in path:
-        if not hasattr(root, part):
+        if part not in root._modules:
             root.add_module(part, nn.Module())
-        root = getattr(root, part)
+        root = root.get_submodule(part)
     if isinstance(value, nn.Parameter):
         root.register_parameter(leaf, value)
     elif isinstance(value, Tensor):

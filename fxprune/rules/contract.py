@@ -40,8 +40,12 @@ def product(
         source = next(i for i, letters in enumerate(subscripts) if letter in letters)
         dim = list(subscripts[source]).index(letter)
         loops = list(axis_of.values()) if letter is contracted[0] else []
-        weight_dim = list(subscripts[-1]).index(letter) if weight is not None else 1
-        t.contract(node, operands[source], dim, axis_of[letter], loops, macs if loops else 0, weight, weight_dim)
+        facing = [(x, list(names).index(letter)) for x, names in zip(operands, subscripts, strict=True) if letter in names]
+        other = facing[1] if len(facing) > 1 else None
+        t.contract(
+            node, operands[source], dim, axis_of[letter], loops, macs if loops else 0, weight,
+            other[1] if other is not None else 1, None if other is None or other[0] is weight else other,
+        )  # fmt: skip
     return tuple(axis_of[letter] for letter in out)
 
 

@@ -28,6 +28,7 @@ class Contraction:
         macs: the MACs of the whole op, one sample at the example's sizes.
         weight: the get_attr node of the weight, where the other operand is a parameter as it stands.
         weight_dim: the weight's contracted dimension.
+        other: the other operand and its contracted dimension, where it is no parameter.
     """
 
     node: fx.Node
@@ -38,6 +39,7 @@ class Contraction:
     macs: int
     weight: fx.Node | None = None
     weight_dim: int = 1
+    other: tuple[fx.Node, int] | None = None
 
 
 class Tracer:
@@ -124,7 +126,7 @@ class Tracer:
 
     def contract(
         self, node: fx.Node, source: fx.Node, dim: int, axis: Axis, loops: Sequence[Axis], macs: int,
-        weight: Any = None, weight_dim: int = 1,
+        weight: Any = None, weight_dim: int = 1, other: tuple[fx.Node, int] | None = None,
     ) -> None:  # fmt: skip
         """Records a contraction over ``axis``, which is dimension ``dim`` of ``source``; ``macs`` is of the example."""
         prime, example = self.captured.batch
@@ -132,7 +134,7 @@ class Tracer:
             macs //= example
         parameter = weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
         labelled = tuple(loop for loop in loops if ax.is_labelled(loop))
-        self.contractions.append(Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim))
+        self.contractions.append(Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other))
 
     def statistic(self, node: fx.Node) -> None:
         """Records that an op takes a statistic over an axis that may shrink."""

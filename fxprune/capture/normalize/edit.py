@@ -66,7 +66,7 @@ def written(graph: fx.Graph) -> set[int]:
 def insert(graph: fx.Graph, at: fx.Node, target: Any, args: tuple[Any, ...], val: Any = None) -> fx.Node:
     """Insert a call before ``at``, as belonging to the same place in the model."""
     with graph.inserting_before(at):
-        node = graph.call_function(target, args)
+        node = graph.create_node("call_function", target, args, name=str(target).split(".")[1])
     node.meta = {key: at.meta[key] for key in _COPIED if key in at.meta}
     if val is not None:
         node.meta["val"] = val

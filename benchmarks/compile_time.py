@@ -1,0 +1,136 @@
+"""Seconds for each stage of the compiler, peak memory, and Torch-Pruning's build and prune in the same run.
+
+``python benchmarks/compile_time.py [--models NAME...] [--quick]``
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common import torch_pruning, zoo
+from common.cli import begin, name_of, parser
+from common.results import record
+from common.timing import measured
+
+import fxprune
+from tests.util import randomise
+
+MODELS = ["resnet50", "densenet121", "vit_b_16", "swin_t"]
+
+
+def stages(entry: zoo.Entry, seed: int, recover: str | None = None) -> dict[str, Any]:
+    """Returns the seconds of each stage of one compilation, as its report records them."""
+    model, batch = entry.build(), entry.batch(2, seed=seed)
+    randomise(model, seed, *(((), batch) if isinstance(batch, dict) else ((batch,), None)))
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    gc.collect()
+    with measured() as span:
+        pruned = fxprune.compile(
+            model, [batch], 0.5, method="magnitude", recover=recover, verify=True, progress=False, seed=seed
+        )
+    report = fxprune.report(pruned)
+    return {"seconds": dict(report.seconds), "total": span.seconds, "peak": span.peak_bytes, "bytes": size}
+
+
+def activations(entry: zoo.Entry, seed: int) -> int:
+    """Returns the bytes of all module outputs of one batch: what an activation-hungry pass may hold at once."""
+    import torch
+
+    model, total = entry.build(), 0
+
+    def add(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal total
+        total += sum(t.numel() * t.element_size() for t in zoo.tensors(output))
+
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        zoo.call(model, entry.batch(2, seed=seed))
+    return total
+
+
+def line(entry: zoo.Entry, seed: int, threads: int) -> dict[str, Any]:
+    """Measures one network, fxprune and its peer, and returns one line of the table."""
+    ours = stages(entry, seed)
+    peer = torch_pruning.prune(entry.name, 0.5, threads=threads, attempts=3, limit=240)
+    seconds = ours["seconds"]
+    middle = sum(seconds.get(stage, 0.0) for stage in ("couple", "solve", "rewrite"))
+    rest = sum(value for stage, value in seconds.items() if stage != "capture")
+    theirs = None if peer.build_seconds is None else peer.build_seconds + (peer.prune_seconds or 0.0)
+    return {
+        "model": entry.name,
+        **{stage: round(value, 3) for stage, value in seconds.items()},
+        "after capture / capture": round(rest / seconds["capture"], 2),
+        "couple + solve + rewrite": round(middle, 3),
+        "Torch-Pruning": round(theirs, 3) if theirs is not None and peer.runs else f"fails: {peer.error[:50]}",
+        "peak MB": round(ours["peak"] / 1e6),
+        "3 x params + activations MB": round((3 * ours["bytes"] + activations(entry, seed)) / 1e6),
+        "total": round(time_total(ours), 2),
+    }
+
+
+def time_total(ours: dict[str, Any]) -> float:
+    """Returns the wall-clock seconds of the whole compilation."""
+    return float(ours["total"])
+
+
+def main() -> None:
+    """Prints and records the table; each network is measured in a fresh process, the first call warmed up."""
+    made = parser(__doc__.splitlines()[0], MODELS)
+    made.add_argument("--worker", help=argparse_hidden())
+    options = begin(made)
+    if options.worker:
+        import json
+
+        fxprune.compile(*_warm(), progress=False, recover=None, method="magnitude")
+        print(json.dumps(line(zoo.ZOO[options.worker], options.seed, options.threads)))
+        return
+    rows = [_in_process(name, options) for name in (options.models[:1] if options.quick else options.models)]
+    notes = [
+        "Seconds of one compile to half of the parameters (magnitude, recover=None, one batch of 2), in a fresh process "
+        "after one compile of a toy network. Torch-Pruning: dependency graph + prune step of one attempt.",
+        "peak: resident memory above the start of compile, sampled every 5 ms; the bound beside it is 3 times the "
+        "parameters' bytes plus all module outputs of the batch.",
+    ]
+    title = "Where the seconds of a compilation go"
+    print(record(name_of("compile_time", options), rows, title=title, seed=options.seed, notes=notes))
+
+
+def argparse_hidden() -> str:
+    """Returns argparse's mark for an option that its help leaves out."""
+    import argparse
+
+    return argparse.SUPPRESS
+
+
+def _warm() -> tuple[Any, ...]:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return net, [torch.randn(4, 3, 8, 8)], 0.8
+
+
+def _in_process(name: str, options: Any) -> dict[str, Any]:
+    import json
+
+    start = time.perf_counter()
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--seed", str(options.seed)]
+    done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)
+    lines = [text for text in done.stdout.splitlines() if text.startswith("{")]
+    if not lines:
+        return {"model": name, "error": (done.stderr.strip().splitlines() or ["no output"])[-1][:100]}
+    print(f"{name}: {time.perf_counter() - start:.0f} s in all", flush=True)
+    row: dict[str, Any] = json.loads(lines[-1])
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""fxprune: a compiler for structured pruning of PyTorch models."""
+
+from fxprune import rules as _rules
+from fxprune.api import apply, compile
+from fxprune.artifact import load, save
+from fxprune.budget import Budget
+from fxprune.capture import Captured, capture
+from fxprune.coupling import Coupling, couple
+from fxprune.errors import (
+    BudgetError,
+    CalibrationError,
+    CaptureError,
+    FxpruneError,
+    IgnoredPatternWarning,
+    NothingToPruneError,
+    PlanError,
+    ScorerError,
+    UnsupportedOpError,
+    VerificationError,
+)
+from fxprune.plan import Plan
+from fxprune.recover import recover
+from fxprune.report import Report, report
+from fxprune.rewrite.emit import emit
+from fxprune.rewrite.pruned import PrunedModule
+from fxprune.rewrite.slice import slice_graph as rewrite
+from fxprune.scores import Context, Scorer, register_scorer, score
+from fxprune.solve import Constraints, solve
+from fxprune.verify import Certificate, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget", "BudgetError", "CalibrationError", "Captured", "CaptureError", "Certificate", "Constraints", "Context",
+    "Coupling", "FxpruneError", "IgnoredPatternWarning", "NothingToPruneError", "Plan", "PlanError", "PrunedModule",
+    "Report", "Scorer", "ScorerError", "UnsupportedOpError", "VerificationError", "apply", "capture", "compile",
+    "couple", "emit", "load", "recover", "register_scorer", "report", "rewrite", "save", "score", "solve", "verify",
+]  # fmt: skip
+
+del _rules

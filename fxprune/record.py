@@ -1,0 +1,141 @@
+"""What is kept of a compilation: its plan and its report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from fxprune.budget import Budget
+from fxprune.capture import Captured, TensorInfo
+from fxprune.channels import Mask
+from fxprune.coupling import Coupling, attribute
+from fxprune.errors import PlanError
+from fxprune.example import ExampleSpec
+from fxprune.plan import Plan
+from fxprune.report import FrozenRow, GroupRow, Report
+from fxprune.rewrite.slice import keep_indices
+from fxprune.solve import Solution
+from fxprune.verify import Certificate
+
+
+def make_report(
+    coupling: Coupling, solution: Solution, plan: Plan, certificate: Certificate | None, skipped: Sequence[str],
+    seconds: Mapping[str, float],
+) -> Report:  # fmt: skip
+    """Returns the report of a compilation."""
+    gone = np.zeros(len(coupling.units), bool)
+    gone[solution.units] = True
+    captured = coupling.captured
+    groups = tuple(
+        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), int((~gone[g.units]).sum()))
+        for g in coupling.groups
+    )
+    unused = [p for name, p in captured.model.named_parameters() if name in captured.unused]
+    return Report(
+        params=(solution.before.params, solution.after.params),
+        macs=(solution.before.macs, solution.after.macs),
+        bytes=(solution.before.bytes, solution.after.bytes),
+        method=plan.method,
+        groups=groups,
+        units_removed=len(solution.units),
+        verified=None if certificate is None else certificate.verified,
+        max_error=None if certificate is None else certificate.max_error,
+        tolerance=None if certificate is None else certificate.tolerance,
+        dtype="" if certificate is None else certificate.dtype.removeprefix("torch."),
+        frozen=tuple(FrozenRow(f.tensor, f.dim, f.coordinates, f.reason) for f in coupling.frozen()),
+        collapsed=plan.collapsed,
+        dropped=sum(p.numel() for p in unused),
+        skipped=tuple(skipped),
+        seconds=dict(seconds),
+        notes=(*captured.notes, *([certificate.note] if certificate is not None and certificate.note else [])),
+        plan=plan,
+    )
+
+
+def removed_by(coupling: Coupling, plan: Plan) -> Mask:
+    """Returns the channels that a plan removes: those whose every coordinate is gone.
+
+    Raises:
+        PlanError: the plan removes coordinates that do not go together in this model.
+    """
+    kept_somewhere = np.zeros(len(coupling.channels), bool)
+    gone_somewhere = np.zeros(len(coupling.channels), bool)
+    for axis in coupling.axes:
+        mask = np.ones(len(axis.labels), bool)
+        if (kept := plan.keep.get(axis.tensor, {}).get(axis.dim)) is not None:
+            mask[:] = False
+            mask[list(kept)] = True
+        kept_somewhere[axis.labels[mask]] = True
+        gone_somewhere[axis.labels[~mask]] = True
+    removed = gone_somewhere & ~kept_somewhere
+    removed[0] = False
+    found = {n: {d: tuple(i.tolist()) for d, i in axes.items()} for n, axes in keep_indices(coupling, removed).items()}
+    wanted = {name: {d: tuple(i) for d, i in axes.items()} for name, axes in plan.keep.items()}
+    if found != wanted:
+        wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise PlanError(f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}")
+    return removed
+
+
+def make_plan(coupling: Coupling, solution: Solution, budget: Budget | None, method: str, seed: int) -> Plan:
+    """Returns the plan of a solution: kept indices for each parameter axis, and all it takes to apply them again."""
+    captured = coupling.captured
+    keep = keep_indices(coupling, solution.removed)
+    return Plan(
+        keep={name: {d: tuple(i.tolist()) for d, i in axes.items()} for name, axes in keep.items()},
+        shapes=shapes_of(captured),
+        collapsed=_collapsed(coupling, solution),
+        before=solution.before._asdict(),
+        after=solution.after._asdict(),
+        budget=None if budget is None else {k: v for k in ("params", "macs") if (v := getattr(budget, k)) is not None},
+        method=method,
+        seed=seed,
+        example=_example_spec(captured),
+        versions={"fxprune": _version(), "torch": torch.__version__, "python": platform.python_version()},
+    )
+
+
+def shapes_of(captured: Captured) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter and persistent buffer that the graph uses."""
+    return {
+        str(n.target): tuple(attribute(captured.module, str(n.target)).shape)
+        for n in captured.module.graph.nodes
+        if n.op == "get_attr" and n.target in captured.persistent
+    }
+
+
+def _example_spec(captured: Captured) -> ExampleSpec:
+    call = captured.call
+    tensors = iter(captured.example)
+    nodes = iter([n for n in captured.module.graph.nodes if n.op == "placeholder"])
+    leaves, dynamic = [], []
+    for name, literal in zip(call.placeholders, call.literals, strict=True):
+        info = captured.info.get(next(nodes)) if name is not None else None
+        leaves.append(literal if name is None else next(tensors))
+        pairs = enumerate(zip(info.shape, info.example, strict=True)) if isinstance(info, TensorInfo) else ()
+        dynamic.append([d for d, (prime, size) in pairs if prime != size])
+    arguments = pytree.tree_unflatten(leaves, call.in_spec)
+    return ExampleSpec.of(arguments, dynamic)
+
+
+def _version() -> str:
+    try:
+        return version("fxprune")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _collapsed(coupling: Coupling, solution: Solution) -> tuple[str, ...]:
+    """Returns the layers of which no weight is left."""
+    slicer = coupling.slicer(solution.removed)
+    gone: dict[str, bool] = {}
+    for axis in coupling.axes:
+        node_axes = coupling.parameter(axis.tensor)
+        empty = any(slicer.count(a) == 0 for a in node_axes)
+        gone[axis.layer] = gone.get(axis.layer, False) or empty
+    return tuple(layer for layer, empty in gone.items() if empty)

@@ -1,0 +1,67 @@
+"""Recover: new values for what is kept, so that it makes up for what goes. Weights stay at full size here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxprune.channels import Mask
+from fxprune.coupling import Coupling
+from fxprune.recover.compensate import compensate
+from fxprune.recover.consumers import find_consumers
+from fxprune.recover.sequential import sequential
+
+__all__ = ["METHODS", "Recovery", "recover"]
+
+METHODS = ("mean_shift", "covariance", "sequential")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovery:
+    """What recovery changed.
+
+    Attributes:
+        tensors: full-size replacements of parameters and buffers, by name; removed coordinates do not matter.
+        skipped: what was left alone, and why.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def recover(
+    coupling: Coupling, removed: Mask, inputs: Iterable[Sequence[Tensor]], method: str | None, *,
+    ridge: float = 1e-4, memory_limit: int = 2 << 30,
+) -> Recovery:  # fmt: skip
+    """Compensates every linear layer and convolution that reads a removed channel.
+
+    Args:
+        coupling: of the captured graph.
+        removed: a flag for each channel id.
+        inputs: the graph's flat inputs, batch by batch.
+        method: ``"mean_shift"`` (VBP), ``"covariance"`` (statistics of the dense model), ``"sequential"`` (regression on
+            what the pruned model feeds, with residual drift), or None.
+        ridge: damping, as a share of the mean diagonal of the layer's covariance.
+        memory_limit: bytes for statistics and values that are alive.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if method is None or not removed.any():
+        return Recovery()
+    if method not in METHODS:
+        raise ValueError(f"recover must be one of {', '.join(METHODS)} or None, got {method!r}")
+    consumers, notes = find_consumers(coupling, removed)
+    notes += [f"{c.weight}: no bias or batch norm takes its shift" for c in consumers if c.home is None]
+    if method == "sequential":
+        tensors = sequential(coupling, removed, consumers, inputs, ridge=ridge, memory_limit=memory_limit)
+    else:
+        covariance = method == "covariance"
+        tensors = compensate(
+            coupling, consumers, inputs, covariance=covariance, ridge=ridge, memory_limit=memory_limit
+        )
+    return Recovery(tensors, tuple(notes))

@@ -1,0 +1,311 @@
+"""The report: what a compilation did, how much smaller the model is, and the certificate that it is right."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+
+from fxprune import untrusted
+from fxprune.errors import FxpruneError
+from fxprune.plan import Plan
+
+#: The rows of a table that are printed; the middle of a longer one is left out.
+ROWS = 24
+
+Change = tuple[int, int]
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One group of units: how many there were and how many are left.
+
+    Attributes:
+        name: the group's name.
+        kind: ``channel``, ``head``, ``block``, ...
+        layers: the layers whose parameters it touches.
+        before: units of the original.
+        after: units that are kept.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRow:
+    """Coordinates of one axis that could not be removed.
+
+    Attributes:
+        tensor: the parameter's name.
+        axis: which of its axes.
+        coordinates: how many coordinates of that axis.
+        reason: what holds them.
+    """
+
+    tensor: str
+    axis: int
+    coordinates: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a compilation did. ``print(report)`` is a table, ``to_dict()`` the same as JSON data.
+
+    Attributes:
+        params: parameters (before, after), counted over the captured graph.
+        macs: multiply-accumulates of one sample at the example's sizes (before, after).
+        bytes: bytes of the parameters and persistent buffers (before, after).
+        method: the criterion's name.
+        groups: the groups of units, before and after.
+        units_removed: the number of units that are gone.
+        verified: True if the pruned model equals its masked twin; False if it does not; None if that could
+            not be told, or was not asked for.
+        max_error: the largest relative error of the comparison.
+        tolerance: what it had to stay below.
+        dtype: the precision of the comparison, e.g. ``"float64"``.
+        frozen: what could not be removed, and why.
+        collapsed: names of the layers that are gone.
+        dropped: parameters of the original that its forward never reaches: gone, and not in ``params``.
+        skipped: corrections that were not made, e.g. a shift without a bias to hold it, each with its reason.
+        seconds: stage -> seconds.
+        notes: anything else worth knowing.
+        plan: the plan, if there is one.
+    """
+
+    params: Change
+    macs: Change
+    bytes: Change
+    method: str
+    groups: tuple[GroupRow, ...] = ()
+    units_removed: int = 0
+    verified: bool | None = None
+    max_error: float | None = None
+    tolerance: float | None = None
+    dtype: str = ""
+    frozen: tuple[FrozenRow, ...] = ()
+    collapsed: tuple[str, ...] = ()
+    dropped: int = 0
+    skipped: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    plan: Plan | None = None
+
+    def __str__(self) -> str:
+        """Returns the tables: groups, totals, what is frozen and why, and the certificate."""
+        parts = [_totals(self), _groups(self.groups), _frozen(self.frozen), _lists(self), _certificate(self)]
+        return "\n\n".join(part for part in parts if part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the plan as JSON data; a number that is not finite becomes text."""
+        return {
+            "schema": _SCHEMA,
+            "params": list(self.params),
+            "macs": list(self.macs),
+            "bytes": list(self.bytes),
+            "method": self.method,
+            "units_removed": self.units_removed,
+            "verified": self.verified,
+            "max_error": _writable(self.max_error),
+            "tolerance": _writable(self.tolerance),
+            "dtype": self.dtype,
+            "groups": [[row.name, row.kind, list(row.layers), row.before, row.after] for row in self.groups],
+            "frozen": [[row.tensor, row.axis, row.coordinates, row.reason] for row in self.frozen],
+            "collapsed": list(self.collapsed),
+            "dropped": self.dropped,
+            "skipped": list(self.skipped),
+            "seconds": {stage: float(value) for stage, value in self.seconds.items()},
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, *, plan: Plan | None = None, what: str = "report") -> Report:
+        """Returns the report that ``to_dict`` gave.
+
+        Args:
+            data: the JSON data.
+            plan: the plan to go with it.
+            what: its name in messages.
+
+        Raises:
+            PlanError: the data are damaged; says where.
+        """
+        found = untrusted.record(data, what, (*_READERS, "schema"))
+        values: dict[str, Any] = {key: read(found[key], f"{what}: {key}") for key, read in _READERS.items()}
+        return cls(**values, plan=plan)
+
+
+def report(pruned: nn.Module) -> Report:
+    """Returns the report of a pruned model.
+
+    Raises:
+        FxpruneError: fxprune did not make this model.
+    """
+    found = getattr(pruned, "record", None)
+    if not isinstance(found, Report):
+        raise FxpruneError(
+            f"expected a model that fxprune.compile or fxprune.load returned, got {type(pruned).__name__}"
+        )
+    return found
+
+
+def _totals(report: Report) -> str:
+    rows = [
+        (name, f"{before:,}", f"{after:,}", _share(before, after), _factor(before, after))
+        for name, (before, after) in (
+            ("parameters", report.params), ("MACs per sample", report.macs), ("bytes", report.bytes),
+        )
+    ]  # fmt: skip
+    return _table(f"fxprune: {report.method}", rows, ("", "before", "after", "kept", "smaller"))
+
+
+def _groups(groups: Sequence[GroupRow]) -> str:
+    if not groups:
+        return ""
+    rows = [
+        (row.name, row.kind, _few(row.layers, 2), row.before, row.after, _share(row.before, row.after))
+        for row in groups
+    ]
+    touched = sum(row.after < row.before for row in groups)
+    title = f"groups: {len(groups)}, of which {touched} lose units"
+    return _table(title, _elided(rows), ("group", "kind", "layers", "before", "after", "kept"))
+
+
+def _frozen(frozen: Sequence[FrozenRow]) -> str:
+    if not frozen:
+        return ""
+    coordinates: Counter[str] = Counter()
+    tensors: dict[str, list[str]] = {}
+    for row in frozen:
+        coordinates[row.reason] += row.coordinates
+        tensors.setdefault(row.reason, []).append(f"{row.tensor}[{row.axis}]")
+    rows = [
+        (reason, count, len(tensors[reason]), _few(tensors[reason], 2))
+        for reason, count in coordinates.most_common()
+    ]
+    return _table("frozen, and why", _elided(rows), ("reason", "coordinates", "axes", "such as"))
+
+
+def _lists(report: Report) -> str:
+    lines = []
+    if report.collapsed:
+        lines.append(f"collapsed: {_few(report.collapsed, 8)}")
+    if report.dropped:
+        lines.append(f"dropped: {report.dropped:,} parameters of the original that its forward never reaches")
+    lines += [f"skipped: {line}" for line in _elided_lines(report.skipped)]
+    lines += [f"note: {line}" for line in report.notes]
+    if report.seconds:
+        stages = ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items())
+        lines.append(f"seconds: {stages}; {sum(report.seconds.values()):.2f} in all")
+    return "\n".join(lines)
+
+
+def _certificate(report: Report) -> str:
+    error = "unknown" if report.max_error is None else f"{report.max_error:.1e}"
+    limit = "" if report.tolerance is None else f" (tolerance {report.tolerance:.0e}, {report.dtype})"
+    if report.verified:
+        return f"verified: equal to the masked twin, relative error {error}{limit}"
+    if report.verified is None:
+        return "not verified: nothing was compared that could tell; see the notes"
+    return f"WRONG: differs from the masked twin, relative error {error}{limit}"
+
+
+def _table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
+    return (
+        title
+        + "\n"
+        + tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=None)
+    )
+
+
+def _elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Leaves out the middle of a long table, saying how much."""
+    if len(rows) <= ROWS:
+        return list(rows)
+    half = ROWS // 2
+    gap = (f"... {len(rows) - 2 * half} more ...", *[""] * (len(rows[0]) - 1))
+    return [*rows[:half], gap, *rows[-half:]]
+
+
+def _elided_lines(lines: Sequence[str]) -> list[str]:
+    return [str(row[0]) for row in _elided([(line,) for line in lines])]
+
+
+def _few(names: Sequence[str], count: int) -> str:
+    more = f" +{len(names) - count}" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _share(before: int, after: int) -> str:
+    return f"{100 * after / before:.1f} %" if before else "-"
+
+
+def _factor(before: int, after: int) -> str:
+    return f"{before / after:.2f} x" if after else "-"
+
+
+def _writable(value: float | None) -> float | str | None:
+    return str(value) if value is not None and not math.isfinite(value) else value
+
+
+def _read_maybe_number(value: Any, where: str) -> float | None:
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    return None if value is None else float(untrusted.number(value, where))
+
+
+def _read_change(value: Any, where: str) -> Change:
+    before, after = _read_row(value, where, untrusted.integer, untrusted.integer)
+    return before, after
+
+
+def _read_names(value: Any, where: str) -> tuple[str, ...]:
+    return untrusted.sequence_of(value, where, untrusted.string)
+
+
+def _read_row(value: Any, where: str, *readers: Callable[[Any, str], Any]) -> tuple[Any, ...]:
+    row = untrusted.sequence(value, where)
+    if len(row) != len(readers):
+        raise untrusted.refusal(value, where, f"{len(readers)} entries")
+    return tuple(read(entry, where) for read, entry in zip(readers, row, strict=True))
+
+
+def _read_groups(value: Any, where: str) -> tuple[GroupRow, ...]:
+    readers = (untrusted.string, untrusted.string, _read_names, untrusted.integer, untrusted.integer)
+    return untrusted.sequence_of(value, where, lambda row, here: GroupRow(*_read_row(row, here, *readers)))
+
+
+def _read_frozen(value: Any, where: str) -> tuple[FrozenRow, ...]:
+    readers = (untrusted.string, untrusted.integer, untrusted.integer, untrusted.string)
+    return untrusted.sequence_of(value, where, lambda row, here: FrozenRow(*_read_row(row, here, *readers)))
+
+
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "params": _read_change,
+    "macs": _read_change,
+    "bytes": _read_change,
+    "method": untrusted.string,
+    "units_removed": untrusted.integer,
+    "verified": lambda value, where: None if value is None else untrusted.boolean(value, where),
+    "max_error": _read_maybe_number,
+    "tolerance": _read_maybe_number,
+    "dtype": untrusted.string,
+    "groups": _read_groups,
+    "frozen": _read_frozen,
+    "collapsed": _read_names,
+    "dropped": untrusted.integer,
+    "skipped": _read_names,
+    "seconds": lambda value, where: untrusted.mapping_of(value, where, untrusted.number),
+    "notes": _read_names,
+}

@@ -1,0 +1,148 @@
+"""What a criterion is: a small class that gives every unit a score; low goes first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxprune.captured_inputs import Inputs
+from fxprune.coupling import Coupling
+from fxprune.errors import ScorerError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a scorer works with.
+
+    Attributes:
+        coupling: groups, parameter axes, contractions and the captured graph.
+        inputs: the graph's flat inputs, batch by batch; may be gone through again and again.
+        seed: for scorers that draw.
+    """
+
+    coupling: Coupling
+    inputs: Inputs
+    seed: int = 0
+
+    def by_group(self, per_channel: npt.NDArray[np.float64]) -> dict[str, Tensor]:
+        """Returns scores by group from one value for each channel id (see `accumulate`)."""
+        units = self.coupling.units
+        return {g.name: torch.from_numpy(per_channel[units[g.units]]) for g in self.coupling.groups}
+
+    def zeros(self) -> npt.NDArray[np.float64]:
+        """Returns one zero for each channel id."""
+        return np.zeros(len(self.coupling.channels))
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A pruning criterion.
+
+    Attributes:
+        name: how it is called in reports.
+        needs: what it reads: any of ``"weights"``, ``"activations"``.
+        per_cost: whether scores are importances, to be divided by what a unit costs before units of different
+            layers are ranked together; False ranks the scores as they are.
+        defaults: arguments of `fxprune.compile` that it sets unless the caller does.
+    """
+
+    name: str
+    needs: Sequence[str]
+    per_cost: bool
+    defaults: Mapping[str, Any]
+
+    def score(self, context: Context) -> Mapping[str, Tensor]:
+        """Returns for each group's name a score for each of its units, ``[len(group.units)]``."""
+        ...
+
+
+_SCORERS: dict[str, Callable[[], Scorer]] = {}
+
+
+def register_scorer(name: str, factory: Callable[[], Scorer]) -> None:
+    """Makes a criterion available as ``method=name``.
+
+    Raises:
+        ScorerError: the name is taken.
+    """
+    if name in _SCORERS:
+        raise ScorerError(f"a scorer named {name!r} is registered already")
+    _SCORERS[name] = factory
+
+
+def scorer_of(method: str | Scorer) -> Scorer:
+    """Returns a scorer by name, or the scorer itself.
+
+    Raises:
+        ScorerError: no scorer of that name, or an object that is none; lists the names there are.
+    """
+    if isinstance(method, str):
+        if method not in _SCORERS:
+            raise ScorerError(f"unknown method {method!r}; known methods: {', '.join(sorted(_SCORERS))}")
+        return _SCORERS[method]()
+    if inspect.isclass(method) or not callable(getattr(method, "score", None)):
+        raise ScorerError(f"method must be a name or an object with .score(context), got {method!r}")
+    return method
+
+
+def score(coupling: Coupling, inputs: Iterable[Sequence[Tensor]], method: str | Scorer, seed: int = 0) -> dict[str, Tensor]:
+    """Scores every unit and writes the scores on the graph's nodes.
+
+    ``node.meta["fxprune"]`` of a parameter's node becomes ``{axis: scores of its coordinates}``, NaN where frozen.
+
+    Args:
+        coupling: what may go.
+        inputs: the graph's flat inputs, batch by batch.
+        method: a registered name or a `Scorer`.
+        seed: for scorers that draw.
+    """
+    scorer = scorer_of(method)
+    scores = dict(scorer.score(Context(coupling, Inputs.of(inputs), seed)))
+    annotate(coupling, scores)
+    return scores
+
+
+def annotate(coupling: Coupling, scores: Mapping[str, Tensor]) -> None:
+    """Writes scores on the parameters' nodes."""
+    per_channel = np.full(len(coupling.channels), np.nan)
+    for group in coupling.groups:
+        if group.name in scores:
+            per_channel[coupling.units[group.units]] = torch.as_tensor(scores[group.name]).detach().cpu().double().numpy()
+    nodes = {str(node.target): node for node in coupling.values if node.op == "get_attr"}
+    for node in nodes.values():
+        node.meta.pop("fxprune", None)
+    for axis in coupling.axes:
+        values = np.full(len(axis.labels), np.nan)
+        for column in axis.labels.T:
+            values = np.fmin(values, per_channel[column])
+        nodes[axis.tensor].meta.setdefault("fxprune", {})[axis.dim] = torch.from_numpy(values)
+
+
+def accumulate(per_channel: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], values: Tensor) -> None:
+    """Adds a value for each coordinate to the channels in its label."""
+    column = values.detach().cpu().double().numpy()
+    for k in range(labels.shape[1]):
+        np.add.at(per_channel, labels[:, k], column)
+
+
+def remaining_share(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns each score as a share of what is left of its group when its turn comes.
+
+    LAMP (Lee et al. 2021, arXiv 2010.07611, Eq. 3): ``s_u / sum of s_v over s_v >= s_u``. It makes groups of any scale
+    comparable, and the last unit of a group worth the whole group.
+    """
+    result = {}
+    for name, score in scores.items():
+        order = score.argsort(stable=True)
+        tail = score[order].flip(0).cumsum(0).flip(0)
+        share = torch.empty_like(score)
+        share[order] = score[order] / tail.clamp_min(torch.finfo(score.dtype).tiny)
+        result[name] = share
+    return result

@@ -1,0 +1,51 @@
+"""Magnitude: the norm of what makes a unit (L1: Li et al. 2017, arXiv 1608.08710, section 3.1; L2 likewise)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fxprune.coupling import attribute
+from fxprune.scores.base import Context, accumulate, register_scorer, remaining_share
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """The Lp norm of a unit's own weights, averaged over the layers that make it.
+
+    Scores are shares of what is left in their group (LAMP), so that layers of any scale compare.
+
+    Attributes:
+        p: 1 or 2.
+    """
+
+    p: int = 2
+    name: str = "magnitude"
+    needs: tuple[str, ...] = ("weights",)
+    per_cost: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def score(self, context: Context) -> dict[str, Tensor]:
+        """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, mean over makers."""
+        coupling = context.coupling
+        readers = {(str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis}
+        total, makers = context.zeros(), context.zeros()
+        for axis in coupling.axes:
+            tensor = attribute(coupling.captured.module, axis.tensor).detach()
+            if not axis.is_parameter or tensor.dim() < 2 or (axis.tensor, axis.dim) in readers:
+                continue
+            powers = tensor.double().abs().pow(self.p).transpose(0, axis.dim).flatten(1).sum(dim=1)
+            here = context.zeros()
+            accumulate(here, axis.labels, powers)
+            total += here ** (1 / self.p)
+            makers[np.unique(axis.labels)] += 1
+        return remaining_share(context.by_group(total / np.maximum(makers, 1)))
+
+
+register_scorer("magnitude", Magnitude)
+register_scorer("l1", lambda: Magnitude(p=1, name="l1"))
+register_scorer("l2", lambda: Magnitude(p=2, name="l2"))
