@@ -11,9 +11,9 @@ from common import zoo
 from common.audit import macs, params, removed_channels, restorable
 from common.cli import begin, name_of, parser
 from common.results import record
-from fxprune.cost import cost_model
 
 import fxprune
+from fxprune.cost import cost_model
 from tests.util import randomise
 
 MODELS = ["resnet50", "mobilenet_v2", "vit_b_16"]

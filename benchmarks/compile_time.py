@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import torch_pruning, zoo
 from common.cli import begin, name_of, parser
 from common.results import record
 from common.timing import measured
+from torch import nn
 
 import fxprune
 from tests.util import randomise
@@ -39,8 +43,6 @@ def stages(entry: zoo.Entry, seed: int, recover: str | None = None) -> dict[str,
 
 def activations(entry: zoo.Entry, seed: int) -> int:
     """Returns the bytes of all module outputs of one batch: what an activation-hungry pass may hold at once."""
-    import torch
-
     model, total = entry.build(), 0
 
     def add(_module: Any, _inputs: Any, output: Any) -> None:
@@ -71,23 +73,16 @@ def line(entry: zoo.Entry, seed: int, threads: int) -> dict[str, Any]:
         "Torch-Pruning": round(theirs, 3) if theirs is not None and peer.runs else f"fails: {peer.error[:50]}",
         "peak MB": round(ours["peak"] / 1e6),
         "3 x params + activations MB": round((3 * ours["bytes"] + activations(entry, seed)) / 1e6),
-        "total": round(time_total(ours), 2),
+        "total": round(ours["total"], 2),
     }
-
-
-def time_total(ours: dict[str, Any]) -> float:
-    """Returns the wall-clock seconds of the whole compilation."""
-    return float(ours["total"])
 
 
 def main() -> None:
     """Prints and records the table; each network is measured in a fresh process, the first call warmed up."""
     made = parser(__doc__.splitlines()[0], MODELS)
-    made.add_argument("--worker", help=argparse_hidden())
+    made.add_argument("--worker", help=argparse.SUPPRESS)
     options = begin(made)
     if options.worker:
-        import json
-
         fxprune.compile(*_warm(), progress=False, recover=None, method="magnitude")
         print(json.dumps(line(zoo.ZOO[options.worker], options.seed, options.threads)))
         return
@@ -102,25 +97,13 @@ def main() -> None:
     print(record(name_of("compile_time", options), rows, title=title, seed=options.seed, notes=notes))
 
 
-def argparse_hidden() -> str:
-    """Returns argparse's mark for an option that its help leaves out."""
-    import argparse
-
-    return argparse.SUPPRESS
-
-
 def _warm() -> tuple[Any, ...]:
-    import torch
-    from torch import nn
-
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     return net, [torch.randn(4, 3, 8, 8)], 0.8
 
 
 def _in_process(name: str, options: Any) -> dict[str, Any]:
-    import json
-
     start = time.perf_counter()
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--seed", str(options.seed)]
     done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)

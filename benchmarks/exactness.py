@@ -15,10 +15,10 @@ from common import torch_pruning, zoo
 from common.audit import params, removed_channels, restorable, units_removed
 from common.cli import begin, name_of, parser
 from common.results import record
-from fxprune.cost import cost_model
 from torch import nn
 
 import fxprune
+from fxprune.cost import cost_model
 from tests.util import fingerprint, randomise, spread
 
 BUDGET = 0.5
@@ -56,9 +56,13 @@ def examine(entry: zoo.Entry, seed: int) -> dict[str, Any]:
 
 
 def _compile(model: nn.Module, batch: zoo.Batch, entry: zoo.Entry, seed: int, **target: Any) -> Any:
-    shapes = entry.dynamic_shapes() if entry.other is not None else None
+    batches, shapes = [batch], None
+    if entry.other is not None and entry.kind == "text":  # a length that differs between batches is dynamic
+        batches.append(entry.batch(4, seed, entry.other))
+    elif entry.other is not None:
+        shapes = entry.dynamic_shapes()
     return fxprune.compile(
-        model, [batch], target.pop("budget", None), method="magnitude", recover=None,
+        model, batches, target.pop("budget", None), method="magnitude", recover=None,
         dynamic_shapes=shapes, seed=seed, progress=False, **target,
     )  # fmt: skip
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune import untrusted
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.plan import Plan, check_fits
 from fxprune.report import Report, report
+from fxprune.rewrite.pruned import PrunedModule
 
 PLAN, WEIGHTS, REPORT, MANIFEST = "plan.json", "model.safetensors", "report.json", "manifest.json"
 
@@ -32,8 +33,8 @@ _SCHEMA = 1
 def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Writes a pruned model; whatever interrupts it, ``load`` finds the old artifact or the new one, whole.
 
-    The directory then holds ``plan.json``, ``model.safetensors`` (every tensor once, ties noted), ``report.json`` and
-    ``manifest.json`` with their checksums. An artifact that is there already is replaced.
+    The directory then holds ``plan.json``, ``report.json``, ``model.safetensors`` (every tensor once, ties noted)
+    and ``manifest.json`` with the checksums. An artifact that is there already is replaced.
 
     Args:
         pruned: what ``fxprune.compile`` or ``fxprune.load`` returned, trained further or not.
@@ -69,11 +70,11 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     _sync(target.parent)
 
 
-def load(directory: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
+def load(directory: str | os.PathLike[str], model: nn.Module) -> PrunedModule:
     """Returns the pruned model that ``save`` wrote.
 
-    Nothing of the files is executed. The model gives its architecture and stays as it is; the pruned tensors come
-    from the files, in their dtype, on the model's device.
+    Nothing of the files is executed. The model gives its architecture and stays as it is; the pruned tensors
+    come from the files, in their dtype, on the model's device.
 
     Args:
         directory: what ``save`` was given.
@@ -90,7 +91,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
     check_fits(plan, model)
     from fxprune.api import apply  # the pipeline imports this module
 
-    pruned: fx.GraphModule = apply(model, plan)
+    pruned = apply(model, plan)
     _fill(pruned, source / WEIGHTS, ties)
     pruned.record = summary
     return pruned
@@ -160,7 +161,7 @@ def _previous(target: Path) -> Path:
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
-    """Renames a complete directory to its place. Between the two renames the old one waits under another name."""
+    """Renames a complete directory to its place; for a moment the old one waits under another name."""
     _recover(target)
     previous = _previous(target)
     if not target.exists():
@@ -241,7 +242,7 @@ def _fill(pruned: nn.Module, weights: Path, ties: Mapping[str, str]) -> None:
     """Copies the file's tensors into the module; they must be exactly the module's."""
     own = pruned.state_dict(keep_vars=True)
     try:
-        with safe_open(weights, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(weights, framework="pt") as file:
             names = set(file.keys())
             _check_names(own, names, ties)
             for name, tensor in own.items():

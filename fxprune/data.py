@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -97,9 +98,7 @@ class Batches:
             limit: the number of batches to look at; all by default.
         """
         sizes: list[list[set[int]]] = []
-        for index, batch in enumerate(self):
-            if index == limit:
-                break
+        for batch in islice(self, limit):
             shapes = [leaf.shape if isinstance(leaf, Tensor) else () for _, leaf in batch.leaves()]
             sizes = sizes or [[set() for _ in shape] for shape in shapes]
             for seen, shape in zip(sizes, shapes, strict=True):

@@ -141,8 +141,9 @@ def _matches(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
 
 
 def _names(coupling: Coupling, group: Group) -> set[str]:
-    tensors = {coupling.axes[index].tensor for index, _ in group.axes}
-    return {group.name} | tensors | {name.rpartition(".")[0] for name in tensors}
+    """Returns what a pattern may call a group by: its name, and the layers and tensors that make it."""
+    made = {a.tensor for index, _ in group.axes if (a := coupling.axes[index]).layer in group.producers}
+    return {group.name, *group.producers} | (made if group.producers else set())
 
 
 def _free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:

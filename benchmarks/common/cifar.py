@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -65,7 +66,7 @@ def _decode(path: Path, cache: Path) -> None:
 
     with np.load(path) as shard:
         png, offsets, labels = shard["png"].tobytes(), shard["offsets"], shard["labels"]
-    bounds = zip(offsets[:-1], offsets[1:], strict=True)
+    bounds = itertools.pairwise(offsets)
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(png[a:b])).convert("RGB")) for a, b in bounds])
     partial = cache.with_suffix(f".{os.getpid()}.npz")
     np.savez(partial, pixels=pixels, labels=labels)

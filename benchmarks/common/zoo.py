@@ -22,7 +22,7 @@ class Entry:
     build: Callable[[], nn.Module]  # random weights, evaluation mode
     kind: str = "image"  # "image", "video" or "text": what batch() makes
     size: int = 224  # height and width, or the sequence length
-    other: int | None = None  # another size that the original accepts, None where it is fixed
+    other: int | None = None  # another size that the original and its capture accept, None where it is fixed
     attention: tuple[str, ...] = ()  # projections whose heads can go: one name pattern each
     fast: bool = False  # cheap enough for the tests
     names: tuple[str, ...] = field(default=("x",))  # the forward's arguments that batch() fills
@@ -155,7 +155,7 @@ ZOO: dict[str, Entry] = {
         _vision("squeezenet1_1", other=192, fast=True),
         _vision("convnext_tiny", other=192),
         _vision("vit_b_16", attention=_QKV),
-        _vision("swin_t", other=192, attention=_QKV),
+        _vision("swin_t", attention=_QKV),
         _vision("maxvit_t", attention=_QKV),
         _vision("deeplabv3_resnet50", "segmentation.deeplabv3_resnet50", _NO_BACKBONE, size=128, other=96),
         _vision("fcn_resnet50", "segmentation.fcn_resnet50", _NO_BACKBONE, size=128, other=96),

@@ -142,6 +142,8 @@ class Recurrent(nn.Module):
     def forward(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:  # noqa: A002
         """Returns what the op returns: the outputs, then the last hidden state (and the cell state of an LSTM)."""
         params = [getattr(self, name) for name in self.names]
+        # the graph made the initial states in the dtype of the example: follow the module where it was moved
+        hx = [state.to(input.dtype) for state in hx] if isinstance(hx, list | tuple) else hx.to(input.dtype)
         result: tuple[Tensor, ...] = getattr(aten, self.op).input(
             input, hx, params, train=self.training, **self.options
         )

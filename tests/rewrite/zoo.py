@@ -180,7 +180,7 @@ def _swin() -> nn.Module:
     )  # fmt: skip
 
 
-def _image(size: int = 64) -> tuple[Tensor]:
+def _image(size: int = 32) -> tuple[Tensor]:
     return (torch.randn(2, 3, size, size),)
 
 
@@ -197,10 +197,10 @@ CASES = {
     "mobilenet_v3_small": Case(torchvision.models.mobilenet_v3_small, _image()),
     "shufflenet": Case(torchvision.models.shufflenet_v2_x0_5, _image()),
     "googlenet": Case(lambda: torchvision.models.googlenet(init_weights=False), _image()),
-    "vit": Case(_vit, _image(32)),
-    "swin": Case(_swin, _image(32)),
+    "vit": Case(_vit, _image()),
+    "swin": Case(_swin, _image()),
     "bert": Case(_bert, (), _ids()),
-    "llama": Case(_llama, (), _ids()),
+    "llama": Case(_llama, (), {**_ids(), "use_cache": False}),
     "structured": Case(Structured, (_STRUCTURED, torch.randn(3, 5)), _MORE),
     "attentive": Case(Attentive, (torch.randn(2, 7, 16), torch.randn(2, 5, 8))),
     "layers": Case(Layers, (torch.randn(2, 3, 6, 8),)),
