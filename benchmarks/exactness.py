@@ -14,7 +14,7 @@ import torch
 from common import torch_pruning, zoo
 from common.audit import params, removed_channels, restorable, units_removed
 from common.cli import begin, name_of, parser
-from common.results import record
+from common.results import previous, record, table
 from torch import nn
 
 import fxprune
@@ -22,6 +22,18 @@ from fxprune.cost import cost_model
 from tests.util import fingerprint, randomise, spread
 
 BUDGET = 0.5
+TITLE = "Half of the parameters, exactly: fxprune and Torch-Pruning on the same networks"
+NOTES = [
+    "kept: share of the parameters that the evaluation graph uses. float64, float32: max |a - b| / "
+    "max |a - mean over the batch| against the masked twin, on a batch that compilation never saw "
+    "(limits 1e-9 and 1e-4).",
+    "restorable: groups of which one more unit would have fitted. other size: with dynamic_shapes; blank where the "
+    "original, or its capture (swin_t: windows), allows one size only.",
+    "heads asked for: ratios=0.5 with units=('head',) and with units=('head_dim',).",
+    "Torch-Pruning gets numbers of heads, classifiers and attribute repairs as its examples give them, and the "
+    "channel ratio that comes closest below half of the parameters by bisection; its seconds are build + prune of "
+    "one attempt, ours the whole compile, capture and verification included.",
+]
 
 
 def examine(entry: zoo.Entry, seed: int) -> dict[str, Any]:
@@ -135,9 +147,14 @@ def main() -> None:
     made = parser(__doc__.splitlines()[0], [])
     made.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
     made.add_argument("--limit", type=float, default=180.0, help="seconds that Torch-Pruning gets for one network")
+    made.add_argument("--resume", action="store_true", help="keep the rows of the last record, add the missing networks")
     options = begin(made)
-    rows: list[dict[str, Any]] = []
+    name = name_of("exactness", options)
+    rows = [r for r in previous(name) if r["verified"] is True] if options.resume else []
+    done = {row["model"] for row in rows}
     for entry in zoo.select(options.models, fast=options.quick):
+        if entry.name in done:
+            continue
         try:
             row = examine(entry, options.seed)
         except Exception as error:  # the table says so, and the other networks still run
@@ -147,19 +164,8 @@ def main() -> None:
             row |= _peer(entry.name, options.threads, options.limit)
         rows.append(row)
         print(row, flush=True)
-    notes = [
-        "kept: share of the parameters that the evaluation graph uses. float64, float32: max |a - b| / "
-        "max |a - mean over the batch| against the masked twin, on a batch that compilation never saw "
-        "(limits 1e-9 and 1e-4).",
-        "restorable: groups of which one more unit would have fitted. other size: with dynamic_shapes; blank where the "
-        "original, or its capture (swin_t: windows), allows one size only.",
-        "heads asked for: ratios=0.5 with units=('head',) and with units=('head_dim',).",
-        "Torch-Pruning gets numbers of heads, classifiers and attribute repairs as its examples give them, and the "
-        "channel ratio that comes closest below half of the parameters by bisection; its seconds are build + prune of "
-        "one attempt, ours the whole compile, capture and verification included.",
-    ]
-    title = "Half of the parameters, exactly: fxprune and Torch-Pruning on the same networks"
-    print(record(name_of("exactness", options), rows, title=title, seed=options.seed, notes=notes))
+        record(name, rows, title=TITLE, seed=options.seed, notes=NOTES)  # each time: a long run may be cut off
+    print(table(rows))
     good = [r for r in rows if r["verified"] is True and not r["over"] and not r["restorable"] and r["untouched"]]
     print(f"{len(good)} of {len(rows)} networks exact, within budget, nothing restorable")
     raise SystemExit(0 if len(good) == len(rows) else 1)

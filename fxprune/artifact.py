@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,8 +32,9 @@ _SCHEMA = 1
 def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Writes a pruned model; whatever interrupts it, ``load`` finds the old artifact or the new one, whole.
 
-    The directory then holds ``plan.json``, ``report.json``, ``model.safetensors`` (every tensor once, ties noted)
-    and ``manifest.json`` with the checksums. An artifact that is there already is replaced.
+    The directory then holds ``plan.json``, ``report.json``, ``model.safetensors`` (every tensor once, ties
+    noted) and ``manifest.json`` with the checksums. An artifact that is there already is replaced. Two processes
+    must not save to one directory at a time.
 
     Args:
         pruned: what ``fxprune.compile`` or ``fxprune.load`` returned, trained further or not.
@@ -148,7 +148,8 @@ def _identity(tensor: Tensor) -> Any:
 @contextlib.contextmanager
 def _fresh_directory(target: Path) -> Iterator[Path]:
     """Yields a new directory beside the target; what is left of it at the end goes away."""
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(6)}.new")
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
     fresh.mkdir()
     try:
         yield fresh

@@ -127,9 +127,11 @@ def size_of(call: Call, index: int) -> int:
         CalibrationError: no tensor, or one without samples.
     """
     args, kwargs, _ = call
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = pytree.tree_leaves((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
-        raise bad_batch(index, "no tensor among its inputs")
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        raise bad_batch(index, f"expected a tensor among its inputs, got {kinds}")
     size = next((int(tensor.shape[0]) for tensor in tensors if tensor.ndim), 1)
     if not size:
         raise bad_batch(index, f"no samples: its first tensor is {shown(tensors[0])}")

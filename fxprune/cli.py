@@ -11,7 +11,7 @@ from fxprune.errors import FxpruneError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 1 for an error that the user can mend, 130 if interrupted."""
+    """Runs a command and returns its exit status: 0, 1 for an error to mend, 130 if interrupted."""
     options = _parser().parse_args(argv)
     try:
         return _demo(options)
@@ -44,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train, prune, fine-tune and time a small network on real data",
-        description="Trains a small residual network on scikit-learn's digits, compiles it, prints the report, and "
-        "compares accuracy and latency of the dense, the pruned and the fine-tuned network. Under a minute.",
+        description="Trains a small residual network on scikit-learn's digits, compiles it, prints the "
+        "report, and compares the dense, the pruned and the fine-tuned network. Under a minute.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")

@@ -283,11 +283,8 @@ def _certificate(report: Report) -> str:
 
 
 def _table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
-    return (
-        title
-        + "\n"
-        + tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=None)
-    )
+    align = ["right" if header in _NUMERIC else "left" for header in headers]
+    return f"{title}\n{tabulate(rows, headers, tablefmt='simple', disable_numparse=True, colalign=align)}"
 
 
 def _elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

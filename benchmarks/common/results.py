@@ -55,6 +55,12 @@ def record(name: str, rows: Sequence[Row], *, title: str, seed: int | None = Non
     return table(rows)
 
 
+def previous(name: str) -> list[dict[str, Any]]:
+    """Returns the rows of an earlier record of that name, none if there is none."""
+    path = FOLDER / f"{name}.json"
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
 def machine() -> dict[str, Any]:
     """Returns processor model, cores, threads that torch uses, memory in GiB and system of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None

@@ -104,7 +104,8 @@ def _last_users_frame(trace: TracebackType | None) -> traceback.FrameSummary | N
     frames = [
         frame
         for frame in traceback.extract_tb(trace)
-        if not frame.filename.startswith(_OURS) and not frame.filename.endswith(_PLUMBING[:2])
+        if not frame.filename.startswith(_OURS)
+        and not frame.filename.endswith(_PLUMBING[:2])
         and not frame.filename.startswith(_PLUMBING[2:])
     ]
     return frames[-1] if frames else None

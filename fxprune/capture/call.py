@@ -69,7 +69,9 @@ class CallSpec:
             aligned[name] = given[name] if name in given else _default(parameters[name], captured[name])
         for name in given.keys() - set(self.captured):
             if not _same(given[name], parameters[name].default) and given[name] not in ((), {}):
-                raise TypeError(f"the model was captured without {name!r}; pass an example for it to capture()")
+                raise TypeError(
+                    f"the model was captured without {name!r}; pass an example for it to capture()"
+                )
         return aligned
 
 

@@ -43,7 +43,8 @@ class Example:
     def dynamic_shapes(self) -> dict[str, Any]:
         """The dynamic dimensions in the form that `torch.export.export` takes."""
         specs = [dict.fromkeys(dims, _AUTO) if dims else None for dims in self.dynamic]
-        return pytree.tree_unflatten(specs, self.spec)
+        shapes: dict[str, Any] = pytree.tree_unflatten(specs, self.spec)
+        return shapes
 
 
 def prepare(
@@ -67,7 +68,9 @@ def prepare(
     flags = _batch_flags(leaves)
     dynamic = [set(dims) for dims in _default_dynamic(leaves, flags)]
     for other_args, other_kwargs in batches:
-        others, other_spec = pytree.tree_flatten(dict(_bind(model, signature, other_args, other_kwargs).arguments))
+        others, other_spec = pytree.tree_flatten(
+            dict(_bind(model, signature, other_args, other_kwargs).arguments)
+        )
         if other_spec != spec:
             raise CaptureError(f"the example calls differ in structure: expected {spec}, got {other_spec}")
         for dims, leaf, other in zip(dynamic, leaves, others, strict=True):
@@ -127,7 +130,9 @@ def _default_dynamic(leaves: list[Any], flags: list[bool]) -> list[set[int]]:
 
 
 def _is_ids(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim == 2 and not leaf.is_floating_point() and not leaf.is_complex()
+    return (
+        isinstance(leaf, Tensor) and leaf.ndim == 2 and not leaf.is_floating_point() and not leaf.is_complex()
+    )
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
@@ -157,16 +162,26 @@ def of_program(program: ExportedProgram) -> Example:
         CaptureError: If the program does not carry its example inputs.
     """
     if program.example_inputs is None:
-        raise CaptureError("the exported program carries no example inputs; export the model anew, or pass the model")
+        raise CaptureError(
+            "the exported program carries no example inputs; export the model anew, or pass the model"
+        )
     args, kwargs = program.example_inputs
-    signature = _program_signature(args, kwargs)
+    signature = _program_signature(program, len(args), kwargs)
     bound = signature.bind(*args, **kwargs)
     leaves, spec = pytree.tree_flatten(dict(bound.arguments))
     return Example(signature, bound, tuple(leaves), spec, ((),) * len(leaves), tuple(_batch_flags(leaves)))
 
 
-def _program_signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.Signature:
-    """Return a signature for a program, which does not know the names of its positional arguments."""
-    positional = [inspect.Parameter(f"arg_{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(args))]
-    keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs]
-    return inspect.Signature([*positional, *keywords])
+def _program_signature(
+    program: ExportedProgram, positional: int, kwargs: Mapping[str, Any]
+) -> inspect.Signature:
+    """Return the signature of an exported program: its defaults are lost."""
+    entry = program.module_call_graph[0].signature
+    names = (entry.forward_arg_names if entry is not None else None) or []
+    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if len(names) != positional + len(kwargs):
+        names, kind = [f"arg_{i}" for i in range(positional)], inspect.Parameter.POSITIONAL_ONLY
+    first = [inspect.Parameter(name, kind) for name in names[:positional]]
+    return inspect.Signature(
+        [*first, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs)]
+    )

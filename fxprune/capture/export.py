@@ -55,7 +55,10 @@ def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:
     """Return a module's attributes, its containers copied one level deep."""
-    return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in vars(module).items()}
+    return {
+        name: (value, dict(value) if isinstance(value, dict) else None)
+        for name, value in vars(module).items()
+    }
 
 
 def _restore(module: nn.Module, state: Mapping[str, Any]) -> None:

@@ -67,7 +67,9 @@ def flatten(program: ExportedProgram, state: State) -> Flat:
         elif spec.kind is InputKind.USER_INPUT:
             flat.literals.append(True)
         else:
-            raise CaptureError(f"input {node.name!r} is a {spec.kind.name.lower()}: only tensors can be captured")
+            raise CaptureError(
+                f"input {node.name!r} is a {spec.kind.name.lower()}: only tensors can be captured"
+            )
     _inline(program.graph_module, env, flat)
     _write_output(program, env, flat)
     return flat
@@ -160,11 +162,9 @@ def _submodule(module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any], f
 
 def _write_output(program: ExportedProgram, env: dict[fx.Node, Any], flat: Flat) -> None:
     """Return the user's outputs as one flat tuple; outputs that stand for mutated state are left out."""
-    (results,) = program.graph.output_node().args
+    results: Any = program.graph.output_node().args[0]
     specs = program.graph_signature.output_specs
     leaves = [
-        value for value, spec in zip(results, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT  # type: ignore[arg-type]
+        value for value, spec in zip(results, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
     ]
     flat.graph.output(tuple(fx.map_arg(leaves, lambda n: env[n])))
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,14 @@ from fxprune.capture.sizes import Sizes, static
 
 __all__ = ["TensorInfo", "infer", "replay"]
 
-_FACTORS = (1, 32, 3360)
+aten = torch.ops.aten
+_SMALL = ((251, 241, 239), (61, 59, 53), (13, 11, 7))
+_FACTORS = (32, 3360)
+_KEEPS_SHAPE = {  # known results: the meta kernels of these decompose, and take milliseconds
+    aten.layer_norm.default, aten.group_norm.default, aten.batch_norm.default, aten.instance_norm.default,
+    aten.dropout.default, aten.relu.default, aten.gelu.default, aten.silu.default, aten.contiguous.default,
+}  # fmt: skip
+_ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
@@ -38,8 +45,9 @@ def infer(
 ) -> tuple[dict[fx.Node, Any], tuple[int, int]]:
     """Return what every node is: a `TensorInfo`, a list of them, an int (a size, at the primes), or None.
 
-    The graph is run twice, at the primes and at the example sizes. Where the model divides a dynamic size, the
-    primes are multiplied by numbers with many divisors; the last resort is the example sizes alone.
+    The graph is run twice, at the primes and at the example sizes. A model that limits a size in a way export
+    does not see gets small primes, one that divides a size gets primes times numbers with many divisors; the
+    last resort is the example sizes alone.
 
     Args:
         module: The normalised graph; its placeholders still carry export's fake tensors.
@@ -54,8 +62,7 @@ def infer(
     concrete = [tuple(leaf.shape) for leaf in example]
     small = replay(module, example, concrete, _at_example(symbolic, concrete))
     shapes, large = concrete, small
-    for factor in _FACTORS:
-        scaled = Sizes({symbol: prime * factor for symbol, prime in sizes.primes.items()})
+    for scaled in _attempts(sizes):
         try:
             shapes = [scaled.shape(shape) for shape in symbolic]
             large = replay(module, example, shapes, scaled)
@@ -63,8 +70,20 @@ def infer(
         except (RuntimeError, ValueError, IndexError, TypeError):
             shapes, large = concrete, small
     pairs = zip(symbolic, shapes, concrete, batched, strict=True)
-    batch = next(((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1))
+    batch = next(
+        ((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1)
+    )
     return {node: _describe(large.get(node), small.get(node)) for node in module.graph.nodes}, batch
+
+
+def _attempts(sizes: Sizes) -> Iterator[Sizes]:
+    yield sizes
+    largest = max(sizes.primes.values(), default=0)
+    for small in _SMALL:
+        others = iter(small)
+        yield Sizes({symbol: p if p == largest else next(others, p) for symbol, p in sizes.primes.items()})
+    for factor in _FACTORS:
+        yield Sizes({symbol: prime * factor for symbol, prime in sizes.primes.items()})
 
 
 def replay(
@@ -102,8 +121,22 @@ def _call(node: fx.Node, env: dict[fx.Node, Any], sizes: Sizes) -> Any:
     value = node.meta.get("val")
     if any(tag in getattr(target, "tags", ()) for tag in _DYNAMIC) and free_unbacked_symbols(value):
         return _stand_in(value, sizes)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+    args: Any = fx.map_arg(node.args, env.__getitem__)
+    kwargs: Any = fx.map_arg(node.kwargs, env.__getitem__)
+    if target in _KEEPS_SHAPE or (target in _ARITHMETIC and _alike(args[0], args[1])):
+        return args[0]
+    if target is aten.linear.default and args[0].shape[-1] == args[1].shape[-1] and args[1].ndim == 2:
+        return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
     return target(*args, **kwargs)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Say whether arithmetic on two operands gives a tensor like the first one."""
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        return False
+    return isinstance(b, (int, float)) or (
+        isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
+    )
 
 
 def _stand_in(value: Any, sizes: Sizes) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 __all__ = ["Sizes", "assign", "static"]
@@ -53,7 +53,9 @@ def static(size: Any) -> int | None:
     return int(expr) if expr.is_Integer else None
 
 
-def assign(batch: list[sympy.Symbol], others: list[sympy.Symbol], upper: Mapping[Any, int], taken: set[int]) -> Sizes:
+def assign(
+    batch: list[sympy.Symbol], others: list[sympy.Symbol], upper: Mapping[Any, int], taken: set[int]
+) -> Sizes:
     """Give every symbol a prime within its upper bound, the batch symbols all the same one.
 
     Args:

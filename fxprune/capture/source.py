@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +103,6 @@ def _placeholder_names(program: ExportedProgram, example: Example) -> list[str |
 
 
 def _out_spec(program: ExportedProgram) -> pytree.TreeSpec:
-    spec = program.call_spec.out_spec
+    spec: pytree.TreeSpec | None = program.call_spec.out_spec
     assert spec is not None
     return spec

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -46,7 +46,7 @@ def restore_training(graph: fx.Graph, source: Source) -> list[str]:
         return []
     try:
         calls = _train(source.model, source.example)
-    except Exception as error:  # noqa: BLE001 - whatever the model raises, its eval-mode graph stands
+    except Exception as error:  # whatever the model raises, its eval-mode graph stands
         return [f"the model does not run in training mode, dropout in attention may be lost: {_line(error)}"]
     notes: list[str] = []
     for kind, seen in calls.items():
@@ -69,7 +69,9 @@ def _hides_dropout(graph: fx.Graph, model: nn.Module) -> bool:
     for node in graph.nodes:
         if is_op(node, *_NODES[_ATTENTION]):
             return True
-        if is_op(node, *_NODES[_WEIGHTS], *_NODES[_DROPOUT]) and (is_op(node, aten.softmax) or not node.args[1]):
+        if is_op(node, *_NODES[_WEIGHTS], *_NODES[_DROPOUT]) and (
+            is_op(node, aten.softmax) or not node.args[1]
+        ):
             module = _module(model, node.meta.get("module", ""))
             if module is not None and not isinstance(module, nn.modules.dropout._DropoutNd) and _asks(module):
                 return True
@@ -79,7 +81,11 @@ def _hides_dropout(graph: fx.Graph, model: nn.Module) -> bool:
 def _asks(module: nn.Module) -> bool:
     """Say whether a module has a hyper-parameter that looks like a dropout probability above zero."""
     places = [vars(module), getattr(getattr(module, "config", None), "__dict__", {})]
-    return any("drop" in name and isinstance(value, float) and value > 0 for place in places for name, value in place.items())
+    return any(
+        "drop" in name and isinstance(value, float) and value > 0
+        for place in places
+        for name, value in place.items()
+    )
 
 
 def _module(model: nn.Module, path: str) -> nn.Module | None:
@@ -115,8 +121,10 @@ def _train(model: nn.Module, example: Example) -> dict[str, dict[str, list[float
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with untouched(model, training=True), watching(model) as watch, mode:
         recorder = _Recorder(watch)
-        fakes = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
-        args, kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, (example.bound.args, example.bound.kwargs))
+        fakes: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
+        args, kwargs = pytree.tree_map_only(
+            Tensor, mode.from_tensor, (example.bound.args, example.bound.kwargs)
+        )
         with torch.no_grad(), recorder:
             torch.func.functional_call(model, fakes, args, kwargs)
     return recorder.calls

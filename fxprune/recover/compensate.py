@@ -76,29 +76,22 @@ def _measure(
     memory_limit: int,
 ) -> list[list[tuple[slice, Moments]]]:  # fmt: skip
     blocks = [[(b, Moments()) for b in _blocks(consumer, covariance, memory_limit)] for consumer in part]
-    readers: dict[fx.Node, list[int]] = {}
+    at: dict[fx.Node, list[int]] = {}
     for i, consumer in enumerate(part):
-        readers.setdefault(consumer.source, []).append(i)
+        at.setdefault(consumer.node, []).append(i)
     run = Run(coupling)
-    for batch in inputs:
-        waiting = len(readers)
-        for node, value in run.steps(batch):
-            for i in readers.get(node, ()):
-                for chunk in chunks(part[i], value, memory_limit):
-                    columns = part[i].columns(chunk)
-                    for block, moments in blocks[i]:
-                        moments.add(columns[..., block]) if covariance else _add_mean(moments, columns[..., block])
-            waiting -= node in readers
+    for number, batch in enumerate(inputs):
+        waiting = len(part)
+        for node, values in run.steps(batch):
+            for i in at.get(node, ()):
+                rows = part[i].choose(values[node].shape, memory_limit, number)
+                columns = part[i].columns(values[part[i].source], rows)
+                for block, moments in blocks[i]:
+                    moments.add(columns[..., block]) if covariance else _add_mean(moments, columns[..., block])
+                waiting -= 1
             if not waiting:
                 break
     return blocks
-
-
-def chunks(consumer: Consumer, value: Tensor, memory_limit: int) -> Iterable[Tensor]:
-    """Cuts an input along the batch so that its unfolded form stays within a quarter of the limit."""
-    spread = int(torch.tensor(getattr(consumer.arguments, "kernel", ())).prod()) if consumer.arguments.kernel else 1
-    size = value.element_size() * value.numel() * max(spread, 1)
-    return value.split(max(1, len(value) * memory_limit // 4 // max(size, 1))) if value.dim() > 1 else [value]
 
 
 def _add_mean(moments: Moments, x: Tensor) -> None:

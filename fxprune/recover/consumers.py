@@ -65,17 +65,32 @@ class Consumer:
         """Returns a weight as ``[groups, outputs, columns]``."""
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
-    def columns(self, x: Tensor) -> Tensor:
-        """Returns an input as ``[samples, groups, columns]``: unfolded under the kernel for a convolution."""
-        if self.node.target is _LINEAR:
-            return x.reshape(-1, 1, x.shape[-1])
-        return _unfold(x, self.arguments, self.groups)
+    def samples(self, shape: Sequence[int]) -> int:
+        """Returns how many samples an output of this shape holds: tokens, or batch times positions."""
+        sizes = shape[:-1] if self.node.target is _LINEAR else (shape[0], *shape[2:])
+        return int(np.prod(sizes))
 
-    def outputs(self, y: Tensor) -> Tensor:
-        """Returns an output, or anything of its shape, as ``[samples, groups, outputs]``."""
+    def columns(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns chosen samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel."""
+        if self.node.target is _LINEAR:
+            return x.reshape(-1, 1, x.shape[-1])[rows]
+        windows = _windows(x, self.arguments)  # [b, *positions, c, *kernel]
+        place = torch.unravel_index(rows, windows.shape[: x.dim() - 1])
+        return windows[place].reshape(len(rows), self.groups, -1)
+
+    def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
+        """Returns chosen samples of an output, or anything of its shape, as ``[rows, groups, outputs]``."""
         if self.node.target is not _LINEAR:
             y = y.movedim(1, -1)
-        return y.reshape(-1, self.groups, y.shape[-1] // self.groups)
+        return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
+
+    def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
+        """Returns which samples of an output of this shape count: all, or a random part that is ample and fits."""
+        count, columns = self.samples(shape), self.kept.shape[1]
+        most = min(max(8192, 32 * columns), max(memory_limit // (16 * columns * self.groups), 1))
+        if count <= most:
+            return torch.arange(count)
+        return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch))
 
 
 def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:
@@ -83,8 +98,8 @@ def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:
     return values * n if len(values) == 1 else values
 
 
-def _unfold(x: Tensor, a: SimpleNamespace, groups: int) -> Tensor:
-    """Before: x[b, c, *space].  After: [b * positions, groups, c / groups * kernel]."""
+def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
+    """Before: x[b, c, *space].  After: a view [b, *positions, c, *kernel]."""
     kernel = a.kernel
     n = len(kernel)
     stride, dilation = _tuple(a.stride, n), _tuple(a.dilation, n)
@@ -97,8 +112,7 @@ def _unfold(x: Tensor, a: SimpleNamespace, groups: int) -> Tensor:
     x = functional.pad(x, [p for pair in reversed(pads) for p in pair])
     for dim in range(n):
         x = x.unfold(2 + dim, reach[dim] + 1, stride[dim])[..., :: dilation[dim]]
-    x = x.movedim(1, n + 1)  # [b, *positions, c, *kernel]
-    return x.reshape(-1, groups, x.shape[n + 1] // groups * int(np.prod(kernel)))
+    return x.movedim(1, n + 1)
 
 
 def find_consumers(coupling: Coupling, removed: Mask) -> tuple[list[Consumer], list[str]]:

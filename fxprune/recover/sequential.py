@@ -18,7 +18,6 @@ from torch import Tensor, fx
 
 from fxprune.channels import Mask
 from fxprune.coupling import Coupling
-from fxprune.recover.compensate import chunks
 from fxprune.recover.consumers import Consumer, apply_update, tensor_of
 from fxprune.recover.moments import Moments, ridge_solve
 from fxprune.rules.registry import bind
@@ -147,26 +146,36 @@ class _March:
                 dense[i][node] = self.dense.step(node, dense[i], dense_feed)
             if node in consumers:
                 moments = Moments()
-                for d, p in zip(dense, pruned, strict=True):
-                    self._observe(consumers[node], moments, d, p)
+                for i, (d, p) in enumerate(zip(dense, pruned, strict=True)):
+                    self._observe(consumers[node], moments, d, p, i)
                 self._fit(consumers[node], moments, ridge)
+                self._refresh(consumers[node], pruned)
             for i, (_, pruned_feed) in enumerate(feeds):
                 pruned[i][node] = self.pruned.step(node, pruned[i], pruned_feed)
             for source in self.last.get(node, ()):
                 for values in (*dense, *pruned):
                     del values[source]
 
+    def _refresh(self, consumer: Consumer, pruned: Sequence[dict[fx.Node, Any]]) -> None:
+        """Hands the consumer's new weight and shift to the runs that hold the old ones."""
+        names = {consumer.weight} | ({consumer.home.tensor} if consumer.home is not None else set())
+        for node in self.order:
+            if node.op == "get_attr" and node.target in names:
+                for values in pruned:
+                    if node in values:
+                        values[node] = self.pruned.step(node, values, iter(()))
+
     def alone(self, inputs: Iterable[Sequence[Tensor]], consumer: Consumer, ridge: float) -> None:
         """Runs every batch from the start up to one consumer."""
         moments = Moments()
-        for batch in inputs:
+        for number, batch in enumerate(inputs):
             dense: dict[fx.Node, Any] = {}
             pruned: dict[fx.Node, Any] = {}
             feeds = iter(batch), iter(batch)
             for node in self.order:
                 dense[node] = self.dense.step(node, dense, feeds[0])
                 if node is consumer.node:
-                    self._observe(consumer, moments, dense, pruned)
+                    self._observe(consumer, moments, dense, pruned, number)
                     break
                 pruned[node] = self.pruned.step(node, pruned, feeds[1])
                 for source in self.last.get(node, ()):
@@ -174,7 +183,7 @@ class _March:
         self._fit(consumer, moments, ridge)
 
     def _observe(
-        self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any]
+        self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int
     ) -> None:
         """Adds one batch: the pruned model's columns against what its output lacks."""
         node = consumer.node
@@ -184,10 +193,8 @@ class _March:
             lost = dense[drift.skip] - pruned[drift.skip]
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
-        x = pruned[consumer.source]
-        parts = list(chunks(consumer, x, self.memory_limit))
-        for part, missing in zip(parts, target.split([len(p) for p in parts]), strict=True):
-            moments.add(consumer.columns(part), consumer.outputs(missing))
+        rows = consumer.choose(target.shape, self.memory_limit, number)
+        moments.add(consumer.columns(pruned[consumer.source], rows), consumer.outputs(target, rows))
 
     def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:
         if norm is None:

@@ -64,7 +64,8 @@ class Binding:
     def of(cls, call: CallSpec) -> Binding:
         """Returns the binding of a captured call."""
         leaves = [
-            _Leaf(name is not None, literal) for name, literal in zip(call.placeholders, call.literals, strict=True)
+            _Leaf(name is not None, literal)
+            for name, literal in zip(call.placeholders, call.literals, strict=True)
         ]
         captured = pytree.tree_unflatten(leaves, call.in_spec)
         parameters: list[tuple[str, Any, Any]] = []
@@ -118,7 +119,9 @@ def _take_keywords(captured: dict[str, _Argument], given: dict[str, Any], found:
         if key in given:
             _take(argument, given[key], found)
         elif not argument.is_fixed:
-            raise TypeError(f"forward() was captured with {key!r} and needs it: pass a tensor like the example's")
+            raise TypeError(
+                f"forward() was captured with {key!r} and needs it: pass a tensor like the example's"
+            )
 
 
 def _take(argument: _Argument, value: Any, found: list[Tensor]) -> None:

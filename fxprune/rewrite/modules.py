@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -89,7 +89,7 @@ class FeatureDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Returns ``input`` ``[N, C, ...]`` with channels dropped (training) or unchanged (eval)."""
         return torch.feature_dropout(input, self.p, self.training)
 
@@ -139,7 +139,7 @@ class Recurrent(nn.Module):
         self.names = names
         self.options = options
 
-    def forward(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:  # noqa: A002
+    def forward(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
         """Returns what the op returns: the outputs, then the last hidden state (and the cell state of an LSTM)."""
         params = [getattr(self, name) for name in self.names]
         # the graph made the initial states in the dtype of the example: follow the module where it was moved
@@ -159,7 +159,9 @@ def _conv(cls: type[nn.Module], spatial: int, transposed: bool = False) -> Recip
         weight, groups = site.tensors["weight"], site.values["groups"]
         first, second = weight.shape[0], weight.shape[1] * groups
         padding = site.values["padding"]
-        options: dict[str, Any] = {"output_padding": site.sizes("output_padding", spatial)} if transposed else {}
+        options: dict[str, Any] = (
+            {"output_padding": site.sizes("output_padding", spatial)} if transposed else {}
+        )
         return cls(
             in_channels=first if transposed else second,
             out_channels=second if transposed else first,
@@ -204,18 +206,22 @@ def _statistics_norm(flag: str, plain: Mapping[int, type[nn.Module]]) -> Callabl
     return build
 
 
-def _layer_norm(site: Site) -> nn.Module:
-    shape = tuple(site.tensors["weight"].shape)
-    return nn.LayerNorm(shape, site.values["eps"], bias="bias" in site.tensors, device="meta")
+def _layer_norm(site: Site) -> nn.Module | None:
+    weight = site.tensors.get("weight")
+    if weight is None:
+        return None
+    return nn.LayerNorm(tuple(weight.shape), site.values["eps"], bias="bias" in site.tensors, device="meta")
 
 
 def _rms_norm(site: Site) -> nn.Module:
     return nn.RMSNorm(tuple(site.tensors["weight"].shape), site.values["eps"], device="meta")
 
 
-def _group_norm(site: Site) -> nn.Module:
-    channels = site.tensors["weight"].shape[0]
-    return nn.GroupNorm(site.values["num_groups"], channels, site.values["eps"], device="meta")
+def _group_norm(site: Site) -> nn.Module | None:
+    weight = site.tensors.get("weight")
+    if weight is None:
+        return None
+    return nn.GroupNorm(site.values["num_groups"], weight.shape[0], site.values["eps"], device="meta")
 
 
 def _prelu(site: Site) -> nn.Module:
@@ -223,7 +229,7 @@ def _prelu(site: Site) -> nn.Module:
 
 
 def _embedding(site: Site) -> nn.Module | None:
-    if site.owner.max_norm is not None:  # the graph renormalises the rows in place, by an op of its own
+    if getattr(site.owner, "max_norm", None) is not None:  # the graph renormalises the rows in place, by an op of its own
         return None
     rows, columns = site.tensors["weight"].shape
     padding = site.values["padding_idx"]

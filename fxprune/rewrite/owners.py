@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from fxprune.rewrite.modules import RECIPES, Recipe, Site
 
@@ -75,7 +76,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     """Returns all arguments of an op call by their schema names and in the schema's order, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((arg.name for arg in schema), node.args, strict=False)) | node.kwargs
-    return {arg.name: given[arg.name] if arg.name in given else arg.default_value for arg in schema}
+    return {arg.name: given.get(arg.name, arg.default_value) for arg in schema}
 
 
 def find_call(
@@ -92,16 +93,20 @@ def find_call(
         used: all names of all those tensors.
         rank: number of dimensions of the result, if known.
     """
-    recipe = RECIPES.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+    recipe = RECIPES.get(node.target) if isinstance(node.target, OpOverload) else None
     if recipe is None:
         return None
     values = arguments(node)
     innermost = owners.modules.get(node.meta.get("module", "\0"))
-    paths = [path for path in _candidates(recipe, values, owners) if _fits(path, recipe, values, owners, used)]
+    paths = [
+        path for path in _candidates(recipe, values, owners) if _fits(path, recipe, values, owners, used)
+    ]
     if not paths:
         return None
     owner = min((owners.modules[path] for path in paths), key=lambda owner: owner is not innermost)
-    held = {attr: str(operand.target) for attr, operand in _operands(recipe, values, owner) if operand is not None}
+    held = {
+        attr: str(operand.target) for attr, operand in _operands(recipe, values, owner) if operand is not None
+    }
     module = recipe.build(Site(owner, values, {attr: tensors[name] for attr, name in held.items()}, rank))
     borrowed = innermost is not None and innermost is not owner
     if module is None or (borrowed and not _agrees(module, owner, recipe)):
@@ -138,15 +143,15 @@ def _operands(recipe: Recipe, values: Mapping[str, Any], owner: nn.Module) -> li
     return pairs
 
 
-def _fits(
-    path: str, recipe: Recipe, values: Mapping[str, Any], owners: Owners, used: Set[str]
-) -> bool:
+def _fits(path: str, recipe: Recipe, values: Mapping[str, Any], owners: Owners, used: Set[str]) -> bool:
     """Says whether every operand is the owner's own attribute, and what the call lacks nobody else reads."""
     for attribute, operand in _operands(recipe, values, owners.modules[path]):
         name = join(path, attribute)
         if operand is None and name in used:
             return False
-        if operand is not None and (operand.op != "get_attr" or name not in owners.names(str(operand.target))):
+        if operand is not None and (
+            operand.op != "get_attr" or name not in owners.names(str(operand.target))
+        ):
             return False
     return True
 

@@ -19,7 +19,7 @@ from fxprune.capture.call import CallSpec
 from fxprune.rewrite.binding import Binding, same
 
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
-_SEPARATORS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 class CallCodeGen(CodeGen):
@@ -37,17 +37,19 @@ class CallCodeGen(CodeGen):
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
         """Returns the head of ``forward`` and the line that turns its arguments into the graph's inputs."""
         head = f"def {self._func_name}({', '.join(self._parameters())}){maybe_return_annotation}:"
-        targets = "".join(f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self")
+        targets = "".join(
+            f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self"
+        )
         given = ", ".join(self.call.signature.parameters)
         return f"{head}\n    {targets and f'{targets}= '}_inputs_of(({given}{',' if given else ''}))"
 
     def generate_output(
-        self, output_args: Any, *, repr_fn: Callable[[object], str] = repr, **_: Any
+        self, output_args: Any, *, repr_fn: Callable[[object], str] | None = None, **_: Any
     ) -> str:
         """Returns the statement that gives the flat outputs the structure of the original's."""
-        return f"return _outputs_of({repr_fn(list(output_args))})"
+        return f"return _outputs_of({(repr_fn or repr)(list(output_args))})"
 
-    def process_inputs(self, *args: Any) -> list[Any]:
+    def process_inputs(self, *args: Any) -> tuple[Any, ...]:  # type: ignore[override]
         """Returns the graph's inputs for positional arguments.
 
         `torch.fx.Interpreter` calls this, and so does `torch.export.export(strict=False)`, which appends the values of
@@ -56,7 +58,7 @@ class CallCodeGen(CodeGen):
         try:
             bound = self.call.signature.bind(*args)
             bound.apply_defaults()
-            return self.binding.inputs(tuple(bound.arguments.values()))
+            return tuple(self.binding.inputs(tuple(bound.arguments.values())))
         except TypeError:
             leaves = pytree.tree_leaves(args)
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -65,7 +67,7 @@ class CallCodeGen(CodeGen):
             expected = all(any(same(leaf, value) for value in known) for leaf in others)
             if not expected or len(tensors) != sum(name is not None for name in self.call.placeholders):
                 raise
-            return tensors
+            return tuple(tensors)
 
     def process_outputs(self, outputs: Any) -> Any:
         """Returns the outputs in the structure of the original's; for `torch.fx.Interpreter`."""
@@ -79,7 +81,7 @@ class CallCodeGen(CodeGen):
 
     def _parameters(self) -> list[str]:
         texts = ["self"]
-        previous = inspect.Parameter.POSITIONAL_ONLY
+        previous: Any = inspect.Parameter.POSITIONAL_ONLY
         for parameter in self.call.signature.parameters.values():
             kind = parameter.kind
             if previous is inspect.Parameter.POSITIONAL_ONLY and kind is not previous and len(texts) > 1:
@@ -88,7 +90,7 @@ class CallCodeGen(CodeGen):
                 texts.append("*")
             default = repr(parameter.default) if _is_plain(parameter) else _global_name(parameter)
             given = parameter.default is not parameter.empty
-            texts.append(f"{_SEPARATORS.get(kind, '')}{parameter.name}{f' = {default}' if given else ''}")
+            texts.append(f"{_STARS.get(kind, '')}{parameter.name}{f' = {default}' if given else ''}")
             previous = kind
         if previous is inspect.Parameter.POSITIONAL_ONLY and len(texts) > 1:
             texts.append("/")
@@ -142,16 +144,20 @@ class PrunedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         clone = _rebuild(*self._recipe())
         memo[id(self)] = clone
-        clone.__setstate__(copy.deepcopy(self._own_state(), memo))
+        clone._restore(copy.deepcopy(self._own_state(), memo))
         return clone
 
     def __copy__(self) -> PrunedModule:
         clone = _rebuild(*self._recipe())
-        clone.__setstate__({k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in self._own_state().items()})
+        state = self._own_state()
+        clone._restore({k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in state.items()})
         return clone
 
     def _recipe(self) -> tuple[tuple[_Row, ...], CallSpec | None, str]:
         return _write_rows(self.graph), getattr(self.graph._codegen, "call", None), type(self).__name__
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _own_state(self) -> dict[str, Any]:
         """Returns the attributes, without those that `GraphModule` makes anew from a graph."""
@@ -187,7 +193,13 @@ _Row = tuple[str, str, Any, Any, Any]
 def _write_rows(graph: fx.Graph) -> tuple[_Row, ...]:
     """Returns the nodes as tuples (op, name, target, args, kwargs) that pickle."""
     return tuple(
-        (node.op, node.name, _write_target(node.target), _map(node.args, _write_ref), _map(node.kwargs, _write_ref))
+        (
+            node.op,
+            node.name,
+            _write_target(node.target),
+            _map(node.args, _write_ref),
+            _map(node.kwargs, _write_ref),
+        )
         for node in graph.nodes
     )
 
@@ -205,7 +217,7 @@ def _write_target(target: Any) -> Any:
     if isinstance(target, OpOverload):
         return _Op(str(target))
     if isinstance(target, HigherOrderOperator):
-        return _Op(f"higher_order.{target.name()}")
+        return _Op(f"higher_order.{target._name}")
     return target
 
 
@@ -234,7 +246,9 @@ def _map(value: Any, change: Callable[..., Any], *extra: Any) -> Any:
         return {key: _map(item, change, *extra) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(_map(item, change, *extra) for item in value)
-    return [_map(item, change, *extra) for item in value] if isinstance(value, list) else change(value, *extra)
+    return (
+        [_map(item, change, *extra) for item in value] if isinstance(value, list) else change(value, *extra)
+    )
 
 
 def _rebuild(rows: Sequence[_Row], call: CallSpec | None, class_name: str) -> PrunedModule:

@@ -73,9 +73,9 @@ class Variance:
         run = Run(coupling)
         with torch.no_grad():
             for batch in context.inputs:
-                for node, value in run.steps(batch):
+                for node, values in run.steps(batch):
                     for dim, welford in wanted.get(node, ()):
-                        welford.add(value, dim)
+                        welford.add(values[node], dim)
         total = context.zeros()
         for contraction in readers:
             self._add(context, total, contraction, moments)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from functools import cache
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,51 +14,9 @@ from fxprune.capture import MARK, Captured, capture
 from fxprune.errors import FxpruneError
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.modules import FeatureDropout, ScaledDotProductAttention
-from fxprune.rewrite.pruned import PrunedModule
-from tests.rewrite.zoo import CASES
-from tests.util import randomise
+from tests.rewrite.zoo import CASES, assert_close, emit_of, emitted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")
-
-
-class Emitted(NamedTuple):
-    model: nn.Module
-    captured: Captured
-    pruned: PrunedModule
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-@cache
-def emitted(name: str) -> Emitted:
-    """Returns one case, captured and emitted once for all tests in float64; copy before changing it."""
-    case = CASES[name]
-    torch.manual_seed(0)
-    model = randomise(case.model()).double().eval()
-    args, kwargs = pytree.tree_map_only(Tensor, _double, (case.args, case.kwargs))
-    captured = capture(model, args, kwargs)
-    return Emitted(model, captured, emit(captured, captured.module), args, kwargs)
-
-
-def emit_of(model: nn.Module, *args: Any) -> PrunedModule:
-    captured = capture(model, args)
-    return emit(captured, captured.module)
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def assert_close(got: Any, expected: Any) -> None:
-    leaves, spec = pytree.tree_flatten(got)
-    others, other_spec = pytree.tree_flatten(expected)
-    assert spec == other_spec
-    for leaf, other in zip(leaves, others, strict=True):
-        if isinstance(other, Tensor):
-            assert leaf.dtype == other.dtype
-            assert (leaf - other).abs().max() <= 1e-12 * other.abs().max()
-        else:
-            assert leaf == other
 
 
 # -- values --------------------------------------------------------------------------------------------------------
@@ -354,7 +309,9 @@ def edited(captured: Captured) -> fx.GraphModule:
 
 def test_sliced_tensors_and_added_constants():
     x = torch.randn(4, 3, 8, 8)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6, bias=False)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6, bias=False)
+    ).eval()
     captured = capture(model, (x,))
     sliced = edited(captured)
     keep = torch.tensor([0, 2, 5])

@@ -13,8 +13,11 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.rewrite.pruned import PrunedModule
-from tests.rewrite.test_emit import assert_close, emit_of, emitted
-from tests.rewrite.zoo import Pair
+from tests.rewrite.zoo import Pair, assert_close, emit_of, emitted
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The tensor attributes self:UserWarning", "ignore:LSTM with projections:UserWarning"
+)
 
 MODELS = ["structured", "bert", "shared", "noisy", "recurrent", "attentive", "layers"]
 
@@ -198,7 +201,7 @@ def test_runs_in_an_interpreter():
     case = emitted("swin")
     assert_close(fx.Interpreter(case.pruned).run(*case.args), case.pruned(*case.args))
     structured = emitted("structured")
-    with pytest.raises(TypeError, match="missing|captured"):
+    with pytest.raises(TypeError, match=r"missing|captured"):
         fx.Interpreter(structured.pruned).run(structured.args[0])
 
 

@@ -11,7 +11,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.capture.sizes import Sizes, static
 
-__all__ = ["SizeNodes", "fake", "insert", "is_op", "replace", "same_sizes", "schema_args", "storage", "writes", "written"]
+__all__ = [
+    "SizeNodes",
+    "fake",
+    "first",
+    "insert",
+    "is_op",
+    "replace",
+    "same_sizes",
+    "schema_args",
+    "storage",
+    "writes",
+    "written",
+]
 
 aten = torch.ops.aten
 _COPIED = ("nn_module_stack", "stack_trace", "module")
@@ -21,6 +33,13 @@ def fake(node: Any) -> Tensor | None:
     """Return the fake tensor of a node, or None if its value is something else."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
+
+
+def first(node: fx.Node) -> fx.Node:
+    """Return the first operand of a node, which must be a node."""
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node), node.format_node()
+    return operand
 
 
 def is_op(node: Any, *targets: Any) -> bool:

@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxprune.capture.normalize.edit import aten, fake, insert, is_op, same_sizes, schema_args, storage, writes
+from fxprune.capture.normalize.edit import (
+    aten,
+    fake,
+    first,
+    insert,
+    is_op,
+    same_sizes,
+    schema_args,
+    storage,
+    writes,
+)
 from fxprune.capture.normalize.writeback import write_back
 from fxprune.capture.sizes import Sizes
 
@@ -35,13 +45,15 @@ def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
     memory = _Memory(graph, sizes)
     notes = []
     for node in list(graph.nodes):
-        if not writes(node) or node.args[0] not in memory.family:
+        if not writes(node) or not isinstance(node.args[0], fx.Node) or first(node) not in memory.family:
             continue
-        owner = memory.family[node.args[0]][0]
-        if owner.op == "get_attr":
-            notes.append(f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update")
+        owner = memory.family[first(node)][0]
+        if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
+            notes.append(
+                f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update"
+            )
         if memory.is_self_copy(node):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(first(node))
             graph.erase_node(node)
         elif not memory.functionalise(node) and owner.op in ("get_attr", "placeholder"):
             _write_to_a_copy(graph, owner)
@@ -65,18 +77,18 @@ class _Memory:
             if fake(node) is None:
                 continue
             through = is_op(node, *_PASS_THROUGH) and node.args[0] in self.family
-            members = self.family[node.args[0]] if through else by_storage.setdefault(storage(node), [])
+            members = self.family[first(node)] if through else by_storage.setdefault(storage(node), [])
             members.append(node)
             self.family[node] = members
 
     def is_self_copy(self, node: fx.Node) -> bool:
         """Say whether a node copies a tensor onto itself, as ``x[1:] += y`` does once it has been added."""
         source = node.args[1] if is_op(node, aten.copy_) else None
-        return source in self.family.get(node.args[0], []) and self._view(source) == self._view(node.args[0])
+        return source in self.family[first(node)] and self._view(source) == self._view(node.args[0])
 
     def functionalise(self, node: fx.Node) -> bool:
         """Replace one in-place node; False if it has to stay."""
-        target = node.args[0]
+        target = first(node)
         live = self._live(node)
         simple = all(self._view(alias) == self._view(target) for alias in live)
         if not simple and is_op(self.family[target][0], *_CONSTANTS):
@@ -99,7 +111,7 @@ class _Memory:
         now = self._order[node]
         return [
             alias
-            for alias in self.family[node.args[0]]
+            for alias in self.family[first(node)]
             if self._order[alias] < now and any(self._order.get(user, now) > now for user in alias.users)
         ]
 
@@ -114,27 +126,29 @@ class _Memory:
 
         None if some view cannot be inverted or made anew.
         """
-        owner, written = node.args[0], value
-        while isinstance(owner, fx.Node) and owner.args and owner.args[0] in self.family[node.args[0]]:
+        owner, written = first(node), value
+        while owner.args and owner.args[0] in self.family[first(node)]:
             base = write_back(self._graph, node, owner, written)
             if base is None:
                 return None
-            owner, written = owner.args[0], base
+            owner, written = first(owner), base
         new = {owner: written}
-        for alias in [*live, node.args[0]]:
+        for alias in [*live, first(node)]:
             if not self._remake(node, alias, new):
                 return None
-        return {**{alias: new[alias] for alias in live}, node: new[node.args[0]]}
+        return {**{alias: new[alias] for alias in live}, node: new[first(node)]}
 
     def _remake(self, node: fx.Node, alias: fx.Node, new: dict[fx.Node, fx.Node]) -> bool:
         """Make ``alias`` and the views that it comes from anew, before ``node``; False if that cannot be done."""
         if alias in new:
             return True
-        if writes(alias) or alias.op != "call_function" or alias.args[0] not in self.family[node.args[0]]:
+        if writes(alias) or alias.op != "call_function" or alias.args[0] not in self.family[first(node)]:
             return False
-        if not self._remake(node, alias.args[0], new):
+        if not self._remake(node, first(alias), new):
             return False
-        made = insert(self._graph, node, alias.target, (new[alias.args[0]], *alias.args[1:]), alias.meta.get("val"))
+        made = insert(
+            self._graph, node, alias.target, (new[first(alias)], *alias.args[1:]), alias.meta.get("val")
+        )
         made.kwargs = alias.kwargs
         new[alias] = made
         return True
@@ -164,7 +178,9 @@ def _new_value(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     operands = [value for arg in schema_args(new).values() if (value := fake(arg)) is not None]
     if all(value.dtype == before.dtype for value in operands):
         return new
-    return insert(graph, node, aten.to.dtype, (new, before.dtype), before)  # an in-place result is not promoted
+    return insert(
+        graph, node, aten.to.dtype, (new, before.dtype), before
+    )  # an in-place result is not promoted
 
 
 def _fitted(graph: fx.Graph, node: fx.Node, before: Tensor) -> fx.Node | None:

@@ -53,7 +53,9 @@ def _explicit(node: fx.Node, nodes: SizeNodes) -> list[int | fx.Node]:
     result: list[Any] = [nodes.know(size) for size in value.shape]
     if node.target in _SIZED:
         given: Any = node.args[1]
-        result = [g if r is None and isinstance(g, fx.Node) else r for r, g in zip(result, given, strict=True)]
+        result = [
+            g if r is None and isinstance(g, fx.Node) else r for r, g in zip(result, given, strict=True)
+        ]
     if result.count(None) > 1:
         result = _from_operands(node, nodes, result)
     return [-1 if size is None else size for size in result]
@@ -66,6 +68,9 @@ def _from_operands(node: fx.Node, nodes: SizeNodes, result: list[Any]) -> list[A
     for operand in node.all_input_nodes:
         if fake(operand) is not None:
             nodes.shape(operand, node)
-    filled = [nodes.know(size) if size_given is None else size_given for size, size_given in zip(value.shape, result, strict=True)]
+    filled = [
+        nodes.know(size) if size_given is None else size_given
+        for size, size_given in zip(value.shape, result, strict=True)
+    ]
     assert filled.count(None) <= 1, f"{node.format_node()}: more than one size that no operand has"
     return filled

@@ -1,0 +1,173 @@
+"""The report: what is printed, and the same as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import FxpruneError, PlanError
+from fxprune.report import ROWS, FrozenRow, GroupRow, Report, report
+
+
+def make_report(**changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "params": (1_234_567, 600_000),
+        "macs": (2_000_000, 1_000_000),
+        "bytes": (4_938_268, 2_400_000),
+        "method": "variance",
+        "groups": (
+            GroupRow("conv1", "channel", ("conv1", "bn1", "layer1.0.conv2"), 64, 48),
+            GroupRow("attention:head", "head", ("attention",), 12, 12),
+        ),
+        "units_removed": 16,
+        "verified": True,
+        "max_error": 3.25e-6,
+        "tolerance": 1e-4,
+        "dtype": "float32",
+        "frozen": (
+            FrozenRow("fc.weight", 0, 10, "the result"),
+            FrozenRow("fc.bias", 0, 10, "the result"),
+            FrozenRow("conv1.weight", 1, 3, "an input"),
+        ),
+        "collapsed": ("layer4.1",),
+        "dropped": 5000,
+        "skipped": ("conv1.weight: no bias takes its shift",),
+        "seconds": {"capture": 1.5, "couple": 0.25},
+        "notes": ("a note",),
+    }
+    return Report(**{**values, **changes})
+
+
+def test_the_printed_form() -> None:
+    assert str(make_report()) == """\
+fxprune: variance
+                    before      after    kept    smaller
+---------------  ---------  ---------  ------  ---------
+parameters       1,234,567    600,000  48.6 %     2.06 x
+MACs per sample  2,000,000  1,000,000  50.0 %     2.00 x
+bytes            4,938,268  2,400,000  48.6 %     2.06 x
+
+groups: 2, of which 1 lose units
+group           kind     layers           before    after     kept
+--------------  -------  -------------  --------  -------  -------
+conv1           channel  conv1, bn1 +1        64       48   75.0 %
+attention:head  head     attention            12       12  100.0 %
+
+frozen, and why
+reason        coordinates    axes  such as
+----------  -------------  ------  -----------------------
+the result             20       2  fc.weight[0], fc.bias[0]
+an input                3       1  conv1.weight[1]
+
+collapsed: layer4.1
+dropped: 5,000 parameters of the original that its forward never reaches
+skipped: conv1.weight: no bias takes its shift
+note: a note
+seconds: capture 1.50, couple 0.25; 1.75 in all
+
+verified: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, float32)""".replace(
+        "-----------------------\n", "------------------------\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"verified": None, "max_error": None}, "not verified: nothing was compared that could tell; see the notes"),
+        ({"verified": False}, "WRONG: differs from the masked twin, relative error 3.2e-06"),
+        ({"max_error": None, "tolerance": None}, "verified: equal to the masked twin, relative error unknown"),
+    ],
+)
+def test_the_certificate_line(changes: dict[str, Any], line: str) -> None:
+    assert str(make_report(**changes)).splitlines()[-1].startswith(line)
+
+
+def test_long_tables_lose_their_middle() -> None:
+    rows = tuple(GroupRow(f"g{i}", "channel", ("a",), 4, 2) for i in range(100))
+    lines = [line.split()[0] for line in str(make_report(groups=rows, frozen=(), seconds={})).splitlines() if line]
+    names = [line for line in lines if line.startswith(("g", "...")) and not line.startswith("group")]
+    half = ROWS // 2
+    assert names == [f"g{i}" for i in range(half)] + ["..."] + [f"g{i}" for i in range(100 - half, 100)]
+    assert f"... {100 - ROWS} more ..." in str(make_report(groups=rows))
+
+
+def test_an_empty_report_prints() -> None:
+    text = str(Report(params=(0, 0), macs=(0, 0), bytes=(0, 0), method="random"))
+    assert "groups" not in text and "frozen" not in text and text.count("-\n") >= 1
+
+
+def test_round_trip_through_json() -> None:
+    found = make_report()
+    assert Report.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
+    odd = make_report(max_error=math.inf, verified=None, tolerance=None)
+    assert Report.from_dict(json.loads(json.dumps(odd.to_dict(), allow_nan=False))) == odd
+    nan = Report.from_dict(make_report(max_error=math.nan).to_dict())
+    assert nan.max_error is not None and math.isnan(nan.max_error)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("params", [1], "params: expected 2 entries"),
+        ("params", [1, -1], "params: expected a whole number"),
+        ("verified", 1, "verified: expected true or false"),
+        ("max_error", "much", "max_error: expected a number"),
+        ("groups", [["a", "channel", [], 1]], r"groups\[0\]: expected 5 entries"),
+        ("frozen", [{}], r"frozen\[0\]: expected an array"),
+        ("seconds", {"capture": "long"}, "expected a number"),
+        ("notes", None, "notes: expected an array"),
+        ("more", 1, "unknown entries"),
+    ],
+)
+def test_damaged_data(key: str, value: Any, message: str) -> None:
+    data = {**make_report().to_dict(), key: value}
+    with pytest.raises(PlanError, match=message):
+        Report.from_dict(data)
+    with pytest.raises(PlanError, match="missing"):
+        Report.from_dict({k: v for k, v in data.items() if k not in (key, "method")})
+
+
+def test_only_pruned_models_have_a_report() -> None:
+    with pytest.raises(FxpruneError, match=r"that fxprune.compile or fxprune.load returned, got Linear"):
+        report(nn.Linear(2, 2))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head, self.aside = nn.Linear(8, 5), nn.Linear(7, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def test_the_report_of_a_compilation() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    pruned = fxprune.compile(model, [torch.randn(8, 3, 6, 6)], 0.5, recover=None, progress=False)
+    found = fxprune.report(pruned)
+    used = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("aside"))
+    assert found.params == (used, sum(p.numel() for p in pruned.parameters()))
+    assert found.params[1] <= used / 2 and found.dropped == 56 and found.verified is True
+    assert [(row.name, row.kind, row.before) for row in found.groups] == [("conv", "channel", 8)]
+    assert found.units_removed == 8 - found.groups[0].after == 8 - pruned.conv.out_channels
+    assert {(row.tensor, row.axis, row.coordinates) for row in found.frozen} == {
+        ("conv.weight", 1, 3), ("head.weight", 0, 5), ("head.bias", 0, 5),
+    }  # fmt: skip
+    assert found.plan is not None and found.plan.budget == {"params": 0.5}
+    assert Report.from_dict(found.to_dict(), plan=found.plan) == found
+    assert dataclasses.replace(found, plan=None) != found
+
+
+def test_what_was_not_verified_says_so() -> None:
+    pruned = fxprune.compile(Net(), [torch.randn(8, 3, 6, 6)], 0.5, recover=None, verify=False, progress=False)
+    found = fxprune.report(pruned)
+    assert found.verified is None and "the comparison with the masked twin was not asked for" in found.notes
