@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 Shape = tuple[int, ...]
 ACTS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "none": lambda x: x}
@@ -462,6 +463,69 @@ class Einsum(Spec):
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         return torch.einsum("bchw,oc->bohw", x, m.weight)
+
+
+@dataclass(frozen=True)
+class Resize(Spec):
+    """Another spatial size: by stride, by pooling, by a strided transposed convolution."""
+
+    how: str = "stride"  # stride, max, up, half, subsample
+
+    def make(self, m: Block, shape: Shape) -> None:
+        m.small = shape[2] < 4
+        m.large = shape[2] > 8
+        if self.how in ("stride", "up"):
+            layer = nn.Conv2d if self.how == "stride" else nn.ConvTranspose2d
+            m.conv = layer(shape[1], 6, 2, stride=2)
+
+    def run(self, m: Block, x: Tensor) -> Tensor:
+        if m.large if self.how == "up" else m.small:
+            return x
+        if self.how in ("stride", "up"):
+            return m.conv(x)
+        if self.how == "max":
+            return F.max_pool2d(x, 2, ceil_mode=True)
+        return F.adaptive_avg_pool2d(x, 3) if self.how == "half" else x[:, :, ::2, 1::2]
+
+
+@dataclass(frozen=True)
+class Odd(Spec):
+    """Layouts that are rarer: im2col, 3d, maxout, channel folding, dropout and stochastic depth."""
+
+    how: str = "unfold"  # unfold, conv3d, maxout, fold, drop, permuted, prelu, gram, group_mean, padded
+
+    def make(self, m: Block, shape: Shape) -> None:
+        c = shape[1]
+        m.groups = gcd(c, 2)
+        m.linear = nn.Linear(9 * c if self.how == "unfold" else c, 6)
+        m.conv3d = nn.Conv3d(1, 2, (1, 3, 3), padding=(0, 1, 1))
+        m.prelu, m.drop = nn.PReLU(c), nn.Dropout2d(0.2)
+        m.depth = StochasticDepth(0.2, "row")
+        m.conv = nn.Conv2d(c, c, 1)
+
+    def run(self, m: Block, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        if self.how == "unfold":
+            return m.linear(F.unfold(x, 3, padding=1).transpose(1, 2)).transpose(1, 2).reshape(b, -1, h, w)
+        if self.how == "conv3d":
+            return m.conv3d(x.unsqueeze(1)).flatten(1, 2)
+        if self.how == "maxout":
+            return x.view(b, m.groups, c // m.groups, h, w).amax(1)
+        if self.how == "fold":
+            return F.fold(F.unfold(x, 3, padding=1), (h, w), 3, padding=1)
+        if self.how == "drop":
+            return x + m.depth(m.drop(m.conv(x)))
+        if self.how == "permuted":
+            return m.linear(x.permute(0, 2, 3, 1)).movedim(-1, 1)
+        if self.how == "prelu":
+            return m.prelu(x)
+        if self.how == "gram":
+            flat = x.flatten(2)
+            return (torch.bmm(torch.bmm(flat, flat.transpose(1, 2)) / (h * w), flat) * 0.1).view(b, c, h, w)
+        if self.how == "group_mean":
+            y = x.reshape(b, m.groups, -1, h, w)
+            return (y - y.mean(2, keepdim=True)).reshape(b, c, h, w)
+        return F.pad(x, (1, 0, 0, 1, 1, 2))[:, :, 1:, :-1]
 
 
 @dataclass(frozen=True)

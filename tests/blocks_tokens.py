@@ -161,13 +161,14 @@ class Attention(Spec):
         return torch.einsum("bhqk,bhkd->bhqd", weights, v) if self.how == "einsum" else weights @ v
 
     def expected(self, m: Block) -> dict[str, int]:
-        if self.size == 1 or self.groups == 1 or self.qkv != "separate":
-            return {}
-        if self.how == "bmm" or self.heads != self.groups:
-            return {"v": self.groups}
-        if self.normed or self.rotary:
-            return {"v": self.groups + self.size, "q": self.groups}
-        return {"v": self.groups + self.size, "q": self.groups + self.size}
+        inner = self.size // 2 if self.rotary and self.size % 2 == 0 else self.size  # rotation pairs dimensions
+        inner, value = (n if n > 1 else 0 for n in (inner, self.size))
+        heads = 0 if self.heads == 1 else self.heads if self.heads == self.groups else self.groups + self.heads // self.groups
+        heads = self.heads if self.groups == 1 else heads
+        groups = self.groups if self.groups > 1 else 0
+        if self.qkv == "separate":
+            return {"q": max(heads + inner, 0), "k": groups + inner, "v": groups + value}
+        return {"qkv": heads + inner + value}
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -361,3 +362,138 @@ class TokenSplit(Spec):
         half = y.shape[-1] // 2
         a, b = (y[..., :half], y[..., half:]) if self.how == "slice" else y.split([half, y.shape[-1] - half], -1)
         return torch.cat([b, a * torch.sigmoid(a.mean(1, keepdim=True))], -1)
+
+
+@dataclass(frozen=True)
+class Learned(Spec):
+    """Learned tensors in attention: queries, a bias for each head, a token in front."""
+
+    how: str = "queries"  # queries, bias, token
+
+    def make(self, m: Block, shape: Shape) -> None:
+        width, n = shape[-1], shape[1]
+        m.kv = nn.Linear(width, 16)
+        m.q = nn.Linear(width, 8)
+        m.out = nn.Linear(8, width)
+        if self.how == "queries":
+            m.queries = nn.Parameter(torch.randn(1, n, width))
+        elif self.how == "bias":
+            m.table = nn.Parameter(torch.randn(3, 2))
+            m.register_buffer("index", torch.arange(n * n).reshape(n, n) % 3)
+        else:
+            m.token = nn.Parameter(torch.randn(1, 1, width))
+
+    def run(self, m: Block, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        x = torch.cat([m.token.expand(b, -1, -1), x], 1) if self.how == "token" else x
+        k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in m.kv(x).chunk(2, -1))
+        q = m.q(m.queries.expand(b, n, -1) if self.how == "queries" else x).unflatten(-1, (2, 4)).transpose(1, 2)
+        bias = m.table[m.index].permute(2, 0, 1).unsqueeze(0) if self.how == "bias" else None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return m.out(y.transpose(1, 2).flatten(2))
+
+    def expected(self, m: Block) -> dict[str, int]:
+        return {"q": 6, "kv": 10}
+
+
+@dataclass(frozen=True)
+class LinearAttention(Spec):
+    """No softmax: q (k v), normalised by a sum, with or without a running sum over tokens."""
+
+    heads: int = 2
+    causal: bool = False
+
+    def make(self, m: Block, shape: Shape) -> None:
+        m.qkv, m.out = nn.Linear(shape[-1], 12 * self.heads), nn.Linear(4 * self.heads, shape[-1])
+
+    def run(self, m: Block, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (t.view(b, n, self.heads, 4).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        if self.causal:
+            y = torch.einsum("bhnd,bhnde->bhne", q, torch.einsum("bhnd,bhne->bhnde", k, v).cumsum(2))
+            scale = torch.einsum("bhnd,bhnd->bhn", q, k.cumsum(2))
+        else:
+            y = q @ (k.transpose(-2, -1) @ v)
+            scale = (q * k.sum(2, keepdim=True)).sum(-1)
+        return m.out((y / scale.unsqueeze(-1)).transpose(1, 2).reshape(b, n, -1))
+
+    def expected(self, m: Block) -> dict[str, int]:
+        return {"qkv": (self.heads if self.heads > 1 else 0) + 8}
+
+
+@dataclass(frozen=True)
+class Derived(Spec):
+    """A linear map whose weight is made at run time."""
+
+    how: str = "lowrank"  # lowrank, lora, masked, addmm, grouped, outer, weightnorm, stacked
+    out: int = 6
+
+    def make(self, m: Block, shape: Shape) -> None:
+        width = shape[-1]
+        m.a, m.b = nn.Parameter(torch.randn(3, width)), nn.Parameter(torch.randn(self.out, 3))
+        m.linear = nn.Linear(width, self.out)
+        if self.how == "masked":
+            m.register_buffer("mask", (torch.arange(self.out * width).reshape(self.out, width) % 3 > 0).double())
+        if self.how == "grouped":
+            m.groups = gcd(width, 2)
+            m.w = nn.Parameter(torch.randn(m.groups, width // m.groups, 4))
+        if self.how == "outer":
+            m.small = nn.Linear(width, 3)
+            m.last = nn.Linear(3 * self.out, width)
+        if self.how == "weightnorm":
+            m.linear = nn.utils.parametrizations.weight_norm(m.linear)
+
+    def run(self, m: Block, x: Tensor) -> Tensor:
+        if self.how == "lowrank":
+            return F.linear(x, m.b @ m.a)
+        if self.how == "lora":
+            return m.linear(x) + F.linear(F.linear(x, m.a), m.b) * 0.5
+        if self.how == "masked":
+            return F.linear(x, m.linear.weight * m.mask.to(x.dtype), m.linear.bias)
+        if self.how == "addmm":
+            flat = x.reshape(-1, x.shape[-1])
+            return torch.addmm(m.linear.bias, flat, m.linear.weight.t()).view(x.shape[0], x.shape[1], -1)
+        if self.how == "grouped":
+            y = torch.einsum("bngi,gio->bngo", x.unflatten(-1, (m.groups, -1)), m.w)
+            return y.flatten(-2)
+        if self.how == "outer":
+            y = m.linear(x).unsqueeze(-1) * m.small(x).unsqueeze(-2)
+            return m.last(y.flatten(-2))
+        if self.how == "stacked":
+            weight = torch.cat([m.linear.weight, m.b @ m.a], 0)
+            return F.linear(x, weight)
+        return m.linear(x)
+
+
+@dataclass(frozen=True)
+class Reduced(Spec):
+    """Statistics and orders over the width, which removed channels must not enter."""
+
+    how: str = "l2"  # l2, softmax, standard, amax, logsumexp, cumsum, sort, argmax, where, flip, roll, picked
+
+    def make(self, m: Block, shape: Shape) -> None:
+        m.linear = nn.Linear(shape[-1], 6)
+        m.register_buffer("index", torch.tensor([3, 0, 0, 5]))
+
+    def run(self, m: Block, x: Tensor) -> Tensor:
+        y = m.linear(x)
+        if self.how == "l2":
+            return F.normalize(y, dim=-1)
+        if self.how == "softmax":
+            return y.softmax(-1)
+        if self.how == "standard":
+            return (y - y.mean(-1, keepdim=True)) / (y.std(-1, keepdim=True) + 0.1)
+        if self.how in ("amax", "logsumexp"):
+            return y - (y.amax(-1, keepdim=True) if self.how == "amax" else y.logsumexp(-1, keepdim=True))
+        if self.how == "cumsum":
+            return y.cumsum(-1)
+        if self.how == "sort":
+            return y.sort(-1).values
+        if self.how == "argmax":
+            return y * F.one_hot(y.argmax(-1), 6).to(y.dtype) + y
+        if self.how == "where":
+            return torch.where(y > y.mean(1, keepdim=True), y, torch.zeros_like(y))
+        if self.how in ("flip", "roll"):
+            return y.flip(-1) if self.how == "flip" else y.roll(2, -1)
+        return y[..., m.index] if self.how == "picked" else y

@@ -171,6 +171,16 @@ token_leaves = st.one_of(
     st.builds(tokens.TokenTwice, how=pick(("shared", "tied", "transposed")), hidden=pick((4, 6))),
     st.builds(tokens.Experts, count=pick((2, 3)), out=pick((4, 6)), how=pick(("einsum", "stack"))),
     st.builds(tokens.TokenSplit, how=pick(("chunk", "slice", "repeat", "pool"))),
+    st.builds(tokens.Learned, how=pick(("queries", "bias", "token"))),
+    st.builds(tokens.LinearAttention, heads=pick((2, 3, 1)), causal=flag),
+    st.builds(
+        tokens.Derived, out=pick((4, 6)),
+        how=pick(("lowrank", "lora", "masked", "addmm", "grouped", "outer", "weightnorm", "stacked")),
+    ),
+    st.builds(
+        tokens.Reduced,
+        how=pick(("l2", "softmax", "standard", "amax", "logsumexp", "cumsum", "sort", "argmax", "where", "flip", "roll", "picked")),
+    ),
 )
 token_blocks = st.one_of(
     token_leaves,
@@ -201,6 +211,11 @@ image_leaves = st.one_of(
     st.builds(image.Buffered, how=pick(("persistent", "transient", "parameter")), op=pick(("mul", "add"))),
     st.builds(image.Gate, out=widths, how=pick(("glu", "chunk"))),
     st.builds(image.Einsum, out=widths),
+    st.builds(image.Resize, how=pick(("stride", "max", "up", "half", "subsample"))),
+    st.builds(
+        image.Odd,
+        how=pick(("unfold", "conv3d", "maxout", "fold", "drop", "permuted", "prelu", "gram", "group_mean", "padded")),
+    ),
 )  # fmt: skip
 image_blocks = st.one_of(
     image_leaves,

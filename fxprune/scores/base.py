@@ -133,16 +133,17 @@ def accumulate(per_channel: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
 
 
 def remaining_share(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns each score as a share of what is left of its group when its turn comes.
+    """Returns each score as a share of what is left of its group when its turn comes, times the group's whole.
 
-    LAMP (Lee et al. 2021, arXiv 2010.07611, Eq. 3): ``s_u / sum of s_v over s_v >= s_u``. It makes groups of any scale
-    comparable, and the last unit of a group worth the whole group.
+    LAMP (Lee et al. 2021, arXiv 2010.07611, Eq. 3) is the share ``s_u / sum of s_v over s_v >= s_u``: the last unit of a
+    group is worth the whole group. The whole says in how many layers the group matters, so that channels of a residual
+    stream, whose cost is that of all its layers, are not thrown away for the importance of one.
     """
     result = {}
     for name, score in scores.items():
         order = score.argsort(stable=True)
         tail = score[order].flip(0).cumsum(0).flip(0)
         share = torch.empty_like(score)
-        share[order] = score[order] / tail.clamp_min(torch.finfo(score.dtype).tiny)
+        share[order] = score.sum() * score[order] / tail.clamp_min(torch.finfo(score.dtype).tiny)
         result[name] = share
     return result

@@ -15,9 +15,9 @@ from fxprune.scores.base import Context, accumulate, register_scorer, remaining_
 
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """The Lp norm of a unit's own weights, averaged over the layers that make it.
+    """The Lp norm of a unit's own weights as a share of its layer's, summed over the layers that make it.
 
-    Scores are shares of what is left in their group (LAMP), so that layers of any scale compare.
+    Scores are weighed by what is left of their group (LAMP), so that layers of any scale compare.
 
     Attributes:
         p: 1 or 2.
@@ -30,10 +30,10 @@ class Magnitude:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, mean over makers."""
+        """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, as shares, over all makers."""
         coupling = context.coupling
         readers = {(str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis}
-        total, makers = context.zeros(), context.zeros()
+        total = context.zeros()
         for axis in coupling.axes:
             tensor = attribute(coupling.captured.module, axis.tensor).detach()
             if not axis.is_parameter or tensor.dim() < 2 or (axis.tensor, axis.dim) in readers:
@@ -41,9 +41,9 @@ class Magnitude:
             powers = tensor.double().abs().pow(self.p).transpose(0, axis.dim).flatten(1).sum(dim=1)
             here = context.zeros()
             accumulate(here, axis.labels, powers)
-            total += here ** (1 / self.p)
-            makers[np.unique(axis.labels)] += 1
-        return remaining_share(context.by_group(total / np.maximum(makers, 1)))
+            norms = here ** (1 / self.p)
+            total += norms / max(norms[coupling.units].sum(), np.finfo(np.float64).tiny)
+        return remaining_share(context.by_group(total))
 
 
 register_scorer("magnitude", Magnitude)
