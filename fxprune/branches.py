@@ -76,8 +76,8 @@ def _reads_constant(coupling: Coupling, node: fx.Node, constant: set[fx.Node]) -
 
 
 def _reach(graph: fx.Graph, constant: set[fx.Node]) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
-    """Returns what the result needs, and the constants that it meets first on the way back."""
-    waiting = [node for node in graph.nodes if node.op == "output"]
+    """Returns what the result or a mutation needs, and the constants that are met first on the way back."""
+    waiting = [node for node in graph.nodes if node.op == "output" or node.is_impure()]
     live: set[fx.Node] = set(waiting)
     frontier: dict[fx.Node, None] = {}
     while waiting:

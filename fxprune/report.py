@@ -12,11 +12,8 @@ from tabulate import tabulate
 from torch import nn
 
 from fxprune import untrusted
-from fxprune.coupling import Coupling
 from fxprune.errors import FxpruneError
 from fxprune.plan import Plan
-from fxprune.solve import Solution
-from fxprune.verify import Certificate
 
 #: The rows of a table that are printed; the middle of a longer one is left out.
 ROWS = 24
@@ -165,62 +162,6 @@ def report(pruned: nn.Module) -> Report:
     return found
 
 
-def make_report(
-    coupling: Coupling,
-    solution: Solution,
-    plan: Plan,
-    certificate: Certificate | None,
-    skipped: Sequence[str],
-    seconds: Mapping[str, float],
-) -> Report:
-    """Returns the report of a compilation.
-
-    Args:
-        coupling: what could go.
-        solution: what went.
-        plan: the same as plain data.
-        certificate: what the comparison with the masked twin found; None if there was none.
-        skipped: corrections that recovery did not make.
-        seconds: stage -> seconds.
-    """
-    captured = coupling.captured
-    kept = ~solution.removed[coupling.units]
-    groups = (
-        GroupRow(group.name, group.kind, group.producers, len(group.units), int(kept[group.units].sum()))
-        for group in coupling.groups
-    )
-    unused = (parameter for name, parameter in captured.model.named_parameters() if name in captured.unused)
-    notes = [
-        *captured.notes,
-        *(f"{op} in {where or 'the model'} has no rule" for op, where in coupling.unsupported),
-    ]
-    if certificate is None:
-        notes.append("the comparison with the masked twin was not asked for")
-    elif certificate.note:
-        notes.append(certificate.note)
-    return Report(
-        params=(solution.before.params, solution.after.params),
-        macs=(solution.before.macs, solution.after.macs),
-        bytes=(solution.before.bytes, solution.after.bytes),
-        method=plan.method,
-        groups=tuple(groups),
-        units_removed=int((~kept).sum()),
-        verified=certificate.verified if certificate else None,
-        max_error=certificate.max_error if certificate else None,
-        tolerance=certificate.tolerance if certificate else None,
-        dtype=certificate.dtype if certificate else "",
-        frozen=tuple(
-            FrozenRow(row.tensor, row.dim, row.coordinates, row.reason) for row in coupling.frozen()
-        ),
-        collapsed=plan.collapsed,
-        dropped=sum(parameter.numel() for parameter in unused),
-        skipped=tuple(skipped),
-        seconds=dict(seconds),
-        notes=tuple(dict.fromkeys(notes)),
-        plan=plan,
-    )
-
-
 def _totals(report: Report) -> str:
     rows = [
         (name, f"{before:,}", f"{after:,}", _share(before, after), _factor(before, after))
@@ -278,7 +219,9 @@ def _certificate(report: Report) -> str:
     if report.verified:
         return f"verified: equal to the masked twin, relative error {error}{limit}"
     if report.verified is None:
-        return "not verified: nothing was compared that could tell; see the notes"
+        return "not verified: " + (
+            "the comparison could not tell; see the notes" if report.dtype else "not compared"
+        )
     return f"WRONG: differs from the masked twin, relative error {error}{limit}"
 
 

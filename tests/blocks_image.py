@@ -189,6 +189,8 @@ class Residual(Spec):
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         y = m.norm(m.last(m.body(x)))
+        if y.shape[2:] != x.shape[2:]:
+            x = F.adaptive_avg_pool2d(x, y.shape[2:])
         if self.skip == "project":
             x = m.project(x)
         if self.skip == "pad" and m.extra:
@@ -539,5 +541,5 @@ class AsTokens(Spec):
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
-        y = m.body(x.flatten(2).transpose(1, 2))
+        y = m.body(x.flatten(2).transpose(1, 2))[:, -h * w :]  # without tokens put in front
         return y.transpose(1, 2).reshape(b, -1, h, w)

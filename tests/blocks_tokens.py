@@ -228,7 +228,7 @@ class TokenResidual(Spec):
             m.gamma = nn.Parameter(torch.ones(shape[-1]))
 
     def run(self, m: Block, x: Tensor) -> Tensor:
-        y = m.last(m.body(m.norm(x)))
+        y = m.last(m.body(m.norm(x)))[:, -x.shape[1] :]  # without tokens put in front
         return x + (y * m.gamma if self.scaled else y)
 
 

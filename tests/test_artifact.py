@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -56,8 +57,6 @@ def compiled() -> fxprune.PrunedModule:
 
 @pytest.fixture
 def pruned(compiled: fxprune.PrunedModule) -> fxprune.PrunedModule:
-    import copy
-
     return copy.deepcopy(compiled)
 
 
@@ -116,17 +115,13 @@ def test_training_and_another_dtype_survive(pruned: fxprune.PrunedModule, tmp_pa
     pruned(**BATCH)["scores"].square().mean().backward()
     optimiser.step()
     fxprune.save(pruned, tmp_path / "trained")
-    assert torch.equal(scores(fxprune.load(tmp_path / "trained", _same_scale())), scores(pruned))
+    assert torch.equal(scores(fxprune.load(tmp_path / "trained", make_model())), scores(pruned))
     half = pruned.to(torch.bfloat16)
     fxprune.save(half, tmp_path / "half")
-    again = fxprune.load(tmp_path / "half", _same_scale())
+    again = fxprune.load(tmp_path / "half", make_model())
     assert all(torch.equal(again.state_dict()[k], v) and v.dtype == torch.bfloat16 for k, v in half.state_dict().items())
     state = again.state_dict(keep_vars=True)
     assert state["head.weight"] is state["embed.weight"]
-
-
-def _same_scale() -> Tied:
-    return make_model()
 
 
 def test_what_is_loaded_can_be_saved_and_trained(saved: Path, tmp_path: Path) -> None:
@@ -259,7 +254,7 @@ def test_a_damaged_artifact(saved: Path, damage: Callable[[Path], Any], message:
 
 
 def test_an_artifact_of_another_model(saved: Path) -> None:
-    with pytest.raises(PlanError, match=r"another model:\n  .*expected \[10, 12\], got \[10, 14\]"):
+    with pytest.raises(PlanError, match=r"another model:\n  down.bias: expected \[12\], got \[14\]"):
         fxprune.load(saved, Tied(width=14))
     with pytest.raises(PlanError, match="the model has no such tensor"):
         fxprune.load(saved, nn.Linear(2, 2))
@@ -321,9 +316,7 @@ def test_a_kill_leaves_the_old_or_the_new(pruned: fxprune.PrunedModule, tmp_path
     for last in range(1000):
         if _saved_before_kill(pruned, directory, last):
             break
-        if replace:
-            found.append(stored_mark(directory))
-        elif directory.exists():
+        if replace or directory.exists():
             found.append(stored_mark(directory))
     assert last > 10 and stored_mark(directory) == 2.0
     assert found == sorted(found) and set(found) <= {1.0, 2.0}

@@ -50,7 +50,7 @@ def test_a_model_without_such_a_parameter() -> None:
 
 
 def test_a_call_without_json_form_is_kept_until_it_is_saved() -> None:
-    point = namedtuple("point", "x")  # noqa: PYI024
+    point = namedtuple("point", "x")
     for odd in (point(torch.ones(1)), object(), {1: torch.ones(1)}):
         spec = ExampleSpec.of({"x": odd})
         with pytest.raises(PlanError, match="no JSON form"):

@@ -46,6 +46,10 @@ def product(
             node, operands[source], dim, axis_of[letter], loops, macs if loops else 0, weight,
             other[1] if other is not None else 1, None if other is None or other[0] is weight else other,
         )  # fmt: skip
+    if weight is None and len(operands) == 2:
+        shared = {letter for letter in subscripts[0] if letter in subscripts[1] and letter in out}
+        rest = [axis for letter, axis in axis_of.items() if letter not in shared]
+        _mark_heads(t, tuple(axis_of[letter] for letter in shared), rest)
     return tuple(axis_of[letter] for letter in out)
 
 
@@ -69,8 +73,8 @@ def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     left_names = [*batch[len(batch) - max(n - 2, 0) :], *rows, "k"]
     right_names = [*batch[len(batch) - max(m - 2, 0) :], "k", *columns]
     axes = product(t, node, [left, right], [left_names, right_names], [*batch, *rows, *columns])
-    _mark_heads(t, axes[: len(batch)], [axes[-1], t.axes(left, node)[-1]])
-    return axes
+    if batch:
+        return axes
 
 
 def _mark_heads(t: Tracer, batch: Axes, rest: Sequence[Axis]) -> None:
