@@ -119,7 +119,10 @@ def test_training_and_another_dtype_survive(pruned: fxprune.PrunedModule, tmp_pa
     half = pruned.to(torch.bfloat16)
     fxprune.save(half, tmp_path / "half")
     again = fxprune.load(tmp_path / "half", make_model())
-    assert all(torch.equal(again.state_dict()[k], v) and v.dtype == torch.bfloat16 for k, v in half.state_dict().items())
+    assert all(
+        torch.equal(again.state_dict()[k], v) and v.dtype == torch.bfloat16
+        for k, v in half.state_dict().items()
+    )
     state = again.state_dict(keep_vars=True)
     assert state["head.weight"] is state["embed.weight"]
 
@@ -138,7 +141,12 @@ def test_memory_that_tensors_share_is_written_apart() -> None:
         def __init__(self) -> None:
             super().__init__()
             whole = torch.arange(8.0)
-            for name, part in {"a": whole[:4], "b": whole[2:6], "c": whole[:4], "d": whole.view(2, 4).t()}.items():
+            for name, part in {
+                "a": whole[:4],
+                "b": whole[2:6],
+                "c": whole[:4],
+                "d": whole.view(2, 4).t(),
+            }.items():
                 self.register_buffer(name, part)
             self.register_buffer("e", torch.ones(0))
             self.register_buffer("f", torch.ones(0))
@@ -244,7 +252,10 @@ def flip(name: str) -> Callable[[Path], None]:
         (edit_manifest(lambda m: m["ties"].update(x="up.bias")), "'x' is not in the pruned model"),
         (edit_tensors(lambda t: t.pop("up.bias")), "'up.bias' is missing"),
         (edit_tensors(lambda t: t.update(more=torch.ones(1))), "'more' is not in the pruned model"),
-        (edit_tensors(lambda t: t.update({"up.bias": torch.ones(99)})), r"up.bias: the plan leaves \[\d+\], got \[99\]"),
+        (
+            edit_tensors(lambda t: t.update({"up.bias": torch.ones(99)})),
+            r"up.bias: the plan leaves \[\d+\], got \[99\]",
+        ),
     ],
 )
 def test_a_damaged_artifact(saved: Path, damage: Callable[[Path], Any], message: str) -> None:
@@ -307,7 +318,9 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in its tracks")
 @pytest.mark.parametrize("replace", [True, False])
-def test_a_kill_leaves_the_old_or_the_new(pruned: fxprune.PrunedModule, tmp_path: Path, replace: bool) -> None:
+def test_a_kill_leaves_the_old_or_the_new(
+    pruned: fxprune.PrunedModule, tmp_path: Path, replace: bool
+) -> None:
     directory = tmp_path / "out"
     if replace:
         fxprune.save(marked(pruned, 1.0), directory)
@@ -362,7 +375,9 @@ def _failing_steps() -> Iterator[Callable[[int], None]]:
         yield fail
 
 
-def test_saving_again_replaces(pruned: fxprune.PrunedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_again_replaces(
+    pruned: fxprune.PrunedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     fxprune.save(marked(pruned, 1.0), "a/b")
     fxprune.save(marked(pruned, 2.0), Path("a") / "b")

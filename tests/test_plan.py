@@ -75,7 +75,9 @@ def plans(draw: st.DrawFn) -> Plan:
             kept = draw(st.none() | st.sets(st.integers(0, size - 1), max_size=size - 1))
             if kept is not None:
                 keep.setdefault(name, {})[axis] = tuple(sorted(kept))
-    return make_plan(keep=keep, shapes=shapes, method=draw(st.text()), seed=draw(st.integers(-(2**63), 2**63 - 1)))
+    return make_plan(
+        keep=keep, shapes=shapes, method=draw(st.text()), seed=draw(st.integers(-(2**63), 2**63 - 1))
+    )
 
 
 @given(plans())
@@ -203,7 +205,11 @@ def test_a_mutated_text_is_refused_or_the_same_plan(data: st.DataObject) -> None
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
@@ -263,6 +269,6 @@ def test_a_plan_for_another_model(model: Any, message: str) -> None:
 
 def test_only_the_first_differences_are_named() -> None:
     plan = make_plan(shapes={f"layer{i}": (1,) for i in range(9)}, keep={})
-    with pytest.raises(PlanError, match="layer4: .*\n  and 4 more") as error:
+    with pytest.raises(PlanError, match=r"layer4: .*\n  and 4 more") as error:
         check_fits(plan, Small())
     assert "layer5" not in str(error.value)

@@ -46,7 +46,9 @@ def make_report(**changes: Any) -> Report:
 
 
 def test_the_printed_form() -> None:
-    assert str(make_report()) == """\
+    assert (
+        str(make_report())
+        == """\
 fxprune: variance
                     before      after    kept    smaller
 ---------------  ---------  ---------  ------  ---------
@@ -73,7 +75,8 @@ note: a note
 seconds: capture 1.50, couple 0.25; 1.75 in all
 
 verified: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, float32)""".replace(
-        "-----------------------\n", "------------------------\n"
+            "-----------------------\n", "------------------------\n"
+        )
     )
 
 
@@ -83,7 +86,10 @@ verified: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, flo
         ({"verified": None}, "not verified: the comparison could not tell; see the notes"),
         ({"verified": None, "max_error": None, "dtype": ""}, "not verified: not compared"),
         ({"verified": False}, "WRONG: differs from the masked twin, relative error 3.2e-06"),
-        ({"max_error": None, "tolerance": None}, "verified: equal to the masked twin, relative error unknown"),
+        (
+            {"max_error": None, "tolerance": None},
+            "verified: equal to the masked twin, relative error unknown",
+        ),
     ],
 )
 def test_the_certificate_line(changes: dict[str, Any], line: str) -> None:
@@ -92,7 +98,9 @@ def test_the_certificate_line(changes: dict[str, Any], line: str) -> None:
 
 def test_long_tables_lose_their_middle() -> None:
     rows = tuple(GroupRow(f"g{i}", "channel", ("a",), 4, 2) for i in range(100))
-    lines = [line.split()[0] for line in str(make_report(groups=rows, frozen=(), seconds={})).splitlines() if line]
+    lines = [
+        line.split()[0] for line in str(make_report(groups=rows, frozen=(), seconds={})).splitlines() if line
+    ]
     names = [line for line in lines if line.startswith(("g", "...")) and not line.startswith("group")]
     half = ROWS // 2
     assert names == [f"g{i}" for i in range(half)] + ["..."] + [f"g{i}" for i in range(100 - half, 100)]
@@ -169,6 +177,8 @@ def test_the_report_of_a_compilation() -> None:
 
 
 def test_what_was_not_verified_says_so() -> None:
-    pruned = fxprune.compile(Net(), [torch.randn(8, 3, 6, 6)], 0.5, recover=None, verify=False, progress=False)
+    pruned = fxprune.compile(
+        Net(), [torch.randn(8, 3, 6, 6)], 0.5, recover=None, verify=False, progress=False
+    )
     found = fxprune.report(pruned)
     assert found.verified is None and str(found).endswith("not verified: not compared")

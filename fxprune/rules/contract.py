@@ -101,7 +101,14 @@ def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     names = left.split(",")
     if "->" not in a.equation or any(len(set(part)) != len(part) for part in [*names, right]) or "." in a.equation:
         return None
-    return product(t, node, a.tensors, [list(part) for part in names], list(right))
+    axes = product(t, node, a.tensors, [list(part) for part in names], list(right))
+    shared = set.intersection(*map(set, names))
+    if len(names) == 2 and shared - set(right) and all(set(part) & set(right) - shared for part in names):
+        batch = tuple(axis for letter, axis in zip(right, axes, strict=True) if letter in shared)
+        rest = [axis for x, part in zip(a.tensors, names, strict=True)
+                for letter, axis in zip(part, t.axes(x, node), strict=True) if letter not in right or letter not in shared]  # fmt: skip
+        _mark_heads(t, batch, rest)
+    return axes
 
 
 register(["linear.default"], _linear)

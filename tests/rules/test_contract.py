@@ -59,15 +59,17 @@ CASES = [
         "matmul over heads",
         lambda: _two(lambda m, p, q: m.o((_heads(p, 3, 4) @ _heads(q, 3, 4).transpose(-1, -2)).sum(1)), 7),
         [(3, 7, 5)],
-        ["3 head: p.weight[0]x4", "4 head_dim: p.weight[0]x3"],
-        statistic=True,
+        [
+            "3 head: p.weight[0]x4 p.bias[0]x4 q.weight[0]x4 q.bias[0]x4",
+            "4 head_dim: p.weight[0]x3 p.bias[0]x3 q.weight[0]x3 q.bias[0]x3",
+        ], statistic=True,
     ),
     Case(
         "mm", lambda: Fn(lambda m, x: m.b(A.mm.default(m.a(x), m.w)), a=nn.Linear(5, 6),
                          w=nn.Parameter(torch.randn(6, 7)), b=nn.Linear(7, 2)), [(3, 5)],
         ["6 channel: w[0] a.weight[0] a.bias[0]", "7 channel: w[1] b.weight[1]"],
     ),
-    Case("bmm", lambda: _two(lambda m, p, q: m.o(torch.bmm(p.transpose(1, 2), q)), 12), [(3, 7, 5)], []),
+    Case("bmm", lambda: _two(lambda m, p, q: m.o(torch.bmm(p.transpose(1, 2), q)), 12), [(3, 7, 5)], ["12 channel: q.weight[0] q.bias[0] o.weight[1]"]),
     Case(
         "mv", lambda: Fn(lambda m, x: torch.mv(m.a(x), m.w), a=nn.Linear(5, 6), w=nn.Parameter(torch.randn(6))), [(3, 5)],
         ["6 channel: w[0] a.weight[0] a.bias[0]"],
@@ -89,14 +91,14 @@ CASES = [
         lambda: Fn(lambda m, x: m.b(torch.addmm(m.s, m.a(x), m.w)), a=nn.Linear(5, 6),
                    w=nn.Parameter(torch.randn(6, 7)), s=nn.Parameter(torch.randn(7)), b=nn.Linear(7, 2)),
         [(3, 5)],
-        [],
+        ["6 channel: w[0] a.weight[0] a.bias[0]", "7 channel: w[1] s[0] b.weight[1]"],
     ),
     Case(
         "baddbmm",
         lambda: Fn(lambda m, x: m.o(torch.baddbmm(m.s, m.p(x).transpose(1, 2), m.q(x), beta=0.5)), p=nn.Linear(5, 4),
                    q=nn.Linear(5, 6), s=nn.Parameter(torch.randn(1, 4, 6)), o=nn.Linear(6, 2)),
         [(3, 7, 5)],
-        [],
+        ["6 channel: s[2] q.weight[0] q.bias[0] o.weight[1]"],
     ),
     Case(
         "einsum of attention",
@@ -105,20 +107,23 @@ CASES = [
                 "blhd,bmhd->bhlm", p.unflatten(2, (3, 4)), q.unflatten(2, (3, 4))).softmax(-1),
                 q.unflatten(2, (3, 4))).flatten(2)), 12),
         [(3, 7, 5)],
-        [],
+        [
+            "3 head: p.weight[0]x4 p.bias[0]x4 q.weight[0]x4 q.bias[0]x4 o.weight[1]x4",
+            "4 head_dim: p.weight[0]x3 p.bias[0]x3 q.weight[0]x3 q.bias[0]x3 o.weight[1]x3",
+        ],
     ),
     Case(
         "einsum of one operand",
         lambda: Fn(lambda m, x: torch.einsum("oi->o", m.w) * m.a(x), a=nn.Linear(5, 6), w=nn.Parameter(torch.randn(6, 4))),
         [(3, 5)],
-        [],
+        ["4 channel: w[1]"],
     ),
     Case(
         "einsum of three operands",
         lambda: Fn(lambda m, x: torch.einsum("bi,oi,o->bo", m.a(x), m.w, m.s), a=nn.Linear(5, 6),
                    w=nn.Parameter(torch.randn(4, 6)), s=nn.Parameter(torch.randn(4))),
         [(3, 5)],
-        [],
+        ["6 channel: w[1] a.weight[0] a.bias[0]"],
     ),
 ]  # fmt: skip
 
