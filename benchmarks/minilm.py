@@ -23,7 +23,9 @@ CRITERIA = ("variance", "magnitude", "random")
 RECOVERIES = (None, "mean_shift", "covariance")
 
 
-def run(model: nn.Module, method: str, recover: str | None, ratio: float, count: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def run(
+    model: nn.Module, method: str, recover: str | None, ratio: float, count: int, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
     """Compiles once and returns the pruned encoder and one line of the table."""
     start = time.perf_counter()
     pruned = fxprune.compile(
@@ -92,7 +94,9 @@ def main() -> None:
         dense = minilm.spearman(model)
     except MissingDataError as error:
         skip(error)
-    rows: list[dict[str, Any]] = [{"ratio": 0.0, "criterion": "dense", "spearman": round(dense, 4), "params": params(model)}]
+    rows: list[dict[str, Any]] = [
+        {"ratio": 0.0, "criterion": "dense", "spearman": round(dense, 4), "params": params(model)}
+    ]
     variants: dict[str, nn.Module] = {}
     for ratio in options.ratios:
         for method in CRITERIA[:1] if options.quick else CRITERIA:

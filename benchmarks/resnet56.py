@@ -23,7 +23,9 @@ CALIBRATION = {None: 512, "mean_shift": 2560, "covariance": 2048, "sequential": 
 STATISTICS = 2560  # images for the criterion
 
 
-def run(model: Any, images: Any, labels: Any, method: str, recover: str | None, **target: Any) -> dict[str, Any]:
+def run(
+    model: Any, images: Any, labels: Any, method: str, recover: str | None, **target: Any
+) -> dict[str, Any]:
     """Compiles once and returns one line of the table."""
     count = max(CALIBRATION[recover], STATISTICS if method == "variance" else 0)
     train = cifar.batches(*cifar.train_set(count), 256)

@@ -22,20 +22,21 @@ from fxprune.coupling import couple
 from fxprune.data import Batches, check_weights, device_of, probe
 from fxprune.errors import BudgetError, VerificationError
 from fxprune.plan import Plan, check_fits
-from fxprune.recover import recover as recover_weights
 from fxprune.record import make_plan, make_report, removed_by, shapes_of
+from fxprune.recover import recover as recover_weights
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
-from fxprune.rewrite.slice import keep_indices, slice_graph
+from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer, score, scorer_of
 from fxprune.solve import Constraints, Solution, solve
-from fxprune.verify import Certificate, verify as verify_against_twin
+from fxprune.verify import Certificate
+from fxprune.verify import verify as verify_against_twin
 
 #: Stands for "whatever the method prefers".
 AUTO: Literal["auto"] = "auto"
 
 
-def compile(  # noqa: A001 - the compiler's verb
+def compile(
     model: nn.Module,
     calib_data: Any,
     budget: float | Budget | None = None,
@@ -91,7 +92,9 @@ def compile(  # noqa: A001 - the compiler's verb
     """
     scorer = scorer_of(method)
     wanted = _wanted(budget, ratios)
-    constraints = Constraints(tuple(units), tuple(ignore), _positive("round_to", round_to, 1), _positive("min_keep", min_keep, 0))
+    constraints = Constraints(
+        tuple(units), tuple(ignore), _positive("round_to", round_to, 1), _positive("min_keep", min_keep, 0)
+    )
     how = scorer.defaults.get("recover", "covariance") if recover == AUTO else recover
     stages = Stages(progress)
 
@@ -101,7 +104,9 @@ def compile(  # noqa: A001 - the compiler's verb
         first = batches.first()
         probe(model, first)
     with stages("capture"):
-        captured = capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=_others(batches, first))
+        captured = capture(
+            model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=_others(batches, first)
+        )
         inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
         coupling = couple(captured, strict=strict)
@@ -121,7 +126,12 @@ def compile(  # noqa: A001 - the compiler's verb
         certificate = None
         if verify:
             certificate = verify_against_twin(
-                coupling, solution.removed, pruned, (first.args, first.kwargs), tensors=recovery.tensors, dtype=verify_dtype
+                coupling,
+                solution.removed,
+                pruned,
+                (first.args, first.kwargs),
+                tensors=recovery.tensors,
+                dtype=verify_dtype,
             )
             _insist(certificate)
     plan = make_plan(coupling, solution, wanted, scorer.name, seed)
@@ -151,7 +161,9 @@ def apply(model: nn.Module, plan: Plan) -> PrunedModule:
 
 def _wanted(budget: float | Budget | None, ratios: Any) -> Budget | None:
     if budget is None and ratios is None:
-        raise BudgetError("give a budget, such as 0.5 to keep half of the parameters, or ratios by layer; got neither")
+        raise BudgetError(
+            "give a budget, such as 0.5 to keep half of the parameters, or ratios by layer; got neither"
+        )
     return None if budget is None else as_budget(budget)
 
 
@@ -188,8 +200,9 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         """Runs one stage."""
         start = time.perf_counter()
-        with tqdm(total=1, desc=f"fxprune {name}", leave=False, disable=None if self.progress else True) as bar:
+        with tqdm(
+            total=1, desc=f"fxprune {name}", leave=False, disable=None if self.progress else True
+        ) as bar:
             yield
             bar.update()
         self.seconds[name] = time.perf_counter() - start
-

@@ -264,12 +264,13 @@ def concat(channels: Channels, axes: Sequence[Axis], reason: str) -> Axis:
             freeze(channels, axis, reason)
         return fixed(total)
     width = max(part.shape[1] for part in parts if part is not None)
-    return labelled(np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]))) for p in parts if p is not None]))
+    return labelled(
+        np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]))) for p in parts if p is not None])
+    )
 
 
 def keep_mask(labels: Ids, removed: Mask) -> Mask:
     """Returns which coordinates stay when ``removed`` (a flag for each channel id) are gone; labels are resolved."""
     if not labels.shape[1]:
         return np.ones(len(labels), bool)
-    kept: Mask = ~removed[labels].any(axis=1)
-    return kept
+    return np.asarray(~removed[labels].any(axis=1), bool)

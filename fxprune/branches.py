@@ -56,7 +56,9 @@ def collapse_of(coupling: Coupling, slicer: Slicer) -> Collapse:
             if node in starts or (_keeps_constant(node) and _reads_constant(coupling, node, constant)):
                 constant.add(node)
     live, frontier = _reach(graph, constant)
-    legal = all(_meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live)
+    legal = all(
+        _meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live
+    )
     legal &= all(_filled(coupling, slicer, node) for node in live)
     return Collapse(frozenset(constant), frontier, live, legal)
 
@@ -147,18 +149,28 @@ def channel_dim(coupling: Coupling, node: fx.Node) -> int:
             weight = coupling.captured.info[start.weight] if start.weight is not None else None
             spatial = len(weight.shape) - 2 if weight is not None else 0
             return rank - 1 - spatial
-        node = next(s for s in node.all_input_nodes if s.op != "get_attr" and coupling.captured.info.get(s) is not None)
+        node = next(
+            s
+            for s in node.all_input_nodes
+            if s.op != "get_attr" and coupling.captured.info.get(s) is not None
+        )
 
 
 def constant_value(
-    coupling: Coupling, collapse: Collapse, node: fx.Node, tensors: Mapping[str, Tensor], memo: dict[fx.Node, Any]
+    coupling: Coupling,
+    collapse: Collapse,
+    node: fx.Node,
+    tensors: Mapping[str, Tensor],
+    memo: dict[fx.Node, Any],
 ) -> Tensor:
     """Returns a constant node's value, every dimension of size one but the channels'."""
     if node in memo:
         value: Tensor = memo[node]
         return value
     if node.op == "get_attr":
-        memo[node] = tensors.get(str(node.target), attribute(coupling.captured.module, str(node.target))).detach()
+        memo[node] = tensors.get(
+            str(node.target), attribute(coupling.captured.module, str(node.target))
+        ).detach()
     elif any(c.node is node for c in coupling.contractions):
         info: TensorInfo = coupling.captured.info[node]
         dim = channel_dim(coupling, node)
@@ -170,6 +182,7 @@ def constant_value(
             vector = constant_value(coupling, collapse, added, tensors, memo)
         memo[node] = vector.reshape([-1 if d == dim else 1 for d in range(len(info.shape))])
     else:
+
         def get(n: fx.Node) -> Any:
             return constant_value(coupling, collapse, n, tensors, memo)
 

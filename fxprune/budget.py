@@ -34,14 +34,20 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise BudgetError(f"{name} must be a float (share) or an int (absolute), got {value!r}")
             if isinstance(value, float) and not 0 < value <= 1:
-                raise BudgetError(f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int")
+                raise BudgetError(
+                    f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int"
+                )
             if isinstance(value, int) and value <= 0:
                 raise BudgetError(f"an absolute bound on {name} must be positive, got {value}")
 
     def limits(self, before: Cost) -> dict[int, int]:
         """Returns the bounds as absolute numbers, by index into `Cost`."""
         bounds = {0: (self.params, before.params), 1: (self.macs, before.macs)}
-        return {i: int(v * full) if isinstance(v, float) else v for i, (v, full) in bounds.items() if v is not None}
+        return {
+            i: int(v * full) if isinstance(v, float) else v
+            for i, (v, full) in bounds.items()
+            if v is not None
+        }
 
 
 def as_budget(budget: float | Budget) -> Budget:

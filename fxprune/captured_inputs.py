@@ -45,4 +45,6 @@ class CalibrationInputs:
             try:
                 yield self.captured.call.flatten(batch.args, batch.kwargs)
             except TypeError as error:
-                raise CalibrationError(f"calibration batch {index} does not fit the captured model: {error}") from error
+                raise CalibrationError(
+                    f"calibration batch {index} does not fit the captured model: {error}"
+                ) from error

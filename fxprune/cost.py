@@ -132,7 +132,9 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
             continue
         tensor = attribute(coupling.captured.module, str(node.target))
         info: TensorInfo = coupling.captured.info[node]
-        coefficient, numbers = factors.term(math.prod(info.shape), [x for axis in axes for x in labels_of(axis)])
+        coefficient, numbers = factors.term(
+            math.prod(info.shape), [x for axis in axes for x in labels_of(axis)]
+        )
         numbers += guarded.get(str(node.target), [])
         if isinstance(tensor, torch.nn.Parameter):
             terms.append((coefficient, numbers, 0))
@@ -154,7 +156,9 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
     return _pack(factors.arrays, terms, factors.guards)
 
 
-def _guards(coupling: Coupling, factors: _Factors, vanishing: Mapping[str, frozenset[str]]) -> dict[str, list[int]]:
+def _guards(
+    coupling: Coupling, factors: _Factors, vanishing: Mapping[str, frozenset[str]]
+) -> dict[str, list[int]]:
     """Returns for each tensor the guards that must all stand for it to be there."""
     guarded: dict[str, list[int]] = {}
     for group in coupling.groups:
@@ -182,5 +186,9 @@ def _pack(
     full = sizes.copy()
     full[list(guards)] = 1
     return CostModel(
-        np.concatenate(rows), np.repeat(np.arange(len(arrays)), sizes[:-1]), full, packed, np.array(guards, np.int64)
+        np.concatenate(rows),
+        np.repeat(np.arange(len(arrays)), sizes[:-1]),
+        full,
+        packed,
+        np.array(guards, np.int64),
     )

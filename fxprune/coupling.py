@@ -135,7 +135,11 @@ class Coupling:
 
     def explain(self, layer: str) -> str:
         """Returns, as text, what couples a layer's parameters and what holds them (``fnmatch`` patterns allowed)."""
-        chosen = [a for a in self.axes if fnmatch.fnmatchcase(a.layer, layer) or fnmatch.fnmatchcase(a.tensor, layer)]
+        chosen = [
+            a
+            for a in self.axes
+            if fnmatch.fnmatchcase(a.layer, layer) or fnmatch.fnmatchcase(a.tensor, layer)
+        ]
         if not chosen:
             return f"{layer}: no parameter of that name is in the graph"
         frozen = {(f.tensor, f.dim): f for f in self.frozen()}
@@ -198,7 +202,11 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
 
 def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> None:
     info = t.captured.info.get(node)
-    if any(source in t.bound for source in node.all_input_nodes) and info is not None and not isinstance(info, int):
+    if (
+        any(source in t.bound for source in node.all_input_nodes)
+        and info is not None
+        and not isinstance(info, int)
+    ):
         t.bound.add(node)
     if node.op == "output":
         for value in node.all_input_nodes:
@@ -214,7 +222,7 @@ def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, 
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and info is None:
             _freeze_unknown(t, node, strict, unsupported)
     elif node.target is operator.getitem:
-        t.values[node] = t.values[node.args[0]][node.args[1]]
+        t.values[node] = t.values[node.all_input_nodes[0]][node.args[1]]
     else:
         rule = rule_of(node.target)
         axes = rule.couple(t, node, bind(node)) if rule is not None else None
@@ -244,7 +252,9 @@ def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tu
     if touched:
         unsupported.append((str(node.target), str(node.meta.get("module", ""))))
         if strict:
-            lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
+            lines = [
+                line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line
+            ]
             raise UnsupportedOpError(
                 f"{node.target} in module {node.meta.get('module', '?')!r} ({lines[-1] if lines else 'no source line'})"
                 " has no coupling rule; without strict=True everything it touches is kept as it is"
@@ -264,8 +274,10 @@ def _parameter_axes(t: Tracer) -> tuple[ParameterAxis, ...]:
             continue
         is_parameter = isinstance(attribute(t.captured.module, str(node.target)), torch.nn.Parameter)
         for dim, axis in enumerate(axes):
-            for labels in ax.labels_of(axis):
-                found.append(ParameterAxis(str(node.target), dim, t.channels.resolve(labels), is_parameter))
+            found += [
+                ParameterAxis(str(node.target), dim, t.channels.resolve(labels), is_parameter)
+                for labels in ax.labels_of(axis)
+            ]
     return tuple(found)
 
 
@@ -285,14 +297,18 @@ def _units(t: Tracer, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, 
     axis_of, position, unit = axis_of[unit >= 0], position[unit >= 0], unit[unit >= 0]
     pairs, counts = np.unique(unit * len(axes) + axis_of, return_counts=True)
     pair_unit, pair_axis = pairs // max(len(axes), 1), pairs % max(len(axes), 1)
-    bits = (pair_axis.astype(np.uint64) * 0x9E3779B97F4A7C15 + counts.astype(np.uint64) * 0xC2B2AE3D27D4EB4F) | 1
+    bits = (
+        pair_axis.astype(np.uint64) * 0x9E3779B97F4A7C15 + counts.astype(np.uint64) * 0xC2B2AE3D27D4EB4F
+    ) | 1
     bits ^= bits >> np.uint64(29)
     keys = np.zeros(len(units), np.uint64)
     np.add.at(keys, pair_unit, bits * np.uint64(0xBF58476D1CE4E5B9))
     kinds = t.channels.kinds()[units]
     signature = np.stack([keys, kinds.astype(np.uint64)], axis=1)
     _, first, group_of = np.unique(signature, axis=0, return_index=True, return_inverse=True)
-    merged = _merge_groups(t, axes, group_of.reshape(-1), kinds, (unit, axis_of), (pair_unit, pair_axis, counts), first)
+    merged = _merge_groups(
+        t, axes, group_of.reshape(-1), kinds, (unit, axis_of), (pair_unit, pair_axis, counts), first
+    )
     return units, _describe(t, axes, merged, kinds, (pair_unit, pair_axis, counts))
 
 
@@ -321,7 +337,7 @@ def _merge_groups(
     pair_unit, pair_axis, counts = pairs
     made = np.array([(a.tensor, a.dim) not in readers and a.is_parameter for a in axes], bool)
     for index in np.flatnonzero(made):
-        if (axes[index].labels > 0).sum(axis=1).max(initial=0) > 1:
+        if (axes[int(index)].labels > 0).sum(axis=1).max(initial=0) > 1:
             continue  # some coordinate belongs to two units: they are of different kinds
         here = pair_axis == index
         by_count: dict[tuple[int, int], list[int]] = {}
@@ -342,17 +358,25 @@ def _describe(
     order = np.argsort(group_of, kind="stable")
     members = {int(group_of[part[0]]): part for part in np.split(order, _cuts(group_of[order])) if len(part)}
     pair_order = np.argsort(pair_group, kind="stable")
-    touched = {int(pair_group[part[0]]): part for part in np.split(pair_order, _cuts(pair_group[pair_order])) if len(part)}
+    touched = {
+        int(pair_group[part[0]]): part
+        for part in np.split(pair_order, _cuts(pair_group[pair_order]))
+        if len(part)
+    }
     groups: list[Group] = []
     names: dict[str, int] = {}
     for key, units in sorted(members.items(), key=lambda item: int(item[1][0])):
         part = touched[key]
         lies_on = sorted({(int(pair_axis[i]), int(counts[i])) for i in part})
         on = [axes[i] for i, _ in lies_on]
-        makers = tuple(dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) not in readers and a.is_parameter))
+        makers = tuple(
+            dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) not in readers and a.is_parameter)
+        )
         takers = tuple(dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) in readers))
         kind = KINDS[int(kinds[units[0]])]
-        name = next((layer for layer in (*makers, *takers) if layer), on[0].tensor) + ("" if kind == "channel" else f":{kind}")
+        name = next((layer for layer in (*makers, *takers) if layer), on[0].tensor) + (
+            "" if kind == "channel" else f":{kind}"
+        )
         names[name] = names.get(name, 0) + 1
         name += "" if names[name] == 1 else f"#{names[name]}"
         groups.append(Group(name, kind, units, tuple(lies_on), makers, takers))

@@ -52,7 +52,10 @@ def make_report(
         dropped=sum(p.numel() for p in unused),
         skipped=tuple(skipped),
         seconds=dict(seconds),
-        notes=(*captured.notes, *([certificate.note] if certificate is not None and certificate.note else [])),
+        notes=(
+            *captured.notes,
+            *([certificate.note] if certificate is not None and certificate.note else []),
+        ),
         plan=plan,
     )
 
@@ -74,11 +77,16 @@ def removed_by(coupling: Coupling, plan: Plan) -> Mask:
         gone_somewhere[axis.labels[~mask]] = True
     removed = gone_somewhere & ~kept_somewhere
     removed[0] = False
-    found = {n: {d: tuple(i.tolist()) for d, i in axes.items()} for n, axes in keep_indices(coupling, removed).items()}
+    found = {
+        n: {d: tuple(i.tolist()) for d, i in axes.items()}
+        for n, axes in keep_indices(coupling, removed).items()
+    }
     wanted = {name: {d: tuple(i) for d, i in axes.items()} for name, axes in plan.keep.items()}
     if found != wanted:
         wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        raise PlanError(f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}")
+        raise PlanError(
+            f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}"
+        )
     return removed
 
 
@@ -92,7 +100,9 @@ def make_plan(coupling: Coupling, solution: Solution, budget: Budget | None, met
         collapsed=_collapsed(coupling, solution),
         before=solution.before._asdict(),
         after=solution.after._asdict(),
-        budget=None if budget is None else {k: v for k in ("params", "macs") if (v := getattr(budget, k)) is not None},
+        budget=None
+        if budget is None
+        else {k: v for k in ("params", "macs") if (v := getattr(budget, k)) is not None},
         method=method,
         seed=seed,
         example=_example_spec(captured),

@@ -96,7 +96,9 @@ def solve(
     constraints = constraints or Constraints()
     model = model or cost_model(coupling)
     if (budget is None) == (ratios is None):
-        raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
+        raise BudgetError(
+            "give either a budget or ratios (the share removed from each layer), not both or neither"
+        )
     values = _unit_scores(coupling, scores)
     free = _free_groups(coupling, constraints)
     before = model.of(np.zeros(len(coupling.channels), bool))
@@ -125,12 +127,18 @@ def _unit_scores(coupling: Coupling, scores: Scores) -> Floats:
     values = np.zeros(len(coupling.units))
     for group in coupling.groups:
         if group.name not in scores:
-            raise ScorerError(f"no scores for group {group.name!r}; a scorer returns one tensor for every group")
+            raise ScorerError(
+                f"no scores for group {group.name!r}; a scorer returns one tensor for every group"
+            )
         score = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
         if score.shape != (len(group.units),):
-            raise ScorerError(f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}")
+            raise ScorerError(
+                f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}"
+            )
         if not np.isfinite(score).all():
-            raise ScorerError(f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite")
+            raise ScorerError(
+                f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite"
+            )
         values[group.units] = score
     return values
 
@@ -156,7 +164,9 @@ def _free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
         if not hit and group.kind in constraints.kinds:
             free.append(group)
     every = {node.target for node in coupling.values if node.op == "get_attr"}
-    used |= _matches(set(constraints.ignore) - used, {str(n) for n in every} | {str(n).rpartition(".")[0] for n in every})
+    used |= _matches(
+        set(constraints.ignore) - used, {str(n) for n in every} | {str(n).rpartition(".")[0] for n in every}
+    )
     for pattern in constraints.ignore:
         if pattern not in used:
             warnings.warn(f"ignore pattern {pattern!r} matches no layer", IgnoredPatternWarning, stacklevel=4)
@@ -172,7 +182,9 @@ def _quantum(group: Group, round_to: int) -> int:
 def _pool(group: Group, values: Floats, constraints: Constraints, may_vanish: bool) -> _Pool:
     best_first = group.units[np.argsort(-values[group.units], kind="stable")]
     quantum = _quantum(group, constraints.round_to)
-    least = 0 if may_vanish else min(math.ceil(max(constraints.min_keep, 1) / quantum) * quantum, len(best_first))
+    least = (
+        0 if may_vanish else min(math.ceil(max(constraints.min_keep, 1) / quantum) * quantum, len(best_first))
+    )
     steps = [best_first[i : i + quantum] for i in range(least, len(best_first), quantum)]
     return _Pool(group, best_first[:least], steps)
 
@@ -225,8 +237,8 @@ def _rescue(
         vanish[coupling.units[group.units]] = group.name in may_vanish
     removed = removed.copy()
     while True:
-        empty = np.flatnonzero(model.counts(removed)[:-1] == 0)
-        empty = [f for f in empty if not vanish[model.rows[model.factor_of == f]].any()]
+        none_left = np.flatnonzero(model.counts(removed)[:-1] == 0)
+        empty = [f for f in none_left if not vanish[model.rows[model.factor_of == f]].any()]
         if not empty:
             return removed
         for factor in empty:
@@ -249,7 +261,9 @@ def _global(
     low, high = 0, len(order)  # the longest prefix that fits, by bisection
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _fits(model.of(_give(smallest, order[:middle])), limits) else (low, middle - 1)
+        low, high = (
+            (middle, high) if _fits(model.of(_give(smallest, order[:middle])), limits) else (low, middle - 1)
+        )
     return _give_rest(model, _give(smallest, order[:low]), order[low:], limits)
 
 
@@ -287,7 +301,7 @@ def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Map
             possible &= cost[i] + gain[waiting] <= limit
         waiting = waiting[possible]
         taken = None
-        for at, i in enumerate(waiting):
+        for at, i in enumerate(waiting.tolist()):
             tried = _give(removed, [rest[i]])
             if _fits(model.of(tried), limits):
                 removed, taken = tried, at
@@ -315,5 +329,8 @@ def _unreachable(
         if node.op == "get_attr" and node.target in coupling.captured.persistent and axes is not None:
             sizes.append((math.prod(map(slicer.count, axes)), str(node.target)))
     frozen = {f.tensor: f.reason for f in coupling.frozen()}
-    held = [f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
+    held = [
+        f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})"
+        for size, name in sorted(sizes)[-3:]
+    ]
     return "; ".join(lines) + ". Held by " + ", ".join(reversed(held))

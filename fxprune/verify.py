@@ -7,7 +7,7 @@ is kept. It must give what the emitted module gives.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,9 @@ class Run:
             return fx.node.map_arg(node.args[0], values.__getitem__)
         if self.slicer is not None and node in self.coupling.statistics:
             rule = rule_of(node.target)
-            assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
+            assert rule is not None and rule.twin is not None, (
+                f"{node.target} takes a statistic but has no twin"
+            )
             return rule.twin(Twin(self.slicer, values.__getitem__), node, bind(node))
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
         seen: set[fx.Node] = set()
@@ -149,7 +151,10 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Returns a copy of an emitted module that works in ``dtype`` throughout, explicit casts included."""
     module = copy.deepcopy(module).to(dtype)
     if isinstance(module, fx.GraphModule):
-        swap: Callable[[Any], Any] = lambda v: dtype if isinstance(v, torch.dtype) and v.is_floating_point else v  # noqa: E731
+
+        def swap(value: Any) -> Any:
+            return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
         for node in module.graph.nodes:
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), swap)
         module.recompile()
@@ -177,7 +182,9 @@ def verify(
     twin = Run(coupling, removed, tensors, dtype)(inputs)
     if dtype is not None:
         pruned = lifted(pruned, dtype)
-        args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
+        )
     result = pytree.tree_leaves(pruned(*args, **kwargs))
     expected = [value for value in twin if value is not None]
     return _compare(expected, [value for value in result if value is not None], tolerance)
@@ -189,7 +196,9 @@ def _compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | Non
     limit = tolerance if tolerance is not None else TOLERANCE.get(dtype, 1e-4)
     worst, note = 0.0, ""
     if len(expected) != len(got):
-        return Certificate(False, float("inf"), limit, str(dtype), f"{len(expected)} outputs expected, {len(got)} came")
+        return Certificate(
+            False, float("inf"), limit, str(dtype), f"{len(expected)} outputs expected, {len(got)} came"
+        )
     for index, (a, b) in enumerate(zip(expected, got, strict=True)):
         if not isinstance(a, Tensor):
             continue

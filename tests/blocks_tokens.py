@@ -37,7 +37,9 @@ def norm1d(kind: str, width: int) -> nn.Module:
         return ManualRms(width)
     if kind in ("batch", "group"):
         return Swapped(nn.BatchNorm1d(width) if kind == "batch" else nn.GroupNorm(gcd(2, width), width))
-    return {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}[kind](*(() if kind == "none" else (width,)))
+    return {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}[kind](
+        *(() if kind == "none" else (width,))
+    )
 
 
 TOKEN_NORMS = ("none", "layer", "rms", "manual", "batch", "group")
@@ -89,12 +91,20 @@ class Attention(Spec):
 
     @property
     def groups(self) -> int:
-        return self.heads if self.qkv in ("chunk", "unbind", "select") or self.how == "bmm" else gcd(self.heads, self.kv_heads)
+        return (
+            self.heads
+            if self.qkv in ("chunk", "unbind", "select") or self.how == "bmm"
+            else gcd(self.heads, self.kv_heads)
+        )
 
     def make(self, m: Block, shape: Shape) -> None:
         width, h, g, d = shape[-1], self.heads, self.groups, self.size
         if self.qkv == "separate":
-            m.q, m.k, m.v = nn.Linear(width, h * d), nn.Linear(width, g * d), nn.Linear(width, g * d, bias=False)
+            m.q, m.k, m.v = (
+                nn.Linear(width, h * d),
+                nn.Linear(width, g * d),
+                nn.Linear(width, g * d, bias=False),
+            )
         else:
             m.qkv = nn.Linear(width, (h + 2 * g) * d)
         m.out = nn.Linear(h * d, width)
@@ -161,9 +171,17 @@ class Attention(Spec):
         return torch.einsum("bhqk,bhkd->bhqd", weights, v) if self.how == "einsum" else weights @ v
 
     def expected(self, m: Block) -> dict[str, int]:
-        inner = self.size // 2 if self.rotary and self.size % 2 == 0 else self.size  # rotation pairs dimensions
+        inner = (
+            self.size // 2 if self.rotary and self.size % 2 == 0 else self.size
+        )  # rotation pairs dimensions
         inner, value = (n if n > 1 else 0 for n in (inner, self.size))
-        heads = 0 if self.heads == 1 else self.heads if self.heads == self.groups else self.groups + self.heads // self.groups
+        heads = (
+            0
+            if self.heads == 1
+            else self.heads
+            if self.heads == self.groups
+            else self.groups + self.heads // self.groups
+        )
         heads = self.heads if self.groups == 1 else heads
         groups = self.groups if self.groups > 1 else 0
         if self.qkv == "separate":
@@ -174,7 +192,9 @@ class Attention(Spec):
 def rotate(x: Tensor) -> Tensor:
     """Rotary position embedding, the half-and-half layout."""
     n, d = x.shape[-2:]
-    angles = torch.arange(n, device=x.device, dtype=x.dtype)[:, None] * torch.linspace(0.1, 1.0, d // 2, device=x.device).to(x.dtype)
+    angles = torch.arange(n, device=x.device, dtype=x.dtype)[:, None] * torch.linspace(
+        0.1, 1.0, d // 2, device=x.device
+    ).to(x.dtype)
     angles = torch.cat([angles, angles], -1)
     a, b = x.chunk(2, -1)
     return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
@@ -188,7 +208,9 @@ class Mha(Spec):
     weights: bool = False
 
     def make(self, m: Block, shape: Shape) -> None:
-        m.attention = nn.MultiheadAttention(shape[-1], gcd(self.heads, shape[-1]), dropout=0.1, batch_first=True)
+        m.attention = nn.MultiheadAttention(
+            shape[-1], gcd(self.heads, shape[-1]), dropout=0.1, batch_first=True
+        )
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         return m.attention(x, x, x, need_weights=self.weights)[0]
@@ -254,7 +276,9 @@ class MixTokens(Spec):
         if self.how == "linear":
             m.up, m.down = nn.Linear(shape[1], self.hidden), nn.Linear(self.hidden, shape[1])
         else:
-            m.conv = nn.Conv1d(shape[2], shape[2], 3, padding=1, groups=shape[2] if self.how == "depthwise" else 1)
+            m.conv = nn.Conv1d(
+                shape[2], shape[2], 3, padding=1, groups=shape[2] if self.how == "depthwise" else 1
+            )
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         x = x.transpose(1, 2)
@@ -297,7 +321,11 @@ class Windows(Spec):
         b, n, _ = x.shape
         parts = 2 if n % 2 == 0 else 1
         y = m.inner(torch.roll(x, 1, 1) if self.shift else x)
-        y = y.view(b, parts, n // parts, self.heads, 4).permute(0, 1, 3, 2, 4).reshape(b * parts * self.heads, n // parts, 4)
+        y = (
+            y.view(b, parts, n // parts, self.heads, 4)
+            .permute(0, 1, 3, 2, 4)
+            .reshape(b * parts * self.heads, n // parts, 4)
+        )
         y = (y @ y.transpose(1, 2)).softmax(-1) @ y
         y = y.view(b, parts, self.heads, n // parts, 4).transpose(2, 3).reshape(b, n, -1)
         return m.outer(y)
@@ -360,7 +388,9 @@ class TokenSplit(Spec):
             return x * torch.sigmoid(m.linear(x.mean(1, keepdim=True)))
         y = m.linear(x)
         half = y.shape[-1] // 2
-        a, b = (y[..., :half], y[..., half:]) if self.how == "slice" else y.split([half, y.shape[-1] - half], -1)
+        a, b = (
+            (y[..., :half], y[..., half:]) if self.how == "slice" else y.split([half, y.shape[-1] - half], -1)
+        )
         return torch.cat([b, a * torch.sigmoid(a.mean(1, keepdim=True))], -1)
 
 
@@ -387,7 +417,11 @@ class Learned(Spec):
         b, n, _ = x.shape
         x = torch.cat([m.token.expand(b, -1, -1), x], 1) if self.how == "token" else x
         k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in m.kv(x).chunk(2, -1))
-        q = m.q(m.queries.expand(b, n, -1) if self.how == "queries" else x).unflatten(-1, (2, 4)).transpose(1, 2)
+        q = (
+            m.q(m.queries.expand(b, n, -1) if self.how == "queries" else x)
+            .unflatten(-1, (2, 4))
+            .transpose(1, 2)
+        )
         bias = m.table[m.index].permute(2, 0, 1).unsqueeze(0) if self.how == "bias" else None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return m.out(y.transpose(1, 2).flatten(2))
@@ -434,7 +468,9 @@ class Derived(Spec):
         m.a, m.b = nn.Parameter(torch.randn(3, width)), nn.Parameter(torch.randn(self.out, 3))
         m.linear = nn.Linear(width, self.out)
         if self.how == "masked":
-            m.register_buffer("mask", (torch.arange(self.out * width).reshape(self.out, width) % 3 > 0).double())
+            m.register_buffer(
+                "mask", (torch.arange(self.out * width).reshape(self.out, width) % 3 > 0).double()
+            )
         if self.how == "grouped":
             m.groups = gcd(width, 2)
             m.w = nn.Parameter(torch.randn(m.groups, width // m.groups, 4))

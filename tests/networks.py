@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests import blocks_image as image, blocks_tokens as tokens
+from tests import blocks_image as image
+from tests import blocks_tokens as tokens
 from tests.blocks_image import Block, Chain, Spec
 
 SIZE = 6  # height and width of images
@@ -85,7 +86,9 @@ class Net(nn.Module):
         self.axis = 1 if self.image else -1
         channels = self.chain.shape[self.axis]
         if spec.head == "flatten":
-            self.head = nn.Linear(self.chain.shape[1] * self.chain.shape[2] * (self.chain.shape[3] if self.image else 1), 3)
+            self.head = nn.Linear(
+                self.chain.shape[1] * self.chain.shape[2] * (self.chain.shape[3] if self.image else 1), 3
+            )
         elif spec.head == "map":
             self.head = nn.Conv2d(channels, 3, 1)
         elif spec.head == "tied":
@@ -160,7 +163,11 @@ attentions = st.builds(
 token_leaves = st.one_of(
     attentions,
     st.builds(
-        tokens.Mlp, hidden=widths, gate=pick(("none", "glu", "chunk", "swiglu")), act=acts, out=pick((0, 0, 6, 8))
+        tokens.Mlp,
+        hidden=widths,
+        gate=pick(("none", "glu", "chunk", "swiglu")),
+        act=acts,
+        out=pick((0, 0, 6, 8)),
     ),
     st.builds(tokens.Mha, heads=pick((2, 4)), weights=flag),
     st.builds(tokens.Encoder, heads=pick((2, 4)), hidden=pick((4, 6)), norm_first=flag),
@@ -174,19 +181,38 @@ token_leaves = st.one_of(
     st.builds(tokens.Learned, how=pick(("queries", "bias", "token"))),
     st.builds(tokens.LinearAttention, heads=pick((2, 3, 1)), causal=flag),
     st.builds(
-        tokens.Derived, out=pick((4, 6)),
+        tokens.Derived,
+        out=pick((4, 6)),
         how=pick(("lowrank", "lora", "masked", "addmm", "grouped", "outer", "weightnorm", "stacked")),
     ),
     st.builds(
         tokens.Reduced,
-        how=pick(("l2", "softmax", "standard", "amax", "logsumexp", "cumsum", "sort", "argmax", "where", "flip", "roll", "picked")),
+        how=pick(
+            (
+                "l2",
+                "softmax",
+                "standard",
+                "amax",
+                "logsumexp",
+                "cumsum",
+                "sort",
+                "argmax",
+                "where",
+                "flip",
+                "roll",
+                "picked",
+            )
+        ),
     ),
 )
 token_blocks = st.one_of(
     token_leaves,
     attentions,
     st.builds(
-        tokens.TokenResidual, body=st.lists(token_leaves, min_size=1, max_size=2).map(tuple), norm=token_norms, scaled=flag
+        tokens.TokenResidual,
+        body=st.lists(token_leaves, min_size=1, max_size=2).map(tuple),
+        norm=token_norms,
+        scaled=flag,
     ),
 )
 image_leaves = st.one_of(

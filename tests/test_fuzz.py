@@ -11,7 +11,9 @@ from tests.fuzzing import Case, Pruning, cases, run
 from tests.networks import Network
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 @given(cases(most=3))
 def test_networks(case: Case) -> None:
     outcome = run(case)

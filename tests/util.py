@@ -91,7 +91,12 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[int, str]]:
 
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {
-        name: (id(tensor), hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest())
+        name: (
+            id(tensor),
+            hashlib.sha256(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            ).hexdigest(),
+        )
         for name, tensor in tensors
     }
 
@@ -153,7 +158,11 @@ class _Calibration(TorchFunctionMode):
         self.generator, self.own, self.seen = generator, own, set[int]()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in _STATISTICS:
@@ -194,7 +203,9 @@ class _Calibration(TorchFunctionMode):
         rows = raw.movedim(axis, 0).flatten(1)
         many = rows.shape[1] >= _FEW
         centred = isinstance(bias, Tensor) and id(bias) in self.own
-        share = (0.1 if many else 0.3) if centred else 1.0  # of the mean in the scale: small variations stay small
+        share = (
+            (0.1 if many else 0.3) if centred else 1.0
+        )  # of the mean in the scale: small variations stay small
         size = _blend(rows.var(1) + share * rows.mean(1).square()).sqrt()
         gain = _uniform(size, self.generator, *_GAIN) / (size if many else 2 * size)
         raw = raw * gain.view(_broadcast(out, axis))
@@ -205,7 +216,9 @@ class _Calibration(TorchFunctionMode):
         if not centred:
             return raw if bias is None else raw + bias.view(_broadcast(out, axis))
         offset = _BETA * _normal(bias, self.generator)
-        bias.copy_((offset if many else offset.abs()) - gain * rows.mean(1))  # few and negative: ReLU kills the channel
+        bias.copy_(
+            (offset if many else offset.abs()) - gain * rows.mean(1)
+        )  # few and negative: ReLU kills the channel
         return raw + bias.view(_broadcast(out, axis))
 
 
@@ -214,7 +227,9 @@ def _blend(variance: Tensor) -> Tensor:
     return _OWN * variance + (1 - _OWN) * variance.mean() + 1e-12
 
 
-def _operands(args: tuple[Any, ...], kwargs: dict[str, Any], at: int, names: tuple[str, str] = ("weight", "bias")) -> tuple[Any, Any]:
+def _operands(
+    args: tuple[Any, ...], kwargs: dict[str, Any], at: int, names: tuple[str, str] = ("weight", "bias")
+) -> tuple[Any, Any]:
     """Returns two consecutive arguments, given by position or by name."""
     first, second = (args[at + i] if len(args) > at + i else kwargs.get(name) for i, name in enumerate(names))
     return first, second

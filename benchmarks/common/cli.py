@@ -17,7 +17,9 @@ def parser(title: str, models: list[str] | None = None) -> argparse.ArgumentPars
     made = argparse.ArgumentParser(description=title)
     if models is not None:
         made.add_argument("--models", nargs="+", default=models, help="names from the list in common/zoo.py")
-    made.add_argument("--quick", action="store_true", help="a fraction of the work; recorded under NAME-quick")
+    made.add_argument(
+        "--quick", action="store_true", help="a fraction of the work; recorded under NAME-quick"
+    )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=2, help="threads that torch uses")
     return made

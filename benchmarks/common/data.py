@@ -27,5 +27,7 @@ def shared_file(relative: str) -> Path:
     """
     path = shared_folder() / relative
     if not path.exists():
-        raise MissingDataError(f"skipped: {relative} is not in {shared_folder()}; set {VARIABLE} to the folder that holds it")
+        raise MissingDataError(
+            f"skipped: {relative} is not in {shared_folder()}; set {VARIABLE} to the folder that holds it"
+        )
     return path

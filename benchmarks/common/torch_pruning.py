@@ -39,7 +39,9 @@ class PeerResult:
     error: str = ""
 
 
-def prune(name: str, share: float = 0.5, *, limit: float = 120.0, attempts: int = 6, threads: int = 2) -> PeerResult:
+def prune(
+    name: str, share: float = 0.5, *, limit: float = 120.0, attempts: int = 6, threads: int = 2
+) -> PeerResult:
     """Prunes one network of the zoo to at most ``share`` of its parameters, in a process with ``limit`` seconds."""
     command = [sys.executable, "-m", f"{__package__}.torch_pruning", "--worker", name]
     command += ["--share", str(share), "--attempts", str(attempts), "--threads", str(threads)]
@@ -142,7 +144,11 @@ def _declare(model: nn.Module) -> tuple[dict[nn.Module, int], dict[str, Any]]:
 def _classifiers(model: nn.Module) -> list[nn.Module]:
     outputs = (1000, 400, 200, 21, 10)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in outputs]
-    layers += [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels in outputs[:1] + outputs[3:4]]
+    layers += [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d) and m.out_channels in outputs[:1] + outputs[3:4]
+    ]
     return layers + ([model.pooler] if isinstance(getattr(model, "pooler", None), nn.Module) else [])
 
 

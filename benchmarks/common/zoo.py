@@ -105,7 +105,12 @@ def _bert() -> nn.Module:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        vocab_size=200, hidden_size=96, num_hidden_layers=3, num_attention_heads=6, intermediate_size=256, max_position_embeddings=64
+        vocab_size=200,
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        intermediate_size=256,
+        max_position_embeddings=64,
     )
     return BertModel(config).eval()
 
@@ -114,7 +119,13 @@ def _vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=96, num_hidden_layers=3, num_attention_heads=6, intermediate_size=256, image_size=64, patch_size=8, num_labels=10
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        intermediate_size=256,
+        image_size=64,
+        patch_size=8,
+        num_labels=10,
     )
     return ViTForImageClassification(config).eval()
 
@@ -123,17 +134,26 @@ def _llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=200, hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2
+        vocab_size=200,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
     )
     return LlamaForCausalLM(config).eval()
 
 
-def _vision(name: str, path: str | None = None, options: dict[str, Any] | None = None, **fields: Any) -> Entry:
+def _vision(
+    name: str, path: str | None = None, options: dict[str, Any] | None = None, **fields: Any
+) -> Entry:
     return Entry(name, functools.partial(_torchvision, path or name, **(options or {})), **fields)
 
 
 _NO_BACKBONE = {"weights_backbone": None}
-_NO_INIT = {"init_weights": False}  # the weights are randomised anyway, and this initialisation takes many seconds
+_NO_INIT = {
+    "init_weights": False
+}  # the weights are randomised anyway, and this initialisation takes many seconds
 _QKV = ("*qkv*", "*in_proj*")
 
 ZOO: dict[str, Entry] = {

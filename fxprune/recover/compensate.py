@@ -87,7 +87,9 @@ def _measure(
                 rows = part[i].choose(values[node].shape, memory_limit, number)
                 columns = part[i].columns(values[part[i].source], rows)
                 for block, moments in blocks[i]:
-                    moments.add(columns[..., block]) if covariance else _add_mean(moments, columns[..., block])
+                    moments.add(columns[..., block]) if covariance else _add_mean(
+                        moments, columns[..., block]
+                    )
                 waiting -= 1
             if not waiting:
                 break
@@ -97,7 +99,9 @@ def _measure(
 def _add_mean(moments: Moments, x: Tensor) -> None:
     mean = x.mean(dim=0, dtype=torch.float64)
     total = moments.count + len(x)
-    moments.mean_x = mean if not moments.count else moments.mean_x + (mean - moments.mean_x) * (len(x) / total)
+    moments.mean_x = (
+        mean if not moments.count else moments.mean_x + (mean - moments.mean_x) * (len(x) / total)
+    )
     moments.count = total
 
 

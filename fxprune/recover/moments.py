@@ -59,5 +59,6 @@ def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     damped = gram + ridge * level * torch.eye(size, dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
-        return torch.linalg.lstsq(damped, right.T).solution.T
+        solution: Tensor = torch.linalg.lstsq(damped, right.T).solution.T
+        return solution
     return torch.cholesky_solve(right.T, factor).T

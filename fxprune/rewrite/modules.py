@@ -229,7 +229,9 @@ def _prelu(site: Site) -> nn.Module:
 
 
 def _embedding(site: Site) -> nn.Module | None:
-    if getattr(site.owner, "max_norm", None) is not None:  # the graph renormalises the rows in place, by an op of its own
+    if (
+        getattr(site.owner, "max_norm", None) is not None
+    ):  # the graph renormalises the rows in place, by an op of its own
         return None
     rows, columns = site.tensors["weight"].shape
     padding = site.values["padding_idx"]

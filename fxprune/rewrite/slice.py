@@ -16,10 +16,12 @@ from fxprune.capture import TensorInfo
 from fxprune.channels import Ids, Mask
 from fxprune.coupling import Coupling, attribute
 from fxprune.rules.registry import bind, rule_of
-from fxprune.rules.slicing import Scaled, Slicer
+from fxprune.rules.slicing import Scaled
 
 
-def slice_graph(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+def slice_graph(
+    coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None
+) -> fx.GraphModule:
     """Returns the captured graph without the flagged channels; the captured one stays as it is.
 
     Args:
@@ -159,7 +161,9 @@ class _Writer:
         index = self.slicer.index(axis)
         key = (node, dim, index.tobytes())
         if key not in self.parts:
-            if node.op == "get_attr" and isinstance(constant := attribute(self.root, str(node.target)), Tensor):
+            if node.op == "get_attr" and isinstance(
+                constant := attribute(self.root, str(node.target)), Tensor
+            ):
                 part = self._constant(constant.index_select(dim, torch.from_numpy(index).to(constant.device)))
             elif len(index) and index[-1] - index[0] + 1 == len(index):
                 ends = (int(index[0]), int(index[-1]) + 1)
@@ -194,8 +198,11 @@ class _Writer:
                 if self.slicer.changed(axis):
                     index = torch.from_numpy(self.slicer.index(axis)).to(result.device)
                     result = result.index_select(dim, index)
-        return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result
-
+        return (
+            nn.Parameter(result, requires_grad=value.requires_grad)
+            if isinstance(value, nn.Parameter)
+            else result
+        )
 
 
 def place(root: nn.Module, name: str, value: Any, persistent: bool) -> None:

@@ -32,18 +32,19 @@ def product(
     axis_of = {letter: ax.broadcast(t.channels, axes, t.where(node)) for letter, axes in found.items()}
     macs = math.prod(sizes.values())
     weight = next((w for w in operands[1:] if w.op == "get_attr"), None) if len(operands) == 2 else None
+    loops = list(axis_of.values())
     contracted = [letter for letter in axis_of if letter not in out]
-    for letter in contracted or [None]:
-        if letter is None:
-            t.contract(node, operands[0], 0, (), list(axis_of.values()), macs, weight)
-            continue
-        source = next(i for i, letters in enumerate(subscripts) if letter in letters)
-        dim = list(subscripts[source]).index(letter)
-        loops = list(axis_of.values()) if letter is contracted[0] else []
-        facing = [(x, list(names).index(letter)) for x, names in zip(operands, subscripts, strict=True) if letter in names]
+    if not contracted:  # an outer product sums nothing, but it counts
+        t.contract(node, operands[0], 0, (), loops, macs, weight)
+    for number, letter in enumerate(contracted):
+        facing = [
+            (x, list(names).index(letter))
+            for x, names in zip(operands, subscripts, strict=True)
+            if letter in names
+        ]
         other = facing[1] if len(facing) > 1 else None
         t.contract(
-            node, operands[source], dim, axis_of[letter], loops, macs if loops else 0, weight,
+            node, *facing[0], axis_of[letter], loops if number == 0 else [], macs if number == 0 else 0, weight,
             other[1] if other is not None else 1, None if other is None or other[0] is weight else other,
         )  # fmt: skip
     if weight is None and len(operands) == 2:
@@ -72,9 +73,7 @@ def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     columns = ["n"] if m > 1 else []
     left_names = [*batch[len(batch) - max(n - 2, 0) :], *rows, "k"]
     right_names = [*batch[len(batch) - max(m - 2, 0) :], "k", *columns]
-    axes = product(t, node, [left, right], [left_names, right_names], [*batch, *rows, *columns])
-    if batch:
-        return axes
+    return product(t, node, [left, right], [left_names, right_names], [*batch, *rows, *columns])
 
 
 def _mark_heads(t: Tracer, batch: Axes, rest: Sequence[Axis]) -> None:
@@ -93,22 +92,21 @@ def _addmm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     axes = product(t, node, [left, right], [[*batch, "m", "k"], [*batch, "k", "n"]], [*batch, "m", "n"])
     added = t.axes(a.self, node)
     pad: Axes = ((),) * (len(axes) - len(added))
-    return tuple(ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True))
+    return tuple(
+        ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True)
+    )
 
 
 def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     left, _, right = a.equation.replace(" ", "").partition("->")
     names = left.split(",")
-    if "->" not in a.equation or any(len(set(part)) != len(part) for part in [*names, right]) or "." in a.equation:
+    if (
+        "->" not in a.equation
+        or any(len(set(part)) != len(part) for part in [*names, right])
+        or "." in a.equation
+    ):
         return None
-    axes = product(t, node, a.tensors, [list(part) for part in names], list(right))
-    shared = set.intersection(*map(set, names))
-    if len(names) == 2 and shared - set(right) and all(set(part) & set(right) - shared for part in names):
-        batch = tuple(axis for letter, axis in zip(right, axes, strict=True) if letter in shared)
-        rest = [axis for x, part in zip(a.tensors, names, strict=True)
-                for letter, axis in zip(part, t.axes(x, node), strict=True) if letter not in right or letter not in shared]  # fmt: skip
-        _mark_heads(t, batch, rest)
-    return axes
+    return product(t, node, a.tensors, [list(part) for part in names], list(right))
 
 
 register(["linear.default"], _linear)

@@ -76,7 +76,9 @@ def _slice_groups(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 
 
 register(
-    [f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")], _conv, slice=_slice_groups
+    [f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")],
+    _conv,
+    slice=_slice_groups,
 )
 register(
     ["conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"],

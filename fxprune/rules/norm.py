@@ -32,9 +32,13 @@ def _twin_channel_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     """Normalises over what stays of the axes that the statistics run over."""
     axes = t.axes(a.input, node)
     x = t.value(a.input)
-    over = [(dim, axis) for dim, axis in enumerate(axes) if dim >= 2 or (dim == 0 and not hasattr(a, "use_input_stats"))]
+    over = [
+        (dim, axis)
+        for dim, axis in enumerate(axes)
+        if dim >= 2 or (dim == 0 and not hasattr(a, "use_input_stats"))
+    ]
     arguments = {name: t.value(value) for name, value in vars(a).items()} | {"input": t.gather(x, over)}
-    return t.scatter(node.target(**arguments), over, [x.shape[dim] for dim, _ in over])
+    return t.scatter(t.run(node, **arguments), over, [x.shape[dim] for dim, _ in over])
 
 
 def _layer_norm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -66,7 +70,7 @@ def _twin_layer_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
         if arguments.get(name) is not None:
             arguments[name] = t.gather(arguments[name], own)
     arguments |= {"input": t.gather(x, over), "normalized_shape": [t.count(axis) for axis in axes]}
-    return t.scatter(node.target(**arguments), over, [x.shape[dim] for dim, _ in over])
+    return t.scatter(t.run(node, **arguments), over, [x.shape[dim] for dim, _ in over])
 
 
 def _group_norm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -96,9 +100,11 @@ def _twin_group_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
         if arguments[name] is not None:
             arguments[name] = t.gather(arguments[name], [(0, axes[1])])
     arguments |= {"input": t.gather(x, over), "num_groups": t.count(t.noted(node, "groups"))}
-    return t.scatter(node.target(**arguments), over, [x.shape[dim] for dim, _ in over])
+    return t.scatter(t.run(node, **arguments), over, [x.shape[dim] for dim, _ in over])
 
 
 register(["batch_norm.default", "instance_norm.default"], _channel_norm, twin=_twin_channel_norm)
-register(["layer_norm.default", "rms_norm.default"], _layer_norm, slice=_slice_layer_norm, twin=_twin_layer_norm)
+register(
+    ["layer_norm.default", "rms_norm.default"], _layer_norm, slice=_slice_layer_norm, twin=_twin_layer_norm
+)
 register(["group_norm.default"], _group_norm, slice=_slice_group_norm, twin=_twin_group_norm)

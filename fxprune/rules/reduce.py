@@ -16,16 +16,22 @@ from fxprune.rules.twinning import Twin
 
 def _dims(a: SimpleNamespace, rank: int) -> list[int]:
     dim = getattr(a, "dim", None)
-    dims = [dim] if isinstance(dim, int) else list(range(rank)) if not dim else dim
+    dims = [dim] if isinstance(dim, int) else list(dim) if dim else list(range(rank))
     return [d % rank for d in dims]
 
 
 def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, n, c] over n.  After: [b, c]; what goes from n is not counted."""
     x = t.axes(a.self, node)
-    dims = _dims(a, len(x)) if x else []
-    if any(is_labelled(x[d]) for d in dims):
+    if any(is_labelled(x[d]) for d in _dims(a, len(x))):
         t.statistic(node)
+    return _left(t, node, a)
+
+
+def _left(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Returns the axes that a reduction leaves."""
+    x = t.axes(a.self, node)
+    dims = _dims(a, len(x)) if x else []
     if getattr(a, "keepdim", False):
         return tuple(() if d in dims else axis for d, axis in enumerate(x))
     return tuple(axis for d, axis in enumerate(x) if d not in dims)
@@ -35,7 +41,7 @@ def _twin_reduce(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
     axes = t.axes(a.self, node)
     arguments = {name: t.value(value) for name, value in vars(a).items()}
     over = [(d, axes[d]) for d in _dims(a, len(axes))]
-    return node.target(**(arguments | {"self": t.gather(arguments["self"], over)}))
+    return t.run(node, **(arguments | {"self": t.gather(arguments["self"], over)}))
 
 
 def _reduce_pair(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
@@ -48,7 +54,8 @@ def _indexing_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]
     x = t.axes(a.self, node)
     for d in _dims(a, len(x)):
         t.freeze(node, x[d], "an axis whose positions are returned")
-    return _reduce_pair(t, node, a)
+    axes = _left(t, node, a)
+    return [axes, axes]
 
 
 def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -79,7 +86,11 @@ register(
     _reduce,
     twin=_twin_reduce,
 )  # fmt: skip
-register(["var_mean.correction", "var_mean.dim", "std_mean.correction", "aminmax.default"], _reduce_pair, twin=_twin_reduce)
+register(
+    ["var_mean.correction", "var_mean.dim", "std_mean.correction", "aminmax.default"],
+    _reduce_pair,
+    twin=_twin_reduce,
+)
 register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce)
 register(["argmax.default", "argmin.default"], _arg_reduce)
 register(

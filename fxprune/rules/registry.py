@@ -41,7 +41,9 @@ class Rule:
 _RULES: dict[Any, Rule] = {}
 
 
-def register(names: Iterable[str], couple: Couple, slice: Slice | None = None, twin: TwinRule | None = None) -> None:
+def register(
+    names: Iterable[str], couple: Couple, slice: Slice | None = None, twin: TwinRule | None = None
+) -> None:
     """Enters one rule for several ops (``"conv2d.default"``, of the ``aten`` namespace unless another is named).
 
     An overload that this torch does not have is passed over.

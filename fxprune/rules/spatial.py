@@ -47,9 +47,7 @@ for _n in (1, 2, 3):
          *(f"_upsample_nearest_exact{_n}d.{o}" for o in ("default", "vec"))],
         _windows(_n),
     )  # fmt: skip
-    register(
-        [f"max_pool{_n}d_with_indices.default", f"adaptive_max_pool{_n}d.default"], _with_indices(_n)
-    )
+    register([f"max_pool{_n}d_with_indices.default", f"adaptive_max_pool{_n}d.default"], _with_indices(_n))
 register(
     [f"{name}.{overload}" for overload in ("default", "vec") for name in (
         "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")],

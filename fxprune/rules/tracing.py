@@ -50,7 +50,9 @@ class Tracer:
         self.channels = Channels()
         self.values: dict[fx.Node, Any] = {}
         self.bound: set[fx.Node] = set()  # values that depend on a parameter or a persistent buffer
-        self.edges: dict[tuple[fx.Node, fx.Node], Axes] = {}  # what a reader takes of a value that is not bound
+        self.edges: dict[
+            tuple[fx.Node, fx.Node], Axes
+        ] = {}  # what a reader takes of a value that is not bound
         self.notes: dict[fx.Node, dict[str, Axis]] = {}
         self.contractions: list[Contraction] = []
         self.statistics: set[fx.Node] = set()
@@ -134,7 +136,9 @@ class Tracer:
             macs //= example
         parameter = weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
         labelled = tuple(loop for loop in loops if ax.is_labelled(loop))
-        self.contractions.append(Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other))
+        self.contractions.append(
+            Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other)
+        )
 
     def statistic(self, node: fx.Node) -> None:
         """Records that an op takes a statistic over an axis that may shrink."""

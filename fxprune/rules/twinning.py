@@ -23,6 +23,11 @@ class Twin:
         """Returns an argument with nodes replaced by their values."""
         return fx.node.map_arg(argument, self._value)
 
+    def run(self, node: fx.Node, **arguments: Any) -> Any:
+        """Runs a node's op on other arguments, by schema name."""
+        assert callable(node.target)
+        return node.target(**arguments)
+
     def axes(self, node: fx.Node, reader: fx.Node) -> Axes:
         """Returns the axes of an operand as its reader sees it."""
         return self._slicer.axes(node, reader)

@@ -53,10 +53,17 @@ class Scorer(Protocol):
         defaults: arguments of `fxprune.compile` that it sets unless the caller does.
     """
 
-    name: str
-    needs: Sequence[str]
-    per_cost: bool
-    defaults: Mapping[str, Any]
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def needs(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def per_cost(self) -> bool: ...  # noqa: D102
+
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def score(self, context: Context) -> Mapping[str, Tensor]:
         """Returns for each group's name a score for each of its units, ``[len(group.units)]``."""
@@ -92,7 +99,9 @@ def scorer_of(method: str | Scorer) -> Scorer:
     return method
 
 
-def score(coupling: Coupling, inputs: Iterable[Sequence[Tensor]], method: str | Scorer, seed: int = 0) -> dict[str, Tensor]:
+def score(
+    coupling: Coupling, inputs: Iterable[Sequence[Tensor]], method: str | Scorer, seed: int = 0
+) -> dict[str, Tensor]:
     """Scores every unit and writes the scores on the graph's nodes.
 
     ``node.meta["fxprune"]`` of a parameter's node becomes ``{axis: scores of its coordinates}``, NaN where frozen.
@@ -114,7 +123,9 @@ def annotate(coupling: Coupling, scores: Mapping[str, Tensor]) -> None:
     per_channel = np.full(len(coupling.channels), np.nan)
     for group in coupling.groups:
         if group.name in scores:
-            per_channel[coupling.units[group.units]] = torch.as_tensor(scores[group.name]).detach().cpu().double().numpy()
+            per_channel[coupling.units[group.units]] = (
+                torch.as_tensor(scores[group.name]).detach().cpu().double().numpy()
+            )
     nodes = {str(node.target): node for node in coupling.values if node.op == "get_attr"}
     for node in nodes.values():
         node.meta.pop("fxprune", None)

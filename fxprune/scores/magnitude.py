@@ -32,7 +32,11 @@ class Magnitude:
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, as shares, over all makers."""
         coupling = context.coupling
-        readers = {(str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis}
+        readers = {
+            (str(c.weight.target), c.weight_dim)
+            for c in coupling.contractions
+            if c.weight is not None and c.axis
+        }
         total = context.zeros()
         for axis in coupling.axes:
             tensor = attribute(coupling.captured.module, axis.tensor).detach()

@@ -83,9 +83,15 @@ class Variance:
         return remaining_share(scores) if self.weighted else scores
 
     def _add(
-        self, context: Context, total: Any, contraction: Contraction, moments: Mapping[tuple[fx.Node, int], Welford]
+        self,
+        context: Context,
+        total: Any,
+        contraction: Contraction,
+        moments: Mapping[tuple[fx.Node, int], Welford],
     ) -> None:
-        labels = [context.coupling.channels.resolve(f.labels) for f in contraction.axis if f.labels is not None]
+        labels = [
+            context.coupling.channels.resolve(f.labels) for f in contraction.axis if f.labels is not None
+        ]
         if not any(rows.shape[1] for rows in labels):
             return
         values = moments[contraction.source, contraction.dim].variance
@@ -97,7 +103,11 @@ class Variance:
         for i, factor in enumerate(contraction.axis):
             if factor.labels is not None:
                 rest = [d for d in range(len(shape)) if d != i]
-                accumulate(total, context.coupling.channels.resolve(factor.labels), cube.sum(dim=rest) if rest else cube)
+                accumulate(
+                    total,
+                    context.coupling.channels.resolve(factor.labels),
+                    cube.sum(dim=rest) if rest else cube,
+                )
 
 
 def _sensitivity(
@@ -106,8 +116,10 @@ def _sensitivity(
     """Returns how much of a coordinate's variance the reader passes on: the squared norm of what multiplies it."""
     if contraction.weight is not None:
         weight = attribute(context.coupling.captured.module, str(contraction.weight.target)).detach()
-        squares = weight.double().square().transpose(0, contraction.weight_dim).flatten(1).sum(dim=1)
-        return squares if len(squares) == len(like) else squares.repeat(len(like) // len(squares))
+        squares: Tensor = weight.double().square().transpose(0, contraction.weight_dim).flatten(1).sum(dim=1)
+        return squares.repeat(
+            len(like) // len(squares)
+        )  # a grouped convolution has one set of columns for each group
     if contraction.other is not None:
         other = moments[contraction.other]
         return other.variance + other.mean.square()

@@ -24,7 +24,9 @@ def image(batch: int, size: int = 32) -> tuple[Tensor, ...]:
     return (torch.randn(batch, 3, size, size, dtype=torch.float64),)
 
 
-def vision(model: Callable[[], nn.Module], size: int = 32) -> tuple[Callable[[], nn.Module], Callable[[int], Any]]:
+def vision(
+    model: Callable[[], nn.Module], size: int = 32
+) -> tuple[Callable[[], nn.Module], Callable[[int], Any]]:
     return model, lambda batch: (image(batch, size), {})
 
 
@@ -85,7 +87,8 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     return {
         "flags": [module.training for module in model.modules()],
         "hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in model.modules()
         ],
         "names": [set(vars(module)) for module in model.modules()],
         "tensors": {name: (id(t), t._version, t.clone()) for name, t in tensors(model).items()},
@@ -133,7 +136,18 @@ def test_attributes_are_the_models_own_tensors(pair):
 def test_normal_form(pair):
     _, captured, _, _ = pair
     found = ops(captured)
-    gone = ("view", "_unsafe_view", "flatten", "unflatten", "chunk", "split.", "unbind", "alias", "detach", "clone")
+    gone = (
+        "view",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "chunk",
+        "split.",
+        "unbind",
+        "alias",
+        "detach",
+        "clone",
+    )
     assert not [op for op in found if op.startswith((*gone, "_assert", "lift", "to.device", "relu_", "add_"))]
     for node in captured.module.graph.nodes:
         assert node.kwargs.get("device") is None or isinstance(node.kwargs["device"], torch.fx.Node)
@@ -142,7 +156,7 @@ def test_normal_form(pair):
 
 
 def test_info_covers_every_node_with_primes_for_dynamic_sizes(pair):
-    _, captured, call, _ = pair
+    _, captured, _call, _ = pair
     assert captured.info.keys() == set(captured.module.graph.nodes)
     assert captured.batch == (10007, 2)
     placeholder = next(iter(captured.module.graph.nodes))

@@ -81,13 +81,17 @@ def test_selects_become_slices(name):
     slices = nodes(captured, "slice.Tensor")
     assert [tuple(node.args[2:4]) for node in slices] == bounds
     joint = [n for n in captured.module.graph.nodes if 3 in getattr(captured.info[n], "shape", ())]
-    assert name == "interleaved" or all(captured.info[n].shape[-1] == D for n in joint), "no node has the joint view"
+    assert name == "interleaved" or all(captured.info[n].shape[-1] == D for n in joint), (
+        "no node has the joint view"
+    )
 
 
 def test_multihead_attention_is_cut_without_moving_an_axis():
     model = nn.MultiheadAttention(C, H, batch_first=True)
     captured = capture(Fn(lambda self, x: self.m(x, x, x, need_weights=False)[0], m=model), (x().float(),))
-    assert [node.args[0].target for node in nodes(captured, "slice.Tensor")] == [torch.ops.aten.linear.default] * 3
+    assert [node.args[0].target for node in nodes(captured, "slice.Tensor")] == [
+        torch.ops.aten.linear.default
+    ] * 3
     assert not set(ops(captured)) & {"unsqueeze.default", "squeeze.dims", "select.int", "contiguous.default"}
 
 

@@ -45,7 +45,9 @@ def test_every_view_is_a_reshape_with_sizes(name):
     assert [size for size in sizes if isinstance(size, int) and size != -1] == [
         size for size in expected if isinstance(size, int)
     ]
-    assert sum(not isinstance(size, int) or size == -1 for size in sizes) == sum(isinstance(s, str) for s in expected)
+    assert sum(not isinstance(size, int) or size == -1 for size in sizes) == sum(
+        isinstance(s, str) for s in expected
+    )
     assert list(sizes).count(-1) <= 1
     assert captured.info[node].shape == tuple(
         s if isinstance(s, int) else 10007 * (4 if s == "mul" else 1) for s in expected
@@ -63,7 +65,9 @@ def test_static_sizes_are_numbers_where_the_model_wrote_minus_one():
 
 
 def test_two_dynamic_sizes_both_have_nodes():
-    model = Fn(lambda self, i: self.emb(i).view(i.shape[0], -1, 2, 3).flatten(2), emb=nn.Embedding(9, 6)).double()
+    model = Fn(
+        lambda self, i: self.emb(i).view(i.shape[0], -1, 2, 3).flatten(2), emb=nn.Embedding(9, 6)
+    ).double()
     captured = capture(model, (torch.randint(9, (2, 5)),))
     for node in nodes(captured, "reshape.default"):
         assert list(node.args[1]).count(-1) == 0
