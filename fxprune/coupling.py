@@ -7,6 +7,7 @@ An abstract interpretation of the captured graph: every value's axes are labelle
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -309,7 +310,8 @@ def _units(t: Tracer, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, 
     merged = _merge_groups(
         t, axes, group_of.reshape(-1), kinds, (unit, axis_of), (pair_unit, pair_axis, counts), first
     )
-    return units, _describe(t, axes, merged, kinds, (pair_unit, pair_axis, counts))
+    groups = _apart(axes, unit_of, merged)
+    return units, _describe(t, axes, groups, kinds, (pair_unit, pair_axis, counts))
 
 
 def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids, Ids]:
@@ -346,6 +348,28 @@ def _merge_groups(
         for members in by_count.values():
             merged.union(*members)
     return np.array([merged[g] for g in group_of], np.int64)
+
+
+def _apart(axes: Sequence[ParameterAxis], unit_of: Ids, group_of: Ids) -> Ids:
+    """Splits every group in which one unit lies on another's coordinates: the rows and columns of a square."""
+    beside: dict[int, set[int]] = {}
+    for axis in axes:
+        units = np.where(axis.labels > 0, unit_of[axis.labels], -1)
+        for i, j in itertools.combinations(range(units.shape[1]), 2):
+            pairs = units[:, [i, j]]
+            pairs = pairs[(pairs >= 0).all(axis=1)]
+            pairs = pairs[group_of[pairs[:, 0]] == group_of[pairs[:, 1]]]
+            for a, b in np.unique(pairs, axis=0).tolist():
+                beside.setdefault(a, set()).add(b)
+                beside.setdefault(b, set()).add(a)
+    colour: dict[int, int] = {}
+    for unit in sorted(beside):
+        taken = {colour.get(other) for other in beside[unit]}
+        colour[unit] = next(c for c in itertools.count() if c not in taken)
+    split = group_of.copy()
+    for unit, c in colour.items():
+        split[unit] += c * (int(group_of.max()) + 1)
+    return split
 
 
 def _describe(

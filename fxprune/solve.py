@@ -243,6 +243,8 @@ def _rescue(
             return removed
         for factor in empty:
             rows = model.rows[model.factor_of == factor]
+            if not removed[rows].any(axis=1).all():
+                continue  # what an earlier factor got back has filled this one
             worth = np.where(rows > 0, np.where(removed[rows], values[unit_of[rows]], 0.0), 0.0).sum(axis=1)
             removed[rows[int(worth.argmax())]] = False
 

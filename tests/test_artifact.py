@@ -316,6 +316,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
         wrap(owner, name)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in its tracks")
 @pytest.mark.parametrize("replace", [True, False])
 def test_a_kill_leaves_the_old_or_the_new(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_the_demo_s_network_is_the_same_for_the_same_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A small network gains nothing by threads, and loses much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_demo_with_a_short_training(tmp_path: Path) -> None:
     lines: list[str] = []
     outcome = demo.run(seed=1, epochs=4, out=tmp_path / "digits", say=lines.append)

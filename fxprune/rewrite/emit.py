@@ -26,8 +26,7 @@ class _Emission:
     """What is known and made so far while one graph is emitted.
 
     Attributes:
-        model: the original; read only.
-        owners: its modules and tensors.
+        owners: the original's modules and tensors; read only.
         live: nodes of the sliced graph that its result needs.
         tensors: what the live part of the sliced graph reads, by name; read only.
         calls: node -> path and inputs of the module call that it becomes.
@@ -37,7 +36,6 @@ class _Emission:
         taken: names that a new module must not have.
     """
 
-    model: nn.Module
     owners: Owners
     live: Set[fx.Node]
     tensors: Mapping[str, Any]
@@ -89,7 +87,7 @@ def _begin(model: nn.Module, sliced: fx.GraphModule) -> _Emission:
         str(node.target) for node in sliced.graph.nodes if node.op == "get_attr" and node in live
     )
     tensors = {name: _fetch(sliced, name) for name in names}
-    return _Emission(model, owners, live, tensors, taken={*owners.modules, *owners.aliases, *tensors})
+    return _Emission(owners, live, tensors, taken={*owners.modules, *owners.aliases, *tensors})
 
 
 def _fetch(module: Any, name: str) -> Any:

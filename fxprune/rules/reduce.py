@@ -23,7 +23,7 @@ def _dims(a: SimpleNamespace, rank: int) -> list[int]:
 def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, n, c] over n.  After: [b, c]; what goes from n is not counted."""
     x = t.axes(a.self, node)
-    if any(is_labelled(x[d]) for d in _dims(a, len(x))):
+    if x and any(is_labelled(x[d]) for d in _dims(a, len(x))):
         t.statistic(node)
     return _left(t, node, a)
 

@@ -23,7 +23,7 @@ class Twin:
         """Returns an argument with nodes replaced by their values."""
         return fx.node.map_arg(argument, self._value)
 
-    def run(self, node: fx.Node, **arguments: Any) -> Any:
+    def run(self, node: fx.Node, /, **arguments: Any) -> Any:
         """Runs a node's op on other arguments, by schema name."""
         assert callable(node.target)
         return node.target(**arguments)

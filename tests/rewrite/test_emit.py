@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -11,9 +12,11 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import MARK, Captured, capture
+from fxprune.coupling import couple
 from fxprune.errors import FxpruneError
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.modules import FeatureDropout, ScaledDotProductAttention
+from fxprune.rewrite.slice import slice_graph
 from tests.rewrite.zoo import CASES, assert_close, emit_of, emitted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")
@@ -359,3 +362,26 @@ def test_a_removed_layer_is_gone_and_a_new_bias_is_the_layers():
     assert list(pruned.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     torch.testing.assert_close(pruned(x), model[2](model[0](x) + 1))
     assert list(model.state_dict())[:2] == ["0.weight", "1.weight"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit", "llama", "layers"])
+def test_a_pruned_graph_is_emitted_as_real_layers(name):
+    case = emitted(name)
+    coupling = couple(case.captured)
+    chance = np.random.default_rng(0)
+    units = [
+        unit for group in coupling.groups for unit in chance.permutation(group.units)[: len(group.units) // 3]
+    ]
+    sliced = slice_graph(coupling, coupling.removed_mask(units))
+    pruned = emit(case.captured, sliced)
+    with torch.no_grad():
+        expected = sliced(*case.captured.call.flatten(case.args, dict(case.kwargs)))
+        got = pytree.tree_leaves(pruned(*case.args, **case.kwargs))
+    assert_close([leaf for leaf in got if leaf is not None], [leaf for leaf in expected if leaf is not None])
+    assert list(pruned.state_dict()) == list(case.pruned.state_dict())
+    sizes, full = (sum(p.numel() for p in m.parameters()) for m in (pruned, case.pruned))
+    assert sizes < full
+    targets = [
+        [node.target for node in m.graph.nodes if node.op == "call_module"] for m in (pruned, case.pruned)
+    ]
+    assert targets[0] == targets[1]

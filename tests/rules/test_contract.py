@@ -78,13 +78,13 @@ CASES = [
         "dot of two parameters",
         lambda: Fn(lambda m, x: x * torch.dot(m.v, m.w), v=nn.Parameter(torch.randn(6)), w=nn.Parameter(torch.randn(6))),
         [(3, 5)],
-        [],
+        ["6 channel: v[0] w[0]"],
     ),
     Case(
         "matmul of two vectors",
         lambda: Fn(lambda m, x: x * (m.v @ m.w), v=nn.Parameter(torch.randn(6)), w=nn.Parameter(torch.randn(6))),
         [(3, 5)],
-        [],
+        ["6 channel: v[0] w[0]"],
     ),
     Case(
         "addmm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
@@ -23,6 +24,10 @@ from fxprune.capture.sizes import Sizes
 __all__ = ["functionalise"]
 
 _PASS_THROUGH = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+_LOGICAL = (
+    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge,
+    aten.logical_and, aten.logical_or, aten.logical_not, aten.logical_xor,
+)  # fmt: skip
 _CONSTANTS = (
     aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros, aten.ones, aten.full, aten.empty,
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.arange,
@@ -99,7 +104,7 @@ class _Memory:
         new = dict.fromkeys([*live, node], value) if simple else self._renew(node, live, value)
         if new is None:
             return False
-        self._adopt(target, [value, *new.values()], self._order[node])
+        self._adopt(target, new.values(), self._order[node])
         now = self._order[node]
         for old, replacement in new.items():
             old.replace_all_uses_with(replacement, lambda user: self._order.get(user, now) > now)
@@ -136,6 +141,7 @@ class _Memory:
         for alias in [*live, first(node)]:
             if not self._remake(node, alias, new):
                 return None
+        self._adopt(first(node), new.values(), self._order[node])
         return {**{alias: new[alias] for alias in live}, node: new[first(node)]}
 
     def _remake(self, node: fx.Node, alias: fx.Node, new: dict[fx.Node, fx.Node]) -> bool:
@@ -153,7 +159,7 @@ class _Memory:
         new[alias] = made
         return True
 
-    def _adopt(self, target: fx.Node, nodes: list[fx.Node], position: int) -> None:
+    def _adopt(self, target: fx.Node, nodes: Iterable[fx.Node], position: int) -> None:
         for node in dict.fromkeys(nodes):
             if node not in self.family:
                 self.family[target].append(node)
@@ -176,11 +182,13 @@ def _new_value(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     new = insert(graph, node, functional, node.args, before)
     new.kwargs = node.kwargs
     operands = [value for arg in schema_args(new).values() if (value := fake(arg)) is not None]
-    if all(value.dtype == before.dtype for value in operands):
+    if all(value.dtype == before.dtype for value in operands) and not is_op(new, *_LOGICAL):
         return new
-    return insert(
-        graph, node, aten.to.dtype, (new, before.dtype), before
-    )  # an in-place result is not promoted
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    new.meta["val"] = functional(*args, **kwargs)
+    if new.meta["val"].dtype == before.dtype:
+        return new
+    return insert(graph, node, aten.to.dtype, (new, before.dtype), before)  # a write does not promote
 
 
 def _fitted(graph: fx.Graph, node: fx.Node, before: Tensor) -> fx.Node | None:

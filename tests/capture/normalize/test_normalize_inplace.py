@@ -194,3 +194,12 @@ def test_state_is_computed_but_never_stored(step):
     assert_equal(got[0], got[1])
     with torch.no_grad():
         assert_equal(model(inputs), got[0])
+
+
+def test_a_comparison_in_place_keeps_the_dtype():
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.lin(x)
+        y.gt_(0.5)
+        return y + 1
+
+    check(Fn(forward, lin=nn.Linear(6, 6)), x(), others=ROWS)

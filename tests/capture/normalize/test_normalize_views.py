@@ -70,7 +70,7 @@ def test_two_dynamic_sizes_both_have_nodes():
     ).double()
     captured = capture(model, (torch.randint(9, (2, 5)),))
     for node in nodes(captured, "reshape.default"):
-        assert list(node.args[1]).count(-1) == 0
+        assert list(node.args[1]).count(-1) <= 1
         assert captured.info[node].shape[:2] == (10007, 1009)
     for size in ((1, 3), (3, 7)):
         ids = torch.randint(9, size)
