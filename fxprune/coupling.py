@@ -242,8 +242,10 @@ def _attribute(t: Tracer, node: fx.Node) -> Axes:
 
 
 def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> Any:
-    """Freezes everything that an op without a rule touches."""
+    """Freezes everything that an op without a rule touches; what it makes of free values is free as well."""
     touched = False
+    pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+    make = ax.free if pure and node not in t.bound and _made_of_literals(t, node) else ax.fixed
     for source in node.all_input_nodes:
         values = t.values.get(source)
         for axes in values if isinstance(values, list) else [values]:
@@ -262,10 +264,18 @@ def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tu
             )
     info = t.captured.info.get(node)
     if isinstance(info, TensorInfo):
-        return tuple(map(ax.fixed, info.shape))
+        return tuple(map(make, info.shape))
     if isinstance(info, (list, tuple)):
-        return [tuple(map(ax.fixed, i.shape)) if isinstance(i, TensorInfo) else None for i in info]
+        return [tuple(map(make, i.shape)) if isinstance(i, TensorInfo) else None for i in info]
     return None
+
+
+def _made_of_literals(t: Tracer, node: fx.Node) -> bool:
+    """Whether all operands are free in every dimension, sizes of one aside."""
+    info = t.captured.info
+    tensors = [source for source in node.all_input_nodes if not isinstance(info.get(source), int)]
+    known = [t.values.get(source) for source in tensors if info.get(source) is not None]
+    return all(isinstance(axes, tuple) and all(not a or ax.is_free(a) for a in axes) for axes in known)
 
 
 def _parameter_axes(t: Tracer) -> tuple[ParameterAxis, ...]:

@@ -175,17 +175,14 @@ class Attention(Spec):
             self.size // 2 if self.rotary and self.size % 2 == 0 else self.size
         )  # rotation pairs dimensions
         inner, value = (n if n > 1 else 0 for n in (inner, self.size))
+        repeats = self.heads // self.groups
         heads = (
-            0
-            if self.heads == 1
-            else self.heads
-            if self.heads == self.groups
-            else self.groups + self.heads // self.groups
-        )
-        heads = self.heads if self.groups == 1 else heads
+            self.heads if 1 in (self.groups, repeats) else self.groups + repeats
+        )  # a group, a place in every group
+        heads = heads if self.heads > 1 else 0
         groups = self.groups if self.groups > 1 else 0
         if self.qkv == "separate":
-            return {"q": max(heads + inner, 0), "k": groups + inner, "v": groups + value}
+            return {"q": heads + inner, "k": groups + inner, "v": groups + value}
         return {"qkv": heads + inner + value}
 
 

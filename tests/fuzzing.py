@@ -23,7 +23,7 @@ from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import keep_indices, slice_graph
 from fxprune.solve import Constraints, Solution, solve
 from fxprune.verify import Run, verify
-from tests.networks import Network, expected_units, networks
+from tests.networks import KINDS, Network, expected_units, networks
 from tests.util import fingerprint, randomise
 
 BATCH, OTHER_BATCH = 3, 5
@@ -78,7 +78,7 @@ class WrongError(Exception):
     """The compiler broke a promise."""
 
 
-def cases(most: int = 4) -> st.SearchStrategy[Case]:
+def cases(most: int = 4, kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Case]:
     """Returns a strategy for cases."""
     share = st.sampled_from((0.5, 0.3, 0.7, 0.15, 0.9))
     common = {
@@ -89,7 +89,7 @@ def cases(most: int = 4) -> st.SearchStrategy[Case]:
     }
     by_budget = st.builds(Pruning, budget=share, ratio=st.none(), macs=st.booleans(), **common)
     by_ratio = st.builds(Pruning, ratio=st.sampled_from((0.5, 0.3, 0.8, 1.0)), **common)
-    return st.builds(Case, networks(most), st.one_of(by_budget, by_ratio))
+    return st.builds(Case, networks(most, kinds), st.one_of(by_budget, by_ratio))
 
 
 def run(case: Case, *, mutate: bool = False) -> Outcome:
@@ -143,6 +143,16 @@ def _run(case: Case, outcome: Outcome, mutate: bool) -> None:
     outcome.status = "verified" if all(proofs) else "degenerate"
     if mutate and all(proofs):
         outcome.detected = wrong_plan_detected(coupling, solution, sliced, (batch, {}))
+
+
+def compiled(
+    model: nn.Module, batch: tuple[Tensor, ...], pruning: Pruning
+) -> tuple[Coupling, Solution, nn.Module]:
+    """Returns coupling, solution and emitted module of a model, random scores given."""
+    captured = capture(model, batch)
+    coupling = couple(captured)
+    solution = solution_of(coupling, pruning)
+    return coupling, solution, emit(captured, slice_graph(coupling, solution.removed))
 
 
 def _leaves(value: Any) -> list[Tensor]:

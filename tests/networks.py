@@ -17,6 +17,7 @@ from tests.blocks_image import Block, Chain, Spec
 SIZE = 6  # height and width of images
 LENGTH = 6  # tokens
 VOCABULARY = 11
+KINDS = ("image", "tokens", "ids")
 
 
 @dataclass(frozen=True)
@@ -257,16 +258,17 @@ inputs = pick(("one", "one", "one", "add", "cat", "film"))
 outputs = pick(("tensor", "tensor", "tensor", "tuple", "dict"))
 
 
-def networks(most: int = 4) -> st.SearchStrategy[Network]:
-    """Returns a strategy for networks of one to ``most`` blocks."""
+def networks(most: int = 4, kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Network]:
+    """Returns a strategy for networks of one to ``most`` blocks, of these kinds."""
 
     def of(kind: str, blocks: st.SearchStrategy[Spec], heads: tuple[str, ...]) -> st.SearchStrategy[Network]:
         chain = st.lists(blocks, min_size=1, max_size=most).map(tuple)
         return st.builds(Network, st.just(kind), stems, chain, pick(heads), inputs, outputs)
 
     token_heads = ("mean", "first", "flatten", "all", "max")
-    return st.one_of(
-        of("image", image_blocks, ("pool", "flatten", "map", "max")),
-        of("tokens", token_blocks, token_heads),
-        of("ids", token_blocks, (*token_heads, "tied")),
-    )
+    made = {
+        "image": of("image", image_blocks, ("pool", "flatten", "map", "max")),
+        "tokens": of("tokens", token_blocks, token_heads),
+        "ids": of("ids", token_blocks, (*token_heads, "tied")),
+    }
+    return st.one_of(*(made[kind] for kind in kinds))

@@ -11,15 +11,23 @@ from tests.fuzzing import Case, Pruning, cases, run
 from tests.networks import Network
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
-@given(cases(most=3))
-def test_networks(case: Case) -> None:
-    outcome = run(case)
-    note(f"{outcome.status}: {outcome.detail}")
-    assert outcome.status not in ("wrong", "crash"), outcome.detail
-    assert not outcome.missing, f"units found and expected: {outcome.missing}"
+@pytest.mark.parametrize(("kind", "count"), [("image", 50), ("tokens", 35), ("ids", 15)])
+def test_networks(kind: str, count: int) -> None:
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(most=2, kinds=(kind,)))
+    def check(case: Case) -> None:
+        outcome = run(case)
+        note(f"{outcome.status}: {outcome.detail}")
+        assert outcome.status not in ("wrong", "crash"), outcome.detail
+        assert not outcome.missing, f"units found and expected: {outcome.missing}"
+
+    check()
 
 
 WRONG = [

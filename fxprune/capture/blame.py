@@ -32,19 +32,19 @@ class Watch:
     __slots__ = ("_paths", "_versions", "running")
 
     def __init__(self, model: nn.Module) -> None:
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = {_key(module): path for path, module in model.named_modules()}
         self.running: list[str] = []
         self._versions: list[tuple[int, ...]] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook: remember the module, and the versions of what it is given."""
-        if id(module) in self._paths:
-            self.running.append(self._paths[id(module)])
+        if _key(module) in self._paths:
+            self.running.append(self._paths[_key(module)])
             self._versions.append(tensor_versions(args))
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> Any:
         """Forward hook: forget the module; what an idle module let through gets a mark."""
-        path = self._paths.get(id(module))
+        path = self._paths.get(_key(module))
         if path is None or path not in self.running:
             return None
         while self.running[-1] != path:  # a module below failed and its caller went on
@@ -53,6 +53,11 @@ class Watch:
         self.running.pop()
         marked = mark_silent(module, path, self._versions.pop(), args, out)
         return None if marked is out else marked
+
+
+def _key(module: nn.Module) -> int:
+    """Return what tells modules apart: export calls a shared module through proxies that share its attributes."""
+    return id(vars(module))
 
 
 @contextmanager

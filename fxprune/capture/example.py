@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,17 @@ class Example:
     @property
     def dynamic_shapes(self) -> dict[str, Any]:
         """The dynamic dimensions in the form that `torch.export.export` takes."""
-        specs = [dict.fromkeys(dims, _AUTO) if dims else None for dims in self.dynamic]
-        shapes: dict[str, Any] = pytree.tree_unflatten(specs, self.spec)
-        return shapes
+        specs = iter([dict.fromkeys(dims, _AUTO) if dims else None for dims in self.dynamic])
+        return {name: _shapes_like(value, specs) for name, value in self.bound.arguments.items()}
+
+
+def _shapes_like(value: Any, specs: Iterator[Any]) -> Any:
+    """Arrange ``specs`` as ``value`` is; classes other than Python's own count as lists of their parts."""
+    parts, spec = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
+    if spec.is_leaf():
+        return next(specs)
+    shapes = [_shapes_like(part, specs) for part in parts]
+    return pytree.tree_unflatten(shapes, spec) if spec.type in pytree.BUILTIN_TYPES else shapes
 
 
 def prepare(

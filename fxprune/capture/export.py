@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -29,11 +33,39 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
     """
     shapes = example.dynamic_shapes if dynamic_shapes is None else dynamic_shapes
     args, kwargs = example.bound.args, example.bound.kwargs
-    with untouched(model, training=False), _no_fast_path(), watching(model) as watch:
+    collector = next((p.name for p in example.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    extra = example.bound.arguments.get(collector, {}) if collector else {}
+    if collector and extra and isinstance(shapes, dict) and collector in shapes:
+        shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
+    with (
+        untouched(model, training=False),
+        _no_fast_path(),
+        watching(model) as watch,
+        warnings.catch_warnings(),
+    ):
+        # what a module assigns to itself is undone afterwards: the warning says otherwise
+        warnings.filterwarnings("ignore", message="The tensor attributes?", category=UserWarning)
+        if extra:
+            vars(model)["forward"] = _spelled_out(model.forward, example.signature, extra)
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise capture_error(model, watch, error) from error
+
+
+def _spelled_out(
+    forward: Callable[..., Any], signature: Signature, extra: Iterable[str]
+) -> Callable[..., Any]:
+    """Return ``forward`` with a parameter for each argument that its ``**kwargs`` got: torch 2.11 needs it so."""
+    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in extra]
+
+    @functools.wraps(forward)
+    def spelled_out(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    vars(spelled_out)["__signature__"] = signature.replace(parameters=[*fixed, *added])
+    return spelled_out
 
 
 @contextmanager
@@ -53,28 +85,31 @@ def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
             _restore(module, state)
 
 
-def _snapshot(module: nn.Module) -> dict[str, Any]:
-    """Return a module's attributes, its containers copied one level deep."""
+def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return a module's attributes, each with a copy of its content if it is a dict or a list."""
     return {
-        name: (value, dict(value) if isinstance(value, dict) else None)
+        name: (value, copy(value) if isinstance(value, (dict, list)) else None)
         for name, value in vars(module).items()
     }
 
 
-def _restore(module: nn.Module, state: Mapping[str, Any]) -> None:
+def _restore(module: nn.Module, state: Mapping[str, tuple[Any, Any]]) -> None:
     attributes = vars(module)
     for name in attributes.keys() - state.keys():
         del attributes[name]
     for name, (value, content) in state.items():
         if attributes.get(name) is not value:
             attributes[name] = value
-        if content is not None and not _same_items(value, content):
+        if isinstance(value, dict) and not _same(list(value.items()), list(content.items())):
             value.clear()
             value.update(content)
+        elif isinstance(value, list) and not _same(list(enumerate(value)), list(enumerate(content))):
+            value[:] = content
 
 
-def _same_items(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
-    return len(a) == len(b) and all(key in a and a[key] is item for key, item in b.items())
+def _same(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
+    """Say whether two lists of items have the same keys and the very same values, in order."""
+    return len(a) == len(b) and all(k == other and v is w for (k, v), (other, w) in zip(a, b, strict=True))
 
 
 @contextmanager

@@ -31,13 +31,11 @@ class Flat:
         graph: The graph; its nodes carry ``val``, export's fake tensors.
         tensors: The tensors of its `get_attr` nodes, by name.
         submodules: Graph modules of higher-order operators that could not be inlined, by name.
-        literals: For each input leaf, whether it became a placeholder.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     submodules: dict[str, fx.GraphModule] = field(default_factory=dict)
-    literals: list[bool] = field(default_factory=list)
 
 
 def flatten(program: ExportedProgram, state: State) -> Flat:
@@ -63,15 +61,15 @@ def flatten(program: ExportedProgram, state: State) -> Flat:
             env[node] = held[id(tensor)]
         elif spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument):
             env[node] = _keep_meta(flat.graph.placeholder(node.name), node)
-            flat.literals.append(False)
-        elif spec.kind is InputKind.USER_INPUT:
-            flat.literals.append(True)
-        else:
+        elif spec.kind is not InputKind.USER_INPUT:
             raise CaptureError(
                 f"input {node.name!r} is a {spec.kind.name.lower()}: only tensors can be captured"
             )
     _inline(program.graph_module, env, flat)
     _write_output(program, env, flat)
+    for node in flat.graph.nodes:  # a shared module has one name, as a shared tensor has
+        path = node.meta.get("module", "")
+        node.meta["module"] = state.modules.get(path, path)
     return flat
 
 

@@ -19,12 +19,14 @@ class State:
         canonical: Every name to the first name of the same tensor.
         persistent: Names of parameters and of buffers that are in the state dict.
         parameters: Names of parameters.
+        modules: Every path of a module to its first path.
     """
 
     tensors: dict[str, Tensor]
     canonical: dict[str, str]
     persistent: frozenset[str]
     parameters: frozenset[str]
+    modules: dict[str, str]
 
     @property
     def ties(self) -> dict[str, str]:
@@ -44,11 +46,14 @@ def read_state(model: nn.Module) -> State:
     tensors: dict[str, Tensor] = {**parameters, **buffers}
     first: dict[int, str] = {}
     canonical = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    owner: dict[int, str] = {}
+    modules = {path: owner.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
     return State(
         tensors,
         canonical,
         frozenset(parameters) | (frozenset(buffers) - fleeting),
         frozenset(parameters),
+        modules,
     )
 
 

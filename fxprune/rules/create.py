@@ -25,7 +25,7 @@ register(
         "arange.default", "arange.start", "arange.start_step", "linspace.default", "zeros.default", "ones.default",
         "full.default", "empty.memory_format", "eye.default", "eye.m", "scalar_tensor.default", "new_zeros.default",
         "new_ones.default", "new_full.default", "new_empty.default", "rand.default", "randn.default",
-        "tril_indices.default", "triu_indices.default", "randint.default",
+        "tril_indices.default", "triu_indices.default", "randint.default", "randint.low",
     ],
     _create,
 )  # fmt: skip

@@ -37,6 +37,17 @@ def _prelu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return (x[0], t.relate(node, x[1], w[0]), *x[2:])
 
 
+def _outer(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[m], y[n].  After: [m, n]."""
+    return (*t.axes(a.self, node), *t.axes(a.vec2, node))
+
+
+def _native_dropout(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """The values and the mask: both have the channels of the input."""
+    axes = pointwise(t, node, a)
+    return [axes, axes]
+
+
 def _glu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, 2c].  After: the halves are the same channels; the result is [b, c]."""
     x = list(t.axes(a.self, node))
@@ -55,7 +66,7 @@ register(
         "to.dtype", "clone.default", "contiguous.default", "dropout.default", "fxprune::mark.default",
         "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default", "rand_like.default",
         "randn_like.default", "alias.default", "detach.default", "type_as.default", "_to_copy.default",
-        "lift_fresh_copy.default", "feature_dropout.default", "alpha_dropout.default", "native_dropout.default",
+        "lift_fresh_copy.default", "feature_dropout.default", "alpha_dropout.default",
         "hardsigmoid.default", "hardswish.default", "hardtanh.default", "relu6.default", "selu.default",
         "silu.default", "gelu.default", "mish.default", "leaky_relu.default", "elu.default", "celu.default",
         "softplus.default", "log_sigmoid.default", "softsign.default", "rrelu.default", "threshold.default",
@@ -70,4 +81,6 @@ register(
     pointwise,
 )  # fmt: skip
 register(["prelu.default", "_prelu_kernel.default"], _prelu)
+register(["native_dropout.default"], _native_dropout)
+register(["outer.default", "ger.default"], _outer)
 register(["glu.default"], _glu)

@@ -155,7 +155,7 @@ def _along(what: str) -> Any:
 
 
 def _gather(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    for operand in (a.self, a.index):
+    for operand in (a.self, a.index if hasattr(a, "index") else a.indices):
         for axis in t.axes(operand, node):
             t.freeze(node, axis, "a gathered axis")
     return tuple(ax.fixed(size) for size in t.shape(node))

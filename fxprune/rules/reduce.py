@@ -95,7 +95,7 @@ register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce)
 register(["argmax.default", "argmin.default"], _arg_reduce)
 register(
     ["softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default", "cumsum.default", "cumprod.default",
-     "logcumsumexp.default"],
+     "logcumsumexp.default", "argsort.default", "argsort.stable"],
     _scan,
 )  # fmt: skip
 register(["sort.default", "sort.stable", "topk.default"], _sorted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxprune import axes as ax
@@ -63,6 +64,15 @@ def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     for dim in dropped:
         t.freeze(node, x[dim], "the size of one that is dropped")
     return tuple(axis for dim, axis in enumerate(x) if dim not in dropped)
+
+
+def _slice_squeeze(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    """Names what is dropped: an axis that shrinks to one stays."""
+    x = s.axes(a.self, node)
+    dims = getattr(a, "dim", range(len(x)))
+    wanted = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
+    dropped = [d for d in sorted(wanted) if ax.size_of(x[d]) == 1]
+    return Edit({"self": a.self, "dim": dropped}, torch.ops.aten.squeeze.dims)
 
 
 def _expand(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -184,7 +194,7 @@ register(["permute.default"], _permute)
 register(["transpose.int", "t.default", "swapaxes.default", "swapdims.default"], _swap)
 register(["movedim.int", "movedim.intlist", "moveaxis.int", "moveaxis.intlist"], _movedim)
 register(["unsqueeze.default"], _unsqueeze)
-register(["squeeze.default", "squeeze.dim", "squeeze.dims"], _squeeze)
+register(["squeeze.default", "squeeze.dim", "squeeze.dims"], _squeeze, slice=_slice_squeeze)
 register(["expand.default"], _expand, slice=_slice_sizes("size"))
 register(["repeat.default", "tile.default"], _repeat, slice=_slice_repeat)
 register(["repeat_interleave.self_int"], _repeat_interleave, slice=_slice_repeat_interleave)

@@ -35,7 +35,8 @@ class Fn(nn.Module):
 def raw(model: nn.Module, *args: Any) -> fx.Graph:
     """What torch.export itself gives, with a dynamic batch: the traps are in there."""
     shapes = [{0: AUTO} if isinstance(a, Tensor) else None for a in args]
-    return torch.export.export(model.eval(), args, dynamic_shapes={"args": tuple(shapes)}, strict=False).graph
+    dynamic = (tuple(shapes),) if isinstance(model, Fn) else tuple(shapes)
+    return torch.export.export(model.eval(), args, dynamic_shapes=dynamic, strict=False).graph
 
 
 def ops(graph: Any) -> Counter[str]:

@@ -218,7 +218,7 @@ def test_wrapped_model_is_captured_under_its_own_names(wrap):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype(dtype):
     captured = capture(small().to(dtype), (torch.randn(3, 6).to(dtype),))
-    node = next(reversed(captured.module.graph.nodes)).prev
+    node = captured.module.graph.output_node().prev
     assert captured.info[node] == TensorInfo((10007, 4), (3, 4), dtype)
 
 
@@ -254,11 +254,21 @@ def test_attributes_that_forward_leaves_behind_are_removed():
     def forward(self: Any, x: Tensor) -> Tensor:
         self.seen = x
         self.cache["x"] = x
+        self.log[0] = x
         return self.lin(x)
 
     model = Fn(forward, lin=nn.Linear(4, 4))
     model.cache = {"a": 1}
+    model.log = [None]
     before = snapshot(model)
     capture(model, (torch.randn(2, 4),))
     assert_untouched(model, before)
     assert model.cache == {"a": 1}
+    assert model.log == [None]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_recurrent_layers_keep_their_weights():
+    lstm = nn.LSTM(4, 4, batch_first=True)
+    capture(Fn(lambda self, x: self.lstm(x)[0], lstm=lstm), (torch.randn(2, 3, 4),))
+    assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))

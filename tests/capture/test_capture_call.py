@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture import capture
-from tests.capture.common import assert_equal, run
+from tests.capture.common import Fn, assert_equal, check, run
 
 
 class Result(NamedTuple):
@@ -59,6 +59,14 @@ def test_outputs_and_inputs_keep_their_structure(name):
         got = run(captured, *args, **kwargs)
         assert type(got) is Result
         assert_equal(expected, got)
+
+
+def test_inputs_of_a_class_of_their_own():
+    transformers = pytest.importorskip("transformers")
+    outputs = transformers.modeling_outputs.BaseModelOutput
+    model = Fn(lambda self, given: self.lin(given.last_hidden_state), lin=nn.Linear(4, 4)).double()
+    captured = check(model, outputs(last_hidden_state=t().double()))
+    assert captured.batch == (10007, 3)
 
 
 def test_signature_is_the_original_one():

@@ -52,9 +52,11 @@ def test_results_that_depend_on_data():
 
 
 def test_several_results():
-    captured = capture(Fn(lambda self, x: self.gru(x), gru=nn.GRU(4, 6)), (torch.randn(5, 3, 4),))
+    captured = capture(
+        Fn(lambda self, x: self.gru(x), gru=nn.GRU(4, 6, batch_first=True)), (torch.randn(5, 3, 4),)
+    )
     (node,) = nodes(captured, "gru.input")
-    assert [info.shape for info in captured.info[node]] == [(10007, 3, 6), (1, 3, 6)]
+    assert [info.shape for info in captured.info[node]] == [(10007, 3, 6), (1, 10007, 6)]
 
 
 def test_constants_and_sizes_among_the_outputs():

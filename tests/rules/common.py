@@ -104,9 +104,12 @@ def certify(coupling: Coupling, args: tuple[Tensor, ...], removed: Mask) -> Cert
 
 def check(coupling: Coupling, args: tuple[Tensor, ...], inexact: bool = False) -> None:
     """Asserts that random removals, small and large, give exactly what the masked twin gives."""
+    if not coupling.groups:
+        return
     for seed, share in enumerate((0.3, 0.5, 0.7, 1.0)):
-        removed = removal(coupling, seed, share)
-        assert removed.any() or share < 0.7
+        least = 2 if coupling.statistics and share == 1 else 1  # the norm of a single channel is a constant
+        removed = removal(coupling, seed, share, min_keep=least)
+        assert removed.any() or share != 0.7
         certificate = certify(coupling, args, removed)
         assert certificate.verified is (None if inexact else True), (seed, share, certificate)
 
@@ -114,7 +117,7 @@ def check(coupling: Coupling, args: tuple[Tensor, ...], inexact: bool = False) -
 def check_case(case: Case) -> None:
     """Asserts the groups, whether a statistic is recorded, and the numbers."""
     coupling = coupled(case)
-    assert groups_of(coupling) == list(case.groups)
+    assert sorted(groups_of(coupling)) == sorted(case.groups)
     assert bool(coupling.statistics) == case.statistic
     assert not coupling.unsupported
     check(coupling, case.args(seed=1), case.inexact)

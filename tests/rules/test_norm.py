@@ -21,14 +21,14 @@ def _tokens(norm: nn.Module, width: int = 8) -> nn.Module:
 X, T = (3, 3, 7, 6), (3, 4, 5)
 NORM = "8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 1.bias[0]"
 CASES = [
-    Case("batch norm", lambda: _image(nn.BatchNorm2d(8)), [X], [f"{NORM} 1.running_mean[0] 1.running_var[0] 3.weight[1]"]),
+    Case("batch norm", lambda: _image(nn.BatchNorm2d(8)), [X], [f"{NORM} 3.weight[1] 1.running_mean[0] 1.running_var[0]"]),
     Case(
         "batch norm of features", lambda: _tokens(nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(8))), [T],
-        ["8 channel: 0.weight[0] 0.bias[0] 1.1.weight[0] 1.1.bias[0] 1.1.running_mean[0] 1.1.running_var[0] 3.weight[1]"],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.1.weight[0] 1.1.bias[0] 3.weight[1] 1.1.running_mean[0] 1.1.running_var[0]"],
     ),
     Case(
         "batch norm without parameters", lambda: _image(nn.BatchNorm2d(8, affine=False)), [X],
-        ["8 channel: 0.weight[0] 0.bias[0] 1.running_mean[0] 1.running_var[0] 3.weight[1]"],
+        ["8 channel: 0.weight[0] 0.bias[0] 3.weight[1] 1.running_mean[0] 1.running_var[0]"],
     ),
     Case(
         "batch norm with the batch's statistics", lambda: _image(nn.BatchNorm2d(8, track_running_stats=False)), [X],
@@ -38,7 +38,7 @@ CASES = [
     Case(
         "instance norm with running statistics",
         lambda: _image(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), [X],
-        [f"{NORM} 1.running_mean[0] 1.running_var[0] 3.weight[1]"],
+        [f"{NORM} 3.weight[1] 1.running_mean[0] 1.running_var[0]"],
     ),
     Case(
         "instance norm over channels as space", lambda: Fn(
@@ -77,7 +77,8 @@ CASES = [
         [
             "2 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[1]",
             "2 channel: 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
-            "4 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
+            "2 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
+            "2 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
         ], statistic=True,
     ),
     Case(

@@ -23,8 +23,10 @@ def take_device_from_input(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if is_op(node, aten.to, aten._to_copy, aten.type_as):
             _to_cast(graph, node)
-        elif "device" in node.kwargs or "pin_memory" in node.kwargs:
+        elif "device" in node.kwargs or "pin_memory" in node.kwargs or _is_factory(node):
             kwargs = {k: v for k, v in node.kwargs.items() if v not in _DEFAULTS.get(k, ())}
+            if _is_factory(node):
+                kwargs.setdefault("device", "default")
             if kwargs.get("device") is None:
                 kwargs.pop("device", None)
             else:
@@ -32,6 +34,14 @@ def take_device_from_input(graph: fx.Graph) -> None:
             if "device" in kwargs and device is not None:
                 kwargs["device"] = device
             node.kwargs = kwargs
+
+
+def _is_factory(node: fx.Node) -> bool:
+    """Whether an op makes a tensor from literals alone: without a device it would use the default one."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    arguments = node.target._schema.arguments
+    return any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
 
 
 def _to_cast(graph: fx.Graph, node: fx.Node) -> None:

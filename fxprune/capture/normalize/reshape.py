@@ -53,9 +53,7 @@ def _explicit(node: fx.Node, nodes: SizeNodes) -> list[int | fx.Node]:
     result: list[Any] = [nodes.know(size) for size in value.shape]
     if node.target in _SIZED:
         given: Any = node.args[1]
-        result = [
-            g if r is None and isinstance(g, fx.Node) else r for r, g in zip(result, given, strict=True)
-        ]
+        result = [g if r is None and g != -1 else r for r, g in zip(result, given, strict=True)]
     if result.count(None) > 1:
         result = _from_operands(node, nodes, result)
     return [-1 if size is None else size for size in result]

@@ -153,7 +153,7 @@ def test_a_constant_mask_stays_as_it_is():
         return self.lin(x) * mask
 
     captured = check(Fn(forward, lin=nn.Linear(6, 6)), x(), others=ROWS)
-    assert in_place(ops(captured)) == ["fill_.Scalar"]
+    assert [op.partition(".")[0] for op in in_place(ops(captured))] == ["fill_"]
 
 
 def test_a_view_without_inverse_stays_in_place():
