@@ -79,7 +79,7 @@ def _reads_constant(coupling: Coupling, node: fx.Node, constant: set[fx.Node]) -
 
 def _reach(graph: fx.Graph, constant: set[fx.Node]) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
     """Returns what the result or a mutation needs, and the constants that are met first on the way back."""
-    waiting = [node for node in graph.nodes if node.op == "output" or node.is_impure()]
+    waiting = [node for node in graph.nodes if node.op == "output" or _mutates(node)]
     live: set[fx.Node] = set(waiting)
     frontier: dict[fx.Node, None] = {}
     while waiting:
@@ -90,6 +90,11 @@ def _reach(graph: fx.Graph, constant: set[fx.Node]) -> tuple[frozenset[fx.Node],
                 live.add(source)
                 waiting.append(source)
     return frozenset(live), tuple(frontier)
+
+
+def _mutates(node: fx.Node) -> bool:
+    """Whether a node changes one of its operands (fx calls dropout impure as well)."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _meets_skip(coupling: Coupling, node: fx.Node, user: fx.Node, live: frozenset[fx.Node]) -> bool:
@@ -125,19 +130,27 @@ def vanishing_groups(coupling: Coupling, groups: Iterable[Group]) -> dict[str, f
 
 
 def host_of(coupling: Coupling, collapse: Collapse, node: fx.Node) -> str | None:
-    """Returns the tensor that takes the constant: the last one of the branch with a value for each channel."""
+    """Returns the parameter that takes the constant: the last bias of the branch, or what else is added elementwise."""
     channels = coupling.captured.info[node].shape[channel_dim(coupling, node)]
     waiting, seen = [node], set()
     while waiting:
         current = waiting.pop(0)
-        for source in reversed(current.all_input_nodes):
-            if source.op == "get_attr" and coupling.captured.info[source].shape == (channels,):
-                if source.target in coupling.captured.persistent and len(source.users) == 1:
-                    return str(source.target)
-            elif source in collapse.constant and source not in seen:
+        arguments = bind(current)
+        for source in [arguments.bias] if hasattr(arguments, "bias") else current.all_input_nodes:
+            if source is not None and source.op == "get_attr" and _is_home(coupling, source, channels):
+                return str(source.target)
+        for source in current.all_input_nodes:
+            if source in collapse.constant and source not in seen:
                 seen.add(source)
                 waiting.append(source)
     return None
+
+
+def _is_home(coupling: Coupling, node: fx.Node, channels: int) -> bool:
+    """Whether a tensor is a parameter of this branch alone, with one value for each channel."""
+    if coupling.captured.info[node].shape != (channels,) or len(node.users) != 1:
+        return False
+    return isinstance(attribute(coupling.captured.module, str(node.target)), torch.nn.Parameter)
 
 
 def channel_dim(coupling: Coupling, node: fx.Node) -> int:

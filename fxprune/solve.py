@@ -109,15 +109,18 @@ def solve(
             f"and units={constraints.kinds} leave none; fixed parts: {'; '.join(held) or 'everything'}"
         )
     may_vanish = frozenset(vanishing) if constraints.min_keep == 0 else frozenset()
+    quanta = _quanta(coupling, free, constraints.round_to)
     if ratios is not None:
-        removed = _by_ratio(coupling, values, free, ratios, constraints, may_vanish)
+        removed = _by_ratio(coupling, values, free, quanta, ratios, constraints, may_vanish)
         flags = _rescue(coupling, model, values, coupling.removed_mask(removed), may_vanish)
     else:
         assert budget is not None
         limits = budget.limits(before)
         cost = next(iter(limits))
         density = values / np.maximum(_unit_costs(coupling, model, cost), 1e-12) if per_cost else values
-        pools = [_pool(group, values, constraints, group.name in may_vanish) for group in free]
+        pools = [
+            _pool(group, values, quanta.get(group.name, 1), constraints, group.name in may_vanish) for group in free
+        ]
         flags = _global(coupling, model, density, values, pools, limits, before, may_vanish)
     units = np.flatnonzero(flags[coupling.units])
     return Solution(flags, units, before, model.of(flags))
@@ -173,15 +176,42 @@ def _free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
     return free
 
 
-def _quantum(group: Group, round_to: int) -> int:
-    """Returns how many units make the layer's width a multiple of ``round_to``."""
-    width = max(count for _, count in group.axes)
-    return round_to // math.gcd(round_to, width)
+def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[str, int]:
+    """Returns, for each group, how many units at a time keep every layer that makes it at a multiple of ``round_to``.
+
+    Heads of 64 may go one by one where the layer is to stay at multiples of 8, if the 64 go by eights: of groups that
+    share coordinates, the one with most units is rounded first, and the others count on what it is sure to keep.
+    """
+    read = {(str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis}
+    sure: dict[str, int] = {}  # every kept count of the group is a multiple of this
+    quanta: dict[str, int] = {}
+    on_axis: dict[int, list[tuple[Group, int]]] = {}
+    for group in groups:
+        for index, count in group.axes:
+            on_axis.setdefault(index, []).append((group, count))
+    for group in sorted(groups, key=lambda g: -len(g.units)) if round_to > 1 else ():
+        quantum = 1
+        for index, count in group.axes:
+            axis = coupling.axes[index]
+            if axis.layer in group.producers and (axis.tensor, axis.dim) not in read:
+                for other, _ in on_axis[index]:
+                    if other is not group and _overlap(coupling, axis.labels, group, other):
+                        whole, rest = divmod(count, len(other.units))
+                        count = whole * sure.get(other.name, 1) if rest == 0 else 1
+                quantum = math.lcm(quantum, round_to // math.gcd(round_to, count))
+        quanta[group.name] = quantum
+        sure[group.name] = math.gcd(quantum, len(group.units))
+    return quanta
 
 
-def _pool(group: Group, values: Floats, constraints: Constraints, may_vanish: bool) -> _Pool:
+def _overlap(coupling: Coupling, labels: Ids, a: Group, b: Group) -> bool:
+    """Returns whether a coordinate belongs to units of both groups."""
+    hit = [np.isin(labels, coupling.units[group.units]).any(axis=1) for group in (a, b)]
+    return bool((hit[0] & hit[1]).any())
+
+
+def _pool(group: Group, values: Floats, quantum: int, constraints: Constraints, may_vanish: bool) -> _Pool:
     best_first = group.units[np.argsort(-values[group.units], kind="stable")]
-    quantum = _quantum(group, constraints.round_to)
     least = (
         0 if may_vanish else min(math.ceil(max(constraints.min_keep, 1) / quantum) * quantum, len(best_first))
     )
@@ -190,8 +220,8 @@ def _pool(group: Group, values: Floats, constraints: Constraints, may_vanish: bo
 
 
 def _by_ratio(
-    coupling: Coupling, values: Floats, free: Sequence[Group], ratios: float | Mapping[str, float],
-    constraints: Constraints, may_vanish: frozenset[str],
+    coupling: Coupling, values: Floats, free: Sequence[Group], quanta: Mapping[str, int],
+    ratios: float | Mapping[str, float], constraints: Constraints, may_vanish: frozenset[str],
 ) -> Ids:  # fmt: skip
     """Returns the units that go when each group loses its own share, rounded down."""
     table = {"default": ratios} if isinstance(ratios, (int, float)) else dict(ratios)
@@ -201,10 +231,12 @@ def _by_ratio(
     gone = []
     for group in free:
         names = _names(coupling, group)
-        pattern = next((p for p in table if p != "default" and _matches([p], names)), "default")
+        exact = [p for p in table if p == group.name]  # a group's own name comes before patterns
+        matching = exact or [p for p in table if p != "default" and _matches([p], names)]
+        pattern = matching[0] if matching else "default"
         used.add(pattern)
         target = len(group.units) - int(len(group.units) * table.get(pattern, 0.0) + 1e-9)
-        pool = _pool(group, values, constraints, group.name in may_vanish)
+        pool = _pool(group, values, quanta.get(group.name, 1), constraints, group.name in may_vanish)
         kept = len(pool.must)
         for step in pool.steps:
             if kept >= target:

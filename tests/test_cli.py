@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +124,6 @@ def test_the_demo_s_network_is_the_same_for_the_same_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A small network gains nothing by threads, and loses much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_the_demo_with_a_short_training(tmp_path: Path) -> None:
     lines: list[str] = []
     outcome = demo.run(seed=1, epochs=4, out=tmp_path / "digits", say=lines.append)
@@ -147,3 +136,11 @@ def test_the_demo_with_a_short_training(tmp_path: Path) -> None:
     assert str(outcome.report) in printed and "pruned, fine-tuned" in printed and "outputs equal" in printed
     again = fxprune.load(tmp_path / "digits", demo.make_model())
     assert demo.accuracy(again, demo.load_digits(1).test) == tuned
+
+
+def test_one_thread_is_given_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), demo.one_thread():
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before

@@ -74,7 +74,7 @@ register(
         "where.Scalar", "expand_as.default", "square.default", "nan_to_num.default", "rsub.Scalar", "rsub.Tensor",
         "hardshrink.default", "softshrink.default", "__and__.Tensor", "__or__.Tensor", "__xor__.Tensor",
         "__and__.Scalar", "__or__.Scalar", "div.Tensor_mode", "div.Scalar_mode", "floor_divide.default",
-        "min.other", "max.other", "clip.default", "clamp.Tensor", "result_type.Tensor", "isfinite.default",
+        "min.other", "max.other", "clip.default", "clamp.Tensor", "isfinite.default",
         "isnan.default", "isinf.default", "logical_not.default", "bernoulli.p", "lerp.Scalar", "lerp.Tensor",
         "addcmul.default", "addcdiv.default",
     ],

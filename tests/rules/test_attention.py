@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.common import Case, Fn, check_case, coupled
+from tests.rules.common import Case, Fn, check_case
 
 T = (3, 7, 5)
 
@@ -24,7 +24,11 @@ def _attention(
     if fused:
         parts["qkv"] = nn.Linear(5, 3 * heads * inner)
     else:
-        parts |= {"q": nn.Linear(5, heads * inner), "k": nn.Linear(5, groups * inner), "v": nn.Linear(5, groups * values)}
+        parts |= {
+            "q": nn.Linear(5, heads * inner),
+            "k": nn.Linear(5, groups * inner),
+            "v": nn.Linear(5, groups * values),
+        }
     if mask is not None:
         parts["mask"] = nn.Parameter(torch.randn(mask))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.rules.common import Case, Fn, certify, check_case, coupled, groups_of, prepared, removal
 
@@ -33,7 +33,7 @@ CASES = [
         lambda m, x: m.c((y := torch.arange(6, dtype=x.dtype).sin()) * m.b(m.a(x) * y)), a=nn.Linear(5, 6), b=nn.Linear(6, 6),
         c=nn.Linear(6, 2)), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]", "6 channel: b.weight[0] b.bias[0] c.weight[1]"]),
     Case("a table made from literals", lambda: Fn(
-        lambda m, x: m.b((m.a(x) + torch.outer(torch.arange(4.0, dtype=x.dtype), torch.arange(6.0, dtype=x.dtype)).sin())),
+        lambda m, x: m.b(m.a(x) + torch.outer(torch.arange(4.0, dtype=x.dtype), torch.arange(6.0, dtype=x.dtype)).sin()),
         a=nn.Linear(5, 6), b=nn.Linear(6, 2)), [T], GROUPS),
     Case("a buffer that is not saved", lambda: _with_table(), [T], GROUPS),
     Case("a weight made from literals", lambda: Fn(
@@ -66,7 +66,9 @@ def test_rule(case: Case) -> None:
 ])  # fmt: skip
 def test_random_values_are_cut_to_what_is_left(make) -> None:
     x = torch.randn(T, dtype=torch.float64)
-    _, coupling = prepared(Fn(lambda m, x: m.b(m.a(x) + 0 * make(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), (x,))
+    _, coupling = prepared(
+        Fn(lambda m, x: m.b(m.a(x) + 0 * make(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), (x,)
+    )
     assert groups_of(coupling) == GROUPS
     assert certify(coupling, (x,), removal(coupling, 0, 0.5)).verified
 

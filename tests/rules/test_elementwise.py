@@ -120,7 +120,7 @@ CASES = [
     Case("glu of channels", lambda: nn.Sequential(nn.Conv2d(3, 12, 1), nn.GLU(1), nn.Conv2d(6, 2, 1)), [X], ["6 channel: 0.weight[0]x2 0.bias[0]x2 2.weight[1]"]),
     Case("outer", lambda: Fn(lambda m, x: m.b(x * torch.outer(m.v, m.w)), v=nn.Parameter(torch.randn(4)),
                              w=nn.Parameter(torch.randn(5)), b=nn.Linear(5, 2)), [T], []),
-    Case("outer, read by a layer", lambda: Fn(lambda m, x: m.b(torch.outer(m.v, m.w)) * x[..., :2],
+    Case("outer, read by a layer", lambda: Fn(lambda m, x: m.b(torch.ger(m.v, m.w)) * x[..., :2],
                                               v=nn.Parameter(torch.randn(4)), w=nn.Parameter(torch.randn(6)), b=nn.Linear(6, 2)),
          [T], ["6 channel: w[0] b.weight[1]"]),
     Case("native dropout", lambda: Fn(lambda m, x: m.b(torch.native_dropout(m.a(x), 0.5, False)[0]),

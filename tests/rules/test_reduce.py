@@ -34,6 +34,7 @@ SCANS: dict[str, Callable[[Tensor], Tensor]] = {
     "log_softmax": lambda x: x.log_softmax(1), "_log_softmax": lambda x: A._log_softmax(x, 1, False),
     "cumsum": lambda x: x.cumsum(1), "cumprod": lambda x: x.cumprod(1), "logcumsumexp": lambda x: x.logcumsumexp(1),
     "sort": lambda x: A.sort.default(x, 1)[0], "sort.stable": lambda x: A.sort.stable(x, stable=True, dim=1)[0],
+    "argsort": lambda x: x.argsort(1).to(x.dtype), "argsort.stable": lambda x: x.argsort(dim=1, stable=True).to(x.dtype),
     "topk": lambda x: x.topk(4, 1)[0],
 }  # fmt: skip
 
@@ -45,7 +46,9 @@ class Many(nn.Module):
         super().__init__()
         self.functions, self.over_channels = functions, over_channels
         self.makers = nn.ModuleList(nn.Linear(5, 6) for _ in functions)
-        self.readers = nn.ModuleList(nn.Linear(6, 2) for _ in functions) if read else [nn.Identity()] * len(functions)
+        self.readers = (
+            nn.ModuleList(nn.Linear(6, 2) for _ in functions) if read else [nn.Identity()] * len(functions)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         results = []

@@ -31,7 +31,18 @@ A = torch.ops.aten
 FAMILIES = (test_attention, test_contract, test_conv, test_create, test_join, test_norm, test_reshape)
 #: Ops with a rule that no test's graph holds, and why.
 UNSEEN = {
-    "erased by capture": {"alias", "detach", "lift_fresh_copy", "type_as", "_to_copy", "contiguous", "_unsafe_view", "view"},
+    "erased by capture": {
+        "alias",
+        "clone",
+        "expand_as",
+        "detach",
+        "lift_fresh_copy",
+        "type_as",
+        "_to_copy",
+        "contiguous",
+        "_unsafe_view",
+        "view",
+    },
     "made by capture for modules that only train": {"mark"},
 }
 
@@ -54,11 +65,15 @@ def _tables() -> list[Captured]:
     for functions, operands in ((test_elementwise.UNARY, 1), (test_elementwise.BINARY, 2)):
         models.append((test_elementwise.Many(list(functions.values()), operands), x))
     for d, functions in test_spatial.FUNCTIONS.items():
-        models.append((test_spatial.Many(functions, d), torch.randn(test_spatial.SHAPES[d], dtype=torch.float64)))
-    for functions in (test_reduce.PARTS, test_reduce.SCANS):
-        models.append((test_reduce.Many(list(functions.values()), False, False), x))
+        models.append(
+            (test_spatial.Many(functions, d), torch.randn(test_spatial.SHAPES[d], dtype=torch.float64))
+        )
+    models += [
+        (test_reduce.Many(list(functions.values()), False, False), x)
+        for functions in (test_reduce.PARTS, test_reduce.SCANS)
+    ]
     random = (torch.rand_like, torch.randn_like, lambda y: torch.bernoulli(y, 0.5), lambda y: y * torch.rand(6),
-              lambda y: y * torch.randn(6), lambda y: y * torch.randint(3, (6,)))  # fmt: skip
+              lambda y: y * torch.randn(6), lambda y: y * torch.randint(3, (6,)), lambda y: y * torch.randint(1, 3, (6,)))  # fmt: skip
     models.append((test_elementwise.Many(list(random), 1), x))
     return [capture(model.double().eval(), (x,)) for model, x in models]
 
@@ -79,7 +94,9 @@ def test_an_excuse_is_not_given_for_what_is_seen() -> None:
 
 def _source(rule: Any) -> str:
     return inspect.getsource(rule) + "".join(
-        inspect.getsource(cell.cell_contents) for cell in rule.__closure__ or () if inspect.isfunction(cell.cell_contents)
+        inspect.getsource(cell.cell_contents)
+        for cell in rule.__closure__ or ()
+        if inspect.isfunction(cell.cell_contents)
     )
 
 
@@ -89,11 +106,24 @@ def test_tables_agree(op: Any) -> None:
     source = _source(rule.couple)
     if "t.note(" in source or "new_axis(" in source:
         assert rule.slice is not None, "it keeps axes or makes some, and its arguments follow them"
-    if "t.statistic(" in source or "_reduce(" in source and "indexing" not in rule.couple.__name__ and "arg" not in rule.couple.__name__:
+    if "t.statistic(" in source or (
+        "_reduce(" in source and "indexing" not in rule.couple.__name__ and "arg" not in rule.couple.__name__
+    ):
         assert rule.twin is not None, "it may be recorded as a statistic"
 
 
-LITERALS = {"size", "sizes", "shape", "split_sizes", "repeats", "dims", "normalized_shape", "groups", "num_groups", "pad"}
+LITERALS = {
+    "size",
+    "sizes",
+    "shape",
+    "split_sizes",
+    "repeats",
+    "dims",
+    "normalized_shape",
+    "groups",
+    "num_groups",
+    "pad",
+}
 
 
 @pytest.mark.parametrize("op", [op for op in registered() if op != "pointwise"], ids=str)

@@ -71,7 +71,10 @@ def test_channels_pass(d: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(SHAPES[d], dtype=torch.float64)
     _, coupling = prepared(Many(FUNCTIONS[d], d), (x,))
-    passed = [f"6 channel: makers.{i}.weight[0] makers.{i}.bias[0] readers.{i}.weight[1]" for i in range(len(FUNCTIONS[d]))]
+    passed = [
+        f"6 channel: makers.{i}.weight[0] makers.{i}.bias[0] readers.{i}.weight[1]"
+        for i in range(len(FUNCTIONS[d]))
+    ]
     assert sorted(groups_of(coupling)) == sorted(passed)
     check(coupling, (x,))
 
