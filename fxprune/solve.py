@@ -119,7 +119,8 @@ def solve(
         cost = next(iter(limits))
         density = values / np.maximum(_unit_costs(coupling, model, cost), 1e-12) if per_cost else values
         pools = [
-            _pool(group, values, quanta.get(group.name, 1), constraints, group.name in may_vanish) for group in free
+            _pool(group, values, quanta.get(group.name, 1), constraints, group.name in may_vanish)
+            for group in free
         ]
         flags = _global(coupling, model, density, values, pools, limits, before, may_vanish)
     units = np.flatnonzero(flags[coupling.units])
@@ -182,7 +183,9 @@ def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[
     Heads of 64 may go one by one where the layer is to stay at multiples of 8, if the 64 go by eights: of groups that
     share coordinates, the one with most units is rounded first, and the others count on what it is sure to keep.
     """
-    read = {(str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis}
+    read = {
+        (str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis
+    }
     sure: dict[str, int] = {}  # every kept count of the group is a multiple of this
     quanta: dict[str, int] = {}
     on_axis: dict[int, list[tuple[Group, int]]] = {}
