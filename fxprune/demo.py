@@ -197,7 +197,7 @@ def run(
         budget: the share of parameters to keep, in (0, 1].
         method: the criterion's name.
         out: where to save the fine-tuned model; by default a temporary directory.
-        epochs: of the first training; fine-tuning takes a third of them.
+        epochs: of the first training; fine-tuning takes half of them.
         say: prints a line or a table.
 
     Raises:
@@ -219,7 +219,7 @@ def run(
     say(f"\n{summary}\n")
     raw = accuracy(pruned, digits.test)
     say("fine-tuning the pruned network ...\n")
-    train(pruned, digits.train, epochs=max(1, epochs // 3), rate=0.02, seed=seed + 1)
+    train(pruned, digits.train, epochs=max(1, epochs // 2), rate=0.005, seed=seed + 1)
     tuned = accuracy(pruned, digits.test)
     times = {}
     for size in (1, 64):

@@ -1,8 +1,10 @@
 """Solve: which units go, so that the budget is met, never exceeded, and nothing could be given back.
 
 Every choice starts from the smallest model that the constraints allow and gives units back in one fixed order, best
-score per cost first; a unit that does not fit is passed over. Kept counts only grow along that order, so the result
-is within the budget, nothing that was passed over fits any more, and a smaller budget never gives a larger model.
+score per cost first; a unit that does not fit is passed over. Costs only grow along that order, so the result is
+within the budget and nothing that was passed over fits any more. Two budgets choose alike up to the first unit that
+fits only the larger one, and that choice alone costs more than the smaller budget allows: a smaller budget never
+gives a larger model.
 """
 
 from __future__ import annotations
