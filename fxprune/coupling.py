@@ -299,13 +299,13 @@ def attribute(module: torch.nn.Module, name: str) -> Any:
 
 def _units(t: Tracer, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, ...]]:
     """Returns the channel id of each unit, and the units by group."""
-    ids, axis_of, position = _incidence(axes)
+    ids, axis_of = _incidence(axes)
     on_parameter = np.array([a.is_parameter for a in axes], bool)
     units = np.unique(ids[on_parameter[axis_of]]) if len(ids) else ids
     unit_of = np.full(len(t.channels), -1, np.int64)
     unit_of[units] = np.arange(len(units))
     unit = unit_of[ids]
-    axis_of, position, unit = axis_of[unit >= 0], position[unit >= 0], unit[unit >= 0]
+    axis_of, unit = axis_of[unit >= 0], unit[unit >= 0]
     pairs, counts = np.unique(unit * len(axes) + axis_of, return_counts=True)
     pair_unit, pair_axis = pairs // max(len(axes), 1), pairs % max(len(axes), 1)
     bits = (
@@ -315,23 +315,18 @@ def _units(t: Tracer, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, 
     keys = np.zeros(len(units), np.uint64)
     np.add.at(keys, pair_unit, bits * np.uint64(0xBF58476D1CE4E5B9))
     kinds = t.channels.kinds()[units]
-    signature = np.stack([keys, kinds.astype(np.uint64)], axis=1)
-    _, first, group_of = np.unique(signature, axis=0, return_index=True, return_inverse=True)
-    merged = _merge_groups(
-        t, axes, group_of.reshape(-1), kinds, (unit, axis_of), (pair_unit, pair_axis, counts), first
-    )
+    keys += kinds.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+    _, group_of = np.unique(keys, return_inverse=True)
+    merged = _merge_groups(t, axes, group_of, kinds, (pair_unit, pair_axis, counts))
     groups = _apart(axes, unit_of, merged)
     return units, _describe(t, axes, groups, kinds, (pair_unit, pair_axis, counts))
 
 
-def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids, Ids]:
-    """Returns (channel id, axis index, coordinate) of every label on every parameter axis."""
-    parts = [(np.zeros(0, np.int64),) * 3]
-    for index, axis in enumerate(axes):
-        rows, columns = np.nonzero(axis.labels)
-        parts.append((axis.labels[rows, columns], np.full(len(rows), index), rows))
-    ids, axis_of, position = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return ids, axis_of, position
+def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids]:
+    """Returns (channel id, axis index) of every label on every parameter axis."""
+    labels = [axis.labels[axis.labels > 0] for axis in axes]
+    ids = np.concatenate([np.zeros(0, np.int64), *labels])
+    return ids, np.repeat(np.arange(len(axes)), [len(part) for part in labels])
 
 
 def _contracted(t: Tracer) -> set[tuple[str, int]]:
@@ -341,23 +336,30 @@ def _contracted(t: Tracer) -> set[tuple[str, int]]:
 
 def _merge_groups(
     t: Tracer, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
-    incidence: tuple[Ids, Ids], pairs: tuple[Ids, Ids, Ids], first: Ids,
+    pairs: tuple[Ids, Ids, Ids],
 ) -> Ids:  # fmt: skip
     """Joins groups that one layer makes: same kind and coordinates a unit, and none on another's coordinates."""
     readers = _contracted(t)
     merged: nx.utils.UnionFind[int] = nx.utils.UnionFind(range(int(group_of.max(initial=-1)) + 1))
     pair_unit, pair_axis, counts = pairs
-    made = np.array([(a.tensor, a.dim) not in readers and a.is_parameter for a in axes], bool)
-    for index in np.flatnonzero(made):
-        if (axes[int(index)].labels > 0).sum(axis=1).max(initial=0) > 1:
-            continue  # some coordinate belongs to two units: they are of different kinds
-        here = pair_axis == index
-        by_count: dict[tuple[int, int], list[int]] = {}
-        for unit, count in zip(pair_unit[here], counts[here], strict=True):
-            by_count.setdefault((int(count), int(kinds[unit])), []).append(int(group_of[unit]))
-        for members in by_count.values():
-            merged.union(*members)
-    return np.array([merged[g] for g in group_of], np.int64)
+    made = np.array(
+        [
+            (a.tensor, a.dim) not in readers and a.is_parameter
+            # where some coordinate belongs to two units, they are of different kinds
+            and (a.labels > 0).sum(axis=1).max(initial=0) <= 1
+            for a in axes
+        ],
+        bool,
+    )
+    here = made[pair_axis] if len(axes) else np.zeros(0, bool)
+    units = pair_unit[here]
+    makers = _distinct(pair_axis[here], counts[here], kinds[units], group_of[units])
+    cuts = np.flatnonzero((np.diff(makers[:3], axis=1) != 0).any(axis=0)) + 1
+    for members in np.split(makers[3], cuts):
+        merged.union(*members.tolist())
+    roots = np.array([merged[g] for g in range(int(group_of.max(initial=-1)) + 1)], np.int64)
+    joined: Ids = roots[group_of]
+    return joined
 
 
 def _apart(axes: Sequence[ParameterAxis], unit_of: Ids, group_of: Ids) -> Ids:
@@ -388,20 +390,14 @@ def _describe(
 ) -> tuple[Group, ...]:  # fmt: skip
     readers = _contracted(t)
     pair_unit, pair_axis, counts = pairs
-    pair_group = group_of[pair_unit]
     order = np.argsort(group_of, kind="stable")
     members = {int(group_of[part[0]]): part for part in np.split(order, _cuts(group_of[order])) if len(part)}
-    pair_order = np.argsort(pair_group, kind="stable")
-    touched = {
-        int(pair_group[part[0]]): part
-        for part in np.split(pair_order, _cuts(pair_group[pair_order]))
-        if len(part)
-    }
+    rows = _distinct(group_of[pair_unit], pair_axis, counts)
+    touched = {int(part[0, 0]): part[1:] for part in np.split(rows, _cuts(rows[0]), axis=1) if part.size}
     groups: list[Group] = []
     names: dict[str, int] = {}
     for key, units in sorted(members.items(), key=lambda item: int(item[1][0])):
-        part = touched[key]
-        lies_on = sorted({(int(pair_axis[i]), int(counts[i])) for i in part})
+        lies_on = [(index, count) for index, count in touched[key].T.tolist()]
         on = [axes[i] for i, _ in lies_on]
         makers = tuple(
             dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) not in readers and a.is_parameter)
@@ -415,6 +411,13 @@ def _describe(
         name += "" if names[name] == 1 else f"#{names[name]}"
         groups.append(Group(name, kind, units, tuple(lies_on), makers, takers))
     return tuple(groups)
+
+
+def _distinct(*columns: Ids) -> Ids:
+    """Returns the distinct tuples of some columns of numbers, in order, ``[columns, tuples]``."""
+    sizes = tuple(int(column.max(initial=0)) + 1 for column in columns)
+    packed = np.unique(np.ravel_multi_index([column.astype(np.int64) for column in columns], sizes))
+    return np.stack(np.unravel_index(packed, sizes))
 
 
 def _cuts(keys: Ids) -> Ids:

@@ -295,8 +295,10 @@ def _global(
     if not _fits(model.of(smallest), limits):
         raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
     steps = [coupling.units[step] for pool in pools for step in pool.steps]
-    worth = [float(density[step].mean()) for pool in pools for step in pool.steps]
-    order = [steps[i] for i in np.argsort(-np.array(worth), kind="stable")]
+    sizes = np.array([len(step) for step in steps])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    worth = np.add.reduceat(density[droppable], starts) / sizes if steps else density[:0]
+    order = [steps[i] for i in np.argsort(-worth, kind="stable")]
     low, high = 0, len(order)  # the longest prefix that fits, by bisection
     while low < high:
         middle = (low + high + 1) // 2

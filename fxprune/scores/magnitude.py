@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxprune.coupling import attribute
@@ -38,15 +39,20 @@ class Magnitude:
             if c.weight is not None and c.axis
         }
         total = context.zeros()
+        is_unit = np.zeros(len(total), bool)
+        is_unit[coupling.units] = True
         for axis in coupling.axes:
             tensor = attribute(coupling.captured.module, axis.tensor).detach()
             if not axis.is_parameter or tensor.dim() < 2 or (axis.tensor, axis.dim) in readers:
                 continue
-            powers = tensor.double().abs().pow(self.p).transpose(0, axis.dim).flatten(1).sum(dim=1)
-            here = context.zeros()
-            accumulate(here, axis.labels, powers)
-            norms = here ** (1 / self.p)
-            total += norms / max(norms[coupling.units].sum(), np.finfo(np.float64).tiny)
+            others = [d for d in range(tensor.dim()) if d != axis.dim]
+            wide = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+            norms = torch.linalg.vector_norm(wide, self.p, others)
+            channels, labels = np.unique(axis.labels, return_inverse=True)
+            powers = np.zeros(len(channels))
+            accumulate(powers, labels.reshape(axis.labels.shape), norms.double() ** self.p)
+            here = np.where(is_unit[channels], powers, 0.0) ** (1 / self.p)
+            total[channels] += here / max(here.sum(), np.finfo(np.float64).tiny)
         return remaining_share(context.by_group(total))
 
 
