@@ -35,8 +35,11 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
     args, kwargs = example.bound.args, example.bound.kwargs
     collector = next((p.name for p in example.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     extra = example.bound.arguments.get(collector, {}) if collector else {}
-    if collector and extra and isinstance(shapes, dict) and collector in shapes:
-        shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
+    if isinstance(shapes, dict):  # what the user does not name, and what capture adds (use_cache), is static
+        if collector and extra and collector in shapes:
+            shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
+        given = [name for name in example.bound.arguments if name != collector]
+        shapes = dict.fromkeys([*given, *extra]) | shapes
     with (
         untouched(model, training=False),
         _no_fast_path(),

@@ -134,6 +134,14 @@ def test_models_are_captured_without_their_cache():
         captured.call.flatten((x,), {"use_cache": True})
 
 
+def test_dynamic_shapes_need_not_name_what_capture_adds():
+    auto = torch.export.Dim.AUTO
+    captured = capture(Cached(), (torch.randn(3, 5, 4),), dynamic_shapes={"x": {0: auto, 1: auto}})
+    assert shapes(captured) == [(10007, 1009, 4)]
+    with pytest.raises(CaptureError, match="y"):
+        capture(Cached(), (torch.randn(3, 5, 4),), dynamic_shapes={"x": {0: auto}, "y": None})
+
+
 def test_transformers_model_with_a_cache():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=2, n_positions=16)
