@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fxprune.batch import Batch
 from fxprune.branches import vanishing_groups
 from fxprune.budget import Budget, as_budget
 from fxprune.capture import capture
@@ -105,9 +104,8 @@ def compile(
         first = batches.first()
         probe(model, first)
     with stages("capture"):
-        captured = capture(
-            model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=_others(batches, first)
-        )
+        others = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]  # what varies is dynamic
+        captured = capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
         inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
         coupling = couple(captured, strict=strict)
@@ -168,14 +166,6 @@ def _positive(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
     return value
-
-
-def _others(batches: Batches, first: Batch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Returns a batch of another shape for each way in which shapes vary, so that those dimensions become dynamic."""
-    varying = batches.varying(limit=16)
-    if not any(axes - {0} for axes in varying):
-        return []
-    return [(batch.args, batch.kwargs) for batch in batches][1:16]
 
 
 def _insist(certificate: Certificate) -> None:

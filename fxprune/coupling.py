@@ -344,7 +344,8 @@ def _merge_groups(
     pair_unit, pair_axis, counts = pairs
     made = np.array(
         [
-            (a.tensor, a.dim) not in readers and a.is_parameter
+            (a.tensor, a.dim) not in readers
+            and a.is_parameter
             # where some coordinate belongs to two units, they are of different kinds
             and (a.labels > 0).sum(axis=1).max(initial=0) <= 1
             for a in axes

@@ -43,7 +43,6 @@ class Batches:
         *,
         device: torch.device | str,
         forward_args: ForwardArgs | None = None,
-        limit: int | None = None,
     ) -> None:
         """Wraps ``calib``; nothing is read yet.
 
@@ -54,17 +53,13 @@ class Batches:
             forward_args: makes a call out of a batch. It returns a tuple of arguments, a mapping of keyword
                 arguments, ``(args, kwargs)`` or ``(args, kwargs, targets)``. ``tuple`` itself serves for a
                 batch that is a sequence of inputs.
-            limit: the number of batches to read in each pass; all by default.
 
         Raises:
             CalibrationError: ``calib`` cannot be gone through twice, or is no collection of batches.
         """
-        if limit is not None and limit < 1:
-            raise CalibrationError(f"calibration data: expected a limit of at least 1 batch, got {limit}")
         self._source = _batches_of(calib)
         self._device = torch.device(device)
         self._forward_args = forward_args
-        self._limit = limit
         self._reference: Signature | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -76,8 +71,6 @@ class Batches:
         index = -1
         for index, raw in enumerate(self._source):
             yield self._checked(raw, index)
-            if index + 1 == self._limit:
-                return
         if index >= 0:
             return
         if self._reference is None:
@@ -91,20 +84,15 @@ class Batches:
         """Returns the first batch."""
         return next(iter(self))
 
-    def varying(self, limit: int | None = None) -> tuple[frozenset[int], ...]:
-        """Returns, for each leaf of the arguments, the dimensions whose size differs between batches.
-
-        Args:
-            limit: the number of batches to look at; all by default.
-        """
-        sizes: list[list[set[int]]] = []
-        for batch in islice(self, limit):
-            shapes = [leaf.shape if isinstance(leaf, Tensor) else () for _, leaf in batch.leaves()]
-            sizes = sizes or [[set() for _ in shape] for shape in shapes]
-            for seen, shape in zip(sizes, shapes, strict=True):
-                for found, size in zip(seen, shape, strict=True):
-                    found.add(int(size))
-        return tuple(frozenset(axis for axis, found in enumerate(seen) if len(found) > 1) for seen in sizes)
+    def shapes(self, among: int) -> list[Batch]:
+        """Returns the first batch of every shape (the number of samples aside) that occurs ``among`` the first so many."""
+        found: dict[tuple[Any, ...], Batch] = {}
+        for batch in islice(self, among):
+            leaves = (leaf for _, leaf in batch.leaves())
+            found.setdefault(
+                tuple(leaf.shape[1:] if isinstance(leaf, Tensor) else None for leaf in leaves), batch
+            )
+        return list(found.values())
 
     def _checked(self, raw: Any, index: int) -> Batch:
         args, kwargs, targets = read_batch(raw, index, self._forward_args)

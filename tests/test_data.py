@@ -82,21 +82,6 @@ def test_forward_args_keeps_the_labels_of_a_dict() -> None:
     assert torch.equal(found.targets, Y) and len(found.args) == 1
 
 
-def test_limit_counts_batches_and_reads_no_more() -> None:
-    read: list[int] = []
-
-    class Source:
-        def __iter__(self) -> Iterator[Tensor]:
-            for index in range(5):
-                read.append(index)
-                yield X
-
-    assert len(list(Batches(Source(), device="cpu", limit=2))) == 2
-    assert read == [0, 1]
-    with pytest.raises(CalibrationError, match="at least 1"):
-        Batches([X], device="cpu", limit=0)
-
-
 def test_tensors_go_to_the_device_and_lose_their_history() -> None:
     found = Batches([(X.clone().requires_grad_(), {"a": Y})], device="meta").first()
     assert found.args[0].is_meta and found.targets["a"].is_meta and not found.args[0].requires_grad
@@ -107,10 +92,18 @@ def test_keywords_come_in_the_order_of_the_first_batch() -> None:
     assert [list(batch.kwargs) for batch in batches] == [["a", "b"]] * 2
 
 
-def test_varying_names_the_dimensions_that_change() -> None:
-    batches = Batches([{"a": torch.ones(2, 5), "b": X}, {"a": torch.ones(2, 7), "b": X[:4]}], device="cpu")
-    assert batches.varying() == (frozenset({1}), frozenset({0}))
-    assert batches.varying(limit=1) == (frozenset(), frozenset())
+def test_one_batch_of_every_shape_and_no_more_are_read() -> None:
+    read: list[int] = []
+
+    class Source:
+        def __iter__(self) -> Iterator[Tensor]:
+            for index, (samples, length) in enumerate([(2, 5), (3, 5), (2, 7), (2, 5), (2, 9)]):
+                read.append(index)
+                yield torch.ones(samples, length)
+
+    batches = Batches(Source(), device="cpu")
+    assert [batch.args[0].shape for batch in batches.shapes(among=4)] == [(2, 5), (2, 7)]
+    assert read == [0, 1, 2, 3]
 
 
 def test_leaves_and_text_of_a_batch() -> None:
