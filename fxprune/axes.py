@@ -148,7 +148,8 @@ def broadcast(channels: Channels, axes: Sequence[Axis], reason: str) -> Axis:
             freeze(channels, axis, f"a size of one that is broadcast ({reason})")
     marked = [axis for axis in full if is_labelled(axis)]
     if not marked:
-        return next((axis for axis in full if not is_free(axis)), full[0])
+        held = [axis for axis in full if not is_free(axis)]
+        return held[0] if len(held) == 1 else fixed(size_of(full[0])) if held else full[0]
     best = max(marked, key=len)
     for axis in full:
         if axis is not best:
@@ -222,7 +223,10 @@ def split(channels: Channels, factor: Factor, outer_size: int, reason: str) -> t
         else:
             alpha, beta = channels.fresh(outer_size), channels.fresh(inner_size)
             pairs = np.stack([np.repeat(alpha, inner_size), np.tile(beta, outer_size)], axis=1)
-            channels.relate(column.reshape(-1, 1), pairs, reason)
+            given = (
+                factor.labels if rows.shape[1] == 1 else column.reshape(-1, 1)
+            )  # unresolved, it knows its reason
+            channels.relate(given, pairs, reason)
             to_outer.append(alpha)
             to_inner.append(beta)
     return _factor(outer_size, to_outer), _factor(inner_size, to_inner)

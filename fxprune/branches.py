@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from fxprune.axes import size_of
 from fxprune.capture import TensorInfo
 from fxprune.channels import Mask
-from fxprune.coupling import Coupling, Group, attribute
-from fxprune.rules.registry import bind
+from fxprune.coupling import Coupling, attribute
+from fxprune.grouping import Group
+from fxprune.rules.registry import bind, mutates
 from fxprune.rules.slicing import Slicer
 
 _ADD = torch.ops.aten.add.Tensor
@@ -79,7 +80,7 @@ def _reads_constant(coupling: Coupling, node: fx.Node, constant: set[fx.Node]) -
 
 def _reach(graph: fx.Graph, constant: set[fx.Node]) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
     """Returns what the result or a mutation needs, and the constants that are met first on the way back."""
-    waiting = [node for node in graph.nodes if node.op == "output" or _mutates(node)]
+    waiting = [node for node in graph.nodes if node.op == "output" or mutates(node)]
     live: set[fx.Node] = set(waiting)
     frontier: dict[fx.Node, None] = {}
     while waiting:
@@ -90,11 +91,6 @@ def _reach(graph: fx.Graph, constant: set[fx.Node]) -> tuple[frozenset[fx.Node],
                 live.add(source)
                 waiting.append(source)
     return frozenset(live), tuple(frontier)
-
-
-def _mutates(node: fx.Node) -> bool:
-    """Whether a node changes one of its operands (fx calls dropout impure as well)."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _meets_skip(coupling: Coupling, node: fx.Node, user: fx.Node, live: frozenset[fx.Node]) -> bool:

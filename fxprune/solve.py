@@ -22,8 +22,9 @@ import torch
 from fxprune.budget import Budget
 from fxprune.channels import Ids, Mask
 from fxprune.cost import Cost, CostModel, cost_model
-from fxprune.coupling import Coupling, Group
+from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError, ScorerError
+from fxprune.grouping import Group
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, torch.Tensor]

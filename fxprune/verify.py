@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -108,7 +110,8 @@ class Run:
             assert rule is not None and rule.twin is not None, (
                 f"{node.target} takes a statistic but has no twin"
             )
-            return rule.twin(Twin(self.slicer, values.__getitem__), node, bind(node))
+            arguments = SimpleNamespace(**self._dtypes(vars(bind(node))))
+            return rule.twin(Twin(self.slicer, values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
         seen: set[fx.Node] = set()
 
@@ -194,44 +197,56 @@ def _compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | Non
     dtypes = [a.dtype for a in expected if isinstance(a, Tensor) and a.is_floating_point()]
     dtype = dtypes[0] if dtypes else torch.float32
     limit = tolerance if tolerance is not None else TOLERANCE.get(dtype, 1e-4)
-    worst, note = 0.0, ""
+    failed = partial(Certificate, False, float("inf"), limit, str(dtype))
     if len(expected) != len(got):
-        return Certificate(
-            False, float("inf"), limit, str(dtype), f"{len(expected)} outputs expected, {len(got)} came"
-        )
+        return failed(f"{len(expected)} outputs expected, {len(got)} came")
+    worst, note, proof = 0.0, "", False
     for index, (a, b) in enumerate(zip(expected, got, strict=True)):
         if not isinstance(a, Tensor):
+            if isinstance(b, Tensor) or a != b:
+                return failed(f"output {index} is another value")
             continue
-        if not isinstance(b, Tensor) or a.shape != b.shape:
-            return Certificate(False, float("inf"), limit, str(dtype), f"output {index} has another shape")
-        if not a.is_floating_point():
-            worst = max(worst, 0.0 if torch.equal(a, b) else float("inf"))
+        if not isinstance(b, Tensor) or (a.shape, a.dtype) != (b.shape, b.dtype):
+            return failed(f"output {index} has another shape or dtype")
+        if not (a.is_floating_point() or a.is_complex()):
+            if not torch.equal(a, b):
+                return failed(f"output {index} differs in a whole number")
+            proof = proof or bool((a != a[:1]).any() if a.dim() else False)
             continue
-        spread, problem = _spread(a)
-        if problem:
-            note = note or f"output {index} is {problem}"
-            scale = float(a[torch.isfinite(a)].abs().max()) if torch.isfinite(a).any() else 0.0
-            if not torch.allclose(a, b, rtol=limit, atol=limit * scale, equal_nan=True):
-                worst = float("inf")
-            continue
-        difference = float((a - b).abs().max())
-        if limit * spread < difference <= ROUNDING * torch.finfo(a.dtype).eps * float(a.abs().max()):
-            note = note or f"output {index} varies over the batch by little more than rounding"
-            continue
-        worst = max(worst, difference / spread)
-        worst = float("inf") if worst != worst else worst
-    verified = False if worst > limit else None if note else True
-    return Certificate(verified, worst, limit, str(dtype), note if worst <= limit else "the outputs differ")
+        error, problem = _error(a, b, limit)
+        if error > limit:
+            return Certificate(False, error, limit, str(dtype), "the outputs differ")
+        note = note or (f"output {index} {problem}" if problem else "")
+        worst, proof = max(worst, error), proof or not problem
+    if not proof:
+        note = note or "no output varies over the batch"
+    return Certificate(None if note else True, worst, limit, str(dtype), note)
+
+
+def _error(a: Tensor, b: Tensor, limit: float) -> tuple[float, str]:
+    """Returns the error of ``b`` as a share of how far ``a`` varies (NaN counts as infinite), and why it proves little."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    spread, problem = _spread(a)
+    if problem:
+        finite = a[torch.isfinite(a)]
+        scale = float(finite.abs().max()) if finite.numel() else 0.0
+        alike = torch.allclose(a, b, rtol=limit, atol=limit * scale, equal_nan=True)
+        return 0.0 if alike else float("inf"), problem
+    difference = float((a - b).abs().max())
+    if limit * spread < difference <= ROUNDING * torch.finfo(a.dtype).eps * float(a.abs().max()):
+        return 0.0, "varies over the batch by little more than rounding"
+    return (difference / spread if difference == difference else float("inf")), ""
 
 
 def _spread(a: Tensor) -> tuple[float, str]:
     """Returns how far an output varies over the batch, and what is wrong with it as evidence, if anything."""
     if not a.numel() or not torch.isfinite(a).all():
-        return 0.0, "not finite" if a.numel() else "empty"
+        return 0.0, "is not finite" if a.numel() else "is empty"
     mean = a.mean(dim=0, keepdim=True) if a.dim() and a.shape[0] > 1 else a.mean()
     spread = float((a - mean).abs().max())
     if spread <= 1e3 * torch.finfo(a.dtype).eps * float(a.abs().max()):
-        return spread, "constant over the batch"
+        return spread, "is constant over the batch"
     return spread, ""
 
 

@@ -219,15 +219,30 @@ def test_bad_calibration_data(model, data, words):
 
 
 def test_bad_weights(model, calibration):
-    with torch.no_grad():
-        model.stem.weight[0] = float("nan")
-    with pytest.raises(fxprune.CalibrationError, match=r"stem\.weight"):
+    for value, found in (("nan", "NaN"), ("inf", "Inf"), ("-inf", "-Inf")):
+        for name in ("stem.weight", "blocks.0.1.running_var"):
+            broken = copy.deepcopy(model)
+            broken.state_dict()[name][0] = float(value)
+            before = digest(broken)
+            with pytest.raises(fxprune.CalibrationError, match=rf"{name} holds {found}"):
+                fxprune.compile(broken, calibration, 0.5, progress=False)
+            assert digest(broken) == before
+
+
+def test_data_on_another_device_is_moved_and_a_model_on_two_is_refused(model, calibration):
+    model.head.to("meta")
+    with pytest.raises(fxprune.CalibrationError, match=r"one device .*, got stem\.weight on cpu, head"):
         fxprune.compile(model, calibration, 0.5, progress=False)
+    model.to("meta")
+    batches = fxprune.data.Batches(calibration, device=fxprune.data.device_of(model))
+    assert all(batch.args[0].is_meta for batch in batches)
 
 
 def test_ignore_that_matches_nothing_warns(model, calibration):
+    before = digest(model)
     with pytest.warns(fxprune.IgnoredPatternWarning, match="no_such_layer"):
         fxprune.compile(model, calibration, 0.8, ignore=["no_such_layer"], progress=False)
+    assert digest(model) == before
     with warnings.catch_warnings():
         warnings.simplefilter("error", fxprune.IgnoredPatternWarning)
         fxprune.compile(model, calibration, 0.8, ignore=["stem", "blocks.0.*"], progress=False)
@@ -248,21 +263,29 @@ def test_model_that_cannot_be_captured(calibration):
             y = self.inner(x)
             return y if y.sum() > 0 else -y
 
+    branching = Branching().train()
+    before = digest(branching)
     with pytest.raises(fxprune.CaptureError, match=r"test_api\.py"):
-        fxprune.compile(Branching(), calibration, 0.5, progress=False)
+        fxprune.compile(branching, calibration, 0.5, progress=False)
+    assert digest(branching) == before
 
 
 def test_model_with_nothing_to_prune(calibration):
+    single = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    before = digest(single)
     with pytest.raises(fxprune.NothingToPruneError):
-        fxprune.compile(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), calibration, 0.5, progress=False)
+        fxprune.compile(single, calibration, 0.5, progress=False)
+    assert digest(single) == before
 
 
 def test_plan_for_another_model(model, calibration):
     plan = fxprune.report(fxprune.compile(model, calibration, 0.5, progress=False)).plan
     other = Residual()
     other.head = nn.Linear(8, 7)
+    before = digest(other)
     with pytest.raises(fxprune.PlanError, match="head"):
         fxprune.api.apply(other, plan)
+    assert digest(other) == before
 
 
 def test_scorer_of_ones_own(model, calibration):

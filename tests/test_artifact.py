@@ -260,8 +260,11 @@ def flip(name: str) -> Callable[[Path], None]:
 )
 def test_a_damaged_artifact(saved: Path, damage: Callable[[Path], Any], message: str) -> None:
     damage(saved)
+    model = make_model()
+    before = fingerprint(model)
     with pytest.raises(PlanError, match=message):
-        fxprune.load(saved, make_model())
+        fxprune.load(saved, model)
+    assert fingerprint(model) == before
 
 
 def test_an_artifact_of_another_model(saved: Path) -> None:

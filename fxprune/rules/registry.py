@@ -63,6 +63,11 @@ def register(
         _RULES[op] = Rule(couple, slice, twin)
 
 
+def mutates(node: fx.Node) -> bool:
+    """Returns whether a node writes to one of its operands (fx calls dropout impure as well)."""
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+
+
 def rule_of(target: Any) -> Rule | None:
     """Returns the rule of an op: its own entry, or that of pointwise ops where PyTorch tags it so and it is pure."""
     if target in _RULES:
