@@ -159,6 +159,11 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
     unsupported: list[tuple[str, str]] = []
     for node in captured.module.graph.nodes:
         _visit(tracer, node, strict, unsupported)
+    for axis in _parameter_axes(tracer):
+        everywhere = [c for c in axis.labels[0] if c and (axis.labels == c).any(axis=1).all()]
+        tracer.channels.freeze(
+            np.array([everywhere], np.int64), f"all of {axis.tensor}[{axis.dim}] would go with it"
+        )
     axes = _parameter_axes(tracer)
     units, groups = form_groups(tracer, axes)
     return Coupling(

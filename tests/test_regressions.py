@@ -166,3 +166,14 @@ def test_what_freezes_with_a_cell_knows_why() -> None:
     outer, _ = split(channels, Factor(6, labels), 2, "reshape")
     assert outer.labels is not None
     assert channels.reason(outer.labels[1]) == channels.reason(np.array([5])) == "the result"
+
+
+def test_a_channel_on_every_coordinate_of_a_layer_stays() -> None:
+    # a grouped convolution after one with other groups: some channels cover a whole weight, and were units all the same
+    model = nn.Sequential(nn.Conv1d(3, 12, 1), nn.Conv1d(12, 12, 1, groups=2), nn.Conv1d(12, 12, 1, groups=3))
+    model.append(nn.Conv1d(12, 2, 1))
+    coupling = prepared(model, (torch.randn(2, 3, 4, dtype=torch.float64),))[1]
+    assert coupling.groups
+    sizes = [len(axis.labels) for axis in coupling.axes]
+    assert all(count < sizes[index] for group in coupling.groups for index, count in group.axes)
+    assert any("would go with it" in text for text in coupling.channels._reasons)

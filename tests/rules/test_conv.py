@@ -81,9 +81,6 @@ CASES = [
         [IMAGE[1]],
         [
             "6 channel: 0.weight[0]x2 0.bias[0]x2 1.weight[1]",
-            "1 channel: 0.weight[0]x12 0.bias[0]x12 1.weight[0]x12 1.bias[0]x12 3.weight[0]x12 3.bias[0]x12 5.weight[1]x12",
-            "1 channel: 0.weight[0]x12 0.bias[0]x12 1.weight[0]x12 1.bias[0]x12 3.weight[1]x4",
-            "1 channel: 1.weight[0]x12 1.bias[0]x12 3.weight[0]x12 3.bias[0]x12 5.weight[1]x12",
             "2 channel: 1.weight[0]x6 1.bias[0]x6 3.weight[1]x2",
             "4 channel: 3.weight[0]x3 3.bias[0]x3 5.weight[1]x3",
         ],
