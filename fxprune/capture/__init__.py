@@ -14,6 +14,7 @@ from fxprune.capture.call import CallSpec
 from fxprune.capture.flatten import flatten
 from fxprune.capture.marks import MARK
 from fxprune.capture.normalize import normalise
+from fxprune.capture.normalize.dtypes import follow_dtype
 from fxprune.capture.shapes import TensorInfo, infer
 from fxprune.capture.source import open_source
 from fxprune.capture.state import read_state
@@ -81,6 +82,7 @@ def capture(
     sizes = read_sizes(source.program, flat, source.batched)
     notes = normalise(flat.graph, sizes)
     notes += restore_training(flat.graph, source)
+    follow_dtype(flat)
     module = build(flat, state)
     info, batch = infer(module, source.tensors, source.batched, sizes)
     clean(module.graph)

@@ -35,7 +35,7 @@ def test_no_device_is_left():
     assert "cpu" in str(raw(model(), IDS)), "the raw export names the device: this tests nothing"
     captured = check(model(), IDS, others=((torch.randint(9, (1, 5)),), (torch.randint(9, (3, 8)),)))
     assert "cpu" not in str(captured.module.graph)
-    device = next(n for n in captured.module.graph.nodes if n.target is getattr)
+    device = next(n for n in captured.module.graph.nodes if n.target is getattr and n.args[1] == "device")
     assert device.args[0].op == "placeholder"
     assert {node.kwargs["device"] for node in nodes(captured, "arange.default")} == {device}
 
