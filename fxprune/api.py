@@ -48,6 +48,7 @@ def compile(
     round_to: int = 1,
     min_keep: int = 1,
     recover: str | None = AUTO,
+    ridge: float = 1e-4,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
@@ -72,6 +73,8 @@ def compile(
         round_to: kept channels come in multiples of this.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go.
         recover: ``"covariance"``, ``"sequential"``, ``"mean_shift"``, None, or ``"auto"`` for the method's own choice.
+        ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
+            of it helps where calibration data are few or tokens have outliers.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
         strict: raise at an op without a rule instead of freezing what it touches.
@@ -118,7 +121,9 @@ def compile(
             model=cost_model(coupling, vanishing), per_cost=scorer.per_cost,
         )  # fmt: skip
     with stages("recover"):
-        recovery = recover_weights(coupling, solution.removed, inputs, how, memory_limit=memory_limit)
+        recovery = recover_weights(
+            coupling, solution.removed, inputs, how, ridge=ridge, memory_limit=memory_limit
+        )
     with stages("rewrite"):
         pruned = emit(captured, slice_graph(coupling, solution.removed, recovery.tensors))
     with stages("verify"):

@@ -17,7 +17,7 @@ from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import slice_graph
 from fxprune.solve import solve
 from fxprune.verify import verify
-from tests.blocks_tokens import Encoder, Reduced
+from tests.blocks_tokens import Attention, Encoder, Position, Reduced
 from tests.fuzzing import Case, Pruning, compiled, run
 from tests.networks import Network
 from tests.rules.common import Fn, certify, prepared, removal
@@ -177,3 +177,11 @@ def test_a_channel_on_every_coordinate_of_a_layer_stays() -> None:
     sizes = [len(axis.labels) for axis in coupling.axes]
     assert all(count < sizes[index] for group in coupling.groups for index, count in group.axes)
     assert any("would go with it" in text for text in coupling.channels._reasons)
+
+
+def test_a_size_that_turns_out_static_ties_nothing() -> None:
+    # a position table fixes the length: sizes asked of a joint qkv view kept that view, and its ties, alive
+    attention = Attention(heads=3, kv_heads=4, how="sdpa", qkv="select", causal=True, rotary=True)
+    network = Network("ids", 6, (attention, Position(how="buffer")), "max")
+    outcome = run(Case(network, Pruning(ratio=0.3, seed=1)))
+    assert outcome.status == "verified" and not outcome.missing

@@ -49,8 +49,10 @@ def recover(
         memory_limit: bytes for statistics and values that are alive.
 
     Raises:
-        ValueError: no such method.
+        ValueError: no such method, or a ridge that is not positive.
     """
+    if not ridge > 0:
+        raise ValueError(f"ridge must be a positive share of the mean variance, such as 1e-4, got {ridge!r}")
     if method is None or not removed.any():
         return Recovery()
     if method not in METHODS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxprune.capture.normalize.devices import take_device_from_input
+from fxprune.capture.normalize.fold import fold_sizes
 from fxprune.capture.normalize.inplace import functionalise
 from fxprune.capture.normalize.join import unify_splits
 from fxprune.capture.normalize.noop import drop_noops
@@ -28,6 +29,7 @@ def normalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
     """
     notes = functionalise(graph, sizes)
     take_device_from_input(graph)
+    fold_sizes(graph)
     drop_noops(graph, sizes)
     unify_reshapes(graph, sizes)
     unify_splits(graph)
