@@ -48,7 +48,7 @@ def compile(
     round_to: int = 1,
     min_keep: int = 1,
     recover: str | None = AUTO,
-    ridge: float = 1e-4,
+    ridge: float = 1e-2,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,

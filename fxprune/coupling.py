@@ -271,14 +271,18 @@ def _made_of_literals(t: Tracer, node: fx.Node) -> bool:
 
 
 def _parameter_axes(t: Tracer) -> tuple[ParameterAxis, ...]:
+    read = {(c.weight, c.weight_dim) for c in t.contractions if c.axis}
     found = []
     for node, axes in t.values.items():
         if node.op != "get_attr" or node not in t.bound:
             continue
-        is_parameter = isinstance(attribute(t.captured.module, str(node.target)), torch.nn.Parameter)
+        name = str(node.target)
+        is_parameter = isinstance(attribute(t.captured.module, name), torch.nn.Parameter)
         for dim, axis in enumerate(axes):
+            reads = (node, dim) in read
+            makes = is_parameter and len(axes) > 1 and not reads
             found += [
-                ParameterAxis(str(node.target), dim, t.channels.resolve(labels), is_parameter)
+                ParameterAxis(name, dim, t.channels.resolve(labels), is_parameter, reads, makes)
                 for labels in ax.labels_of(axis)
             ]
     return tuple(found)

@@ -19,12 +19,23 @@ from fxprune.rules.tracing import Tracer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParameterAxis:
-    """One dimension of one parameter or persistent buffer: ``labels[i]`` says what coordinate i needs."""
+    """One dimension of one parameter or persistent buffer.
+
+    Attributes:
+        tensor: its name.
+        dim: which of its dimensions.
+        labels: ``labels[i]`` says what coordinate i needs.
+        is_parameter: False for a buffer.
+        reads: a contraction sums over it: the layer reads these channels.
+        makes: a weight's dimension that none sums over: the layer makes these channels.
+    """
 
     tensor: str
     dim: int
     labels: Ids
     is_parameter: bool
+    reads: bool
+    makes: bool
 
     @property
     def layer(self) -> str:
@@ -85,23 +96,16 @@ def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids]:
     return ids, np.repeat(np.arange(len(axes)), [len(part) for part in labels])
 
 
-def _contracted(t: Tracer) -> set[tuple[str, int]]:
-    """Returns the (weight, dim) over which contractions sum: the readers of channels."""
-    return {(str(c.weight.target), c.weight_dim) for c in t.contractions if c.weight is not None and c.axis}
-
-
 def _merge_groups(
     t: Tracer, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
     pairs: tuple[Ids, Ids, Ids],
 ) -> Ids:  # fmt: skip
     """Joins groups that one layer makes: same kind and coordinates a unit, and none on another's coordinates."""
-    readers = _contracted(t)
     merged: nx.utils.UnionFind[int] = nx.utils.UnionFind(range(int(group_of.max(initial=-1)) + 1))
     pair_unit, pair_axis, counts = pairs
     made = np.array(
         [
-            (a.tensor, a.dim) not in readers
-            and a.is_parameter
+            a.makes
             # where some coordinate belongs to two units, they are of different kinds
             and (a.labels > 0).sum(axis=1).max(initial=0) <= 1
             for a in axes
@@ -158,7 +162,6 @@ def _describe(
     t: Tracer, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
     pairs: tuple[Ids, Ids, Ids],
 ) -> tuple[Group, ...]:  # fmt: skip
-    readers = _contracted(t)
     pair_unit, pair_axis, counts = pairs
     order = np.argsort(group_of, kind="stable")
     members = {int(group_of[part[0]]): part for part in np.split(order, _cuts(group_of[order])) if len(part)}
@@ -169,10 +172,8 @@ def _describe(
     for key, units in sorted(members.items(), key=lambda item: int(item[1][0])):
         lies_on = [(index, count) for index, count in touched[key].T.tolist()]
         on = [axes[i] for i, _ in lies_on]
-        makers = tuple(
-            dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) not in readers and a.is_parameter)
-        )
-        takers = tuple(dict.fromkeys(a.layer for a in on if (a.tensor, a.dim) in readers))
+        makers = tuple(dict.fromkeys(a.layer for a in on if a.is_parameter and not a.reads))
+        takers = tuple(dict.fromkeys(a.layer for a in on if a.reads))
         kind = KINDS[int(kinds[units[0]])]
         name = next((layer for layer in (*makers, *takers) if layer), on[0].tensor) + (
             "" if kind == "channel" else f":{kind}"

@@ -186,9 +186,6 @@ def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[
     Heads of 64 may go one by one where the layer is to stay at multiples of 8, if the 64 go by eights: of groups that
     share coordinates, the one with most units is rounded first, and the others count on what it is sure to keep.
     """
-    read = {
-        (str(c.weight.target), c.weight_dim) for c in coupling.contractions if c.weight is not None and c.axis
-    }
     sure: dict[str, int] = {}  # every kept count of the group is a multiple of this
     quanta: dict[str, int] = {}
     on_axis: dict[int, list[tuple[Group, int]]] = {}
@@ -199,7 +196,7 @@ def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[
         quantum = 1
         for index, count in group.axes:
             axis = coupling.axes[index]
-            if axis.layer in group.producers and (axis.tensor, axis.dim) not in read:
+            if axis.layer in group.producers and not axis.reads:
                 for other, _ in on_axis[index]:
                     if other is not group and _overlap(coupling, axis.labels, group, other):
                         whole, rest = divmod(count, len(other.units))

@@ -35,7 +35,7 @@ class Recovery:
 @torch.no_grad()
 def recover(
     coupling: Coupling, removed: Mask, inputs: Iterable[Sequence[Tensor]], method: str | None, *,
-    ridge: float = 1e-4, memory_limit: int = 2 << 30,
+    ridge: float = 1e-2, memory_limit: int = 2 << 30,
 ) -> Recovery:  # fmt: skip
     """Compensates every linear layer and convolution that reads a removed channel.
 

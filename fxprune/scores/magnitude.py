@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxprune.coupling import attribute
-from fxprune.scores.base import Context, accumulate, register_scorer, remaining_share
+from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,13 @@ class Magnitude:
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, as shares, over all makers."""
         coupling = context.coupling
-        readers = {
-            (str(c.weight.target), c.weight_dim)
-            for c in coupling.contractions
-            if c.weight is not None and c.axis
-        }
         total = context.zeros()
         is_unit = np.zeros(len(total), bool)
         is_unit[coupling.units] = True
         for axis in coupling.axes:
-            tensor = attribute(coupling.captured.module, axis.tensor).detach()
-            if not axis.is_parameter or tensor.dim() < 2 or (axis.tensor, axis.dim) in readers:
+            if not axis.makes:
                 continue
+            tensor = attribute(coupling.captured.module, axis.tensor).detach()
             others = [d for d in range(tensor.dim()) if d != axis.dim]
             wide = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
             norms = torch.linalg.vector_norm(wide, self.p, others)
@@ -53,7 +48,7 @@ class Magnitude:
             accumulate(powers, labels.reshape(axis.labels.shape), norms.double() ** self.p)
             here = np.where(is_unit[channels], powers, 0.0) ** (1 / self.p)
             total[channels] += here / max(here.sum(), np.finfo(np.float64).tiny)
-        return remaining_share(context.by_group(total))
+        return remaining_share(context.by_group(total), layers_that(context, read=True))
 
 
 register_scorer("magnitude", Magnitude)

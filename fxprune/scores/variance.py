@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxprune.coupling import attribute
 from fxprune.rules.tracing import Contraction
-from fxprune.scores.base import Context, accumulate, register_scorer, remaining_share
+from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
 from fxprune.verify import Run
 
 
@@ -80,7 +80,7 @@ class Variance:
         for contraction in readers:
             self._add(context, total, contraction, moments)
         scores = context.by_group(total)
-        return remaining_share(scores) if self.weighted else scores
+        return remaining_share(scores, layers_that(context, read=False)) if self.weighted else scores
 
     def _add(
         self,
