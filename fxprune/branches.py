@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from fxprune.axes import size_of
 from fxprune.capture import TensorInfo
 from fxprune.channels import Mask
-from fxprune.coupling import Coupling, attribute
+from fxprune.coupling import Coupling
 from fxprune.grouping import Group
+from fxprune.paths import fetch
 from fxprune.rules.registry import bind, mutates
 from fxprune.rules.slicing import Slicer
 
@@ -146,7 +147,7 @@ def _is_home(coupling: Coupling, node: fx.Node, channels: int) -> bool:
     """Whether a tensor is a parameter of this branch alone, with one value for each channel."""
     if coupling.captured.info[node].shape != (channels,) or len(node.users) != 1:
         return False
-    return isinstance(attribute(coupling.captured.module, str(node.target)), torch.nn.Parameter)
+    return isinstance(fetch(coupling.captured.module, str(node.target)), torch.nn.Parameter)
 
 
 def channel_dim(coupling: Coupling, node: fx.Node) -> int:
@@ -177,9 +178,7 @@ def constant_value(
         value: Tensor = memo[node]
         return value
     if node.op == "get_attr":
-        memo[node] = tensors.get(
-            str(node.target), attribute(coupling.captured.module, str(node.target))
-        ).detach()
+        memo[node] = tensors.get(str(node.target), fetch(coupling.captured.module, str(node.target))).detach()
     elif any(c.node is node for c in coupling.contractions):
         info: TensorInfo = coupling.captured.info[node]
         dim = channel_dim(coupling, node)

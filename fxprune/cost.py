@@ -17,7 +17,8 @@ import torch
 from fxprune.axes import labels_of, size_of
 from fxprune.capture import TensorInfo
 from fxprune.channels import Ids, Mask
-from fxprune.coupling import Coupling, attribute
+from fxprune.coupling import Coupling
+from fxprune.paths import fetch
 
 
 class Cost(NamedTuple):
@@ -130,7 +131,7 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
     for node, axes in coupling.values.items():
         if node.op != "get_attr" or axes is None:
             continue
-        tensor = attribute(coupling.captured.module, str(node.target))
+        tensor = fetch(coupling.captured.module, str(node.target))
         info: TensorInfo = coupling.captured.info[node]
         coefficient, numbers = factors.term(
             math.prod(info.shape), [x for axis in axes for x in labels_of(axis)]

@@ -23,6 +23,7 @@ from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Channels, Ids, Mask
 from fxprune.errors import UnsupportedOpError
 from fxprune.grouping import Group, ParameterAxis, form_groups
+from fxprune.paths import fetch
 from fxprune.rules.registry import bind, mutates, rule_of
 from fxprune.rules.slicing import Slicer
 from fxprune.rules.tracing import Contraction, Tracer
@@ -277,7 +278,7 @@ def _parameter_axes(t: Tracer) -> tuple[ParameterAxis, ...]:
         if node.op != "get_attr" or node not in t.bound:
             continue
         name = str(node.target)
-        is_parameter = isinstance(attribute(t.captured.module, name), torch.nn.Parameter)
+        is_parameter = isinstance(fetch(t.captured.module, name), torch.nn.Parameter)
         for dim, axis in enumerate(axes):
             reads = (node, dim) in read
             makes = is_parameter and len(axes) > 1 and not reads
@@ -286,11 +287,6 @@ def _parameter_axes(t: Tracer) -> tuple[ParameterAxis, ...]:
                 for labels in ax.labels_of(axis)
             ]
     return tuple(found)
-
-
-def attribute(module: torch.nn.Module, name: str) -> Any:
-    """Returns the tensor at a dotted name."""
-    return operator.attrgetter(name)(module)
 
 
 def _frozen(coupling: Coupling) -> Iterable[Frozen]:

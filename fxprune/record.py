@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from fxprune.budget import Budget
 from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Mask
-from fxprune.coupling import Coupling, attribute
+from fxprune.coupling import Coupling
 from fxprune.errors import PlanError
 from fxprune.example import ExampleSpec
+from fxprune.paths import fetch
 from fxprune.plan import Plan
 from fxprune.report import FrozenRow, GroupRow, Report
 from fxprune.rewrite.slice import keep_indices
@@ -113,7 +114,7 @@ def make_plan(coupling: Coupling, solution: Solution, budget: Budget | None, met
 def shapes_of(captured: Captured) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter and persistent buffer that the graph uses."""
     return {
-        str(n.target): tuple(attribute(captured.module, str(n.target)).shape)
+        str(n.target): tuple(fetch(captured.module, str(n.target)).shape)
         for n in captured.module.graph.nodes
         if n.op == "get_attr" and n.target in captured.persistent
     }

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.channels import Mask
-from fxprune.coupling import Coupling, attribute
+from fxprune.coupling import Coupling
+from fxprune.paths import fetch
 from fxprune.rules.registry import bind, rule_of
 from fxprune.rules.tracing import Contraction
 from fxprune.rules.twinning import Twin
@@ -101,7 +102,7 @@ class Run:
         if node.op == "placeholder":
             return self._lift(next(feed))
         if node.op == "get_attr":
-            value = attribute(self.coupling.captured.module, str(node.target))
+            value = fetch(self.coupling.captured.module, str(node.target))
             return self._lift(self.tensors.get(str(node.target), value))
         if node.op == "output":
             return fx.node.map_arg(node.args[0], values.__getitem__)

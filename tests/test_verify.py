@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.capture import capture
 from fxprune.channels import Mask
-from fxprune.coupling import Coupling, attribute, couple
+from fxprune.coupling import Coupling, couple
+from fxprune.paths import fetch
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import keep_indices, slice_graph
 from fxprune.verify import Certificate, Run, verify
@@ -50,7 +51,7 @@ class Compiled:
         return verify(self.coupling, self.removed, module or self.module, (self.args, {}), **options)
 
     def original(self, name: str) -> Tensor:
-        tensor: Tensor = attribute(self.coupling.captured.module, name).detach()
+        tensor: Tensor = fetch(self.coupling.captured.module, name).detach()
         return tensor
 
 

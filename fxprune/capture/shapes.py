@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxprune.capture.sizes import Sizes, static
+from fxprune.paths import fetch
 
 __all__ = ["TensorInfo", "infer", "replay"]
 
@@ -101,7 +102,7 @@ def replay(
                 leaf, shape = next(inputs)
                 env[node] = torch.empty(shape, dtype=leaf.dtype, device="meta")
             elif node.op == "get_attr":
-                env[node] = _meta(_attribute(module, str(node.target)))
+                env[node] = _meta(fetch(module, str(node.target)))
             elif node.op == "call_function":
                 env[node] = _call(node, env, sizes)
     return env
@@ -145,13 +146,6 @@ def _stand_in(value: Any, sizes: Sizes) -> Any:
     if isinstance(value, Tensor):
         return torch.empty(sizes.shape(value.shape), dtype=value.dtype, device="meta")
     return sizes.of(value) if isinstance(value, torch.SymInt) else value
-
-
-def _attribute(module: fx.GraphModule, name: str) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _meta(value: Any) -> Any:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fxprune.paths import place
+
 __all__ = ["State", "hang", "read_state"]
 
 
@@ -61,20 +63,5 @@ def hang(tensors: Iterable[tuple[str, Tensor]], persistent: frozenset[str]) -> n
     """Return a tree of plain modules that holds the given tensors themselves under their dotted names."""
     root = nn.Module()
     for name, tensor in tensors:
-        owner, leaf = _descend(root, name)
-        if isinstance(tensor, nn.Parameter):
-            owner.register_parameter(leaf, tensor)
-        else:
-            owner.register_buffer(leaf, tensor, persistent=name in persistent)
+        place(root, name, tensor, persistent=name in persistent)
     return root
-
-
-def _descend(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        child = root._modules[part]
-        assert child is not None
-        root = child
-    return root, leaf

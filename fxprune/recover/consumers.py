@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from fxprune.channels import Mask
-from fxprune.coupling import Coupling, attribute
+from fxprune.coupling import Coupling
+from fxprune.paths import fetch
 from fxprune.rules.registry import bind
 
 _CONVS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default,
@@ -131,7 +132,7 @@ def find_consumers(coupling: Coupling, removed: Mask) -> tuple[list[Consumer], l
             continue
         name = str(weight.target)
         a = bind(node)
-        size = attribute(module, name).shape
+        size = fetch(module, name).shape
         groups = getattr(a, "groups", 1)
         if node.target not in _CONVS and node.target is not _LINEAR:
             notes.append(f"{name}: no compensation for {node.target}")
@@ -179,7 +180,7 @@ def _home(coupling: Coupling, node: fx.Node, bias: str | None) -> Home | None:
 
 def tensor_of(coupling: Coupling, changed: Mapping[str, Tensor], name: str) -> Tensor:
     """Returns a parameter or buffer at full size, as recovery has left it so far."""
-    value: Tensor = changed[name] if name in changed else attribute(coupling.captured.module, name).detach()
+    value: Tensor = changed[name] if name in changed else fetch(coupling.captured.module, name).detach()
     return value
 
 

@@ -13,10 +13,11 @@ from torch import fx, nn
 
 from fxprune.capture import MARK, Captured, TensorInfo
 from fxprune.errors import FxpruneError
+from fxprune.paths import fetch, place
 from fxprune.rewrite.modules import NOISES, Noise, ScaledDotProductAttention
 from fxprune.rewrite.owners import Call, Owners, arguments, find_call, join
 from fxprune.rewrite.pruned import RESERVED, PrunedModule
-from fxprune.rewrite.tree import build_tree, place
+from fxprune.rewrite.tree import build_tree
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -86,14 +87,8 @@ def _begin(model: nn.Module, sliced: fx.GraphModule) -> _Emission:
     names = dict.fromkeys(
         str(node.target) for node in sliced.graph.nodes if node.op == "get_attr" and node in live
     )
-    tensors = {name: _fetch(sliced, name) for name in names}
+    tensors = {name: fetch(sliced, name) for name in names}
     return _Emission(owners, live, tensors, taken={*owners.modules, *owners.aliases, *tensors})
-
-
-def _fetch(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
 
 
 # -- which nodes become which modules -------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from fxprune.axes import Axes, Axis
 from fxprune.branches import channel_dim, constant_value, host_of, removed_collapse
 from fxprune.capture import TensorInfo
 from fxprune.channels import Ids, Mask
-from fxprune.coupling import Coupling, attribute
+from fxprune.coupling import Coupling
+from fxprune.paths import fetch, place
 from fxprune.rules.registry import bind, rule_of
 from fxprune.rules.slicing import Scaled
 
@@ -80,7 +81,7 @@ class _Writer:
         if host is None:
             self.nodes[node] = self._constant(value)
             return
-        original = attribute(self.source, host)
+        original = fetch(self.source, host)
         flat: Tensor = value.reshape(-1)
         if isinstance(original, nn.Parameter):
             flat = nn.Parameter(flat, requires_grad=original.requires_grad)
@@ -161,9 +162,7 @@ class _Writer:
         index = self.slicer.index(axis)
         key = (node, dim, index.tobytes())
         if key not in self.parts:
-            if node.op == "get_attr" and isinstance(
-                constant := attribute(self.root, str(node.target)), Tensor
-            ):
+            if node.op == "get_attr" and isinstance(constant := fetch(self.root, str(node.target)), Tensor):
                 part = self._constant(constant.index_select(dim, torch.from_numpy(index).to(constant.device)))
             elif len(index) and index[-1] - index[0] + 1 == len(index):
                 ends = (int(index[0]), int(index[-1]) + 1)
@@ -184,10 +183,10 @@ class _Writer:
 
     def _attribute(self, node: fx.Node) -> fx.Node:
         name = str(node.target)
-        value = attribute(self.source, name)
+        value = fetch(self.source, name)
         if isinstance(value, Tensor):
             value = self._sliced(node, name, value)
-        place(self.root, name, value, name in self.coupling.captured.persistent)
+        place(self.root, name, value, persistent=name in self.coupling.captured.persistent)
         return self._copy(node, name, (), {})
 
     def _sliced(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
@@ -203,18 +202,3 @@ class _Writer:
             if isinstance(value, nn.Parameter)
             else result
         )
-
-
-def place(root: nn.Module, name: str, value: Any, persistent: bool) -> None:
-    """Puts a tensor at a dotted name below plain containers."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(leaf, value)
-    elif isinstance(value, Tensor):
-        root.register_buffer(leaf, value, persistent=persistent)
-    else:
-        setattr(root, leaf, value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.paths import place
 from fxprune.rewrite.owners import Owners, join
 
 
@@ -35,21 +36,6 @@ def build_tree(
         if name not in owners.aliases:
             place(root, name, copies[name])
     return root
-
-
-def place(root: nn.Module, name: str, value: Any) -> None:
-    """Puts a module, parameter or unsaved buffer at a dotted name, with plain containers on the way."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if root._modules.get(part) is None:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
-    if isinstance(value, nn.Module):
-        root.add_module(leaf, value)
-    elif isinstance(value, nn.Parameter):
-        root.register_parameter(leaf, value)
-    else:
-        root.register_buffer(leaf, value, persistent=False)
 
 
 def _copy(tensor: Any, requires_grad: bool | None) -> Any:

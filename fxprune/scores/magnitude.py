@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.coupling import attribute
+from fxprune.paths import fetch
 from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
 
 
@@ -39,7 +39,7 @@ class Magnitude:
         for axis in coupling.axes:
             if not axis.makes:
                 continue
-            tensor = attribute(coupling.captured.module, axis.tensor).detach()
+            tensor = fetch(coupling.captured.module, axis.tensor).detach()
             others = [d for d in range(tensor.dim()) if d != axis.dim]
             wide = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
             norms = torch.linalg.vector_norm(wide, self.p, others)

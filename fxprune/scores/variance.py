@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.coupling import attribute
+from fxprune.paths import fetch
 from fxprune.rules.tracing import Contraction
 from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
 from fxprune.verify import Run
@@ -115,7 +115,7 @@ def _sensitivity(
 ) -> Tensor:
     """Returns how much of a coordinate's variance the reader passes on: the squared norm of what multiplies it."""
     if contraction.weight is not None:
-        weight = attribute(context.coupling.captured.module, str(contraction.weight.target)).detach()
+        weight = fetch(context.coupling.captured.module, str(contraction.weight.target)).detach()
         squares: Tensor = weight.double().square().transpose(0, contraction.weight_dim).flatten(1).sum(dim=1)
         return squares.repeat(
             len(like) // len(squares)

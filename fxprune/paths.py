@@ -1,0 +1,31 @@
+"""Dotted names: read what stands at one below a module, or put something there."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import nn
+
+__all__ = ["fetch", "place"]
+
+
+def fetch(module: nn.Module, name: str) -> Any:
+    """Returns what stands at a dotted name: a tensor or a module."""
+    return operator.attrgetter(name)(module)
+
+
+def place(root: nn.Module, name: str, value: Any, *, persistent: bool = False) -> None:
+    """Puts a module, parameter or tensor (as a buffer) at a dotted name, with plain containers on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        child = root._modules.get(part)
+        if child is None:
+            root.add_module(part, child := nn.Module())
+        root = child
+    if isinstance(value, nn.Module):
+        root.add_module(leaf, value)
+    elif isinstance(value, nn.Parameter):
+        root.register_parameter(leaf, value)
+    else:
+        root.register_buffer(leaf, value, persistent=persistent)
