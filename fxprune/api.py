@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from fxprune.arguments import check_types, constraints_of, target_of
 from fxprune.branches import vanishing_groups
-from fxprune.budget import Budget, as_budget
+from fxprune.budget import Budget
 from fxprune.capture import capture
+from fxprune.capture.normalize.dtypes import main_dtype
+from fxprune.capture.source import unwrapped
 from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import couple
 from fxprune.data import Batches, check_weights, device_of, probe
-from fxprune.errors import BudgetError, VerificationError
+from fxprune.errors import PlanError, VerificationError
 from fxprune.plan import Plan, check_fits
 from fxprune.record import make_plan, make_report, removed_by, shapes_of
+from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer, score, scorer_of
-from fxprune.solve import Constraints, Solution, solve
+from fxprune.solve import Solution, solve
 from fxprune.verify import Certificate
 from fxprune.verify import verify as verify_against_twin
 
@@ -43,8 +49,8 @@ def compile(
     *,
     method: str | Scorer = "variance",
     ratios: float | Mapping[str, float] | None = None,
-    units: tuple[str, ...] = ("channel", "head", "head_dim"),
-    ignore: tuple[str, ...] | list[str] = (),
+    units: str | Sequence[str] = ("channel", "head", "head_dim"),
+    ignore: str | Sequence[str] = (),
     round_to: int = 1,
     min_keep: int = 1,
     recover: str | None = AUTO,
@@ -67,8 +73,10 @@ def compile(
         budget: the share of parameters to keep, in (0, 1], or a `Budget`; None with ``ratios``.
         method: the criterion: a registered name (``"variance"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"random"``) or a
             `Scorer`.
-        ratios: the share of units to remove from every group, or by layer pattern, instead of a budget.
-        units: the kinds of unit that may go.
+        ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
+            the layers that make a group, where a group's own name comes first, then the first pattern that matches,
+            then ``"default"`` (0 if absent).
+        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``.
         ignore: ``fnmatch`` patterns of layers whose channels all stay.
         round_to: kept channels come in multiples of this.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go.
@@ -90,15 +98,17 @@ def compile(
         BudgetError: the budget is malformed or out of reach; says the smallest that can be reached.
         NothingToPruneError: no channel may go.
         ScorerError: an unknown method or unusable scores.
+        TypeError, ValueError: another argument is malformed.
         UnsupportedOpError: under ``strict``, an op without a rule.
-        VerificationError: the result differs from its masked twin: a bug of fxprune, never a wrong model returned.
+        VerificationError: the result differs from its masked twin, a bug of fxprune; or it is not finite where the
+            original is. A wrong model is never returned.
     """
     scorer = scorer_of(method)
-    wanted = _wanted(budget, ratios)
-    constraints = Constraints(
-        tuple(units), tuple(ignore), _positive("round_to", round_to, 1), _positive("min_keep", min_keep, 0)
-    )
+    wanted = target_of(budget, ratios)
+    constraints = constraints_of(units, ignore, round_to, min_keep)
     how = scorer.defaults.get("recover", "covariance") if recover == AUTO else recover
+    check_recovery(how, ridge, memory_limit)
+    check_types(model, forward_args, verify_dtype, seed)
     stages = Stages(progress)
 
     with stages("check"):
@@ -134,7 +144,7 @@ def compile(
             if certificate.verified is not True and verify_dtype is None:
                 certificate = check((first.args, first.kwargs), dtype=torch.float64)  # rounding, or a fault?
             _insist(certificate)
-    plan = make_plan(coupling, solution, wanted, scorer.name, seed)
+    plan = make_plan(coupling, solution, wanted, scorer.name, operator.index(seed))
     pruned.record = make_report(coupling, solution, plan, certificate, recovery.skipped, stages.seconds)
     return pruned
 
@@ -145,10 +155,15 @@ def apply(model: nn.Module, plan: Plan) -> PrunedModule:
     Raises:
         PlanError: the plan does not fit this model.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one"
+        )
+    model = unwrapped(model)
     check_fits(plan, model)
     device = device_of(model)
-    args, kwargs = plan.example.call(model, device)
-    grown = plan.example.call(model, device, grow=1)
+    example, grown = (_at_dtype(plan.example.call(model, device, grow=grow), model) for grow in (0, 1))
+    args, kwargs = example
     captured = capture(model, args, kwargs, batches=[grown])
     coupling = couple(captured)
     check_fits(plan, shapes_of(captured))
@@ -159,25 +174,20 @@ def apply(model: nn.Module, plan: Plan) -> PrunedModule:
     return pruned
 
 
-def _wanted(budget: float | Budget | None, ratios: Any) -> Budget | None:
-    if budget is None and ratios is None:
-        raise BudgetError(
-            "give a budget, such as 0.5 to keep half of the parameters, or ratios by layer; got neither"
-        )
-    return None if budget is None else as_budget(budget)
-
-
-def _positive(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return value
+def _at_dtype(call: Any, model: nn.Module) -> Any:
+    """Returns a call with floating tensors of the model's dtype: it may have moved since the plan was made."""
+    dtype = main_dtype(model.parameters())
+    return pytree.tree_map_only(
+        Tensor, lambda x: x.to(dtype) if dtype is not None and x.is_floating_point() else x, call
+    )
 
 
 def _insist(certificate: Certificate) -> None:
     if certificate.verified is False:
         raise VerificationError(
-            f"the pruned model differs from its masked twin: error {certificate.max_error:.2e} in {certificate.dtype}, "
-            f"tolerance {certificate.tolerance:.0e} ({certificate.note}). This is a bug of fxprune: please report the model."
+            f"the pruned model failed verification: error {certificate.max_error:.2e} in {certificate.dtype}, tolerance "
+            f"{certificate.tolerance:.0e}: {certificate.note}. If it does not say why, this is a bug of fxprune: please "
+            "report the model."
         )
 
 

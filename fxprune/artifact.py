@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxprune import untrusted
+from fxprune.capture.normalize.dtypes import renew_anchor
+from fxprune.capture.source import unwrapped
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.plan import Plan, check_fits
 from fxprune.report import Report, report
@@ -88,11 +90,13 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> PrunedModule:
     files, ties = _checked_manifest(source)
     plan = Plan.from_json(files[PLAN], what=PLAN)
     summary = Report.from_dict(untrusted.decode(files[REPORT], REPORT), plan=plan, what=REPORT)
+    model = unwrapped(model)
     check_fits(plan, model)
     from fxprune.api import apply  # the pipeline imports this module
 
     pruned = apply(model, plan)
     _fill(pruned, source / WEIGHTS, ties)
+    renew_anchor(pruned)
     pruned.record = summary
     return pruned
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from fxprune.cost import Cost
 from fxprune.errors import BudgetError
@@ -44,7 +46,7 @@ class Budget:
         """Returns the bounds as absolute numbers, by index into `Cost`."""
         bounds = {0: (self.params, before.params), 1: (self.macs, before.macs)}
         return {
-            i: int(v * full) if isinstance(v, float) else v
+            i: math.floor(Fraction(str(v)) * full) if isinstance(v, float) else v
             for i, (v, full) in bounds.items()
             if v is not None
         }

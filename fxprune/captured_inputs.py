@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxprune.capture import Captured
+from fxprune.capture import Captured, TensorInfo
 from fxprune.data import Batches
 from fxprune.errors import CalibrationError
 
@@ -43,8 +43,21 @@ class CalibrationInputs:
         """
         for index, batch in enumerate(self.batches):
             try:
-                yield self.captured.call.flatten(batch.args, batch.kwargs)
+                leaves = self.captured.call.flatten(batch.args, batch.kwargs)
             except TypeError as error:
                 raise CalibrationError(
                     f"calibration batch {index} does not fit the captured model: {error}"
                 ) from error
+            self._check_sizes(leaves, index)
+            yield leaves
+
+    def _check_sizes(self, leaves: Sequence[Tensor], index: int) -> None:
+        nodes = [node for node in self.captured.module.graph.nodes if node.op == "placeholder"]
+        for node, leaf in zip(nodes, leaves, strict=True):
+            info: TensorInfo = self.captured.info[node]
+            for axis, (size, example) in enumerate(zip(info.shape, info.example, strict=True)):
+                if size == example != leaf.shape[axis]:
+                    raise CalibrationError(
+                        f"calibration batch {index}: {node.name}: the model takes {example} in dimension {axis}, got shape "
+                        f"{list(leaf.shape)}; if the size may change, see dynamic_shapes"
+                    )

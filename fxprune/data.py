@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from fxprune.batch import Batch, ForwardArgs, Signature, bad_batch, read_batch, short, size_of
+from fxprune.capture.export import untouched
 from fxprune.errors import CalibrationError
 
 
@@ -156,7 +157,7 @@ def check_weights(model: nn.Module) -> None:
     -Inf is allowed in a buffer that is no batch-norm statistic: attention masks are kept that way.
 
     Raises:
-        CalibrationError: NaN or Inf; names the tensor.
+        CalibrationError: NaN or Inf, or no values at all; names the tensor.
     """
     parameters = {id(parameter) for parameter in model.parameters()}
     statistics = {
@@ -167,6 +168,8 @@ def check_weights(model: nn.Module) -> None:
     }
     for name, tensor in _tensors(model):
         mask_like = id(tensor) not in parameters | statistics
+        if tensor.is_meta:
+            raise CalibrationError(f"the model: {name} lies on the meta device; expected values to work with")
         if flaw := non_finite(tensor, allow_minus_inf=mask_like):
             kind = "parameter" if id(tensor) in parameters else "buffer"
             raise CalibrationError(f"the model: {kind} {name} holds {flaw}; expected finite numbers")
@@ -175,7 +178,7 @@ def check_weights(model: nn.Module) -> None:
 def probe(model: nn.Module, batch: Batch) -> None:
     """Makes sure that the model accepts a batch, by a forward pass in evaluation mode on two samples.
 
-    Buffers are copied for the pass and training flags restored: the model stays as it is.
+    Buffers are copied for the pass, flags and attributes restored: the model stays as it is.
 
     Raises:
         CalibrationError: the model raised; tells what the batch holds and what the model's parameters are.
@@ -213,6 +216,11 @@ def _batches_of(calib: Any) -> Iterable[Any]:
     if isinstance(calib, Tensor | Mapping):
         return [calib]
     kind = type(calib).__name__
+    if isinstance(calib, tuple) and len(calib) == 2 and all(isinstance(part, Tensor) for part in calib):
+        raise CalibrationError(
+            "calibration data: expected batches, got a tuple of two tensors: one batch of inputs and targets is "
+            "[(inputs, targets)], two batches of inputs are [first, second]"
+        )
     if isinstance(calib, Dataset):
         raise CalibrationError(
             f"calibration data: expected batches, got the dataset {kind}, which yields single samples: wrap "
@@ -248,15 +256,9 @@ def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
 
 
 def _forward(model: nn.Module, batch: Batch) -> None:
-    flags = [(module, module.training) for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            torch.func.functional_call(model, buffers, batch.args, batch.kwargs)
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with untouched(model, training=False), torch.no_grad():
+        torch.func.functional_call(model, buffers, batch.args, batch.kwargs)
 
 
 def _narrowed(batch: Batch, size: int) -> Batch:

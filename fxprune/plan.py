@@ -165,7 +165,7 @@ def _shape(value: Any, where: str) -> Shape:
 
 
 def _counts(value: Any, where: str) -> dict[str, int]:
-    untrusted.record(value, where, ("params",), _COUNTS)
+    untrusted.record(value, where, _COUNTS)
     return untrusted.mapping_of(value, where, untrusted.integer)
 
 

@@ -13,7 +13,9 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +25,9 @@ from fxprune.budget import Budget
 from fxprune.channels import Ids, Mask
 from fxprune.cost import Cost, CostModel, cost_model
 from fxprune.coupling import Coupling
-from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError, ScorerError
+from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
 from fxprune.grouping import Group
+from fxprune.scores.base import unit_scores
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, torch.Tensor]
@@ -64,13 +67,29 @@ class Solution:
     after: Cost
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Pool:
-    """The units of one group in the order they are given back: first those that must stay, then in steps."""
+    """The channels of one group, best first, of which ``least`` stay whatever happens.
 
-    group: Group
-    must: Ids
-    steps: list[Ids] = field(default_factory=list)
+    They are kept in multiples of ``quantum``, or all of them.
+    """
+
+    order: Ids
+    least: int
+    quantum: int
+
+    def rounded(self, count: int) -> int:
+        """Returns how many stay if at least ``count`` are to."""
+        return min(max(self.least, math.ceil(count / self.quantum) * self.quantum), len(self.order))
+
+    def gone(self, removed: Mask) -> Ids:
+        """Returns those that are removed, best first."""
+        return self.order[removed[self.order]]
+
+    def steps(self, removed: Mask) -> list[Ids]:
+        """Returns those that are removed in the steps in which they may come back."""
+        gone = self.gone(removed)
+        return [gone[i : i + self.quantum] for i in range(0, len(gone), self.quantum)]
 
 
 def solve(
@@ -102,7 +121,8 @@ def solve(
         raise BudgetError(
             "give either a budget or ratios (the share removed from each layer), not both or neither"
         )
-    values = _unit_scores(coupling, scores)
+    values = np.zeros(len(coupling.channels))
+    values[coupling.units] = unit_scores(coupling, scores)
     free = _free_groups(coupling, constraints)
     before = model.of(np.zeros(len(coupling.channels), bool))
     if not free:
@@ -112,42 +132,18 @@ def solve(
             f"and units={constraints.kinds} leave none; fixed parts: {'; '.join(held) or 'everything'}"
         )
     may_vanish = frozenset(vanishing) if constraints.min_keep == 0 else frozenset()
-    quanta = _quanta(coupling, free, constraints.round_to)
+    pools = _pools(coupling, values, free, constraints, may_vanish)
     if ratios is not None:
-        removed = _by_ratio(coupling, values, free, quanta, ratios, constraints, may_vanish)
-        flags = _rescue(coupling, model, values, coupling.removed_mask(removed), may_vanish)
+        flags = _by_ratio(coupling, free, pools, ratios)
+        flags = _rescue(coupling, model, values, flags, pools, may_vanish)
     else:
         assert budget is not None
         limits = budget.limits(before)
         cost = next(iter(limits))
-        density = values / np.maximum(_unit_costs(coupling, model, cost), 1e-12) if per_cost else values
-        pools = [
-            _pool(group, values, quanta.get(group.name, 1), constraints, group.name in may_vanish)
-            for group in free
-        ]
+        density = values / np.maximum(_channel_costs(coupling, model, cost), 1e-12) if per_cost else values
         flags = _global(coupling, model, density, values, pools, limits, before, may_vanish)
     units = np.flatnonzero(flags[coupling.units])
     return Solution(flags, units, before, model.of(flags))
-
-
-def _unit_scores(coupling: Coupling, scores: Scores) -> Floats:
-    values = np.zeros(len(coupling.units))
-    for group in coupling.groups:
-        if group.name not in scores:
-            raise ScorerError(
-                f"no scores for group {group.name!r}; a scorer returns one tensor for every group"
-            )
-        score = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
-        if score.shape != (len(group.units),):
-            raise ScorerError(
-                f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}"
-            )
-        if not np.isfinite(score).all():
-            raise ScorerError(
-                f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite"
-            )
-        values[group.units] = score
-    return values
 
 
 def _matches(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
@@ -213,60 +209,76 @@ def _overlap(coupling: Coupling, labels: Ids, a: Group, b: Group) -> bool:
     return bool((hit[0] & hit[1]).any())
 
 
-def _pool(group: Group, values: Floats, quantum: int, constraints: Constraints, may_vanish: bool) -> _Pool:
-    best_first = group.units[np.argsort(-values[group.units], kind="stable")]
-    least = (
-        0 if may_vanish else min(math.ceil(max(constraints.min_keep, 1) / quantum) * quantum, len(best_first))
-    )
-    steps = [best_first[i : i + quantum] for i in range(least, len(best_first), quantum)]
-    return _Pool(group, best_first[:least], steps)
+def _pools(
+    coupling: Coupling,
+    values: Floats,
+    free: Sequence[Group],
+    constraints: Constraints,
+    may_vanish: frozenset[str],
+) -> list[_Pool]:
+    quanta = _quanta(coupling, free, constraints.round_to)
+    pools = []
+    for group in free:
+        ids = coupling.units[group.units]
+        quantum = quanta.get(group.name, 1)
+        least = math.ceil(max(constraints.min_keep, 1) / quantum) * quantum
+        order = ids[np.argsort(-values[ids], kind="stable")]
+        pools.append(_Pool(order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
+    return pools
 
 
 def _by_ratio(
-    coupling: Coupling, values: Floats, free: Sequence[Group], quanta: Mapping[str, int],
-    ratios: float | Mapping[str, float], constraints: Constraints, may_vanish: frozenset[str],
-) -> Ids:  # fmt: skip
-    """Returns the units that go when each group loses its own share, rounded down."""
-    table = {"default": ratios} if isinstance(ratios, (int, float)) else dict(ratios)
-    if bad := {k: v for k, v in table.items() if not isinstance(v, (int, float)) or not 0 <= v <= 1}:
-        raise BudgetError(f"a ratio is the share removed and lies in [0, 1], got {bad}")
+    coupling: Coupling, free: Sequence[Group], pools: Sequence[_Pool], ratios: float | Mapping[str, float]
+) -> Mask:
+    """Flags the channels that go when each group loses its own share, rounded down."""
+    table = ratio_table(ratios)
     used = {"default"}
-    gone = []
-    for group in free:
+    removed = np.zeros(len(coupling.channels), bool)
+    for group, pool in zip(free, pools, strict=True):
         names = _names(coupling, group)
         exact = [p for p in table if p == group.name]  # a group's own name comes before patterns
         matching = exact or [p for p in table if p != "default" and _matches([p], names)]
         pattern = matching[0] if matching else "default"
         used.add(pattern)
-        target = len(group.units) - int(len(group.units) * table.get(pattern, 0.0) + 1e-9)
-        pool = _pool(group, values, quanta.get(group.name, 1), constraints, group.name in may_vanish)
-        kept = len(pool.must)
-        for step in pool.steps:
-            if kept >= target:
-                gone.append(step)
-            else:
-                kept += len(step)
-    for pattern in set(table) - used:
-        warnings.warn(f"ratios pattern {pattern!r} matches no group", IgnoredPatternWarning, stacklevel=4)
-    return np.concatenate([np.zeros(0, np.int64), *gone])
+        keep = len(pool.order) - int(len(pool.order) * table.get(pattern, 0.0) + 1e-9)
+        removed[pool.order[pool.rounded(keep) :]] = True
+    for pattern in table:
+        if pattern not in used:
+            text = f"ratios pattern {pattern!r} matches no group"
+            warnings.warn(text, IgnoredPatternWarning, stacklevel=4)
+    return removed
 
 
-def _unit_costs(coupling: Coupling, model: CostModel, cost: int) -> Floats:
-    """Returns what each unit costs in the full model."""
+def ratio_table(ratios: Any) -> dict[str, float]:
+    """Returns ratios by pattern.
+
+    Raises:
+        BudgetError: they are no shares in [0, 1].
+    """
+    table = dict(ratios) if isinstance(ratios, Mapping) else {"default": ratios}
+    if bad := {
+        k: v
+        for k, v in table.items()
+        if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= float(v) <= 1
+    }:
+        raise BudgetError(f"a ratio is the share removed and lies in [0, 1], got {bad}")
+    return {pattern: float(ratio) for pattern, ratio in table.items()}
+
+
+def _channel_costs(coupling: Coupling, model: CostModel, cost: int) -> Floats:
+    """Returns what each channel costs in the full model."""
     slopes = model.slopes(model.sizes, cost).astype(np.float64)
-    per_id = np.zeros(len(coupling.channels))
+    costs = np.zeros(len(coupling.channels))
     for j in range(model.rows.shape[1]):
-        np.add.at(per_id, model.rows[:, j], slopes[model.factor_of])
-    costs: Floats = per_id[coupling.units]
+        np.add.at(costs, model.rows[:, j], slopes[model.factor_of])
     return costs
 
 
 def _rescue(
-    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, may_vanish: frozenset[str]
-) -> Mask:
-    """Gives back the best units of every factor that would be left empty."""
-    unit_of = np.full(len(coupling.channels), -1, np.int64)
-    unit_of[coupling.units] = np.arange(len(coupling.units))
+    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, pools: Sequence[_Pool],
+    may_vanish: frozenset[str],
+) -> Mask:  # fmt: skip
+    """Gives back the best channels of every factor that would be left empty, and what their multiples then lack."""
     vanish = np.zeros(len(coupling.channels), bool)
     for group in coupling.groups:
         vanish[coupling.units[group.units]] = group.name in may_vanish
@@ -275,28 +287,33 @@ def _rescue(
         none_left = np.flatnonzero(model.counts(removed)[:-1] == 0)
         empty = [f for f in none_left if not vanish[model.rows[model.factor_of == f]].any()]
         if not empty:
-            return removed
+            break
         for factor in empty:
             rows = model.rows[model.factor_of == factor]
             if not removed[rows].any(axis=1).all():
                 continue  # what an earlier factor got back has filled this one
-            worth = np.where(rows > 0, np.where(removed[rows], values[unit_of[rows]], 0.0), 0.0).sum(axis=1)
+            worth = np.where(removed[rows], values[rows], 0.0).sum(axis=1)
             removed[rows[int(worth.argmax())]] = False
+    for pool in pools:
+        gone = pool.gone(removed)
+        kept = len(pool.order) - len(gone)
+        removed[gone[: pool.rounded(kept) - kept]] = False
+    return removed
 
 
 def _global(
     coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[_Pool],
     limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str],
 ) -> Mask:  # fmt: skip
-    droppable = [unit for pool in pools for step in pool.steps for unit in step]
-    smallest = _rescue(coupling, model, values, coupling.removed_mask(droppable), may_vanish)
+    smallest = np.zeros(len(coupling.channels), bool)
+    for pool in pools:
+        smallest[pool.order[pool.least :]] = True
+    smallest = _rescue(coupling, model, values, smallest, pools, may_vanish)
     if not _fits(model.of(smallest), limits):
         raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
-    steps = [coupling.units[step] for pool in pools for step in pool.steps]
-    sizes = np.array([len(step) for step in steps])
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    worth = np.add.reduceat(density[droppable], starts) / sizes if steps else density[:0]
-    order = [steps[i] for i in np.argsort(-worth, kind="stable")]
+    steps = [step for pool in pools for step in pool.steps(smallest)]
+    worth = [float(density[step].sum()) / len(step) for step in steps]
+    order = [steps[i] for i in np.argsort(-np.array(worth), kind="stable")]
     low, high = 0, len(order)  # the longest prefix that fits, by bisection
     while low < high:
         middle = (low + high + 1) // 2
@@ -358,7 +375,7 @@ def _unreachable(
     names = {0: "params", 1: "MACs"}
     lines = [
         f"a budget of {limit} {names[i]} ({limit / max(before[i], 1):.4f}) cannot be reached: the smallest is "
-        f"{cost[i]} ({cost[i] / max(before[i], 1):.4f})"
+        f"{cost[i]} ({math.ceil(1e4 * cost[i] / max(before[i], 1)) / 1e4:.4f})"
         for i, limit in limits.items()
         if cost[i] > limit
     ]

@@ -132,7 +132,7 @@ def test_resealing_alone_changes_nothing() -> None:
         ("seed", 2**63, "seed: expected a whole number"),
         ("seed", True, "seed: expected a whole number, got True"),
         ("budget", {"params": "half"}, "budget['params']: expected a number, got 'half'"),
-        ("before", {"macs": 1}, "before: params missing"),
+        ("before", {"macs": 1}, "before: bytes, params missing"),
         ("before/params", -1, "before['params']: expected a whole number from 0"),
         ("after/flops", 1, "after: unknown entries ['flops']"),
         ("collapsed", "block", "collapsed: expected an array"),

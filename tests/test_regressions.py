@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.axes import Factor, split
 from fxprune.capture import capture
 from fxprune.channels import Channels
+from fxprune.cost import Cost
 from fxprune.coupling import couple
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import slice_graph
+from fxprune.scores import score
 from fxprune.solve import solve
 from fxprune.verify import verify
 from tests.blocks_tokens import Attention, Encoder, Position, Reduced
@@ -185,3 +189,146 @@ def test_a_size_that_turns_out_static_ties_nothing() -> None:
     network = Network("ids", 6, (attention, Position(how="buffer")), "max")
     outcome = run(Case(network, Pruning(ratio=0.3, seed=1)))
     assert outcome.status == "verified" and not outcome.missing
+
+
+# -- what a review found --------------------------------------------------------------------------------------------
+
+
+def _mlp(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+
+
+def _around(function: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return Fn(lambda m, x: m.b(function(m.a(x))), a=nn.Linear(8, 32), b=nn.Linear(32, 4)).eval()
+
+
+def _compile(model: nn.Module, data: Any = None, budget: Any = 0.5, **options: Any) -> Any:
+    data = [torch.randn(64, 8, generator=torch.Generator().manual_seed(0))] if data is None else data
+    return fxprune.compile(model, data, budget, progress=False, **options)
+
+
+@pytest.mark.parametrize("recover", ["covariance", "sequential"])
+def test_sums_of_squares_of_half_precision_stay_finite(recover: str) -> None:
+    data = [(torch.randn(8192, 8, generator=torch.Generator().manual_seed(0)) * 8).half()]
+    assert fxprune.report(_compile(_mlp().half(), data, recover=recover)).verified is True
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_can_be_proof(dtype: torch.dtype) -> None:
+    report = fxprune.report(_compile(_mlp(), verify_dtype=dtype))
+    assert report.verified is True
+
+
+def test_a_model_that_moved_is_saved_loaded_and_applied_as_it_is(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return _around(lambda h: h * torch.arange(h.shape[1], dtype=h.dtype, device=h.device).cos())
+
+    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    pruned = _compile(build()).to(torch.bfloat16)
+    fxprune.save(pruned, tmp_path / "out")
+    assert torch.equal(fxprune.load(tmp_path / "out", build())(x), pruned(x))
+    plan = fxprune.report(pruned).plan
+    assert fxprune.apply(build().to(torch.bfloat16), plan)(x).dtype == torch.bfloat16
+
+
+def test_a_statistic_over_too_few_channels_is_refused() -> None:
+    with pytest.raises(fxprune.VerificationError, match="not finite, unlike the original's"):
+        _compile(_around(lambda h: h / (h.std(-1, keepdim=True) + 1e-5)), budget=0.05, recover=None)
+
+
+def test_what_the_model_notes_about_its_calls_is_taken_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls, self.log = _mlp(), 0, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.log.append(1)
+            self.last = x
+            return self.inner(x)
+
+    model = Counting()
+    _compile(model)
+    assert (model.calls, model.log, hasattr(model, "last")) == (0, [], False)
+
+
+@pytest.mark.parametrize(
+    "noise", [lambda h: h + 0.1 * torch.randn_like(h), lambda h: nn.functional.dropout(h, 0.5, training=True)]
+)
+def test_random_numbers_in_evaluation_are_no_fault(noise: Any) -> None:
+    assert fxprune.report(_compile(_around(noise))).verified is None
+
+
+def test_what_is_rescued_comes_in_multiples() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h, g = m.a(x).relu().chunk(2, -1)
+        return m.b(h) + m.c(g)
+
+    torch.manual_seed(0)
+    model = Fn(forward, a=nn.Linear(8, 64), b=nn.Linear(32, 4), c=nn.Linear(32, 4)).eval()
+    with torch.no_grad():
+        model.a.weight[:32] *= 0.01
+    for target in ({"ratios": 0.6, "budget": None}, {"budget": 0.4}):
+        pruned = _compile(model, round_to=8, method="l1", **target)
+        assert pruned.a.weight.shape[0] % 8 == 0
+
+
+def test_filters_of_a_depthwise_convolution_count_for_its_channels() -> None:
+    parts = {"a": nn.Conv2d(3, 16, 1), "d": nn.Conv2d(16, 16, 3, groups=16), "b": nn.Conv2d(16, 2, 1)}
+    coupling = prepared(
+        Fn(lambda m, x: m.b(m.d(m.a(x))), **parts), (torch.randn(4, 3, 6, 6, dtype=torch.float64),)
+    )[1]
+    with torch.no_grad():
+        parts["d"].weight[::2] = 0
+        parts["d"].bias[::2] = 0
+    (found,) = score(coupling, [(torch.randn(4, 3, 6, 6, dtype=torch.float64),)], "variance").values()
+    assert found[::2].max() < found[1::2].min()
+
+
+def test_the_smallest_share_that_is_named_can_be_asked_for() -> None:
+    with pytest.raises(fxprune.BudgetError) as caught:
+        _compile(_mlp(), budget=fxprune.Budget(macs=1))
+    share = float(str(caught.value).split("the smallest is ")[1].split("(")[1].split(")")[0])
+    assert fxprune.report(_compile(_mlp(), budget=fxprune.Budget(macs=share))).macs[1] > 0
+    assert fxprune.Budget(params=0.29).limits(Cost(100, 0, 0)) == {0: 29}
+
+
+def test_a_plan_applies_to_a_wrapped_model() -> None:
+    plan = fxprune.report(_compile(_mlp())).plan
+    assert fxprune.apply(nn.DataParallel(_mlp()), plan)(torch.randn(2, 8)).shape == (2, 4)
+    with pytest.raises(fxprune.PlanError, match=r"expected a fxprune\.Plan, got str"):
+        fxprune.apply(_mlp(), "plan")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([torch.ones(4, 8), torch.ones(4, 4)], "batch 1: .*takes 8 in dimension 1, got shape .4, 4."),
+        ((torch.ones(4, 8), torch.ones(4, 8)), "a tuple of two tensors"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(data: Any, words: str) -> None:
+    with pytest.raises(fxprune.CalibrationError, match=words):
+        _compile(_mlp(), data)
+
+
+def test_a_model_without_values_and_one_with_shapes_that_data_decide() -> None:
+    with pytest.raises(fxprune.CalibrationError, match="meta device"):
+        _compile(_mlp().to("meta"))
+    pad = lambda h: nn.functional.pad(h[:, torch.arange(32) % 2 == 0], (0, 16))  # noqa: E731
+    with pytest.raises(fxprune.CaptureError, match="cannot be told without data"):
+        _compile(_around(pad))
+
+
+def test_scores_of_the_wrong_form_are_a_scorer_error() -> None:
+    class Short:
+        name, needs, per_cost, defaults = "short", (), False, {}
+
+        def score(self, context: Any) -> Any:
+            return {group.name: torch.ones(3) for group in context.coupling.groups}
+
+    with pytest.raises(fxprune.ScorerError, match="has 32 units, got scores of shape"):
+        _compile(_mlp(), method=Short())

@@ -48,7 +48,7 @@ class CallSpec:
         if spec != self.in_spec:
             raise TypeError(f"the model was captured for arguments {self.in_spec}, got {spec}")
         for leaf, name, literal in zip(leaves, self.placeholders, self.literals, strict=True):
-            if name is None and not _same(leaf, literal):
+            if name is None and not same(leaf, literal):
                 raise TypeError(f"the value {literal!r} was fixed when the model was captured, got {leaf!r}")
             if name is not None and not isinstance(leaf, Tensor):
                 raise TypeError(f"input {name!r} must be a tensor, got {type(leaf).__name__}")
@@ -68,7 +68,7 @@ class CallSpec:
         for name in self.captured:
             aligned[name] = given[name] if name in given else _default(parameters[name], captured[name])
         for name in given.keys() - set(self.captured):
-            if not _same(given[name], parameters[name].default) and given[name] not in ((), {}):
+            if not same(given[name], parameters[name].default) and given[name] not in ((), {}):
                 raise TypeError(
                     f"the model was captured without {name!r}; pass an example for it to capture()"
                 )
@@ -98,7 +98,8 @@ def _literal_of(leaf: _Captured) -> Any:
     return leaf.literal
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Say whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):

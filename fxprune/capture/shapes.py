@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxprune.capture.sizes import Sizes, static
+from fxprune.errors import CaptureError
 from fxprune.paths import fetch
 
 __all__ = ["TensorInfo", "infer", "replay"]
@@ -58,10 +59,23 @@ def infer(
 
     Returns:
         The table, and the batch size as (value in the table, value in the example).
+
+    Raises:
+        CaptureError: a shape depends on the data in a way that export does not tell.
     """
     symbolic = [node.meta["val"].shape for node in module.graph.nodes if node.op == "placeholder"]
     concrete = [tuple(leaf.shape) for leaf in example]
-    small = replay(module, example, concrete, _at_example(symbolic, concrete))
+    try:
+        small = replay(module, example, concrete, _at_example(symbolic, concrete))
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+        TypeError,
+    ) as error:  # NotImplementedError is a RuntimeError
+        raise CaptureError(
+            f"the shapes inside the model cannot be told without data: {type(error).__name__}: {error}"
+        ) from error
     shapes, large = concrete, small
     for scaled in _attempts(sizes):
         try:

@@ -59,7 +59,7 @@ def open_source(
         program, owner = model, _owner(model)
         example = of_program(program)
     else:
-        owner = _unwrap(model)
+        owner = unwrapped(model)
         example = prepare(owner, args, kwargs, batches)
         program = export(owner, example, dynamic_shapes)
     names = _placeholder_names(program, example)
@@ -76,7 +76,7 @@ def open_source(
     return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram))
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside `torch.compile`, DataParallel or DistributedDataParallel."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from fxprune.recover.compensate import compensate
 from fxprune.recover.consumers import find_consumers
 from fxprune.recover.sequential import sequential
 
-__all__ = ["METHODS", "Recovery", "recover"]
+__all__ = ["METHODS", "Recovery", "check_recovery", "recover"]
 
 METHODS = ("mean_shift", "covariance", "sequential")
 
@@ -30,6 +32,20 @@ class Recovery:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+
+
+def check_recovery(method: Any, ridge: Any, memory_limit: Any) -> None:
+    """Makes sure that the arguments of `recover` can be used.
+
+    Raises:
+        ValueError: no such method, or a ridge or limit that is not positive.
+    """
+    if method is not None and method not in METHODS:
+        raise ValueError(f"recover must be one of {', '.join(METHODS)} or None, got {method!r}")
+    if not isinstance(ridge, Real) or not float(ridge) > 0:
+        raise ValueError(f"ridge must be a positive share of the mean variance, such as 1e-2, got {ridge!r}")
+    if not isinstance(memory_limit, int) or memory_limit <= 0:
+        raise ValueError(f"memory_limit must be a positive number of bytes, got {memory_limit!r}")
 
 
 @torch.no_grad()
@@ -49,14 +65,11 @@ def recover(
         memory_limit: bytes for statistics and values that are alive.
 
     Raises:
-        ValueError: no such method, or a ridge that is not positive.
+        ValueError: no such method, or a ridge or limit that is not positive.
     """
-    if not ridge > 0:
-        raise ValueError(f"ridge must be a positive share of the mean variance, such as 1e-4, got {ridge!r}")
+    check_recovery(method, ridge, memory_limit)
     if method is None or not removed.any():
         return Recovery()
-    if method not in METHODS:
-        raise ValueError(f"recover must be one of {', '.join(METHODS)} or None, got {method!r}")
     consumers, notes = find_consumers(coupling, removed)
     notes += [f"{c.weight}: no bias or batch norm takes its shift" for c in consumers if c.home is None]
     if method == "sequential":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxprune.errors import CalibrationError
+
 
 class Moments:
     """The count, means and centred second moments of ``x[samples, groups, p]`` with ``t[samples, groups, q]``."""
@@ -21,6 +23,8 @@ class Moments:
         n = len(x)
         if n == 0:
             return
+        if x.dtype.itemsize < 4:  # a sum of squares leaves the range of float16
+            x, t = x.float(), None if t is None else t.float()
         mean_x = x.mean(dim=0, dtype=torch.float64)
         centred = (x - mean_x.to(x.dtype)).transpose(0, 1)  # [groups, samples, p]
         xx = (centred.transpose(1, 2) @ centred).double()
@@ -49,10 +53,16 @@ class Moments:
 
 
 def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Returns ``right @ (gram + ridge * mean(diag(gram)) * I)^-1`` for ``gram[p, p]``, ``right[q, p]``."""
+    """Returns ``right @ (gram + ridge * mean(diag(gram)) * I)^-1`` for ``gram[p, p]``, ``right[q, p]``.
+
+    Raises:
+        CalibrationError: the covariance is not finite.
+    """
     size = gram.shape[0]
     if size == 0 or right.shape[0] == 0:
         return right
+    if not torch.isfinite(gram).all():
+        raise CalibrationError("calibration data: a layer's inputs overflow: their covariance is not finite")
     level = gram.diagonal().mean()
     if not level > 0:
         return torch.zeros_like(right)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.call import CallSpec
+from fxprune.capture.call import CallSpec, same
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +160,3 @@ def _left_out(name: str, value: Any, default: Any) -> str:
 
 def _shown(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Says whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return False
-    return type(a) is type(b) and bool(a == b)

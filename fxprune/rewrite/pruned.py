@@ -15,8 +15,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.call import CallSpec
-from fxprune.rewrite.binding import Binding, same
+from fxprune.capture.call import CallSpec, same
+from fxprune.rewrite.binding import Binding
 
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}

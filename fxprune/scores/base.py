@@ -50,7 +50,7 @@ class Scorer(Protocol):
         needs: what it reads: any of ``"weights"``, ``"activations"``.
         per_cost: whether scores are importances, to be divided by what a unit costs before units of different
             layers are ranked together; False ranks the scores as they are.
-        defaults: arguments of `fxprune.compile` that it sets unless the caller does.
+        defaults: ``{"recover": ...}``: the recovery that `fxprune.compile` uses unless the caller names one.
     """
 
     @property
@@ -94,8 +94,10 @@ def scorer_of(method: str | Scorer) -> Scorer:
         if method not in _SCORERS:
             raise ScorerError(f"unknown method {method!r}; known methods: {', '.join(sorted(_SCORERS))}")
         return _SCORERS[method]()
-    if inspect.isclass(method) or not callable(getattr(method, "score", None)):
-        raise ScorerError(f"method must be a name or an object with .score(context), got {method!r}")
+    lacks = [part for part in ("name", "needs", "per_cost", "defaults") if not hasattr(method, part)]
+    if inspect.isclass(method) or not callable(getattr(method, "score", None)) or lacks:
+        wanted = ".score(context), .name, .needs, .per_cost and .defaults"
+        raise ScorerError(f"method must be a name or an object with {wanted}, got {method!r}")
     return method
 
 
@@ -111,21 +113,47 @@ def score(
         inputs: the graph's flat inputs, batch by batch.
         method: a registered name or a `Scorer`.
         seed: for scorers that draw.
+
+    Raises:
+        ScorerError: an unknown method, or unusable scores.
     """
     scorer = scorer_of(method)
-    scores = dict(scorer.score(Context(coupling, Inputs.of(inputs), seed)))
-    annotate(coupling, scores)
-    return scores
+    scores = scorer.score(Context(coupling, Inputs.of(inputs), seed))
+    annotate(coupling, unit_scores(coupling, scores))
+    return dict(scores)
 
 
-def annotate(coupling: Coupling, scores: Mapping[str, Tensor]) -> None:
-    """Writes scores on the parameters' nodes."""
-    per_channel = np.full(len(coupling.channels), np.nan)
+def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+    """Returns one score for each unit.
+
+    Raises:
+        ScorerError: scores are missing, of the wrong length or not finite.
+    """
+    if not isinstance(scores, Mapping):
+        raise ScorerError(f"a scorer returns scores by the group's name, got {type(scores).__name__}")
+    values = np.zeros(len(coupling.units))
     for group in coupling.groups:
-        if group.name in scores:
-            per_channel[coupling.units[group.units]] = (
-                torch.as_tensor(scores[group.name]).detach().cpu().double().numpy()
+        if group.name not in scores:
+            raise ScorerError(
+                f"no scores for group {group.name!r}; a scorer returns one tensor for every group"
             )
+        score = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
+        if score.shape != (len(group.units),):
+            raise ScorerError(
+                f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}"
+            )
+        if not np.isfinite(score).all():
+            raise ScorerError(
+                f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite"
+            )
+        values[group.units] = score
+    return values
+
+
+def annotate(coupling: Coupling, scores: npt.NDArray[np.float64]) -> None:
+    """Writes the units' scores on the parameters' nodes."""
+    per_channel = np.full(len(coupling.channels), np.nan)
+    per_channel[coupling.units] = scores
     nodes = {str(node.target): node for node in coupling.values if node.op == "get_attr"}
     for node in nodes.values():
         node.meta.pop("fxprune", None)

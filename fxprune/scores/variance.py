@@ -116,10 +116,16 @@ def _sensitivity(
     """Returns how much of a coordinate's variance the reader passes on: the squared norm of what multiplies it."""
     if contraction.weight is not None:
         weight = fetch(context.coupling.captured.module, str(contraction.weight.target)).detach()
-        squares: Tensor = weight.double().square().transpose(0, contraction.weight_dim).flatten(1).sum(dim=1)
-        return squares.repeat(
-            len(like) // len(squares)
-        )  # a grouped convolution has one set of columns for each group
+        groups = (
+            len(like) // weight.shape[contraction.weight_dim]
+        )  # each has columns, and outputs, of its own
+        parts = (
+            weight.double().square().unflatten(0, (groups, -1))
+            if groups > 1
+            else weight.double().square()[None]
+        )
+        squares: Tensor = parts.transpose(1, contraction.weight_dim + 1).flatten(2).sum(dim=2)
+        return squares.flatten()
     if contraction.other is not None:
         other = moments[contraction.other]
         return other.variance + other.mean.square()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from enum import Enum
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture.flatten import Flat
 from fxprune.capture.normalize.edit import aten, fake, insert, is_op, writes
 
-__all__ = ["ANCHOR", "follow_dtype"]
+__all__ = ["ANCHOR", "follow_dtype", "main_dtype", "renew_anchor"]
 
 ANCHOR = "_model_dtype"
 
@@ -32,7 +33,7 @@ def follow_dtype(flat: Flat) -> None:
 
     Before: ``mul(q, cos)``. After: ``mul(q, to(cos, getattr(anchor, "dtype")))``.
     """
-    dtype = _model_dtype(flat)
+    dtype = main_dtype(tensor for tensor in flat.tensors.values() if isinstance(tensor, nn.Parameter))
     if dtype is None:
         return
     kinds: dict[fx.Node, _Kind] = {}
@@ -63,13 +64,20 @@ def follow_dtype(flat: Flat) -> None:
             kinds[node] = kind
 
 
-def _model_dtype(flat: Flat) -> torch.dtype | None:
-    """Return the floating dtype of most of the parameters."""
+def main_dtype(parameters: Iterable[Tensor]) -> torch.dtype | None:
+    """Return the floating dtype of most of the parameters, None if there is none."""
     sizes: Counter[torch.dtype] = Counter()
-    for tensor in flat.tensors.values():
-        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-            sizes[tensor.dtype] += tensor.numel()
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
     return max(sizes, key=sizes.__getitem__) if sizes else None
+
+
+def renew_anchor(module: nn.Module) -> None:
+    """Give a module's anchor the dtype of its parameters, after these were given new values."""
+    anchor, dtype = module._buffers.get(ANCHOR), main_dtype(module.parameters())
+    if anchor is not None and dtype is not None:
+        module._buffers[ANCHOR] = anchor.to(dtype)
 
 
 def _make_anchor(flat: Flat, dtype: torch.dtype) -> fx.Node:
