@@ -145,8 +145,8 @@ def _collapsed(coupling: Coupling, solution: Solution) -> tuple[str, ...]:
     """Returns the layers of which no weight is left."""
     slicer = coupling.slicer(solution.removed)
     gone: dict[str, bool] = {}
-    for axis in coupling.axes:
-        node_axes = coupling.parameter(axis.tensor)
-        empty = any(slicer.count(a) == 0 for a in node_axes)
-        gone[axis.layer] = gone.get(axis.layer, False) or empty
+    for node, axes in coupling.values.items():
+        if node.op == "get_attr" and node.target in coupling.captured.persistent and axes:
+            layer = str(node.target).rpartition(".")[0]
+            gone[layer] = gone.get(layer, False) or any(slicer.count(axis) == 0 for axis in axes)
     return tuple(layer for layer, empty in gone.items() if empty)

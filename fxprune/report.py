@@ -31,7 +31,7 @@ class GroupRow:
 
     Attributes:
         name: the group's name.
-        kind: ``channel``, ``head``, ``block``, ...
+        kind: ``channel``, ``head`` or ``head_dim``.
         layers: the layers whose parameters it touches.
         before: units of the original.
         after: units that are kept.

@@ -7,7 +7,7 @@ is kept. It must give what the emitted module gives.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -273,9 +273,3 @@ def _spread(a: Tensor) -> tuple[float, str]:
     if spread <= min(1e3 * torch.finfo(a.dtype).eps, 1e-2) * float(a.abs().max()):
         return spread, "is constant over the batch"
     return spread, ""
-
-
-def worst_of(certificates: Iterable[Certificate]) -> Certificate:
-    """Returns the certificate that says least: failed before unproven before verified."""
-    rank = {False: 0, None: 1, True: 2}
-    return min(certificates, key=lambda c: (rank[c.verified], -c.max_error))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import keep_indices, slice_graph
-from fxprune.verify import Certificate, Run, lifted, worst_of
+from fxprune.verify import Run, lifted
 from tests.rules.common import Fn, prepared
 from tests.test_verify import Compiled, changed, compiled
 from tests.util import fingerprint
@@ -309,16 +309,6 @@ def test_outputs_of_another_form(change: Callable[[Any], Any], note: str) -> Non
     case = layers(lambda m, y: (m.b(y), m.b(y) * 2))
     certificate = case.certificate(Other(case.module, change))
     assert certificate.verified is False and certificate.note == note
-
-
-def test_the_worst_of_several_certificates() -> None:
-    good, better = (Certificate(True, error, 1e-9, "torch.float64") for error in (1e-12, 1e-15))
-    unproven = Certificate(None, 0.0, 1e-9, "torch.float64", "output 0 is empty")
-    wrong = Certificate(False, 1e-3, 1e-9, "torch.float64", "the outputs differ")
-    assert worst_of([better, good]) is good
-    assert worst_of([good, unproven, better]) is unproven
-    assert worst_of([unproven, wrong, good]) is wrong
-    assert worst_of(iter([better])) is better
 
 
 def test_the_sliced_graph_and_the_emitted_module_are_both_checked() -> None:
