@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fxprune
 
+CLS, SEP = 101, 102
 UNITS = "*intermediate.dense"
 CRITERIA = ("variance", "magnitude", "random")
 RECOVERIES = (None, "mean_shift", "covariance")
@@ -84,6 +85,48 @@ def why(model: nn.Module, variants: dict[str, nn.Module]) -> list[dict[str, Any]
     return rows
 
 
+class Masked:
+    """The dense encoder with some MLP units replaced by a constant each, by hooks: what a mean shift amounts to."""
+
+    def __init__(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
+        self.model, self.layers = model, [layer.output.dense for layer in model.bert.encoder.layer]
+        seen: list[list[Tensor]] = [[] for _ in self.layers]
+        hooks = [
+            layer.register_forward_hook(lambda _, given, __, k=k: seen[k].append(given[0].flatten(0, 1)))
+            for k, layer in enumerate(self.layers)
+        ]
+        for batch in batches:
+            model(**batch)
+        for hook in hooks:
+            hook.remove()
+        self.values = [torch.cat(parts) for parts in seen]  # [tokens, units] for each layer
+        ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
+        self.content = (ids != CLS) & (ids != SEP)
+
+    def run(self, how: str, constant: str, ratio: float, seed: int) -> dict[str, Any]:
+        """Returns one line: which units go, and which tokens the mean that stands for them is taken over."""
+        generator, hooks = torch.Generator().manual_seed(seed), []
+        for layer, values in zip(self.layers, self.values, strict=True):
+            weight = layer.weight.square().sum(0)
+            worth = (
+                values.var(0) * weight if how == "variance" else torch.rand(len(weight), generator=generator)
+            )
+            gone = worth.argsort()[: int(ratio * len(worth))]
+            rows = values[self.content] if constant == "content tokens" else values
+            fill = rows[:, gone].mean(0) * (constant != "nothing")
+            hooks.append(
+                layer.register_forward_pre_hook(
+                    lambda _, given, gone=gone, fill=fill: (
+                        given[0].clone().index_copy_(-1, gone, fill.expand(*given[0].shape[:-1], -1)),
+                    )
+                )
+            )
+        line = {"criterion": how, "mean over": constant, "spearman": round(minilm.spearman(self.model), 4)}
+        for hook in hooks:
+            hook.remove()
+        return line
+
+
 def main() -> None:
     """Prints and records the two tables."""
     made = parser(__doc__.splitlines()[0])
@@ -114,6 +157,20 @@ def main() -> None:
     ]
     title = "all-MiniLM-L6-v2, half of the MLP hidden units removed, no fine-tuning"
     print(record(name_of("minilm", options), rows, title=title, seed=options.seed, notes=notes))
+    with torch.no_grad():
+        masked = Masked(model, minilm.calibration(512))
+        means = [
+            masked.run(how, constant, options.ratios[0], options.seed)
+            for how in ("variance", "random")
+            for constant in ("nothing", "all tokens", "content tokens")
+        ]
+    notes = [
+        "The units' inputs are replaced by a constant: nothing (zero), or their mean over all tokens, which is VBP's mean "
+        "shift, or over the tokens that are neither [CLS] nor [SEP]. Those two are a fifth of all tokens; units that they "
+        "alone excite have a mean that fits no other token.",
+    ]
+    title = "Whose mean: MiniLM with half of the MLP units replaced by a constant"
+    print(record(name_of("minilm-tokens", options), means, title=title, seed=options.seed, notes=notes))
     title = "What the recoveries do to MiniLM's embeddings (variance, 50 % of the MLP units)"
     print(record(name_of("minilm-why", options), why(model, variants), title=title, seed=options.seed))
 
