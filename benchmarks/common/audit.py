@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import zoo
@@ -68,7 +69,7 @@ def params(model: nn.Module) -> int:
 @torch.no_grad()
 def macs(model: nn.Module, batch: zoo.Batch) -> int:
     """Returns multiply-accumulates per sample as ``torch.utils.flop_counter`` counts them on a real forward pass."""
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         zoo.call(model, batch)
     count = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
     total = counter.get_total_flops()
