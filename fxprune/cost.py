@@ -53,6 +53,7 @@ class CostModel:
         sizes: the size of each factor, and a final 1.
         terms: the polynomial.
         guards: factors that only say whether a group has any unit left; their count is 0 or 1.
+        least: how many coordinates of each factor an op needs, where that is more than one; else 1.
     """
 
     rows: Ids
@@ -60,6 +61,7 @@ class CostModel:
     sizes: Ids
     terms: Terms
     guards: Ids
+    least: Ids
 
     def counts(self, removed: Mask) -> Ids:
         """Returns the kept coordinates of each factor, and a final 1."""
@@ -154,7 +156,13 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
                 if size_of(axis):
                     for labels in labels_of(axis):
                         factors.number(labels)
-    return _pack(factors.arrays, terms, factors.guards)
+    model = _pack(factors.arrays, terms, factors.guards)
+    for axis, least in coupling.least:
+        widest = max(labels_of(axis), key=len)
+        number = factors.number(widest)
+        if number is not None:
+            model.least[number] = max(model.least[number], min(least, len(widest)))
+    return model
 
 
 def _guards(
@@ -192,4 +200,5 @@ def _pack(
         full,
         packed,
         np.array(guards, np.int64),
+        np.ones(len(arrays), np.int64),
     )

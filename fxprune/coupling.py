@@ -55,6 +55,7 @@ class Coupling:
         notes: node -> axes that its rules keep.
         contractions: every sum of products.
         statistics: nodes that take a statistic over an axis that may shrink.
+        least: (axis, count): an op is undefined with fewer coordinates of that axis.
         axes: every axis of every parameter and persistent buffer, labels resolved.
         units: the channel id of each unit.
         groups: the units by group.
@@ -68,6 +69,7 @@ class Coupling:
     notes: dict[fx.Node, dict[str, ax.Axis]]
     contractions: tuple[Contraction, ...]
     statistics: frozenset[fx.Node]
+    least: tuple[tuple[ax.Axis, int], ...]
     axes: tuple[ParameterAxis, ...]
     units: Ids
     groups: tuple[Group, ...]
@@ -169,7 +171,7 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
     units, groups = form_groups(tracer, axes)
     return Coupling(
         captured, tracer.channels, tracer.values, tracer.edges, tracer.notes, tuple(tracer.contractions),
-        frozenset(tracer.statistics), axes, units, groups, tuple(unsupported),
+        frozenset(tracer.statistics), tuple(tracer.least), axes, units, groups, tuple(unsupported),
     )  # fmt: skip
 
 

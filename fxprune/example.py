@@ -69,7 +69,7 @@ class ExampleSpec:
             _read_structure(text, "example")
             return cls(text, tuple(_spec(leaf, axes) for leaf, axes in zip(leaves, dims, strict=True)))
         except (NotImplementedError, TypeError, PlanError):
-            return cls("", ())
+            return cls("", ())  # pytree cannot write some containers: NotImplementedError
 
     def call(self, model: nn.Module, device: torch.device | str, grow: int = 0) -> Call:
         """Returns (args, kwargs) of a call with zeros.

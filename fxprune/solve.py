@@ -278,22 +278,23 @@ def _rescue(
     coupling: Coupling, model: CostModel, values: Floats, removed: Mask, pools: Sequence[_Pool],
     may_vanish: frozenset[str],
 ) -> Mask:  # fmt: skip
-    """Gives back the best channels of every factor that would be left empty, and what their multiples then lack."""
+    """Gives back the best channels of every factor that is left with too few, and what their multiples then lack."""
     vanish = np.zeros(len(coupling.channels), bool)
     for group in coupling.groups:
         vanish[coupling.units[group.units]] = group.name in may_vanish
     removed = removed.copy()
     while True:
-        none_left = np.flatnonzero(model.counts(removed)[:-1] == 0)
-        empty = [f for f in none_left if not vanish[model.rows[model.factor_of == f]].any()]
-        if not empty:
+        few = np.flatnonzero(model.counts(removed)[:-1] < model.least)
+        short = [f for f in few if model.least[f] > 1 or not vanish[model.rows[model.factor_of == f]].any()]
+        if not short:
             break
-        for factor in empty:
+        for factor in short:
             rows = model.rows[model.factor_of == factor]
-            if not removed[rows].any(axis=1).all():
+            gone = removed[rows].any(axis=1)
+            if len(rows) - gone.sum() >= model.least[factor]:
                 continue  # what an earlier factor got back has filled this one
             worth = np.where(removed[rows], values[rows], 0.0).sum(axis=1)
-            removed[rows[int(worth.argmax())]] = False
+            removed[rows[int(np.where(gone, worth, -np.inf).argmax())]] = False
     for pool in pools:
         gone = pool.gone(removed)
         kept = len(pool.order) - len(gone)

@@ -6,6 +6,7 @@ pass; ``expected`` says how many units each inner layer must offer for removal, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import gcd
@@ -28,15 +29,15 @@ ACTS = {
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(ABC):
     """The base of all blocks."""
 
-    def make(self, m: Block, shape: Shape) -> None:
+    def make(self, m: Block, shape: Shape) -> None:  # noqa: B027  (many blocks have no layers)
         """Adds layers to the module."""
 
+    @abstractmethod
     def run(self, m: Block, x: Tensor) -> Tensor:
         """Returns the block's output."""
-        raise NotImplementedError
 
     def expected(self, m: Block) -> dict[str, int]:
         """Returns, for inner layers, how many units must be on their output axis."""

@@ -526,7 +526,9 @@ class Reduced(Spec):
         if self.how == "argmax":
             return y * F.one_hot(y.argmax(-1), 6).to(y.dtype) + y
         if self.how == "where":
-            return torch.where(y > y.mean(1, keepdim=True), y, torch.zeros_like(y))
+            return torch.where(
+                y > y.mean(1, keepdim=True) / 4, y, torch.zeros_like(y)
+            )  # no tie if tokens agree
         if self.how in ("flip", "roll"):
             return y.flip(-1) if self.how == "flip" else y.roll(2, -1)
         return y[..., m.index] if self.how == "picked" else y

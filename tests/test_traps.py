@@ -347,3 +347,34 @@ def test_a_constant_network_is_unproven_and_no_error() -> None:
     nn.init.zeros_(model[2].weight)
     report = fxprune.report(fxprune.compile(model, [torch.randn(6, 4)], 0.6, recover=None, progress=False))
     assert report.verified is None and "constant over the batch" in str(report)
+
+
+@pytest.mark.parametrize("how", ["std", "var", "var_mean", "unbiased"])
+@pytest.mark.parametrize("wanted", [{"ratios": 1.0}, {"budget": 0.35}, {"budget": 0.35, "min_keep": 0}])
+def test_an_unbiased_variance_keeps_two_channels(how: str, wanted: dict[str, Any]) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.up(x)
+        spread = {
+            "std": lambda: y.std(-1, keepdim=True),
+            "var": lambda: y.var(-1, keepdim=True),
+            "var_mean": lambda: torch.var_mean(y, -1, keepdim=True)[0],
+            "unbiased": lambda: torch.var(y, (-1,), True, True),
+        }[how]()
+        return self.down(y / (spread + 0.1))
+
+    model = Fn(forward, up=nn.Linear(4, 12, bias=False), down=nn.Linear(12, 3, bias=False)).double()
+    pruned = fxprune.compile(model, [batch(6, 4)], recover=None, progress=False, **wanted)
+    assert fxprune.report(pruned).verified is True
+    assert pruned.get_parameter("up.weight").shape[0] >= 2
+    if "ratios" in wanted:
+        assert pruned.get_parameter("up.weight").shape[0] == 2
+
+
+def test_a_biased_variance_may_keep_one() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return self.down(y / (y.var(-1, correction=0, keepdim=True) + 0.1))
+
+    model = Fn(forward, up=nn.Linear(4, 12), down=nn.Linear(12, 3)).double()
+    pruned = fxprune.compile(model, [batch(6, 4)], ratios=1.0, recover=None, progress=False)
+    assert pruned.get_parameter("up.weight").shape[0] == 1

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.binding import Binding, Leaf, argument
+
 __all__ = ["CallSpec"]
 
 
@@ -31,11 +33,6 @@ class CallSpec:
     placeholders: tuple[str | None, ...]
     literals: tuple[Any, ...]
 
-    @property
-    def captured(self) -> tuple[str, ...]:
-        """Names of the parameters that the captured call gave."""
-        return tuple(self.in_spec.context)
-
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         """Return the graph's inputs for a call in the original signature.
 
@@ -43,65 +40,27 @@ class CallSpec:
             TypeError: If the call does not fit the signature, or differs in structure or in a baked-in
                 constant from the captured one.
         """
-        given = dict(self.signature.bind(*args, **kwargs).arguments)
-        leaves, spec = pytree.tree_flatten(self._align(given))
-        if spec != self.in_spec:
-            raise TypeError(f"the model was captured for arguments {self.in_spec}, got {spec}")
-        for leaf, name, literal in zip(leaves, self.placeholders, self.literals, strict=True):
-            if name is None and not same(leaf, literal):
-                raise TypeError(f"the value {literal!r} was fixed when the model was captured, got {leaf!r}")
-            if name is not None and not isinstance(leaf, Tensor):
-                raise TypeError(f"input {name!r} must be a tensor, got {type(leaf).__name__}")
-        return tuple(leaf for leaf, name in zip(leaves, self.placeholders, strict=True) if name is not None)
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return tuple(self.binding().inputs(tuple(bound.arguments.values())))
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """Rebuild the model's output from the graph's flat outputs."""
         return pytree.tree_unflatten(list(outputs), self.out_spec)
 
-    def _align(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Bring a call to the captured arguments: defaults filled in, spelled-out defaults dropped."""
-        captured = pytree.tree_unflatten(
-            [_Captured(n, v) for n, v in zip(self.placeholders, self.literals, strict=True)], self.in_spec
-        )
-        parameters = self.signature.parameters
-        aligned = {}
-        for name in self.captured:
-            aligned[name] = given[name] if name in given else _default(parameters[name], captured[name])
-        for name in given.keys() - set(self.captured):
-            if not same(given[name], parameters[name].default) and given[name] not in ((), {}):
-                raise TypeError(
-                    f"the model was captured without {name!r}; pass an example for it to capture()"
-                )
-        return aligned
-
-
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """A leaf of the captured call."""
-
-    placeholder: str | None
-    literal: Any
-
-
-def _default(parameter: inspect.Parameter, captured: Any) -> Any:
-    """Return what a parameter left out stands for: its default, or the constants it was captured with."""
-    if parameter.default is not parameter.empty:
-        default = parameter.default
-        literal = isinstance(captured, _Captured) and captured.placeholder is None
-        return captured.literal if literal else default
-    return pytree.tree_map(_literal_of, captured)
-
-
-def _literal_of(leaf: _Captured) -> Any:
-    if leaf.placeholder is not None:
-        raise TypeError(f"missing a required argument: {leaf.placeholder!r}")
-    return leaf.literal
-
-
-def same(a: Any, b: Any) -> bool:
-    """Say whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return False
-    return type(a) is type(b) and bool(a == b)
+    def binding(self) -> Binding:
+        """Return what turns the values of all parameters into the graph's inputs."""
+        leaves = [Leaf(n is not None, v) for n, v in zip(self.placeholders, self.literals, strict=True)]
+        captured = pytree.tree_unflatten(leaves, self.in_spec)
+        parameters: list[tuple[str, Any, Any]] = []
+        for name, parameter in self.signature.parameters.items():
+            how: Any = None
+            default = parameter.default
+            if parameter.kind is parameter.VAR_KEYWORD:
+                how = {key: argument(key, value) for key, value in captured.get(name, {}).items()}
+            elif name in captured:
+                how = argument(name, captured[name])
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                default = ()
+            parameters.append((name, default, how))
+        return Binding(parameters, None if self.out_spec.is_leaf() else self.out_spec)

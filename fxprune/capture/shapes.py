@@ -24,6 +24,12 @@ _KEEPS_SHAPE = {  # known results: the meta kernels of these decompose, and take
     aten.dropout.default, aten.relu.default, aten.gelu.default, aten.silu.default, aten.contiguous.default,
 }  # fmt: skip
 _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+_REFUSALS = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+)  # of an op at sizes that it was not captured for
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
@@ -67,12 +73,7 @@ def infer(
     concrete = [tuple(leaf.shape) for leaf in example]
     try:
         small = replay(module, example, concrete, _at_example(symbolic, concrete))
-    except (
-        RuntimeError,
-        ValueError,
-        IndexError,
-        TypeError,
-    ) as error:  # NotImplementedError is a RuntimeError
+    except _REFUSALS as error:
         raise CaptureError(
             f"the shapes inside the model cannot be told without data: {type(error).__name__}: {error}"
         ) from error
@@ -82,7 +83,7 @@ def infer(
             shapes = [scaled.shape(shape) for shape in symbolic]
             large = replay(module, example, shapes, scaled)
             break
-        except (RuntimeError, ValueError, IndexError, TypeError):
+        except _REFUSALS:
             shapes, large = concrete, small
     pairs = zip(symbolic, shapes, concrete, batched, strict=True)
     batch = next(

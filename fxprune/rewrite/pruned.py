@@ -15,8 +15,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.call import CallSpec, same
-from fxprune.rewrite.binding import Binding
+from fxprune.capture.binding import same
+from fxprune.capture.call import CallSpec
 
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -32,7 +32,7 @@ class CallCodeGen(CodeGen):
     def __init__(self, call: CallSpec) -> None:
         super().__init__()
         self.call = call
-        self.binding = Binding.of(call)
+        self.binding = call.binding()
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
         """Returns the head of ``forward`` and the line that turns its arguments into the graph's inputs."""

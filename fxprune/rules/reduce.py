@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +24,21 @@ def _dims(a: SimpleNamespace, rank: int) -> list[int]:
 def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, n, c] over n.  After: [b, c]; what goes from n is not counted."""
     x = t.axes(a.self, node)
-    if x and any(is_labelled(x[d]) for d in _dims(a, len(x))):
+    shrinking = [d for d in _dims(a, len(x)) if is_labelled(x[d])] if x else []
+    if shrinking:
         t.statistic(node)
+        stay = math.prod(t.example(a.self)[d] for d in _dims(a, len(x)) if d not in shrinking)
+        for d in shrinking:
+            t.keep_least(x[d], math.floor(_correction(a) / stay) + 1)
     return _left(t, node, a)
+
+
+def _correction(a: SimpleNamespace) -> float:
+    """Returns what a variance takes from the count that it divides by; 0 for other reductions."""
+    if hasattr(a, "unbiased"):
+        return float(a.unbiased)
+    correction = getattr(a, "correction", 0)
+    return 1.0 if correction is None else float(correction)
 
 
 def _left(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:

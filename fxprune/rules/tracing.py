@@ -56,6 +56,7 @@ class Tracer:
         self.notes: dict[fx.Node, dict[str, Axis]] = {}
         self.contractions: list[Contraction] = []
         self.statistics: set[fx.Node] = set()
+        self.least: list[tuple[Axis, int]] = []  # axes of which more than one coordinate must stay
 
     # -- what a rule may ask ------------------------------------------------------------------------------------
 
@@ -143,3 +144,8 @@ class Tracer:
     def statistic(self, node: fx.Node) -> None:
         """Records that an op takes a statistic over an axis that may shrink."""
         self.statistics.add(node)
+
+    def keep_least(self, axis: Axis, least: int) -> None:
+        """Records that an op is undefined with fewer coordinates of an axis than ``least``."""
+        if least > 1:
+            self.least.append((axis, least))

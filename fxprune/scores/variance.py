@@ -116,15 +116,12 @@ def _sensitivity(
     """Returns how much of a coordinate's variance the reader passes on: the squared norm of what multiplies it."""
     if contraction.weight is not None:
         weight = fetch(context.coupling.captured.module, str(contraction.weight.target)).detach()
+        dim = contraction.weight_dim
         groups = (
-            len(like) // weight.shape[contraction.weight_dim]
-        )  # each has columns, and outputs, of its own
-        parts = (
-            weight.double().square().unflatten(0, (groups, -1))
-            if groups > 1
-            else weight.double().square()[None]
-        )
-        squares: Tensor = parts.transpose(1, contraction.weight_dim + 1).flatten(2).sum(dim=2)
+            len(like) // weight.shape[dim]
+        )  # of a grouped convolution: each has columns and outputs of its own
+        parts = weight.double().square().unflatten(0, (groups, -1))
+        squares: Tensor = parts.transpose(1, dim + 1).flatten(2).sum(dim=2)
         return squares.flatten()
     if contraction.other is not None:
         other = moments[contraction.other]

@@ -14,11 +14,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.call import CallSpec, same
-
 
 @dataclass(frozen=True, slots=True)
-class _Leaf:
+class Leaf:
     """A leaf of the captured call: an input of the graph, or a literal that the graph was made for."""
 
     is_input: bool
@@ -26,7 +24,7 @@ class _Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class _Argument:
+class Argument:
     """One argument of the captured call.
 
     Attributes:
@@ -37,7 +35,7 @@ class _Argument:
 
     name: str
     spec: pytree.TreeSpec | None
-    leaves: tuple[_Leaf, ...]
+    leaves: tuple[Leaf, ...]
 
     @property
     def is_fixed(self) -> bool:
@@ -55,28 +53,10 @@ class Binding:
     """
 
     def __init__(
-        self, parameters: Sequence[tuple[str, Any, _Argument | dict[str, _Argument] | None]], out_spec: Any
+        self, parameters: Sequence[tuple[str, Any, Argument | dict[str, Argument] | None]], out_spec: Any
     ) -> None:
         self._parameters = tuple(parameters)
         self._out_spec = out_spec
-
-    @classmethod
-    def of(cls, call: CallSpec) -> Binding:
-        """Returns the binding of a captured call."""
-        leaves = [
-            _Leaf(name is not None, literal)
-            for name, literal in zip(call.placeholders, call.literals, strict=True)
-        ]
-        captured = pytree.tree_unflatten(leaves, call.in_spec)
-        parameters: list[tuple[str, Any, Any]] = []
-        for name, parameter in call.signature.parameters.items():
-            how: Any = None
-            if parameter.kind is parameter.VAR_KEYWORD:
-                how = {key: _argument(key, value) for key, value in captured.get(name, {}).items()}
-            elif name in captured:
-                how = _argument(name, captured[name])
-            parameters.append((name, _default(parameter), how))
-        return cls(parameters, None if call.out_spec.is_leaf() else call.out_spec)
 
     def inputs(self, given: Sequence[Any]) -> list[Tensor]:
         """Returns the graph's inputs for the values of all parameters, in the order of the signature.
@@ -100,18 +80,13 @@ class Binding:
         return flat[0] if self._out_spec is None else pytree.tree_unflatten(list(flat), self._out_spec)
 
 
-def _argument(name: str, value: Any) -> _Argument:
+def argument(name: str, value: Any) -> Argument:
+    """Returns how an argument was captured, of its value with a `Leaf` for each leaf."""
     leaves, spec = pytree.tree_flatten(value)
-    return _Argument(name, None if spec.is_leaf() else spec, tuple(leaves))
+    return Argument(name, None if spec.is_leaf() else spec, tuple(leaves))
 
 
-def _default(parameter: inspect.Parameter) -> Any:
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return ()
-    return parameter.default
-
-
-def _take_keywords(captured: dict[str, _Argument], given: dict[str, Any], found: list[Tensor]) -> None:
+def _take_keywords(captured: dict[str, Argument], given: dict[str, Any], found: list[Tensor]) -> None:
     for key in given:
         if key not in captured:
             raise TypeError(_left_out(key, given[key], inspect.Parameter.empty))
@@ -124,7 +99,7 @@ def _take_keywords(captured: dict[str, _Argument], given: dict[str, Any], found:
             )
 
 
-def _take(argument: _Argument, value: Any, found: list[Tensor]) -> None:
+def _take(argument: Argument, value: Any, found: list[Tensor]) -> None:
     """Appends the tensors of one argument, after a look at its literals."""
     leaves = [value]
     if argument.spec is not None:
@@ -148,6 +123,15 @@ def _take(argument: _Argument, value: Any, found: list[Tensor]) -> None:
                 f"argument {argument.name!r} of forward() was captured with a tensor and must be one, "
                 f"got {_shown(leaf)}"
             )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Returns whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return type(a) is type(b) and bool(a == b)
 
 
 def _left_out(name: str, value: Any, default: Any) -> str:
