@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,7 @@ from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer, score, scorer_of
+from fxprune.scores.loss import Loss
 from fxprune.solve import Solution, solve
 from fxprune.verify import Certificate
 from fxprune.verify import verify as verify_against_twin
@@ -52,15 +54,17 @@ def compile(
     units: str | Sequence[str] = ("channel", "head", "head_dim"),
     ignore: str | Sequence[str] = (),
     round_to: int = 1,
-    min_keep: int = 1,
+    min_keep: int | Literal["auto"] = AUTO,
     recover: str | None = AUTO,
     ridge: float = 1e-2,
+    loss: Loss | None = None,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
     verify: bool = True,
     verify_dtype: torch.dtype | None = None,
     memory_limit: int = 2 << 30,
+    cache_dir: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> PrunedModule:
@@ -79,16 +83,19 @@ def compile(
         units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``.
         ignore: ``fnmatch`` patterns of layers whose channels all stay.
         round_to: kept channels come in multiples of this.
-        min_keep: channels that every group keeps at least; with 0 whole residual branches may go.
+        min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
+            method's own choice, mostly 1.
         recover: ``"covariance"``, ``"sequential"``, ``"mean_shift"``, None, or ``"auto"`` for the method's own choice.
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
             of it helps where calibration data are few or tokens have outliers.
+        loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
         strict: raise at an op without a rule instead of freezing what it touches.
         verify: compare the result with its masked twin on the first batch.
         verify_dtype: the precision of that comparison; by default the model's own, and float64 where that leaves doubt.
-        memory_limit: bytes that recovery may use for statistics.
+        memory_limit: bytes that scoring and recovery may use for statistics and values that are alive.
+        cache_dir: a folder where long scoring keeps what it has, so that an interrupted run goes on where it was.
         seed: for methods that draw.
         progress: show a progress bar on a terminal.
 
@@ -105,7 +112,8 @@ def compile(
     """
     scorer = scorer_of(method)
     wanted = target_of(budget, ratios)
-    constraints = constraints_of(units, ignore, round_to, min_keep)
+    least = scorer.defaults.get("min_keep", 1) if min_keep == AUTO else min_keep
+    constraints = constraints_of(units, ignore, round_to, least)
     how = scorer.defaults.get("recover", "covariance") if recover == AUTO else recover
     check_recovery(how, ridge, memory_limit)
     check_types(model, forward_args, verify_dtype, seed)
@@ -123,9 +131,12 @@ def compile(
     with stages("couple"):
         coupling = couple(captured, strict=strict)
     with stages("score"):
-        scores = score(coupling, inputs, scorer, seed)
+        scores = score(
+            coupling, inputs, scorer, seed, loss=loss, memory_limit=memory_limit, progress=progress,
+            cache_dir=cache_dir,
+        )  # fmt: skip
     with stages("solve"):
-        vanishing = vanishing_groups(coupling, coupling.groups) if min_keep == 0 else {}
+        vanishing = vanishing_groups(coupling, coupling.groups) if constraints.min_keep == 0 else {}
         solution = solve(
             coupling, scores, wanted, ratios=ratios, constraints=constraints, vanishing=vanishing,
             model=cost_model(coupling, vanishing), per_cost=scorer.per_cost,

@@ -4,28 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
+from fxprune.batch import Batch
 from fxprune.capture import Captured, TensorInfo
-from fxprune.data import Batches
+from fxprune.data import Batches, need_targets
 from fxprune.errors import CalibrationError
+
+#: The inputs of a captured graph, one tensor for each placeholder.
+Flat: TypeAlias = Sequence[Tensor]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """Flat inputs, batch by batch, as often as they are asked for."""
+
+    def __iter__(self) -> Iterator[Flat]:
+        """Yields the flat inputs of each batch."""
+        ...
+
+    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
+        """Yields (flat inputs, targets) of each batch; ``method`` is who asks, for the message.
+
+        Raises:
+            CalibrationError: there are no targets.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """Flat inputs, batch by batch, as often as they are asked for."""
+class PlainInputs:
+    """Flat inputs given as they are.
 
-    source: Iterable[Sequence[Tensor]]
+    Attributes:
+        source: the flat inputs of each batch.
+        targets: the targets of each batch, if there are any.
+    """
 
-    @staticmethod
-    def of(source: Iterable[Sequence[Tensor]]) -> Inputs:
-        """Returns ``source`` as Inputs."""
-        return source if isinstance(source, Inputs) else Inputs(source)
+    source: Iterable[Flat]
+    targets: Iterable[Any] | None = None
 
-    def __iter__(self) -> Iterator[Sequence[Tensor]]:
-        """Starts anew."""
+    def __iter__(self) -> Iterator[Flat]:
+        """Yields the flat inputs of each batch."""
         return iter(self.source)
+
+    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
+        """Yields (flat inputs, targets) of each batch."""
+        if self.targets is None:
+            raise CalibrationError(f"method {method!r} needs targets: pass PlainInputs(inputs, targets)")
+        return zip(self.source, self.targets, strict=True)
+
+
+def inputs_of(source: Iterable[Flat]) -> Inputs:
+    """Returns flat inputs as `Inputs`."""
+    return source if isinstance(source, Inputs) else PlainInputs(source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,21 +69,33 @@ class CalibrationInputs:
     captured: Captured
     batches: Batches
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[Flat]:
         """Yields the flat inputs of each batch.
 
         Raises:
             CalibrationError: a batch does not fit the captured call.
         """
         for index, batch in enumerate(self.batches):
-            try:
-                leaves = self.captured.call.flatten(batch.args, batch.kwargs)
-            except TypeError as error:
-                raise CalibrationError(
-                    f"calibration batch {index} does not fit the captured model: {error}"
-                ) from error
-            self._check_sizes(leaves, index)
-            yield leaves
+            yield self._flat(batch, index)
+
+    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
+        """Yields (flat inputs, targets) of each batch.
+
+        Raises:
+            CalibrationError: a batch does not fit the captured call, or has no targets.
+        """
+        for index, batch in enumerate(self.batches):
+            yield self._flat(batch, index), need_targets(batch, index, method)
+
+    def _flat(self, batch: Batch, index: int) -> Flat:
+        try:
+            leaves = self.captured.call.flatten(batch.args, batch.kwargs)
+        except TypeError as error:
+            raise CalibrationError(
+                f"calibration batch {index} does not fit the captured model: {error}"
+            ) from error
+        self._check_sizes(leaves, index)
+        return leaves
 
     def _check_sizes(self, leaves: Sequence[Tensor], index: int) -> None:
         nodes = [node for node in self.captured.module.graph.nodes if node.op == "placeholder"]

@@ -54,7 +54,8 @@ class Run:
     """One pass through the captured graph, node by node, values dropped after their last use.
 
     Without ``removed`` it is the dense model; with it, the masked twin. ``tensors`` replace parameters and buffers by
-    name. ``dtype`` lifts all floating values, explicit casts included.
+    name, and are used as they are: gradients reach those that require them. ``dtype`` lifts all floating values, explicit
+    casts included.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class Run:
         if node.op == "placeholder":
             return self._lift(next(feed))
         if node.op == "get_attr":
-            value = fetch(self.coupling.captured.module, str(node.target))
-            return self._lift(self.tensors.get(str(node.target), value))
+            name = str(node.target)
+            if name in self.tensors:
+                return self._cast_up(self.tensors[name])
+            return self._lift(fetch(self.coupling.captured.module, name))
         if node.op == "output":
             return fx.node.map_arg(node.args[0], values.__getitem__)
         if self.slicer is not None and node in self.coupling.statistics:
@@ -138,9 +141,12 @@ class Run:
         return value
 
     def _lift(self, value: Any) -> Any:
+        return self._cast_up(value.detach() if isinstance(value, Tensor) else value)
+
+    def _cast_up(self, value: Any) -> Any:
         if self.dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().to(self.dtype)
-        return value.detach() if isinstance(value, Tensor) else value
+            return value.to(self.dtype)
+        return value
 
     def _dtypes(self, arguments: Any) -> Any:
         if self.dtype is None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxprune.captured_inputs import Inputs
+from fxprune.captured_inputs import PlainInputs
 from fxprune.coupling import Coupling
 from fxprune.errors import ScorerError
 from fxprune.scores import register_scorer, score, scorer_of
@@ -74,7 +74,7 @@ def test_layers_are_counted_on_both_sides_by_their_share() -> None:
         a=nn.Linear(5, 6), b=nn.Linear(5, 2), c=nn.Linear(8, 3), d=nn.Linear(2, 3),
     )  # fmt: skip
     coupling = prepared(model, (torch.randn(4, 5, dtype=torch.float64),))[1]
-    context = Context(coupling, Inputs(()))
+    context = Context(coupling, PlainInputs(()))
     assert layers_that(context, read=True) == pytest.approx({"a": 6 / 8, "b": 2 / 8 + 1})
     assert layers_that(context, read=False) == pytest.approx({"a": 1, "b": 1})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.captured_inputs import Inputs
+from fxprune.captured_inputs import Flat, Inputs, inputs_of
 from fxprune.coupling import Coupling
 from fxprune.errors import ScorerError
+from fxprune.scores.loss import Loss, default_loss
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,13 +26,22 @@ class Context:
 
     Attributes:
         coupling: groups, parameter axes, contractions and the captured graph.
-        inputs: the graph's flat inputs, batch by batch; may be gone through again and again.
+        inputs: the graph's flat inputs, batch by batch, with their targets on demand; may be gone through again
+            and again.
         seed: for scorers that draw.
+        loss: ``loss(outputs, targets)`` for gradient methods, a mean over samples; ``outputs`` as the model gives them.
+        memory_limit: bytes for statistics and values that are alive.
+        progress: show a progress bar on a terminal.
+        cache_dir: where long scoring keeps what it has, to go on after an interruption.
     """
 
     coupling: Coupling
     inputs: Inputs
     seed: int = 0
+    loss: Loss = default_loss
+    memory_limit: int = 2 << 30
+    progress: bool = False
+    cache_dir: Path | None = None
 
     def by_group(self, per_channel: npt.NDArray[np.float64]) -> dict[str, Tensor]:
         """Returns scores by group from one value for each channel id (see `accumulate`)."""
@@ -47,10 +59,10 @@ class Scorer(Protocol):
 
     Attributes:
         name: how it is called in reports.
-        needs: what it reads: any of ``"weights"``, ``"activations"``.
+        needs: what it reads: any of ``"weights"``, ``"activations"``, ``"gradients"``, ``"masked outputs"``.
         per_cost: whether scores are importances, to be divided by what a unit costs before units of different
             layers are ranked together; False ranks the scores as they are.
-        defaults: ``{"recover": ...}``: the recovery that `fxprune.compile` uses unless the caller names one.
+        defaults: what `fxprune.compile` uses unless the caller says otherwise, e.g. ``{"recover": "covariance"}``.
     """
 
     @property
@@ -102,8 +114,9 @@ def scorer_of(method: str | Scorer) -> Scorer:
 
 
 def score(
-    coupling: Coupling, inputs: Iterable[Sequence[Tensor]], method: str | Scorer, seed: int = 0
-) -> dict[str, Tensor]:
+    coupling: Coupling, inputs: Iterable[Flat], method: str | Scorer, seed: int = 0, *, loss: Loss | None = None,
+    memory_limit: int = 2 << 30, progress: bool = False, cache_dir: str | PathLike[str] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Scores every unit and writes the scores on the graph's nodes.
 
     ``node.meta["fxprune"]`` of a parameter's node becomes ``{axis: scores of its coordinates}``, NaN where frozen.
@@ -113,12 +126,18 @@ def score(
         inputs: the graph's flat inputs, batch by batch.
         method: a registered name or a `Scorer`.
         seed: for scorers that draw.
+        loss: ``loss(outputs, targets)`` for methods that need gradients; see `fxprune.scores.loss.default_loss`.
+        memory_limit: bytes for statistics and values that are alive.
+        progress: show a progress bar on a terminal.
+        cache_dir: a folder where long scoring keeps what it has, to go on after an interruption.
 
     Raises:
         ScorerError: an unknown method, or unusable scores.
     """
     scorer = scorer_of(method)
-    scores = scorer.score(Context(coupling, Inputs.of(inputs), seed))
+    folder = None if cache_dir is None else Path(cache_dir)
+    context = Context(coupling, inputs_of(inputs), seed, loss or default_loss, memory_limit, progress, folder)
+    scores = scorer.score(context)
     annotate(coupling, unit_scores(coupling, scores))
     return dict(scores)
 
