@@ -47,7 +47,7 @@ def _operand(node: fx.Node, overwritten: set[int]) -> fx.Node | None:
     source: Any = node.args[0]
     if is_op(node, *_ALIASES):
         return source if isinstance(source, fx.Node) else None
-    if is_op(node, aten.clone):
+    if is_op(node, aten.clone, aten.contiguous):
         return None if {storage(node), storage(source)} & overwritten else source
     if is_op(node, aten.cat) and isinstance(source, (list, tuple)) and len(source) == 1:
         return source[0] if isinstance(source[0], fx.Node) else None
