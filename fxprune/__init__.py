@@ -15,6 +15,7 @@ from fxprune.errors import (
     NothingToPruneError,
     PlanError,
     ScorerError,
+    TrainingError,
     UnsupportedOpError,
     VerificationError,
 )
@@ -26,6 +27,7 @@ from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph as rewrite
 from fxprune.scores import Context, Scorer, register_scorer, score
 from fxprune.solve import Constraints, solve
+from fxprune.training import History, Recipe, finetune, retrain
 from fxprune.verify import Certificate, verify
 
 __version__ = "0.1.0"
@@ -41,14 +43,17 @@ __all__ = [
     "Context",
     "Coupling",
     "FxpruneError",
+    "History",
     "IgnoredPatternWarning",
     "NothingToPruneError",
     "Plan",
     "PlanError",
     "PrunedModule",
+    "Recipe",
     "Report",
     "Scorer",
     "ScorerError",
+    "TrainingError",
     "UnsupportedOpError",
     "VerificationError",
     "apply",
@@ -56,10 +61,12 @@ __all__ = [
     "compile",
     "couple",
     "emit",
+    "finetune",
     "load",
     "recover",
     "register_scorer",
     "report",
+    "retrain",
     "rewrite",
     "save",
     "score",

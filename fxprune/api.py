@@ -17,26 +17,28 @@ from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from fxprune.arguments import check_types, constraints_of, target_of
-from fxprune.branches import vanishing_groups
+from fxprune.bridge import bridge
 from fxprune.budget import Budget
 from fxprune.capture import capture
 from fxprune.capture.normalize.dtypes import main_dtype
 from fxprune.capture.source import unwrapped
 from fxprune.captured_inputs import CalibrationInputs
-from fxprune.cost import Cost, cost_model
+from fxprune.cost import Cost
 from fxprune.coupling import couple
 from fxprune.data import Batches, check_weights, device_of, probe
+from fxprune.depth import solve_with_bridges
 from fxprune.errors import PlanError, VerificationError
 from fxprune.plan import Plan, check_fits
 from fxprune.record import make_plan, make_report, removed_by, shapes_of
 from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
+from fxprune.recover.reinit import reset_weights
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer, score, scorer_of
 from fxprune.scores.loss import Loss
-from fxprune.solve import Solution, solve
+from fxprune.solve import Solution
 from fxprune.verify import Certificate
 from fxprune.verify import verify as verify_against_twin
 
@@ -75,8 +77,9 @@ def compile(
         calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
             ``(inputs, targets)`` or a dict of keyword arguments.
         budget: the share of parameters to keep, in (0, 1], or a `Budget`; None with ``ratios``.
-        method: the criterion: a registered name (``"variance"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"random"``) or a
-            `Scorer`.
+        method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"spvr"``,
+            ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
+            ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
             the layers that make a group, where a group's own name comes first, then the first pattern that matches,
             then ``"default"`` (0 if absent).
@@ -85,7 +88,9 @@ def compile(
         round_to: kept channels come in multiples of this.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
             method's own choice, mostly 1.
-        recover: ``"covariance"``, ``"sequential"``, ``"mean_shift"``, None, or ``"auto"`` for the method's own choice.
+        recover: ``"covariance"``, ``"sequential"``, ``"mean_shift"``, None, or ``"auto"`` for the method's own choice; or
+            ``"reinit"``: all weights are drawn anew by their modules' own rule, to be trained from scratch. Then, with
+            ``min_keep=0``, layers on the only path may go as well, the next layer reading what they read.
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
             of it helps where calibration data are few or tokens have outliers.
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.
@@ -136,27 +141,29 @@ def compile(
             cache_dir=cache_dir,
         )  # fmt: skip
     with stages("solve"):
-        vanishing = vanishing_groups(coupling, coupling.groups) if constraints.min_keep == 0 else {}
-        solution = solve(
-            coupling, scores, wanted, ratios=ratios, constraints=constraints, vanishing=vanishing,
-            model=cost_model(coupling, vanishing), per_cost=scorer.per_cost,
+        bridged, solution = solve_with_bridges(
+            coupling, scores, wanted, ratios=ratios, constraints=constraints, per_cost=scorer.per_cost,
+            bridges=how == "reinit", seed=seed,
         )  # fmt: skip
+        left, removed = bridged.coupling, solution.removed
     with stages("recover"):
-        recovery = recover_weights(
-            coupling, solution.removed, inputs, how, ridge=ridge, memory_limit=memory_limit
-        )
+        recovery = recover_weights(left, removed, inputs, how, ridge=ridge, memory_limit=memory_limit)
     with stages("rewrite"):
-        pruned = emit(captured, slice_graph(coupling, solution.removed, recovery.tensors))
+        pruned = emit(left.captured, slice_graph(left, removed, recovery.tensors))
     with stages("verify"):
         certificate = None
         if verify:
-            check = partial(verify_against_twin, coupling, solution.removed, pruned, tensors=recovery.tensors)
+            check = partial(verify_against_twin, left, removed, pruned, tensors=recovery.tensors)
             certificate = check((first.args, first.kwargs), dtype=verify_dtype)
             if certificate.verified is not True and verify_dtype is None:
                 certificate = check((first.args, first.kwargs), dtype=torch.float64)  # rounding, or a fault?
             _insist(certificate)
-    plan = make_plan(coupling, solution, wanted, scorer.name, operator.index(seed))
-    pruned.record = make_report(coupling, solution, plan, certificate, recovery.skipped, stages.seconds)
+    if how == "reinit":
+        reset_weights(pruned, seed)
+    plan = make_plan(coupling, bridged, solution, wanted, scorer.name, operator.index(seed))
+    pruned.record = make_report(
+        coupling, bridged, solution, plan, certificate, recovery.skipped, stages.seconds
+    )
     return pruned
 
 
@@ -178,10 +185,14 @@ def apply(model: nn.Module, plan: Plan) -> PrunedModule:
     captured = capture(model, args, kwargs, batches=[grown])
     coupling = couple(captured)
     check_fits(plan, shapes_of(captured))
-    removed = removed_by(coupling, plan)
-    pruned = emit(captured, slice_graph(coupling, removed))
-    solution = Solution(removed, coupling.units_of(removed), Cost(**plan.before), Cost(**plan.after))
-    pruned.record = make_report(coupling, solution, plan, None, (), {})
+    bridged = bridge(coupling, plan.bridged, plan.seed)
+    if bridged is None:
+        raise PlanError(f"the plan bridges {', '.join(plan.bridged)}, which this model does not allow")
+    left = bridged.coupling
+    removed = removed_by(left, plan)
+    pruned = emit(left.captured, slice_graph(left, removed))
+    solution = Solution(removed, left.units_of(removed), Cost(**plan.before), Cost(**plan.after))
+    pruned.record = make_report(coupling, bridged, solution, plan, None, (), {})
     return pruned
 
 

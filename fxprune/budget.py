@@ -51,6 +51,11 @@ class Budget:
             if v is not None
         }
 
+    def absolute(self, before: Cost) -> Budget:
+        """Returns the same bounds as absolute numbers."""
+        limits = self.limits(before)
+        return Budget(params=limits.get(0), macs=limits.get(1))
+
 
 def as_budget(budget: float | Budget) -> Budget:
     """Returns a budget; a bare float is a share of parameters.

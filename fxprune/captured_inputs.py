@@ -25,6 +25,14 @@ class Inputs(Protocol):
         """Yields the flat inputs of each batch."""
         ...
 
+    def __len__(self) -> int:
+        """Returns the number of batches.
+
+        Raises:
+            TypeError: it is not known beforehand.
+        """
+        ...
+
     def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
         """Yields (flat inputs, targets) of each batch; ``method`` is who asks, for the message.
 
@@ -49,6 +57,10 @@ class PlainInputs:
     def __iter__(self) -> Iterator[Flat]:
         """Yields the flat inputs of each batch."""
         return iter(self.source)
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self.source)  # type: ignore[arg-type]
 
     def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
         """Yields (flat inputs, targets) of each batch."""
@@ -77,6 +89,10 @@ class CalibrationInputs:
         """
         for index, batch in enumerate(self.batches):
             yield self._flat(batch, index)
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self.batches)
 
     def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
         """Yields (flat inputs, targets) of each batch.

@@ -81,6 +81,14 @@ class Batches:
             "the data several times: pass a list or a DataLoader, not a generator"
         )
 
+    def __len__(self) -> int:
+        """Returns the number of batches.
+
+        Raises:
+            TypeError: the data do not tell.
+        """
+        return len(self._source)  # type: ignore[arg-type]
+
     def first(self) -> Batch:
         """Returns the first batch."""
         return next(iter(self))

@@ -5,6 +5,7 @@ Every step is a plain function; the data (1,797 scanned digits of 8 x 8 pixels) 
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import tempfile
 import time
@@ -12,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from fxprune import artifact
 from fxprune.api import compile as compile_model
@@ -24,6 +27,10 @@ from fxprune.budget import as_budget
 from fxprune.errors import FxpruneError
 from fxprune.report import Report, report
 from fxprune.scores import scorer_of
+from fxprune.training import Recipe, finetune
+
+#: How the network is trained; fine-tuning starts lower.
+RECIPE = Recipe(optimizer="sgd", lr=0.05, nesterov=True, weight_decay=5e-4, warmup=1.0, batch_size=32)
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -97,10 +104,7 @@ def load_digits(seed: int = 0) -> Digits:
     Raises:
         FxpruneError: scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise FxpruneError("the demo needs scikit-learn: pip install 'fxprune[demo]'") from error
+    datasets = _package("sklearn.datasets")
     raw = datasets.load_digits()
     images = torch.from_numpy(raw.images).float().div(8).sub(1).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()
@@ -109,38 +113,18 @@ def load_digits(seed: int = 0) -> Digits:
     return Digits((images[train], labels[train]), (images[test], labels[test]))
 
 
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise FxpruneError(f"the demo needs {name} ({error}): pip install 'fxprune[demo]'") from error
+
+
 def make_model(seed: int = 0, width: int = 24) -> DigitNet:
     """Returns an untrained network, the same for the same seed; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DigitNet(width)
-
-
-def train(model: nn.Module, data: tuple[Tensor, Tensor], *, epochs: int, rate: float, seed: int = 0) -> None:
-    """Trains in place with SGD and one learning-rate cycle.
-
-    Args:
-        model: left in evaluation mode.
-        data: images and labels.
-        epochs: passes through the data.
-        rate: the highest learning rate.
-        seed: of the order.
-    """
-    images, labels = data
-    draw = torch.Generator().manual_seed(seed)
-    batch = 32
-    optimiser = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    steps = epochs * -(-len(labels) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
-    model.train()
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(labels), generator=draw).split(batch):
-            loss = F.cross_entropy(model(images[chosen]), labels[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    model.eval()
 
 
 @torch.no_grad()
@@ -201,9 +185,10 @@ def run(
         say: prints a line or a table.
 
     Raises:
-        FxpruneError: scikit-learn is missing, or an argument is unusable: found before anything is trained.
+        FxpruneError: a package is missing, or an argument is unusable: found before anything is trained.
     """
     start = time.perf_counter()
+    _package("accelerate")
     as_budget(budget)
     scorer_of(method)
     if out is not None:
@@ -211,7 +196,8 @@ def run(
     digits = load_digits(seed)
     model = make_model(seed)
     say(f"training a residual network on {len(digits.train[1]):,} digits ...")
-    train(model, digits.train, epochs=epochs, rate=0.05, seed=seed)
+    data = TensorDataset(*digits.train)
+    finetune(model, data, recipe=RECIPE, epochs=epochs, seed=seed, progress=False)
     dense = accuracy(model, digits.test)
     say(f"compiling it to {100 * budget:g} % of its parameters by {method} ...")
     pruned = compile_model(model, batches(digits.train), budget, method=method, seed=seed, progress=False)
@@ -219,7 +205,10 @@ def run(
     say(f"\n{summary}\n")
     raw = accuracy(pruned, digits.test)
     say("fine-tuning the pruned network ...\n")
-    train(pruned, digits.train, epochs=max(1, epochs // 2), rate=0.005, seed=seed + 1)
+    finetune(
+        pruned, data, teacher=model, recipe=RECIPE, epochs=max(1, epochs // 2), lr=0.005, warmup=0.0, seed=seed + 1,
+        progress=False,
+    )  # fmt: skip
     tuned = accuracy(pruned, digits.test)
     times = {}
     for size in (1, 64):

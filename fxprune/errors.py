@@ -38,6 +38,10 @@ class VerificationError(FxpruneError):
     """The pruned model does not compute what its masked twin computes."""
 
 
+class TrainingError(FxpruneError):
+    """Training that cannot go on; says at which step."""
+
+
 class NothingToPruneError(FxpruneError, ValueError):
     """The model has no channel that could be removed."""
 

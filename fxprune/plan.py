@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 _FIELDS = (
     "schema", "method", "seed", "budget", "before", "after", "versions", "example",
-    "collapsed", "shapes", "keep",
+    "collapsed", "bridged", "remade", "shapes", "keep",
 )  # fmt: skip
 _COUNTS = ("params", "macs", "bytes")
 
@@ -35,6 +35,8 @@ class Plan:
         keep: parameter or buffer name -> axis -> kept coordinates, ascending; only axes that lose some.
         shapes: the shape of every parameter and persistent buffer of the original graph: its fingerprint.
         collapsed: names of the layers that are gone.
+        bridged: names of the groups on the only path that are gone, in the order in which they were bridged.
+        remade: weights that a bridge has made anew -> their shape before anything is removed from them.
         before: ``params``, ``macs`` (of one sample) and ``bytes`` of the original.
         after: the same of the pruned model.
         budget: the bounds asked for, e.g. ``{"params": 0.5}``; None if layer-wise ratios were.
@@ -48,6 +50,8 @@ class Plan:
     keep: Kept
     shapes: Mapping[str, Shape]
     collapsed: tuple[str, ...] = ()
+    bridged: tuple[str, ...] = ()
+    remade: Mapping[str, Shape] = field(default_factory=dict)
     before: Mapping[str, int]
     after: Mapping[str, int]
     budget: Mapping[str, float | int] | None = None
@@ -80,9 +84,14 @@ class Plan:
         data = untrusted.record(data, what, (*_FIELDS, "sha256"))
         shapes = untrusted.mapping_of(data["shapes"], f"{what}: shapes", _shape)
         budget = data["budget"]
+        remade = untrusted.mapping_of(data["remade"], f"{what}: remade", _shape)
+        if strange := [name for name in remade if name not in shapes]:
+            raise PlanError(f"{what}: remade[{strange[0]!r:.80}]: no such tensor in shapes")
         plan = cls(
-            keep=_kept(data["keep"], shapes, f"{what}: keep"),
+            keep=_kept(data["keep"], {**shapes, **remade}, f"{what}: keep"),
             shapes=shapes,
+            bridged=untrusted.sequence_of(data["bridged"], f"{what}: bridged", untrusted.string),
+            remade=remade,
             collapsed=untrusted.sequence_of(data["collapsed"], f"{what}: collapsed", untrusted.string),
             before=_counts(data["before"], f"{what}: before"),
             after=_counts(data["after"], f"{what}: after"),
@@ -110,6 +119,8 @@ class Plan:
             "versions": dict(sorted(self.versions.items())),
             "example": self.example.to_dict(),
             "collapsed": list(self.collapsed),
+            "bridged": list(self.bridged),
+            "remade": {name: [int(size) for size in shape] for name, shape in sorted(self.remade.items())},
             "shapes": {name: [int(size) for size in shape] for name, shape in sorted(self.shapes.items())},
             "keep": {
                 name: {str(axis): [int(index) for index in axes[axis]] for axis in sorted(axes)}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from fxprune.bridge import Bridged
 from fxprune.budget import Budget
 from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Mask
@@ -25,15 +26,16 @@ from fxprune.verify import Certificate
 
 
 def make_report(
-    coupling: Coupling, solution: Solution, plan: Plan, certificate: Certificate | None, skipped: Sequence[str],
-    seconds: Mapping[str, float],
+    coupling: Coupling, bridged: Bridged, solution: Solution, plan: Plan, certificate: Certificate | None,
+    skipped: Sequence[str], seconds: Mapping[str, float],
 ) -> Report:  # fmt: skip
-    """Returns the report of a compilation."""
-    gone = np.zeros(len(coupling.units), bool)
+    """Returns the report of a compilation: of the model as it came, and what is left of it."""
+    gone = np.zeros(len(bridged.coupling.units), bool)
     gone[solution.units] = True
+    left = {g.name: int((~gone[g.units]).sum()) for g in bridged.coupling.groups}
     captured = coupling.captured
     groups = tuple(
-        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), int((~gone[g.units]).sum()))
+        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0))
         for g in coupling.groups
     )
     unused = [p for name, p in captured.model.named_parameters() if name in captured.unused]
@@ -43,7 +45,7 @@ def make_report(
         bytes=(solution.before.bytes, solution.after.bytes),
         method=plan.method,
         groups=groups,
-        units_removed=len(solution.units),
+        units_removed=sum(row.before - row.after for row in groups),
         verified=None if certificate is None else certificate.verified,
         max_error=None if certificate is None else certificate.max_error,
         tolerance=None if certificate is None else certificate.tolerance,
@@ -91,14 +93,18 @@ def removed_by(coupling: Coupling, plan: Plan) -> Mask:
     return removed
 
 
-def make_plan(coupling: Coupling, solution: Solution, budget: Budget | None, method: str, seed: int) -> Plan:
+def make_plan(
+    coupling: Coupling, bridged: Bridged, solution: Solution, budget: Budget | None, method: str, seed: int
+) -> Plan:
     """Returns the plan of a solution: kept indices for each parameter axis, and all it takes to apply them again."""
     captured = coupling.captured
-    keep = keep_indices(coupling, solution.removed)
+    keep = keep_indices(bridged.coupling, solution.removed)
     return Plan(
         keep={name: {d: tuple(i.tolist()) for d, i in axes.items()} for name, axes in keep.items()},
         shapes=shapes_of(captured),
-        collapsed=_collapsed(coupling, solution),
+        collapsed=(*_spanned(coupling, bridged), *_collapsed(bridged.coupling, solution)),
+        bridged=bridged.groups,
+        remade=bridged.remade,
         before=solution.before._asdict(),
         after=solution.after._asdict(),
         budget=None
@@ -139,6 +145,15 @@ def _version() -> str:
         return version("fxprune")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _spanned(coupling: Coupling, bridged: Bridged) -> tuple[str, ...]:
+    """Returns the layers that lie under a bridge."""
+    before, after = (
+        dict.fromkeys(name.rpartition(".")[0] for name in shapes_of(one))
+        for one in (coupling.captured, bridged.captured)
+    )
+    return tuple(layer for layer in before if layer not in after)
 
 
 def _collapsed(coupling: Coupling, solution: Solution) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from fxprune.cost import Cost, CostModel, cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
 from fxprune.grouping import Group
-from fxprune.scores.base import unit_scores
+from fxprune.scores.base import STAYS, unit_scores
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, torch.Tensor]
@@ -123,13 +123,17 @@ def solve(
         )
     values = np.zeros(len(coupling.channels))
     values[coupling.units] = unit_scores(coupling, scores)
-    free = _free_groups(coupling, constraints)
+    free = [
+        group
+        for group in free_groups(coupling, constraints)
+        if not (values[coupling.units[group.units]] == STAYS).all()
+    ]
     before = model.of(np.zeros(len(coupling.channels), bool))
     if not free:
         held = sorted({f.reason for f in coupling.frozen()})[:3]
         raise NothingToPruneError(
             f"no channel of this model can be removed: {len(coupling.groups)} groups, of which ignore={constraints.ignore} "
-            f"and units={constraints.kinds} leave none; fixed parts: {'; '.join(held) or 'everything'}"
+            f"units={constraints.kinds} and the method leave none; fixed parts: {'; '.join(held) or 'everything'}"
         )
     may_vanish = frozenset(vanishing) if constraints.min_keep == 0 else frozenset()
     pools = _pools(coupling, values, free, constraints, may_vanish)
@@ -138,12 +142,21 @@ def solve(
         flags = _rescue(coupling, model, values, flags, pools, may_vanish)
     else:
         assert budget is not None
-        limits = budget.limits(before)
-        cost = next(iter(limits))
-        density = values / np.maximum(_channel_costs(coupling, model, cost), 1e-12) if per_cost else values
-        flags = _global(coupling, model, density, values, pools, limits, before, may_vanish)
+        density = ranking(coupling, scores, model, budget if per_cost else None)
+        flags = _global(coupling, model, density, values, pools, budget.limits(before), before, may_vanish)
     units = np.flatnonzero(flags[coupling.units])
     return Solution(flags, units, before, model.of(flags))
+
+
+def ranking(coupling: Coupling, scores: Scores, model: CostModel, budget: Budget | None) -> Floats:
+    """Returns for each channel id of a unit what it is ranked by: its score, by cost if a budget is given."""
+    values = np.zeros(len(coupling.channels))
+    values[coupling.units] = unit_scores(coupling, scores)
+    if budget is None:
+        return values
+    cost = 0 if budget.params is not None else 1
+    density: Floats = values / np.maximum(_channel_costs(coupling, model, cost), 1e-12)
+    return density
 
 
 def _matches(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
@@ -157,7 +170,7 @@ def _names(coupling: Coupling, group: Group) -> set[str]:
     return {group.name, *group.producers} | (made if group.producers else set())
 
 
-def _free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
+def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
     """Returns the groups that may lose units; warns of patterns that match nothing."""
     used: set[str] = set()
     free = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ def no_training(*args: Any, **kwargs: Any) -> None:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(demo, "train", no_training)
+    monkeypatch.setattr(demo, "finetune", no_training)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -49,20 +48,13 @@ def test_a_directory_with_other_files(untrained: Path, capsys: pytest.CaptureFix
     assert "notes.txt" in complaint(capsys, "--out", str(untrained))
 
 
+@pytest.mark.parametrize("package", ["sklearn.datasets", "accelerate"])
 def test_a_missing_extra(
-    untrained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    untrained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
-        monkeypatch.delitem(sys.modules, name)
-    original = builtins.__import__
-
-    def without_sklearn(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "sklearn":
-            raise ModuleNotFoundError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_sklearn)
-    assert "pip install 'fxprune[demo]'" in complaint(capsys)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"the demo needs {package}" in (found := complaint(capsys))
+    assert "pip install 'fxprune[demo]'" in found
 
 
 def test_a_system_s_error_and_an_interruption(

@@ -14,7 +14,7 @@ from fxprune.capture.sizes import Sizes, static
 from fxprune.errors import CaptureError
 from fxprune.paths import fetch
 
-__all__ = ["TensorInfo", "infer", "replay"]
+__all__ = ["TensorInfo", "describe", "infer", "replay"]
 
 aten = torch.ops.aten
 _SMALL = ((251, 241, 239), (61, 59, 53), (13, 11, 7))
@@ -89,7 +89,7 @@ def infer(
     batch = next(
         ((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1)
     )
-    return {node: _describe(large.get(node), small.get(node)) for node in module.graph.nodes}, batch
+    return {node: describe(large.get(node), small.get(node)) for node in module.graph.nodes}, batch
 
 
 def _attempts(sizes: Sizes) -> Iterator[Sizes]:
@@ -167,11 +167,12 @@ def _meta(value: Any) -> Any:
     return value.detach().to("meta") if isinstance(value, Tensor) else value
 
 
-def _describe(large: Any, small: Any) -> Any:
+def describe(large: Any, small: Any) -> Any:
+    """Return what a node is, from its value at the primes and at the example: see `infer`."""
     if isinstance(large, Tensor):
         example = tuple(small.shape) if isinstance(small, Tensor) else tuple(large.shape)
         return TensorInfo(tuple(large.shape), example, large.dtype)
     if isinstance(large, (list, tuple)):
         smalls = small if isinstance(small, (list, tuple)) else large
-        return [_describe(a, b) for a, b in zip(large, smalls, strict=True)]
+        return [describe(a, b) for a, b in zip(large, smalls, strict=True)]
     return large if isinstance(large, int) and not isinstance(large, bool) else None

@@ -18,7 +18,7 @@ from fxprune.recover.sequential import sequential
 
 __all__ = ["METHODS", "Recovery", "check_recovery", "recover"]
 
-METHODS = ("mean_shift", "covariance", "sequential")
+METHODS = ("mean_shift", "covariance", "sequential", "reinit")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,8 @@ def recover(
         removed: a flag for each channel id.
         inputs: the graph's flat inputs, batch by batch.
         method: ``"mean_shift"`` (VBP), ``"covariance"`` (statistics of the dense model), ``"sequential"`` (regression on
-            what the pruned model feeds, with residual drift), or None.
+            what the pruned model feeds, with residual drift); None, and ``"reinit"``, which `fxprune.compile` does once
+            the layers have their sizes (see `fxprune.recover.reinit`), change nothing here.
         ridge: damping, as a share of the mean diagonal of the layer's covariance.
         memory_limit: bytes for statistics and values that are alive.
 
@@ -68,7 +69,7 @@ def recover(
         ValueError: no such method, or a ridge or limit that is not positive.
     """
     check_recovery(method, ridge, memory_limit)
-    if method is None or not removed.any():
+    if method in (None, "reinit") or not removed.any():  # "reinit" waits until layers have their sizes
         return Recovery()
     consumers, notes = find_consumers(coupling, removed)
     notes += [f"{c.weight}: no bias or batch norm takes its shift" for c in consumers if c.home is None]

@@ -34,8 +34,8 @@ def compensate(
         memory_limit: bytes; a single consumer beyond it is compensated in blocks of columns.
     """
     changed: dict[str, Tensor] = {}
-    for part in _parts(consumers, covariance, memory_limit):
-        moments = _measure(coupling, part, inputs, covariance, memory_limit)
+    for part in parts_that_fit(consumers, covariance, memory_limit):
+        moments = measure(coupling, part, inputs, covariance, memory_limit)
         for consumer, blocks in zip(part, moments, strict=True):
             _update(coupling, changed, consumer, blocks, covariance, ridge)
     return changed
@@ -57,7 +57,10 @@ def _bytes(consumer: Consumer, covariance: bool, memory_limit: int) -> int:
     return sum(16 * consumer.groups * (b.stop - b.start) ** 2 for b in blocks)
 
 
-def _parts(consumers: Sequence[Consumer], covariance: bool, memory_limit: int) -> Iterable[list[Consumer]]:
+def parts_that_fit(
+    consumers: Sequence[Consumer], covariance: bool, memory_limit: int
+) -> Iterable[list[Consumer]]:
+    """Yields the consumers in parts whose statistics fit into ``memory_limit`` bytes together."""
     part: list[Consumer] = []
     used = 0
     for consumer in consumers:
@@ -71,10 +74,11 @@ def _parts(consumers: Sequence[Consumer], covariance: bool, memory_limit: int) -
         yield part
 
 
-def _measure(
+def measure(
     coupling: Coupling, part: Sequence[Consumer], inputs: Iterable[Sequence[Tensor]], covariance: bool,
     memory_limit: int,
 ) -> list[list[tuple[slice, Moments]]]:  # fmt: skip
+    """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass."""
     blocks = [[(b, Moments()) for b in _blocks(consumer, covariance, memory_limit)] for consumer in part]
     at: dict[fx.Node, list[int]] = {}
     for i, consumer in enumerate(part):

@@ -116,8 +116,16 @@ def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
     return x.movedim(1, n + 1)
 
 
-def find_consumers(coupling: Coupling, removed: Mask) -> tuple[list[Consumer], list[str]]:
-    """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone."""
+def find_consumers(
+    coupling: Coupling, removed: Mask, *, every: bool = False
+) -> tuple[list[Consumer], list[str]]:
+    """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone.
+
+    Args:
+        coupling: of the captured graph.
+        removed: a flag for each channel id.
+        every: also the layers whose input could lose channels, or nothing, but does not.
+    """
     slicer = coupling.slicer(removed)
     module = coupling.captured.module
     uses: dict[str, int] = {}
@@ -128,7 +136,8 @@ def find_consumers(coupling: Coupling, removed: Mask) -> tuple[list[Consumer], l
     notes: list[str] = []
     for contraction in coupling.contractions:
         node, weight = contraction.node, contraction.weight
-        if weight is None or not slicer.changed(contraction.axis):
+        hit = slicer.changed(contraction.axis)
+        if weight is None or not (hit or every):
             continue
         name = str(weight.target)
         a = bind(node)
@@ -145,7 +154,7 @@ def find_consumers(coupling: Coupling, removed: Mask) -> tuple[list[Consumer], l
         else:
             a.kernel = tuple(size[2:])
             channels, outputs = slicer.mask(contraction.axis), slicer.mask(coupling.values[weight][0])
-            assert channels is not None
+            channels = np.ones(size[1] * groups, bool) if channels is None else channels
             kept = np.repeat(channels.reshape(groups, -1), int(np.prod(size[2:])), axis=1)
             rows = (np.ones(size[0], bool) if outputs is None else outputs).reshape(groups, -1)
             bias = _parameter(coupling, a.bias)

@@ -75,11 +75,10 @@ class _Writer:
         axis = self.coupling.values[node][dim]
         if self.slicer.changed(axis):
             value = value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
-        if not value.any():
-            return
         host = host_of(self.coupling, self.collapse, node)
         if host is None:
-            self.nodes[node] = self._constant(value)
+            if value.any():
+                self.nodes[node] = self._constant(value)
             return
         original = fetch(self.source, host)
         flat: Tensor = value.reshape(-1)

@@ -1,6 +1,39 @@
 """One criterion a file; importing the package registers them."""
 
-from fxprune.scores import magnitude, random, variance
+from fxprune.scores import (
+    bn_scale,
+    chip,
+    fpgm,
+    hrank,
+    ippro,
+    joint,
+    kl,
+    magnitude,
+    nisp,
+    random,
+    spvr,
+    taylor,
+    variance,
+)
 from fxprune.scores.base import Context, Scorer, register_scorer, score, scorer_of
 
-__all__ = ["Context", "Scorer", "magnitude", "random", "register_scorer", "score", "scorer_of", "variance"]
+__all__ = [
+    "Context",
+    "Scorer",
+    "bn_scale",
+    "chip",
+    "fpgm",
+    "hrank",
+    "ippro",
+    "joint",
+    "kl",
+    "magnitude",
+    "nisp",
+    "random",
+    "register_scorer",
+    "score",
+    "scorer_of",
+    "spvr",
+    "taylor",
+    "variance",
+]

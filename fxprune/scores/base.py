@@ -19,6 +19,9 @@ from fxprune.coupling import Coupling
 from fxprune.errors import ScorerError
 from fxprune.scores.loss import Loss, default_loss
 
+#: The score of every unit of a group that stays, whatever the budget.
+STAYS = float("inf")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
@@ -78,7 +81,10 @@ class Scorer(Protocol):
     def defaults(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def score(self, context: Context) -> Mapping[str, Tensor]:
-        """Returns for each group's name a score for each of its units, ``[len(group.units)]``."""
+        """Returns for each group's name a score for each of its units, ``[len(group.units)]``.
+
+        A group that is to stay has `STAYS` throughout.
+        """
         ...
 
 
@@ -146,7 +152,7 @@ def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray
     """Returns one score for each unit.
 
     Raises:
-        ScorerError: scores are missing, of the wrong length or not finite.
+        ScorerError: scores are missing, of the wrong length or not finite, unless the whole group `STAYS`.
     """
     if not isinstance(scores, Mapping):
         raise ScorerError(f"a scorer returns scores by the group's name, got {type(scores).__name__}")
@@ -161,7 +167,7 @@ def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray
             raise ScorerError(
                 f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}"
             )
-        if not np.isfinite(score).all():
+        if not np.isfinite(score).all() and not (score == STAYS).all():
             raise ScorerError(
                 f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite"
             )

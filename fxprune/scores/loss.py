@@ -58,6 +58,16 @@ def logits_of(outputs: Any) -> Tensor:
     return found
 
 
+def log_probabilities(outputs: Any) -> tuple[Tensor, int]:
+    """Returns the log of the softmax of a model's logits in float64, and the dimension of the classes.
+
+    Classes lie along dimension 1; along the last one for outputs of rank 3 (tokens).
+    """
+    logits = logits_of(outputs).double()
+    dim = logits.dim() - 1 if logits.dim() in (1, 3) else 1
+    return logits.log_softmax(dim), dim
+
+
 def _unfit(logits: Tensor, targets: Tensor) -> CalibrationError:
     got = f"{str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}"
     return CalibrationError(
@@ -66,4 +76,4 @@ def _unfit(logits: Tensor, targets: Tensor) -> CalibrationError:
     )
 
 
-__all__ = ["Loss", "default_loss", "logits_of"]
+__all__ = ["Loss", "default_loss", "log_probabilities", "logits_of"]

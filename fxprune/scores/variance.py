@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fxprune.paths import fetch
 from fxprune.rules.tracing import Contraction
 from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
+from fxprune.scores.scope import check_scope, within
 from fxprune.verify import Run
 
 
@@ -50,16 +51,32 @@ class Variance:
     Attributes:
         weighted: multiply a coordinate's variance by the squared norm of the reader's weights for it, as a share of
             the reader's whole; False gives VBP's raw variance, ranked as it is.
+        scope: ``"all"``, or ``"mlp"``: only hidden units of MLPs may go (see `fxprune.scores.scope.mlp_groups`).
     """
 
     weighted: bool = True
+    scope: str = "all"
     name: str = "variance"
     needs: tuple[str, ...] = ("activations",)
     per_cost: bool = True
     defaults: Mapping[str, Any] = field(default_factory=lambda: {"recover": "covariance"})
 
+    def __post_init__(self) -> None:
+        """Refuses a scope that there is not."""
+        check_scope(self.scope)
+
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns, summed over readers and coordinates, ``Var[x_i] * |W_i|^2`` (weighted) or ``Var[x_i]``."""
+        """Returns, summed over readers and coordinates, ``Var[x_i] * |W_i|^2`` (weighted) or ``Var[x_i]``.
+
+        Raises:
+            NothingToPruneError: ``scope="mlp"``, and the model has no MLP.
+        """
+        scores = self._all(context)
+        if self.weighted:
+            scores = remaining_share(scores, layers_that(context, read=False))
+        return within(context.coupling, scores, self.scope)
+
+    def _all(self, context: Context) -> dict[str, Tensor]:
         coupling = context.coupling
         readers = [c for c in coupling.contractions if c.axis]
         moments: dict[tuple[fx.Node, int], Welford] = {}
@@ -79,8 +96,7 @@ class Variance:
         total = context.zeros()
         for contraction in readers:
             self._add(context, total, contraction, moments)
-        scores = context.by_group(total)
-        return remaining_share(scores, layers_that(context, read=False)) if self.weighted else scores
+        return context.by_group(total)
 
     def _add(
         self,
@@ -130,3 +146,6 @@ def _sensitivity(
 
 
 register_scorer("variance", Variance)
+register_scorer(
+    "vbp", lambda: Variance(False, "mlp", "vbp", per_cost=False, defaults={"recover": "mean_shift"})
+)

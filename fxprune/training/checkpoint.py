@@ -1,0 +1,191 @@
+"""Checkpoints: one safetensors file with weights, optimiser state and history; it is replaced in one piece."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fxprune import untrusted
+from fxprune.errors import PlanError
+from fxprune.training.history import History
+
+#: The name of the file in ``checkpoint_dir``.
+FILE = "checkpoint.safetensors"
+
+_FORMAT = "fxprune checkpoint"
+_KEYS = ("format", "run", "history", "sha256")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """The state after an epoch.
+
+    Attributes:
+        history: up to that epoch.
+        weights: parameters and buffers by name.
+        optimizer: (parameter, key) -> tensor.
+    """
+
+    history: History
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[tuple[str, str], Tensor]
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Puts weights, buffers and the optimiser's state in place."""
+        own = tensors_of(model)
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                own[name].copy_(tensor)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, parameter in enumerate(parameters):
+            name = names[id(parameter)]
+            found = {key: tensor for (owner, key), tensor in self.optimizer.items() if owner == name}
+            if found:
+                state[index] = found
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter and buffer by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def write(
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    run: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint; whatever interrupts it, the old file or the new one is there, whole.
+
+    Args:
+        directory: where to; it is made if it is missing.
+        model: its parameters and buffers are saved.
+        optimizer: of the model.
+        history: so far.
+        run: what a run must agree in to go on from here; plain values for JSON.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors = {f"weights/{name}": tensor for name, tensor in tensors_of(model).items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{key}/{names[id(parameter)]}"] = value
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {
+        "format": _FORMAT,
+        "run": json.dumps(run),
+        "history": json.dumps(history.to_dict(), allow_nan=False),
+        "sha256": _digest(copies),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = directory / f".{FILE}.{os.getpid()}.part"
+    try:
+        save_file(copies, draft, metadata=metadata)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, directory / FILE)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def read(directory: Path, model: nn.Module, run: Mapping[str, Any]) -> Checkpoint | None:
+    """Returns the checkpoint of a directory, checked against the model and the run; None if there is none.
+
+    Raises:
+        PlanError: it is damaged, no checkpoint, or one of another model or run.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: it is damaged, or no checkpoint ({error}); {_WAY_OUT}") from error
+    if metadata.get("format") != _FORMAT or any(key not in metadata for key in _KEYS):
+        raise PlanError(f"{path}: expected a checkpoint of fxprune, got another safetensors file; {_WAY_OUT}")
+    if metadata["sha256"] != _digest(tensors):
+        raise PlanError(f"{path}: it is damaged: the checksum of its tensors differs; {_WAY_OUT}")
+    _check_run(path, untrusted.decode(metadata["run"], f"{path}: run"), json.loads(json.dumps(run)))
+    history = History.from_dict(untrusted.decode(metadata["history"], f"{path}: history"), f"{path}: history")
+    weights, optimizer = dict(_weights(tensors)), dict(_optimizer(tensors))
+    _check_fits(path, tensors_of(model), weights, optimizer)
+    return Checkpoint(history, weights, optimizer)
+
+
+_WAY_OUT = "pass resume=False to start anew over it, or another checkpoint_dir"
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind == "weights":
+            yield name, tensor
+
+
+def _optimizer(tensors: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    for entry, tensor in tensors.items():
+        kind, _, rest = entry.partition("/")
+        if kind == "optimizer":
+            key, _, name = rest.partition("/")
+            yield (name, key), tensor
+
+
+def _check_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise PlanError(
+                f"{path}: it is of another run: {key}: expected {wanted.get(key)!r}, got {stored.get(key)!r}; "
+                f"{_WAY_OUT}"
+            )
+
+
+def _check_fits(
+    path: Path,
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[tuple[str, str], Tensor],
+) -> None:
+    if odd := sorted(own.keys() ^ weights.keys()):
+        where = "the model" if odd[0] in own else "the checkpoint"
+        raise PlanError(f"{path}: it is of another model: only {where} has {odd[0]!r}; {_WAY_OUT}")
+    states = ((name, tensor) for (name, _), tensor in optimizer.items() if tensor.dim())
+    for name, tensor in (*weights.items(), *states):
+        if name not in own or own[name].shape != tensor.shape:
+            expected = list(own[name].shape) if name in own else "nothing"
+            raise PlanError(
+                f"{path}: it is of another model: {name}: expected {expected}, got {list(tensor.shape)}; {_WAY_OUT}"
+            )
+    for name, tensor in weights.items():
+        if own[name].dtype != tensor.dtype:
+            raise PlanError(f"{path}: {name}: expected {own[name].dtype}, got {tensor.dtype}; {_WAY_OUT}")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns one SHA-256 over names, dtypes, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,228 @@
+"""The training loop: steps, epochs, and what is left of a run that does not reach its end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fxprune.batch import Batch
+from fxprune.capture.export import untouched
+from fxprune.data import probe
+from fxprune.errors import TrainingError
+from fxprune.recover.reinit import Reset, reset_weights
+from fxprune.training import checkpoint
+from fxprune.training.extras import need
+from fxprune.training.feed import Feed
+from fxprune.training.history import Epoch, History
+from fxprune.training.metrics import Examination, Forward, examine
+from fxprune.training.objective import Objective
+from fxprune.training.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One training run.
+
+    Attributes:
+        model: what is trained, in place.
+        network: the same, as the processes share it.
+        teacher: in evaluation mode, or None.
+        recipe: how.
+        objective: the loss.
+        feed: the training data.
+        exam: the validation, or None.
+        optimizer: of the model's parameters.
+        accelerator: of `accelerate`.
+        bf16: whether forward passes run in bfloat16 where that is safe.
+        seed: of everything that is drawn.
+        directory: for checkpoints, or None.
+        identity: what a checkpoint must agree in to be resumed.
+        progress: whether to show a bar on a terminal.
+    """
+
+    model: nn.Module
+    network: nn.Module
+    teacher: nn.Module | None
+    recipe: Recipe
+    objective: Objective
+    feed: Feed
+    exam: Examination | None
+    optimizer: torch.optim.Optimizer
+    accelerator: Any
+    bf16: bool
+    seed: int
+    directory: Path | None
+    identity: dict[str, Any]
+    progress: bool
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Returns a model's outputs, in float32 where they were computed in bfloat16."""
+        if not self.bf16:
+            return model(*batch.args, **batch.kwargs)
+        with torch.autocast(self.feed.device.type, torch.bfloat16):
+            outputs = model(*batch.args, **batch.kwargs)
+        return need("accelerate.utils").convert_to_fp32(outputs)
+
+    @torch.no_grad()
+    def taught(self, batch: Batch) -> Any:
+        """Returns the teacher's outputs, None without one."""
+        return None if self.teacher is None else self.forward(self.teacher, batch)
+
+
+def train(run: Run, *, resume: bool, fresh: bool, reset: Reset | None = None) -> History:
+    """Trains ``run.model`` in place and returns what happened.
+
+    Whatever stops it, the model has the weights and buffers of the last finished step, its own training flags, and no
+    gradients.
+
+    Args:
+        run: what to do.
+        resume: whether to go on from the directory's checkpoint if it has one.
+        fresh: whether to initialise the weights first.
+        reset: by what.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; says at which step.
+        PlanError: the checkpoint is damaged or of another run.
+    """
+    flags = [(module, module.training) for module in run.model.modules()]
+    try:
+        _check_first(run)
+        saved = None
+        if resume and run.directory is not None:
+            saved = checkpoint.read(run.directory, run.model, run.identity)
+        if saved is not None:
+            saved.restore(run.model, run.optimizer)
+            history = saved.history
+        else:
+            if fresh:
+                reset_weights(run.model, run.seed, reset)
+            history = History(_examined(run), ())
+        for number in range(len(history.epochs) + 1, run.recipe.epochs + 1):
+            history = replace(history, epochs=(*history.epochs, _epoch(run, number)))
+            if run.directory is not None:
+                if run.accelerator.is_main_process:
+                    checkpoint.write(run.directory, run.model, run.optimizer, history, run.identity)
+                run.accelerator.wait_for_everyone()
+        return history
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        for module, training in flags:
+            module.training = training
+
+
+def _check_first(run: Run) -> None:
+    """Makes sure that the first batch suits the model and the loss, before anything is changed."""
+    with run.feed.drawing(run.seed, 0):
+        batch = run.feed.batches.first()
+        probe(run.model, batch)
+        with torch.no_grad(), untouched(run.model, training=False), _same_buffers(run.model):
+            run.objective(run.forward(run.model, batch), batch.targets, run.taught(batch))
+
+
+def _epoch(run: Run, number: int) -> Epoch:
+    start = time.perf_counter()
+    steps, total, samples, rate = run.feed.steps, 0.0, 0, run.recipe.lr
+    run.model.train()
+    with (
+        run.feed.drawing(run.seed, number),
+        tqdm(
+            total=steps, desc=f"epoch {number}/{run.recipe.epochs}", leave=False,
+            disable=None if run.progress and run.accelerator.is_main_process else True,
+        ) as bar,
+    ):  # fmt: skip
+        for index, batch in enumerate(run.feed.batches):
+            rate = _rate(run.recipe, number, index, steps)
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate
+            loss = _step(run, batch, f"epoch {number}, step {index + 1}")
+            total, samples = total + loss * batch.size, samples + batch.size
+            bar.set_postfix(loss=f"{total / samples:.4f}", refresh=False)
+            bar.update()
+    metrics = _examined(run)
+    return Epoch(number, total / samples, metrics, rate, time.perf_counter() - start)
+
+
+def _rate(recipe: Recipe, number: int, index: int, steps: int | None) -> float:
+    """Returns the rate of a step; it moves once an epoch where the number of steps is not known beforehand."""
+    if steps is None:
+        return recipe.rate(number - 1, 1)
+    return recipe.rate((number - 1) * steps + min(index, steps - 1), steps)
+
+
+def _step(run: Run, batch: Batch, where: str) -> float:
+    """Makes one step and returns its loss, the mean over processes; where it fails, nothing has changed."""
+    with _same_buffers(run.model, on_error_only=True):
+        taught = run.taught(batch)
+        loss = run.objective(run.forward(run.network, batch), batch.targets, taught)
+        run.accelerator.backward(loss)
+        value = float(run.accelerator.reduce(loss.detach(), reduction="mean"))
+        norm = float(_gradient_norm(run))
+        if not math.isfinite(value) or not math.isfinite(norm):
+            raise TrainingError(
+                f"training: {where}: expected finite numbers, got a loss of {value:g} and a gradient of norm {norm:g}; "
+                "the model keeps the weights of the step before: lower lr, set clip_norm or warmup, or look at the data"
+            )
+    with _undisturbed():
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    return value
+
+
+def _gradient_norm(run: Run) -> Tensor | float:
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    if run.recipe.clip_norm is not None:
+        norm: Tensor = run.accelerator.clip_grad_norm_(parameters, run.recipe.clip_norm)
+        return norm
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _examined(run: Run) -> dict[str, float]:
+    if run.exam is None:
+        return {}
+    student: Forward = lambda batch: run.forward(run.model, batch)  # noqa: E731
+    run.model.eval()
+    return examine(run.exam, student, run.taught if run.teacher is not None else None, run.seed)
+
+
+@contextmanager
+def _same_buffers(model: nn.Module, *, on_error_only: bool = False) -> Iterator[None]:
+    """Puts the buffers' values back afterwards: batch norm takes a batch in before its loss is known."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if failed or not on_error_only:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets Ctrl-C wait until the weights are all of one step."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    late: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *call: late.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if late:
+        handler(*late[0])

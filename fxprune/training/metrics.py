@@ -1,0 +1,95 @@
+"""Validation: the task's loss and torchmetrics' metrics over a data set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxprune.batch import Batch
+from fxprune.scores.loss import logits_of
+from fxprune.training.extras import need
+from fxprune.training.feed import Feed
+from fxprune.training.objective import IGNORED, Objective, class_rows, fits, is_classes
+
+#: Runs a model on a batch and returns its outputs in float32.
+Forward = Callable[[Batch], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examination:
+    """How a network is validated.
+
+    Attributes:
+        feed: the validation data, all of it in each process.
+        objective: without label smoothing or distillation.
+        metrics: torchmetrics' metrics, one, several or a mapping of names; None for the accuracy of
+            class targets.
+    """
+
+    feed: Feed
+    objective: Objective
+    metrics: Any = None
+
+
+@torch.no_grad()
+def examine(exam: Examination, student: Forward, teacher: Forward | None, seed: int) -> dict[str, float]:
+    """Returns ``loss``, the mean over samples, and the metrics by name; the given metrics' states stay as they are.
+
+    Args:
+        exam: data and measures.
+        student: the network in evaluation mode.
+        teacher: whose outputs are the reference where there are no targets.
+        seed: of what the data draw.
+
+    Raises:
+        CalibrationError: neither targets nor a teacher.
+        ValueError: a metric is not one number.
+    """
+    collection = None if exam.metrics is None else _collection(exam.metrics, exam.feed.device)
+    by_default = exam.metrics is None and exam.objective.loss is None
+    accuracy: Any = None
+    total, samples = 0.0, 0
+    with exam.feed.drawing(seed, 0):
+        for batch in exam.feed.batches:
+            outputs = student(batch)
+            taught = teacher(batch) if batch.targets is None and teacher is not None else None
+            total += float(exam.objective(outputs, batch.targets, taught)) * batch.size
+            samples += batch.size
+            if collection is not None:
+                collection.update(logits_of(outputs), batch.targets)
+            elif by_default and is_classes(batch.targets) and fits(logits_of(outputs), batch.targets):
+                rows, classes = class_rows(logits_of(outputs), batch.targets)
+                accuracy = accuracy or _accuracy(rows.shape[1], exam.feed.device)
+                accuracy.update(rows, classes)
+    found = {} if collection is None else collection.compute()
+    if accuracy is not None:
+        found = {"accuracy": accuracy.compute()}
+    return {"loss": total / samples, **{name: _number(name, value) for name, value in found.items()}}
+
+
+def _accuracy(classes: int, device: torch.device) -> Any:
+    """Returns top-1 over all samples, as a share."""
+    metric = need("torchmetrics.classification").MulticlassAccuracy(
+        max(2, classes), average="micro", ignore_index=IGNORED, validate_args=False, sync_on_compute=False
+    )
+    return metric.to(device)
+
+
+def _collection(metrics: Any, device: torch.device) -> Any:
+    """Returns fresh copies of the metrics; each process sees all data, so nothing is exchanged."""
+    found = need("torchmetrics").MetricCollection(copy.deepcopy(metrics), compute_groups=False).to(device)
+    for metric in found.values():
+        metric.sync_on_compute = False
+    found.reset()
+    return found
+
+
+def _number(name: str, value: Any) -> float:
+    found = torch.as_tensor(value)
+    if found.numel() != 1:
+        raise ValueError(f"metric {name!r}: expected one number, got {list(found.shape)}: average it")
+    return float(found)
