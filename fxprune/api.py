@@ -11,28 +11,32 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from fxprune.arguments import check_types, constraints_of, target_of
-from fxprune.bridge import bridge
+from fxprune.arguments import check_steps, check_types, constraints_of, target_of
+from fxprune.batch import Batch
+from fxprune.bridge import Bridged, bridge
 from fxprune.budget import Budget
 from fxprune.capture import capture
 from fxprune.capture.normalize.dtypes import main_dtype
 from fxprune.capture.source import unwrapped
 from fxprune.captured_inputs import CalibrationInputs
-from fxprune.cost import Cost
-from fxprune.coupling import couple
+from fxprune.cost import Cost, cost_model
+from fxprune.coupling import Coupling, couple
 from fxprune.data import Batches, check_weights, device_of, probe
 from fxprune.depth import solve_with_bridges
 from fxprune.errors import PlanError, VerificationError
+from fxprune.iterate import at_full_size, in_steps
 from fxprune.plan import Plan, check_fits
 from fxprune.record import make_plan, make_report, removed_by, shapes_of
 from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
 from fxprune.recover.reinit import reset_weights
+from fxprune.report import report
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph
@@ -62,6 +66,7 @@ def compile(
     loss: Loss | None = None,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
+    steps: int = 1,
     strict: bool = False,
     verify: bool = True,
     verify_dtype: torch.dtype | None = None,
@@ -96,6 +101,7 @@ def compile(
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
+        steps: compile in so many steps, each scored and recovered anew on what the one before left; needs a budget.
         strict: raise at an op without a rule instead of freezing what it touches.
         verify: compare the result with its masked twin on the first batch.
         verify_dtype: the precision of that comparison; by default the model's own, and float64 where that leaves doubt.
@@ -122,6 +128,7 @@ def compile(
     how = scorer.defaults.get("recover", "covariance") if recover == AUTO else recover
     check_recovery(how, ridge, memory_limit)
     check_types(model, forward_args, verify_dtype, seed)
+    check_steps(steps, wanted, how)
     stages = Stages(progress)
 
     with stages("check"):
@@ -135,6 +142,16 @@ def compile(
         inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
         coupling = couple(captured, strict=strict)
+    if wanted is not None and steps > 1:
+        return _in_steps(
+            coupling, first, wanted, steps, verify,
+            lambda current, part: compile(
+                current, calib_data, part, method=scorer, units=units, ignore=ignore, round_to=round_to,
+                min_keep=least, recover=how, ridge=ridge, loss=loss, forward_args=forward_args,
+                dynamic_shapes=dynamic_shapes, strict=strict, verify=verify, verify_dtype=verify_dtype,
+                memory_limit=memory_limit, cache_dir=cache_dir, seed=seed, progress=progress,
+            ),
+        )  # fmt: skip
     with stages("score"):
         scores = score(
             coupling, inputs, scorer, seed, loss=loss, memory_limit=memory_limit, progress=progress,
@@ -164,6 +181,29 @@ def compile(
     pruned.record = make_report(
         coupling, bridged, solution, plan, certificate, recovery.skipped, stages.seconds
     )
+    return pruned
+
+
+def _in_steps(
+    coupling: Coupling, first: Batch, budget: Budget, steps: int, verify: bool,
+    once: Callable[[nn.Module, Budget], PrunedModule],
+) -> PrunedModule:  # fmt: skip
+    """Compiles in steps; plan, report and certificate are those of the whole way."""
+    before = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
+    pruned, plan = in_steps(once, coupling.captured.model, budget, before, steps)
+    last = report(pruned)
+    removed = removed_by(coupling, plan)
+    certificate = None
+    if (
+        verify and not plan.collapsed
+    ):  # a collapsed branch's constant has a home that the twin needs as it was
+        tensors = at_full_size(coupling, removed, pruned)
+        check = partial(verify_against_twin, coupling, removed, pruned, tensors=tensors)
+        certificate = check((first.args, first.kwargs), dtype=torch.float64)
+        _insist(certificate)
+    solution = Solution(removed, coupling.units_of(removed), before, Cost(**plan.after))
+    bridged = Bridged(coupling.captured, coupling)
+    pruned.record = make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
     return pruned
 
 

@@ -15,7 +15,7 @@ from fxprune.channels import KINDS
 from fxprune.errors import BudgetError
 from fxprune.solve import Constraints, ratio_table
 
-__all__ = ["check_types", "constraints_of", "target_of"]
+__all__ = ["check_steps", "check_types", "constraints_of", "target_of"]
 
 
 def target_of(budget: Any, ratios: Any) -> Budget | None:
@@ -52,6 +52,22 @@ def constraints_of(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
     return Constraints(kinds, patterns, round_to, min_keep)
+
+
+def check_steps(steps: Any, budget: Budget | None, recover: str | None) -> None:
+    """Makes sure that a compilation in so many steps makes sense.
+
+    Raises:
+        ValueError: no whole number from 1, or more than one with ratios or with ``recover="reinit"``.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
+    if steps > 1 and budget is None:
+        raise ValueError("steps needs a budget to approach; ratios are reached in one step")
+    if steps > 1 and recover == "reinit":
+        raise ValueError(
+            "steps score what the step before recovered; with recover='reinit' there is nothing to score"
+        )
 
 
 def check_types(model: Any, forward_args: Any, verify_dtype: Any, seed: Any) -> None:

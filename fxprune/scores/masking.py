@@ -30,7 +30,9 @@ Measure: TypeAlias = Callable[[Any, Any], float]
 #: For each group's name sets of its units (positions in ``group.units``) that are masked together.
 UnitSets: TypeAlias = Mapping[str, Sequence[Ids]]
 
+#: Samples that share a pass; on a CPU fewer, so that the widest value of a pass stays within so many bytes of cache.
 _ROWS = 512
+_CACHE = 4 << 20
 
 
 @torch.no_grad()
@@ -103,13 +105,15 @@ def _flags(coupling: Coupling, channels: Ids) -> Any:
 
 def _rows(suffix: Suffix, memory_limit: int) -> int:
     """Returns how many samples may share a pass behind the mask: four of the widest values in a quarter of the limit."""
-    widest = max((suffix.bytes([node]) for node in suffix.graph.nodes), default=1)
-    return max(1, min(_ROWS, memory_limit // 16 // max(widest, 1)))
+    widest = max(1, *(suffix.bytes([node]) for node in suffix.graph.nodes))
+    best = max(1, _CACHE // widest) if suffix.device.type == "cpu" else _ROWS
+    return max(1, min(best, _ROWS, memory_limit // 16 // widest))
 
 
 def _chunks(context: Context, suffix: Suffix, wanted: set[fx.Node]) -> Iterator[tuple[Flat, float]]:
     """Yields the batches, cut where the values kept of one would take more than half of the limit, and their share."""
     most = max(1, context.memory_limit // 2 // max(suffix.bytes(wanted), 1))
+    most = min(most, suffix.rows) if suffix.device.type == "cpu" else most
     prime = suffix.prime
     placeholders = [node for node in suffix.graph.nodes if node.op == "placeholder"]
     shapes = [context.coupling.captured.info[node].shape for node in placeholders]

@@ -68,6 +68,7 @@ class Suffix:
         self.graph = coupling.captured.module.graph
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.prime = coupling.captured.batch[0]
+        self.device = next((p.device for p in coupling.captured.module.parameters()), torch.device("cpu"))
         self._macs: dict[fx.Node, int] = {}
         for contraction in coupling.contractions:
             self._macs[contraction.node] = self._macs.get(contraction.node, 0) + contraction.macs
