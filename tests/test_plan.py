@@ -51,6 +51,8 @@ def test_the_text_is_stable() -> None:
         f'"example": {{\n  "structure": {structure},\n'
         '  "leaves": [{"shape":[2,3,1,1],"dtype":"float32","dynamic":[0]}]\n},\n'
         '"collapsed": ["block.1"],\n'
+        '"bridged": [],\n'
+        '"remade": {},\n'
         '"shapes": {\n  "conv.bias": [4],\n  "conv.weight": [4,3,1,1],\n  "norm.num_batches_tracked": []\n},\n'
         '"keep": {\n  "conv.bias": {"0":[0,2]},\n  "conv.weight": {"0":[0,2],"1":[1]}\n},\n'
     )

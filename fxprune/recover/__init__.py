@@ -18,7 +18,7 @@ from fxprune.recover.sequential import sequential
 
 __all__ = ["METHODS", "Recovery", "check_recovery", "recover"]
 
-METHODS = ("mean_shift", "covariance", "sequential", "reinit")
+METHODS = ("mean_shift", "covariance", "sequential")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +40,8 @@ def check_recovery(method: Any, ridge: Any, memory_limit: Any) -> None:
     Raises:
         ValueError: no such method, or a ridge or limit that is not positive.
     """
-    if method is not None and method not in METHODS:
-        raise ValueError(f"recover must be one of {', '.join(METHODS)} or None, got {method!r}")
+    if method is not None and method not in (*METHODS, "reinit"):
+        raise ValueError(f"recover must be one of {', '.join(METHODS)}, reinit or None, got {method!r}")
     if not isinstance(ridge, Real) or not float(ridge) > 0:
         raise ValueError(f"ridge must be a positive share of the mean variance, such as 1e-2, got {ridge!r}")
     if not isinstance(memory_limit, int) or memory_limit <= 0:
