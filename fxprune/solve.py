@@ -27,6 +27,7 @@ from fxprune.cost import Cost, CostModel, cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
 from fxprune.grouping import Group
+from fxprune.pools import Pool, pools_of
 from fxprune.scores.base import STAYS, unit_scores
 
 Floats = npt.NDArray[np.float64]
@@ -65,31 +66,6 @@ class Solution:
     units: Ids
     before: Cost
     after: Cost
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pool:
-    """The channels of one group, best first, of which ``least`` stay whatever happens.
-
-    They are kept in multiples of ``quantum``, or all of them.
-    """
-
-    order: Ids
-    least: int
-    quantum: int
-
-    def rounded(self, count: int) -> int:
-        """Returns how many stay if at least ``count`` are to."""
-        return min(max(self.least, math.ceil(count / self.quantum) * self.quantum), len(self.order))
-
-    def gone(self, removed: Mask) -> Ids:
-        """Returns those that are removed, best first."""
-        return self.order[removed[self.order]]
-
-    def steps(self, removed: Mask) -> list[Ids]:
-        """Returns those that are removed in the steps in which they may come back."""
-        gone = self.gone(removed)
-        return [gone[i : i + self.quantum] for i in range(0, len(gone), self.quantum)]
 
 
 def solve(
@@ -136,7 +112,14 @@ def solve(
             f"units={constraints.kinds} and the method leave none; fixed parts: {'; '.join(held) or 'everything'}"
         )
     may_vanish = frozenset(vanishing) if constraints.min_keep == 0 else frozenset()
-    pools = _pools(coupling, values, free, constraints, may_vanish)
+    pools = pools_of(
+        coupling,
+        values,
+        free,
+        round_to=constraints.round_to,
+        min_keep=constraints.min_keep,
+        may_vanish=may_vanish,
+    )
     if ratios is not None:
         flags = _by_ratio(coupling, free, pools, ratios)
         flags = _rescue(coupling, model, values, flags, pools, may_vanish)
@@ -189,59 +172,8 @@ def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
     return free
 
 
-def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[str, int]:
-    """Returns, for each group, how many units at a time keep every layer that makes it at a multiple of ``round_to``.
-
-    Heads of 64 may go one by one where the layer is to stay at multiples of 8, if the 64 go by eights: of groups that
-    share coordinates, the one with most units is rounded first, and the others count on what it is sure to keep.
-    """
-    sure: dict[str, int] = {}  # every kept count of the group is a multiple of this
-    quanta: dict[str, int] = {}
-    on_axis: dict[int, list[tuple[Group, int]]] = {}
-    for group in groups:
-        for index, count in group.axes:
-            on_axis.setdefault(index, []).append((group, count))
-    for group in sorted(groups, key=lambda g: -len(g.units)) if round_to > 1 else ():
-        quantum = 1
-        for index, count in group.axes:
-            axis = coupling.axes[index]
-            if axis.layer in group.producers and not axis.reads:
-                for other, _ in on_axis[index]:
-                    if other is not group and _overlap(coupling, axis.labels, group, other):
-                        whole, rest = divmod(count, len(other.units))
-                        count = whole * sure.get(other.name, 1) if rest == 0 else 1
-                quantum = math.lcm(quantum, round_to // math.gcd(round_to, count))
-        quanta[group.name] = quantum
-        sure[group.name] = math.gcd(quantum, len(group.units))
-    return quanta
-
-
-def _overlap(coupling: Coupling, labels: Ids, a: Group, b: Group) -> bool:
-    """Returns whether a coordinate belongs to units of both groups."""
-    hit = [np.isin(labels, coupling.units[group.units]).any(axis=1) for group in (a, b)]
-    return bool((hit[0] & hit[1]).any())
-
-
-def _pools(
-    coupling: Coupling,
-    values: Floats,
-    free: Sequence[Group],
-    constraints: Constraints,
-    may_vanish: frozenset[str],
-) -> list[_Pool]:
-    quanta = _quanta(coupling, free, constraints.round_to)
-    pools = []
-    for group in free:
-        ids = coupling.units[group.units]
-        quantum = quanta.get(group.name, 1)
-        least = math.ceil(max(constraints.min_keep, 1) / quantum) * quantum
-        order = ids[np.argsort(-values[ids], kind="stable")]
-        pools.append(_Pool(order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
-    return pools
-
-
 def _by_ratio(
-    coupling: Coupling, free: Sequence[Group], pools: Sequence[_Pool], ratios: float | Mapping[str, float]
+    coupling: Coupling, free: Sequence[Group], pools: Sequence[Pool], ratios: float | Mapping[str, float]
 ) -> Mask:
     """Flags the channels that go when each group loses its own share, rounded down."""
     table = ratio_table(ratios)
@@ -288,7 +220,7 @@ def _channel_costs(coupling: Coupling, model: CostModel, cost: int) -> Floats:
 
 
 def _rescue(
-    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, pools: Sequence[_Pool],
+    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, pools: Sequence[Pool],
     may_vanish: frozenset[str],
 ) -> Mask:  # fmt: skip
     """Gives back the best channels of every factor that is left with too few, and what their multiples then lack."""
@@ -316,7 +248,7 @@ def _rescue(
 
 
 def _global(
-    coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[_Pool],
+    coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[Pool],
     limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str],
 ) -> Mask:  # fmt: skip
     smallest = np.zeros(len(coupling.channels), bool)

@@ -264,7 +264,8 @@ def test_an_interrupt_waits_for_the_step_to_end() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     hook = register_optimizer_step_pre_hook(interrupt)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
+    # a process in the background may ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             finetune(stopped, _pairs(32), recipe=SGD, schedule="constant", progress=False)
