@@ -35,7 +35,7 @@ from fxprune.plan import Plan, check_fits
 from fxprune.record import make_plan, make_report, removed_by, shapes_of
 from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
-from fxprune.recover.reinit import reset_weights
+from fxprune.recover.reinit import not_resettable, reset_weights
 from fxprune.report import report
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
@@ -175,12 +175,12 @@ def compile(
             if certificate.verified is not True and verify_dtype is None:
                 certificate = check((first.args, first.kwargs), dtype=torch.float64)  # rounding, or a fault?
             _insist(certificate)
+    skipped = recovery.skipped
     if how == "reinit":
         reset_weights(pruned, seed)
+        skipped = tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
     plan = make_plan(coupling, bridged, solution, wanted, scorer.name, operator.index(seed))
-    pruned.record = make_report(
-        coupling, bridged, solution, plan, certificate, recovery.skipped, stages.seconds
-    )
+    pruned.record = make_report(coupling, bridged, solution, plan, certificate, skipped, stages.seconds)
     return pruned
 
 

@@ -157,3 +157,13 @@ def test_dense_prediction() -> None:
     pruned = fxprune.compile(model, [torch.randn(6, 3, 12, 12)], 0.5, method="spvr", progress=False)
     assert pruned(torch.randn(2, 3, 20, 20)[..., :12, :12]).shape == (2, 4, 12, 12)
     assert fxprune.report(pruned).verified is True
+
+
+def test_what_cannot_be_drawn_anew_is_reported() -> None:
+    scale = nn.Parameter(torch.ones(7))
+    model = Fn(lambda m, x: m.b(m.a(x).relu() * m.scale), a=nn.Linear(5, 7), b=nn.Linear(7, 3), scale=scale)
+    pruned = fxprune.compile(
+        model, [torch.randn(8, 5)], 0.6, method="l2", min_keep=1, recover="reinit", progress=False
+    )
+    assert fxprune.report(pruned).skipped == ("scale: no reset_parameters() draws it anew",)
+    assert torch.equal(pruned.get_parameter("scale"), torch.ones(len(pruned.get_parameter("scale"))))

@@ -19,12 +19,17 @@ def check_resettable(model: nn.Module) -> None:
     Raises:
         FxpruneError: one does not; names it.
     """
-    covered = {id(p) for _, module in _resetters(model) for p in module.parameters()}
-    if left := [name for name, parameter in model.named_parameters() if id(parameter) not in covered]:
+    if left := not_resettable(model):
         raise FxpruneError(
             f"expected modules with reset_parameters() for all parameters, found none for {left[0]!r} "
             f"({len(left)} in all); retrain takes reset=, a function that initialises the model in place"
         )
+
+
+def not_resettable(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters that no module can initialise, such as class tokens."""
+    covered = {id(p) for _, module in _resetters(model) for p in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) not in covered]
 
 
 def reset_weights(model: nn.Module, seed: int, reset: Reset | None = None) -> None:
