@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from fxprune.arguments import check_steps, check_types, constraints_of, target_of
 from fxprune.batch import Batch
-from fxprune.bridge import Bridged, bridge
 from fxprune.budget import Budget
 from fxprune.capture import capture
 from fxprune.capture.normalize.dtypes import main_dtype
@@ -37,6 +36,7 @@ from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
 from fxprune.recover.reinit import not_resettable, reset_weights
 from fxprune.report import report
+from fxprune.rewrite.bridge import Bridged, bridge
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph
@@ -196,7 +196,7 @@ def _in_steps(
     certificate = None
     if (
         verify and not plan.collapsed
-    ):  # a collapsed branch's constant has a home that the twin needs as it was
+    ):  # a collapsed branch leaves its constant in a tensor that the twin reads
         tensors = at_full_size(coupling, removed, pruned)
         check = partial(verify_against_twin, coupling, removed, pruned, tensors=tensors)
         certificate = check((first.args, first.kwargs), dtype=torch.float64)

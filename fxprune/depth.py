@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from fxprune.branches import vanishing_groups
-from fxprune.bridge import Bridged, bridge
 from fxprune.budget import Budget
 from fxprune.cost import cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError
+from fxprune.rewrite.bridge import Bridged, bridge
 from fxprune.solve import Constraints, Floats, Solution, free_groups, ranking, solve
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune.bridge import Bridged
 from fxprune.budget import Budget
 from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Mask
@@ -20,6 +19,7 @@ from fxprune.example import ExampleSpec
 from fxprune.paths import fetch
 from fxprune.plan import Plan
 from fxprune.report import FrozenRow, GroupRow, Report
+from fxprune.rewrite.bridge import Bridged
 from fxprune.rewrite.slice import keep_indices
 from fxprune.solve import Solution
 from fxprune.verify import Certificate

@@ -71,14 +71,7 @@ class Run:
             for contraction in coupling.contractions:
                 if self.slicer.changed(contraction.axis):
                     self.masked.setdefault(contraction.node, []).append(contraction)
-        graph = coupling.captured.module.graph
-        self.last: dict[fx.Node, list[fx.Node]] = {}
-        seen: set[fx.Node] = set()
-        for node in reversed(graph.nodes):
-            for source in node.all_input_nodes:
-                if source not in seen:
-                    seen.add(source)
-                    self.last.setdefault(node, []).append(source)
+        self.last = last_uses(list(coupling.captured.module.graph.nodes))
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         """Returns the flat outputs."""
@@ -155,6 +148,18 @@ class Run:
 
     def _cast(self, value: Any) -> Any:
         return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Returns for each node the operands that none of the nodes after it reads."""
+    last: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(nodes):
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                last.setdefault(node, []).append(source)
+    return last
 
 
 def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:

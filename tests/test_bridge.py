@@ -12,10 +12,10 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.bridge import bridge
 from fxprune.capture import capture
 from fxprune.coupling import Coupling, couple
 from fxprune.plan import Plan
+from fxprune.rewrite.bridge import bridge
 from fxprune.verify import Run
 from tests.util import fingerprint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,9 @@ def test_several_masks_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     cone = suffix.cone(coupling.units[group.units])
     masks = [coupling.removed_mask([unit]) for unit in group.units]
     outputs = list(suffix.masked(cone, masks, suffix.dense((x,), cone.frontier), len(x)))
-    assert passes == [16]
+    assert passes == [16, 1]  # the last mask alone proves that they leave each other alone
+    list(suffix.masked(cone, masks, suffix.dense((x,), cone.frontier), len(x)))
+    assert passes == [16, 1, 16]
     for mask, (output,) in zip(masks, outputs, strict=True):
         torch.testing.assert_close(output, Run(coupling, mask)((x,))[0])
 
@@ -197,3 +200,38 @@ def test_batches_are_cut_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes[0] == 6
     assert len(sizes) > 2
     assert max(sizes[1:]) < 6
+
+
+class Pooled(nn.Module):
+    """Takes one token of each sample by number, as text encoders do: the batch's own positions are an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(self.up(x).relu()).tanh()
+        return self.head(y[torch.arange(len(x)), x[..., 0].argmax(1)])
+
+
+class Centred(nn.Module):
+    """Samples see each other."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.up, self.head, self.how = nn.Linear(4, 8), nn.Linear(8, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.up(x).relu()).mean(1)
+        return y - y.mean(0, keepdim=True) if self.how == "mean" else y.cumsum(0)
+
+
+@pytest.mark.parametrize("build", [Pooled, lambda: Centred("mean"), lambda: Centred("cumsum")])
+def test_masks_do_not_mix_where_samples_have_numbers_or_see_each_other(build: Any) -> None:
+    torch.manual_seed(0)
+    model, x = build().double(), _x(4, 5, 4)
+    coupling = prepared(model, (x,))[1]
+    sets = _pairs(coupling)
+    found = masked_scores(Context(coupling, PlainInputs([(x,)])), sets, disagreement, "test")
+    for group, expected in _naive(coupling, [x], sets).items():
+        torch.testing.assert_close(found[group], expected, rtol=0, atol=1e-9)

@@ -14,7 +14,7 @@ from fxprune.capture.sizes import Sizes, static
 from fxprune.errors import CaptureError
 from fxprune.paths import fetch
 
-__all__ = ["TensorInfo", "describe", "infer", "replay"]
+__all__ = ["REFUSALS", "TensorInfo", "describe", "infer", "replay"]
 
 aten = torch.ops.aten
 _SMALL = ((251, 241, 239), (61, 59, 53), (13, 11, 7))
@@ -24,12 +24,8 @@ _KEEPS_SHAPE = {  # known results: the meta kernels of these decompose, and take
     aten.dropout.default, aten.relu.default, aten.gelu.default, aten.silu.default, aten.contiguous.default,
 }  # fmt: skip
 _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
-_REFUSALS = (
-    RuntimeError,
-    ValueError,
-    IndexError,
-    TypeError,
-)  # of an op at sizes that it was not captured for
+#: What an op raises at sizes that it was not captured for.
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
@@ -73,7 +69,7 @@ def infer(
     concrete = [tuple(leaf.shape) for leaf in example]
     try:
         small = replay(module, example, concrete, _at_example(symbolic, concrete))
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise CaptureError(
             f"the shapes inside the model cannot be told without data: {type(error).__name__}: {error}"
         ) from error
@@ -83,7 +79,7 @@ def infer(
             shapes = [scaled.shape(shape) for shape in symbolic]
             large = replay(module, example, shapes, scaled)
             break
-        except _REFUSALS:
+        except REFUSALS:
             shapes, large = concrete, small
     pairs = zip(symbolic, shapes, concrete, batched, strict=True)
     batch = next(

@@ -131,7 +131,9 @@ def by_unit(coupling: Coupling, gates: Sequence[tuple[Contraction, Tensor]], sam
     device = gates[0][1].device if gates else torch.device("cpu")
     total = torch.zeros(samples, len(coupling.units) + 1, dtype=torch.float64, device=device)
     for contraction, gradient in gates:
-        apart = contraction.dim != 0 and gradient.shape[0] % samples == 0
+        leading = coupling.captured.info[contraction.source].shape[0]
+        by_batch = leading % coupling.captured.batch[0] == 0 and gradient.shape[0] % samples == 0
+        apart = contraction.dim != 0 and by_batch
         rows = gradient.double().movedim(contraction.dim, -1).reshape(-1, gradient.shape[contraction.dim])
         rows = (
             rows.reshape(samples, -1, rows.shape[1]).sum(dim=1) if apart else rows.sum(dim=0)[None] / samples

@@ -22,7 +22,7 @@ from fxprune.coupling import Coupling
 from fxprune.paths import fetch
 from fxprune.rules.registry import bind
 from fxprune.rules.tracing import Contraction
-from fxprune.verify import Run
+from fxprune.verify import TOLERANCE, Run, last_uses
 
 _aten = torch.ops.aten
 _CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
@@ -66,13 +66,13 @@ class Suffix:
     def __init__(self, coupling: Coupling, rows: int = 512) -> None:
         self.coupling, self.rows = coupling, rows
         self.graph = coupling.captured.module.graph
-        self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.prime = coupling.captured.batch[0]
         self.device = next((p.device for p in coupling.captured.module.parameters()), torch.device("cpu"))
         self._macs: dict[fx.Node, int] = {}
         for contraction in coupling.contractions:
             self._macs[contraction.node] = self._macs.get(contraction.node, 0) + contraction.macs
         self._folded = _fold(coupling)
+        self._apart: dict[Cone, bool] = {}
 
     def cone(self, channels: Ids) -> Cone:
         """Returns the part of the graph that masking some of these channels may change."""
@@ -132,13 +132,29 @@ class Suffix:
             samples: the batch size.
         """
         together = max(1, self.rows // max(samples, 1)) if cone.stackable else 1
-        for start in range(0, len(masks), together):
+        start = 0
+        while start < len(masks):
             part = masks[start : start + together]
             outputs = self._run(cone, part, dense)
             if len(part) == 1:
                 yield outputs
-            else:
+            elif self._keeps_apart(cone, part, outputs, dense):
                 yield from ([_part(x, i, len(part)) for x in outputs] for i in range(len(part)))
+            else:
+                together = 1
+                continue
+            start += len(part)
+
+    def _keeps_apart(self, cone: Cone, masks: Sequence[Mask], outputs: Sequence[Any], dense: Values) -> bool:
+        """Returns whether masks that share a pass leave each other alone, tried once for each cone.
+
+        Shapes do not tell: samples may see each other (a sum over the batch), or be found by their number.
+        """
+        if cone not in self._apart:
+            shared = [_part(x, len(masks) - 1, len(masks)) for x in outputs]
+            alone = self._run(cone, masks[-1:], dense)
+            self._apart[cone] = all(_agree(a, b) for a, b in zip(shared, alone, strict=True))
+        return self._apart[cone]
 
     def bytes(self, nodes: Iterable[fx.Node]) -> int:
         """Returns what the values of these nodes take for one sample at the example's sizes."""
@@ -157,7 +173,7 @@ class Suffix:
         count = len(masks)
         values: Values = {node: self._repeated(node, dense[node], count) for node in cone.frontier}
         keeps = self._keeps(cone, masks)
-        last = _last_uses(cone.nodes)
+        last = last_uses(cone.nodes)
         own = set(cone.nodes)
         for node in cone.nodes:
             if node.op == "output":
@@ -198,7 +214,7 @@ class Suffix:
     def _twin(self, cone: Cone, mask: Mask, dense: Values) -> Any:
         run = Run(self.coupling, mask)
         values: Values = {node: dense[node] for node in cone.frontier}
-        last = _last_uses(cone.nodes)
+        last = last_uses(cone.nodes)
         for node in cone.nodes:
             values[node] = run.step(node, values, iter(()))
             for source in last.get(node, ()):
@@ -232,7 +248,8 @@ class Suffix:
         """Returns the dimension that begins with the batch, -1 if there is none, None if it cannot be told."""
         info = self.coupling.captured.info.get(node)
         if isinstance(info, list):  # a split's parts: alike but for the dimension that is split
-            parts = {d for part in info for d, size in enumerate(part.shape) if size % self.prime == 0}
+            shapes = [part.shape if isinstance(part, TensorInfo) else () for part in info]
+            parts = {d for shape in shapes for d, size in enumerate(shape) if size % self.prime == 0}
             return parts.pop() if len(parts) == 1 and self.prime > 1 else None
         if not isinstance(info, TensorInfo) or self.prime == 1:
             return -1 if info is None or isinstance(info, int) else None
@@ -259,15 +276,12 @@ def _needed(graph: fx.Graph, inside: set[fx.Node]) -> set[fx.Node]:
     return needed
 
 
-def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    last: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(nodes):
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                last.setdefault(node, []).append(source)
-    return last
+def _agree(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+    limit = TOLERANCE.get(a.dtype, 1e-4)
+    scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=limit, atol=limit * scale, equal_nan=True)
 
 
 def _masked(value: Tensor, batch: int | None, dim: int, keep: Tensor) -> Tensor:

@@ -89,12 +89,8 @@ def finetune(
         PlanError: the checkpoint is damaged or of another run.
         TypeError, ValueError: another argument is malformed.
     """
-    if epochs is not None:
-        overrides["epochs"] = epochs
-    if lr is not None:
-        overrides["lr"] = lr
     return _start(
-        pruned, data, recipe=recipe_of(recipe, **overrides), teacher=teacher, validation=validation, loss=loss,
+        pruned, data, recipe=recipe_of(recipe, **_given(epochs=epochs, lr=lr), **overrides), teacher=teacher, validation=validation, loss=loss,
         metrics=metrics, checkpoint_dir=checkpoint_dir, resume=resume, forward_args=forward_args, seed=seed,
         progress=progress, mixed_precision=mixed_precision,
     )  # fmt: skip
@@ -144,11 +140,7 @@ def retrain(
     Raises:
         TrainingError: a parameter has no module that could initialise it: pass ``reset``; and as `finetune`.
     """
-    if epochs is not None:
-        overrides["epochs"] = epochs
-    if lr is not None:
-        overrides["lr"] = lr
-    chosen = recipe_of(recipe, **overrides)
+    chosen = recipe_of(recipe, **_given(epochs=epochs, lr=lr), **overrides)
     if reset is None:
         check_resettable(pruned)
     return _start(
@@ -156,6 +148,10 @@ def retrain(
         checkpoint_dir=checkpoint_dir, resume=resume, forward_args=forward_args, seed=seed, progress=progress,
         mixed_precision=mixed_precision, fresh=True, reset=reset,
     )  # fmt: skip
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _start(

@@ -13,19 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import networkx as nx
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.axes import Axis, labels_of
 from fxprune.capture import Captured, TensorInfo
-from fxprune.capture.shapes import describe, replay
+from fxprune.capture.normalize import drop_dead
+from fxprune.capture.shapes import REFUSALS, describe, replay
 from fxprune.capture.sizes import Sizes
 from fxprune.coupling import Coupling, couple
 from fxprune.grouping import Group
 from fxprune.paths import fetch, place
-from fxprune.rules.registry import bind, rule_of
+from fxprune.rewrite.span import Span, carries, find_span, is_pointwise
+from fxprune.rules.registry import bind
 from fxprune.rules.tracing import Contraction
 
 _aten = torch.ops.aten
@@ -53,23 +52,6 @@ class Bridged:
     remade: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Span:
-    """What a bridge spans.
-
-    Attributes:
-        entry: the value before the lost layers.
-        exit: the last value that they make.
-        readers: the contractions that read the lost units from outside.
-        reshapes: reshapes on the way to the readers, whose literals hold the number of units.
-    """
-
-    entry: fx.Node
-    exit: fx.Node
-    readers: tuple[Contraction, ...]
-    reshapes: tuple[fx.Node, ...]
-
-
 def bridge(coupling: Coupling, groups: Iterable[str], seed: int = 0) -> Bridged | None:
     """Returns the model without some groups, one bridged after another; None if one cannot be.
 
@@ -93,7 +75,7 @@ def bridge(coupling: Coupling, groups: Iterable[str], seed: int = 0) -> Bridged 
 
 
 def _bridged(coupling: Coupling, group: Group, seed: int) -> Bridged | None:
-    span = _span(coupling, group)
+    span = find_span(coupling, group)
     if span is None:
         return None
     captured = coupling.captured
@@ -115,126 +97,13 @@ def _bridged(coupling: Coupling, group: Group, seed: int) -> Bridged | None:
             nodes[node].args[0],
             [nodes.get(s, s) if isinstance(s, fx.Node) else s for s in sizes],
         )
-    _drop_dead(graph)
+    drop_dead(graph)
     module = fx.GraphModule(captured.module, graph)
     remade = _remake(captured, module, span.readers, before, after, seed)
     if remade is None:
         return None
     smaller = _understood(captured, _without_idle_pools(captured, module))
     return None if smaller is None else Bridged(smaller, couple(smaller), (group.name,), remade)
-
-
-# -- what a bridge spans --------------------------------------------------------------------------------------------
-
-
-def _span(coupling: Coupling, group: Group) -> _Span | None:
-    ids = coupling.units[group.units]
-    graph = coupling.captured.module.graph
-    inside = [n for n in graph.nodes if n.op == "call_function" and _carries(coupling, n, ids)]
-    if not inside:
-        return None
-    flow: nx.DiGraph[fx.Node] = nx.DiGraph()
-    for node in graph.nodes:
-        if isinstance(coupling.captured.info.get(node), TensorInfo) or node.op == "output":
-            for source in _data(coupling, node):
-                flow.add_edge(source, node)
-    held = set(inside)
-    readers = tuple(
-        c for c in coupling.contractions
-        if _reads(coupling, c, ids) and c.node not in held and not held & nx.descendants(flow, c.node)
-    )  # fmt: skip
-    if not readers or any(c.weight is None or getattr(bind(c.node), "groups", 1) != 1 for c in readers):
-        return None
-    start = "start"
-    flow.add_edges_from((start, n) for n in graph.nodes if n.op == "placeholder" and n in flow)
-    above = nx.immediate_dominators(flow, start)
-    entry = _common(above, [n for n in inside if n in above])
-    while entry in held:
-        entry = above[entry]
-    spent = [n for n in inside if _needs_parameters(n) or sum(s in held for s in n.all_input_nodes) > 1]
-    last = _exit(flow, inside, readers, spent)
-    if last is None or not isinstance(entry, fx.Node) or entry not in nx.ancestors(flow, last):
-        return None
-    way = nx.descendants(flow, last) & held
-    odd = [n for n in way if n.target is not _aten.reshape.default and _has_sizes(n)]
-    return (
-        None if odd else _Span(entry, last, readers, tuple(n for n in inside if n in way and _has_sizes(n)))
-    )
-
-
-def _carries(coupling: Coupling, node: fx.Node, ids: Any) -> bool:
-    axes = coupling.values.get(node)
-    return isinstance(axes, tuple) and any(_on(coupling, axis, ids) for axis in axes)
-
-
-def _on(coupling: Coupling, axis: Axis, ids: Any) -> bool:
-    return any(bool(np.isin(coupling.channels.resolve(labels), ids).any()) for labels in labels_of(axis))
-
-
-def _reads(coupling: Coupling, contraction: Contraction, ids: Any) -> bool:
-    return _on(coupling, contraction.axis, ids)
-
-
-def _data(coupling: Coupling, node: fx.Node) -> list[fx.Node]:
-    return [
-        s for s in node.all_input_nodes
-        if s.op != "get_attr" and isinstance(coupling.captured.info.get(s), TensorInfo)
-    ]  # fmt: skip
-
-
-def _needs_parameters(node: fx.Node) -> bool:
-    return any(source.op == "get_attr" for source in node.all_input_nodes)
-
-
-def _has_sizes(node: fx.Node) -> bool:
-    """Whether an op's arguments say how many channels there are."""
-    rule = rule_of(node.target)
-    return rule is not None and rule.slice is not None
-
-
-def _common(above: Mapping[Any, Any], nodes: Sequence[fx.Node]) -> Any:
-    """Returns the nearest value that all of some nodes come from."""
-    chains = [_chain(above, node) for node in nodes]
-    return next(one for one in chains[0] if all(one in chain for chain in chains))
-
-
-def _chain(above: Mapping[Any, Any], node: Any) -> list[Any]:
-    chain = [node]
-    while above.get(chain[-1], chain[-1]) not in (chain[-1], None):
-        chain.append(above[chain[-1]])
-    return chain
-
-
-def _exit(
-    flow: nx.DiGraph[fx.Node],
-    inside: Sequence[fx.Node],
-    readers: Sequence[Contraction],
-    spent: Sequence[fx.Node],
-) -> fx.Node | None:
-    """Returns the first value after all that needs parameters, through which all that is read outside comes."""
-    held = set(inside)
-    for node in inside:
-        if any(node is not one and node not in nx.descendants(flow, one) for one in spent):
-            continue
-        rest = flow.subgraph(set(flow) - {node})
-        first = next(n for n in inside if n in flow)
-        if node is not first and any(c.node in nx.descendants(rest, first) for c in readers):
-            continue
-        users = list(node.users)
-        while len(users) == 1 and users[0] in held and _pointwise(users[0]):
-            node, users = users[0], list(users[0].users)
-        return node
-    return None
-
-
-def _pointwise(node: fx.Node) -> bool:
-    target = node.target
-    tags = getattr(target, "tags", ())
-    keeps = torch.Tag.pointwise in tags or target is _aten.dropout.default
-    return keeps and len(node.all_input_nodes) == 1
-
-
-# -- the new graph --------------------------------------------------------------------------------------------------
 
 
 def _width(coupling: Coupling, node: fx.Node) -> int:
@@ -244,7 +113,7 @@ def _width(coupling: Coupling, node: fx.Node) -> int:
 
 
 def _at_size(
-    coupling: Coupling, graph: fx.Graph, span: _Span, nodes: Mapping[fx.Node, fx.Node]
+    coupling: Coupling, graph: fx.Graph, span: Span, nodes: Mapping[fx.Node, fx.Node]
 ) -> fx.Node | None:
     """Returns the value before the bridge at the size of the value behind it, pooled where it is larger."""
     inputs, outputs = (coupling.captured.info[node].example for node in (span.entry, span.exit))
@@ -268,17 +137,11 @@ def _rescaled(coupling: Coupling, node: fx.Node, group: Group, before: int, afte
     ids = coupling.units[group.units]
     sizes: list[Any] = list(bind(node).shape)
     for dim, axis in enumerate(coupling.values[node]):
-        if _on(coupling, axis, ids) and sizes[dim] != -1:
+        if carries(coupling, axis, ids) and sizes[dim] != -1:
             if not isinstance(sizes[dim], int) or sizes[dim] % before:
                 return None
             sizes[dim] = sizes[dim] // before * after
     return sizes
-
-
-def _drop_dead(graph: fx.Graph) -> None:
-    for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):
-            graph.erase_node(node)
 
 
 def _remake(
@@ -333,7 +196,7 @@ def _without_idle_pools(captured: Captured, module: fx.GraphModule) -> fx.GraphM
             graph = fx.Graph()
             graph.output(graph.graph_copy(module.graph, trial))
             trial[node].replace_all_uses_with(trial[node.all_input_nodes[0]])
-            _drop_dead(graph)
+            drop_dead(graph)
             smaller = fx.GraphModule(module, graph)
             if _understood(captured, smaller) is not None:
                 return _without_idle_pools(captured, smaller)
@@ -343,7 +206,7 @@ def _without_idle_pools(captured: Captured, module: fx.GraphModule) -> fx.GraphM
 def _idle(pool: fx.Node) -> bool:
     """Whether nothing but activations lies between a pooling and the one before it, or the input."""
     node: Any = pool.args[0]
-    while isinstance(node, fx.Node) and node.op == "call_function" and _pointwise(node):
+    while isinstance(node, fx.Node) and node.op == "call_function" and is_pointwise(node):
         node = node.all_input_nodes[0]
     return isinstance(node, fx.Node) and (node.target in _POOLING or node.op == "placeholder")
 
@@ -355,7 +218,7 @@ def _understood(captured: Captured, module: fx.GraphModule) -> Captured | None:
     try:
         large = replay(module, captured.example, [s for s, _ in shapes], Sizes({}))
         small = replay(module, captured.example, [e for _, e in shapes], Sizes({}))
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except REFUSALS:
         return None
     info = {node: describe(large.get(node), small.get(node)) for node in module.graph.nodes}
     if _results(module.graph, info) != _results(captured.module.graph, captured.info):
