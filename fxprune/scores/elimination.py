@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fxprune.errors import CalibrationError
 
+#: Rows by which the precision is downdated at once.
+_TOGETHER = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reader:
@@ -33,7 +36,11 @@ class Reader:
 
 
 class _State:
-    """Precision and compensated weight of a reader, and what its next removal costs."""
+    """Precision and compensated weight (transposed) of a reader, and what its next removal costs.
+
+    The costs need the precision's blocks and a removal its rows, so that the whole is downdated only now and then, for
+    many removals at once: ``P - rows^T gains``.
+    """
 
     def __init__(self, reader: Reader, ridge: float) -> None:
         p = len(reader.gram)
@@ -49,17 +56,18 @@ class _State:
             factor, failed = torch.linalg.cholesky_ex(damped)
             inverse = torch.cholesky_inverse(factor) if not int(failed) else torch.linalg.pinv(damped)
             self.precision[:p, :p] = inverse
-            self.weight = torch.cat([reader.weight, reader.weight.new_zeros(len(reader.weight), 1)], dim=1)
+            self.weight = torch.cat([reader.weight.T, reader.weight.new_zeros(1, len(reader.weight))])
         else:
-            self.weight = reader.weight.new_zeros(len(reader.weight), p + 1)
+            self.weight = reader.weight.new_zeros(p + 1, len(reader.weight))
+        at = self.columns
+        self.blocks = self.precision[at[:, :, None], at[:, None, :]] + self._fill()
+        self.rows = self.gains = self.precision.new_empty(0, p + 1)
 
     def costs(self, units: Tensor) -> Tensor:
         """Returns what removing each of the units would cost, ``[units]``."""
-        at = self.columns[units]
-        blocks = self.precision[at[:, :, None], at[:, None, :]] + self._fill(at)
-        parts = self.weight[:, at].permute(1, 2, 0)  # [units, c, outputs]
-        solved: Tensor = torch.linalg.solve(blocks, parts)
-        return (solved * parts).sum(dim=(1, 2))
+        parts = self.weight[self.columns[units]]  # [units, c, outputs]
+        solved: Tensor = torch.linalg.solve(self.blocks[units], parts @ parts.mT)
+        return solved.diagonal(dim1=1, dim2=2).sum(dim=1)
 
     def remove(self, unit: int) -> None:
         """Takes the unit's columns out of precision and weight."""
@@ -67,15 +75,19 @@ class _State:
         at = at[at < self.dummy]
         if not len(at):
             return
-        rows = self.precision[at]
+        rows = self.precision[at] - self.rows[:, at].T @ self.gains
         gain = torch.linalg.solve(rows[:, at], rows)
-        self.weight.addmm_(self.weight[:, at], gain, alpha=-1)
-        self.precision.addmm_(rows.T, gain, alpha=-1)
-        self.weight[:, at] = 0
+        self.weight.addmm_(gain.T, self.weight[at], alpha=-1)
+        self.weight[at] = 0
+        self.blocks -= torch.einsum("rua,rub->uab", rows[:, self.columns], gain[:, self.columns])
+        self.rows, self.gains = torch.cat([self.rows, rows]), torch.cat([self.gains, gain])
+        if len(self.rows) >= _TOGETHER:
+            self.precision.addmm_(self.rows.T, self.gains, alpha=-1)
+            self.rows, self.gains = self.rows[:0], self.gains[:0]
 
-    def _fill(self, at: Tensor) -> Tensor:
+    def _fill(self) -> Tensor:
         """Makes the blocks of units with fewer columns regular: the fill stands for columns apart, of no weight."""
-        pad = (at == self.dummy).to(self.precision.dtype)
+        pad = (self.columns == self.dummy).to(self.precision.dtype)
         return torch.diag_embed(pad) - pad[:, :, None] * pad[:, None, :]
 
 
