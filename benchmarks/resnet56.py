@@ -19,7 +19,13 @@ import fxprune
 
 CRITERIA = ("l1", "l2", "variance", "random")
 RECOVERIES = (None, "mean_shift", "covariance", "sequential")
-CALIBRATION = {None: 512, "mean_shift": 2560, "covariance": 2048, "sequential": 2048}  # images, at most
+CALIBRATION = {
+    None: 512,
+    "mean_shift": 2560,
+    "covariance": 2048,
+    "sequential": 2048,
+    "reconstruct": 2048,
+}  # images, at most
 STATISTICS = 2560  # images for the criterion
 
 
@@ -28,7 +34,7 @@ def run(
 ) -> dict[str, Any]:
     """Compiles once and returns one line of the table."""
     count = max(CALIBRATION[recover], STATISTICS if method == "variance" else 0)
-    train = cifar.batches(*cifar.train_set(count), 256)
+    train = cifar.batches(*cifar.train_set(count), 64 if recover == "reconstruct" else 256)
     start = time.perf_counter()
     pruned = fxprune.compile(
         model, train, target.pop("budget", None), method=method, recover=recover, progress=False, **target

@@ -93,9 +93,10 @@ def compile(
         round_to: kept channels come in multiples of this.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
             method's own choice, mostly 1.
-        recover: ``"covariance"``, ``"sequential"``, ``"mean_shift"``, None, or ``"auto"`` for the method's own choice; or
-            ``"reinit"``: all weights are drawn anew by their modules' own rule, to be trained from scratch. Then, with
-            ``min_keep=0``, layers on the only path may go as well, the next layer reading what they read.
+        recover: ``"covariance"``, ``"sequential"``, ``"reconstruct"``, ``"mean_shift"`` (see `fxprune.recover`), None, or
+            ``"auto"`` for the method's own choice; or ``"reinit"``: all weights are drawn anew by their modules' own rule,
+            to be trained from scratch. Then, with ``min_keep=0``, layers on the only path may go as well, the next layer
+            reading what they read.
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
             of it helps where calibration data are few or tokens have outliers.
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.

@@ -56,7 +56,7 @@ def digest(model: nn.Module) -> str:
     return sums.hexdigest() + repr(flags)
 
 
-@pytest.mark.parametrize("recover", [None, "mean_shift", "covariance", "sequential"])
+@pytest.mark.parametrize("recover", [None, "mean_shift", "covariance", "sequential", "reconstruct"])
 @pytest.mark.parametrize("method", ["variance", "l1", "l2", "magnitude", "random"])
 def test_result_is_verified_within_budget_and_leaves_the_model_alone(model, calibration, method, recover):
     model.train()

@@ -252,7 +252,7 @@ def test_nothing_removed_changes_nothing_and_the_model_is_never_touched() -> Non
 
 def test_unusable_arguments() -> None:
     case = pair(*LAYERS["linear"], twice, [4])
-    with pytest.raises(ValueError, match="one of mean_shift, covariance, sequential"):
+    with pytest.raises(ValueError, match="one of mean_shift, covariance, sequential, reconstruct"):
         recover(case.coupling, case.removed, case.batches, "magic")
     for ridge in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="ridge must be a positive share"):
@@ -282,3 +282,60 @@ def test_a_ridge_holds_where_the_covariance_does_not() -> None:
     assert not ridge_solve(
         torch.zeros(3, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64), 1e-6
     ).any()
+
+
+def test_reconstruct_teaches_the_layers_before_as_well() -> None:
+    """A kept unit of ``a`` can move towards a removed one only if ``a`` itself learns."""
+    build = lambda: chain(nn.Linear(6, 8), nn.Linear(8, 5))  # noqa: E731
+    case = pair(build, (64, 6), lambda model: None, [5, 6, 7], count=16)
+    found = recover(case.coupling, case.removed, case.batches, "reconstruct")
+    before = recover(case.coupling, case.removed, case.batches, "sequential")
+    assert "a.weight" in found.tensors and "a.weight" not in before.tensors
+    assert case.error("reconstruct") < case.error("sequential")
+
+
+def test_reconstruct_keeps_what_it_started_from_where_held_out_batches_do_not_gain() -> None:
+    """Seven batches of one function and one of its inputs' negatives, which is held out: nothing learnt helps there."""
+    build = lambda: chain(nn.Linear(6, 8), nn.Linear(8, 5))  # noqa: E731
+    case = pair(build, (64, 6), lambda model: None, [5, 6, 7], count=8)
+    with torch.no_grad():
+        case.batches[:7] = [(x.abs() * 10,) for (x,) in case.batches[:7]]
+        case.batches[7] = (-case.batches[7][0].abs(),)
+    found = recover(case.coupling, case.removed, case.batches, "reconstruct").tensors
+    before = recover(case.coupling, case.removed, case.batches, "sequential").tensors
+    assert found.keys() == before.keys()
+    assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reconstruct_leaves_gradients_and_precision_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = chain(nn.Linear(6, 8), nn.Linear(8, 5)).to(dtype).eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [(torch.randn(32, 6, dtype=dtype),) for _ in range(3)]
+    coupling = couple(capture(model, batches[0]))
+    removed = np.zeros(len(coupling.channels), bool)
+    removed[coupling.units[:3]] = True
+    found = recover(coupling, removed, batches, "reconstruct").tensors
+    assert all(value.dtype == dtype and not value.requires_grad for value in found.values())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_reconstruct_goes_through_branches_that_meet_behind_a_target() -> None:
+    """The value before both branches is read again behind the first branch's sum: its part of the graph is gone then."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x).relu()
+        y = x + m.b(h)
+        return y + m.c(h * 2) + m.b2(m.a2(y).relu())
+
+    layers = {
+        "a": nn.Linear(6, 8),
+        "b": nn.Linear(8, 6),
+        "c": nn.Linear(8, 6),
+        "a2": nn.Linear(6, 8),
+        "b2": nn.Linear(8, 6),
+    }
+    case = pair(lambda: Fn(forward, **layers), (64, 6), lambda model: None, [5, 6, 7], count=16)
+    assert case.error("reconstruct") <= case.error("sequential") + 1e-12

@@ -14,11 +14,12 @@ from fxprune.channels import Mask
 from fxprune.coupling import Coupling
 from fxprune.recover.compensate import compensate
 from fxprune.recover.consumers import find_consumers
+from fxprune.recover.reconstruct import reconstruct
 from fxprune.recover.sequential import sequential
 
 __all__ = ["METHODS", "Recovery", "check_recovery", "recover"]
 
-METHODS = ("mean_shift", "covariance", "sequential")
+METHODS = ("mean_shift", "covariance", "sequential", "reconstruct")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,8 @@ def recover(
         removed: a flag for each channel id.
         inputs: the graph's flat inputs, batch by batch.
         method: ``"mean_shift"`` (VBP), ``"covariance"`` (statistics of the dense model), ``"sequential"`` (regression on
-            what the pruned model feeds, with residual drift); None, and ``"reinit"``, which `fxprune.compile` does once
+            what the pruned model feeds, with residual drift), ``"reconstruct"`` (that, and then every block learns to give
+            the dense model's values, by gradient and without labels); None, and ``"reinit"``, which `fxprune.compile` does once
             the layers have their sizes (see `fxprune.recover.reinit`), change nothing here.
         ridge: damping, as a share of the mean diagonal of the layer's covariance.
         memory_limit: bytes for statistics and values that are alive.
@@ -73,8 +75,10 @@ def recover(
         return Recovery()
     consumers, notes = find_consumers(coupling, removed)
     notes += [f"{c.weight}: no bias or batch norm takes its shift" for c in consumers if c.home is None]
-    if method == "sequential":
+    if method in ("sequential", "reconstruct"):
         tensors = sequential(coupling, removed, consumers, inputs, ridge=ridge, memory_limit=memory_limit)
+        if method == "reconstruct":
+            tensors = reconstruct(coupling, removed, consumers, inputs, tensors)
     else:
         covariance = method == "covariance"
         tensors = compensate(

@@ -31,10 +31,11 @@ _TINY = 1e-2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drift:
-    """The skip connection that a layer's output is added to, and the batch norm in between."""
+    """The skip connection that a layer's output is added to, the batch norm in between, and the sum."""
 
     skip: fx.Node
     norm: fx.Node | None
+    total: fx.Node
 
 
 def find_drift(node: fx.Node) -> Drift | None:
@@ -47,7 +48,7 @@ def find_drift(node: fx.Node) -> Drift | None:
             other = a.other if a.self is node else a.self
             if a.alpha != 1 or not isinstance(other, fx.Node) or other is node:
                 return None
-            return Drift(other, norm)
+            return Drift(other, norm, user)
         if user.target is _BATCH_NORM and norm is None and user.args[0] is node and not bind(user).training:
             norm = user
         elif user.target not in _PASSING:
