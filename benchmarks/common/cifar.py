@@ -8,10 +8,13 @@ import itertools
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from .data import shared_file
 
@@ -32,6 +35,24 @@ def train_set(count: int | None = None, shard: int = 0) -> tuple[Tensor, Tensor]
 def batches(images: Tensor, labels: Tensor, size: int = 256) -> list[tuple[Tensor, Tensor]]:
     """Returns (images, labels) pairs of at most ``size`` samples each."""
     return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def augmented(images: Tensor, labels: Tensor, size: int = 128) -> DataLoader[Any]:
+    """Returns a loader of training batches, drawn anew in every pass: shuffled, cropped from a border of 4, flipped.
+
+    The border is grey, the mean of normalised images. All draws come from torch's global generator.
+    """
+
+    def batch(indices: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.tensor(indices)
+        windows = (
+            F.pad(images[chosen], (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)
+        )  # [n, 3, 9, 9, 32, 32]
+        top, left = torch.randint(9, (2, len(chosen)))
+        x = windows[torch.arange(len(chosen)), :, top, left]
+        return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x), labels[chosen]
+
+    return DataLoader(range(len(labels)), size, shuffle=True, collate_fn=batch)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
