@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fxprune.arguments import check_steps, check_types, constraints_of, target_of
 from fxprune.batch import Batch
+from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
 from fxprune.capture import capture
 from fxprune.capture.normalize.dtypes import main_dtype
@@ -88,7 +89,8 @@ def compile(
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
             the layers that make a group, where a group's own name comes first, then the first pattern that matches,
             then ``"default"`` (0 if absent).
-        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``.
+        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``, and ``"block"`` for whole
+            residual branches (``min_keep`` is about the others).
         ignore: ``fnmatch`` patterns of layers whose channels all stay.
         round_to: kept channels come in multiples of this.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
@@ -143,6 +145,7 @@ def compile(
         inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
         coupling = couple(captured, strict=strict)
+        coupling = with_blocks(coupling) if "block" in constraints.kinds else coupling
     if wanted is not None and steps > 1:
         return _in_steps(
             coupling, first, wanted, steps, verify,

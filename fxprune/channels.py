@@ -14,7 +14,7 @@ Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 #: Kinds of channel, weakest first; a class has the strongest kind of its members.
-KINDS = ("channel", "head_dim", "head")
+KINDS = ("channel", "head_dim", "head", "block")
 NEVER_ROOT = 0
 
 
@@ -162,6 +162,12 @@ class Channels:
         rows = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (self._pool, labels)]
         self._refined[ids] = len(self._pool) + np.arange(len(ids))
         self._pool = np.concatenate(rows)
+
+    def join(self, ids: Ids, other: int) -> None:
+        """Makes each live leaf id stand for a new one of its kind, or ``other``: it goes alone, or when ``other`` goes."""
+        new = self.fresh(len(ids))
+        self._kind[new] = self.kinds()[ids]
+        self._refine(ids, np.stack([new, np.full(len(ids), other)], axis=1))
 
     def relate(self, a: Ids, b: Ids, reason: str) -> None:
         """Makes label row ``a[i]`` mean the same as ``b[i]`` for every i.

@@ -168,7 +168,7 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
             np.array([everywhere], np.int64), f"all of {axis.tensor}[{axis.dim}] would go with it"
         )
     axes = _parameter_axes(tracer)
-    units, groups = form_groups(tracer, axes)
+    units, groups = form_groups(tracer.channels, axes)
     return Coupling(
         captured, tracer.channels, tracer.values, tracer.edges, tracer.notes, tuple(tracer.contractions),
         frozenset(tracer.statistics), tuple(tracer.least), axes, units, groups, tuple(unsupported),

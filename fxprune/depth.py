@@ -47,7 +47,7 @@ def solve_with_bridges(
     fixed: set[str] = set()  # groups that cannot be bridged
     while True:
         here = {group.name: scores[group.name] for group in found.coupling.groups}
-        vanishing = _vanishing(found.coupling, constraints)
+        vanishing = may_vanish(found.coupling, constraints)
         model = cost_model(found.coupling, vanishing)
         result: Solution | BudgetError
         try:
@@ -73,8 +73,10 @@ def solve_with_bridges(
             return found, replace(result, before=before)
 
 
-def _vanishing(coupling: Coupling, constraints: Constraints) -> dict[str, frozenset[str]]:
-    return vanishing_groups(coupling, coupling.groups) if constraints.min_keep == 0 else {}
+def may_vanish(coupling: Coupling, constraints: Constraints) -> dict[str, frozenset[str]]:
+    """Returns the groups that may lose all their units: blocks, and with ``min_keep=0`` any that its branch allows."""
+    groups = [g for g in coupling.groups if constraints.min_keep == 0 or g.kind == "block"]
+    return vanishing_groups(coupling, groups)
 
 
 def _due(

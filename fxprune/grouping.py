@@ -13,8 +13,7 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels import KINDS, Ids
-from fxprune.rules.tracing import Tracer
+from fxprune.channels import KINDS, Channels, Ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +48,7 @@ class Group:
 
     Attributes:
         name: the layer that makes them, with the kind where it is not `channel`.
-        kind: `channel`, `head` or `head_dim`.
+        kind: `channel`, `head`, `head_dim` or `block`.
         units: unit numbers, in the order of their coordinates.
         axes: the parameter axes they lie on, as (index into ``Coupling.axes``, coordinates a unit).
         producers: the layers that make them.
@@ -64,12 +63,12 @@ class Group:
     consumers: tuple[str, ...]
 
 
-def form_groups(t: Tracer, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, ...]]:
+def form_groups(channels: Channels, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, ...]]:
     """Returns the channel id of each unit, and the units by group."""
     ids, axis_of = _incidence(axes)
     on_parameter = np.array([a.is_parameter for a in axes], bool)
     units = np.unique(ids[on_parameter[axis_of]]) if len(ids) else ids
-    unit_of = np.full(len(t.channels), -1, np.int64)
+    unit_of = np.full(len(channels), -1, np.int64)
     unit_of[units] = np.arange(len(units))
     unit = unit_of[ids]
     axis_of, unit = axis_of[unit >= 0], unit[unit >= 0]
@@ -81,12 +80,12 @@ def form_groups(t: Tracer, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Gr
     bits ^= bits >> np.uint64(29)
     keys = np.zeros(len(units), np.uint64)
     np.add.at(keys, pair_unit, bits * np.uint64(0xBF58476D1CE4E5B9))
-    kinds = t.channels.kinds()[units]
+    kinds = channels.kinds()[units]
     keys += kinds.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
     _, group_of = np.unique(keys, return_inverse=True)
-    merged = _merge_groups(t, axes, group_of, kinds, (pair_unit, pair_axis, counts))
+    merged = _merge_groups(channels, axes, group_of, kinds, (pair_unit, pair_axis, counts))
     groups = _apart(axes, unit_of, merged)
-    return units, _describe(t, axes, groups, kinds, (pair_unit, pair_axis, counts))
+    return units, _describe(axes, groups, kinds, (pair_unit, pair_axis, counts))
 
 
 def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids]:
@@ -97,17 +96,20 @@ def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids]:
 
 
 def _merge_groups(
-    t: Tracer, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
+    channels: Channels, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
     pairs: tuple[Ids, Ids, Ids],
 ) -> Ids:  # fmt: skip
     """Joins groups that one layer makes: same kind and coordinates a unit, and none on another's coordinates."""
     merged: nx.utils.UnionFind[int] = nx.utils.UnionFind(range(int(group_of.max(initial=-1)) + 1))
     pair_unit, pair_axis, counts = pairs
+    block = KINDS.index("block")
+    of_kind = channels.kinds()
+    of_kind[0] = block
     made = np.array(
         [
             a.makes
-            # where some coordinate belongs to two units, they are of different kinds
-            and (a.labels > 0).sum(axis=1).max(initial=0) <= 1
+            # where some coordinate belongs to two units, they are of different kinds; a block counts for nothing here
+            and (of_kind[a.labels] != block).sum(axis=1).max(initial=0) <= 1
             for a in axes
         ],
         bool,
@@ -159,8 +161,7 @@ def _overlaps(axes: Sequence[ParameterAxis], unit_of: Ids, group_of: Ids) -> dic
 
 
 def _describe(
-    t: Tracer, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
-    pairs: tuple[Ids, Ids, Ids],
+    axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8], pairs: tuple[Ids, Ids, Ids]
 ) -> tuple[Group, ...]:  # fmt: skip
     pair_unit, pair_axis, counts = pairs
     order = np.argsort(group_of, kind="stable")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from fxprune.axes import keep_mask
 from fxprune.budget import Budget
 from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Mask
 from fxprune.coupling import Coupling
 from fxprune.errors import PlanError
 from fxprune.example import ExampleSpec
+from fxprune.grouping import ParameterAxis
 from fxprune.paths import fetch
 from fxprune.plan import Plan
 from fxprune.report import FrozenRow, GroupRow, Report
@@ -30,9 +32,9 @@ def make_report(
     skipped: Sequence[str], seconds: Mapping[str, float],
 ) -> Report:  # fmt: skip
     """Returns the report of a compilation: of the model as it came, and what is left of it."""
-    gone = np.zeros(len(bridged.coupling.units), bool)
-    gone[solution.units] = True
-    left = {g.name: int((~gone[g.units]).sum()) for g in bridged.coupling.groups}
+    flags, units = solution.removed, bridged.coupling.units
+    gone = flags | _nowhere(bridged.coupling, lambda axis: keep_mask(axis.labels, flags))
+    left = {g.name: int((~gone[units[g.units]]).sum()) for g in bridged.coupling.groups}
     captured = coupling.captured
     groups = tuple(
         GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0))
@@ -69,17 +71,15 @@ def removed_by(coupling: Coupling, plan: Plan) -> Mask:
     Raises:
         PlanError: the plan removes coordinates that do not go together in this model.
     """
-    kept_somewhere = np.zeros(len(coupling.channels), bool)
-    gone_somewhere = np.zeros(len(coupling.channels), bool)
-    for axis in coupling.axes:
+
+    def kept(axis: ParameterAxis) -> Mask:
         mask = np.ones(len(axis.labels), bool)
-        if (kept := plan.keep.get(axis.tensor, {}).get(axis.dim)) is not None:
+        if (indices := plan.keep.get(axis.tensor, {}).get(axis.dim)) is not None:
             mask[:] = False
-            mask[list(kept)] = True
-        kept_somewhere[axis.labels[mask]] = True
-        gone_somewhere[axis.labels[~mask]] = True
-    removed = gone_somewhere & ~kept_somewhere
-    removed[0] = False
+            mask[list(indices)] = True
+        return mask
+
+    removed = _nowhere(coupling, kept)
     found = {
         n: {d: tuple(i.tolist()) for d, i in axes.items()}
         for n, axes in keep_indices(coupling, removed).items()
@@ -91,6 +91,18 @@ def removed_by(coupling: Coupling, plan: Plan) -> Mask:
             f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}"
         )
     return removed
+
+
+def _nowhere(coupling: Coupling, kept: Callable[[ParameterAxis], Mask]) -> Mask:
+    """Flags the channels all of whose coordinates are gone, given which coordinates of each axis are kept."""
+    here, gone = (np.zeros(len(coupling.channels), bool) for _ in range(2))
+    for axis in coupling.axes:
+        mask = kept(axis)
+        here[axis.labels[mask]] = True
+        gone[axis.labels[~mask]] = True
+    gone &= ~here
+    gone[0] = False
+    return gone
 
 
 def make_plan(

@@ -42,7 +42,7 @@ class Constraints:
         kinds: kinds of unit that may go.
         ignore: ``fnmatch`` patterns of layers or tensors whose channels all stay.
         round_to: kept channels of a group come in multiples of this.
-        min_keep: units that every group keeps at least; with 0 a residual branch may vanish.
+        min_keep: units that every group keeps at least, blocks aside; with 0 a residual branch may vanish.
     """
 
     kinds: tuple[str, ...] = ("channel", "head", "head_dim")
@@ -83,7 +83,7 @@ def solve(
             the others, 0 if absent).
         constraints: what must stay.
         model: the cost model, if it is at hand.
-        vanishing: names of groups that may lose all their units under ``min_keep=0``.
+        vanishing: names of groups that may lose all their units: blocks, and others under ``min_keep=0``.
         per_cost: divide scores by what a unit costs before units of different groups are ranked together.
 
     Raises:
@@ -111,7 +111,9 @@ def solve(
             f"no channel of this model can be removed: {len(coupling.groups)} groups, of which ignore={constraints.ignore} "
             f"units={constraints.kinds} and the method leave none; fixed parts: {'; '.join(held) or 'everything'}"
         )
-    may_vanish = frozenset(vanishing) if constraints.min_keep == 0 else frozenset()
+    may_vanish = frozenset(vanishing)
+    if constraints.min_keep:
+        may_vanish &= {group.name for group in coupling.groups if group.kind == "block"}
     pools = pools_of(
         coupling,
         values,
@@ -258,15 +260,36 @@ def _global(
     if not _fits(model.of(smallest), limits):
         raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
     steps = [step for pool in pools for step in pool.steps(smallest)]
-    worth = [float(density[step].sum()) / len(step) for step in steps]
-    order = [steps[i] for i in np.argsort(-np.array(worth), kind="stable")]
+    bound, blocks = _bounds(coupling, model, density)
+    worth = [min(float(density[step].sum()) / len(step), float(bound[step].max())) for step in steps]
+    later = np.array([not blocks[step].any() for step in steps], bool)  # of equals a block comes first
+    order = [steps[i] for i in np.lexsort((later, -np.array(worth)))]
     low, high = 0, len(order)  # the longest prefix that fits, by bisection
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (
             (middle, high) if _fits(model.of(_give(smallest, order[:middle])), limits) else (low, middle - 1)
         )
-    return _give_rest(model, _give(smallest, order[:low]), order[low:], limits)
+    return _give_rest(model, _give(smallest, order[:low]), order[low:], limits, blocks)
+
+
+def _bounds(coupling: Coupling, model: CostModel, density: Floats) -> tuple[Floats, Mask]:
+    """Returns for each channel the density of its block (of the best, if it has several), else infinity; and the blocks.
+
+    A unit of a block comes back after the block and not with it: else a block would weigh all that rank above it, and a
+    budget between the block with little and the block with all could not be used.
+    """
+    blocks = np.zeros(len(density), bool)
+    for group in coupling.groups:
+        blocks[coupling.units[group.units]] = group.kind == "block"
+    bound = np.full(len(density), np.inf)
+    rows = model.rows[blocks[model.rows].any(axis=1)]
+    if len(rows):
+        inside = np.where(blocks[rows], density[rows], np.inf).min(axis=1)
+        bound[np.unique(rows)] = -np.inf
+        np.maximum.at(bound, rows, inside[:, None])
+        bound[0] = np.inf
+    return bound, blocks
 
 
 def _give(removed: Mask, steps: Sequence[Ids]) -> Mask:
@@ -280,8 +303,10 @@ def _fits(cost: Cost, limits: Mapping[int, int]) -> bool:
     return all(cost[i] <= limit for i, limit in limits.items())
 
 
-def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Mapping[int, int]) -> Mask:
-    """Gives back, in order, every later step that still fits.
+def _give_rest(
+    model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Mapping[int, int], blocks: Mask
+) -> Mask:
+    """Gives back, in order, every later step that still fits; but nothing that lies in removed blocks alone.
 
     A lower bound of each step's cost rules most of them out at once: costs only grow as more is kept.
     """
@@ -302,8 +327,13 @@ def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Map
             np.add.at(gain, which[live], slopes[model.factor_of[live]])
             possible &= cost[i] + gain[waiting] <= limit
         waiting = waiting[possible]
+        there = np.zeros(len(removed), bool)
+        there[model.rows[~(removed & blocks)[model.rows].any(axis=1)]] = True
+        there |= blocks
         taken = None
         for at, i in enumerate(waiting.tolist()):
+            if not there[rest[i]].any():
+                continue
             tried = _give(removed, [rest[i]])
             if _fits(model.of(tried), limits):
                 removed, taken = tried, at

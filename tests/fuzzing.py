@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.branches import vanishing_groups
+from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
-from fxprune.capture import capture
+from fxprune.capture import Captured, capture
 from fxprune.cost import cost_model
 from fxprune.coupling import Coupling, couple
+from fxprune.depth import may_vanish
 from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import keep_indices, slice_graph
@@ -39,7 +40,13 @@ class Pruning:
     min_keep: int = 1
     round_to: int = 1
     ignore: bool = False
+    blocks: bool = False
     seed: int = 0
+
+    def constraints(self, ignore: tuple[str, ...] = ()) -> Constraints:
+        """Returns what must stay, ``ignore`` included."""
+        kinds = Constraints().kinds + (("block",) if self.blocks else ())
+        return Constraints(kinds, ignore, self.round_to, self.min_keep)
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ def cases(most: int = 4, kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Ca
         "min_keep": st.sampled_from((1, 1, 0, 2)),
         "round_to": st.sampled_from((1, 1, 1, 2, 4)),
         "ignore": st.sampled_from((False, False, True)),
+        "blocks": st.sampled_from((False, False, True)),
         "seed": st.integers(0, 9999),
     }
     by_budget = st.builds(Pruning, budget=share, ratio=st.none(), macs=st.booleans(), **common)
@@ -116,7 +124,7 @@ def _run(case: Case, outcome: Outcome, mutate: bool) -> None:
     randomise(model, pruning.seed, network.example(8, pruning.seed + 1))
     before = fingerprint(model)
     captured = capture(model, batch)
-    coupling = couple(captured)
+    coupling = _coupled(captured, pruning)
     for size in (BATCH, OTHER_BATCH):
         given = network.example(size, pruning.seed + size)
         _same(_leaves(model(*given)), Run(coupling)(captured.call.flatten(given, {})), "the captured graph")
@@ -150,9 +158,14 @@ def compiled(
 ) -> tuple[Coupling, Solution, nn.Module]:
     """Returns coupling, solution and emitted module of a model, random scores given."""
     captured = capture(model, batch)
-    coupling = couple(captured)
+    coupling = _coupled(captured, pruning)
     solution = solution_of(coupling, pruning)
     return coupling, solution, emit(captured, slice_graph(coupling, solution.removed))
+
+
+def _coupled(captured: Captured, pruning: Pruning) -> Coupling:
+    coupling = couple(captured)
+    return with_blocks(coupling) if pruning.blocks else coupling
 
 
 def _leaves(value: Any) -> list[Tensor]:
@@ -189,8 +202,8 @@ def solution_of(coupling: Coupling, pruning: Pruning) -> Solution:
     ignore = ()
     if pruning.ignore and coupling.groups:
         ignore = (coupling.groups[pruning.seed % len(coupling.groups)].name,)
-    constraints = Constraints(ignore=ignore, round_to=pruning.round_to, min_keep=pruning.min_keep)
-    vanishing = vanishing_groups(coupling, coupling.groups) if pruning.min_keep == 0 else {}
+    constraints = pruning.constraints(ignore)
+    vanishing = may_vanish(coupling, constraints)
     common: dict[str, Any] = {
         "constraints": constraints, "vanishing": vanishing, "model": cost_model(coupling, vanishing),
         "per_cost": bool(pruning.seed % 2),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.blocks import has_blocks, with_blocks
 from fxprune.capture import Captured, TensorInfo
 from fxprune.capture.normalize import drop_dead
 from fxprune.capture.shapes import REFUSALS, describe, replay
@@ -103,7 +104,10 @@ def _bridged(coupling: Coupling, group: Group, seed: int) -> Bridged | None:
     if remade is None:
         return None
     smaller = _understood(captured, _without_idle_pools(captured, module))
-    return None if smaller is None else Bridged(smaller, couple(smaller), (group.name,), remade)
+    if smaller is None:
+        return None
+    left = couple(smaller)
+    return Bridged(smaller, with_blocks(left) if has_blocks(coupling) else left, (group.name,), remade)
 
 
 def _width(coupling: Coupling, node: fx.Node) -> int:

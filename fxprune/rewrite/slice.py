@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.axes import Axes, Axis
-from fxprune.branches import channel_dim, constant_value, host_of, removed_collapse
+from fxprune.branches import host_of, removed_collapse
 from fxprune.capture import TensorInfo
 from fxprune.channels import Ids, Mask
+from fxprune.constants import constant_value
 from fxprune.coupling import Coupling
 from fxprune.paths import fetch, place
 from fxprune.rules.registry import bind, rule_of
@@ -70,8 +71,8 @@ class _Writer:
 
     def _freeze_constant(self, node: fx.Node) -> None:
         """A branch that has collapsed leaves a constant for each channel, at home in the branch's last bias."""
-        value = constant_value(self.coupling, self.collapse, node, self.tensors, {})
-        dim = channel_dim(self.coupling, node)
+        dim = self.collapse.constant[node]
+        value = constant_value(self.coupling, self.collapse.constant, node, self.tensors, {})
         axis = self.coupling.values[node][dim]
         if self.slicer.changed(axis):
             value = value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
