@@ -36,7 +36,7 @@ def main() -> None:
     notes = [
         f"{len(labels)} test images; the dense network is published with 93.39 on all 10,000.",
         "Ratio: share of inner channels (each block's first conv) removed, alike in all 27 blocks; 2,048 train images, "
-        "unlabelled, in batches of 64 for reconstruct and 256 for sequential.",
+        "unlabelled, in batches of 32 for reconstruct and 256 for sequential.",
     ]
     title = "CIFAR-10 ResNet-56: sequential covariance and block-wise reconstruction, top-1 in percent"
     print(record(name_of("reconstruct", options), rows, title=title, seed=options.seed, notes=notes))

@@ -34,7 +34,7 @@ def run(
 ) -> dict[str, Any]:
     """Compiles once and returns one line of the table."""
     count = max(CALIBRATION[recover], STATISTICS if method == "variance" else 0)
-    train = cifar.batches(*cifar.train_set(count), 64 if recover == "reconstruct" else 256)
+    train = cifar.batches(*cifar.train_set(count), 32 if recover == "reconstruct" else 256)
     start = time.perf_counter()
     pruned = fxprune.compile(
         model, train, target.pop("budget", None), method=method, recover=recover, progress=False, **target

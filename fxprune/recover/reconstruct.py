@@ -23,7 +23,7 @@ from fxprune.recover.consumers import Consumer
 from fxprune.recover.sequential import find_drift
 from fxprune.verify import Run
 
-_PASSES = 5
+_PASSES = 8
 #: Highest learning rate, as a share of a tensor's root mean square; and the least of it that counts.
 _RATE, _LEAST = 1e-3, 1e-2
 #: One batch in so many is held out, to tell whether anything was learnt.
@@ -43,7 +43,7 @@ def reconstruct(
         coupling: of the captured graph.
         removed: a flag for each channel id.
         consumers: the layers that lose columns; their outputs, or the sums they go into, are the targets.
-        inputs: flat graph inputs, batch by batch; gone through seven times.
+        inputs: flat graph inputs, batch by batch; gone through ten times.
         start: what replaces parameters and buffers so far.
     """
     blocks = _Blocks(coupling, removed, consumers, start)
