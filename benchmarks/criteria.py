@@ -1,19 +1,22 @@
 """Criteria x recoveries at equal MACs on CIFAR-10 ResNet-56, no fine-tuning, Torch-Pruning's importances in the same run.
 
 The inner channels of the blocks may go; where, each criterion's own ranking decides. Needs the shared data folder.
-``python benchmarks/criteria.py [--quick] [--test N] [--criteria ...] [--recoveries ...] [--macs ...]``
+``python benchmarks/criteria.py [--quick] [--test N] [--criteria ...] [--recoveries ...] [--macs ...] [--rows FILE]``
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from common import cifar, resnet_cifar
 from common.audit import macs
-from common.cli import begin, name_of, parser, skip
+from common.cli import begin, name_of, parser, resumable, skip
 from common.data import MissingDataError
+from common.kept import Kept
 from common.results import record
 from common.scored import scored
 from torch import Tensor, nn
@@ -28,6 +31,8 @@ RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
 PEERS = ("GroupMagnitudeImportance", "GroupTaylorImportance", "FPGMImportance", "BNScaleImportance")
 SCORED = {"kl": 128, "spvr": 128, "chip": 8, "hrank": 256, "joint": 1024}  # images; 512 for the others
 INNER = ("conv1", "layer*.conv2")  # what makes a stage's stream; it stays
+
+Test: TypeAlias = tuple[Tensor, Tensor]
 
 
 def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
@@ -56,9 +61,44 @@ def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
     return best
 
 
+def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test, options: Any) -> None:
+    """Adds a criterion's rows; its scores are computed once, and only if a row is missing."""
+    keys = [
+        {"criterion": method, "recover": recover, "macs": share}
+        for share, recover in itertools.product(options.macs, options.recoveries)
+    ]
+    missing = [key for key in keys if not kept.has(key)]
+    data = cifar.batches(*cifar.train_set(SCORED.get(method, 512)), 128)
+    criterion, seconds = scored(model, method, data, options.seed) if missing else (None, 0.0)
+
+    def row(key: dict[str, Any]) -> dict[str, Any]:
+        pruned = fxprune.compile(
+            model, calibration, fxprune.Budget(macs=key["macs"]), method=criterion, ignore=INNER,
+            recover=None if key["recover"] == "none" else key["recover"], seed=options.seed, progress=False,
+        )  # fmt: skip
+        before, after = fxprune.report(pruned).macs
+        top1 = round(cifar.accuracy(pruned, *test), 2)
+        return {"kept": round(after / before, 4), "scored in s": round(seconds, 1), "top1": top1}
+
+    for key in keys:
+        kept.add(key, partial(row, key))
+
+
+def peer_row(model: nn.Module, importance: str, share: float, test: Test) -> dict[str, Any]:
+    """Returns the values of one of Torch-Pruning's rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruned = peer(model, importance, share)
+    x = test[0][:1]
+    return {
+        "kept": round(macs(pruned, x) / macs(model, x), 4),
+        "top1": round(cifar.accuracy(pruned, *test), 2),
+    }
+
+
 def main() -> None:
     """Prints and records the table."""
-    made = parser(__doc__.splitlines()[0])
+    made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--test", type=int, default=10_000, help="test images")
     made.add_argument("--macs", nargs="+", type=float, default=[0.7, 0.5, 0.3])
     made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
@@ -70,48 +110,22 @@ def main() -> None:
     except MissingDataError as error:
         skip(error)
     calibration = cifar.batches(*cifar.train_set(512 if options.quick else 2048), 256)
-    rows: list[dict[str, Any]] = []
-
-    def add(line: dict[str, Any], pruned: nn.Module) -> None:
-        rows.append({**line, "top1": round(cifar.accuracy(pruned, images, labels), 2)})
-        print(rows[-1], flush=True)
-
+    test = (images, labels)
+    kept = Kept(options.rows)
     for method in options.criteria[:2] if options.quick else options.criteria:
-        data = cifar.batches(*cifar.train_set(SCORED.get(method, 512)), 128)
-        criterion, seconds = scored(model, method, data, options.seed)
-        for share in options.macs:
-            for recover in options.recoveries:
-                pruned = fxprune.compile(
-                    model, calibration, fxprune.Budget(macs=share), method=criterion, ignore=INNER,
-                    recover=None if recover == "none" else recover, seed=options.seed, progress=False,
-                )  # fmt: skip
-                kept = fxprune.report(pruned).macs
-                line = {
-                    "criterion": method, "recover": recover, "macs": share, "kept": round(kept[1] / kept[0], 4),
-                    "scored in s": round(seconds, 1),
-                }  # fmt: skip
-                add(line, pruned)
+        ours(kept, model, calibration, method, test, options)
     for importance in PEERS[:1] if options.quick else PEERS:
         for share in options.macs:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                pruned = peer(model, importance, share)
-            x: Tensor = images[:1]
-            kept_share = macs(pruned, x) / macs(model, x)
-            line = {
-                "criterion": f"Torch-Pruning {importance}",
-                "recover": "none",
-                "macs": share,
-                "kept": round(kept_share, 4),
-            }
-            add(line, pruned)
+            key = {"criterion": f"Torch-Pruning {importance}", "recover": "none", "macs": share}
+            kept.add(key, partial(peer_row, model, importance, share, test))
     notes = [
         f"{len(labels)} test images; inner channels only (ignore={INNER}), one global ranking each; recovery from 2,048 train "
         f"images, scores from 512 ({SCORED}).",
         "Torch-Pruning: the same layers, global ranking, its ratio bisected to the MACs.",
+        *kept.notes,
     ]
     title = "CIFAR-10 ResNet-56 at equal MACs without fine-tuning, top-1 in percent"
-    print(record(name_of("criteria", options), rows, title=title, seed=options.seed, notes=notes))
+    print(record(name_of("criteria", options), kept.rows, title=title, seed=options.seed, notes=notes))
 
 
 if __name__ == "__main__":

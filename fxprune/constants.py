@@ -103,8 +103,8 @@ def _reshaped(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> in
 
 def _beside(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
     """Other dimensions than the channels' are cut, rolled or flipped."""
-    touched = getattr(a, "dims", None) or [a.dim]
-    return None if dim in [d % len(before) for d in touched] or len(touched) == 0 else dim
+    touched = [d % len(before) for d in (a.dims if hasattr(a, "dims") else [a.dim])]
+    return dim if touched and dim not in touched else None  # rolled without dims it is rolled flat
 
 
 def _kept(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:

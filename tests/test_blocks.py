@@ -208,3 +208,36 @@ def test_every_criterion_scores_blocks(method: str) -> None:
     pruned = fxprune.compile(model, [(x, labels)], 0.7, method=method, units=KINDS, progress=False)
     report = fxprune.report(pruned)
     assert report.verified is not False and report.params[1] <= 0.7 * report.params[0]
+
+
+MOVES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "transposed there and back": (lambda y: y.transpose(1, 2).contiguous().transpose(1, 2), True),
+    "folded and unfolded": (lambda y: y.unflatten(1, (2, 3)).flatten(1, 2), True),
+    "rolled along the tokens": (lambda y: y.roll(2, 1), True),
+    "flipped": (lambda y: y.flip(1), True),
+    "cut and padded dimension": (lambda y: y.unsqueeze(1)[:, :, :6].squeeze(1), True),
+    "rolled flat": (lambda y: y.roll(2), False),
+    "rolled along the channels": (lambda y: y.roll(1, 2), False),
+    "channels among the tokens": (lambda y: y.reshape(len(y), 4, 6).transpose(1, 2), False),
+    "a mean over the channels taken off": (lambda y: y - y.mean(-1, keepdim=True), False),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_constant_is_followed_through_what_moves_it(name: str) -> None:
+    move, goes = MOVES[name]
+    model = Fn(
+        lambda m, x: m.c(x + move(m.b(m.a(x).relu()))),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 4),
+        c=nn.Linear(4, 2),
+    )
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    _, coupling = prepared(model, (x,))
+    blocks = _blocks(with_blocks(coupling))
+    assert bool(blocks) is goes
+    if goes:
+        pruned = fxprune.compile(
+            model, [x], ratios={blocks[0]: 1.0}, units="block", recover=None, progress=False
+        )
+        assert fxprune.report(pruned).verified and not any(n.startswith("a.") for n in pruned.state_dict())

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,14 @@ def parser(title: str, models: list[str] | None = None) -> argparse.ArgumentPars
     )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=2, help="threads that torch uses")
+    return made
+
+
+def resumable(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds ``--rows``, the file of a `common.kept.Kept`."""
+    made.add_argument(
+        "--rows", type=Path, help="keep rows there as they come, and go on after those that are there"
+    )
     return made
 
 
