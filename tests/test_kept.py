@@ -15,7 +15,7 @@ def test_rows_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not first.notes and not first.has({"a": 1})
     first.add({"a": 1}, lambda: {"x": 0.5})
     with path.open("a") as file:
-        file.write('{"a": 2, "x"')  # killed while it wrote
+        file.write('\n{"a": 2, "x"')  # killed while it wrote
 
     again = Kept(path)
     assert again.has({"a": 1}) and not again.has({"a": 2}) and again.rows == []
