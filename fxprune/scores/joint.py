@@ -29,6 +29,10 @@ from fxprune.scores.elimination import Reader, eliminate
 from fxprune.scores.gradients import by_unit, gradients
 from fxprune.scores.reading import Reading, readings_of
 
+#: How much a group's whole counts in the allocation. With 1/2 MiniLM's first layers lose three quarters of their units at
+#: half, and the order of its similarities suffers; on ResNet-56 all from 0 to 1/2 keep the outputs about equally well.
+_WHOLE = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Joint:
@@ -72,12 +76,12 @@ def allocate(order: Sequence[int], errors: Sequence[float]) -> Tensor:
     """Returns scores for the units of one group, strictly rising along ``order``, that compare across groups.
 
     A unit's score is its error as a share of all that is left of its group, ``e_t / sum of e_s over s >= t`` (LAMP's form,
-    Lee et al. 2021, arXiv 2010.07611, Eq. 3), times the square root of the group's whole: between errors counted as they
-    are, which empties the layers that matter little, and shares alone, for which all layers matter alike.
+    Lee et al. 2021, arXiv 2010.07611, Eq. 3), times a root of the group's whole: between errors counted as they are, which
+    empties the layers that matter little, and shares alone, for which all layers matter alike.
     """
     rising = np.maximum.accumulate(np.asarray(errors, np.float64))
     left = np.maximum(rising[::-1].cumsum()[::-1], np.finfo(np.float64).tiny)
-    share = np.maximum.accumulate(rising / left) * np.sqrt(rising.sum())
+    share = np.maximum.accumulate(rising / left) * rising.sum() ** _WHOLE
     steps = np.arange(1, len(share) + 1)
     scores = torch.empty(len(order), dtype=torch.float64)
     ties = 1e-9 * max(share.max(initial=0.0), np.finfo(np.float64).tiny)  # equal scores go in the order found
