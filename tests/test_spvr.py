@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
+from benchmarks.common.scenes import UNet, scenes
 from fxprune.capture import capture
 from fxprune.captured_inputs import PlainInputs
 from fxprune.coupling import couple
@@ -22,6 +23,7 @@ from fxprune.scores.kl import divergence
 from fxprune.scores.spvr import Spvr, assign, correlations, disagreement
 from fxprune.verify import Run
 from tests.rules.common import Fn, prepared
+from tests.util import randomise
 
 
 def _logits(*probabilities: float) -> Tensor:
@@ -167,3 +169,28 @@ def test_what_cannot_be_drawn_anew_is_reported() -> None:
     )
     assert fxprune.report(pruned).skipped == ("scale: no reset_parameters() draws it anew",)
     assert torch.equal(pruned.get_parameter("scale"), torch.ones(len(pruned.get_parameter("scale"))))
+
+
+def test_dense_prediction_from_scores_to_a_smaller_network() -> None:
+    """The U-Net of `benchmarks/segmentation.py`: scores as whole masked passes give them, then a budget and new weights."""
+    torch.manual_seed(0)
+    images, _ = scenes(6)
+    model = UNet(4)
+    randomise(model, 0, (images,))
+    model.eval()
+    coupling = couple(capture(model, (images,)))
+    found = score(coupling, PlainInputs([[images]]), Spvr(group_size=3))
+    related = correlations(Context(coupling, PlainInputs([[images]])))
+    with torch.no_grad():
+        dense = model(images)
+        for group in coupling.groups[::3]:
+            for part in assign(related[group.name], 3):
+                masked = Run(coupling, coupling.removed_mask(group.units[part]))([images])[0]
+                assert torch.allclose(
+                    found[group.name][part],
+                    torch.tensor(disagreement(dense, masked), dtype=torch.float64),
+                    atol=1e-5,
+                )
+    pruned = fxprune.compile(model, [images], 0.4, method="spvr", progress=False)
+    assert sum(p.numel() for p in pruned.parameters()) <= 0.4 * sum(p.numel() for p in model.parameters())
+    assert pruned(images).shape == dense.shape
