@@ -61,6 +61,20 @@ def test_algorithm_1() -> None:
     assert [s.tolist() for s in assign(correlation, 1)] == [[0], [1], [2], [3]]
 
 
+def test_correlation_is_over_samples_wherever_the_batch_lies() -> None:
+    """Tokens first, samples second, inside the model."""
+    model = Fn(
+        lambda m, x: m.b(m.a(x.transpose(0, 1)).relu()).transpose(0, 1).mean(1),
+        a=nn.Linear(3, 6),
+        b=nn.Linear(6, 2),
+    )
+    x = torch.randn(12, 5, 3, dtype=torch.float64)
+    coupling = prepared(model, (x[:4],))[1]
+    found = correlations(Context(coupling, PlainInputs([(x[:7],), (x[7:],)])))["a"]
+    sums = model.a(x).relu().abs().sum(1).detach().numpy()
+    np.testing.assert_allclose(found.numpy(), np.corrcoef(sums.T), atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_every_unit_is_in_one_set(size: int) -> None:
     sets = assign(torch.rand(11, 11) * 2 - 1, size)

@@ -46,7 +46,7 @@ def record(
     FOLDER.mkdir(exist_ok=True)
     context = {
         "title": title,
-        "command": " ".join(["python", _program(), *sys.argv[1:]]),
+        "command": " ".join(["python", _program(), *map(_without_folder, sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seed": seed,
         "machine": machine(),
@@ -96,6 +96,11 @@ def versions() -> dict[str, str]:
 def _program() -> str:
     path = Path(sys.argv[0]).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _without_folder(argument: str) -> str:
+    """Returns an argument as anyone could type it: of an absolute path only the name."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _cpu() -> str:

@@ -15,7 +15,7 @@ from fxprune.axes import Axis, explicit
 from fxprune.channels import Ids
 from fxprune.errors import ScorerError
 from fxprune.scores.base import Context, register_scorer
-from fxprune.scores.hrank import Reading, as_shares, readings
+from fxprune.scores.inputs import Input, as_shares, inputs_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class ChannelIndependence:
         Raises:
             ScorerError: activations are not finite, or an axis is too long to be written out.
         """
-        found: dict[Reading, npt.NDArray[np.float64]] = {}
-        rows: dict[Reading, tuple[Ids, list[Tensor]]] = {}
+        found: dict[Input, npt.NDArray[np.float64]] = {}
+        rows: dict[Input, tuple[Ids, list[Tensor]]] = {}
         with torch.no_grad():
-            for reading, x in readings(context, self.samples, self.name):
+            for reading, x in inputs_read(context, self.samples, self.name):
                 if reading not in rows:
                     rows[reading], found[reading] = _rows(context, reading), context.zeros()
                 channels, of_unit = rows[reading]
@@ -111,7 +111,7 @@ def _nuclear(gram: Tensor) -> Tensor:
     return values.clamp_min(0).sqrt().sum(dim=-1)
 
 
-def _rows(context: Context, reading: Reading) -> tuple[Ids, list[Tensor]]:
+def _rows(context: Context, reading: Input) -> tuple[Ids, list[Tensor]]:
     """Returns the units on an axis, by channel id, and the coordinates of each."""
     written = explicit(tuple(factor for factor in reading.axis if factor.labels is not None))
     if written is None:

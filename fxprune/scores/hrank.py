@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from fxprune.axes import Axis, labels_of
-from fxprune.coupling import Coupling
-from fxprune.errors import ScorerError
-from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
-from fxprune.scores.gradients import batch_size
-from fxprune.verify import Run
+from fxprune.axes import Axis
+from fxprune.scores.base import Context, accumulate, register_scorer
+from fxprune.scores.inputs import Input, as_shares, inputs_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +44,10 @@ class FeatureRank:
         Raises:
             ScorerError: activations are not finite.
         """
-        found: dict[Reading, npt.NDArray[np.float64]] = {}
+        found: dict[Input, npt.NDArray[np.float64]] = {}
         channels = context.coupling.channels
         with torch.no_grad():
-            for reading, x in readings(context, self.samples, self.name):
+            for reading, x in inputs_read(context, self.samples, self.name):
                 ranks = found.setdefault(reading, context.zeros())
                 for i, factor in enumerate(reading.axis):
                     if factor.labels is not None:
@@ -95,78 +92,6 @@ def mean_rank(x: Tensor, memory_limit: int) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """Returns a tensor in a precision that linear algebra works in, float32 at least."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-# -- what contractions read, sample by sample -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """A value that contractions read along one dimension.
-
-    Attributes:
-        source: the value.
-        dim: the dimension.
-        axis: what that dimension is made of.
-    """
-
-    source: fx.Node
-    dim: int
-    axis: Axis
-
-
-def readings(context: Context, samples: int, method: str) -> Iterator[tuple[Reading, Tensor]]:
-    """Yields every value that contractions read along units, each once a batch, ``[samples, *positions, coordinates]``.
-
-    Args:
-        context: of the scorer.
-        samples: stop after so many.
-        method: who asks, for the message.
-
-    Raises:
-        ScorerError: a value is not finite.
-    """
-    coupling = context.coupling
-    wanted: dict[fx.Node, dict[int, Reading]] = {}
-    for c in coupling.contractions:
-        if any(coupling.channels.resolve(labels).shape[1] for labels in labels_of(c.axis)):
-            wanted.setdefault(c.source, {}).setdefault(c.dim, Reading(c.source, c.dim, c.axis))
-    run, left = Run(coupling), samples
-    for batch in context.inputs:
-        if left <= 0:
-            return
-        count = batch_size(coupling, batch)
-        for node, values in run.steps(batch):
-            for reading in wanted.get(node, {}).values():
-                if not torch.isfinite(values[node]).all():
-                    raise ScorerError(
-                        f"method {method!r} expects finite activations, got NaN or infinity in {node.name!r} "
-                        f"({node.meta.get('module', '?')}): look for overflow, or mask them in the model"
-                    )
-                yield reading, _by_sample(coupling, reading, values[node], count)[:left]
-        left -= count
-
-
-def _by_sample(coupling: Coupling, reading: Reading, value: Tensor, samples: int) -> Tensor:
-    """Returns ``[samples, *positions, coordinates]``; a value that is the same for all samples is one sample."""
-    prime, _ = coupling.captured.batch
-    shape = list(coupling.captured.info[reading.source].shape)
-    del shape[reading.dim]
-    x = value.movedim(reading.dim, -1)
-    if prime > 1:
-        batch = next((dim for dim, size in enumerate(shape) if size % prime == 0), None)
-    else:
-        batch = 0 if shape and shape[0] % samples == 0 else None
-    return x[None] if batch is None else x.movedim(batch, 0).unflatten(0, (samples, -1))
-
-
-def as_shares(context: Context, found: Iterable[npt.NDArray[np.float64]]) -> dict[str, Tensor]:
-    """Returns scores that compare between groups from what each value read gives each channel id (any scale)."""
-    units = context.coupling.units
-    total = context.zeros()
-    for here in found:
-        total[units] += here[units] / max(here[units].sum(), np.finfo(np.float64).tiny)
-    return remaining_share(context.by_group(total), layers_that(context, read=False))
 
 
 register_scorer("hrank", FeatureRank)

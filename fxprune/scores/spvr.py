@@ -8,17 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxprune.channels import Ids
 from fxprune.errors import ScorerError
-from fxprune.rules.tracing import Contraction
 from fxprune.scores.base import Context, register_scorer
 from fxprune.scores.families import round_scores
-from fxprune.scores.gradients import batch_size
+from fxprune.scores.inputs import Input, inputs_read
 from fxprune.scores.loss import log_probabilities
 from fxprune.scores.masking import masked_scores, spread
-from fxprune.verify import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +93,14 @@ def correlations(context: Context) -> dict[str, Tensor]:
     space, tokens and the unit's coordinates (Eq. 4). Where layers read a group at several places, the mean is taken.
     """
     coupling = context.coupling
-    readers: dict[fx.Node, dict[int, Contraction]] = {}
-    for contraction in coupling.contractions:
-        if any(factor.labels is not None for factor in contraction.axis):
-            readers.setdefault(contraction.source, {}).setdefault(contraction.dim, contraction)
-    values: dict[tuple[fx.Node, int], list[Tensor]] = {}
-    for flat in context.inputs:
-        samples = batch_size(coupling, flat)
-        for node, alive in Run(coupling).steps(flat):
-            for dim in readers.get(node, {}):
-                values.setdefault((node, dim), []).append(_reduced(alive[node], dim, samples))
+    values: dict[Input, list[Tensor]] = {}
+    for read, value in inputs_read(context, None, "spvr"):
+        rows = value.double().reshape(len(value), -1, value.shape[-1])
+        values.setdefault(read, []).append(rows.abs().sum(dim=1) if rows.shape[1] > 1 else rows[:, 0])
     sums = {g.name: torch.zeros(len(g.units), len(g.units), dtype=torch.float64) for g in coupling.groups}
     counts = dict.fromkeys(sums, 0)
-    for (node, dim), parts in values.items():
-        matrix = torch.cat(parts)
-        by_channel = _by_channel(context, readers[node][dim], matrix)
+    for read, parts in values.items():
+        by_channel = _by_channel(context, read, torch.cat(parts))
         for group in coupling.groups:
             columns = [by_channel.get(channel) for channel in coupling.units[group.units].tolist()]
             if any(column is None for column in columns):
@@ -119,21 +110,11 @@ def correlations(context: Context) -> dict[str, Tensor]:
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
-def _reduced(value: Tensor, dim: int, samples: int) -> Tensor:
-    """Returns ``[samples, size]``: the values themselves, or sums of absolute values where there are more."""
-    rows = value.double().movedim(dim, -1)
-    if rows.dim() == 2 and rows.shape[0] == samples:
-        return rows
-    if rows.shape[0] % samples:
-        return rows.abs().reshape(1, -1, rows.shape[-1]).sum(dim=1)
-    return rows.abs().reshape(samples, -1, rows.shape[-1]).sum(dim=1)
-
-
-def _by_channel(context: Context, contraction: Contraction, matrix: Tensor) -> dict[int, Tensor]:
-    """Returns one column for each channel id on a contraction's axis."""
+def _by_channel(context: Context, read: Input, matrix: Tensor) -> dict[int, Tensor]:
+    """Returns one column for each channel id on an axis that contractions read."""
     found: dict[int, Tensor] = {}
-    cube = matrix.reshape(len(matrix), *(factor.size for factor in contraction.axis))
-    for i, factor in enumerate(contraction.axis):
+    cube = matrix.reshape(len(matrix), *(factor.size for factor in read.axis))
+    for i, factor in enumerate(read.axis):
         if factor.labels is None:
             continue
         rest = [d for d in range(1, cube.dim()) if d != i + 1]
