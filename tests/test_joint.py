@@ -198,9 +198,13 @@ def test_scores_rise_strictly_along_the_order_whatever_the_errors() -> None:
         assert found.argsort().tolist() == order and (found[order].diff() > 0).all()
 
 
-def test_the_last_unit_is_worth_the_fourth_root_of_the_whole() -> None:
-    assert float(allocate([0, 1, 2], [1.0, 5.0, 10.0])[2]) == pytest.approx(2.0, rel=1e-6)
-    assert float(allocate([0, 1, 2], [1.0, 5.0, 10.0])[1]) == pytest.approx(5 / 15 * 2, rel=1e-6)
+@pytest.mark.parametrize("largest", [1.0, 1e6])
+def test_the_last_unit_is_worth_the_fourth_root_of_the_whole_and_outliers_count_for_little(
+    largest: float,
+) -> None:
+    found = allocate(list(range(11)), [0.5] * 5 + [1.0] * 5 + [largest])
+    assert float(found[10]) == pytest.approx(8.5**0.25, rel=1e-6)
+    assert float(found[5]) == pytest.approx(1 / 6 * 8.5**0.25, rel=1e-6)
 
 
 def test_a_model_without_a_derivative_is_refused() -> None:

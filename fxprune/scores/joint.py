@@ -29,9 +29,9 @@ from fxprune.scores.elimination import Reader, eliminate
 from fxprune.scores.gradients import by_unit, gradients
 from fxprune.scores.reading import Reading, readings_of
 
-#: How much a group's whole counts in the allocation. With 1/2 MiniLM's first layers lose three quarters of their units at
-#: half, and the order of its similarities suffers; on ResNet-56 all from 0 to 1/2 keep the outputs about equally well.
-_WHOLE = 0.25
+#: A group's whole counts by this power in the allocation, and errors only up to this quantile of the group's: a few units
+#: of a transformer carry nearly all of a layer's variance, and would make all others look like nothing beside them.
+_WHOLE, _MOST = 0.25, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,12 @@ def allocate(order: Sequence[int], errors: Sequence[float]) -> Tensor:
     """Returns scores for the units of one group, strictly rising along ``order``, that compare across groups.
 
     A unit's score is its error as a share of all that is left of its group, ``e_t / sum of e_s over s >= t`` (LAMP's form,
-    Lee et al. 2021, arXiv 2010.07611, Eq. 3), times a root of the group's whole: between errors counted as they are, which
-    empties the layers that matter little, and shares alone, for which all layers matter alike.
+    Lee et al. 2021, arXiv 2010.07611, Eq. 3), times the fourth root of the group's whole: between errors counted as they
+    are, which empties the layers that matter little, and shares alone, for which all layers matter alike. The largest
+    tenth of the errors count as the least of them.
     """
     rising = np.maximum.accumulate(np.asarray(errors, np.float64))
+    rising = np.minimum(rising, np.quantile(rising, _MOST)) if len(rising) else rising
     left = np.maximum(rising[::-1].cumsum()[::-1], np.finfo(np.float64).tiny)
     share = np.maximum.accumulate(rising / left) * rising.sum() ** _WHOLE
     steps = np.arange(1, len(share) + 1)
