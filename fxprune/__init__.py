@@ -3,6 +3,7 @@
 from fxprune import rules as _rules
 from fxprune.api import apply, compile
 from fxprune.artifact import load, save
+from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
 from fxprune.capture import Captured, capture
 from fxprune.coupling import Coupling, couple
@@ -72,6 +73,7 @@ __all__ = [
     "score",
     "solve",
     "verify",
+    "with_blocks",
 ]  # fmt: skip
 
 del _rules
