@@ -201,8 +201,7 @@ def main() -> None:
         "scored once; min_keep=0, recover='reinit'.",
         "Short of budget: parameters that the budget leaves over; less than the cheapest unit that could come back, if the "
         "cut is exact. Torch-Pruning: GroupMagnitudeImportance, one global ratio, bisected; the classifier stays.",
-        f"Latency: float32, channels last, median of {ROUNDS} rounds in which all networks take their turn, torch eager on both sides; other "
-        "work ran on the machine.",
+        f"Latency: float32, channels last, median of {ROUNDS} rounds in which all networks take their turn, torch eager on both sides.",
         *(f"Widths, {n.line['by']} at {n.line['removed %']:g} %: {n.line['widths']}." for n in networks[1:]),
     ]
     title = "VGG16-BN for CIFAR-10 at SPvR's budgets: counts, depth and latency"
