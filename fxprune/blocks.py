@@ -30,8 +30,9 @@ def with_blocks(coupling: Coupling) -> Coupling:
     Branches that only go together (layers that share weights) are one block. The given coupling is left as it is.
     """
     channels = copy.deepcopy(coupling.channels)
-    for ids in _branches(coupling):
-        channels.join(ids, int(channels.fresh(1, "block")[0]))
+    if branches := list(_branches(coupling)):
+        blocks = channels.fresh(len(branches), "block")
+        channels.join(np.concatenate(branches), blocks.repeat([len(ids) for ids in branches]))
     axes = tuple(replace(axis, labels=channels.resolve(axis.labels)) for axis in coupling.axes)
     units, groups = form_groups(channels, axes)
     return replace(coupling, channels=channels, axes=axes, units=units, groups=groups)

@@ -163,11 +163,11 @@ class Channels:
         self._refined[ids] = len(self._pool) + np.arange(len(ids))
         self._pool = np.concatenate(rows)
 
-    def join(self, ids: Ids, other: int) -> None:
-        """Makes each live leaf id stand for a new one of its kind, or ``other``: it goes alone, or when ``other`` goes."""
+    def join(self, ids: Ids, others: Ids) -> None:
+        """Makes each live leaf id stand for a new one of its kind, or its other: it goes alone, or when that goes."""
         new = self.fresh(len(ids))
         self._kind[new] = self.kinds()[ids]
-        self._refine(ids, np.stack([new, np.full(len(ids), other)], axis=1))
+        self._refine(ids, np.stack([new, others], axis=1))
 
     def relate(self, a: Ids, b: Ids, reason: str) -> None:
         """Makes label row ``a[i]`` mean the same as ``b[i]`` for every i.

@@ -65,11 +65,17 @@ class ExampleSpec:
         leaves, structure = pytree.tree_flatten(dict(arguments))
         dims: Sequence[Iterable[int]] = dynamic if dynamic is not None else [()] * len(leaves)
         try:
-            text = pytree.treespec_dumps(structure)
-            _read_structure(text, "example")
-            return cls(text, tuple(_spec(leaf, axes) for leaf, axes in zip(leaves, dims, strict=True)))
+            text = pytree.treespec_dumps(
+                structure
+            )  # NotImplementedError, TypeError: a container or key it cannot write
+            _read_structure(text, "example")  # PlanError: one that it can write, and that is not plain
+            return cls(
+                text, tuple(_spec(leaf, axes) for leaf, axes in zip(leaves, dims, strict=True))
+            )  # TypeError
         except (NotImplementedError, TypeError, PlanError):
-            return cls("", ())  # pytree cannot write some containers: NotImplementedError
+            return cls(
+                "", ()
+            )  # compiling goes on without an example; what needs it says so (`_need_structure`)
 
     def call(self, model: nn.Module, device: torch.device | str, grow: int = 0) -> Call:
         """Returns (args, kwargs) of a call with zeros.

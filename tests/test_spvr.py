@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from benchmarks.common.scenes import UNet, scenes
+from fxprune.blocks import with_blocks
 from fxprune.capture import capture
 from fxprune.captured_inputs import PlainInputs
 from fxprune.coupling import couple
@@ -117,6 +118,11 @@ def test_families_are_what_identity_shortcuts_join() -> None:
     assert found[1] == ("layer2.0.conv1", "layer2.0.conv2", "layer2.1.conv1")
     assert len(found) == 4
     assert families(couple(capture(torchvision.models.vgg11(), (x,))).groups) == []
+    blocks = with_blocks(couple(capture(torchvision.models.resnet18(), (x,)))).groups
+    assert any(group.kind == "block" for group in blocks)
+    assert {frozenset(f) for f in families(blocks)} == {frozenset(f) for f in found}, (
+        "a block is ranked by its own score"
+    )
 
 
 def test_layers_of_a_stage_shrink_in_step() -> None:

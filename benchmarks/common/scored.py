@@ -33,7 +33,7 @@ def scored(model: nn.Module, method: str, data: Any, seed: int, **options: Any) 
     scorer = scorer_of(method)
 
     @dataclass(frozen=True)
-    class Kept:
+    class Scoring:
         name: str = method
         needs: tuple[str, ...] = ()
         per_cost: bool = scorer.per_cost
@@ -45,6 +45,6 @@ def scored(model: nn.Module, method: str, data: Any, seed: int, **options: Any) 
 
     start = time.perf_counter()
     fxprune.compile(
-        model, data, ratios=0.0, method=Kept(defaults={}), recover=None, verify=False, seed=seed, progress=False, **options,
+        model, data, ratios=0.0, method=Scoring(defaults={}), recover=None, verify=False, seed=seed, progress=False, **options,
     )  # fmt: skip
     return Scored(method, held["scores"], scorer.per_cost, {}), time.perf_counter() - start

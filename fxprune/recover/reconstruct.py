@@ -43,7 +43,7 @@ def reconstruct(
         coupling: of the captured graph.
         removed: a flag for each channel id.
         consumers: the layers that lose columns; their outputs, or the sums they go into, are the targets.
-        inputs: flat graph inputs, batch by batch; gone through ten times.
+        inputs: flat graph inputs, batch by batch; gone through eleven times.
         start: what replaces parameters and buffers so far.
     """
     blocks = _Blocks(coupling, removed, consumers, start)

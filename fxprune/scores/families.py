@@ -12,12 +12,13 @@ from fxprune.grouping import Group
 
 
 def families(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Returns the names of groups that shrink together stage by stage; groups that no shortcut joins are left out.
+    """Returns the names of groups that shrink together stage by stage; blocks, and groups that no shortcut joins, are not.
 
     A group leads to another if a layer that reads the first makes the second. What an identity shortcut joins is a
     cycle: the stream leads to the inside of a block, and that back to the stream. The inside of a block with a
     projection beside it lies on no cycle; it belongs to the stream that it leads to.
     """
+    groups = [group for group in groups if group.kind != "block"]
     made: dict[str, list[str]] = {}
     for group in groups:
         for layer in group.producers:

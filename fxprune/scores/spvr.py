@@ -40,7 +40,7 @@ class Spvr:
         """Returns Eq. 2, ``sum over samples of [other class] + |change of the class' probability|``, of each unit's group.
 
         Raises:
-            ScorerError: ``group_size`` or ``propagate`` is malformed.
+            ScorerError: ``group_size`` or ``propagate`` is malformed, or an activation is not finite.
         """
         if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 1:
             raise ScorerError(f"spvr: group_size must be an int of at least 1, got {self.group_size!r}")
