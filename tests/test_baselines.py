@@ -16,10 +16,11 @@ from fxprune.captured_inputs import PlainInputs
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, CalibrationError, NothingToPruneError, ScorerError
 from fxprune.scores import score
-from fxprune.scores.base import _SCORERS, Context, layers_that, remaining_share
+from fxprune.scores.base import _SCORERS, Context
 from fxprune.scores.chip import ChannelIndependence, norm_changes
 from fxprune.scores.fpgm import distances
 from fxprune.scores.hrank import FeatureRank
+from fxprune.scores.shares import layers_that, remaining_share
 from fxprune.scores.taylor import Taylor
 from tests import small
 from tests.rules.common import Fn, prepared

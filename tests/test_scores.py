@@ -14,8 +14,9 @@ from fxprune.captured_inputs import PlainInputs
 from fxprune.coupling import Coupling
 from fxprune.errors import ScorerError
 from fxprune.scores import register_scorer, score, scorer_of
-from fxprune.scores.base import Context, layers_that, remaining_share
+from fxprune.scores.base import Context
 from fxprune.scores.magnitude import Magnitude
+from fxprune.scores.shares import layers_that, remaining_share
 from fxprune.scores.variance import Variance, Welford
 from tests import small
 from tests.rules.common import Fn, prepared
@@ -66,6 +67,14 @@ def test_the_remaining_share_is_lamp_times_the_layers() -> None:
     shares = remaining_share(scores, {"g": 4.0})["g"]
     assert torch.allclose(shares, (6 + 4) * torch.tensor([3 / 3, 1 / 6, 2 / 5], dtype=torch.float64))
     assert not remaining_share({"g": torch.zeros(2)}, {"g": 1.0})["g"].isnan().any()
+
+
+def test_an_outlier_leaves_the_other_units_their_shares() -> None:
+    many, whole = [1.0] * 9, {"g": 0.0}
+    found = [remaining_share({"g": torch.tensor([*many, x])}, whole)["g"] / (9 + x) for x in (4.0, 1e6)]
+    assert torch.allclose(*found)
+    sparse = remaining_share({"g": torch.tensor([0.0] * 18 + [1.0, 2.0])}, whole)["g"]
+    assert torch.allclose(sparse[-2:], torch.tensor([1.0, 3.0]))  # only scores above zero tell what is usual
 
 
 def test_layers_are_counted_on_both_sides_by_their_share() -> None:

@@ -194,30 +194,3 @@ def accumulate(per_channel: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
     column = values.detach().cpu().double().numpy()
     for k in range(labels.shape[1]):
         np.add.at(per_channel, labels[:, k], column)
-
-
-def remaining_share(scores: Mapping[str, Tensor], beside: Mapping[str, float]) -> dict[str, Tensor]:
-    """Returns each score as a share of what is left of its group when its turn comes, times the group's whole.
-
-    LAMP (Lee et al. 2021, arXiv 2010.07611, Eq. 3) is the share ``s_u / sum of s_v over s_v >= s_u``: the last unit of a
-    group is worth the whole group. The whole says in how many layers the group matters, since its cost is that of all
-    of them: the scores' sum, which counts the layers on the side that the criterion looks at (those that make the
-    group, or those that read it), and ``beside``, which counts the other side (see `layers_that`).
-    """
-    result = {}
-    for name, score in scores.items():
-        order = score.argsort(stable=True)
-        tail = score[order].flip(0).cumsum(0).flip(0)
-        share = torch.empty_like(score)
-        share[order] = score[order] / tail.clamp_min(torch.finfo(score.dtype).tiny)
-        result[name] = share * (score.sum() + beside[name])
-    return result
-
-
-def layers_that(context: Context, *, read: bool) -> dict[str, float]:
-    """Returns for each group how many layers read it, or make it: of each layer, the share that the group takes up."""
-    total = context.zeros()
-    for axis in context.coupling.axes:
-        if axis.reads if read else axis.makes:
-            accumulate(total, axis.labels, torch.full((len(axis.labels),), 1 / len(axis.labels)))
-    return {name: float(share.sum()) for name, share in context.by_group(total).items()}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fxprune.channels import Ids
 from fxprune.paths import fetch
-from fxprune.scores.base import Context, layers_that, register_scorer, remaining_share
+from fxprune.scores.base import Context, register_scorer
+from fxprune.scores.shares import layers_that, remaining_share
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from torch import Tensor, fx
 from fxprune.axes import Axis, labels_of
 from fxprune.coupling import Coupling
 from fxprune.errors import ScorerError
-from fxprune.scores.base import Context, layers_that, remaining_share
+from fxprune.scores.base import Context
 from fxprune.scores.gradients import batch_size
+from fxprune.scores.shares import layers_that, remaining_share
 from fxprune.verify import Run
 
 

@@ -28,10 +28,10 @@ from fxprune.scores.base import Context, register_scorer
 from fxprune.scores.elimination import Reader, eliminate
 from fxprune.scores.gradients import by_unit, gradients
 from fxprune.scores.reading import Reading, readings_of
+from fxprune.scores.shares import shares, without_outliers
 
-#: A group's whole counts by this power in the allocation, and errors only up to this quantile of the group's: a few units
-#: of a transformer carry nearly all of a layer's variance, and would make all others look like nothing beside them.
-_WHOLE, _MOST = 0.25, 0.9
+#: A group's whole counts by this power in the allocation.
+_WHOLE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +75,18 @@ class Joint:
 def allocate(order: Sequence[int], errors: Sequence[float]) -> Tensor:
     """Returns scores for the units of one group, strictly rising along ``order``, that compare across groups.
 
-    A unit's score is its error as a share of all that is left of its group, ``e_t / sum of e_s over s >= t`` (LAMP's form,
-    Lee et al. 2021, arXiv 2010.07611, Eq. 3), times the fourth root of the group's whole: between errors counted as they
-    are, which empties the layers that matter little, and shares alone, for which all layers matter alike. The largest
-    tenth of the errors count as the least of them.
+    A unit's score is its error as a share of all that is left of its group (see `fxprune.scores.shares`), outliers cut, times
+    the fourth root of the group's whole: between errors counted as they are, which empties the layers that matter little,
+    and shares alone, for which all layers matter alike.
     """
-    rising = np.maximum.accumulate(np.asarray(errors, np.float64))
-    rising = np.minimum(rising, np.quantile(rising, _MOST)) if len(rising) else rising
-    left = np.maximum(rising[::-1].cumsum()[::-1], np.finfo(np.float64).tiny)
-    share = np.maximum.accumulate(rising / left) * rising.sum() ** _WHOLE
-    steps = np.arange(1, len(share) + 1)
-    scores = torch.empty(len(order), dtype=torch.float64)
-    ties = 1e-9 * max(share.max(initial=0.0), np.finfo(np.float64).tiny)  # equal scores go in the order found
-    scores[list(order)] = torch.from_numpy(share * (1 + 1e-9 * steps) + ties * steps)
+    rising = without_outliers(torch.as_tensor(errors, dtype=torch.float64).cummax(0).values)
+    share = shares(rising) * rising.sum() ** _WHOLE
+    steps = torch.arange(1, len(share) + 1, dtype=share.dtype)
+    ties = (
+        1e-9 * max(share.tolist(), default=0.0) + torch.finfo(share.dtype).tiny
+    )  # equal scores go in the order found
+    scores = torch.empty_like(share)
+    scores[list(order)] = share * (1 + 1e-9 * steps) + ties * steps
     return scores
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fxprune.paths import fetch
-from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
+from fxprune.scores.base import Context, accumulate, register_scorer
+from fxprune.scores.shares import layers_that, remaining_share
 
 
 @dataclass(frozen=True, slots=True)

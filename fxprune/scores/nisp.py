@@ -18,7 +18,8 @@ from fxprune.errors import ScorerError
 from fxprune.paths import fetch
 from fxprune.rules.registry import bind
 from fxprune.rules.tracing import Contraction
-from fxprune.scores.base import Context, layers_that, register_scorer, remaining_share
+from fxprune.scores.base import Context, register_scorer
+from fxprune.scores.shares import layers_that, remaining_share
 
 Floats = npt.NDArray[np.float64]
 

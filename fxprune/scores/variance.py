@@ -11,8 +11,9 @@ from torch import Tensor, fx
 
 from fxprune.paths import fetch
 from fxprune.rules.tracing import Contraction
-from fxprune.scores.base import Context, accumulate, layers_that, register_scorer, remaining_share
+from fxprune.scores.base import Context, accumulate, register_scorer
 from fxprune.scores.scope import check_scope, within
+from fxprune.scores.shares import layers_that, remaining_share
 from fxprune.verify import Run
 
 
