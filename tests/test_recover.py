@@ -294,10 +294,20 @@ def test_reconstruct_teaches_the_layers_before_as_well() -> None:
     assert case.error("reconstruct") < case.error("sequential")
 
 
+def test_reconstruct_takes_as_many_steps_from_one_large_batch() -> None:
+    build = lambda: chain(nn.Linear(6, 8), nn.Linear(8, 5))  # noqa: E731
+    case = pair(build, (512, 6), lambda model: None, [5, 6, 7], count=1)
+    whole = recover(case.coupling, case.removed, case.batches, "reconstruct").tensors
+    parts = [(x,) for x in case.batches[0][0].split(32)]
+    small = recover(case.coupling, case.removed, parts, "reconstruct").tensors
+    assert case.error("reconstruct") < case.error("sequential")
+    assert all(torch.allclose(whole[name], small[name]) for name in small)
+
+
 def test_reconstruct_keeps_what_it_started_from_where_held_out_batches_do_not_gain() -> None:
     """Seven batches of one function and one of its inputs' negatives, which is held out: nothing learnt helps there."""
     build = lambda: chain(nn.Linear(6, 8), nn.Linear(8, 5))  # noqa: E731
-    case = pair(build, (64, 6), lambda model: None, [5, 6, 7], count=8)
+    case = pair(build, (32, 6), lambda model: None, [5, 6, 7], count=8)
     with torch.no_grad():
         case.batches[:7] = [(x.abs() * 10,) for (x,) in case.batches[:7]]
         case.batches[7] = (-case.batches[7][0].abs(),)

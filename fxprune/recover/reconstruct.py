@@ -26,7 +26,9 @@ from fxprune.verify import Run
 _PASSES = 8
 #: Highest learning rate, as a share of a tensor's root mean square; and the least of it that counts.
 _RATE, _LEAST = 1e-3, 1e-2
-#: One batch in so many is held out, to tell whether anything was learnt.
+#: Samples of a step, at most: a few large batches would be too few steps.
+_SAMPLES = 32
+#: One step's samples in so many are held out, to tell whether anything was learnt.
 _HELD_OUT = 8
 
 
@@ -36,8 +38,9 @@ def reconstruct(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Returns full-size replacements of parameters that follow the dense model more closely than ``start``, or ``start``.
 
-    Adam with a cosine, its rate a share of each tensor's size; a step a batch. One batch in eight is held out where there
-    are as many; what was learnt is kept only if the targets' mean error falls there.
+    Adam with a cosine, its rate a share of each tensor's size; a step for 32 samples, or for a batch where its size is
+    fixed. One step's samples in eight are held out where there are as many; what was learnt is kept only if the targets'
+    mean error falls there.
 
     Args:
         coupling: of the captured graph.
@@ -47,12 +50,12 @@ def reconstruct(
         start: what replaces parameters and buffers so far.
     """
     blocks = _Blocks(coupling, removed, consumers, start)
-    count = sum(1 for _ in inputs)
+    count = sum(1 for _ in _parts(coupling, inputs))
     held_out = {i for i in range(count) if i % _HELD_OUT == _HELD_OUT - 1} or set(range(count))
     learning = [i for i in range(count) if count < _HELD_OUT or i not in held_out]
 
     def check() -> float:
-        return sum(blocks.follow(flat) for i, flat in enumerate(inputs) if i in held_out)
+        return sum(blocks.follow(flat) for i, flat in enumerate(_parts(coupling, inputs)) if i in held_out)
 
     before = check()
     groups = [{"params": [p], "lr": _RATE * max(_size(p), _LEAST)} for p in blocks.parameters.values()]
@@ -64,13 +67,30 @@ def reconstruct(
         optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
     )
     for _ in range(_PASSES):
-        for i, flat in enumerate(inputs):
+        for i, flat in enumerate(_parts(coupling, inputs)):
             if i in learning:
                 optimizer.zero_grad()
                 blocks.follow(flat, learn=True)
                 optimizer.step()
                 schedule.step()
     return blocks.tensors_as(coupling) if check() < before else dict(start)
+
+
+def _parts(coupling: Coupling, inputs: Iterable[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
+    """Yields the flat inputs in parts of at most 32 samples, if the graph takes any batch size."""
+    captured = coupling.captured
+    shapes = [captured.info[node].shape for node in captured.module.graph.nodes if node.op == "placeholder"]
+    batched = [captured.batch[0] > 1 and shape[:1] == (captured.batch[0],) for shape in shapes]
+    for flat in inputs:
+        size = max((len(x) for x, split in zip(flat, batched, strict=True) if split), default=1)
+        count = math.ceil(size / _SAMPLES)
+        yield from zip(
+            *(
+                x.tensor_split(count) if split else (x,) * count
+                for x, split in zip(flat, batched, strict=True)
+            ),
+            strict=True,
+        )
 
 
 def _target(consumer: Consumer) -> fx.Node:
