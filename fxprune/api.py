@@ -6,7 +6,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from fxprune.arguments import check_steps, check_types, constraints_of, target_o
 from fxprune.batch import Batch
 from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
-from fxprune.capture import capture
+from fxprune.capture import Captured, capture
 from fxprune.capture.normalize.dtypes import main_dtype
 from fxprune.capture.source import unwrapped
 from fxprune.captured_inputs import CalibrationInputs
@@ -29,17 +29,17 @@ from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
 from fxprune.data import Batches, check_weights, device_of, probe
 from fxprune.depth import solve_with_bridges
-from fxprune.errors import PlanError, VerificationError
+from fxprune.errors import CaptureError, PlanError, VerificationError
+from fxprune.islands import IslandData, Islands, find_islands, put_back
 from fxprune.iterate import at_full_size, in_steps
 from fxprune.plan import Plan, check_fits
 from fxprune.record import make_plan, make_report, removed_by, shapes_of
 from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
 from fxprune.recover.reinit import not_resettable, reset_weights
-from fxprune.report import report
+from fxprune.report import attach, report
 from fxprune.rewrite.bridge import Bridged, bridge
 from fxprune.rewrite.emit import emit
-from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer, score, scorer_of
 from fxprune.scores.loss import Loss
@@ -75,8 +75,11 @@ def compile(
     cache_dir: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> PrunedModule:
+) -> nn.Module:
     """Returns a smaller model that computes what the original computes without the removed channels.
+
+    It is a `PrunedModule`, i.e. a `torch.fx.GraphModule`. Where the model cannot be captured whole (a detector), it is a
+    copy of the model in which the largest parts that can be captured are `PrunedModule`s; the budget is theirs.
 
     Args:
         model: any module that ``torch.export`` can capture; it is left bit-identical.
@@ -139,23 +142,26 @@ def compile(
         check_weights(model)
         first = batches.first()
         probe(model, first)
+    again = partial(
+        compile, method=scorer, units=units, ignore=ignore, round_to=round_to, min_keep=least, recover=how, ridge=ridge,
+        loss=loss, strict=strict, verify=verify, verify_dtype=verify_dtype, memory_limit=memory_limit,
+        cache_dir=cache_dir, seed=seed, progress=progress,
+    )  # fmt: skip
     with stages("capture"):
-        others = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]  # what varies is dynamic
-        captured = capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
-        inputs = CalibrationInputs(captured, batches)
+        captured = _capture_or_parts(model, batches, first, dynamic_shapes, strict)
+    if isinstance(captured, tuple):
+        return _in_islands(
+            model, captured, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify
+        )
+    inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
         coupling = couple(captured, strict=strict)
         coupling = with_blocks(coupling) if "block" in constraints.kinds else coupling
     if wanted is not None and steps > 1:
+        once = partial(again, forward_args=forward_args, dynamic_shapes=dynamic_shapes)
         return _in_steps(
-            coupling, first, wanted, steps, verify,
-            lambda current, part: compile(
-                current, calib_data, part, method=scorer, units=units, ignore=ignore, round_to=round_to,
-                min_keep=least, recover=how, ridge=ridge, loss=loss, forward_args=forward_args,
-                dynamic_shapes=dynamic_shapes, strict=strict, verify=verify, verify_dtype=verify_dtype,
-                memory_limit=memory_limit, cache_dir=cache_dir, seed=seed, progress=progress,
-            ),
-        )  # fmt: skip
+            coupling, first, wanted, steps, verify, lambda current, part: once(current, calib_data, part)
+        )
     with stages("score"):
         scores = score(
             coupling, inputs, scorer, seed, loss=loss, memory_limit=memory_limit, progress=progress,
@@ -184,14 +190,51 @@ def compile(
         reset_weights(pruned, seed)
         skipped = tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
     plan = make_plan(coupling, bridged, solution, wanted, scorer.name, operator.index(seed))
-    pruned.record = make_report(coupling, bridged, solution, plan, certificate, skipped, stages.seconds)
-    return pruned
+    return attach(
+        pruned, make_report(coupling, bridged, solution, plan, certificate, skipped, stages.seconds)
+    )
+
+
+def _capture_or_parts(
+    model: nn.Module, batches: Batches, first: Batch, dynamic_shapes: Any, strict: bool
+) -> Captured | tuple[str, ...]:
+    """Returns the captured model, or the names of the parts that can be captured where the whole cannot."""
+    others = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]  # what varies is dynamic
+    try:
+        return capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
+    except CaptureError:
+        parts = () if strict else find_islands(unwrapped(model), (first.args, first.kwargs))
+        if not parts:
+            raise
+        return parts
+
+
+def _in_islands(
+    model: nn.Module,
+    names: tuple[str, ...],
+    batches: Batches,
+    again: Callable[..., nn.Module],
+    verify: bool,
+) -> nn.Module:
+    """Compiles parts of a model together and puts them back into a copy of it."""
+    model, first = unwrapped(model), batches.first()
+    data = IslandData(model, names, batches)
+    pruned = again(Islands(model, names), data)
+    found = report(pruned)
+    assert found.plan is not None
+    plan = replace(found.plan, islands=names)
+    calls = next(iter(data))[0][0]
+    check = (first.args, first.kwargs) if verify else None
+    result, certificate = put_back(model, names, pruned, plan, calls, check)
+    if certificate is not None:
+        _insist(certificate)
+    return attach(result, replace(found, plan=plan, dropped=0))
 
 
 def _in_steps(
     coupling: Coupling, first: Batch, budget: Budget, steps: int, verify: bool,
-    once: Callable[[nn.Module, Budget], PrunedModule],
-) -> PrunedModule:  # fmt: skip
+    once: Callable[[nn.Module, Budget], nn.Module],
+) -> nn.Module:  # fmt: skip
     """Compiles in steps; plan, report and certificate are those of the whole way."""
     before = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
     pruned, plan = in_steps(once, coupling.captured.model, budget, before, steps)
@@ -207,11 +250,12 @@ def _in_steps(
         _insist(certificate)
     solution = Solution(removed, coupling.units_of(removed), before, Cost(**plan.after))
     bridged = Bridged(coupling.captured, coupling)
-    pruned.record = make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
-    return pruned
+    return attach(
+        pruned, make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
+    )
 
 
-def apply(model: nn.Module, plan: Plan) -> PrunedModule:
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Applies a plan to another instance of the architecture that it was made for; weights are sliced, not recovered.
 
     Raises:
@@ -221,8 +265,9 @@ def apply(model: nn.Module, plan: Plan) -> PrunedModule:
         raise PlanError(
             f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one"
         )
-    model = unwrapped(model)
-    check_fits(plan, model)
+    whole = unwrapped(model)
+    check_fits(plan, whole)
+    model = Islands(whole, plan.islands) if plan.islands else whole
     device = device_of(model)
     example, grown = (_at_dtype(plan.example.call(model, device, grow=grow), model) for grow in (0, 1))
     args, kwargs = example
@@ -236,8 +281,9 @@ def apply(model: nn.Module, plan: Plan) -> PrunedModule:
     removed = removed_by(left, plan)
     pruned = emit(left.captured, slice_graph(left, removed))
     solution = Solution(removed, left.units_of(removed), Cost(**plan.before), Cost(**plan.after))
-    pruned.record = make_report(coupling, bridged, solution, plan, None, (), {})
-    return pruned
+    record = make_report(coupling, bridged, solution, plan, None, (), {})
+    result = put_back(whole, plan.islands, pruned, plan, args[0])[0] if plan.islands else pruned
+    return attach(result, record)
 
 
 def _at_dtype(call: Any, model: nn.Module) -> Any:

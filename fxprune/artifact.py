@@ -21,8 +21,7 @@ from fxprune.capture.normalize.dtypes import renew_anchor
 from fxprune.capture.source import unwrapped
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.plan import Plan, check_fits
-from fxprune.report import Report, report
-from fxprune.rewrite.pruned import PrunedModule
+from fxprune.report import Report, attach, report
 
 PLAN, WEIGHTS, REPORT, MANIFEST = "plan.json", "model.safetensors", "report.json", "manifest.json"
 
@@ -72,7 +71,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     _sync(target.parent)
 
 
-def load(directory: str | os.PathLike[str], model: nn.Module) -> PrunedModule:
+def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Returns the pruned model that ``save`` wrote.
 
     Nothing of the files is executed. The model gives its architecture and stays as it is; the pruned tensors
@@ -97,8 +96,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> PrunedModule:
     pruned = apply(model, plan)
     _fill(pruned, source / WEIGHTS, ties)
     renew_anchor(pruned)
-    pruned.record = summary
-    return pruned
+    return attach(pruned, summary)
 
 
 def check_target(directory: str | os.PathLike[str]) -> None:

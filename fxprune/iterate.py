@@ -16,17 +16,16 @@ from fxprune.coupling import Coupling
 from fxprune.paths import fetch
 from fxprune.plan import Kept, Plan
 from fxprune.report import report
-from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import keep_indices
 
 
 def in_steps(
-    once: Callable[[nn.Module, Budget], PrunedModule],
+    once: Callable[[nn.Module, Budget], nn.Module],
     model: nn.Module,
     budget: Budget,
     before: Cost,
     steps: int,
-) -> tuple[PrunedModule, Plan]:
+) -> tuple[nn.Module, Plan]:
     """Returns the model pruned in several compilations, each on what the one before left, and the plan of them all.
 
     After step i of n a bound stands at ``full * share^(i / n)``: every step removes the same share of what is there.

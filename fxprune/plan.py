@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 _FIELDS = (
     "schema", "method", "seed", "budget", "before", "after", "versions", "example",
-    "collapsed", "bridged", "remade", "shapes", "keep",
+    "islands", "collapsed", "bridged", "remade", "shapes", "keep",
 )  # fmt: skip
 _COUNTS = ("params", "macs", "bytes")
 
@@ -36,6 +36,7 @@ class Plan:
         shapes: the shape of every parameter and persistent buffer of the original graph: its fingerprint.
         collapsed: names of the layers that are gone.
         bridged: names of the groups on the only path that are gone, in the order in which they were bridged.
+        islands: names of the parts that were captured, where the whole could not be (see `fxprune.islands`).
         remade: weights that a bridge has made anew -> their shape before anything is removed from them.
         before: ``params``, ``macs`` (of one sample) and ``bytes`` of the original.
         after: the same of the pruned model.
@@ -52,6 +53,7 @@ class Plan:
     collapsed: tuple[str, ...] = ()
     bridged: tuple[str, ...] = ()
     remade: Mapping[str, Shape] = field(default_factory=dict)
+    islands: tuple[str, ...] = ()
     before: Mapping[str, int]
     after: Mapping[str, int]
     budget: Mapping[str, float | int] | None = None
@@ -92,6 +94,7 @@ class Plan:
             shapes=shapes,
             bridged=untrusted.sequence_of(data["bridged"], f"{what}: bridged", untrusted.string),
             remade=remade,
+            islands=untrusted.sequence_of(data["islands"], f"{what}: islands", untrusted.string),
             collapsed=untrusted.sequence_of(data["collapsed"], f"{what}: collapsed", untrusted.string),
             before=_counts(data["before"], f"{what}: before"),
             after=_counts(data["after"], f"{what}: after"),
@@ -118,6 +121,7 @@ class Plan:
             "after": {key: int(self.after[key]) for key in _COUNTS if key in self.after},
             "versions": dict(sorted(self.versions.items())),
             "example": self.example.to_dict(),
+            "islands": list(self.islands),
             "collapsed": list(self.collapsed),
             "bridged": list(self.bridged),
             "remade": {name: [int(size) for size in shape] for name, shape in sorted(self.remade.items())},

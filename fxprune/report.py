@@ -104,6 +104,11 @@ class Report:
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
 
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """The parts that were captured, where the whole could not be; the figures are about them."""
+        return () if self.plan is None else self.plan.islands
+
     def __str__(self) -> str:
         """Returns the tables: groups, totals, what is frozen and why, and the certificate."""
         parts = [_totals(self), _groups(self.groups), _frozen(self.frozen), _lists(self), _certificate(self)]
@@ -162,6 +167,12 @@ def report(pruned: nn.Module) -> Report:
     return found
 
 
+def attach(pruned: nn.Module, found: Report) -> nn.Module:
+    """Returns the model, its report noted where `report` finds it."""
+    pruned.record = found  # type: ignore[assignment]
+    return pruned
+
+
 def _totals(report: Report) -> str:
     rows = [
         (name, f"{before:,}", f"{after:,}", _share(before, after), _factor(before, after))
@@ -201,6 +212,8 @@ def _frozen(frozen: Sequence[FrozenRow]) -> str:
 
 def _lists(report: Report) -> str:
     lines = []
+    if report.islands:
+        lines.append(f"islands: {_few(report.islands, 8)}; all else stays as it is")
     if report.collapsed:
         lines.append(f"collapsed: {_few(report.collapsed, 8)}")
     if report.dropped:

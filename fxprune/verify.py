@@ -202,10 +202,10 @@ def verify(
         )
     result = pytree.tree_leaves(pruned(*args, **kwargs))
     expected = [value for value in twin if value is not None]
-    certificate = _compare(expected, [value for value in result if value is not None], tolerance)
+    certificate = compare(expected, [value for value in result if value is not None], tolerance)
     if certificate.verified is False:
         again = [value for value in Run(coupling, removed, tensors, dtype)(inputs) if value is not None]
-        if _compare(expected, again, tolerance).verified is False:
+        if compare(expected, again, tolerance).verified is False:
             return replace(
                 certificate, verified=None, note="the model draws random numbers in evaluation mode"
             )
@@ -223,7 +223,8 @@ def _finite(values: Sequence[Any]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, Tensor))
 
 
-def _compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None) -> Certificate:
+def compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None = None) -> Certificate:
+    """Returns whether flat outputs agree (see `Certificate`)."""
     dtypes = [a.dtype for a in expected if isinstance(a, Tensor) and a.is_floating_point()]
     dtype = dtypes[0] if dtypes else torch.float32
     limit = tolerance if tolerance is not None else TOLERANCE.get(dtype, 1e-4)

@@ -50,7 +50,7 @@ def test_the_text_is_stable() -> None:
         '"versions": {\n  "fxprune": "0.1.0",\n  "torch": "2.15.0"\n},\n'
         f'"example": {{\n  "structure": {structure},\n'
         '  "leaves": [{"shape":[2,3,1,1],"dtype":"float32","dynamic":[0]}]\n},\n'
-        '"collapsed": ["block.1"],\n'
+        '"islands": [],\n"collapsed": ["block.1"],\n'
         '"bridged": [],\n'
         '"remade": {},\n'
         '"shapes": {\n  "conv.bias": [4],\n  "conv.weight": [4,3,1,1],\n  "norm.num_batches_tracked": []\n},\n'
@@ -138,6 +138,7 @@ def test_resealing_alone_changes_nothing() -> None:
         ("before/params", -1, "before['params']: expected a whole number from 0"),
         ("after/flops", 1, "after: unknown entries ['flops']"),
         ("collapsed", "block", "collapsed: expected an array"),
+        ("islands", "body", "islands: expected an array"),
         ("versions", [], "versions: expected an object"),
         ("shapes/conv.bias", [4.0], "shapes['conv.bias'][0]: expected a whole number"),
         ("shapes/conv.bias", [-4], "shapes['conv.bias'][0]: expected a whole number from 0"),

@@ -39,8 +39,8 @@ class Entry:
             ids = torch.randint(0, 200, (count, edge), generator=generator)
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.kind == "video":
-            return _fields(count * 8, edge, generator).unflatten(0, (count, 8)).transpose(1, 2).contiguous()
-        return _fields(count, edge, generator)
+            return images(count * 8, edge, generator).unflatten(0, (count, 8)).transpose(1, 2).contiguous()
+        return images(count, edge, generator)
 
     def dynamic_shapes(self) -> Any:
         """Returns ``dynamic_shapes`` in which the batch and the size are dynamic, as ``torch.export`` takes it."""
@@ -49,6 +49,16 @@ class Entry:
             return {name: {0: auto, 1: auto} for name in self.names}
         axes = (0, 2, 3) if self.kind == "image" else (0, 3, 4)
         return {self.names[0]: dict.fromkeys(axes, auto)}
+
+
+def images(count: int, edge: int, generator: torch.Generator) -> Tensor:
+    """Returns random fields, smooth with noise on top, of different contrast and offset, ``[count, 3, edge, edge]``."""
+    coarse = torch.randn(count, 3, max(2, edge // 32), max(2, edge // 32), generator=generator)
+    smooth = F.interpolate(coarse, size=(edge, edge), mode="bilinear", align_corners=False)
+    noise = torch.randn(count, 3, edge, edge, generator=generator)
+    contrast = 0.75 + 0.5 * torch.rand(count, 3, 1, 1, generator=generator)
+    offset = 0.4 * torch.randn(count, 3, 1, 1, generator=generator)
+    return contrast * (smooth + 0.5 * noise) + offset
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
@@ -83,15 +93,6 @@ def select(names: list[str] | None = None, *, fast: bool = False) -> list[Entry]
     if names:
         return [ZOO[name] for name in names]
     return [entry for entry in ZOO.values() if entry.fast or not fast]
-
-
-def _fields(count: int, edge: int, generator: torch.Generator) -> Tensor:
-    coarse = torch.randn(count, 3, max(2, edge // 32), max(2, edge // 32), generator=generator)
-    smooth = F.interpolate(coarse, size=(edge, edge), mode="bilinear", align_corners=False)
-    noise = torch.randn(count, 3, edge, edge, generator=generator)
-    contrast = 0.75 + 0.5 * torch.rand(count, 3, 1, 1, generator=generator)
-    offset = 0.4 * torch.randn(count, 3, 1, 1, generator=generator)
-    return contrast * (smooth + 0.5 * noise) + offset
 
 
 def _torchvision(path: str, **options: Any) -> nn.Module:

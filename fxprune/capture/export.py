@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import copy
 from inspect import Parameter, Signature
 from typing import Any
@@ -50,10 +52,14 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
         warnings.filterwarnings("ignore", message="The tensor attributes?", category=UserWarning)
         if extra:
             vars(model)["forward"] = _spelled_out(model.forward, example.signature, extra)
+        said = io.StringIO()
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            with redirect_stderr(said):  # a failure prints the whole graph so far
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise capture_error(model, watch, error) from error
+        sys.stderr.write(said.getvalue())
+        return program
 
 
 def _spelled_out(

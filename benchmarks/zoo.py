@@ -1,0 +1,200 @@
+"""Coverage: what of every architecture is captured, coupled, and pruned to 0.7 and 0.4 of its parameters, and what is not and why.
+
+Each model is built small, gets random calibrated weights (tests/util.py), and is verified against its masked twin in float64.
+``python benchmarks/zoo.py [--collections ...] [--models ...] [--limit S] [--rows FILE] [--quick]``
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from architectures import Architecture, Call, select
+from common.cli import begin, name_of, parser, resumable
+from common.kept import Kept
+from common.results import record
+
+import fxprune
+from fxprune.cost import cost_model
+from tests.util import randomise
+
+BUDGETS = (0.7, 0.4)
+KINDS = ("channel", "head", "head_dim")
+
+
+def examine(entry: Architecture, seed: int) -> dict[str, Any]:
+    """Returns what came of one model; a stage that fails ends the line with its error."""
+    found: dict[str, Any] = {"seconds": {}}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        found["at"] = name
+        yield
+        found["seconds"][name] = round(time.perf_counter() - start, 2)
+
+    try:
+        with stage("build"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call = entry.build()
+            randomise(call.model, seed, call.args, dict(call.kwargs))
+        found["params"] = sum(p.numel() for p in call.model.parameters())
+        with stage("capture"):
+            captured = fxprune.capture(call.model, call.args, call.kwargs)
+        with stage("couple"):
+            coupling = fxprune.couple(captured)
+        found |= described(coupling)
+        with stage("score"):
+            scores = fxprune.score(coupling, [captured.call.flatten(call.args, call.kwargs)], "l2")
+        for budget in BUDGETS:
+            with stage(f"prune to {budget}"):
+                found[str(budget)] = pruned_to(coupling, scores, call, budget)
+        del found["at"]
+    except Exception as error:  # any failure is a result
+        found["error"] = f"{type(error).__name__}: {error}"[:600]
+        found["trace"] = traceback.format_exc()[-1500:]
+    return found
+
+
+def described(coupling: fxprune.Coupling) -> dict[str, Any]:
+    """Returns the units by kind, what can go at all, and what cannot, by reason, in parameters."""
+    model = cost_model(coupling)
+    every = coupling.removed_mask(range(len(coupling.units)))
+    least, whole = model.of(every), model.of(every & False)
+    kinds: Counter[str] = Counter()
+    for group in coupling.groups:
+        kinds[group.kind] += len(group.units)
+    reasons: Counter[str] = Counter()
+    for held in coupling.frozen():
+        reasons[held.reason] += held.coordinates
+    return {
+        "units": dict(kinds), "groups": len(coupling.groups), "removable": round(1 - least.params / max(whole.params, 1), 4),
+        "frozen": dict(reasons.most_common(8)), "unsupported": sorted({op for op, _ in coupling.unsupported}),
+    }  # fmt: skip
+
+
+def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float) -> dict[str, Any]:
+    """Returns what came of one budget."""
+    try:
+        solution = fxprune.solve(coupling, scores, fxprune.Budget(params=share))
+    except (fxprune.BudgetError, fxprune.NothingToPruneError) as error:
+        return {"status": type(error).__name__, "note": str(error)[:400]}
+    pruned = fxprune.emit(coupling.captured, fxprune.rewrite(coupling, solution.removed))
+    certificate = fxprune.verify(
+        coupling, solution.removed, pruned, (call.args, dict(call.kwargs)), dtype=torch.float64
+    )
+    status = {True: "verified", False: "WRONG", None: "no proof"}[certificate.verified]
+    kept = solution.after.params / solution.before.params
+    return {
+        "status": status,
+        "kept": round(kept, 4),
+        "error": certificate.max_error,
+        "note": certificate.note,
+    }
+
+
+def _serve(pipe: Connection, seed: int, threads: int) -> None:
+    """Examines the models whose names come through the pipe."""
+    torch.set_num_threads(threads)
+    table = {entry.name: entry for entry in select()}
+    while True:
+        pipe.send(json.dumps(examine(table[pipe.recv()], seed)))
+
+
+class Worker:
+    """A process that examines models, one after the other; a model that takes too long, or kills it, costs only itself."""
+
+    def __init__(self, seed: int, threads: int, limit: float) -> None:
+        self.seed, self.threads, self.limit = seed, threads, limit
+        self.process: Any = None
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        """Returns a model's values."""
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, there = context.Pipe()
+            self.process = context.Process(target=_serve, args=(there, self.seed, self.threads), daemon=True)
+            self.process.start()
+            there.close()
+        self.pipe.send(name)
+        try:
+            if self.pipe.poll(self.limit):
+                answer: dict[str, Any] = json.loads(self.pipe.recv())
+                return answer
+            what = f"no end within {self.limit:.0f} s"
+        except EOFError:
+            self.process.join()
+            what = f"the process ended with {self.process.exitcode}"
+        self.process.kill()
+        self.process = None
+        return {"error": what, "seconds": {}}
+
+
+def line(entry: Architecture, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of one line of the table; nested values lie flat so that a row is a row."""
+    row: dict[str, Any] = {
+        "params": found.get("params"),
+        "captured": "capture" in found["seconds"],
+        **{kind: found.get("units", {}).get(kind, 0) for kind in KINDS},
+        "removable": found.get("removable"),
+    }
+    for budget in BUDGETS:
+        outcome = found.get(str(budget), {})
+        row |= {f"at {budget}": outcome.get("status"), f"kept {budget}": outcome.get("kept"), f"error {budget}": outcome.get("error")}  # fmt: skip
+    stages = found["seconds"]
+    row["capture s"], row["couple s"] = stages.get("capture"), stages.get("couple")
+    why = [found.get("error", ""), *(found.get(str(b), {}).get("note", "") for b in BUDGETS)]
+    why += [f"no rule: {', '.join(found['unsupported'])}"] if found.get("unsupported") else []
+    why += [
+        f"held: {', '.join(f'{reason} ({count})' for reason, count in list(found.get('frozen', {}).items())[:3])}"
+    ]
+    row["why"] = "; ".join(part for part in why if part)
+    return row
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns a line for each collection."""
+    lines = []
+    for collection in dict.fromkeys(row["collection"] for row in rows):
+        mine = [row for row in rows if row["collection"] == collection]
+        parts = [f"{len(mine)} models", f"{sum(row['captured'] for row in mine)} captured"]
+        for budget in BUDGETS:
+            count = Counter(row[f"at {budget}"] or "failed" for row in mine)
+            parts.append(f"at {budget}: " + ", ".join(f"{n} {status}" for status, n in count.most_common()))
+        lines.append(f"{collection}: " + "; ".join(parts))
+    return lines
+
+
+def main() -> None:
+    """Prints and records the table; ends with 1 if any model was pruned wrongly."""
+    made = resumable(parser(__doc__.splitlines()[0]))
+    made.add_argument("--collections", nargs="+", help="torchvision, timm, transformers, written")
+    made.add_argument("--models", nargs="+", help="names, such as timm:resnet18")
+    made.add_argument("--limit", type=float, default=300.0, help="seconds a model may take")
+    options = begin(made)
+    chosen = select(options.collections, options.models)
+    worker, kept = Worker(options.seed, options.threads, options.limit), Kept(options.rows)
+    for entry in chosen[::10] if options.quick else chosen:
+        key = {"collection": entry.collection, "model": entry.name.partition(":")[2]}
+        kept.add(key, lambda entry=entry: line(entry, worker(entry.name)))
+    notes = [
+        "removable: share of the parameters that can go at all. error: against the masked twin in float64, limit 1e-9.",
+        *summary(kept.rows),
+        *kept.notes,
+    ]
+    title = "Coverage: every architecture at 0.7 and 0.4 of its parameters, verified in float64"
+    print(record(name_of("zoo", options), kept.rows, title=title, seed=options.seed, notes=notes))
+    raise SystemExit(any("WRONG" in (row[f"at {b}"] or "") for row in kept.rows for b in BUDGETS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Models that cannot be captured whole: their parts are pruned, put back, and verified inside the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.islands import find_islands
+from tests.util import fingerprint, randomise
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Detector(nn.Module):
+    """Takes a list of images, runs a head on two feature maps, and returns as many boxes as pass a threshold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(3, 16, 2), _conv(16, 12, 2))
+        self.deeper = nn.ModuleList([nn.Sequential(_conv(12, 20, 2), _conv(20, 12))])
+        self.head = nn.Sequential(_conv(12, 24), nn.Conv2d(24, 5, 1))
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        features = [self.body(torch.stack(images))]
+        features += [layer(features[0]) for layer in self.deeper]
+        found = torch.cat([self.head(level).flatten(2) for level in features], 2)
+        kept = [row[:, row[0] > float(row[0].mean().detach())] for row in found]
+        return [{"boxes": row[1:].T, "scores": row[0].sigmoid()} for row in kept]
+
+
+def _images(size: int = 32, count: int = 2, seed: int = 0) -> list[Tensor]:
+    return list(torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.fixture
+def detector() -> nn.Module:
+    return randomise(Detector(), 0, (_images(),)).eval()
+
+
+def _pruned(model: nn.Module, **options: Any) -> nn.Module:
+    data = [(_images(seed=seed),) for seed in range(3)]
+    options = {"forward_args": tuple, "progress": False, **options}
+    return fxprune.compile(model, data, 0.5, **options)
+
+
+def test_the_largest_parts_that_can_be_captured_are_found(detector: nn.Module) -> None:
+    assert find_islands(detector, ((_images(),), {})) == ("body", "deeper.0", "head")
+    assert not any(m._forward_pre_hooks for m in detector.modules())
+
+
+@pytest.mark.parametrize("recover", [None, "covariance"])
+def test_parts_share_one_budget_and_the_whole_is_verified(detector: nn.Module, recover: str | None) -> None:
+    before = fingerprint(detector)
+    pruned = _pruned(detector, recover=recover)
+    report = fxprune.report(pruned)
+    assert fingerprint(detector) == before and isinstance(pruned, Detector)
+    assert report.verified and report.islands == ("body", "deeper.0", "head")
+    assert "islands: body, deeper.0, head" in str(report)
+    count = sum(p.numel() for p in detector.parameters())
+    assert report.params[0] == count and report.params[1] <= count // 2
+    assert sum(p.numel() for p in pruned.parameters()) == report.params[1]
+    for size, images in ((32, 2), (48, 1), (40, 3)):  # parts take feature maps of any extent
+        assert len(pruned(_images(size, images))) == images
+
+
+def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeypatch: Any) -> None:
+    from fxprune import islands
+
+    whole = islands.at_full_size
+    monkeypatch.setattr(islands, "at_full_size", lambda *a: {k: v - 0.05 for k, v in whole(*a).items()})
+    with pytest.raises(fxprune.VerificationError):
+        _pruned(detector)
+
+
+def test_plan_and_artifact_know_the_parts(detector: nn.Module, tmp_path: Path) -> None:
+    pruned = _pruned(detector)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    assert fxprune.Plan.from_json(plan.to_json()) == plan
+    fxprune.save(pruned, tmp_path / "out")
+    again = fxprune.load(tmp_path / "out", Detector())
+    expected, got = (model.eval()(_images(seed=9)) for model in (pruned, again))
+    assert fxprune.report(again).islands == plan.islands
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(expected, got, strict=True) for key in a)
+    sliced = fxprune.apply(detector, plan)
+    assert {k: v.shape for k, v in sliced.state_dict().items()} == {
+        k: v.shape for k, v in pruned.state_dict().items()
+    }
+
+
+def test_strict_does_not_fall_back(detector: nn.Module) -> None:
+    with pytest.raises(fxprune.CaptureError):
+        _pruned(detector, strict=True)
+
+
+def test_a_model_without_such_parts_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.w if float(x.sum()) > 0 else x
+
+    with pytest.raises(fxprune.CaptureError, match="could not capture"):
+        fxprune.compile(Bare(), [torch.randn(4, 4)], 0.5, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tie_within_a_part_stays_one_tensor() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(
+                nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3)
+            )
+            self.part[4].weight = self.part[2].weight
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = self.part(x)
+            return [y[y[:, 0] > float(y[:, 0].median().detach())]]
+
+    model = randomise(Tied(), 0, (torch.randn(32, 6),)).eval()
+    pruned = fxprune.compile(model, [torch.randn(32, 6)], 0.6, progress=False)
+    assert fxprune.report(pruned).verified
+    weights = [
+        name
+        for name, p in pruned.named_parameters(remove_duplicate=False)
+        if p.dim() == 2 and p.shape[0] == p.shape[1]
+    ]
+    assert len(weights) == 2 and len({id(pruned.get_parameter(name)) for name in weights}) == 1
