@@ -109,7 +109,24 @@ def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     return product(t, node, a.tensors, [list(part) for part in names], list(right))
 
 
+def _grouped_mm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: tokens[n, k] sorted by expert, weight[e, k, m].  After: [n, m]; every expert stays."""
+    values = list(vars(a).values())
+    if len(t.shape(values[0])) != 2 or len(t.shape(values[1])) != 3:
+        return None
+    tokens, (experts, inner, outer) = t.axes(values[0], node), t.axes(values[1], node)
+    t.freeze(node, tokens[0], "the tokens")
+    t.freeze(node, experts, "the experts")
+    inner = t.relate(node, tokens[1], inner)
+    macs = math.prod(t.example(values[0])) * t.example(values[1])[2]
+    t.contract(node, values[0], 1, inner, (inner, outer), macs)
+    return (tokens[0], outer)
+
+
 register(["linear.default"], _linear)
-register(["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default"], _matmul)
+register(["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm)
+register(
+    ["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default", "vdot.default"], _matmul
+)
 register(["addmm.default", "baddbmm.default"], _addmm)
 register(["einsum.default"], _einsum)

@@ -24,6 +24,12 @@ def _spatial(t: Tracer, node: fx.Node, a: SimpleNamespace) -> tuple[Axes, Axes, 
     return x, w, channel
 
 
+def _count(t: Tracer, groups: int | fx.Node) -> int:
+    """Returns a number of groups; one known only at run time, such as the batch of a dynamic convolution, as a prime."""
+    count: int = t.captured.info[groups] if isinstance(groups, fx.Node) else groups
+    return count
+
+
 def _finish(t: Tracer, node: fx.Node, a: SimpleNamespace, x: Axes, channel: int, out: Axis) -> Axes:
     if a.bias is not None:
         out = t.relate(node, out, t.axes(a.bias, node)[0])
@@ -38,15 +44,23 @@ def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         t.relate(node, x[channel], w[1])
         out = w[0]
     else:
-        x_group, x_inner = t.reshape(node, [x[channel]], [a.groups, size[1]])
-        w_group, w_inner = t.reshape(node, [w[0]], [a.groups, size[0] // a.groups])
+        groups = _count(t, a.groups)
+        x_group, x_inner = t.reshape(node, [x[channel]], [groups, size[1]])
+        w_group, w_inner = t.reshape(node, [w[0]], [groups, size[0] // groups])
         t.relate(node, x_inner, w[1])
         group = t.relate(node, x_group, w_group)
+        if groups != a.groups:
+            t.freeze(node, group, "a number of groups known only at run time")
         out = (*group, *w_inner)
         t.note(node, groups=group)
     axes = _finish(t, node, a, x, channel, out)
     macs = math.prod(t.example(node)) * math.prod(size[1:])
-    t.contract(node, a.input, channel, x[channel], (axes[channel], w[1]), macs, a.weight)
+    if isinstance(
+        a.groups, fx.Node
+    ):  # the input's channels are as many as samples: the kernels have the axis alone
+        t.contract(node, a.weight, 1, w[1], (axes[channel], w[1]), macs)
+    else:
+        t.contract(node, a.input, channel, x[channel], (axes[channel], w[1]), macs, a.weight)
     return axes
 
 
@@ -72,7 +86,8 @@ def _conv_transpose(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _slice_groups(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-    return Edit({"groups": s.count(s.noted(node, "groups"))} if a.groups != 1 else {})
+    fixed_count = a.groups == 1 or isinstance(a.groups, fx.Node)
+    return Edit({} if fixed_count else {"groups": s.count(s.noted(node, "groups"))})
 
 
 register(

@@ -103,6 +103,23 @@ def _twin_group_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     return t.scatter(t.run(node, **arguments), over, [x.shape[dim] for dim, _ in over])
 
 
+def _weight_norm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: v[o, i], g[o, 1].  After: [o, i], scaled by a norm over what stays of i."""
+    v, g = t.axes(a.v, node), t.axes(a.g, node)
+    axes = tuple(t.relate(node, x, y) if y else x for x, y in zip(v, g, strict=True))
+    if any(is_labelled(x) for x, y in zip(v, g, strict=True) if not y):
+        t.statistic(node)
+    return axes
+
+
+def _twin_weight_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    v = t.value(a.v)
+    over = [(d, axis) for d, axis in enumerate(t.axes(a.v, node)) if not t.axes(a.g, node)[d]]
+    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"v": t.gather(v, over)}
+    return t.scatter(t.run(node, **arguments), over, [v.shape[d] for d, _ in over])
+
+
+register(["_weight_norm.default"], _weight_norm, twin=_twin_weight_norm)
 register(["batch_norm.default", "instance_norm.default"], _channel_norm, twin=_twin_channel_norm)
 register(
     ["layer_norm.default", "rms_norm.default"], _layer_norm, slice=_slice_layer_norm, twin=_twin_layer_norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,9 @@ def _reduce_pair(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
 
 
 def _indexing_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """A reduction like any other where nobody reads the positions; otherwise they must stay valid."""
+    if all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
+        return _reduce_pair(t, node, a)
     x = t.axes(a.self, node)
     for d in _dims(a, len(x)):
         t.freeze(node, x[d], "an axis whose positions are returned")
@@ -104,7 +108,7 @@ register(
     _reduce_pair,
     twin=_twin_reduce,
 )
-register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce)
+register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce, twin=_twin_reduce)
 register(["argmax.default", "argmin.default"], _arg_reduce)
 register(
     ["softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default", "cumsum.default", "cumprod.default",

@@ -39,6 +39,7 @@ class Rule:
 
 
 _RULES: dict[Any, Rule] = {}
+_LATER: dict[str, Rule] = {}  # of ops that nobody has registered yet, by name
 
 
 def register(
@@ -46,7 +47,8 @@ def register(
 ) -> None:
     """Enters one rule for several ops (``"conv2d.default"``, of the ``aten`` namespace unless another is named).
 
-    An overload that this torch does not have is passed over.
+    An overload that this torch does not have is passed over; one of another library's namespace counts as soon as
+    that library is there.
 
     Raises:
         KeyError: an op has a rule already.
@@ -57,6 +59,8 @@ def register(
         try:
             op = getattr(getattr(getattr(torch.ops, namespace or "aten"), packet), overload or "default")
         except (AttributeError, RuntimeError):
+            if namespace:
+                _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = Rule(couple, slice, twin)
             continue
         if op in _RULES:
             raise KeyError(f"{op} has a rule already")
@@ -72,6 +76,8 @@ def rule_of(target: Any) -> Rule | None:
     """Returns the rule of an op: its own entry, or that of pointwise ops where PyTorch tags it so and it is pure."""
     if target in _RULES:
         return _RULES[target]
+    if str(target) in _LATER:
+        return _LATER[str(target)]
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return None
     return _RULES["pointwise"] if torch.Tag.pointwise in target.tags else None

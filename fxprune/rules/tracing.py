@@ -133,7 +133,9 @@ class Tracer:
     ) -> None:  # fmt: skip
         """Records a contraction over ``axis``, which is dimension ``dim`` of ``source``; ``macs`` is of the example."""
         prime, example = self.captured.batch
-        if math.prod(self.shape(node)) % prime == 0:
+        info = self.captured.info[node]
+        result: TensorInfo = info[0] if isinstance(info, (list, tuple)) else info
+        if math.prod(result.shape) % prime == 0:
             macs //= example
         parameter = weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
         labelled = tuple(loop for loop in loops if ax.is_labelled(loop))

@@ -32,6 +32,10 @@ class Twin:
         """Returns the axes of an operand as its reader sees it."""
         return self._slicer.axes(node, reader)
 
+    def made(self, node: fx.Node) -> Any:
+        """Returns the axes of an op's own result, a list of them for several."""
+        return self._slicer.axes(node)
+
     def noted(self, node: fx.Node, name: str) -> Axis:
         """Returns an axis that the op's couple rule kept."""
         return self._slicer.noted(node, name)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tests.rules.common import Case, Fn, check_case
+from fxprune.capture import capture
+from fxprune.coupling import couple
+from tests.rules.common import Case, Fn, certify, check_case, groups_of
+from tests.util import randomise
 
 A = torch.ops.aten
 
@@ -131,3 +135,27 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
+
+
+@pytest.mark.parametrize("library", ["aten", "transformers"])
+def test_experts_that_multiply_sorted_tokens_share_their_widths(library: str) -> None:
+    if library == "transformers":
+        pytest.importorskip("transformers.integrations.moe")
+    op = torch.ops.aten._grouped_mm if library == "aten" else torch.ops.transformers.grouped_mm_fallback
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        ends = torch.arange(1, 3, dtype=torch.int32) * (x.shape[0] // 2)
+        return op(op(m.make(x), m.up, ends).relu(), m.down, ends)
+
+    up, down = nn.Parameter(torch.randn(2, 16, 8)), nn.Parameter(torch.randn(2, 8, 4))
+    model = randomise(
+        Fn(forward, make=nn.Linear(5, 16), up=up, down=down)
+    ).eval()  # torch's op takes no float64
+    args = (torch.randn(4, 5),)
+    coupling = couple(capture(model, args))
+    assert not coupling.unsupported
+    assert sorted(groups_of(coupling)) == [
+        "16 channel: up[1] make.weight[0] make.bias[0]",
+        "8 channel: up[2] down[1]",
+    ]
+    assert certify(coupling, args, coupling.removed_mask([0, 1, 2, 3, 16, 17, 18, 19])).verified

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.common import Case, Fn, check_case
+from tests.rules.common import Case, Fn, check, check_case, groups_of, prepared
 
 
 def _chain(*layers: nn.Module) -> nn.Module:
@@ -112,3 +114,26 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
+
+
+def test_a_kernel_of_each_sample_by_as_many_groups_as_samples() -> None:
+    """Dynamic convolution folds the batch into the channels; its number of groups is known only at run time."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, (b, _, h, w) = m.make(x), x.shape
+        kernels = (m.route(x.mean((2, 3))).softmax(1) @ m.kernels.flatten(1)).reshape(b * 6, 8, 3, 3)
+        z = F.conv2d(y.reshape(1, b * 8, h, w), kernels, padding=1, groups=b)
+        return m.head(z.reshape(b, 6, h, w))
+
+    kernels = nn.Parameter(torch.randn(4, 6, 8, 3, 3))
+    model = Fn(
+        forward, make=nn.Conv2d(3, 8, 1), route=nn.Linear(3, 4), kernels=kernels, head=nn.Conv2d(6, 2, 1)
+    )
+    args = (torch.randn(3, 3, 5, 5, dtype=torch.float64),)
+    coupling = prepared(model, args)[1]
+    assert not coupling.unsupported
+    assert sorted(groups_of(coupling)) == [
+        "6 channel: kernels[1] head.weight[1]",
+        "8 channel: kernels[2] make.weight[0] make.bias[0]",
+    ]
+    check(coupling, args)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.rules.common import Case, Fn, check_case
 
@@ -86,6 +87,27 @@ CASES = [
             lambda m, x: m.b((y := m.a(x)) * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * m.w),
             a=nn.Linear(5, 8), w=nn.Parameter(torch.ones(8)), b=nn.Linear(8, 2)), [T],
         ["8 channel: w[0] a.weight[0] a.bias[0] b.weight[1]"], statistic=True,
+    ),
+    Case(
+        "weight norm", lambda: _image(weight_norm(nn.Conv2d(8, 8, 3))), [X],
+        [
+            "8 channel: 0.weight[0] 0.bias[0] 1.parametrizations.weight.original1[1]",
+            "8 channel: 1.bias[0] 1.parametrizations.weight.original0[0] 1.parametrizations.weight.original1[0] 3.weight[1]",
+        ], statistic=True,
+    ),
+    Case(
+        "weight norm by input channel", lambda: _tokens(weight_norm(nn.Linear(8, 8), dim=1)), [T],
+        [
+            "8 channel: 0.weight[0] 0.bias[0] 1.parametrizations.weight.original0[1] 1.parametrizations.weight.original1[1]",
+            "8 channel: 1.bias[0] 1.parametrizations.weight.original1[0] 3.weight[1]",
+        ], statistic=True,
+    ),
+    Case(
+        "spectral norm", lambda: _image(spectral_norm(nn.Conv2d(8, 8, 3))), [X],
+        [
+            "8 channel: 0.weight[0] 0.bias[0] 1.parametrizations.weight.original[1] 1.parametrizations.weight.0._v[0]x9",
+            "8 channel: 1.bias[0] 1.parametrizations.weight.original[0] 3.weight[1] 1.parametrizations.weight.0._u[0]",
+        ],
     ),
 ]  # fmt: skip
 

@@ -26,9 +26,10 @@ PARTS: dict[str, Callable[..., Tensor]] = {
     "aminmax": lambda x, **k: sum(torch.aminmax(x, dim=1, **k)),
     "max": lambda x, **k: x.max(1, **k)[0], "min": lambda x, **k: x.min(1, **k)[0],
     "median": lambda x, **k: x.median(1, **k)[0], "mode": lambda x, **k: x.mode(1, **k)[0],
+    "max and where": lambda x, **k: sum(x.max(1, **k)), "min's place": lambda x, **k: x.min(1, **k)[1].to(x.dtype),
     "argmax": lambda x, **k: x.argmax(1, **k).to(x.dtype), "argmin": lambda x, **k: x.argmin(1, **k).to(x.dtype),
 }  # fmt: skip
-POSITIONS = {"max", "min", "median", "mode", "argmax", "argmin"}
+POSITIONS = {"max and where", "min's place", "argmax", "argmin"}
 SCANS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(1), "_softmax": lambda x: A._softmax(x, 1, False),
     "log_softmax": lambda x: x.log_softmax(1), "_log_softmax": lambda x: A._log_softmax(x, 1, False),
