@@ -48,8 +48,15 @@ def examine(entry: Architecture, seed: int) -> dict[str, Any]:
             call = entry.build()
             randomise(call.model, seed, call.args, dict(call.kwargs))
         found["params"] = sum(p.numel() for p in call.model.parameters())
-        with stage("capture"):
-            captured = fxprune.capture(call.model, call.args, call.kwargs)
+        try:
+            with stage("capture"):
+                captured = fxprune.capture(call.model, call.args, call.kwargs)
+        except fxprune.CaptureError:
+            for budget in BUDGETS:
+                with stage(f"prune to {budget}"):
+                    found[str(budget)] = in_islands(call, budget, found)
+            del found["at"]
+            return found
         with stage("couple"):
             coupling = fxprune.couple(captured)
         found |= described(coupling)
@@ -63,6 +70,25 @@ def examine(entry: Architecture, seed: int) -> dict[str, Any]:
         found["error"] = f"{type(error).__name__}: {error}"[:600]
         found["trace"] = traceback.format_exc()[-1500:]
     return found
+
+
+def in_islands(call: Call, share: float, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns what came of one budget for a model that can only be captured in parts; adds what the parts are."""
+    pruned = fxprune.compile(
+        call.model, [(call.args, dict(call.kwargs))], share, method="l2", recover=None, forward_args=lambda batch: batch,
+        verify_dtype=torch.float64, progress=False,
+    )  # fmt: skip
+    report = fxprune.report(pruned)
+    kinds: Counter[str] = Counter()
+    for group in report.groups:
+        kinds[group.kind] += group.before
+    reasons: Counter[str] = Counter()
+    for held in report.frozen:
+        reasons[held.reason] += held.coordinates
+    found |= {"units": dict(kinds), "islands": list(report.islands), "frozen": dict(reasons.most_common(8))}
+    status = {True: "verified", False: "WRONG", None: "no proof"}[report.verified]
+    kept = round(report.params[1] / report.params[0], 4)
+    return {"status": status, "kept": kept, "error": report.max_error}
 
 
 def described(coupling: fxprune.Coupling) -> dict[str, Any]:
@@ -152,7 +178,11 @@ def line(entry: Architecture, found: dict[str, Any]) -> dict[str, Any]:
         row |= {f"at {budget}": outcome.get("status"), f"kept {budget}": outcome.get("kept"), f"error {budget}": outcome.get("error")}  # fmt: skip
     stages = found["seconds"]
     row["capture s"], row["couple s"] = stages.get("capture"), stages.get("couple")
-    why = [found.get("error", ""), *(found.get(str(b), {}).get("note", "") for b in BUDGETS)]
+    why = [
+        found.get("error", ""),
+        f"in parts: {', '.join(found['islands'])}" if found.get("islands") else "",
+        *(found.get(str(b), {}).get("note", "") for b in BUDGETS),
+    ]
     why += [f"no rule: {', '.join(found['unsupported'])}"] if found.get("unsupported") else []
     why += [
         f"held: {', '.join(f'{reason} ({count})' for reason, count in list(found.get('frozen', {}).items())[:3])}"

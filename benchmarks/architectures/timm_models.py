@@ -54,7 +54,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 #: Edge of the images, where neither the model's own fixed size nor 128 will do.
-_EDGES: dict[str, int] = {}
+_EDGES = {"deepseek_vit_412m": 126}
 
 
 def _build(name: str) -> Call:
