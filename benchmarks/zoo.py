@@ -1,7 +1,7 @@
 """Coverage: what of every architecture is captured, coupled, and pruned to 0.7 and 0.4 of its parameters, and what is not and why.
 
 Each model is built small, gets random calibrated weights (tests/util.py), and is verified against its masked twin in float64.
-``python benchmarks/zoo.py [--collections ...] [--models ...] [--limit S] [--rows FILE] [--quick]``
+``python benchmarks/zoo.py [--collections ...] [--models ...] [--limit S] [--no-peer] [--rows FILE] [--quick]``
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from architectures import Architecture, Call, select
+from common import torch_pruning
 from common.cli import begin, name_of, parser, resumable
 from common.kept import Kept
 from common.results import record
@@ -165,8 +167,8 @@ class Worker:
         return {"error": what, "seconds": {}}
 
 
-def line(entry: Architecture, found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of one line of the table; nested values lie flat so that a row is a row."""
+def line(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of our part of the line."""
     row: dict[str, Any] = {
         "params": found.get("params"),
         "captured": "capture" in found["seconds"],
@@ -191,6 +193,17 @@ def line(entry: Architecture, found: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def peer_line(name: str, threads: int, limit: float) -> dict[str, Any]:
+    """Returns the values of Torch-Pruning's part of the line: the larger budget, by bisection of its ratio."""
+    found = torch_pruning.prune(name, BUDGETS[0], limit=limit, attempts=4, threads=threads)
+    spent = [s for s in (found.build_seconds, found.prune_seconds) if s is not None]
+    reached = found.runs and found.share is not None and found.share <= BUDGETS[0]
+    return {
+        "Torch-Pruning": "runs" if reached else "misses the budget" if found.runs else "fails", "its kept": found.share,
+        "its s": round(sum(spent), 2) if spent else None, "its error": found.error,
+    }  # fmt: skip
+
+
 def summary(rows: list[dict[str, Any]]) -> list[str]:
     """Returns a line for each collection."""
     lines = []
@@ -200,8 +213,20 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         for budget in BUDGETS:
             count = Counter(row[f"at {budget}"] or "failed" for row in mine)
             parts.append(f"at {budget}: " + ", ".join(f"{n} {status}" for status, n in count.most_common()))
+        if any("Torch-Pruning" in row for row in mine):
+            count = Counter(row.get("Torch-Pruning") for row in mine)
+            parts.append(
+                f"Torch-Pruning at {BUDGETS[0]}: "
+                + ", ".join(f"{n} {what}" for what, n in count.most_common())
+            )
         lines.append(f"{collection}: " + "; ".join(parts))
     return lines
+
+
+def row(name: str, worker: Worker, options: Any) -> dict[str, Any]:
+    """Returns the values of one line of the table."""
+    peer = {} if options.no_peer else peer_line(name, options.threads, options.peer_limit)
+    return line(worker(name)) | peer
 
 
 def main() -> None:
@@ -210,12 +235,14 @@ def main() -> None:
     made.add_argument("--collections", nargs="+", help="torchvision, timm, transformers, written")
     made.add_argument("--models", nargs="+", help="names, such as timm:resnet18")
     made.add_argument("--limit", type=float, default=300.0, help="seconds a model may take")
+    made.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
+    made.add_argument("--peer-limit", type=float, default=60.0, help="seconds that Torch-Pruning may take")
     options = begin(made)
     chosen = select(options.collections, options.models)
     worker, kept = Worker(options.seed, options.threads, options.limit), Kept(options.rows)
     for entry in chosen[::10] if options.quick else chosen:
         key = {"collection": entry.collection, "model": entry.name.partition(":")[2]}
-        kept.add(key, lambda entry=entry: line(entry, worker(entry.name)))
+        kept.add(key, partial(row, entry.name, worker, options))
     notes = [
         "removable: share of the parameters that can go at all. error: against the masked twin in float64, limit 1e-9.",
         *summary(kept.rows),

@@ -5,7 +5,8 @@ attention projections are declared with their numbers of heads, and sizes that a
 corrected by hand afterwards. None of that is told to fxprune. Each run is a process of its own with a time limit,
 for its graph building may never end.
 
-Run as ``python -m benchmarks.common.torch_pruning NAME...`` for a table by itself.
+In the folder of the benchmarks, run ``python -m common.torch_pruning NAME...`` for a table by itself; names are those of the
+benchmark tables, or, with a colon, those of the coverage table (``timm:resnet18``).
 """
 
 from __future__ import annotations
@@ -59,16 +60,17 @@ def prune(
 
 def search(name: str, share: float, attempts: int) -> PeerResult:
     """Bisects the channel ratio until the parameters kept are at most ``share``, as close below it as tried."""
-    dense = _build(name)
-    base = sum(p.numel() for p in dense.parameters())
+    dense = _dense(name)
+    base = sum(p.numel() for p in dense.model.parameters())
     best, low, high, ratio = PeerResult(name), 0.0, 1.0, 0.3
     for _ in range(attempts):
         attempt, kept = PeerResult(name, ratio=round(ratio, 4)), 1.0
         try:
-            model = _attempt(copy.deepcopy(dense), zoo.ZOO[name], ratio, attempt)
+            model = _attempt(copy.deepcopy(dense.model), dense, ratio, attempt)
             kept = sum(p.numel() for p in model.parameters()) / base
             attempt.share = round(kept, 4)
-            _check(model, zoo.ZOO[name])
+            if [dense.shapes(model, call) for call in dense.calls] != dense.wanted:
+                raise RuntimeError("the output has lost its shape")  # noqa: TRY301 - a failure like the others
             attempt.runs = True
         except Exception as error:  # the peer fails in many ways, and each is a result
             attempt.error = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
@@ -86,8 +88,39 @@ def search(name: str, share: float, attempts: int) -> PeerResult:
     return best
 
 
-def _build(name: str) -> nn.Module:
-    model = zoo.ZOO[name].build()
+@dataclass(frozen=True)
+class _Dense:
+    """A network before pruning.
+
+    Attributes:
+        model: the network.
+        calls: (args, kwargs) that the pruned one must take; the first is the example that it is traced with.
+        outputs: the layers that make the results: their channels stay.
+    """
+
+    model: nn.Module
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    outputs: list[nn.Module]
+    wanted: list[list[tuple[int, ...]]]
+
+    @staticmethod
+    def shapes(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[tuple[int, ...]]:
+        """Returns the shapes of all results of a call."""
+        with torch.no_grad():
+            return [tuple(out.shape) for out in zoo.tensors(model(*call[0], **call[1]))]
+
+
+def _dense(name: str) -> _Dense:
+    if ":" in name:
+        from architectures import select  # which has its inputs from here
+
+        found = select(names=[name])[0].build()
+        model, calls = found.model, [(found.args, dict(found.kwargs))]
+    else:
+        entry = zoo.ZOO[name]
+        model = entry.build()
+        batches = [entry.batch(count) for count in (1, 3)]
+        calls = [((), batch) if isinstance(batch, dict) else ((batch,), {}) for batch in batches]
     for head in ("aux1", "aux2", "AuxLogits", "aux_classifier"):  # not part of the evaluation graph
         if isinstance(getattr(model, head, None), nn.Module):
             setattr(model, head, None)
@@ -95,21 +128,43 @@ def _build(name: str) -> nn.Module:
         model.aux_logits = False
     if hasattr(model, "config"):
         model.config.use_cache = False
-    return model
+    return _Dense(
+        model, calls, _last_layers(model, *calls[0]), [_Dense.shapes(model, call) for call in calls]
+    )
 
 
-def _attempt(model: nn.Module, entry: zoo.Entry, ratio: float, result: PeerResult) -> nn.Module:
+def _last_layers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
+    """Returns the layers whose output is a result of the model as it stands."""
+    made: dict[int, nn.Module] = {}
+
+    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        made[output.data_ptr()] = layer
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        results = zoo.tensors(model(*args, **kwargs))
+    for hook in hooks:
+        hook.remove()
+    return [made[out.data_ptr()] for out in results if out.data_ptr() in made]
+
+
+def _attempt(model: nn.Module, dense: _Dense, ratio: float, result: PeerResult) -> nn.Module:
     import torch_pruning as tp
 
-    example = entry.batch(1)
+    args, kwargs = dense.calls[0]
+    names = dict(dense.model.named_modules())
+    last = [
+        model.get_submodule(name) for name, module in names.items() if any(module is m for m in dense.outputs)
+    ]
     heads, options = _declare(model)
     start = time.perf_counter()
     pruner = tp.pruner.MetaPruner(
         model,
-        example,
+        kwargs or (args[0] if len(args) == 1 else args),
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio,
-        ignored_layers=_classifiers(model),
+        ignored_layers=[*_classifiers(model), *last],
         num_heads=heads,
         output_transform=lambda out: sum(leaf.sum() for leaf in zoo.tensors(out)),
         **options,
@@ -132,11 +187,17 @@ def _declare(model: nn.Module) -> tuple[dict[nn.Module, int], dict[str, Any]]:
             if config is not None and isinstance(projection, nn.Linear):
                 grouped = part in ("k_proj", "v_proj") and hasattr(config, "num_key_value_heads")
                 heads[projection] = config.num_key_value_heads if grouped else config.num_attention_heads
-        if isinstance(getattr(module, "to_qkv", None), nn.Linear):  # torchvision's MaxViT
+        if isinstance(getattr(module, "to_qkv", None), nn.Linear) and hasattr(
+            module, "n_heads"
+        ):  # torchvision's MaxViT
             heads[module.to_qkv] = module.n_heads
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(
+            getattr(module, "num_heads", None), int
+        ):
+            heads[module.qkv] = module.num_heads  # timm
     if hasattr(config, "num_key_value_heads"):  # its LLM example: heads go, head dimensions (rotary) stay
         return heads, {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5}
-    if type(model).__name__ == "VisionTransformer":
+    if type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder"):  # torchvision's
         return heads, {"round_to": model.encoder.layers[0].num_heads}
     return heads, {}
 
@@ -154,26 +215,21 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
 
 def _repair(model: nn.Module, pruner: Any) -> None:
     """Corrects, as the peer's examples do, the sizes that models keep as plain attributes."""
-    if type(model).__name__ == "VisionTransformer":
+    if type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder"):  # torchvision's
         model.hidden_dim = model.conv_proj.out_channels
     for module in model.modules():
         if isinstance(getattr(module, "query", None), nn.Linear) and hasattr(module, "attention_head_size"):
             module.attention_head_size = module.query.out_features // module.num_attention_heads
             module.all_head_size = module.query.out_features
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and module.qkv in pruner.num_heads:
+            module.num_heads = pruner.num_heads[module.qkv]
+            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
         q, k = getattr(module, "q_proj", None), getattr(module, "k_proj", None)
         if isinstance(q, nn.Linear) and isinstance(k, nn.Linear):
             if getattr(module, "num_key_value_groups", None) is None:
                 module.head_dim = q.out_features // pruner.num_heads.get(q, 1)
             else:
                 module.num_key_value_groups = q.out_features // max(1, k.out_features)
-
-
-def _check(model: nn.Module, entry: zoo.Entry) -> None:
-    with torch.no_grad():
-        for count in (1, 3):
-            out = zoo.tensors(zoo.call(model, entry.batch(count)))
-            if not out or out[0].shape[0] != count:
-                raise RuntimeError("the output has lost its shape")
 
 
 def main() -> None:
@@ -195,8 +251,8 @@ def main() -> None:
     from .results import table
 
     rows = []
-    for entry in zoo.select(options.models):
-        rows.append(asdict(prune(entry.name, options.share, limit=options.limit)))
+    for name in options.models or list(zoo.ZOO):
+        rows.append(asdict(prune(name, options.share, limit=options.limit)))
         print(rows[-1], flush=True)
     print(table(rows))
 
