@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from fxprune.capture.source import unwrapped
 from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
-from fxprune.data import Batches, check_weights, device_of, probe
+from fxprune.data import Batches, check_weights, device_of, probe, without_values
 from fxprune.depth import solve_with_bridges
 from fxprune.errors import CaptureError, PlanError, VerificationError
 from fxprune.islands import IslandData, Islands, find_islands, put_back
@@ -43,6 +43,7 @@ from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer, score, scorer_of
 from fxprune.scores.loss import Loss
+from fxprune.shards import Shards, apply_to_files
 from fxprune.solve import Solution
 from fxprune.verify import Certificate
 from fxprune.verify import verify as verify_against_twin
@@ -82,7 +83,8 @@ def compile(
     copy of the model in which the largest parts that can be captured are `PrunedModule`s; the budget is theirs.
 
     Args:
-        model: any module that ``torch.export`` can capture; it is left bit-identical.
+        model: any module that ``torch.export`` can capture; it is left bit-identical. On the meta device it is planned
+            without weights, by a method that needs none, with ``recover=None`` and ``verify=False``.
         calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
             ``(inputs, targets)`` or a dict of keyword arguments.
         budget: the share of parameters to keep, in (0, 1], or a `Budget`; None with ``ratios``.
@@ -139,9 +141,10 @@ def compile(
 
     with stages("check"):
         batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
-        check_weights(model)
         first = batches.first()
-        probe(model, first)
+        if not without_values(model, scorer.needs, how, verify):
+            check_weights(model)
+            probe(model, first)
     again = partial(
         compile, method=scorer, units=units, ignore=ignore, round_to=round_to, min_keep=least, recover=how, ridge=ridge,
         loss=loss, strict=strict, verify=verify, verify_dtype=verify_dtype, memory_limit=memory_limit,
@@ -255,12 +258,33 @@ def _in_steps(
     )
 
 
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
+@overload
+def apply(model: nn.Module, plan: Plan, /) -> nn.Module: ...
+
+
+@overload
+def apply(plan: Plan, files: str | PathLike[str], out: str | PathLike[str], /) -> Shards: ...
+
+
+def apply(*arguments: Any) -> Any:
     """Applies a plan to another instance of the architecture that it was made for; weights are sliced, not recovered.
 
+    ``apply(model, plan)`` returns the pruned model. ``apply(plan, "in/*.safetensors", "out/")`` slices the weights from
+    files to files without ever holding the model (see `fxprune.shards.apply_to_files`).
+
     Raises:
-        PlanError: the plan does not fit this model.
+        PlanError: the plan does not fit this model, or these files.
     """
+    if len(arguments) == 3:
+        return apply_to_files(*arguments)
+    if len(arguments) != 2:
+        raise TypeError(
+            f"apply: expected (model, plan) or (plan, files, out), got {len(arguments)} arguments"
+        )
+    return _apply_to_model(*arguments)
+
+
+def _apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if not isinstance(plan, Plan):
         raise PlanError(
             f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one"

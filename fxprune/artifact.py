@@ -54,7 +54,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     plan, summary = found.plan.to_json(), json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"
     tensors, ties = _tensors_once(pruned)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _fresh_directory(target) as fresh:
+    with fresh_directory(target) as fresh:
         (fresh / PLAN).write_text(plan, encoding="utf-8")
         (fresh / REPORT).write_text(summary, encoding="utf-8")
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -66,9 +66,9 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         }
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in (*fresh.iterdir(), fresh):
-            _sync(path)
-        _put_in_place(fresh, target)
-    _sync(target.parent)
+            sync(path)
+        put_in_place(fresh, target)
+    sync(target.parent)
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -148,7 +148,7 @@ def _identity(tensor: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def _fresh_directory(target: Path) -> Iterator[Path]:
+def fresh_directory(target: Path) -> Iterator[Path]:
     """Yields a new directory beside the target; what is left of it at the end goes away."""
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
@@ -163,7 +163,7 @@ def _previous(target: Path) -> Path:
     return target.with_name(f".{target.name}.previous")
 
 
-def _put_in_place(fresh: Path, target: Path) -> None:
+def put_in_place(fresh: Path, target: Path) -> None:
     """Renames a complete directory to its place; for a moment the old one waits under another name."""
     _recover(target)
     previous = _previous(target)
@@ -279,7 +279,7 @@ def _assign(name: str, own: Tensor, stored: Tensor) -> None:
         own.copy_(stored)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Has the system write a file or directory out; not every system can for a directory."""
     with contextlib.suppress(PermissionError):
         handle = os.open(path, os.O_RDONLY)

@@ -6,7 +6,7 @@ The forms of one batch are read in ``fxprune.batch``; here is the collection, re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -157,6 +157,25 @@ def device_of(model: nn.Module) -> torch.device:
             f"the model: expected one device for all of it, got {found}: move it with .to(device)"
         )
     return next(iter(places), torch.device("cpu"))
+
+
+def without_values(model: nn.Module, needs: Sequence[str], recover: str | None, verify: bool) -> bool:
+    """Returns whether a model lies on the meta device, and nothing that is asked for needs its values.
+
+    Raises:
+        CalibrationError: something does.
+    """
+    if not any(tensor.is_meta for _, tensor in _tensors(model)):
+        return False
+    asked = [f"the method needs {' and '.join(needs)}"] if needs else []
+    asked += [f"recover={recover!r}"] if recover is not None else []
+    asked += ["verify=True"] if verify else []
+    if asked:
+        raise CalibrationError(
+            f"the model lies on the meta device and has no values to work with, but {', '.join(asked)}: choose "
+            "method='random' or a Scorer with needs=(), recover=None and verify=False, then apply the plan to the weights"
+        )
+    return True
 
 
 def check_weights(model: nn.Module) -> None:

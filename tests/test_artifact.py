@@ -313,7 +313,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
         monkeypatch.setattr(owner, name, stepped)
 
     for owner, name in (
-        (artifact, "save_file"), (artifact, "_sync"), (shutil, "rmtree"),
+        (artifact, "save_file"), (artifact, "sync"), (shutil, "rmtree"),
         (Path, "write_text"), (Path, "rename"), (Path, "mkdir"),
     ):  # fmt: skip
         wrap(owner, name)
