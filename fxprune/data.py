@@ -113,9 +113,8 @@ class Batches:
         self._reference = self._reference or signature
         self._reference.check(signature, index)
         for name, leaf in batch.leaves():
-            if isinstance(leaf, Tensor) and (flaw := non_finite(leaf)):
-                hint = "" if flaw == "NaN" else " (an additive mask can use torch.finfo(dtype).min)"
-                raise bad_batch(index, f"{name} holds {flaw}; expected finite numbers{hint}")
+            if isinstance(leaf, Tensor) and (flaw := non_finite(leaf, allow_minus_inf=_is_mask(leaf))):
+                raise bad_batch(index, f"{name} holds {flaw}; expected finite numbers")
         return batch
 
     def _moved(self, tree: Any) -> Any:
@@ -176,6 +175,13 @@ def without_values(model: nn.Module, needs: Sequence[str], recover: str | None, 
             "method='random' or a Scorer with needs=(), recover=None and verify=False, then apply the plan to the weights"
         )
     return True
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Returns whether a tensor is an additive mask: zeros and -Inf."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return False
+    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 
 def check_weights(model: nn.Module) -> None:

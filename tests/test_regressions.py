@@ -43,7 +43,8 @@ class Peak(nn.Module):
         self.linear, self.head = nn.Linear(4, 6), nn.Linear(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.linear(x)).max(-1, keepdim=True).values)
+        peak, where = torch.relu(self.linear(x)).max(-1, keepdim=True)
+        return self.head(peak) + where
 
 
 def test_max_with_indices_verifies_beside_a_pruned_layer() -> None:
@@ -332,3 +333,35 @@ def test_scores_of_the_wrong_form_are_a_scorer_error() -> None:
 
     with pytest.raises(fxprune.ScorerError, match="has 32 units, got scores of shape"):
         _compile(_mlp(), method=Short())
+
+
+def test_a_part_of_an_axis_that_holds_the_batch_as_well() -> None:
+    """ALiBi folds the heads into a batch that is known only at run time: a part of the heads lies in every sample."""
+
+    def forward(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        slopes = torch.full((4,), 0.5, dtype=x.dtype) ** torch.arange(1, 5)
+        bias = (slopes[None, :, None] * mask.cumsum(-1)[:, None, :]).reshape(b * 4, 1, n)
+        q, k, v = (f(x).view(b, n, 4, 3).transpose(1, 2).reshape(b * 4, n, 3) for f in (m.q, m.k, m.v))
+        y = bias.baddbmm(q, k.transpose(1, 2)).softmax(-1) @ v
+        return m.o(y.view(b, 4, n, 3).transpose(1, 2).reshape(b, n, 12))
+
+    parts = {name: nn.Linear(6, 12) for name in "qkv"}
+    args = (torch.randn(3, 5, 6, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64))
+    coupling = prepared(Fn(forward, **parts, o=nn.Linear(12, 2)), args)[1]
+    heads = next(group for group in coupling.groups if group.kind == "head")
+    for gone in ([0], [1, 3], [2, 3]):
+        assert certify(coupling, args, coupling.removed_mask(heads.units[gone])).verified
+
+
+def test_a_mask_of_minus_infinities_is_an_input_like_any_other() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = randomise(
+        Fn(lambda m, x, mask: m.layer(x, mask), layer=layer), 0, (torch.randn(2, 5, 8), torch.zeros(5, 5))
+    )
+    batch = (torch.randn(2, 5, 8), nn.Transformer.generate_square_subsequent_mask(5))
+    pruned = fxprune.compile(model.eval(), [batch], 0.6, forward_args=tuple, progress=False)
+    assert fxprune.report(pruned).verified
+    batch[0][0, 0, 0] = -float("inf")  # and no other tensor may hold any
+    with pytest.raises(fxprune.CalibrationError, match=r"args\[0\] holds -Inf"):
+        fxprune.compile(model, [batch], 0.6, forward_args=tuple, progress=False)

@@ -159,6 +159,25 @@ class _Writer:
         return result
 
     def _part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
+        info: TensorInfo = self.coupling.captured.info[value]
+        if info.shape[dim] != info.example[dim]:
+            return self._part_of_dynamic(node, value, dim, axis)
+        return self._static_part(node, value, dim, axis)
+
+    def _part_of_dynamic(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
+        """Before: x[b * h], b known only at run time.  After: x.unflatten(0, (-1, h)), a part of h, flat again."""
+        free = max((f for f in axis if f.labels is None), key=lambda f: f.size)
+        sizes = [-1 if f is free else f.size for f in axis]
+        part = self.graph.call_function(torch.ops.aten.unflatten.int, (node, dim, sizes))
+        for offset, factor in enumerate(axis):
+            if self.slicer.changed((factor,)):
+                part = self._static_part(part, value, dim + offset, (factor,))
+        ends = (dim, dim + len(axis) - 1)
+        part = self.graph.call_function(torch.ops.aten.flatten.using_ints, (part, *ends))
+        part.meta["module"] = value.meta.get("module")
+        return part
+
+    def _static_part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         index = self.slicer.index(axis)
         key = (node, dim, index.tobytes())
         if key not in self.parts:
