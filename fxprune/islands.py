@@ -48,7 +48,7 @@ def find_islands(model: nn.Module, call: Call) -> tuple[str, ...]:
         within = []
         for name in names:
             part = model.get_submodule(name)
-            if not _can_be_captured(part, calls[name]):
+            if not _can_be_captured(part, calls[name]) or not _stands_alone(model, name, call):
                 within += _children(part, f"{name}.")
             elif next(part.children(), None) is not None:  # a single layer has nothing that could go
                 found.append(name)
@@ -69,6 +69,30 @@ def _can_be_captured(part: nn.Module, calls: Sequence[Call]) -> bool:
     try:
         capture(part, *calls[0], batches=calls[1:])
     except CaptureError:
+        return False
+    return True
+
+
+class _Opaque(nn.Module):
+    """Runs a module, and shows nothing else of it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["inner"] = inner  # no submodule: the rest of the model must not find it
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["inner"](*args, **kwargs)
+
+
+def _stands_alone(model: nn.Module, name: str, call: Call) -> bool:
+    """Returns whether the rest of the model only calls a part, and reads nothing inside it."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shell = copy.deepcopy(model, tensors)  # shares all tensors
+    shell.set_submodule(name, _Opaque(shell.get_submodule(name)))
+    try:
+        with untouched(shell, training=False), torch.no_grad():
+            shell(*call[0], **call[1])
+    except Exception:  # whatever the model does without what it looks for
         return False
     return True
 

@@ -95,6 +95,17 @@ def test_plan_and_artifact_know_the_parts(detector: nn.Module, tmp_path: Path) -
     }
 
 
+def test_a_part_whose_inside_the_rest_reads_is_cut_smaller() -> None:
+    class Reader(Detector):
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            assert self.head[1].kernel_size == (1, 1)
+            return super().forward(images)
+
+    model = randomise(Reader(), 0, (_images(),)).eval()
+    assert find_islands(model, ((_images(),), {})) == ("body", "deeper.0", "head.0")
+    assert fxprune.report(_pruned(model)).verified
+
+
 def test_strict_does_not_fall_back(detector: nn.Module) -> None:
     with pytest.raises(fxprune.CaptureError):
         _pruned(detector, strict=True)
