@@ -8,126 +8,20 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import time
-import traceback
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from architectures import Architecture, Call, select
 from common import torch_pruning
+from common.architectures import select
 from common.cli import begin, name_of, parser, resumable
+from common.coverage import BUDGETS, examine
 from common.kept import Kept
 from common.results import record
 
-import fxprune
-from fxprune.cost import cost_model
-from tests.util import randomise
-
-BUDGETS = (0.7, 0.4)
 KINDS = ("channel", "head", "head_dim")
-
-
-def examine(entry: Architecture, seed: int) -> dict[str, Any]:
-    """Returns what came of one model; a stage that fails ends the line with its error."""
-    found: dict[str, Any] = {"seconds": {}}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        found["at"] = name
-        yield
-        found["seconds"][name] = round(time.perf_counter() - start, 2)
-
-    try:
-        with stage("build"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            call = entry.build()
-            randomise(call.model, seed, call.args, dict(call.kwargs))
-        found["params"] = sum(p.numel() for p in call.model.parameters())
-        try:
-            with stage("capture"):
-                captured = fxprune.capture(call.model, call.args, call.kwargs)
-        except fxprune.CaptureError:
-            for budget in BUDGETS:
-                with stage(f"prune to {budget}"):
-                    found[str(budget)] = in_islands(call, budget, found)
-            del found["at"]
-            return found
-        with stage("couple"):
-            coupling = fxprune.couple(captured)
-        found |= described(coupling)
-        with stage("score"):
-            scores = fxprune.score(coupling, [captured.call.flatten(call.args, call.kwargs)], "l2")
-        for budget in BUDGETS:
-            with stage(f"prune to {budget}"):
-                found[str(budget)] = pruned_to(coupling, scores, call, budget)
-        del found["at"]
-    except Exception as error:  # any failure is a result
-        found["error"] = f"{type(error).__name__}: {error}"[:600]
-        found["trace"] = traceback.format_exc()[-1500:]
-    return found
-
-
-def in_islands(call: Call, share: float, found: dict[str, Any]) -> dict[str, Any]:
-    """Returns what came of one budget for a model that can only be captured in parts; adds what the parts are."""
-    pruned = fxprune.compile(
-        call.model, [(call.args, dict(call.kwargs))], share, method="l2", recover=None, forward_args=lambda batch: batch,
-        verify_dtype=torch.float64, progress=False,
-    )  # fmt: skip
-    report = fxprune.report(pruned)
-    kinds: Counter[str] = Counter()
-    for group in report.groups:
-        kinds[group.kind] += group.before
-    reasons: Counter[str] = Counter()
-    for held in report.frozen:
-        reasons[held.reason] += held.coordinates
-    found |= {"units": dict(kinds), "islands": list(report.islands), "frozen": dict(reasons.most_common(8))}
-    status = {True: "verified", False: "WRONG", None: "no proof"}[report.verified]
-    kept = round(report.params[1] / report.params[0], 4)
-    return {"status": status, "kept": kept, "error": report.max_error}
-
-
-def described(coupling: fxprune.Coupling) -> dict[str, Any]:
-    """Returns the units by kind, what can go at all, and what cannot, by reason, in parameters."""
-    model = cost_model(coupling)
-    every = coupling.removed_mask(range(len(coupling.units)))
-    least, whole = model.of(every), model.of(every & False)
-    kinds: Counter[str] = Counter()
-    for group in coupling.groups:
-        kinds[group.kind] += len(group.units)
-    reasons: Counter[str] = Counter()
-    for held in coupling.frozen():
-        reasons[held.reason] += held.coordinates
-    return {
-        "units": dict(kinds), "groups": len(coupling.groups), "removable": round(1 - least.params / max(whole.params, 1), 4),
-        "frozen": dict(reasons.most_common(8)), "unsupported": sorted({op for op, _ in coupling.unsupported}),
-    }  # fmt: skip
-
-
-def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float) -> dict[str, Any]:
-    """Returns what came of one budget."""
-    try:
-        solution = fxprune.solve(coupling, scores, fxprune.Budget(params=share))
-    except (fxprune.BudgetError, fxprune.NothingToPruneError) as error:
-        return {"status": type(error).__name__, "note": str(error)[:400]}
-    pruned = fxprune.emit(coupling.captured, fxprune.rewrite(coupling, solution.removed))
-    certificate = fxprune.verify(
-        coupling, solution.removed, pruned, (call.args, dict(call.kwargs)), dtype=torch.float64
-    )
-    status = {True: "verified", False: "WRONG", None: "no proof"}[certificate.verified]
-    kept = solution.after.params / solution.before.params
-    return {
-        "status": status,
-        "kept": round(kept, 4),
-        "error": certificate.max_error,
-        "note": certificate.note,
-    }
 
 
 def _serve(pipe: Connection, seed: int, threads: int) -> None:

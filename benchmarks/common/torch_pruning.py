@@ -112,7 +112,7 @@ class _Dense:
 
 def _dense(name: str) -> _Dense:
     if ":" in name:
-        from architectures import select  # which has its inputs from here
+        from .architectures import select  # which takes a while
 
         found = select(names=[name])[0].build()
         model, calls = found.model, [(found.args, dict(found.kwargs))]

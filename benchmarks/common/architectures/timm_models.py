@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from common.zoo import images
 
+from ..zoo import images
 from . import Architecture, Call
 
 #: A small member of each file. A file that is not here, of a newer timm, is represented by its first model.

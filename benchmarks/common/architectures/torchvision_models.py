@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from common.zoo import images
 
+from ..zoo import images
 from . import Architecture, Call
 
 #: Edge of the images by name pattern, the first that matches; what the model takes at least, or enough to have windows.
