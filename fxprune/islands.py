@@ -127,7 +127,7 @@ class Islands(nn.Module):
         for name, child in model.named_children():
             self.add_module(name, child)
         self._names = tuple(names)
-        self.train(model.training)
+        self.training = model.training
 
     def forward(self, calls: Sequence[Sequence[Call]]) -> list[list[Any]]:
         """Returns what each part gives for each of its calls."""

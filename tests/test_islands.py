@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ def test_a_part_whose_inside_the_rest_reads_is_cut_smaller() -> None:
     model = randomise(Reader(), 0, (_images(),)).eval()
     assert find_islands(model, ((_images(),), {})) == ("body", "deeper.0", "head.0")
     assert fxprune.report(_pruned(model)).verified
+
+
+def test_flags_stay_and_the_result_trains_on(detector: nn.Module) -> None:
+    detector.head.train()
+    pruned = _pruned(detector)
+    assert [m.training for m in (detector, detector.body, detector.head)] == [False, False, True]
+    again = copy.deepcopy(pruned).train()
+    loss = torch.stack([found["scores"].sum() for found in again(_images())]).sum()
+    loss.backward()
+    assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("head"))
+    assert fxprune.report(again).islands == ("body", "deeper.0", "head")
 
 
 def test_strict_does_not_fall_back(detector: nn.Module) -> None:

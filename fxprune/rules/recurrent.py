@@ -67,9 +67,8 @@ def _cell(
     else:
         rows, columns = t.axes(w.projection, node)
         out, cell = t.relate(node, out, rows), t.relate(node, cell, columns)
-        t.freeze(
-            node, cell, "a cell that must stay wider than its projection"
-        )  # the op tells them by their widths
+        # the op tells a projection by the widths of its two states
+        t.freeze(node, cell, "a cell that must stay wider than its projection")
     return out, cell
 
 
@@ -147,7 +146,7 @@ def _one_cell(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | list[Axes]
     biases = tuple(bias for bias in (a.b_ih, a.b_hh) if bias is not None)
     weights = _Weights(a.w_ih, a.w_hh, biases, None)
     out, _ = _cell(t, node, weights, _gates(node), x, stacks[0][-1], stacks[-1][-1])
-    lead = [t.relate(node, axis, axes[d]) for d, axis in enumerate(lead) for axes in stacks[:1]]
+    lead = [t.relate(node, axis, stacks[0][d]) for d, axis in enumerate(lead)]
     steps = math.prod(t.example(a.input)[:-1])
     _multiply(t, node, (a.input, len(lead)), x, a.w_ih, steps)
     _multiply(t, node, (states[0], len(lead)), out, a.w_hh, steps)
