@@ -142,6 +142,10 @@ def test_experts_that_multiply_sorted_tokens_share_their_widths(library: str) ->
     if library == "transformers":
         pytest.importorskip("transformers.integrations.moe")
     op = torch.ops.aten._grouped_mm if library == "aten" else torch.ops.transformers.grouped_mm_fallback
+    try:
+        op(torch.ones(4, 4), torch.ones(2, 4, 4), torch.tensor([2, 4], dtype=torch.int32))
+    except RuntimeError:
+        pytest.skip("this torch multiplies groups in bfloat16 only")
 
     def forward(m: Any, x: Tensor) -> Tensor:
         ends = torch.arange(1, 3, dtype=torch.int32) * (x.shape[0] // 2)
