@@ -103,6 +103,7 @@ def main() -> None:
     made.add_argument("--macs", nargs="+", type=float, default=[0.7, 0.5, 0.3])
     made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
     made.add_argument("--recoveries", nargs="+", default=list(RECOVERIES))
+    made.add_argument("--name", default="criteria", help="of the record")
     options = begin(made)
     try:
         images, labels = cifar.test_set(500 if options.quick else options.test)
@@ -125,7 +126,7 @@ def main() -> None:
         *kept.notes,
     ]
     title = "CIFAR-10 ResNet-56 at equal MACs without fine-tuning, top-1 in percent"
-    print(record(name_of("criteria", options), kept.rows, title=title, seed=options.seed, notes=notes))
+    print(record(name_of(options.name, options), kept.rows, title=title, seed=options.seed, notes=notes))
 
 
 if __name__ == "__main__":
