@@ -206,7 +206,8 @@ def _capture_or_parts(
     try:
         return capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
     except CaptureError:
-        parts = () if strict else find_islands(unwrapped(model), (first.args, first.kwargs))
+        whole = strict or any(p.is_meta for p in model.parameters())  # parts are found by running the model
+        parts = () if whole else find_islands(unwrapped(model), (first.args, first.kwargs))
         if not parts:
             raise
         return parts
@@ -259,14 +260,14 @@ def _in_steps(
 
 
 @overload
-def apply(model: nn.Module, plan: Plan, /) -> nn.Module: ...
+def apply(model: nn.Module, plan: Plan) -> nn.Module: ...
 
 
 @overload
-def apply(plan: Plan, files: str | PathLike[str], out: str | PathLike[str], /) -> Shards: ...
+def apply(model: Plan, plan: str | PathLike[str], out: str | PathLike[str]) -> Shards: ...
 
 
-def apply(*arguments: Any) -> Any:
+def apply(model: Any, plan: Any, out: Any = None) -> Any:
     """Applies a plan to another instance of the architecture that it was made for; weights are sliced, not recovered.
 
     ``apply(model, plan)`` returns the pruned model. ``apply(plan, "in/*.safetensors", "out/")`` slices the weights from
@@ -274,14 +275,11 @@ def apply(*arguments: Any) -> Any:
 
     Raises:
         PlanError: the plan does not fit this model, or these files.
+        TypeError: an output directory without files, or files without one.
     """
-    if len(arguments) == 3:
-        return apply_to_files(*arguments)
-    if len(arguments) != 2:
-        raise TypeError(
-            f"apply: expected (model, plan) or (plan, files, out), got {len(arguments)} arguments"
-        )
-    return _apply_to_model(*arguments)
+    if isinstance(model, Plan) != (out is not None):
+        raise TypeError("apply: expected (model, plan), or (plan, files, out) with a directory to write to")
+    return _apply_to_model(model, plan) if out is None else apply_to_files(model, plan, out)
 
 
 def _apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:

@@ -114,7 +114,8 @@ class Batches:
         self._reference.check(signature, index)
         for name, leaf in batch.leaves():
             if isinstance(leaf, Tensor) and (flaw := non_finite(leaf, allow_minus_inf=_is_mask(leaf))):
-                raise bad_batch(index, f"{name} holds {flaw}; expected finite numbers")
+                hint = "" if flaw == "NaN" else " (an additive mask can use torch.finfo(dtype).min)"
+                raise bad_batch(index, f"{name} holds {flaw}; expected finite numbers{hint}")
         return batch
 
     def _moved(self, tree: Any) -> Any:

@@ -64,18 +64,15 @@ class ExampleSpec:
         """
         leaves, structure = pytree.tree_flatten(dict(arguments))
         dims: Sequence[Iterable[int]] = dynamic if dynamic is not None else [()] * len(leaves)
+        # Not every call has a JSON form: `treespec_dumps` raises NotImplementedError or TypeError for a container or key that
+        # it does not know, `_read_structure` PlanError for one that is not plain, `_spec` TypeError for a leaf. Compiling
+        # goes on without an example; what needs one says so (`_need_structure`).
         try:
-            text = pytree.treespec_dumps(
-                structure
-            )  # NotImplementedError, TypeError: a container or key it cannot write
-            _read_structure(text, "example")  # PlanError: one that it can write, and that is not plain
-            return cls(
-                text, tuple(_spec(leaf, axes) for leaf, axes in zip(leaves, dims, strict=True))
-            )  # TypeError
+            text = pytree.treespec_dumps(structure)
+            _read_structure(text, "example")
+            return cls(text, tuple(_spec(leaf, axes) for leaf, axes in zip(leaves, dims, strict=True)))
         except (NotImplementedError, TypeError, PlanError):
-            return cls(
-                "", ()
-            )  # compiling goes on without an example; what needs it says so (`_need_structure`)
+            return cls("", ())
 
     def call(self, model: nn.Module, device: torch.device | str, grow: int = 0) -> Call:
         """Returns (args, kwargs) of a call with zeros.

@@ -123,6 +123,13 @@ def test_strict_does_not_fall_back(detector: nn.Module) -> None:
         _pruned(detector, strict=True)
 
 
+def test_without_values_there_are_no_parts() -> None:
+    with torch.device("meta"):
+        model = Detector().eval()
+    with pytest.raises(fxprune.CaptureError):
+        _pruned(model, method="random", recover=None, verify=False)
+
+
 def test_a_model_without_such_parts_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:

@@ -139,5 +139,9 @@ def test_without_values_only_what_needs_none_is_done(options: dict[str, Any], me
 
 
 def test_apply_says_how_it_is_called() -> None:
-    with pytest.raises(TypeError, match="got 1 arguments"):
-        fxprune.apply(_plan())  # type: ignore[call-overload]
+    plan = _plan()
+    for arguments in ((plan, "in/*.safetensors"), (_model(), plan, "out")):
+        with pytest.raises(TypeError, match=r"expected \(model, plan\), or \(plan, files, out\)"):
+            fxprune.apply(*arguments)  # type: ignore[call-overload]
+    by_name = fxprune.apply(model=_model(), plan=plan)
+    assert fxprune.report(by_name).plan is plan

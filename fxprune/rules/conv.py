@@ -64,8 +64,10 @@ def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return axes
 
 
-def _conv_transpose(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+def _conv_transpose(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     """Before: x[b, i], w[i, o / g].  After: i is (g x i / g) in both, the result's o is (g x o / g)."""
+    if isinstance(a.groups, fx.Node):  # as many groups as samples: all that it touches stays
+        return None
     x, w, channel = _spatial(t, node, a)
     size = t.shape(a.weight)
     if a.groups == 1:

@@ -137,3 +137,18 @@ def test_a_kernel_of_each_sample_by_as_many_groups_as_samples() -> None:
         "8 channel: kernels[2] make.weight[0] make.bias[0]",
     ]
     check(coupling, args)
+
+
+def test_a_transposed_convolution_by_as_many_groups_as_samples_stays() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, (b, _, h, w) = m.make(x), x.shape
+        kernels = (m.route(x.mean((2, 3))) @ m.kernels.flatten(1)).reshape(b * 8, 6, 1, 1)
+        return m.head(F.conv_transpose2d(y.reshape(1, b * 8, h, w), kernels, groups=b).reshape(b, 6, h, w))
+
+    kernels = nn.Parameter(torch.randn(4, 8, 6, 1, 1))
+    model = Fn(
+        forward, make=nn.Conv2d(3, 8, 1), route=nn.Linear(3, 4), kernels=kernels, head=nn.Conv2d(6, 2, 1)
+    )
+    coupling = prepared(model, (torch.randn(3, 3, 5, 5, dtype=torch.float64),))[1]
+    assert "conv_transpose2d" in coupling.unsupported[0][0]
+    assert [group.name for group in coupling.groups] == ["route"]

@@ -45,7 +45,7 @@ UNSEEN = {
         "view",
     },
     "made by capture for modules that only train": {"mark"},
-    "not for float64, so with a test of its own": {"_grouped_mm"},
+    "not for float64, so with a test of its own": {"_grouped_mm", "grouped_mm_fallback"},
 }
 
 
