@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
 from fxprune.capture import Captured, capture
 from fxprune.capture.normalize.dtypes import main_dtype
-from fxprune.capture.source import unwrapped
+from fxprune.capture.source import runnable, unwrapped
 from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
@@ -53,7 +54,7 @@ AUTO: Literal["auto"] = "auto"
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     calib_data: Any,
     budget: float | Budget | None = None,
     *,
@@ -83,7 +84,7 @@ def compile(
     copy of the model in which the largest parts that can be captured are `PrunedModule`s; the budget is theirs.
 
     Args:
-        model: any module that ``torch.export`` can capture; it is left bit-identical. On the meta device it is planned
+        model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the meta device it is planned
             without weights, by a method that needs none, with ``recover=None`` and ``verify=False``.
         calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
             ``(inputs, targets)`` or a dict of keyword arguments.
@@ -140,11 +141,12 @@ def compile(
     stages = Stages(progress)
 
     with stages("check"):
-        batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
+        module = runnable(model)
+        batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
         first = batches.first()
-        if not without_values(model, scorer.needs, how, verify):
-            check_weights(model)
-            probe(model, first)
+        if not without_values(module, scorer.needs, how, verify):
+            check_weights(module)
+            probe(module, first)
     again = partial(
         compile, method=scorer, units=units, ignore=ignore, round_to=round_to, min_keep=least, recover=how, ridge=ridge,
         loss=loss, strict=strict, verify=verify, verify_dtype=verify_dtype, memory_limit=memory_limit,
@@ -154,7 +156,7 @@ def compile(
         captured = _capture_or_parts(model, batches, first, dynamic_shapes, strict)
     if isinstance(captured, tuple):
         return _in_islands(
-            model, captured, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify
+            module, captured, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify
         )
     inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
@@ -163,7 +165,13 @@ def compile(
     if wanted is not None and steps > 1:
         once = partial(again, forward_args=forward_args, dynamic_shapes=dynamic_shapes)
         return _in_steps(
-            coupling, first, wanted, steps, verify, lambda current, part: once(current, calib_data, part)
+            module,
+            coupling,
+            first,
+            wanted,
+            steps,
+            verify,
+            lambda current, part: once(current, calib_data, part),
         )
     with stages("score"):
         scores = score(
@@ -199,13 +207,15 @@ def compile(
 
 
 def _capture_or_parts(
-    model: nn.Module, batches: Batches, first: Batch, dynamic_shapes: Any, strict: bool
+    model: nn.Module | ExportedProgram, batches: Batches, first: Batch, dynamic_shapes: Any, strict: bool
 ) -> Captured | tuple[str, ...]:
     """Returns the captured model, or the names of the parts that can be captured where the whole cannot."""
     others = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]  # what varies is dynamic
     try:
         return capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
     except CaptureError:
+        if isinstance(model, ExportedProgram):
+            raise
         whole = strict or any(p.is_meta for p in model.parameters())  # parts are found by running the model
         parts = () if whole else find_islands(unwrapped(model), (first.args, first.kwargs))
         if not parts:
@@ -236,12 +246,12 @@ def _in_islands(
 
 
 def _in_steps(
-    coupling: Coupling, first: Batch, budget: Budget, steps: int, verify: bool,
+    model: nn.Module, coupling: Coupling, first: Batch, budget: Budget, steps: int, verify: bool,
     once: Callable[[nn.Module, Budget], nn.Module],
 ) -> nn.Module:  # fmt: skip
     """Compiles in steps; plan, report and certificate are those of the whole way."""
     before = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
-    pruned, plan = in_steps(once, coupling.captured.model, budget, before, steps)
+    pruned, plan = in_steps(once, unwrapped(model), budget, before, steps)
     last = report(pruned)
     removed = removed_by(coupling, plan)
     certificate = None
@@ -260,7 +270,7 @@ def _in_steps(
 
 
 @overload
-def apply(model: nn.Module, plan: Plan) -> nn.Module: ...
+def apply(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module: ...
 
 
 @overload
@@ -282,18 +292,18 @@ def apply(model: Any, plan: Any, out: Any = None) -> Any:
     return _apply_to_model(model, plan) if out is None else apply_to_files(model, plan, out)
 
 
-def _apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:
+def _apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
     if not isinstance(plan, Plan):
         raise PlanError(
             f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one"
         )
-    whole = unwrapped(model)
+    whole = unwrapped(runnable(model))
     check_fits(plan, whole)
-    model = Islands(whole, plan.islands) if plan.islands else whole
-    device = device_of(model)
-    example, grown = (_at_dtype(plan.example.call(model, device, grow=grow), model) for grow in (0, 1))
+    module = Islands(whole, plan.islands) if plan.islands else whole
+    device = device_of(module)
+    example, grown = (_at_dtype(plan.example.call(module, device, grow=grow), module) for grow in (0, 1))
     args, kwargs = example
-    captured = capture(model, args, kwargs, batches=[grown])
+    captured = capture(module if plan.islands else model, args, kwargs, batches=[grown])
     coupling = couple(captured)
     check_fits(plan, shapes_of(captured))
     bridged = bridge(coupling, plan.bridged, plan.seed)

@@ -119,6 +119,25 @@ def test_other_batch_sizes_copies_pickles_and_export(model, calibration):
     assert pruned(x[:1]).shape == (1, 5)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_exported_program_is_compiled_like_its_model(model, calibration, steps):
+    batch = torch.export.Dim("batch", min=2, max=512)
+    program = torch.export.export(model, (calibration[0],), dynamic_shapes=({0: batch},))
+    pruned = fxprune.compile(program, calibration, 0.5, steps=steps)
+    expected = fxprune.compile(model, calibration, 0.5, steps=steps)
+    x = torch.cat([calibration[0], calibration[0]])
+    assert fxprune.report(pruned).verified
+    torch.testing.assert_close(pruned(x), expected(x))
+    plan = fxprune.report(expected).plan
+    torch.testing.assert_close(fxprune.apply(program, plan)(x), fxprune.apply(model, plan)(x))
+
+
+def test_an_exported_program_says_which_batches_it_takes(model, calibration):
+    program = torch.export.export(model, (calibration[0],))
+    with pytest.raises(fxprune.CalibrationError, match=r"Guard failed.*size\(\)\[0\] == "):
+        fxprune.compile(program, [calibration[0][:1]], 0.5)
+
+
 def test_save_and_load(model, calibration, tmp_path):
     pruned = fxprune.compile(model, calibration, 0.5, progress=False)
     fxprune.save(pruned, tmp_path / "out")

@@ -76,6 +76,14 @@ def open_source(
     return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram))
 
 
+def runnable(model: nn.Module | ExportedProgram) -> nn.Module:
+    """Return a module that computes what a program does; a module as it is."""
+    if not isinstance(model, ExportedProgram):
+        return model
+    module: nn.Module = model.module()
+    return module
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside `torch.compile`, DataParallel or DistributedDataParallel."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
