@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, fx
 from fxprune.capture import TensorInfo
 from fxprune.coupling import Coupling
 from fxprune.paths import fetch
-from fxprune.rules.registry import bind
+from fxprune.rules.registry import bind, rule_of
+from fxprune.rules.slicing import Slicer
 from fxprune.rules.tracing import Contraction
+from fxprune.rules.twinning import Twin
 
 _aten = torch.ops.aten
 _Shape = tuple[int, ...]
@@ -28,9 +30,13 @@ def channel_dims(coupling: Coupling, starts: Mapping[fx.Node, Contraction]) -> d
         starts: contractions that have nothing left to sum; what they add is the constant.
     """
     found: dict[fx.Node, int] = {}
+    weights: set[fx.Node] = set()  # and what is computed from them alone
     for node in coupling.captured.module.graph.nodes if starts else ():
-        dim = _of_start(coupling, starts[node]) if node in starts else _of_others(coupling, node, found)
-        if dim is not None:
+        if node.op == "get_attr" or (node.all_input_nodes and weights.issuperset(node.all_input_nodes)):
+            weights.add(node)
+        elif node in starts:
+            found[node] = _of_start(coupling, starts[node])
+        elif (dim := _of_others(coupling, node, found, weights)) is not None:
             found[node] = dim
     return found
 
@@ -46,8 +52,10 @@ def _of_start(coupling: Coupling, start: Contraction) -> int:
     return len(coupling.captured.info[start.node].shape) - 1 - spatial
 
 
-def _of_others(coupling: Coupling, node: fx.Node, found: Mapping[fx.Node, int]) -> int | None:
-    """Returns where the channels lie if a constant goes in, beside it nothing but parameters, and nothing else comes out."""
+def _of_others(
+    coupling: Coupling, node: fx.Node, found: Mapping[fx.Node, int], weights: Container[fx.Node]
+) -> int | None:
+    """Returns where the channels lie if a constant goes in, beside it nothing but weights, and nothing else comes out."""
     sources = [s for s in node.all_input_nodes if _shape(coupling, s) is not None]
     shape = _shape(coupling, node)
     if (
@@ -56,7 +64,7 @@ def _of_others(coupling: Coupling, node: fx.Node, found: Mapping[fx.Node, int]) 
         or not isinstance(node.target, torch._ops.OpOverload)
     ):
         return None
-    if not all(s in found or s.op == "get_attr" for s in sources):
+    if not all(s in found or s in weights for s in sources):
         return None
     move = _MOVES.get(node.target)
     if move is not None:
@@ -64,8 +72,11 @@ def _of_others(coupling: Coupling, node: fx.Node, found: Mapping[fx.Node, int]) 
         before = _shape(coupling, source)
         assert before is not None
         return move(bind(node), found[source], before, shape) if source in found else None
-    if node.target is _aten.batch_norm.default:
-        return 1 if not bind(node).training and all(found.get(s, 1) == 1 for s in sources) else None
+    mixed = _MIXES.get(node.target)
+    if mixed is not None:
+        a = bind(node)
+        x = a.input if hasattr(a, "input") else a.self
+        return mixed(coupling, a, found[x]) if [s for s in sources if s in found] == [x] else None
     return _elementwise(coupling, sources, shape, found) if torch.Tag.pointwise in node.target.tags else None
 
 
@@ -83,6 +94,43 @@ def _elementwise(
         if source not in found and any(size != 1 and i + offset != dim for i, size in enumerate(own)):
             return None
     return dim
+
+
+def _batch_norm(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
+    return 1 if dim == 1 and not a.training else None
+
+
+def _layer_norm(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
+    """Over the channels and nothing else."""
+    behind = coupling.captured.info[a.input].shape[dim:]
+    return dim if len(behind) == len(a.normalized_shape) == 1 else None
+
+
+def _group_norm(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
+    return dim if dim == 1 else None
+
+
+def _statistic(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
+    """Over the channels, their dimension kept; or over nothing but others."""
+    rank = len(coupling.captured.info[a.self].shape)
+    over = {d % rank for d in a.dim} if a.dim else set(range(rank))
+    if a.keepdim:
+        return dim
+    return None if dim in over else dim - sum(d < dim for d in over)
+
+
+def _sum(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
+    """Over the channels alone: along another dimension a sum counts the values."""
+    rank = len(coupling.captured.info[a.self].shape)
+    return dim if a.keepdim and a.dim and {d % rank for d in a.dim} == {dim} else None
+
+
+def _pointwise_layer(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
+    """A linear layer, or a convolution of kernel size 1, which reads channels and makes channels."""
+    weight, x = _shape(coupling, a.weight), _shape(coupling, a.input)
+    assert weight is not None and x is not None
+    flat = all(size == 1 for size in weight[2:]) and not any(getattr(a, "padding", ()))
+    return dim if dim == len(x) - len(weight) + 1 and flat and getattr(a, "groups", 1) == 1 else None
 
 
 def _permuted(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
@@ -120,49 +168,72 @@ _MOVES: Mapping[Any, Callable[[SimpleNamespace, int, _Shape, _Shape], int | None
     ),
     **dict.fromkeys((_aten.slice.Tensor, _aten.roll.default, _aten.flip.default, _aten.index_select.default), _beside),
     **dict.fromkeys(
-        (_aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.to.dtype, _aten.expand.default,
-         torch.ops.fxprune.mark.default), _kept,
+        (_aten.adaptive_avg_pool1d.default, _aten.adaptive_avg_pool2d.default, _aten.upsample_nearest2d.vec,
+         _aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.to.dtype, _aten.expand.default,
+         _aten.expand_as.default, torch.ops.fxprune.mark.default), _kept,
     ),
 }  # fmt: skip
 
+#: ops that mix the channels of a constant, or ask what the other dimensions are; their masked twin gives the value
+_MIXES: Mapping[Any, Callable[[Coupling, SimpleNamespace, int], int | None]] = {
+    _aten.batch_norm.default: _batch_norm,
+    _aten.group_norm.default: _group_norm,
+    **dict.fromkeys((_aten.layer_norm.default, _aten.rms_norm.default), _layer_norm),
+    **dict.fromkeys((_aten.mean.dim, _aten.amax.default), _statistic),
+    **dict.fromkeys((_aten.sum.dim_IntList, _aten.var.correction, _aten.linalg_vector_norm.default), _sum),
+    **dict.fromkeys((_aten.linear.default, _aten.conv1d.default, _aten.conv2d.default), _pointwise_layer),
+}
+
 
 def constant_value(
-    coupling: Coupling, constant: Mapping[fx.Node, int], node: fx.Node, tensors: Mapping[str, Tensor],
+    coupling: Coupling, slicer: Slicer, constant: Mapping[fx.Node, int], node: fx.Node, tensors: Mapping[str, Tensor],
     memo: dict[fx.Node, Tensor],
 ) -> Tensor:  # fmt: skip
-    """Returns a constant node's value, every dimension of size one but the channels'.
+    """Returns a constant node's value in float64, every dimension of size one but the channels', zero where those are gone.
 
     Args:
         coupling: of the captured graph.
+        slicer: what stays.
         constant: what `channel_dims` returned.
-        node: one of those, or a parameter.
+        node: one of those, or what is computed from parameters alone.
         tensors: replacements of parameters and buffers.
         memo: values that are known; grows.
     """
 
     def get(source: fx.Node) -> Tensor:
-        return constant_value(coupling, constant, source, tensors, memo)
+        return constant_value(coupling, slicer, constant, source, tensors, memo)
 
     if node not in memo:
-        memo[node] = _value(coupling, constant, node, tensors, get)
+        memo[node] = _value(coupling, Twin(slicer, get), constant, node, tensors, get)
     return memo[node]
 
 
 def _value(
-    coupling: Coupling, constant: Mapping[fx.Node, int], node: fx.Node, tensors: Mapping[str, Tensor],
+    coupling: Coupling, twin: Twin, constant: Mapping[fx.Node, int], node: fx.Node, tensors: Mapping[str, Tensor],
     get: Callable[[fx.Node], Tensor],
 ) -> Tensor:  # fmt: skip
     if node.op == "get_attr":
         found: Tensor = fetch(coupling.captured.module, str(node.target))
-        return tensors.get(str(node.target), found).detach()
-    shape, dim = coupling.captured.info[node].shape, constant[node]
+        found = _lifted(tensors.get(str(node.target), found).detach())
+        axes = list(enumerate(coupling.values[node] or ()))
+        return twin.scatter(twin.gather(found, axes), axes, found.shape)
+    shape, dim = coupling.captured.info[node].shape, constant.get(node)
     place = [-1 if d == dim else 1 for d in range(len(shape))]
-    if any(c.node is node for c in coupling.contractions):
-        a = bind(node)
+    a = SimpleNamespace(**{name: _lifted(value) for name, value in vars(bind(node)).items()})
+    if dim is not None and any(c.node is node and not twin.count(c.axis) for c in coupling.contractions):
         added = getattr(a, "bias", None)
         return (get(a.weight).new_zeros(shape[dim]) if added is None else get(added)).reshape(place)
-    if node.target in _MOVES and node.target is not _aten.to.dtype:
+    if (
+        dim is not None and node.target in _MOVES and node.target is not _aten.to.dtype
+    ):  # which may cut off decimals
         return get(next(s for s in node.all_input_nodes if s in constant)).reshape(place)
-    assert callable(node.target)
-    result: Tensor = node.target(*fx.node.map_arg(node.args, get), **fx.node.map_arg(node.kwargs, get))
+    rule = rule_of(node.target)
+    result: Tensor = rule.twin(twin, node, a) if rule and rule.twin else twin.run(node, **twin.value(vars(a)))
     return result
+
+
+def _lifted(value: Any) -> Any:
+    """Returns a floating tensor in float64, and float64 for a floating dtype; anything else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.branches import collapse_of
 from fxprune.channels import Mask
 from fxprune.coupling import Coupling
 from fxprune.paths import fetch
@@ -71,6 +72,9 @@ class Run:
             for contraction in coupling.contractions:
                 if self.slicer.changed(contraction.axis):
                     self.masked.setdefault(contraction.node, []).append(contraction)
+        self.stored: frozenset[fx.Node] = frozenset()
+        if self.slicer is not None and dtype is not None:
+            self.stored = frozenset(collapse_of(coupling, self.slicer).frontier)
         self.last = last_uses(list(coupling.captured.module.graph.nodes))
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -87,6 +91,8 @@ class Run:
         feed = iter(inputs)
         for node in self.coupling.captured.module.graph.nodes:
             values[node] = self.step(node, values, feed)
+            if node in self.stored:
+                values[node] = self._as_stored(node, values[node])
             yield node, values
             for source in self.last.get(node, ()):
                 del values[source]
@@ -121,6 +127,10 @@ class Run:
         args, kwargs = fx.node.map_arg(args, value_of), fx.node.map_arg(kwargs, value_of)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def _as_stored(self, node: fx.Node, value: Tensor) -> Tensor:
+        """Rounds the constant that a collapsed branch leaves: the pruned model holds it in the model's own precision."""
+        return value.to(self.coupling.captured.info[node].dtype).to(value.dtype)
 
     def _masked(self, node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
         value: Tensor = values[source]

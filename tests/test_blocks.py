@@ -115,6 +115,17 @@ def test_what_is_left_of_a_branch_is_what_it_gives_without_input() -> None:
     assert not any(name.startswith(("one.0", "one.3")) for name, _ in pruned.named_parameters())
 
 
+def test_a_constant_is_compared_as_it_is_stored() -> None:
+    """The branch ends in a batch norm: its constant is rounded to float32, which is no fault."""
+    model, x = _network()
+    pruned = fxprune.compile(
+        model, [x], ratios={"one.0:block": 1.0}, units=KINDS, recover=None, verify_dtype=torch.float64,
+        progress=False,
+    )  # fmt: skip
+    report = fxprune.report(pruned)
+    assert report.verified and report.max_error < 1e-12 and "one.0" in report.collapsed
+
+
 def test_layers_that_share_weights_are_one_block() -> None:
     model = Fn(
         lambda m, x: m.c((y := x + m.b(m.a(x).relu())) + m.b(m.a(y).relu())), a=nn.Linear(4, 6), b=nn.Linear(6, 4),
@@ -210,6 +221,40 @@ def test_every_criterion_scores_blocks(method: str) -> None:
     assert report.verified is not False and report.params[1] <= 0.7 * report.params[0]
 
 
+class OnePlus(nn.Module):
+    """RMS norm as Gemma writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+
+@pytest.mark.parametrize(("norm", "home"), [(nn.LayerNorm(8), "norm.bias"), (OnePlus(), "b.bias")])
+def test_a_norm_behind_a_branch_is_over_the_channels_that_stay(norm: nn.Module, home: str) -> None:
+    """Swin v2, Gemma 2: the branch ends in a norm; its constant changes with the stream's channels."""
+    model = Fn(
+        lambda m, x: m.head(torch.relu((x := m.stem(x)) + m.norm(m.b(m.a(x).relu())))),
+        stem=nn.Linear(4, 8),
+        a=nn.Linear(8, 6),
+        b=nn.Linear(6, 8),
+        norm=norm,
+        head=nn.Linear(8, 2),
+    )
+    x = torch.randn(3, 6, 4)
+    randomise(model, 0, (x,))
+    pruned = fxprune.compile(
+        model, [x], ratios={"a:block": 1.0, "stem": 0.5}, units=KINDS, recover=None, progress=False,
+        verify_dtype=torch.float64,
+    )  # fmt: skip
+    assert fxprune.report(pruned).verified
+    assert {name: tuple(t.shape) for name, t in pruned.state_dict().items()} == {
+        "stem.weight": (4, 4), "stem.bias": (4,), home: (4,), "head.weight": (2, 4), "head.bias": (2,),
+    }  # fmt: skip
+
+
 MOVES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "transposed there and back": (lambda y: y.transpose(1, 2).contiguous().transpose(1, 2), True),
     "folded and unfolded": (lambda y: y.unflatten(1, (2, 3)).flatten(1, 2), True),
@@ -219,7 +264,16 @@ MOVES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "rolled flat": (lambda y: y.roll(2), False),
     "rolled along the channels": (lambda y: y.roll(1, 2), False),
     "channels among the tokens": (lambda y: y.reshape(len(y), 4, 6).transpose(1, 2), False),
-    "a mean over the channels taken off": (lambda y: y - y.mean(-1, keepdim=True), False),
+    "a mean over the channels taken off": (lambda y: y - y.mean(-1, keepdim=True), True),
+    "the length of its channels divided by": (lambda y: torch.nn.functional.normalize(y, dim=-1), True),
+    "RMS norm written out": (lambda y: y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6), True),
+    "layer norm": (lambda y: torch.nn.functional.layer_norm(y, (4,)), True),
+    "layer norm over tokens and channels": (lambda y: torch.nn.functional.layer_norm(y, (6, 4)), False),
+    "group norm": (lambda y: torch.nn.functional.group_norm(y.transpose(1, 2), 2).transpose(1, 2), True),
+    "weighed by its mean over the tokens": (lambda y: y * y.mean(1, keepdim=True).sigmoid(), True),
+    "weighed by its mean, that dimension gone": (lambda y: y * y.mean(1).tanh().unsqueeze(1), True),
+    "a sum over the tokens": (lambda y: y * y.sum(1, keepdim=True).sigmoid(), False),
+    "weighed by its maximum": (lambda y: y + y.amax(1, keepdim=True), True),
 }
 
 

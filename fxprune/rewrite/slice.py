@@ -72,7 +72,8 @@ class _Writer:
     def _freeze_constant(self, node: fx.Node) -> None:
         """A branch that has collapsed leaves a constant for each channel, at home in the branch's last bias."""
         dim = self.collapse.constant[node]
-        value = constant_value(self.coupling, self.collapse.constant, node, self.tensors, {})
+        value = constant_value(self.coupling, self.slicer, self.collapse.constant, node, self.tensors, {})
+        value = value.to(self.coupling.captured.info[node].dtype)
         axis = self.coupling.values[node][dim]
         if self.slicer.changed(axis):
             value = value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
