@@ -255,9 +255,8 @@ def _in_steps(
     last = report(pruned)
     removed = removed_by(coupling, plan)
     certificate = None
-    if (
-        verify and not plan.collapsed
-    ):  # a collapsed branch leaves its constant in a tensor that the twin reads
+    # a collapsed branch leaves its constant in a tensor that the twin reads
+    if verify and not plan.collapsed:
         tensors = at_full_size(coupling, removed, pruned)
         check = partial(verify_against_twin, coupling, removed, pruned, tensors=tensors)
         certificate = check((first.args, first.kwargs), dtype=torch.float64)
