@@ -1,0 +1,36 @@
+"""The documentation's promises: its snippets run, its links lead somewhere, every page is in the index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if SNIPPET.search(page.read_text("utf-8"))], ids=lambda p: p.stem
+)
+def test_the_snippets_run_one_after_another(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "snippet"}
+    for number, snippet in enumerate(SNIPPET.findall(page.read_text("utf-8"))):
+        exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text("utf-8"))
+    assert [link for link in links if not (DOCS / link.partition("#")[0]).exists()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "index.md").read_text("utf-8")
+    listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", index, re.DOTALL)[1].split())  # type: ignore[index]
+    assert listed == {page.stem for page in PAGES} - {"index"}
