@@ -5,37 +5,92 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxprune import untrusted
 from fxprune.capture.normalize.dtypes import renew_anchor
 from fxprune.capture.source import unwrapped
-from fxprune.errors import FxpruneError, PlanError
+from fxprune.errors import FxpruneError, MissingExtraError, PlanError
+from fxprune.example import TensorSpec
+from fxprune.html import page
 from fxprune.plan import Plan, check_fits
 from fxprune.report import Report, attach, report
+from fxprune.stored import Role, Unstorable, describe, rebuild, tensors_of
 
 PLAN, WEIGHTS, REPORT, MANIFEST = "plan.json", "model.safetensors", "report.json", "manifest.json"
 
+#: The graph, and the tensors that it reads and the state does not hold; absent where the model is no single graph.
+GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
+
+#: For people; nothing is read from them.
+README, PAGE = "README.md", "report.html"
+
 _CONTENTS = (PLAN, WEIGHTS, REPORT)
+_WITH_GRAPH = (GRAPH, CONSTANTS)
+_FILES = (*_CONTENTS, *_WITH_GRAPH, README, PAGE, MANIFEST)
+_TENSOR_FILES = (WEIGHTS, CONSTANTS)
 _FORMAT = "fxprune artifact"
-_SCHEMA = 1
+
+#: Numbers in an example call: a batch of 3,000 images of 224 x 224 pixels.
+_LARGEST_EXAMPLE = 1 << 29
+
+#: 1: without a graph. 2: the graph, or why there is none.
+_SCHEMAS = (1, 2)
+
+_HOW_TO_LOAD = """\
+# {name}
+
+A pruned model, written by [fxprune](https://pypi.org/project/fxprune/) {version}:
+{before:,} parameters before, {after:,} after.
+
+```python
+import fxprune
+
+pruned = fxprune.load("."{model})  # this directory
+print(fxprune.report(pruned))
+```
+
+{note}
+
+| file | what it holds |
+|---|---|
+{files}
+
+Nothing in these files is executed when they are loaded; `manifest.json` has their checksums.
+"""
+_NEEDS_NO_MODEL = """\
+The class of the original is not needed. Outputs of a class that is registered with `torch.utils._pytree` (such as those of
+transformers) come as that class if its library was imported before, as a plain dict or tuple otherwise."""
+_NEEDS_MODEL = """\
+`model` is any instance of the original architecture: {reason}."""
+_ABOUT = {
+    PLAN: "which coordinates of which tensors stay",
+    WEIGHTS: "the weights, every tensor once",
+    REPORT: "what the compilation did, and the certificate",
+    GRAPH: "the graph, its modules and its call",
+    CONSTANTS: "what the graph reads besides the weights",
+    PAGE: "the report to look at",
+}
 
 
 def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Writes a pruned model; whatever interrupts it, ``load`` finds the old artifact or the new one, whole.
 
     The directory then holds ``plan.json``, ``report.json``, ``model.safetensors`` (every tensor once, ties
-    noted) and ``manifest.json`` with the checksums. An artifact that is there already is replaced. Two processes
-    must not save to one directory at a time.
+    noted), ``graph.json`` and ``constants.safetensors`` (the graph, so that it loads without the original's class;
+    not where the model was pruned in parts), ``README.md`` (how to load it) and ``manifest.json`` with the
+    checksums. An artifact that is there already is replaced. Two processes must not save to one directory at a time.
 
     Args:
         pruned: what ``fxprune.compile`` or ``fxprune.load`` returned, trained further or not.
@@ -46,23 +101,35 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         PlanError: the directory holds something else, or the model's example call has no JSON form.
         OSError: it cannot be written.
     """
+    pruned = unwrapped(pruned)
     found = report(pruned)
     if found.plan is None:
         raise FxpruneError("the model's report has no plan, without which it could not be loaded again")
     target = Path(directory).resolve()
     check_target(target)
-    plan, summary = found.plan.to_json(), json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"
     tensors, ties = _tensors_once(pruned)
+    graph, constants, reason = _graph_of(pruned)
+    texts = {
+        PLAN: found.plan.to_json(),
+        REPORT: json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n",
+        **({} if graph is None else {GRAPH: graph}),
+        **_page(pruned),
+    }
+    stored = {WEIGHTS: tensors, **({} if graph is None else {CONSTANTS: constants})}
+    texts[README] = _how_to_load(type(pruned).__name__, found.plan, (*texts, *stored), reason)
     target.parent.mkdir(parents=True, exist_ok=True)
     with fresh_directory(target) as fresh:
-        (fresh / PLAN).write_text(plan, encoding="utf-8")
-        (fresh / REPORT).write_text(summary, encoding="utf-8")
-        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        for name, text in texts.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        for name, values in stored.items():
+            save_file(values, fresh / name, metadata={"format": "pt"})
+        checked = (*_CONTENTS, *(() if graph is None else _WITH_GRAPH))
         manifest = {
             "format": _FORMAT,
-            "schema": _SCHEMA,
-            "files": {name: _fingerprint(fresh / name) for name in _CONTENTS},
+            "schema": _SCHEMAS[-1],
+            "files": {name: _fingerprint(fresh / name) for name in checked},
             "ties": ties,
+            "no_graph": reason,
         }
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in (*fresh.iterdir(), fresh):
@@ -71,32 +138,79 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     sync(target.parent)
 
 
-def load(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Returns the pruned model that ``save`` wrote.
+def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Returns the pruned model that ``save`` wrote, in evaluation mode.
 
-    Nothing of the files is executed. The model gives its architecture and stays as it is; the pruned tensors
-    come from the files, in their dtype, on the model's device.
+    Nothing of the files is executed, and no module is imported that they name. Without ``model`` the graph, its modules and its
+    call come from ``graph.json``. Outputs (and arguments) of a class that torch's pytree knows, such as transformers' ``ModelOutput``, are
+    of that class again if it is registered in this process, i.e. if its library was imported before; a namedtuple, if its
+    module was. Otherwise they are a dict of the same names, or a tuple where there are none. A module whose effect while training
+    is neither dropout nor stochastic depth (drop block) is replaced by one that has none, with a warning.
 
     Args:
         directory: what ``save`` was given.
-        model: any instance of the original architecture.
+        model: any instance of the original architecture, which stays as it is; needed for artifacts without a graph: those of
+            older versions, and models pruned in parts. The result then lies on its device.
 
     Raises:
-        PlanError: no artifact, a damaged or altered one, or one of another model.
+        PlanError: no artifact, a damaged or altered one, one of another model, or one that needs the model.
+        OSError: it cannot be read.
     """
     source = Path(directory).resolve()
     _recover(source)
-    files, ties = _checked_manifest(source)
-    plan = Plan.from_json(files[PLAN], what=PLAN)
-    summary = Report.from_dict(untrusted.decode(files[REPORT], REPORT), plan=plan, what=REPORT)
+    sealed = _checked_manifest(source)
+    plan = Plan.from_json(sealed.texts[PLAN], what=PLAN)
+    summary = Report.from_dict(untrusted.decode(sealed.texts[REPORT], REPORT), plan=plan, what=REPORT)
+    if model is None:
+        return attach(_load_graph(source, sealed), summary)
     model = unwrapped(model)
     check_fits(plan, model)
     from fxprune.api import apply  # the pipeline imports this module
 
-    pruned = apply(model, plan)
-    _fill(pruned, source / WEIGHTS, ties)
+    _check_example(plan)
+    with untrusted.reading(f"{PLAN}: the plan for this model"):
+        pruned = apply(model, plan)
+    with _opened(source / WEIGHTS) as file:
+        _fill(pruned, file, sealed.ties)
     renew_anchor(pruned)
     return attach(pruned, summary)
+
+
+def _check_example(plan: Plan) -> None:
+    """The example's zeros are made to capture the model: no file may ask for more memory than calls take."""
+    size = sum(math.prod(leaf.shape) for leaf in plan.example.leaves if isinstance(leaf, TensorSpec))
+    if size > _LARGEST_EXAMPLE:
+        raise PlanError(f"{PLAN}: example: expected at most {_LARGEST_EXAMPLE} values, got {size}")
+
+
+def _graph_of(pruned: nn.Module) -> tuple[str | None, dict[str, Tensor], str | None]:
+    """Returns the graph and its constants, or None and the reason why the model needs its class to be loaded."""
+    constants = {name: tensor.detach() for name, role, tensor in tensors_of(pruned) if role == "constant"}
+    try:
+        return describe(pruned), _contiguous(constants), None
+    except Unstorable as error:
+        return None, {}, str(error)
+
+
+def _page(pruned: nn.Module) -> dict[str, str]:
+    """Returns the report as a page; nothing where what draws it (``fxprune[report]``) is not installed."""
+    try:
+        return {PAGE: page(pruned)}
+    except MissingExtraError:
+        return {}
+
+
+def _how_to_load(name: str, plan: Plan, files: tuple[str, ...], reason: str | None) -> str:
+    rows = [f"| `{file}` | {_ABOUT[file]} |" for file in _ABOUT if file in files]
+    return _HOW_TO_LOAD.format(
+        name=name,
+        version=plan.versions.get("fxprune", ""),
+        before=plan.before["params"],
+        after=plan.after["params"],
+        model="" if reason is None else ", model",
+        note=_NEEDS_NO_MODEL if reason is None else _NEEDS_MODEL.format(reason=reason),
+        files="\n".join(rows),
+    )
 
 
 def check_target(directory: str | os.PathLike[str]) -> None:
@@ -110,7 +224,8 @@ def check_target(directory: str | os.PathLike[str]) -> None:
         return
     if not target.is_dir():
         raise PlanError(f"{target}: expected a directory, got a file")
-    others = sorted(path.name for path in target.iterdir() if path.name not in (*_CONTENTS, MANIFEST))
+    names = sorted(path.name for path in target.iterdir())
+    others = [name for name in names if name not in _FILES] if MANIFEST in names else names
     if others:
         raise PlanError(
             f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory"
@@ -133,12 +248,18 @@ def _tensors_once(pruned: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
         if place != name:
             ties[name] = place
             continue
-        # a copy where the storage is shared or only partly covered: the file holds plain tensors
-        whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-        tensors[name] = (
-            value.detach() if whole else value.detach().clone(memory_format=torch.contiguous_format)
-        )
-    return tensors, ties
+        tensors[name] = value.detach()
+    return _contiguous(tensors), ties
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns copies of what shares its storage or covers it only partly: the file holds plain tensors."""
+    return {
+        name: value
+        if value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+        else value.clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
 
 
 def _identity(tensor: Tensor) -> Any:
@@ -190,22 +311,39 @@ def _recover(target: Path) -> None:
         previous.rename(target)
 
 
-def _checked_manifest(source: Path) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Returns the JSON files' contents and the ties, once all the checksums match."""
-    data = untrusted.decode(_read(source / MANIFEST), MANIFEST)
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """What the manifest vouches for.
+
+    Attributes:
+        texts: the contents of the JSON files, by name.
+        ties: every tied name of the state to the name that its tensor has in the file.
+        no_graph: why the model has to be given; None if there is a graph.
+    """
+
+    texts: Mapping[str, bytes]
+    ties: Mapping[str, str]
+    no_graph: str | None
+
+
+def _checked_manifest(source: Path) -> _Sealed:
+    """Returns what is there, once all the checksums match."""
+    data = untrusted.decode(untrusted.read_file(source / MANIFEST), MANIFEST)
     if data.get("format") != _FORMAT:
         raise PlanError(f"{MANIFEST}: it is no {_FORMAT}")
-    schema = untrusted.integer(data.get("schema"), f"{MANIFEST}: schema")
-    if schema != _SCHEMA:
-        raise PlanError(
-            f"{MANIFEST}: format {schema} is not the one this fxprune reads ({_SCHEMA}): upgrade fxprune"
-        )
-    data = untrusted.record(data, MANIFEST, ("format", "schema", "files", "ties"))
-    listed = untrusted.record(data["files"], f"{MANIFEST}: files", _CONTENTS)
-    contents = {name: _read(source / name) for name in (PLAN, REPORT)}
-    for name in _CONTENTS:
+    schema = untrusted.check_schema(data.get("schema"), MANIFEST, _SCHEMAS)
+    data = untrusted.record(
+        data, MANIFEST, ("format", "schema", "files", "ties", *(("no_graph",) if schema > 1 else ()))
+    )
+    no_graph = data.get("no_graph", "it was written by an older fxprune, without its graph")
+    if no_graph is not None:
+        no_graph = untrusted.string(no_graph, f"{MANIFEST}: no_graph")
+    names = (*_CONTENTS, *(_WITH_GRAPH if no_graph is None else ()))
+    listed = untrusted.record(data["files"], f"{MANIFEST}: files", names)
+    texts = {name: untrusted.read_file(source / name) for name in names if name not in _TENSOR_FILES}
+    for name in names:
         entry = untrusted.record(listed[name], f"{MANIFEST}: {name}", ("bytes", "sha256"))
-        found = _fingerprint(source / name) if name == WEIGHTS else _fingerprint_of(contents[name])
+        found = _fingerprint_of(texts[name]) if name in texts else _fingerprint(source / name)
         if found["bytes"] != entry["bytes"]:
             raise PlanError(
                 f"{name}: expected {entry['bytes']!r:.40} bytes, got {found['bytes']}: is the file whole?"
@@ -214,26 +352,14 @@ def _checked_manifest(source: Path) -> tuple[dict[str, bytes], dict[str, str]]:
             raise PlanError(
                 f"{name}: its checksum does not match {MANIFEST}: it was changed after it was written"
             )
-    return contents, untrusted.mapping_of(data["ties"], f"{MANIFEST}: ties", untrusted.string)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise PlanError(
-            f"{path.parent}: {path.name} is missing: expected a directory that fxprune.save wrote"
-        ) from error
+    return _Sealed(texts, untrusted.mapping_of(data["ties"], f"{MANIFEST}: ties", untrusted.string), no_graph)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise PlanError(
-            f"{path.parent}: {path.name} is missing: expected a directory that fxprune.save wrote"
-        ) from error
+    if not path.is_file():
+        raise untrusted.missing(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
@@ -241,17 +367,54 @@ def _fingerprint_of(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _fill(pruned: nn.Module, weights: Path, ties: Mapping[str, str]) -> None:
+def _load_graph(source: Path, sealed: _Sealed) -> nn.Module:
+    """Returns the module that the graph describes, with the tensors of both files, each in memory of its own."""
+    if sealed.no_graph is not None:
+        raise PlanError(
+            f"{source}: it does not load by itself ({sealed.no_graph:.200}): give an instance of the original "
+            "architecture, fxprune.load(directory, model)"
+        )
+    with _opened(source / WEIGHTS) as weights, _opened(source / CONSTANTS) as constants:
+        state, fleeting = set(weights.keys()), set(constants.keys())
+
+        def values(name: str, role: Role) -> Tensor:
+            file, names = (constants, fleeting) if role == "constant" else (weights, state)
+            place = name if role == "constant" else sealed.ties.get(name, name)
+            if place not in names:
+                raise PlanError(f"{GRAPH}: {name!r:.80} is in no file")
+            return _read_tensor(file, place, WEIGHTS if names is state else CONSTANTS).clone()
+
+        pruned = rebuild(sealed.texts[GRAPH], values, GRAPH)
+        _check_names(pruned.state_dict(keep_vars=True), state, sealed.ties)
+        own = {name for name, role, _ in tensors_of(pruned) if role == "constant"}
+        if unknown := sorted(fleeting - own):
+            raise PlanError(f"{CONSTANTS}: {unknown[0]!r:.80} is not in {GRAPH}")
+    return pruned
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yields an open safetensors file."""
+    try:
+        file = safe_open(path, framework="pt")
+    except Exception as error:  # whatever the library raises at what is no such file
+        raise PlanError(f"{path.name}: it is no safetensors file ({error})") from error
+    with file as opened:
+        yield opened
+
+
+def _read_tensor(file: Any, name: str, where: str) -> Tensor:
+    with untrusted.reading(f"{where}: {name!r:.80}"):
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def _fill(pruned: nn.Module, file: Any, ties: Mapping[str, str]) -> None:
     """Copies the file's tensors into the module; they must be exactly the module's."""
     own = pruned.state_dict(keep_vars=True)
-    try:
-        with safe_open(weights, framework="pt") as file:
-            names = set(file.keys())
-            _check_names(own, names, ties)
-            for name, tensor in own.items():
-                _assign(name, tensor, file.get_tensor(ties.get(name, name)))
-    except SafetensorError as error:
-        raise PlanError(f"{weights.name}: it is no safetensors file ({error})") from error
+    _check_names(own, set(file.keys()), ties)
+    for name, tensor in own.items():
+        _assign(name, tensor, _read_tensor(file, ties.get(name, name), WEIGHTS))
 
 
 def _check_names(own: Mapping[str, Tensor], names: set[str], ties: Mapping[str, str]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fxprune.errors import PlanError
@@ -17,6 +19,63 @@ T = TypeVar("T")
 
 #: The largest integer accepted anywhere: what int64 holds.
 LARGEST = 2**63 - 1
+
+#: The largest JSON file that is read, in bytes.
+LARGEST_FILE = 1 << 30
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        PlanError: there is no such file, or it is too large to be one of ours.
+    """
+    if not path.is_file():
+        raise missing(path)
+    if path.stat().st_size > LARGEST_FILE:
+        raise PlanError(f"{path.name}: expected at most {LARGEST_FILE} bytes, got {path.stat().st_size}")
+    return path.read_bytes()
+
+
+def missing(path: Path) -> PlanError:
+    """Returns the error for a file that is not in its directory."""
+    return PlanError(f"{path.parent}: {path.name} is missing: expected a directory that fxprune.save wrote")
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turns whatever goes wrong while something is made of checked values into a PlanError.
+
+    Libraries refuse strange values (a convolution of no groups, a shape beyond int64) each in their own way.
+    """
+    try:
+        yield
+    except PlanError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise PlanError(f"{where}: it cannot be made ({type(error).__name__}: {reason:.200})") from error
+
+
+def check_schema(value: Any, what: str, known: Sequence[int]) -> int:
+    """Returns the version of a format, if it is one that this fxprune reads.
+
+    Args:
+        value: what the file says.
+        what: the file's name.
+        known: the versions that are read, ascending.
+
+    Raises:
+        PlanError: it is another one; a newer one asks for an upgrade.
+    """
+    schema = integer(value, f"{what}: schema")
+    if schema > known[-1]:
+        raise PlanError(
+            f"{what}: format {schema} is not one that this fxprune reads (up to {known[-1]}): upgrade fxprune"
+        )
+    if schema not in known:
+        raise PlanError(f"{what}: schema: expected one of {', '.join(map(str, known))}, got {schema}")
+    return schema
 
 
 def decode(text: str | bytes, what: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import artifact
-from fxprune.errors import FxpruneError, PlanError
+from fxprune.errors import FxpruneError, MissingExtraError, PlanError
+from fxprune.plan import _digest
 from tests.util import fingerprint, randomise
 
 
@@ -44,6 +45,12 @@ class Tied(nn.Module):
 def make_model(seed: int = 0) -> Tied:
     torch.manual_seed(seed)
     return randomise(Tied(), seed)  # type: ignore[return-value]
+
+
+@pytest.fixture(autouse=True)
+def _a_blank_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the report takes longer than all else, and has its own tests."""
+    monkeypatch.setattr(artifact, "page", lambda pruned: "<html></html>")
 
 
 IDS = torch.arange(20).reshape(4, 5) % 10
@@ -86,9 +93,10 @@ def test_what_is_loaded_is_what_was_saved(pruned: fxprune.PrunedModule, saved: P
     assert fxprune.report(again) == fxprune.report(pruned)
 
 
-def test_the_directory_holds_four_plain_files(saved: Path) -> None:
+def test_the_directory_holds_plain_files(saved: Path) -> None:
     assert sorted(p.name for p in saved.iterdir()) == [
-        "manifest.json", "model.safetensors", "plan.json", "report.json",
+        "README.md", "constants.safetensors", "graph.json", "manifest.json", "model.safetensors", "plan.json",
+        "report.html", "report.json",
     ]  # fmt: skip
     assert [p.name for p in saved.parent.iterdir()] == ["out"]
     assert saved.stat().st_mode & 0o777 == 0o777 & ~_umask()
@@ -132,7 +140,7 @@ def test_what_is_loaded_can_be_saved_and_trained(saved: Path, tmp_path: Path) ->
     again(**BATCH)["scores"].sum().backward()
     assert all(p.grad is not None for p in again.parameters())
     fxprune.save(again, tmp_path / "twice")
-    for name in ("plan.json", "report.json", "model.safetensors"):
+    for name in sorted(p.name for p in saved.iterdir()):
         assert (tmp_path / "twice" / name).read_bytes() == (saved / name).read_bytes()
 
 
@@ -243,7 +251,7 @@ def flip(name: str) -> Callable[[Path], None]:
         (truncate("report.json", sealed=True), "report.json: it is not valid JSON"),
         (truncate("model.safetensors", sealed=True), "model.safetensors: it is no safetensors file"),
         (edit_manifest(lambda m: m.update(format="zip")), "manifest.json: it is no fxprune artifact"),
-        (edit_manifest(lambda m: m.update(schema=9)), "format 9 is not the one .* upgrade"),
+        (edit_manifest(lambda m: m.update(schema=9)), "format 9 is not one .* upgrade"),
         (edit_manifest(lambda m: m.pop("ties")), "ties missing"),
         (edit_manifest(lambda m: m["files"].pop("plan.json")), "files: plan.json missing"),
         (edit_manifest(lambda m: m["files"].update({"../x": {}})), "unknown entries"),
@@ -386,3 +394,134 @@ def test_saving_again_replaces(
     fxprune.save(marked(pruned, 1.0), "a/b")
     fxprune.save(marked(pruned, 2.0), Path("a") / "b")
     assert stored_mark(tmp_path / "a" / "b") == 2.0
+
+
+# -- without the original's class -----------------------------------------------------------------------------------
+
+
+def test_it_loads_without_the_model(pruned: fxprune.PrunedModule, saved: Path, tmp_path: Path) -> None:
+    again = fxprune.load(saved)
+    assert isinstance(again, fxprune.PrunedModule) and not again.training
+    assert torch.equal(scores(again), scores(pruned))
+    assert list(again.state_dict()) == list(pruned.state_dict())
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in pruned.state_dict().items())
+    state = again.state_dict(keep_vars=True)
+    assert state["head.weight"] is state["embed.weight"]
+    assert fxprune.report(again) == fxprune.report(pruned)
+    fxprune.save(again, tmp_path / "twice")
+    for name in sorted(p.name for p in saved.iterdir()):
+        assert (tmp_path / "twice" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def older(directory: Path) -> None:
+    """Makes the artifact one of the first format, which had no graph."""
+    for name in ("graph.json", "constants.safetensors", "README.md", "report.html"):
+        (directory / name).unlink()
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = {name: manifest["files"][name] for name in ("plan.json", "model.safetensors", "report.json")}
+    first = {"format": manifest["format"], "schema": 1, "files": files, "ties": manifest["ties"]}
+    (directory / "manifest.json").write_text(json.dumps(first))
+
+
+def test_the_first_format_is_read(pruned: fxprune.PrunedModule, saved: Path) -> None:
+    older(saved)
+    with pytest.raises(PlanError, match=r"older fxprune.*fxprune.load\(directory, model\)"):
+        fxprune.load(saved)
+    model = make_model(1)
+    model.scale = make_model().scale
+    again = fxprune.load(saved, model)
+    assert torch.equal(scores(again), scores(pruned))
+    fxprune.save(again, saved)
+    assert torch.equal(scores(fxprune.load(saved)), scores(pruned))
+
+
+def test_a_model_pruned_in_parts_needs_its_class(tmp_path: Path) -> None:
+    class Threshold(nn.Module):
+        """Does what cannot be captured, between two parts that can."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+            self.second = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.second(x if float(x.sum()) > 1e9 else -x)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    pruned = fxprune.compile(Threshold(), [x], 0.7, progress=False)
+    assert fxprune.report(pruned).islands == ("first", "second")
+    fxprune.save(pruned, tmp_path / "out")
+    assert not (tmp_path / "out" / "graph.json").exists()
+    assert 'fxprune.load(".", model)' in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(PlanError, match=r"pruned in parts.*fxprune.load\(directory, model\)"):
+        fxprune.load(tmp_path / "out")
+    assert torch.equal(fxprune.load(tmp_path / "out", Threshold())(x), pruned(x))
+
+
+def test_the_directory_says_how_to_load_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (saved / "README.md").read_text()
+    monkeypatch.chdir(saved)
+    code = text.partition("```python\n")[2].partition("```")[0]
+    space: dict[str, Any] = {}
+    exec(code, space)
+    assert isinstance(space["pruned"], fxprune.PrunedModule)
+    assert all(f"`{p.name}`" in text for p in saved.iterdir() if p.name != "README.md")
+
+
+def test_a_page_that_cannot_be_drawn_is_left_out(
+    compiled: fxprune.PrunedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_extra(pruned: nn.Module) -> str:
+        raise MissingExtraError("pip install 'fxprune[report]'")
+
+    monkeypatch.setattr(artifact, "page", without_extra)
+    fxprune.save(compiled, tmp_path / "out")
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert torch.equal(scores(fxprune.load(tmp_path / "out")), scores(compiled))
+
+
+def test_what_looks_like_an_artifact_is_left_alone(compiled: fxprune.PrunedModule, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(PlanError, match=r"holds other files \(README.md\)"):
+        fxprune.save(compiled, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_an_example_that_would_fill_the_memory(saved: Path) -> None:
+    plan = json.loads((saved / "plan.json").read_text())
+    plan["example"]["leaves"][0]["shape"] = [1 << 20, 1 << 20]
+    plan["sha256"] = _digest({key: value for key, value in plan.items() if key != "sha256"})
+    (saved / "plan.json").write_text(json.dumps(plan))
+    reseal(saved)
+    with pytest.raises(PlanError, match="example: expected at most"):
+        fxprune.load(saved, make_model())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "graph.json").unlink(), "graph.json is missing"),
+        (lambda d: (d / "constants.safetensors").unlink(), "constants.safetensors is missing"),
+        (truncate("graph.json"), "graph.json: expected .* bytes"),
+        (flip("graph.json"), "graph.json: its checksum does not match"),
+        (flip("constants.safetensors"), "constants.safetensors: its checksum does not match"),
+        (truncate("graph.json", sealed=True), "graph.json: it is not valid JSON"),
+        (truncate("constants.safetensors", sealed=True), "constants.safetensors: it is no safetensors file"),
+        (edit_manifest(lambda m: m.pop("no_graph")), "no_graph missing"),
+        (edit_manifest(lambda m: m.update(no_graph="none")), "files: unknown entries"),
+        (edit_manifest(lambda m: m.update(schema=1)), "unknown entries"),
+        (edit_manifest(lambda m: m.update(ties={"head.weight": "nowhere"})), "ties: 'nowhere' does not fit"),
+        (edit_manifest(lambda m: m["ties"].update(x="up.bias")), "'x' is not in the pruned model"),
+        (edit_tensors(lambda t: t.pop("up.bias")), "'up.bias' is in no file"),
+        (edit_tensors(lambda t: t.update(more=torch.ones(1))), "'more' is not in the pruned model"),
+        (edit_tensors(lambda t: t.update({"up.bias": torch.ones(99)})), r"'up.bias': expected .*, the file .* \[99\]"),
+    ],
+)  # fmt: skip
+def test_a_damaged_artifact_without_the_model(
+    saved: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(saved)
+    with pytest.raises(PlanError, match=message):
+        fxprune.load(saved)
