@@ -36,9 +36,9 @@ def target_of(budget: Any, ratios: Any) -> Budget | None:
 
 
 def constraints_of(
-    units: str | Iterable[str], ignore: str | Iterable[str], round_to: int, min_keep: int
+    units: str | Iterable[str], ignore: str | Iterable[str], round_to: int | str, min_keep: int
 ) -> Constraints:
-    """Returns the constraints; a single kind or pattern need not stand in a tuple.
+    """Returns the constraints; a single kind or pattern need not stand in a tuple, and ``round_to="auto"`` is 1 for now.
 
     Raises:
         ValueError: an unknown kind, or a number that is too small.
@@ -48,10 +48,12 @@ def constraints_of(
         raise ValueError(f"units must be among {', '.join(KINDS)}, got {unknown if kinds else units!r}")
     if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
         raise ValueError(f"ignore takes patterns of layer names, got {strange[0]!r}")
-    for name, value, least in (("round_to", round_to, 1), ("min_keep", min_keep, 0)):
+    multiple = 1 if round_to == "auto" else round_to
+    for name, value, least in (("round_to", multiple, 1), ("min_keep", min_keep, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return Constraints(kinds, patterns, round_to, min_keep)
+    assert isinstance(multiple, int)
+    return Constraints(kinds, patterns, multiple, min_keep)
 
 
 def check_steps(steps: Any, budget: Budget | None, recover: str | None) -> None:

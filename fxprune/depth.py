@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +14,13 @@ from fxprune.cost import cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError
 from fxprune.rewrite.bridge import Bridged, bridge
-from fxprune.solve import Constraints, Floats, Solution, free_groups, ranking, solve
+from fxprune.solve import Bound, Constraints, Floats, Solution, free_groups, ranking, solve
 
 
 def solve_with_bridges(
     coupling: Coupling, scores: Mapping[str, Tensor], budget: Budget | None, *,
     ratios: float | Mapping[str, float] | None = None, constraints: Constraints, per_cost: bool = True,
-    bridges: bool = True, seed: int = 0,
+    bridges: bool = True, seed: int = 0, latency: Callable[[Coupling], Bound] | None = None,
 ) -> tuple[Bridged, Solution]:  # fmt: skip
     """Chooses the units to remove, and the groups that go altogether, in the order of the ranking (SPvR, section 3.3).
 
@@ -37,6 +37,7 @@ def solve_with_bridges(
         per_cost: as `solve` takes it.
         bridges: whether anything may be bridged.
         seed: of new weights.
+        latency: makes the bound on the latency, of the model and of what bridges leave of it.
 
     Raises:
         BudgetError: the budget is out of reach even so.
@@ -49,17 +50,18 @@ def solve_with_bridges(
         here = {group.name: scores[group.name] for group in found.coupling.groups}
         vanishing = may_vanish(found.coupling, constraints)
         model = cost_model(found.coupling, vanishing)
+        bound = None if latency is None else latency(found.coupling)
         result: Solution | BudgetError
         try:
             result = solve(
                 found.coupling, here, absolute, ratios=ratios, constraints=constraints, vanishing=vanishing,
-                model=model, per_cost=per_cost,
+                model=model, per_cost=per_cost, bound=bound,
             )  # fmt: skip
         except BudgetError as error:
             result = error
         longer = None
         if bridges and absolute is not None and constraints.min_keep == 0:
-            worth = ranking(found.coupling, here, model, absolute if per_cost else None)
+            worth = ranking(found.coupling, here, model, absolute if per_cost else None, bound)
             for group in _due(found.coupling, constraints, worth, result, fixed | set(vanishing)):
                 longer = bridge(coupling, (*found.groups, group), seed)
                 if longer is not None:

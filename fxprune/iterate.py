@@ -25,6 +25,7 @@ def in_steps(
     budget: Budget,
     before: Cost,
     steps: int,
+    dense_ms: float | None = None,
 ) -> tuple[nn.Module, Plan]:
     """Returns the model pruned in several compilations, each on what the one before left, and the plan of them all.
 
@@ -36,11 +37,12 @@ def in_steps(
         budget: of the last step.
         before: the cost of the original.
         steps: how many.
+        dense_ms: the latency of the original, where the budget bounds it.
     """
     current: nn.Module = model
     plans: list[Plan] = []
     for number in range(1, steps + 1):
-        pruned = once(current, schedule(budget, before, number / steps))
+        pruned = once(current, schedule(budget, before, number / steps, dense_ms))
         plan = report(pruned).plan
         assert plan is not None
         plans.append(plan)
@@ -48,19 +50,23 @@ def in_steps(
     return pruned, combined(plans)
 
 
-def schedule(budget: Budget, before: Cost, progress: float) -> Budget:
+def schedule(budget: Budget, before: Cost, progress: float, dense_ms: float | None = None) -> Budget:
     """Returns the absolute bounds at a point of the way, 0 at the start and 1 at the end; the last is exact."""
     limits = {
         "params": (budget.limits(before).get(0), before.params),
         "macs": (budget.limits(before).get(1), before.macs),
     }
-    return Budget(
-        **{
-            name: limit if progress >= 1 else max(limit, math.floor(full * (limit / full) ** progress))
-            for name, (limit, full) in limits.items()
-            if limit is not None
-        }
-    )
+    counts = {
+        name: limit if progress >= 1 else max(limit, math.floor(full * (limit / full) ** progress))
+        for name, (limit, full) in limits.items()
+        if limit is not None
+    }
+    here = replace(budget, params=counts.get("params"), macs=counts.get("macs"))
+    if dense_ms is None:
+        return here
+    last = budget.latency_ms or (budget.latency or 1.0) * dense_ms
+    ms = max(last, dense_ms * (last / dense_ms) ** progress) if progress < 1 else last
+    return replace(here, latency=None, latency_ms=ms)
 
 
 def combined(plans: Sequence[Plan]) -> Plan:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ class Constraints:
         min_keep: units that every group keeps at least, blocks aside; with 0 a residual branch may vanish.
     """
 
-    kinds: tuple[str, ...] = ("channel", "head", "head_dim")
+    kinds: tuple[str, ...] = ("channel", "expert", "head", "head_dim")
     ignore: tuple[str, ...] = ()
     round_to: int = 1
     min_keep: int = 1
@@ -68,10 +68,27 @@ class Solution:
     after: Cost
 
 
+class Bound(Protocol):
+    """Another upper bound, on something that is no sum of units: a latency. Its figure never grows with what is removed."""
+
+    def fits(self, removed: Mask) -> bool:
+        """Returns whether the model without the flagged channels is within the bound."""
+        ...
+
+    def costs(self) -> Floats:
+        """Returns what each channel id costs in the full model, for the ranking; above 0 for every unit."""
+        ...
+
+    def refusal(self, smallest: Mask) -> str:
+        """Returns why the bound is out of reach: the smallest model there is exceeds it."""
+        ...
+
+
 def solve(
     coupling: Coupling, scores: Scores, budget: Budget | None = None, *,
     ratios: float | Mapping[str, float] | None = None, constraints: Constraints | None = None,
     model: CostModel | None = None, vanishing: Iterable[str] = (), per_cost: bool = True,
+    bound: Bound | None = None,
 ) -> Solution:  # fmt: skip
     """Chooses the units to remove, by one global ranking under a budget or by a ratio for each layer.
 
@@ -85,6 +102,8 @@ def solve(
         model: the cost model, if it is at hand.
         vanishing: names of groups that may lose all their units: blocks, and others under ``min_keep=0``.
         per_cost: divide scores by what a unit costs before units of different groups are ranked together.
+        bound: holds besides the budget's bounds on parameters and MACs; its costs are those that scores are divided by. It is
+            not filled up to the last unit.
 
     Raises:
         BudgetError: the budget cannot be reached; says the smallest that can and what holds it.
@@ -97,6 +116,8 @@ def solve(
         raise BudgetError(
             "give either a budget or ratios (the share removed from each layer), not both or neither"
         )
+    if budget is not None and budget.bounds_latency and bound is None:
+        raise BudgetError("a latency must be measured to be met: fxprune.compile does, solve alone cannot")
     values = np.zeros(len(coupling.channels))
     values[coupling.units] = unit_scores(coupling, scores)
     free = [
@@ -127,20 +148,25 @@ def solve(
         flags = _rescue(coupling, model, values, flags, pools, may_vanish)
     else:
         assert budget is not None
-        density = ranking(coupling, scores, model, budget if per_cost else None)
-        flags = _global(coupling, model, density, values, pools, budget.limits(before), before, may_vanish)
+        density = ranking(coupling, scores, model, budget if per_cost else None, bound)
+        flags = _global(
+            coupling, model, density, values, pools, budget.limits(before), before, may_vanish, bound
+        )
     units = np.flatnonzero(flags[coupling.units])
     return Solution(flags, units, before, model.of(flags))
 
 
-def ranking(coupling: Coupling, scores: Scores, model: CostModel, budget: Budget | None) -> Floats:
+def ranking(
+    coupling: Coupling, scores: Scores, model: CostModel, budget: Budget | None, bound: Bound | None = None
+) -> Floats:
     """Returns for each channel id of a unit what it is ranked by: its score, by cost if a budget is given."""
     values = np.zeros(len(coupling.channels))
     values[coupling.units] = unit_scores(coupling, scores)
     if budget is None:
         return values
     cost = 0 if budget.params is not None else 1
-    density: Floats = values / np.maximum(_channel_costs(coupling, model, cost), 1e-12)
+    costs = _channel_costs(coupling, model, cost) if bound is None else bound.costs()
+    density: Floats = values / np.maximum(costs, 1e-12)
     return density
 
 
@@ -251,7 +277,7 @@ def _rescue(
 
 def _global(
     coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[Pool],
-    limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str],
+    limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str], bound: Bound | None,
 ) -> Mask:  # fmt: skip
     smallest = np.zeros(len(coupling.channels), bool)
     for pool in pools:
@@ -259,18 +285,24 @@ def _global(
     smallest = _rescue(coupling, model, values, smallest, pools, may_vanish)
     if not _fits(model.of(smallest), limits):
         raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
+    if bound is not None and not bound.fits(smallest):
+        raise BudgetError(bound.refusal(smallest))
     steps = [step for pool in pools for step in pool.steps(smallest)]
-    bound, blocks = _bounds(coupling, model, density)
-    worth = [min(float(density[step].sum()) / len(step), float(bound[step].max())) for step in steps]
+    ceiling, blocks = _bounds(coupling, model, density)
+    worth = [min(float(density[step].sum()) / len(step), float(ceiling[step].max())) for step in steps]
     later = np.array([not blocks[step].any() for step in steps], bool)  # of equals a block comes first
     order = [steps[i] for i in np.lexsort((later, -np.array(worth)))]
     low, high = 0, len(order)  # the longest prefix that fits, by bisection
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if _fits(model.of(_give(smallest, order[:middle])), limits) else (low, middle - 1)
-        )
-    return _give_rest(model, _give(smallest, order[:low]), order[low:], limits, blocks)
+        tried = _give(smallest, order[:middle])
+        fits = _fits(model.of(tried), limits) and (bound is None or bound.fits(tried))
+        low, high = (middle, high) if fits else (low, middle - 1)
+    longest = _give(smallest, order[:low])
+    if low < len(order) and _fits(model.of(_give(longest, [order[low]])), limits):
+        return longest  # the other bound is what holds the next step: it is not filled to the last unit
+    filled = _give_rest(model, longest, order[low:], limits, blocks)
+    return filled if bound is None or bound.fits(filled) else longest
 
 
 def _bounds(coupling: Coupling, model: CostModel, density: Floats) -> tuple[Floats, Mask]:

@@ -1,0 +1,96 @@
+"""The stopwatch: measures single operations and whole models under one setting."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture import Captured
+from fxprune.capture.export import untouched
+from fxprune.data import device_of
+from fxprune.latency.backends import Runner, runner
+from fxprune.latency.layout import example_call
+from fxprune.latency.measure import Timing, interleaved
+from fxprune.latency.operation import Operation
+from fxprune.latency.setting import Setting, threads_set
+
+#: An operation is measured for about this long; at each of several widths that are compared; and a whole model.
+OPERATION_SECONDS, COMPARISON_SECONDS, MODEL_SECONDS = 0.02, 0.1, 2.0
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Measures under one setting; models are timed in turns with the original.
+
+    Attributes:
+        setting: device, batch size, backend and threads.
+        original: the model as it came.
+        args: of a call at the setting's batch size, on its device.
+        kwargs: the same.
+    """
+
+    setting: Setting
+    original: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    _reference: Runner | None = field(default=None, repr=False)
+
+    def operation(self, operation: Operation, widths: tuple[int, ...]) -> float | None:
+        """Returns the milliseconds of an operation run alone, eagerly, at its quickest; None if it cannot be."""
+        timings = self._operations([operation], [widths], 5, OPERATION_SECONDS)
+        return timings[0].best if timings else None
+
+    def compare(self, operation: Operation, widths: Sequence[tuple[int, ...]]) -> list[float]:
+        """Returns the milliseconds of an operation at several widths, timed in turns, at its quickest; none if it cannot run alone."""
+        timings = self._operations([operation] * len(widths), widths, 21, COMPARISON_SECONDS)
+        return [timing.best for timing in timings]
+
+    def _operations(
+        self, operations: Sequence[Operation], widths: Sequence[tuple[int, ...]], repeats: int, seconds: float
+    ) -> list[Timing]:
+        with threads_set(self.setting.threads), torch.inference_mode():
+            try:
+                runs = [op.runner(w, self.setting) for op, w in zip(operations, widths, strict=True)]
+                return interleaved(runs, repeats=repeats, seconds=seconds, device=self.setting.device)
+            except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+                return []
+
+    def models(self, models: Sequence[nn.Module]) -> list[float]:
+        """Returns the milliseconds of the original and of each model, timed in turns, their ratios round by round.
+
+        Raises:
+            FxpruneError: the backend does not take one of them.
+        """
+        with threads_set(self.setting.threads), self._evaluating():
+            if self._reference is None:
+                self._reference = self._runner(self.original)
+            runs = [self._reference, *map(self._runner, models)]
+            timings = interleaved(runs, seconds=MODEL_SECONDS, device=self.setting.device)
+        return [timings[0].ms * timing.beside(timings[0]) for timing in timings]
+
+    def _runner(self, model: nn.Module) -> Runner:
+        device = torch.device(self.setting.device)
+        if device_of(model).type != device.type:
+            model = copy.deepcopy(model).eval().to(device)
+        return runner(model, self.args, self.kwargs, self.setting)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(untouched(self.original, training=False))
+            yield
+
+
+def stopwatch_of(model: nn.Module, captured: Captured, setting: Setting) -> Stopwatch:
+    """Returns the stopwatch of a model, with the captured call at the setting's batch size.
+
+    Raises:
+        BudgetError: the model's batch is fixed at another size.
+    """
+    return Stopwatch(setting, model, *example_call(captured, setting.batch_size, setting.device))

@@ -1,0 +1,168 @@
+"""The cost table: milliseconds of each distinct layer shape at sampled widths, interpolated in between.
+
+Measured coarse to fine until the time is up, so that a model of many shapes gets a coarser table and not a late one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+from tqdm import tqdm
+
+from fxprune.latency.operation import Operation
+from fxprune.latency.store import Store
+from fxprune.solve import Floats
+
+#: Returns the milliseconds of an operation at given widths, or None if it cannot run alone.
+Measure: TypeAlias = Callable[[Operation, tuple[int, ...]], float | None]
+
+#: Shares of a width that are measured, coarse to fine; 0 stands for the smallest there is.
+LEVELS = ((0.0, 1.0), (0.5,), (0.25,), (0.75,))
+
+#: An operation with more widths than this is measured along its diagonal, all of them shrinking alike.
+MOST_WIDTHS = 2
+
+
+@dataclass(slots=True)
+class Curve:
+    """The milliseconds of one operation over a grid; they never fall where a width grows.
+
+    Attributes:
+        operation: what was measured.
+        quantum: kept counts come in multiples of this.
+        points: ascending coordinates, one tuple for each dimension of the grid.
+        values: milliseconds at the grid, made monotone; None until something is measured.
+    """
+
+    operation: Operation
+    quantum: int = 1
+    points: tuple[tuple[float, ...], ...] = ()
+    values: Floats | None = None
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether its one coordinate is the share of the work, all widths shrinking alike."""
+        return not self.operation.contracts or len(self.operation.widths) > MOST_WIDTHS
+
+    def grid(
+        self, shares: Iterable[float]
+    ) -> tuple[tuple[tuple[float, ...], ...], dict[tuple[int, ...], tuple[int, ...]]]:
+        """Returns the points for some shares of the widths, and the widths at each place of their grid."""
+        full = self.operation.widths
+        if self.diagonal:
+            along = {self.operation.work(w): w for s in shares for w in [self._widths(s)]}
+            points = tuple(sorted(along))
+            return (points,), {(i,): along[p] for i, p in enumerate(points)}
+        axes = [sorted({_sampled(n, s, self.quantum) for s in shares}) for n in full]
+        places = product(*(range(len(axis)) for axis in axes))
+        at = {place: tuple(axis[i] for axis, i in zip(axes, place, strict=True)) for place in places}
+        return tuple(tuple(map(float, axis)) for axis in axes), at
+
+    def _widths(self, share: float) -> tuple[int, ...]:
+        return tuple(_sampled(n, share, self.quantum) for n in self.operation.widths)
+
+    def ms(self, widths: Sequence[int]) -> float:
+        """Returns the milliseconds at given widths: piecewise linear, nothing where a width is 0."""
+        if self.values is None or not all(widths):
+            return 0.0
+        at = (self.operation.work(widths),) if self.diagonal else widths
+        corners = [_between(points, x) for points, x in zip(self.points, at, strict=True)]
+        total = 0.0
+        for choice in product(*corners):
+            weight = math.prod(w for _, w in choice)
+            if weight:
+                total += weight * float(self.values[tuple(i for i, _ in choice)])
+        return total
+
+
+def _sampled(full: int, share: float, quantum: int) -> int:
+    """Returns a width near a share of the full one, with no more powers of two than the kept counts are sure to have."""
+    if share >= 1 or full <= quantum:
+        return full
+    times = max(1, round(share * full / quantum))
+    return min(full, quantum * (times - 1 + times % 2))
+
+
+def _between(points: Sequence[float], x: float) -> list[tuple[int, float]]:
+    """Returns the neighbours of a coordinate and their weights."""
+    right = bisect_right(points, x)
+    if right == 0 or right == len(points):
+        return [(min(right, len(points) - 1), 1.0)]
+    share = (x - points[right - 1]) / (points[right] - points[right - 1])
+    return [(right - 1, 1 - share), (right, share)]
+
+
+@dataclass(slots=True)
+class Table:
+    """Curves by operation.
+
+    Attributes:
+        measure: gives the milliseconds of an operation at given widths.
+        store: where what was measured is kept.
+        quantum: kept counts come in multiples of this (``round_to``).
+        seconds: after which nothing finer is measured; the ends of every curve are in any case.
+        clock: tells the seconds.
+        progress: show a bar on a terminal.
+    """
+
+    measure: Measure
+    store: Store = field(default_factory=Store)
+    quantum: int = 1
+    seconds: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    progress: bool = False
+    curves: dict[Operation, Curve] = field(default_factory=dict)
+    known: dict[tuple[Operation, tuple[int, ...]], float] = field(default_factory=dict)
+
+    def fill(self, operations: Iterable[Operation]) -> None:
+        """Measures operations, coarse to fine, until the time is up."""
+        new = [Curve(op, self.quantum) for op in dict.fromkeys(operations) if op not in self.curves]
+        if not new:
+            return
+        start = self.clock()
+        shares: list[float] = []
+        self.known.clear()
+        with tqdm(
+            total=len(new) * len(LEVELS), desc="fxprune latency", leave=False,
+            disable=None if self.progress else True,
+        ) as bar:  # fmt: skip
+            for level in LEVELS:
+                shares += level
+                for curve in new:
+                    if curve.values is not None and self.clock() - start > self.seconds:
+                        break
+                    self._refine(curve, shares)
+                    bar.update()
+        self.curves.update({curve.operation: curve for curve in new})
+        self.store.save()
+
+    def _refine(self, curve: Curve, shares: Sequence[float]) -> None:
+        points, places = curve.grid(shares)
+        values = np.zeros([len(axis) for axis in points])
+        for place, widths in places.items():
+            values[place] = self._measured(curve.operation, widths)
+        for dim in range(values.ndim):
+            values = np.maximum.accumulate(values, axis=dim)
+        curve.points, curve.values = points, values
+
+    def _measured(self, operation: Operation, widths: tuple[int, ...]) -> float:
+        key = f"{operation.key} at {widths}"
+        found = self.store.get(key)
+        if found is None:
+            found = self.measure(operation, widths) or 0.0
+            self.store.put(key, found)
+        return found
+
+    def ms(self, operation: Operation, widths: tuple[int, ...]) -> float:
+        """Returns the milliseconds of an operation that `fill` was given, at any widths."""
+        key = (operation, widths)
+        if key not in self.known:
+            self.known[key] = self.curves[operation].ms(widths)
+        return self.known[key]
