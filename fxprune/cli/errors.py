@@ -1,0 +1,53 @@
+"""What the command line says to a wrong input: one line that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from types import TracebackType
+
+from fxprune.errors import FxpruneError
+
+
+class InputError(FxpruneError, ValueError):
+    """Something on the command line, or a file that it names, is unusable."""
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message on one line; a system's error with its reason first, then its file."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f": {error.filename}"
+        return " ".join(f"{error.strerror}{name}".split())
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    joined = "".join(f"{line} " if line[-1] in ".:;," else f"{line}; " for line in lines)
+    return joined.removesuffix("; ").strip() or type(error).__name__
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean a, b?"`` with the known names that are close, or ``""``."""
+    names = list(dict.fromkeys(known))
+    lower = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(lower[each] for each in close)}?" if close else ""
+
+
+def is_the_users(error: Exception) -> bool:
+    """Returns whether an error is for the user to mend: a system's, or raised by fxprune on purpose.
+
+    A ValueError, TypeError or ImportError counts where fxprune itself raised it; the same from within torch
+    is a fault that keeps its traceback.
+    """
+    if isinstance(error, (FxpruneError, OSError)):
+        return True
+    if not isinstance(error, (ValueError, TypeError, ImportError)):
+        return False
+    return _origin(error.__traceback__).partition(".")[0] == "fxprune"
+
+
+def _origin(traceback: TracebackType | None) -> str:
+    """Returns the module in which an error was raised."""
+    name = ""
+    while traceback is not None:
+        name = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        traceback = traceback.tb_next
+    return name

@@ -1,0 +1,99 @@
+"""The program: its commands, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+import fxprune
+from fxprune.cli.apply import apply
+from fxprune.cli.bench import bench
+from fxprune.cli.compile import compile_model
+from fxprune.cli.demo import demo
+from fxprune.cli.errors import is_the_users, one_line
+from fxprune.cli.explain import explain
+from fxprune.cli.export import export
+from fxprune.cli.finetune import finetune
+from fxprune.cli.report import report
+from fxprune.cli.say import warn
+from fxprune.errors import IgnoredPatternWarning
+
+#: What follows the traceback of an error that is none of the user's.
+HINT = "fxprune: this is an error of fxprune itself: please report it, with the command and this traceback."
+
+
+class Failure(click.ClickException):
+    """An error of the user's: one line on stderr, exit code 1."""
+
+    def show(self, file: Any = None) -> None:
+        """Prints the line."""
+        click.echo(f"fxprune: error: {self.message}", err=True, file=file)
+
+
+class Program(click.Group):
+    """A group of commands with one error handler."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; exit codes: 0, 1 for an error to mend, 2 for a wrong usage, 130 if interrupted."""
+        try:
+            with _warnings_as_lines():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("fxprune: interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output has gone: click ends quietly
+            if not is_the_users(error):
+                error.add_note(HINT)
+                raise
+            if ctx.params.get("traceback"):
+                raise
+            raise Failure(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Shows fxprune's warnings as a line each; other libraries' only where Python was asked for them."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        warn(" ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", IgnoredPatternWarning)
+        warnings.showwarning = show
+        yield
+
+
+@click.group(
+    name="fxprune", cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
+@click.version_option(fxprune.__version__, prog_name="fxprune", message="%(prog)s %(version)s")
+@click.option("--traceback", is_flag=True, help="Show where an error came from, instead of one line.")
+def main(traceback: bool) -> None:
+    r"""A compiler for structured pruning of PyTorch models.
+
+    It takes a model, finds which channels must go together, meets a budget of parameters, MACs or latency,
+    and writes a smaller, dense, ordinary model that is verified against the original.
+
+    \b
+    Start with:
+      fxprune demo
+      fxprune compile torchvision:resnet18 --weights DEFAULT --calib images/ --budget 0.5 --out half
+      fxprune report half
+    """
+
+
+for _command in (compile_model, explain, apply, report, bench, export, finetune, demo):
+    main.add_command(_command)

@@ -1,0 +1,117 @@
+"""Values on the command line: amounts, ``key=value`` pairs, and things named ``package.module:name``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from fxprune.cli.errors import InputError, suggestion
+from fxprune.errors import MissingExtraError
+
+_SCALES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+def amount(text: str) -> float | int:
+    """Reads a share (``0.5``, ``50%``: a float) or an absolute number (``1200000``, ``1.2M``: an int)."""
+    found = re.fullmatch(r"(-?\d+(?:\.\d*)?|-?\.\d+)\s*([%KMGBT]?)", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(
+            f"expected a share such as 0.5 or 50%, or a number such as 1.2M, got {text!r}"
+        )
+    number, scale = found[1], found[2].upper()
+    if scale == "%":
+        return float(number) / 100
+    if scale == "" and "." in number:
+        return float(number)
+    return round(float(number) * _SCALES[scale])
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Reads ``key=value``; the value is a Python literal where it reads as one, else text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise click.BadParameter(f"expected key=value, got {text!r}")
+    return key.strip(), literal(value)
+
+
+def floats(text: str) -> tuple[float, ...]:
+    """Reads numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 0.5,0.5,0.5, got {text!r}") from None
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Reads whole numbers with commas between them, each once."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"expected whole numbers such as 1,8,32, got {text!r}") from None
+
+
+def literal(text: str) -> Any:
+    """Returns a number, list, truth value or None where the text reads as one, else the text."""
+    if text.strip().lower() in _WORDS:
+        return _WORDS[text.strip().lower()]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def is_reference(text: str) -> bool:
+    """Returns whether a text has the form ``package.module:name``."""
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", text) is not None
+
+
+def fetch(reference: str, what: str) -> Any:
+    """Imports what ``package.module:name`` stands for; modules beside the user's shell are found as well.
+
+    Raises:
+        InputError: there is no such module or name, or the module fails; says which.
+    """
+    module_name, _, path = reference.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{what} {reference!r}: no module named {error.name!r}; expected package.module:name, "
+            "importable from here"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{what} {reference!r}: importing {module_name} raised {type(error).__name__}: {error}"
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            names = [name for name in dir(found) if not name.startswith("_")]
+            raise InputError(f"{what} {reference!r}: {module_name} has no {part!r}{suggestion(part, names)}")
+        found = getattr(found, part)
+    return found
+
+
+def package(name: str, extra: str, what: str) -> Any:
+    """Imports a library that is not always there.
+
+    Raises:
+        MissingExtraError: it is missing; names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(f"{what} needs {name} ({error}): pip install 'fxprune[{extra}]'") from error
+
+
+def kind_of(path_or_name: str, suffixes: Iterable[str]) -> str:
+    """Returns the suffix of a file's name if it is among some, else ``""``."""
+    return next((each for each in suffixes if path_or_name.lower().endswith(each)), "")

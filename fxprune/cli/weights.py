@@ -1,0 +1,93 @@
+"""Weights from a file: safetensors, or a state dict that ``torch.save`` wrote; nothing in it is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fxprune.cli.errors import InputError, one_line
+from fxprune.cli.values import kind_of
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+#: Where checkpoints of training scripts keep the state dict, and what wrappers put before its names.
+_INSIDE = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def is_file(weights: str) -> bool:
+    """Returns whether this names a file rather than a set of weights."""
+    return bool(kind_of(weights, SUFFIXES)) or Path(weights).exists()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Puts a file's weights into a model; they must be exactly the model's.
+
+    Raises:
+        InputError: it is no such file, or a tensor is missing, too many, or of another shape; names the
+            first.
+    """
+    tensors = _without_prefix(_read(path), model)
+    own = model.state_dict(keep_vars=True)
+    present = {id(value) for name, value in own.items() if name in tensors}
+    missing = [
+        n for n, value in own.items() if n not in tensors and id(value) not in present
+    ]  # ties count once
+    faults = [f"{name!r} is missing" for name in missing]
+    faults += [f"{name!r} is unknown to the model" for name in tensors if name not in own]
+    faults += [
+        f"{name!r} has shape {list(tensor.shape)}, the model's has {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
+        raise InputError(f"{path}: these weights do not fit the model: {'; '.join(faults[:2])}{more}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise InputError(f"{path}: no .safetensors file in this folder")
+        return {name: tensor for file in files for name, tensor in _read(file).items()}
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path}: it is no safetensors file ({error})") from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: it is no plain state dict, and nothing else is read ({one_line(error)[:160]}): save "
+            "it with "
+            "torch.save(model.state_dict(), ...) or as safetensors"
+        ) from error
+    inner = next((found[key] for key in _INSIDE if isinstance(found, Mapping) and key in found), found)
+    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise InputError(f"{path}: expected a state dict, names to tensors, got {type(inner).__name__}")
+    return dict(inner)
+
+
+def _without_prefix(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Takes off what DistributedDataParallel and ``torch.compile`` put before every name."""
+    own: Iterable[str] = model.state_dict().keys()
+    for prefix in _PREFIXES:
+        if (
+            tensors
+            and all(name.startswith(prefix) for name in tensors)
+            and not any(name.startswith(prefix) for name in own)
+        ):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
