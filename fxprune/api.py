@@ -33,8 +33,9 @@ from fxprune.depth import solve_with_bridges
 from fxprune.errors import CaptureError, PlanError, VerificationError
 from fxprune.islands import IslandData, Islands, find_islands, put_back
 from fxprune.iterate import at_full_size, in_steps
+from fxprune.latency.start import liked_widths, meeting_of
 from fxprune.plan import Plan, check_fits
-from fxprune.record import make_plan, make_report, removed_by, shapes_of
+from fxprune.record import make_plan, make_report, removed_by, score_summary, shapes_of
 from fxprune.recover import check_recovery
 from fxprune.recover import recover as recover_weights
 from fxprune.recover.reinit import not_resettable, reset_weights
@@ -60,9 +61,9 @@ def compile(
     *,
     method: str | Scorer = "variance",
     ratios: float | Mapping[str, float] | None = None,
-    units: str | Sequence[str] = ("channel", "head", "head_dim"),
+    units: str | Sequence[str] = ("channel", "expert", "head", "head_dim"),
     ignore: str | Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     min_keep: int | Literal["auto"] = AUTO,
     recover: str | None = AUTO,
     ridge: float = 1e-2,
@@ -81,24 +82,26 @@ def compile(
     """Returns a smaller model that computes what the original computes without the removed channels.
 
     It is a `PrunedModule`, i.e. a `torch.fx.GraphModule`. Where the model cannot be captured whole (a detector), it is a
-    copy of the model in which the largest parts that can be captured are `PrunedModule`s; the budget is theirs.
+    copy of the model in which the largest parts that can be captured are each a `PrunedModule`; the budget is theirs.
 
     Args:
         model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the meta device it is planned
             without weights, by a method that needs none, with ``recover=None`` and ``verify=False``.
         calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
             ``(inputs, targets)`` or a dict of keyword arguments.
-        budget: the share of parameters to keep, in (0, 1], or a `Budget`; None with ``ratios``.
+        budget: the share of parameters to keep, in (0, 1], or a `Budget`, which may bound a measured latency; None with
+            ``ratios``.
         method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"spvr"``,
             ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
             ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
             the layers that make a group, where a group's own name comes first, then the first pattern that matches,
             then ``"default"`` (0 if absent).
-        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``, and ``"block"`` for whole
-            residual branches (``min_keep`` is about the others).
+        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``, ``"expert"`` (of a mixture; it is
+            gone from the router as well, which weighs and chooses among those that stay, as many as it chooses at
+            least), and ``"block"`` for whole residual branches (``min_keep`` is about the others).
         ignore: ``fnmatch`` patterns of layers whose channels all stay.
-        round_to: kept channels come in multiples of this.
+        round_to: kept channels come in multiples of this; ``"auto"`` measures which multiple the hardware likes.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
             method's own choice, mostly 1.
         recover: ``"covariance"``, ``"sequential"``, ``"reconstruct"``, ``"mean_shift"`` (see `fxprune.recover`), None, or
@@ -115,7 +118,8 @@ def compile(
         verify: compare the result with its masked twin on the first batch.
         verify_dtype: the precision of that comparison; by default the model's own, and float64 where that leaves doubt.
         memory_limit: bytes that scoring and recovery may use for statistics and values that are alive.
-        cache_dir: a folder where long scoring keeps what it has, so that an interrupted run goes on where it was.
+        cache_dir: a folder where long scoring keeps what it has, so that an interrupted run goes on where it was, and where
+            measured latencies of layers are kept.
         seed: for methods that draw.
         progress: show a progress bar on a terminal.
 
@@ -147,6 +151,8 @@ def compile(
         if not without_values(module, scorer.needs, how, verify):
             check_weights(module)
             probe(module, first)
+        if wanted is not None and wanted.bounds_latency:
+            wanted.setting(device_of(module))
     again = partial(
         compile, method=scorer, units=units, ignore=ignore, round_to=round_to, min_keep=least, recover=how, ridge=ridge,
         loss=loss, strict=strict, verify=verify, verify_dtype=verify_dtype, memory_limit=memory_limit,
@@ -162,6 +168,11 @@ def compile(
     with stages("couple"):
         coupling = couple(captured, strict=strict)
         coupling = with_blocks(coupling) if "block" in constraints.kinds else coupling
+    notes: tuple[str, ...] = ()
+    if round_to == AUTO:
+        with stages("widths"):
+            constraints, notes = liked_widths(module, coupling, wanted, constraints)
+    meeting = meeting_of(module, captured, wanted, constraints, cache_dir=cache_dir, progress=progress)
     if wanted is not None and steps > 1:
         once = partial(again, forward_args=forward_args, dynamic_shapes=dynamic_shapes)
         return _in_steps(
@@ -172,6 +183,7 @@ def compile(
             steps,
             verify,
             lambda current, part: once(current, calib_data, part),
+            None if meeting is None else meeting.original_ms(),
         )
     with stages("score"):
         scores = score(
@@ -179,10 +191,14 @@ def compile(
             cache_dir=cache_dir,
         )  # fmt: skip
     with stages("solve"):
-        bridged, solution = solve_with_bridges(
-            coupling, scores, wanted, ratios=ratios, constraints=constraints, per_cost=scorer.per_cost,
+        decide = partial(
+            solve_with_bridges, coupling, scores, constraints=constraints, per_cost=scorer.per_cost,
             bridges=how == "reinit", seed=seed,
         )  # fmt: skip
+        if meeting is None:
+            bridged, solution = decide(wanted, ratios=ratios)
+        else:
+            bridged, solution = meeting.solve(decide, coupling)
         left, removed = bridged.coupling, solution.removed
     with stages("recover"):
         recovery = recover_weights(left, removed, inputs, how, ridge=ridge, memory_limit=memory_limit)
@@ -201,9 +217,16 @@ def compile(
         reset_weights(pruned, seed)
         skipped = tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
     plan = make_plan(coupling, bridged, solution, wanted, scorer.name, operator.index(seed))
-    return attach(
-        pruned, make_report(coupling, bridged, solution, plan, certificate, skipped, stages.seconds)
-    )
+    summary = score_summary(
+        coupling, bridged, solution, scores, wanted, constraints=constraints,
+        per_cost=scorer.per_cost and meeting is None,
+    )  # fmt: skip
+    latency = None
+    if meeting is not None:
+        with stages("latency"):
+            latency = meeting.measured(pruned)
+    found = make_report(coupling, bridged, solution, plan, certificate, skipped, stages.seconds, summary)
+    return attach(pruned, replace(found, latency=latency, notes=(*found.notes, *notes)))
 
 
 def _capture_or_parts(
@@ -247,11 +270,11 @@ def _in_islands(
 
 def _in_steps(
     model: nn.Module, coupling: Coupling, first: Batch, budget: Budget, steps: int, verify: bool,
-    once: Callable[[nn.Module, Budget], nn.Module],
+    once: Callable[[nn.Module, Budget], nn.Module], dense_ms: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """Compiles in steps; plan, report and certificate are those of the whole way."""
     before = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
-    pruned, plan = in_steps(once, unwrapped(model), budget, before, steps)
+    pruned, plan = in_steps(once, unwrapped(model), budget, before, steps, dense_ms)
     last = report(pruned)
     removed = removed_by(coupling, plan)
     certificate = None
@@ -263,9 +286,9 @@ def _in_steps(
         _insist(certificate)
     solution = Solution(removed, coupling.units_of(removed), before, Cost(**plan.after))
     bridged = Bridged(coupling.captured, coupling)
-    return attach(
-        pruned, make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
-    )
+    found = make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
+    latency = last.latency and replace(last.latency, dense_ms=dense_ms or last.latency.dense_ms)
+    return attach(pruned, replace(found, latency=latency))
 
 
 @overload

@@ -14,7 +14,7 @@ Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 #: Kinds of channel, weakest first; a class has the strongest kind of its members.
-KINDS = ("channel", "head_dim", "head", "block")
+KINDS = ("channel", "head_dim", "head", "expert", "block")
 NEVER_ROOT = 0
 
 

@@ -48,7 +48,7 @@ class Group:
 
     Attributes:
         name: the layer that makes them, with the kind where it is not `channel`.
-        kind: `channel`, `head`, `head_dim` or `block`.
+        kind: `channel`, `head`, `head_dim`, `expert` or `block`.
         units: unit numbers, in the order of their coordinates.
         axes: the parameter axes they lie on, as (index into ``Coupling.axes``, coordinates a unit).
         producers: the layers that make them.

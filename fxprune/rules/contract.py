@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune import axes as ax
 from fxprune.axes import Axes, Axis
 from fxprune.rules.registry import register
 from fxprune.rules.tracing import Tracer
+from fxprune.rules.twinning import Twin
 
 
 def product(
@@ -30,6 +31,7 @@ def product(
             found.setdefault(letter, []).append(axis)
             sizes[letter] = max(sizes.get(letter, 1), size)
     axis_of = {letter: ax.broadcast(t.channels, axes, t.where(node)) for letter, axes in found.items()}
+    _note_weights(t, operands, subscripts, axis_of, out)
     macs = math.prod(sizes.values())
     weight = next((w for w in operands[1:] if w.op == "get_attr"), None) if len(operands) == 2 else None
     loops = list(axis_of.values())
@@ -52,6 +54,27 @@ def product(
         rest = [axis for letter, axis in axis_of.items() if letter not in shared]
         _mark_heads(t, tuple(axis_of[letter] for letter in shared), rest)
     return tuple(axis_of[letter] for letter in out)
+
+
+def _note_weights(
+    t: Tracer, operands: Sequence[Any], subscripts: Sequence[Sequence[str]], axis_of: Mapping[str, Axis], out: Sequence[str]
+) -> None:  # fmt: skip
+    """Tells the axes that a weight makes, those of layers side by side, and experts, where these are added up."""
+    weights = [t.weight(x) for x in operands]
+    for x, letters, weight in zip(operands, subscripts, weights, strict=True):
+        if weight is None or None not in weights:  # learned tokens through a layer
+            continue
+        others = {
+            letter for y, names in zip(operands, subscripts, strict=True) if y is not x for letter in names
+        }
+        t.made += [
+            labels for n in letters if n in out and n not in others for labels in ax.labels_of(axis_of[n])
+        ]
+        if len(t.shape(weight)) > 2:
+            t.stacked += [labels for n in letters for labels in ax.labels_of(axis_of[n])]
+    for letter, axis in axis_of.items():
+        if letter not in out:
+            t.experts(axis)
 
 
 def _linear(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -110,21 +133,38 @@ def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
 
 
 def _grouped_mm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
-    """Before: tokens[n, k] sorted by expert, weight[e, k, m].  After: [n, m]; every expert stays."""
-    values = list(vars(a).values())
+    """Before: tokens[n, k] sorted by expert, weight[e, k, m], ends[e].  After: [n, m]; e goes if nobody is sent there."""
+    values = [value for value in vars(a).values() if t.is_tensor(value)]
     if len(t.shape(values[0])) != 2 or len(t.shape(values[1])) != 3:
         return None
     tokens, (experts, inner, outer) = t.axes(values[0], node), t.axes(values[1], node)
     t.freeze(node, tokens[0], "the tokens")
-    t.freeze(node, experts, "the experts")
+    if len(values) == 3 and t.within(t.axes(values[2], node)[0], t.routed):
+        t.relate(node, experts, t.axes(values[2], node)[0])
+        t.statistic(node)
+    else:
+        t.freeze(node, experts, "the experts")
     inner = t.relate(node, tokens[1], inner)
     macs = math.prod(t.example(values[0])) * t.example(values[1])[2]
     t.contract(node, values[0], 1, inner, (inner, outer), macs)
     return (tokens[0], outer)
 
 
+def _twin_grouped_mm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    """Multiplies by the experts that stay; the rows of ``ends`` that are gone say nothing."""
+    arguments = {name: t.value(value) for name, value in vars(a).items()}
+    names = [name for name, value in arguments.items() if isinstance(value, Tensor)][:3]
+    for name in names:
+        axes = t.axes(getattr(a, name), node)
+        over = [(d, axis) for d, axis in enumerate(axes) if (name, d) not in ((names[0], 0), (names[1], 2))]
+        arguments[name] = t.gather(arguments[name], over)
+    return t.run(node, **arguments)  # type: ignore[no-any-return]
+
+
 register(["linear.default"], _linear)
-register(["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm)
+register(
+    ["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm, twin=_twin_grouped_mm
+)
 register(
     ["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default", "vdot.default"], _matmul
 )

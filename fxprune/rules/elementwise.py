@@ -62,10 +62,15 @@ def _glu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 register_pointwise(pointwise)
 register(
+    ["to.dtype", "clone.default", "contiguous.default", "alias.default", "detach.default"],
+    pointwise,
+    carries=True,
+)
+register(
     [
-        "to.dtype", "clone.default", "contiguous.default", "dropout.default", "fxprune::mark.default",
+        "dropout.default", "fxprune::mark.default",
         "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default", "rand_like.default",
-        "randn_like.default", "alias.default", "detach.default", "type_as.default", "_to_copy.default",
+        "randn_like.default", "type_as.default", "_to_copy.default",
         "lift_fresh_copy.default", "feature_dropout.default", "alpha_dropout.default",
         "hardsigmoid.default", "hardswish.default", "hardtanh.default", "relu6.default", "selu.default",
         "silu.default", "gelu.default", "mish.default", "leaky_relu.default", "elu.default", "celu.default",

@@ -126,9 +126,13 @@ def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     indices = [*a.indices, *[None] * (len(x) - len(a.indices))]
     indexed = [d for d, index in enumerate(indices) if index is not None]
     if len(indices) != len(x) or not indexed:
+        for positions in (a.self, *a.indices):
+            t.follow(node, (), positions, "an indexed axis")
         return None
+    if (pointed := t.pointed(a.self)) is not None:
+        t.point(node, pointed)
     for dim in indexed:
-        t.freeze(node, x[dim], "an indexed axis")
+        t.follow(node, x[dim], indices[dim], "an indexed axis")
         for axis in t.axes(indices[dim], node):
             t.freeze(node, axis, "an index")
     count = len(t.shape(node)) - (len(x) - len(indexed))
@@ -154,17 +158,10 @@ def _along(what: str) -> Any:
     return rule
 
 
-def _gather(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    for operand in (a.self, a.index if hasattr(a, "index") else a.indices):
-        for axis in t.axes(operand, node):
-            t.freeze(node, axis, "a gathered axis")
-    return tuple(ax.fixed(size) for size in t.shape(node))
-
-
 def _embedding(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    """Before: weight[v, c], indices[b, n].  After: [b, n, c]; rows stay."""
+    """Before: weight[v, c], indices[b, n].  After: [b, n, c]; rows stay unless the indices follow them."""
     rows, columns = t.axes(a.weight, node)
-    t.freeze(node, rows, "the rows")
+    t.follow(node, rows, a.indices, "the rows")
     lead = [t.freeze(node, axis, "an index") for axis in t.axes(a.indices, node)]
     return (*lead, columns)
 
@@ -204,12 +201,10 @@ def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 register(["cat.default", "concat.default"], _cat)
 register(["stack.default"], _stack)
 register(["split_with_sizes.default"], _split, slice=_slice_split)
-register(["slice.Tensor"], _slice, slice=_slice_slice)
-register(["select.int"], _select, slice=_slice_select)
-register(["index.Tensor"], _index)
-register(["index_select.default"], _along("an indexed axis"))
+register(["slice.Tensor"], _slice, slice=_slice_slice, carries=True)
+register(["select.int"], _select, slice=_slice_select, carries=True)
+register(["index.Tensor"], _index, positions=("self", "indices"))
 register(["roll.default"], _along("the rolled axis"))
 register(["flip.default"], _along("the flipped axis"))
-register(["gather.default", "take_along_dim.default"], _gather)
-register(["embedding.default"], _embedding)
+register(["embedding.default"], _embedding, positions=("indices",))
 register(["pad.default", "constant_pad_nd.default"], _pad, slice=_slice_pad)

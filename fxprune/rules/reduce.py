@@ -1,4 +1,8 @@
-"""Reductions and scans: a statistic over an axis that may shrink, or an axis that stays."""
+"""Reductions, scans and choices: a statistic over an axis that may shrink, or an axis that stays.
+
+A softmax, a scan and the positions that a choice returns fix their axis, unless a linear layer makes it: a router's
+outputs, one for each expert. Those may go, and the softmax is then over the experts that stay.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import operator
 from types import SimpleNamespace
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fxprune import axes as ax
-from fxprune.axes import Axes, is_labelled
+from fxprune.axes import Axes, Axis, is_labelled
 from fxprune.rules.registry import register
 from fxprune.rules.tracing import Tracer
 from fxprune.rules.twinning import Twin
@@ -31,6 +36,7 @@ def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         stay = math.prod(t.example(a.self)[d] for d in _dims(a, len(x)) if d not in shrinking)
         for d in shrinking:
             t.keep_least(x[d], math.floor(_correction(a) / stay) + 1)
+            t.experts(x[d])
     return _left(t, node, a)
 
 
@@ -65,32 +71,109 @@ def _reduce_pair(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
 
 
 def _indexing_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
-    """A reduction like any other where nobody reads the positions; otherwise they must stay valid."""
+    """A reduction like any other where nobody reads the positions; otherwise a choice among outputs, or all stay."""
     if all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
         return _reduce_pair(t, node, a)
     x = t.axes(a.self, node)
-    for d in _dims(a, len(x)):
-        t.freeze(node, x[d], "an axis whose positions are returned")
     axes = _left(t, node, a)
+    if not (x and isinstance(a.dim, int) and _choose(t, node, x[a.dim], 1, result=1)):
+        for d in _dims(a, len(x)):
+            t.freeze(node, x[d], "an axis whose positions are returned")
     return [axes, axes]
 
 
 def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    return _indexing_reduce(t, node, a)[0]
+    x = t.axes(a.self, node)
+    if not (x and a.dim is not None and _choose(t, node, x[a.dim], 1, result=None)):
+        for d in _dims(a, len(x)):
+            t.freeze(node, x[d], "an axis whose positions are returned")
+    return _left(t, node, a)
+
+
+def _choose(t: Tracer, node: fx.Node, axis: Axis, k: int, result: int | None) -> bool:
+    """Before: x[b, e], e made by a router.  After: the best k of what stays of e, and where they are.
+
+    Returns whether e may shrink: k of them stay, in one factor, and whoever reads the positions knows what they are.
+    """
+    widest = max((factor.size for factor in axis if factor.labels is not None), default=0)
+    if not t.within(axis, t.made) or k > widest or k >= ax.size_of(axis):
+        return False
+    t.point(node, axis, result)
+    if not t.within(axis, t.made):
+        return False
+    t.statistic(node)
+    t.keep_least(axis, k)
+    t.route(axis)
+    if result is None or any(user.args[1] == result for user in node.users):
+        ax.mark(t.channels, axis, "expert")
+    return True
+
+
+def _twin_choose(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Chooses among what stays, and says where that is in the whole; what is not there is not a number."""
+    x = t.value(a.self)
+    axes = t.axes(a.self, node)
+    over = [(d, axes[d]) for d in _dims(a, len(axes))]
+    kept = t.kept(over[0][1], x.device) if len(over) == 1 else None
+    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"self": t.gather(x, over)}
+    missing = max(getattr(a, "k", 0) - len(kept), 0) if kept is not None else 0
+    if missing:  # a score asks for it, the solver never does
+        arguments["k"] -= missing
+    found = t.run(node, **arguments)
+    if kept is None:
+        return found
+    if isinstance(found, Tensor):
+        return kept[found]
+    values, where = found
+    if missing:
+        shape = list(values.shape)
+        shape[a.dim] = missing
+        values = torch.cat([values, values.new_full(shape, math.nan)], a.dim)
+        where = torch.cat([where, where.narrow(a.dim, 0, 1).expand(shape)], a.dim)
+    return values, kept[where]
 
 
 def _scan(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    """Softmax, cumulative sums: every position along ``dim`` depends on all others, so all of them stay."""
+    """Softmax, cumulative sums: every position depends on all others, so all stay unless a linear layer makes them."""
     x = list(t.axes(a.self, node))
-    if x:
+    if x and t.within(x[a.dim], t.made):
+        t.statistic(node)
+        t.route(x[a.dim])
+    elif x:
         t.freeze(node, x[a.dim], "the normalised or scanned axis")
     return tuple(x)
 
 
+def _twin_scan(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    x = t.value(a.self)
+    over = [(a.dim % x.dim(), t.axes(a.self, node)[a.dim])]
+    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"self": t.gather(x, over)}
+    return t.scatter(t.run(node, **arguments), over, [x.shape[a.dim]])
+
+
+def _argsort(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = list(t.axes(a.self, node))
+    if x:
+        t.freeze(node, x[a.dim], "the sorted axis")
+    return tuple(x)
+
+
 def _sorted(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """Everything in order: the axis stays; positions of another axis keep their order as that one shrinks."""
     x = list(t.axes(a.self, node))
     t.freeze(node, x[a.dim], "the sorted axis")
-    x[a.dim] = ax.fixed(t.shape(a.self)[a.dim] if not hasattr(a, "k") else a.k)
+    x[a.dim] = ax.fixed(t.shape(a.self)[a.dim])
+    if (pointed := t.pointed(a.self)) is not None:
+        t.point(node, pointed, 0)
+    return [tuple(x), tuple(x)]
+
+
+def _topk(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """Before: x[b, e].  After: [b, k] and where they were; e goes as `_choose` says."""
+    x = list(t.axes(a.self, node))
+    if not _choose(t, node, x[a.dim], a.k, result=1):
+        t.freeze(node, x[a.dim], "the sorted axis")
+    x[a.dim] = ax.fixed(a.k)
     return [tuple(x), tuple(x)]
 
 
@@ -108,11 +191,14 @@ register(
     _reduce_pair,
     twin=_twin_reduce,
 )
-register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce, twin=_twin_reduce)
-register(["argmax.default", "argmin.default"], _arg_reduce)
+register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce, twin=_twin_choose)
+register(["argmax.default", "argmin.default"], _arg_reduce, twin=_twin_choose)
 register(
     ["softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default", "cumsum.default", "cumprod.default",
-     "logcumsumexp.default", "argsort.default", "argsort.stable"],
+     "logcumsumexp.default"],
     _scan,
+    twin=_twin_scan,
 )  # fmt: skip
-register(["sort.default", "sort.stable", "topk.default"], _sorted)
+register(["argsort.default", "argsort.stable"], _argsort, positions=("self",))
+register(["sort.default", "sort.stable"], _sorted, positions=("self",))
+register(["topk.default"], _topk, twin=_twin_choose)

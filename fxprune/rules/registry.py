@@ -31,11 +31,15 @@ class Rule:
 
     ``couple`` returns the axes of the result and relates those of the operands; ``slice`` returns the arguments that
     change when channels go; ``twin`` runs the op on full-size values as if the removed channels were not there.
+    ``positions`` are the operands that may hold positions of an axis that shrinks, ``carries`` says that the result is
+    made of the first operand's values, as they are.
     """
 
     couple: Couple
     slice: Slice | None = None
     twin: TwinRule | None = None
+    positions: tuple[str, ...] = ()
+    carries: bool = False
 
 
 _RULES: dict[Any, Rule] = {}
@@ -43,8 +47,9 @@ _LATER: dict[str, Rule] = {}  # of ops that nobody has registered yet, by name
 
 
 def register(
-    names: Iterable[str], couple: Couple, slice: Slice | None = None, twin: TwinRule | None = None
-) -> None:
+    names: Iterable[str], couple: Couple, slice: Slice | None = None, twin: TwinRule | None = None, *,
+    positions: tuple[str, ...] = (), carries: bool = False,
+) -> None:  # fmt: skip
     """Enters one rule for several ops (``"conv2d.default"``, of the ``aten`` namespace unless another is named).
 
     An overload that this torch does not have is passed over; one of another library's namespace counts as soon as
@@ -53,6 +58,7 @@ def register(
     Raises:
         KeyError: an op has a rule already.
     """
+    rule = Rule(couple, slice, twin, positions, carries)
     for name in names:
         namespace, _, rest = name.rpartition("::")
         packet, _, overload = rest.partition(".")
@@ -60,11 +66,11 @@ def register(
             op = getattr(getattr(getattr(torch.ops, namespace or "aten"), packet), overload or "default")
         except (AttributeError, RuntimeError):
             if namespace:
-                _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = Rule(couple, slice, twin)
+                _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = rule
             continue
         if op in _RULES:
             raise KeyError(f"{op} has a rule already")
-        _RULES[op] = Rule(couple, slice, twin)
+        _RULES[op] = rule
 
 
 def mutates(node: fx.Node) -> bool:

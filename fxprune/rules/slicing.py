@@ -54,6 +54,10 @@ class Slicer:
         """Returns an axis that the op's couple rule kept."""
         return self._notes[node][name]
 
+    def has_note(self, node: fx.Node, name: str) -> bool:
+        """Returns whether the op's couple rule kept an axis of that name."""
+        return name in self._notes.get(node, {})
+
     def _mask(self, factor: Factor) -> Mask | None:
         """Returns which coordinates of a factor stay; None means all of them."""
         if factor.labels is None:

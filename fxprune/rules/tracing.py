@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import fx
 
 from fxprune import axes as ax
 from fxprune.axes import Axes, Axis, Factor
 from fxprune.capture import Captured, TensorInfo
-from fxprune.channels import Channels
+from fxprune.channels import Channels, Ids
+from fxprune.rules.registry import bind, rule_of
+
+#: Dtypes that hold every position of an axis as it is.
+_EXACT = {torch.int32, torch.int64, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +64,10 @@ class Tracer:
         self.contractions: list[Contraction] = []
         self.statistics: set[fx.Node] = set()
         self.least: list[tuple[Axis, int]] = []  # axes of which more than one coordinate must stay
+        self.made: list[Ids] = []  # labels that a linear layer's outputs have
+        self.stacked: list[Ids] = []  # labels of weights of layers side by side
+        self.routed: list[Ids] = []  # labels of outputs that were normalised or chosen among
+        self._pointed: dict[fx.Node, Axis] = {}  # values that hold positions of an axis
 
     # -- what a rule may ask ------------------------------------------------------------------------------------
 
@@ -108,6 +119,29 @@ class Tracer:
             return ax.fixed(size)
         return ax.labelled(self.channels.fresh(size)) if reader in self.bound else ax.free(size)
 
+    def weight(self, value: Any) -> fx.Node | None:
+        """Returns the parameter or buffer that an operand is, moved about at most."""
+        while isinstance(value, fx.Node) and value.op == "call_function":
+            rule = rule_of(value.target)
+            value = value.args[0] if rule is not None and rule.carries else None
+        return (
+            value if isinstance(value, fx.Node) and value.op == "get_attr" and value in self.bound else None
+        )
+
+    def within(self, axis: Axis, known: Sequence[Ids]) -> bool:
+        """Returns whether something may go from an axis, and all that may is known by these labels (`made`, ...)."""
+        live = self._live(ax.labels_of(axis)) if known else np.zeros(0, np.int64)
+        return bool(live.size) and bool(np.isin(live, self._live(known)).all())
+
+    def pointed(self, value: Any) -> Axis | None:
+        """Returns the axis whose positions a value holds, if it may shrink."""
+        return self._pointed.get(value) if isinstance(value, fx.Node) else None
+
+    def _live(self, labels: Iterable[Ids]) -> Ids:
+        found = [self.channels.resolve(part).reshape(-1) for part in labels]
+        ids: Ids = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+        return ids[ids > 0]
+
     # -- what a rule may say ------------------------------------------------------------------------------------
 
     def relate(self, node: fx.Node, a: Axis, b: Axis) -> Axis:
@@ -151,3 +185,47 @@ class Tracer:
         """Records that an op is undefined with fewer coordinates of an axis than ``least``."""
         if least > 1:
             self.least.append((axis, least))
+
+    def point(self, node: fx.Node, axis: Axis, result: int | None = None) -> None:
+        """Records that a value (``result`` names it among several) holds positions of an axis that may shrink.
+
+        They follow whatever carries them on; a reader that does not know what they are fixes the axis.
+        """
+        if result is not None:
+            for user in node.users:
+                if user.target is operator.getitem and user.args[1] == result:
+                    self.point(user, axis)
+            return
+        self._pointed[node] = axis
+        for user in node.users:
+            rule = rule_of(user.target) if user.op == "call_function" else None
+            a = vars(bind(user)) if rule is not None else {}
+            where = {name for name, value in a.items() if _holds(value, node)}
+            info = self.captured.info.get(user)
+            exact = isinstance(info, TensorInfo) and info.dtype in _EXACT
+            if rule is not None and rule.carries and exact and where == {next(iter(a))}:
+                self.point(user, axis)
+            elif rule is None or rule.carries or not where or not where <= set(rule.positions):
+                self.freeze(user, axis, "the positions read")
+
+    def follow(self, node: fx.Node, axis: Axis, positions: Any, what: str) -> Axis:
+        """Makes an axis shrink as the one whose positions are looked up in it; fixes both where they do not match."""
+        pointed = self.pointed(positions)
+        if pointed is not None and ax.size_of(axis) == ax.size_of(pointed):
+            return self.relate(node, axis, pointed)
+        self.freeze(node, pointed or (), what)
+        return self.freeze(node, axis, what)
+
+    def route(self, axis: Axis) -> None:
+        """Records that an axis was normalised or chosen among."""
+        self.routed += ax.labels_of(axis)
+
+    def experts(self, axis: Axis) -> None:
+        """Names the channels of an axis that are layers side by side, and were chosen among or weighed: experts."""
+        if self.within(axis, self.routed) and self.within(axis, self.stacked):
+            ax.mark(self.channels, axis, "expert")
+
+
+def _holds(value: Any, node: fx.Node) -> bool:
+    """Whether an argument is a node, or a list with it."""
+    return value is node or (isinstance(value, (list, tuple)) and any(item is node for item in value))

@@ -111,7 +111,7 @@ class Suffix:
         return found
 
     def possible(self, mask: Mask) -> bool:
-        """Returns whether the outputs are defined under a mask: every statistic keeps a coordinate."""
+        """Returns whether the outputs are defined under a mask: statistics keep a coordinate, choices as many as they take."""
         slicer = self.coupling.slicer(mask)
         axes = (
             axis
@@ -120,7 +120,8 @@ class Suffix:
             if isinstance(self.coupling.values.get(source), tuple)
             for axis in slicer.axes(source, node)
         )
-        return all(slicer.count(axis) for axis in axes if slicer.changed(axis))
+        enough = all(slicer.count(axis) >= least for axis, least in self.coupling.least)
+        return enough and all(slicer.count(axis) for axis in axes if slicer.changed(axis))
 
     def masked(self, cone: Cone, masks: Sequence[Mask], dense: Values, samples: int) -> Iterable[Any]:
         """Yields the flat outputs under each mask, in order.

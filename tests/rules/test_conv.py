@@ -133,6 +133,7 @@ def test_a_kernel_of_each_sample_by_as_many_groups_as_samples() -> None:
     coupling = prepared(model, args)[1]
     assert not coupling.unsupported
     assert sorted(groups_of(coupling)) == [
+        "4 expert: kernels[0] route.weight[0] route.bias[0]",
         "6 channel: kernels[1] head.weight[1]",
         "8 channel: kernels[2] make.weight[0] make.bias[0]",
     ]

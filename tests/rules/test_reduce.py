@@ -89,8 +89,8 @@ def test_over_channels_it_is_a_statistic_or_they_stay(keepdim: bool) -> None:
     check(coupling, args)
 
 
-def test_scans_keep_what_they_run_over() -> None:
-    over, _ = _coupled(list(SCANS.values()), over_channels=True, read=False)
+def test_scans_that_are_returned_keep_what_they_run_over() -> None:
+    over, _ = _coupled([f for name, f in SCANS.items() if name != "topk"], over_channels=True, read=False)
     assert over.groups == ()
     coupling, args = _coupled(list(SCANS.values()), over_channels=False, read=True)
     assert sorted(groups_of(coupling)) == sorted(_made(list(range(len(SCANS))), read=True))
@@ -117,6 +117,29 @@ CASES = [
     Case("mean over two dimensions", _whole(lambda y: y.mean((1, 2), keepdim=True)), [T], SQUARED, statistic=True),
     Case("mean over space", lambda: Fn(lambda m, x: m.b(m.a(x).mean((2, 3))), a=nn.Conv2d(3, 6, 1), b=nn.Linear(6, 2)),
          [(3, 3, 4, 5)], ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]),
+    *(
+        Case(f"{name} over channels", lambda f=function: Fn(
+            lambda m, x: m.b(f(m.a(x))), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), [T],
+            ["6 channel: a.weight[0] a.bias[0] b.weight[1]"], statistic=True)
+        for name, function in {
+            "softmax": lambda y: y.softmax(-1), "_softmax": lambda y: A._softmax(y, 2, False),
+            "log_softmax": lambda y: y.log_softmax(2), "_log_softmax": lambda y: A._log_softmax(y, -1, False),
+            "cumsum": lambda y: y.cumsum(-1), "cumprod": lambda y: y.cumprod(2), "logcumsumexp": lambda y: y.logcumsumexp(-1),
+        }.items()
+    ),
+    Case("softmax over each of two heads", lambda: Fn(
+        lambda m, x: m.b(m.a(x) * m.a(x).unflatten(-1, (2, 3)).softmax(-1).flatten(2)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), [T],
+        ["2 channel: a.weight[0]x3 a.bias[0]x3 b.weight[1]x3", "3 channel: a.weight[0]x2 a.bias[0]x2 b.weight[1]x2"],
+        statistic=True),
+    Case("the largest of all channels", lambda: Fn(
+        lambda m, x: m.a(x).topk(2)[0], a=nn.Linear(5, 6)), [T], ["6 channel: a.weight[0] a.bias[0]"], statistic=True),
+    Case("all of them, in order", lambda: Fn(lambda m, x: m.a(x).topk(6)[0], a=nn.Linear(5, 6)), [T], []),
+    Case("softmax over learned tokens", lambda: Fn(
+        lambda m, x: (x @ m.a(m.tokens).t()).softmax(-1) @ m.tokens, a=nn.Linear(5, 5), tokens=nn.Parameter(torch.randn(6, 5))),
+        [T], []),
+    Case("softmax over keys", lambda: Fn(
+        lambda m, x: (m.a(x) @ m.b(x).transpose(1, 2)).softmax(-1) @ x, a=nn.Linear(5, 6), b=nn.Linear(5, 6)), [T],
+        ["6 channel: a.weight[0] a.bias[0] b.weight[0] b.bias[0]"]),
     Case("a statistic of a weight", lambda: Fn(
         lambda m, x: torch.nn.functional.linear(x, m.w - m.w.mean(0, keepdim=True)), w=nn.Parameter(torch.randn(6, 5))), [T],
         [], statistic=True),
