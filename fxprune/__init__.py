@@ -11,8 +11,10 @@ from fxprune.errors import (
     BudgetError,
     CalibrationError,
     CaptureError,
+    ExportError,
     FxpruneError,
     IgnoredPatternWarning,
+    MissingExtraError,
     NothingToPruneError,
     PlanError,
     ScorerError,
@@ -20,7 +22,13 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
+from fxprune.explain import Explanation, explain
+from fxprune.exporting import Exported, export, quantize
+from fxprune.generation import for_generation
+from fxprune.html import write_html
+from fxprune.latency import Bench, Latency, bench
 from fxprune.plan import Plan
+from fxprune.points import Sweep
 from fxprune.recover import recover
 from fxprune.report import Report, report
 from fxprune.rewrite.emit import emit
@@ -28,12 +36,14 @@ from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph as rewrite
 from fxprune.scores import Context, Scorer, register_scorer, score
 from fxprune.solve import Constraints, solve
+from fxprune.sweep import sweep
 from fxprune.training import History, Recipe, finetune, retrain
 from fxprune.verify import Certificate, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bench",
     "Budget",
     "BudgetError",
     "CalibrationError",
@@ -43,9 +53,14 @@ __all__ = [
     "Constraints",
     "Context",
     "Coupling",
+    "Explanation",
+    "ExportError",
+    "Exported",
     "FxpruneError",
     "History",
     "IgnoredPatternWarning",
+    "Latency",
+    "MissingExtraError",
     "NothingToPruneError",
     "Plan",
     "PlanError",
@@ -54,16 +69,22 @@ __all__ = [
     "Report",
     "Scorer",
     "ScorerError",
+    "Sweep",
     "TrainingError",
     "UnsupportedOpError",
     "VerificationError",
     "apply",
+    "bench",
     "capture",
     "compile",
     "couple",
     "emit",
+    "explain",
+    "export",
     "finetune",
+    "for_generation",
     "load",
+    "quantize",
     "recover",
     "register_scorer",
     "report",
@@ -72,8 +93,10 @@ __all__ = [
     "save",
     "score",
     "solve",
+    "sweep",
     "verify",
     "with_blocks",
+    "write_html",
 ]  # fmt: skip
 
 del _rules

@@ -29,16 +29,14 @@ from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
 from fxprune.data import Batches, check_weights, device_of, probe, without_values
-from fxprune.depth import solve_with_bridges
-from fxprune.errors import CaptureError, PlanError, VerificationError
+from fxprune.errors import CaptureError, PlanError
+from fxprune.finish import Job, finish, insist
 from fxprune.islands import IslandData, Islands, find_islands, put_back
 from fxprune.iterate import at_full_size, in_steps
 from fxprune.latency.start import liked_widths, meeting_of
 from fxprune.plan import Plan, check_fits
-from fxprune.record import make_plan, make_report, removed_by, score_summary, shapes_of
+from fxprune.record import make_report, removed_by, shapes_of
 from fxprune.recover import check_recovery
-from fxprune.recover import recover as recover_weights
-from fxprune.recover.reinit import not_resettable, reset_weights
 from fxprune.report import attach, report
 from fxprune.rewrite.bridge import Bridged, bridge
 from fxprune.rewrite.emit import emit
@@ -47,7 +45,6 @@ from fxprune.scores import Scorer, score, scorer_of
 from fxprune.scores.loss import Loss
 from fxprune.shards import Shards, apply_to_files
 from fxprune.solve import Solution
-from fxprune.verify import Certificate
 from fxprune.verify import verify as verify_against_twin
 
 #: Stands for "whatever the method prefers".
@@ -85,8 +82,9 @@ def compile(
     copy of the model in which the largest parts that can be captured are each a `PrunedModule`; the budget is theirs.
 
     Args:
-        model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the meta device it is planned
-            without weights, by a method that needs none, with ``recover=None`` and ``verify=False``.
+        model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the
+            meta device it is planned without weights, by a method that needs none, with ``recover=None`` and
+            ``verify=False``.
         calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
             ``(inputs, targets)`` or a dict of keyword arguments.
         budget: the share of parameters to keep, in (0, 1], or a `Budget`, which may bound a measured latency; None with
@@ -175,58 +173,20 @@ def compile(
     meeting = meeting_of(module, captured, wanted, constraints, cache_dir=cache_dir, progress=progress)
     if wanted is not None and steps > 1:
         once = partial(again, forward_args=forward_args, dynamic_shapes=dynamic_shapes)
+        dense_ms = None if meeting is None else meeting.original_ms()
         return _in_steps(
-            module,
-            coupling,
-            first,
-            wanted,
-            steps,
-            verify,
-            lambda current, part: once(current, calib_data, part),
-            None if meeting is None else meeting.original_ms(),
-        )
+            module, coupling, first, wanted, steps, verify, lambda current, part: once(current, calib_data, part), dense_ms,
+        )  # fmt: skip
     with stages("score"):
         scores = score(
             coupling, inputs, scorer, seed, loss=loss, memory_limit=memory_limit, progress=progress,
             cache_dir=cache_dir,
         )  # fmt: skip
-    with stages("solve"):
-        decide = partial(
-            solve_with_bridges, coupling, scores, constraints=constraints, per_cost=scorer.per_cost,
-            bridges=how == "reinit", seed=seed,
-        )  # fmt: skip
-        if meeting is None:
-            bridged, solution = decide(wanted, ratios=ratios)
-        else:
-            bridged, solution = meeting.solve(decide, coupling)
-        left, removed = bridged.coupling, solution.removed
-    with stages("recover"):
-        recovery = recover_weights(left, removed, inputs, how, ridge=ridge, memory_limit=memory_limit)
-    with stages("rewrite"):
-        pruned = emit(left.captured, slice_graph(left, removed, recovery.tensors))
-    with stages("verify"):
-        certificate = None
-        if verify:
-            check = partial(verify_against_twin, left, removed, pruned, tensors=recovery.tensors)
-            certificate = check((first.args, first.kwargs), dtype=verify_dtype)
-            if certificate.verified is not True and verify_dtype is None:
-                certificate = check((first.args, first.kwargs), dtype=torch.float64)  # rounding, or a fault?
-            _insist(certificate)
-    skipped = recovery.skipped
-    if how == "reinit":
-        reset_weights(pruned, seed)
-        skipped = tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
-    plan = make_plan(coupling, bridged, solution, wanted, scorer.name, operator.index(seed))
-    summary = score_summary(
-        coupling, bridged, solution, scores, wanted, constraints=constraints,
-        per_cost=scorer.per_cost and meeting is None,
+    job = Job(
+        coupling=coupling, inputs=inputs, first=first, constraints=constraints, recover=how, ridge=ridge,
+        memory_limit=memory_limit, verify=verify, verify_dtype=verify_dtype, seed=operator.index(seed),
     )  # fmt: skip
-    latency = None
-    if meeting is not None:
-        with stages("latency"):
-            latency = meeting.measured(pruned)
-    found = make_report(coupling, bridged, solution, plan, certificate, skipped, stages.seconds, summary)
-    return attach(pruned, replace(found, latency=latency, notes=(*found.notes, *notes)))
+    return finish(job, scorer, scores, wanted, stages, ratios=ratios, meeting=meeting, notes=notes)
 
 
 def _capture_or_parts(
@@ -264,7 +224,7 @@ def _in_islands(
     check = (first.args, first.kwargs) if verify else None
     result, certificate = put_back(model, names, pruned, plan, calls, check)
     if certificate is not None:
-        _insist(certificate)
+        insist(certificate)
     return attach(result, replace(found, plan=plan, dropped=0))
 
 
@@ -283,7 +243,7 @@ def _in_steps(
         tensors = at_full_size(coupling, removed, pruned)
         check = partial(verify_against_twin, coupling, removed, pruned, tensors=tensors)
         certificate = check((first.args, first.kwargs), dtype=torch.float64)
-        _insist(certificate)
+        insist(certificate)
     solution = Solution(removed, coupling.units_of(removed), before, Cost(**plan.after))
     bridged = Bridged(coupling.captured, coupling)
     found = make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
@@ -346,15 +306,6 @@ def _at_dtype(call: Any, model: nn.Module) -> Any:
     return pytree.tree_map_only(
         Tensor, lambda x: x.to(dtype) if dtype is not None and x.is_floating_point() else x, call
     )
-
-
-def _insist(certificate: Certificate) -> None:
-    if certificate.verified is False:
-        raise VerificationError(
-            f"the pruned model failed verification: error {certificate.max_error:.2e} in {certificate.dtype}, tolerance "
-            f"{certificate.tolerance:.0e}: {certificate.note}. If it does not say why, this is a bug of fxprune: please "
-            "report the model."
-        )
 
 
 @dataclass(slots=True)

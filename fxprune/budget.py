@@ -95,7 +95,7 @@ class Budget:
         """Returns the bounds on parameters and MACs as absolute numbers, by index into `Cost`."""
         bounds = {0: (self.params, before.params), 1: (self.macs, before.macs)}
         return {
-            i: math.floor(Fraction(str(v)) * full) if isinstance(v, float) else v
+            i: max(1, math.floor(Fraction(str(v)) * full)) if isinstance(v, float) else v
             for i, (v, full) in bounds.items()
             if v is not None
         }

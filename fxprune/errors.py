@@ -38,8 +38,16 @@ class VerificationError(FxpruneError):
     """The pruned model does not compute what its masked twin computes."""
 
 
+class ExportError(FxpruneError):
+    """A file that cannot be written, or does not give what the model gives; says which output, and by how much."""
+
+
 class TrainingError(FxpruneError):
     """Training that cannot go on; says at which step."""
+
+
+class MissingExtraError(FxpruneError, ImportError):
+    """A package of an extra is not installed; says which, and how to get it."""
 
 
 class NothingToPruneError(FxpruneError, ValueError):

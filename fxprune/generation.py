@@ -51,7 +51,7 @@ def _generator(pruned: nn.Module, model: Any, *, masked: bool) -> Any:
     from transformers import GenerationMixin, PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutput
 
-    class PrunedForGeneration(PreTrainedModel, GenerationMixin):
+    class PrunedForGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         config_class = type(model.config)
         main_input_name = "input_ids"
 

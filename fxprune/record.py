@@ -8,13 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.axes import keep_mask
 from fxprune.budget import Budget
+from fxprune.by_layer import layer_rows
 from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Mask
 from fxprune.coupling import Coupling
+from fxprune.distribution import ScoreSummary, summarize
 from fxprune.errors import PlanError
 from fxprune.example import ExampleSpec
 from fxprune.grouping import ParameterAxis
@@ -23,21 +26,23 @@ from fxprune.plan import Plan
 from fxprune.report import FrozenRow, GroupRow, Report
 from fxprune.rewrite.bridge import Bridged
 from fxprune.rewrite.slice import keep_indices
-from fxprune.solve import Solution
+from fxprune.solve import Constraints, Solution
 from fxprune.verify import Certificate
 
 
 def make_report(
     coupling: Coupling, bridged: Bridged, solution: Solution, plan: Plan, certificate: Certificate | None,
-    skipped: Sequence[str], seconds: Mapping[str, float],
+    skipped: Sequence[str], seconds: Mapping[str, float], scores: ScoreSummary | None = None,
 ) -> Report:  # fmt: skip
     """Returns the report of a compilation: of the model as it came, and what is left of it."""
-    flags, units = solution.removed, bridged.coupling.units
-    gone = flags | _nowhere(bridged.coupling, lambda axis: keep_mask(axis.labels, flags))
+    units = bridged.coupling.units
+    gone = _gone(bridged.coupling, solution.removed)
     left = {g.name: int((~gone[units[g.units]]).sum()) for g in bridged.coupling.groups}
     captured = coupling.captured
     groups = tuple(
-        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0))
+        GroupRow(
+            g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0), len(g.producers)
+        )
         for g in coupling.groups
     )
     unused = [p for name, p in captured.model.named_parameters() if name in captured.unused]
@@ -61,8 +66,27 @@ def make_report(
             *captured.notes,
             *([certificate.note] if certificate is not None and certificate.note else []),
         ),
+        layers=layer_rows(coupling, bridged.coupling, solution.removed),
+        scores=scores,
         plan=plan,
     )
+
+
+def score_summary(
+    coupling: Coupling, bridged: Bridged, solution: Solution, scores: Mapping[str, Tensor],
+    budget: Budget | None, *, constraints: Constraints, per_cost: bool = True,
+) -> ScoreSummary | None:  # fmt: skip
+    """Returns how the units of the model as it came rank, and where the cut fell (see `summarize`)."""
+    left = bridged.coupling
+    gone = _gone(left, solution.removed)
+    flags = {group.name: gone[left.units[group.units]] for group in left.groups}
+    removed = np.zeros(len(coupling.channels), bool)
+    for group in coupling.groups:  # a bridged group is not among those that are left
+        mine = flags.get(group.name)
+        removed[coupling.units[group.units]] = (
+            mine if mine is not None and len(mine) == len(group.units) else True
+        )
+    return summarize(coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost)
 
 
 def removed_by(coupling: Coupling, plan: Plan) -> Mask:
@@ -93,6 +117,11 @@ def removed_by(coupling: Coupling, plan: Plan) -> Mask:
     return removed
 
 
+def _gone(coupling: Coupling, removed: Mask) -> Mask:
+    """Flags what is removed, and what goes with it since nothing of it is left."""
+    return removed | _nowhere(coupling, lambda axis: keep_mask(axis.labels, removed))
+
+
 def _nowhere(coupling: Coupling, kept: Callable[[ParameterAxis], Mask]) -> Mask:
     """Flags the channels all of whose coordinates are gone, given which coordinates of each axis are kept."""
     here, gone = (np.zeros(len(coupling.channels), bool) for _ in range(2))
@@ -121,7 +150,9 @@ def make_plan(
         after=solution.after._asdict(),
         budget=None
         if budget is None
-        else {k: v for k in ("params", "macs") if (v := getattr(budget, k)) is not None},
+        else {
+            k: v for k in ("params", "macs", "latency_ms", "latency") if (v := getattr(budget, k)) is not None
+        },
         method=method,
         seed=seed,
         example=_example_spec(captured),

@@ -12,7 +12,9 @@ from tabulate import tabulate
 from torch import nn
 
 from fxprune import untrusted
-from fxprune.errors import FxpruneError
+from fxprune.distribution import ScoreSummary
+from fxprune.errors import FxpruneError, PlanError
+from fxprune.latency.record import Latency
 from fxprune.plan import Plan
 
 #: The rows of a table that are printed; the middle of a longer one is left out.
@@ -22,7 +24,7 @@ Change = tuple[int, int]
 
 _NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes"}
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,12 @@ class GroupRow:
 
     Attributes:
         name: the group's name.
-        kind: ``channel``, ``head`` or ``head_dim``.
+        kind: ``channel``, ``expert``, ``head`` or ``head_dim``.
         layers: the layers whose parameters it touches.
         before: units of the original.
         after: units that are kept.
+        makers: how many of the layers, the first ones, make the units; the others read them. None if that is not
+            known.
     """
 
     name: str
@@ -42,6 +46,32 @@ class GroupRow:
     layers: tuple[str, ...]
     before: int
     after: int
+    makers: int | None = None
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The layers that make the units; all of them where it is not known which read them."""
+        return self.layers[: self.makers]
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The layers that read the units."""
+        return () if self.makers is None else self.layers[self.makers :]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """What one layer costs.
+
+    Attributes:
+        name: the module that owns the parameters, or in which the products take place.
+        params: its parameters (before, after).
+        macs: its multiply-accumulates for one sample at the example's sizes (before, after).
+    """
+
+    name: str
+    params: Change
+    macs: Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +113,9 @@ class Report:
         skipped: corrections that were not made, e.g. a shift without a bias to hold it, each with its reason.
         seconds: stage -> seconds.
         notes: anything else worth knowing.
+        layers: parameters and MACs by layer, front to back; they add up to ``params`` and ``macs``.
+        scores: how the units rank and where the cut fell, if they were scored at once.
+        latency: predicted and measured, if the budget bounds it.
         plan: the plan, if there is one.
     """
 
@@ -102,6 +135,9 @@ class Report:
     skipped: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    scores: ScoreSummary | None = None
+    latency: Latency | None = None
     plan: Plan | None = None
 
     @property
@@ -127,13 +163,19 @@ class Report:
             "max_error": _writable(self.max_error),
             "tolerance": _writable(self.tolerance),
             "dtype": self.dtype,
-            "groups": [[row.name, row.kind, list(row.layers), row.before, row.after] for row in self.groups],
+            "groups": [
+                [row.name, row.kind, list(row.layers), row.before, row.after, row.makers]
+                for row in self.groups
+            ],
             "frozen": [[row.tensor, row.axis, row.coordinates, row.reason] for row in self.frozen],
             "collapsed": list(self.collapsed),
             "dropped": self.dropped,
             "skipped": list(self.skipped),
             "seconds": {stage: float(value) for stage, value in self.seconds.items()},
             "notes": list(self.notes),
+            "layers": [[row.name, *row.params, *row.macs] for row in self.layers],
+            "scores": None if self.scores is None else self.scores.to_dict(),
+            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
     @classmethod
@@ -146,10 +188,14 @@ class Report:
             what: its name in messages.
 
         Raises:
-            PlanError: the data are damaged; says where.
+            PlanError: the data are damaged, or of a newer format; says where.
         """
-        found = untrusted.record(data, what, (*_READERS, "schema"))
-        values: dict[str, Any] = {key: read(found[key], f"{what}: {key}") for key, read in _READERS.items()}
+        untrusted.check_schema(untrusted.mapping(data, what).get("schema", _SCHEMA), what, (1, _SCHEMA))
+        since = () if data.get("schema") == 1 else _SINCE_2
+        found = untrusted.record(data, what, {*_READERS, "schema"} - {*_SINCE_2} | {*since})
+        values: dict[str, Any] = {
+            key: read(found[key], f"{what}: {key}") for key, read in _READERS.items() if key in found
+        }
         return cls(**values, plan=plan)
 
 
@@ -211,7 +257,7 @@ def _frozen(frozen: Sequence[FrozenRow]) -> str:
 
 
 def _lists(report: Report) -> str:
-    lines = []
+    lines = [] if report.latency is None else [str(report.latency)]
     if report.islands:
         lines.append(f"islands: {_few(report.islands, 8)}; all else stays as it is")
     if report.collapsed:
@@ -297,7 +343,32 @@ def _read_row(value: Any, where: str, *readers: Callable[[Any, str], Any]) -> tu
 
 def _read_groups(value: Any, where: str) -> tuple[GroupRow, ...]:
     readers = (untrusted.string, untrusted.string, _read_names, untrusted.integer, untrusted.integer)
-    return untrusted.sequence_of(value, where, lambda row, here: GroupRow(*_read_row(row, here, *readers)))
+
+    def read(row: Any, here: str) -> GroupRow:
+        # format 1 does not tell who makes and who reads
+        old = isinstance(row, list) and len(row) == len(readers)
+        found = GroupRow(*_read_row(row, here, *readers, *(() if old else (_read_maybe_count,))))
+        if found.makers is not None and found.makers > len(found.layers):
+            raise PlanError(f"{here}: {found.makers} of {len(found.layers)} layers make its units")
+        return found
+
+    return untrusted.sequence_of(value, where, read)
+
+
+def _read_maybe_count(value: Any, where: str) -> int | None:
+    return None if value is None else untrusted.integer(value, where)
+
+
+def _read_layers(value: Any, where: str) -> tuple[LayerRow, ...]:
+    def read(row: Any, here: str) -> LayerRow:
+        name, *counts = _read_row(row, here, untrusted.string, *[untrusted.integer] * 4)
+        return LayerRow(name, (counts[0], counts[1]), (counts[2], counts[3]))
+
+    return untrusted.sequence_of(value, where, read)
+
+
+def _read_scores(value: Any, where: str) -> ScoreSummary | None:
+    return None if value is None else ScoreSummary.from_dict(value, where)
 
 
 def _read_frozen(value: Any, where: str) -> tuple[FrozenRow, ...]:
@@ -322,4 +393,10 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "skipped": _read_names,
     "seconds": lambda value, where: untrusted.mapping_of(value, where, untrusted.number),
     "notes": _read_names,
+    "layers": _read_layers,
+    "scores": _read_scores,
+    "latency": lambda value, where: None if value is None else Latency.from_dict(value, where),
 }
+
+#: What format 1 has not.
+_SINCE_2 = ("layers", "scores", "latency")

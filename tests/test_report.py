@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.distribution import GroupScores, ScoreSummary
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.report import ROWS, FrozenRow, GroupRow, Report, report
+from fxprune.report import ROWS, FrozenRow, GroupRow, LayerRow, Report, report
+from tests.small import NETWORKS
 
 
 def make_report(**changes: Any) -> Report:
@@ -121,6 +124,68 @@ def test_round_trip_through_json() -> None:
     assert nan.max_error is not None and math.isnan(nan.max_error)
 
 
+def test_reports_of_format_1_stay_readable() -> None:
+    found = make_report()
+    data = found.to_dict() | {"schema": 1}
+    data["groups"] = [row[:5] for row in data["groups"]]
+    for key in ("layers", "scores", "latency"):
+        data.pop(key, None)
+    assert Report.from_dict(data) == found
+    assert found.groups[0].producers == found.groups[0].layers and found.groups[0].consumers == ()
+
+
+@pytest.mark.parametrize("schema", [3, 1000])
+def test_newer_formats_are_refused(schema: int) -> None:
+    data = make_report().to_dict() | {"schema": schema, "surprise": 1}
+    with pytest.raises(PlanError, match=f"format {schema} is not one that this fxprune reads .*upgrade"):
+        Report.from_dict(data)
+
+
+def test_a_format_that_is_none() -> None:
+    with pytest.raises(PlanError, match="schema: expected one of 1, 2, got 0"):
+        Report.from_dict(make_report().to_dict() | {"schema": 0})
+
+
+def a_summary(**changes: Any) -> ScoreSummary:
+    values: dict[str, Any] = {
+        "unit": "score per parameter",
+        "edges": (1e-6, 1e-5, 1e-4),
+        "log": True,
+        "cut": 1.5e-5,
+        "astray": (1, 0),
+        "groups": (GroupScores("conv1", (1, 47), (16, 0)), GroupScores("attention:head", (0, 12), (0, 0))),
+    }
+    return ScoreSummary(**{**values, **changes})
+
+
+def test_scores_and_layers_through_json() -> None:
+    rows = (GroupRow("conv1", "channel", ("conv1", "bn1", "fc"), 64, 48, 2),)
+    layers = (LayerRow("conv1", (640, 480), (10**9, 7 * 10**8)),)
+    for scores in (a_summary(), a_summary(cut=None, groups=(GroupScores("conv1", (1, 47), (16, 0), 2e-5),))):
+        found = make_report(groups=rows, layers=layers, scores=scores)
+        text = json.dumps(found.to_dict(), allow_nan=False)
+        assert Report.from_dict(json.loads(text)) == found
+    assert rows[0].producers == ("conv1", "bn1") and rows[0].consumers == ("fc",)
+    assert a_summary().kept == (1, 59) and a_summary().removed == (16, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("edges", [2, 1], "edges: expected at least 2 ascending"),
+        ("edges", [1], "edges: expected at least 2 ascending"),
+        ("cut", "low", "cut: expected a number"),
+        ("astray", [1], "astray: expected 2 entries"),
+        ("groups", [["a", None, "1 2 3", ""]], r"groups\[0\]: expected at most 2 counts"),
+        ("groups", [["a", None, "-1", ""]], r"groups\[0\]: expected at most 2 counts"),
+        ("groups", [["a", None, "1"]], r"groups\[0\]: expected 4 entries"),
+    ],
+)
+def test_damaged_scores(key: str, value: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        ScoreSummary.from_dict(a_summary().to_dict() | {key: value}, "scores")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -128,7 +193,10 @@ def test_round_trip_through_json() -> None:
         ("params", [1, -1], "params: expected a whole number"),
         ("verified", 1, "verified: expected true or false"),
         ("max_error", "much", "max_error: expected a number"),
-        ("groups", [["a", "channel", [], 1]], r"groups\[0\]: expected 5 entries"),
+        ("groups", [["a", "channel", [], 1]], r"groups\[0\]: expected 6 entries"),
+        ("groups", [["a", "channel", ["b"], 1, 1, 2]], r"groups\[0\]: 2 of 1 layers make its units"),
+        ("layers", [["a", 1, 2, 3]], r"layers\[0\]: expected 5 entries"),
+        ("scores", {"unit": "score"}, "scores: astray, cut, edges, groups, log missing"),
         ("frozen", [{}], r"frozen\[0\]: expected an array"),
         ("seconds", {"capture": "long"}, "expected a number"),
         ("notes", None, "notes: expected an array"),
@@ -182,3 +250,49 @@ def test_what_was_not_verified_says_so() -> None:
     )
     found = fxprune.report(pruned)
     assert found.verified is None and str(found).endswith("not verified: not compared")
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("options", [{}, {"units": ("channel", "head", "block"), "min_keep": 0}])
+def test_layers_add_up_to_the_whole(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    build, example = NETWORKS[name]
+    pruned = fxprune.compile(
+        build().double(), [example()], 0.4, recover=None, verify=False, progress=False, **options
+    )
+    found = fxprune.report(pruned)
+    for whole, parts in ((found.params, "params"), (found.macs, "macs")):
+        changes = [getattr(row, parts) for row in found.layers]
+        assert whole == (sum(c[0] for c in changes), sum(c[1] for c in changes))
+    own = {n: sum(p.numel() for p in m.parameters(recurse=False)) for n, m in pruned.named_modules()}
+    left = {row.name: row.params[1] for row in found.layers if row.params[1]}
+    assert {name: count for name, count in own.items() if count} == left or name == "transformer"  # tied
+
+
+def test_the_summary_counts_every_unit_and_finds_the_cut() -> None:
+    torch.manual_seed(0)
+    build, example = NETWORKS["residual"]
+    pruned = fxprune.compile(build().double(), [example()], 0.5, method="l1", recover=None, progress=False)
+    found = fxprune.report(pruned)
+    scores = found.scores
+    assert scores is not None and scores.unit == "score per parameter" and scores.cut is not None
+    assert scores.edges[0] <= scores.cut <= scores.edges[-1] and len(scores.edges) == len(scores.kept) + 1
+    counts = {group.name: (sum(group.kept), sum(group.removed)) for group in scores.groups}
+    assert counts == {row.name: (row.after, row.before - row.after) for row in found.groups}
+    spans = list(pairwise(scores.edges))
+    below = sum(n for (_, high), n in zip(spans, scores.kept, strict=True) if high <= scores.cut)
+    above = sum(n for (low, _), n in zip(spans, scores.removed, strict=True) if low > scores.cut)
+    assert below <= scores.astray[0] and above <= scores.astray[1]
+    assert sum(scores.astray) < min(sum(scores.removed), sum(scores.kept)) / 2
+
+
+def test_under_ratios_every_group_has_its_own_cut() -> None:
+    torch.manual_seed(0)
+    build, example = NETWORKS["residual"]
+    pruned = fxprune.compile(
+        build().double(), [example()], ratios=0.5, ignore=["stem*"], method="l1", recover=None, progress=False
+    )
+    scores = fxprune.report(pruned).scores
+    assert scores is not None and scores.cut is None and scores.unit == "score"
+    assert scores.groups and all("stem" not in group.name for group in scores.groups)
+    assert all((group.cut is not None) == any(group.removed) for group in scores.groups)

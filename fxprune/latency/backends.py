@@ -62,7 +62,7 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _session(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Runner:
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise MissingExtraError(
