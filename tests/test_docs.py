@@ -9,12 +9,16 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/test_newcomer.py runs all of it
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if SNIPPET.search(page.read_text("utf-8"))], ids=lambda p: p.stem
-)
+def _runs(page: Path) -> bool:
+    text = page.read_text("utf-8")
+    return COMMANDS not in text and SNIPPET.search(text) is not None
+
+
+@pytest.mark.parametrize("page", filter(_runs, PAGES), ids=lambda p: p.stem)
 def test_the_snippets_run_one_after_another(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

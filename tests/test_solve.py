@@ -79,6 +79,13 @@ def test_no_axis_is_left_empty(name: str) -> None:
         assert model.counts(solution.removed).all()
 
 
+def test_a_share_that_rounds_to_nothing_names_the_smallest_budget() -> None:
+    coupling = small.linear(3, 4, 2)
+    before = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
+    with pytest.raises(BudgetError, match="cannot be reached: the smallest is"):
+        _solved(coupling, Budget(params=1e-9).absolute(before))
+
+
 def test_a_budget_of_one_removes_nothing() -> None:
     solution = _solved(small.network("residual"), 1.0)
     assert not solution.removed.any()

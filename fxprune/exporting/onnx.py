@@ -1,0 +1,72 @@
+"""ONNX files, written by torch's exporter of exported programs and run by onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import ExportError, MissingExtraError
+from fxprune.exporting.calls import Call, tensors_of
+from fxprune.exporting.compare import Runner, brief
+from fxprune.exporting.program import Program
+
+#: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
+INLINE_LIMIT = 1536 << 20
+
+
+def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int | None]:
+    """Writes a program as ONNX, with a file ``<name>.data`` beside it if it is large; returns what runs it, and the opset.
+
+    Raises:
+        ExportError: an operator has no ONNX form, or onnxruntime does not take the file.
+        MissingExtraError: a package is not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        _need(name)
+    onnxruntime = _need("onnxruntime")
+    try:
+        written: Any = torch.onnx.export(
+            program.exported,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=[value.name for value in program.inputs],
+            output_names=[value.name for value in program.outputs],
+        )
+        written.rename_axes({str(symbol): name for symbol, name in program.names.items()})
+        weights = sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor))
+        written.save(path, external_data=weights > INLINE_LIMIT)
+    except Exception as error:
+        raise ExportError(f"torch.onnx cannot write the model: {brief(error)}") from error
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"onnxruntime does not take the file: {brief(error)}") from error
+
+    def run(call: Call) -> list[Tensor]:
+        given = {value.name: _array(x) for value, x in zip(program.inputs, tensors_of(call), strict=True)}
+        taken = [entry.name for entry in session.get_inputs()]
+        return [torch.from_numpy(array) for array in session.run(None, {name: given[name] for name in taken})]
+
+    return run, int(written.model.opset_imports[""])
+
+
+def _array(tensor: Tensor) -> Any:
+    if tensor.dtype is torch.bfloat16:
+        raise ExportError(
+            "onnxruntime takes numpy's arrays, which have no bfloat16: export pruned.float(), or .half()"
+        )
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _need(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"an .onnx file needs {name} ({error}): pip install 'fxprune[export]'"
+        ) from error
