@@ -14,4 +14,5 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"exclude-members": "__init__, __new__"}
 napoleon_google_docstring = True
+suppress_warnings = ["ref.python"]  # the type bytes and the fields of that name
 exclude_patterns = ["build"]
