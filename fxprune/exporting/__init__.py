@@ -71,7 +71,8 @@ class Exported:
             *(f"beside it: {path.name}" for path in self.beside),
             f"inputs: {', '.join(map(str, self.inputs))}",
             f"outputs: {', '.join(map(str, self.outputs))}",
-            f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
+            f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for "
+            f"{calls}",
         ])  # fmt: skip
 
 
@@ -86,38 +87,41 @@ def export(
     tolerance: float = 1e-4,
     opset: int | None = None,
 ) -> Exported:
-    """Writes a model to one file, runs the file, and lets it have its name only if it gives what the model gives.
+    """Writes a model to one file, which gets its name only if it was run and gives what the model gives.
 
-    The path's suffix says what is written: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by onnxruntime on
-    the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), or ``.aoti.pt2`` (an AOTInductor package for
-    the model's device and this kind of processor; needs a C++ compiler). TorchScript has no part in it.
+    The path's suffix says what is written: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
+    onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), or ``.aoti.pt2``
+    (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler).
+    TorchScript has no part in it.
 
-    The file computes what the model computes in evaluation mode. It is compared at the example's sizes and, where sizes may
-    change, at others and at a batch of one. Until then it lies in a directory beside its place; whatever goes wrong, a
-    file that was there before stays. Outputs of classes of their own (`ModelOutput`) become plain dicts, so that nothing but
-    torch is needed to load the file. The model stays bit-identical and in its mode.
+    The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
+    where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its
+    place; whatever goes wrong, a file that was there before stays. Outputs of classes of their own
+    (`ModelOutput`) become plain dicts, so that nothing but torch is needed to load the file. The model stays
+    bit-identical and in its mode.
 
     Args:
-        pruned: what `fxprune.compile` or `fxprune.load` returned, trained further or not; or, with ``example``, any
-            module that `torch.export` can capture.
+        pruned: what `fxprune.compile` or `fxprune.load` returned, trained further or not; or, with
+            ``example``, any module that `torch.export` can capture.
         path: where to; the directory must exist.
-        example: a call in the form in which the file will be called: a tensor, a tuple of positional arguments, a dict of
-            keyword arguments, or ``(args, kwargs)``. By default the call that the model was compiled with, with random
-            values: one argument by position, several by name.
-        part: the name of a submodule to export in the model's stead, such as one of the report's ``islands`` of a
-            detector that cannot be exported whole; ``example`` is then still a call of the model.
+        example: a call in the form in which the file will be called: a tensor, a tuple of positional
+            arguments, a dict of keyword arguments, or ``(args, kwargs)``. By default the call that the model
+            was compiled with, with random values: one argument by position, several by name.
+        part: the name of a submodule to export in the model's stead, such as one of the report's ``islands``
+            of a detector that cannot be exported whole; ``example`` is then still a call of the model.
         dynamic_batch: the file takes any batch; False fixes the batch of the example.
-        dynamic_shapes: as `torch.export.export` takes it, in place of the choice made here: the batch, the length of token
-            ids, and whatever varied in compilation.
-        tolerance: what may be between the outputs: the largest difference over the largest magnitude. Integers and
-            booleans must be equal.
+        dynamic_shapes: as `torch.export.export` takes it, in place of the choice made here: the batch, the
+            length of token ids, and whatever varied in compilation.
+        tolerance: what may be between the outputs: the largest difference over the largest magnitude.
+            Integers and booleans must be equal.
         opset: the ONNX opset; the exporter's own by default.
 
     Raises:
-        ExportError: the path, the example or a size is unusable; the file could not be written; or an output differs, says
-            which and by how much.
+        ExportError: the path, the example or a size is unusable; the file could not be written; or an output
+            differs, says which and by how much.
         CaptureError: `torch.export` cannot capture the model; names module and line.
         MissingExtraError: a package is not installed.
+        OSError: the file cannot be written.
     """
     target = Path(path).absolute()
     form, runtime, write = _checked(target, opset)
@@ -152,7 +156,8 @@ def _checked(target: Path, opset: int | None) -> tuple[str, str, Writer]:
     suffix = next((suffix for suffix in _FORMATS if target.name.endswith(suffix)), None)
     if suffix is None or target.name == suffix:
         raise ExportError(
-            f"{target}: expected a file name that ends in .onnx, .pt2 (torch.export) or .aoti.pt2 (AOTInductor)"
+            f"{target}: expected a file name that ends in .onnx, .pt2 (torch.export) or .aoti.pt2 "
+            "(AOTInductor)"
         )
     if opset is not None and suffix != ".onnx":
         raise ExportError(f"opset={opset}: only an .onnx file has an opset, got {target.name}")
@@ -180,7 +185,8 @@ def _with_parts(model: nn.Module, error: CaptureError) -> CaptureError:
     if not parts:
         return error
     return CaptureError(
-        f"the model cannot be exported whole, only its parts: pass part={' or part='.join(map(repr, parts))}. {error}"
+        "the model cannot be exported whole, only its parts: pass "
+        f"{' or '.join(f'part={part!r}' for part in parts)}. {error}"
     )
 
 

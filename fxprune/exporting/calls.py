@@ -29,7 +29,8 @@ class Request:
         module: the model, or a part of it.
         call: one call.
         filled: whether the call holds values of the user's; else zeros.
-        varying: for each tensor of the call the dimensions whose size differed in compilation; empty if unknown.
+        varying: for each tensor of the call the dimensions whose size differed in compilation; empty if
+            unknown.
     """
 
     module: nn.Module
@@ -73,8 +74,8 @@ def _given(example: Any) -> Call:
         pair = len(example) == 2 and isinstance(example[0], tuple) and isinstance(example[1], dict)
         return (example[0], dict(example[1])) if pair else (example, {})
     raise ExportError(
-        "example: expected a tensor, a tuple of arguments, a dict of keyword arguments or (args, kwargs), got "
-        f"{type(example).__name__}"
+        "example: expected a tensor, a tuple of arguments, a dict of keyword arguments or (args, kwargs), "
+        f"got {type(example).__name__}"
     )
 
 
@@ -121,8 +122,8 @@ def _unknown(model: nn.Module, part: str | None) -> str:
         return f"part={part!r}: no call of it is known: pass example=, a call of the model"
     if islands := islands_of(model):
         return (
-            "the model was compiled in parts, so that no call of the whole is known: pass example=, or export a part: "
-            f"part={islands[0]!r}"
+            "the model was compiled in parts, so that no call of the whole is known: pass example=, or "
+            f"export a part: part={islands[0]!r}"
         )
     kind = type(model).__name__
     return f"{kind} was not compiled by fxprune, so that no call of it is known: pass example="

@@ -20,7 +20,7 @@ Runner: TypeAlias = Callable[[Call], Sequence[Tensor]]
 
 
 def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
-    """Returns the calls that a file has to stand: at the example's sizes, and at others where sizes may change.
+    """Returns the calls that a file has to stand: at the example's sizes, and at others if they are free.
 
     Args:
         program: what was written.
@@ -78,16 +78,19 @@ def worst_difference(
             error_of = difference(want, have.to(want.device))
             if not error_of <= tolerance:
                 raise ExportError(
-                    f"{what} differs from the model: output {value.name!r} of {list(have.shape)} by {error_of:.2e} of its "
-                    f"magnitude, tolerance {tolerance:.0e}, for {shown(program, call)}; nothing was written"
-                    + _hint(want, have)
+                    f"{what} differs from the model: output {value.name!r} of {list(have.shape)} by "
+                    f"{error_of:.2e} of its magnitude, tolerance {tolerance:.0e}, for "
+                    f"{shown(program, call)}; nothing was written" + _hint(want, have)
                 )
             worst = max(worst, error_of)
     return worst
 
 
 def difference(expected: Tensor, got: Tensor) -> float:
-    """Returns max |got - expected| over max |expected|; infinite where shapes, integers or what is not finite differ."""
+    """Returns max |got - expected| over max |expected|.
+
+    It is infinite where shapes, types, integers or what is not finite differ.
+    """
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return float("inf")
     if not expected.numel():
@@ -134,7 +137,7 @@ def brief(error: BaseException) -> str:
 
 
 def _drawn(program: Program) -> Call:
-    """Returns the program's call with random values: normal numbers, and integers that every table has a row for."""
+    """Returns the program's call with random values: normal numbers, integers within its tables."""
     generator = torch.Generator().manual_seed(0)
     rows = iter(_rows(program.exported, [value.name for value in program.inputs]))
 
@@ -154,7 +157,7 @@ def _drawn(program: Program) -> Call:
 
 
 def _rows(exported: ExportedProgram, names: Sequence[str]) -> list[int]:
-    """Returns for each input one more than what its integers may be: the rows of the tables that it looks up, or 2."""
+    """Returns for each input how many integers it may hold: as many as its tables have rows, or 2."""
     nodes = {node.name: node for node in exported.graph.nodes}
     return [min((size for size in map(_table, nodes[name].users) if size), default=2) for name in names]
 

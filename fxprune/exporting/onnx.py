@@ -19,7 +19,7 @@ INLINE_LIMIT = 1536 << 20
 
 
 def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int | None]:
-    """Writes a program as ONNX, with a file ``<name>.data`` beside it if it is large; returns what runs it, and the opset.
+    """Writes a program as ONNX and returns what runs it, and the opset; if it is large, in two files.
 
     Raises:
         ExportError: an operator has no ONNX form, or onnxruntime does not take the file.

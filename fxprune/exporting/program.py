@@ -24,7 +24,7 @@ from fxprune.exporting.sizes import expression, named_shape, names_of
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor that goes into a file or comes out; a size that may change is a name, or an expression of names."""
+    """A tensor that goes into a file or comes out; a size that may change is a name, or made of names."""
 
     name: str
     dtype: str
@@ -138,7 +138,7 @@ def _holding(example: Example, leaves: Sequence[Any]) -> Example:
 
 
 def _with_free(example: Example, varying: Sequence[Sequence[int]], dynamic_batch: bool) -> Example:
-    """Returns the example with the dimensions that varied in compilation free as well, and the batch or not."""
+    """Returns the example with the dimensions free that varied in compilation, and the batch or not."""
     more = iter(varying or [()] * len(example.leaves))
     dynamic = []
     for leaf, dims, flag in zip(example.leaves, example.dynamic, example.batch, strict=True):

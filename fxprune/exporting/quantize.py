@@ -44,18 +44,19 @@ def quantize(
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
 ) -> nn.Module:
-    """Returns a copy of a model that computes in int8 what can be, as a graph of quantize and dequantize operators.
+    """Returns a copy of a model that computes in int8 what can be.
 
-    Weights are rounded to int8 by output channel, activations to uint8 over the range that calibration shows. `export` writes
-    it to any of its formats (``QuantizeLinear`` and ``DequantizeLinear`` in ONNX); `torch.compile` and AOTInductor make
-    int8 kernels of it on x86. Its outputs are an approximation: measure the accuracy. It is for evaluation, not for training.
-    Its report is the pruned model's.
+    It is a graph with quantize and dequantize operators. Weights are rounded to int8 by output channel,
+    activations to uint8 over the range that calibration shows. `export` writes it to any of its formats (``QuantizeLinear`` and ``DequantizeLinear`` in ONNX);
+    `torch.compile` and AOTInductor make int8 kernels of it on x86. Its outputs are an approximation: measure
+    the accuracy. It is for evaluation, not for training. Its report is the pruned model's.
 
     Args:
-        pruned: what `fxprune.compile` or `fxprune.load` returned, fine-tuned before, or any module that `torch.export` can
-            capture; it stays as it is. On the CPU.
+        pruned: what `fxprune.compile` or `fxprune.load` returned, fine-tuned before, or any module that
+            `torch.export` can capture; it stays as it is. On the CPU.
         calib_data: batches as `fxprune.compile` takes them; a few hundred samples are enough.
-        quantizer: a quantizer of torchao's; by default its ``X86InductorQuantizer`` with its default configuration.
+        quantizer: a quantizer of torchao's; by default its ``X86InductorQuantizer`` with its default
+            configuration.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_batch: see `export`.
         dynamic_shapes: see `export`.
@@ -104,7 +105,7 @@ def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
 
 
 def _with_sources(graph: Any) -> Any:
-    """Returns a graph whose nodes say what they stand for: torchao looks for that, older versions of torch leave it out."""
+    """Returns a graph whose nodes say what they stand for: torchao asks, older torch does not tell."""
     for node in graph.graph.nodes:
         source = _SOURCES.get(node.target)
         if source is not None and node.meta.get("source_fn_stack") is None:

@@ -46,7 +46,10 @@ def _solved(form: Any, symbol: Any, size: int) -> int:
 
 
 def names_of(inputs: Sequence[Tensor], labels: Sequence[str], batched: Sequence[bool]) -> dict[Any, str]:
-    """Returns a name for each symbol: ``batch``, ``length`` for the first row length of token ids, ``image_2`` for others."""
+    """Returns a name for each symbol.
+
+    It is ``batch``, ``length`` for the first row length of ids, ``image_2`` (input, dimension) otherwise.
+    """
     found: dict[Any, str] = {}
     for symbolic, label, flag in zip(inputs, labels, batched, strict=True):
         for dim, size in enumerate(symbolic.shape):
@@ -77,7 +80,8 @@ def _renamed(form: str, names: Mapping[Any, str]) -> str:
 def other_sizes(own: Sizes, bounds: Mapping[Any, Any]) -> Iterator[dict[Any, int]]:
     """Yields all free sizes changed at once, within their bounds; nothing if there are none.
 
-    Symbols of one size change alike: a mask has the length of what it masks, whether or not the program says so.
+    Symbols of one size change alike: a mask has the length of what it masks, whether or not the program says
+    so.
     """
     grown = dict(own)
     for size in dict.fromkeys(own.values()):

@@ -30,7 +30,16 @@ from tests.rules import (
 from tests.rules.common import Fn, coupled
 
 A = torch.ops.aten
-FAMILIES = (test_attention, test_contract, test_conv, test_create, test_join, test_norm, test_positions, test_reshape)
+FAMILIES = (
+    test_attention,
+    test_contract,
+    test_conv,
+    test_create,
+    test_join,
+    test_norm,
+    test_positions,
+    test_reshape,
+)
 #: Ops with a rule that no test's graph holds, and why.
 UNSEEN = {
     "erased by capture": {
