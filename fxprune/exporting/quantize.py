@@ -47,9 +47,10 @@ def quantize(
     """Returns a copy of a model that computes in int8 what can be.
 
     It is a graph with quantize and dequantize operators. Weights are rounded to int8 by output channel,
-    activations to uint8 over the range that calibration shows. `export` writes it to any of its formats (``QuantizeLinear`` and ``DequantizeLinear`` in ONNX);
-    `torch.compile` and AOTInductor make int8 kernels of it on x86. Its outputs are an approximation: measure
-    the accuracy. It is for evaluation, not for training. Its report is the pruned model's.
+    activations to uint8 over the range that calibration shows. `export` writes it to any of its formats
+    (``QuantizeLinear`` and ``DequantizeLinear`` in ONNX); with ``torch._inductor.config.freezing`` on,
+    `torch.compile` makes int8 kernels of it on x86. Its outputs are an approximation:
+    measure the accuracy. It is for evaluation, not for training. Its report is the pruned model's.
 
     Args:
         pruned: what `fxprune.compile` or `fxprune.load` returned, fine-tuned before, or any module that
