@@ -293,7 +293,7 @@ def test_compile_refuses_what_its_own_emission_gets_wrong(monkeypatch: pytest.Mo
             next(module.parameters())[0] *= 1.01
         return module
 
-    monkeypatch.setattr("fxprune.api.emit", broken)
+    monkeypatch.setattr("fxprune.finish.emit", broken)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     before, data = fingerprint(model), [torch.randn(6, 5)]
