@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import operator
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any, Literal, overload
@@ -16,25 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from tqdm import tqdm
 
 from fxprune.arguments import check_steps, check_types, constraints_of, target_of
 from fxprune.batch import Batch
 from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
-from fxprune.capture import Captured, capture
+from fxprune.capture import capture
 from fxprune.capture.normalize.dtypes import main_dtype
 from fxprune.capture.source import runnable, unwrapped
 from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
 from fxprune.data import Batches, check_weights, device_of, probe, without_values
-from fxprune.errors import CaptureError, PlanError
+from fxprune.errors import PlanError
 from fxprune.finish import Job, finish, insist
-from fxprune.islands import IslandData, Islands, find_islands, put_back
+from fxprune.islands import IslandData, Islands, capture_or_parts
 from fxprune.iterate import at_full_size, in_steps
 from fxprune.latency.start import liked_widths, meeting_of
 from fxprune.plan import Plan, check_fits
+from fxprune.put_back import put_back
 from fxprune.record import make_report, removed_by, shapes_of
 from fxprune.recover import check_recovery
 from fxprune.report import attach, report
@@ -45,6 +43,7 @@ from fxprune.scores import Scorer, score, scorer_of
 from fxprune.scores.loss import Loss
 from fxprune.shards import Shards, apply_to_files
 from fxprune.solve import Solution
+from fxprune.stages import Stages
 from fxprune.verify import verify as verify_against_twin
 
 #: Stands for "whatever the method prefers".
@@ -157,10 +156,10 @@ def compile(
         cache_dir=cache_dir, seed=seed, progress=progress,
     )  # fmt: skip
     with stages("capture"):
-        captured = _capture_or_parts(model, batches, first, dynamic_shapes, strict)
-    if isinstance(captured, tuple):
+        captured, parts = capture_or_parts(model, batches, dynamic_shapes, strict)
+    if captured is None:
         return _in_islands(
-            module, captured, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify
+            module, parts, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify
         )
     inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
@@ -187,23 +186,6 @@ def compile(
         memory_limit=memory_limit, verify=verify, verify_dtype=verify_dtype, seed=operator.index(seed),
     )  # fmt: skip
     return finish(job, scorer, scores, wanted, stages, ratios=ratios, meeting=meeting, notes=notes)
-
-
-def _capture_or_parts(
-    model: nn.Module | ExportedProgram, batches: Batches, first: Batch, dynamic_shapes: Any, strict: bool
-) -> Captured | tuple[str, ...]:
-    """Returns the captured model, or the names of the parts that can be captured where the whole cannot."""
-    others = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]  # what varies is dynamic
-    try:
-        return capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
-    except CaptureError:
-        if isinstance(model, ExportedProgram):
-            raise
-        whole = strict or any(p.is_meta for p in model.parameters())  # parts are found by running the model
-        parts = () if whole else find_islands(unwrapped(model), (first.args, first.kwargs))
-        if not parts:
-            raise
-        return parts
 
 
 def _in_islands(
@@ -306,22 +288,3 @@ def _at_dtype(call: Any, model: nn.Module) -> Any:
     return pytree.tree_map_only(
         Tensor, lambda x: x.to(dtype) if dtype is not None and x.is_floating_point() else x, call
     )
-
-
-@dataclass(slots=True)
-class Stages:
-    """Names and times the stages, with a bar on a terminal."""
-
-    progress: bool
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Runs one stage."""
-        start = time.perf_counter()
-        with tqdm(
-            total=1, desc=f"fxprune {name}", leave=False, disable=None if self.progress else True
-        ) as bar:
-            yield
-            bar.update()
-        self.seconds[name] = time.perf_counter() - start

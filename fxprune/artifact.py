@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +20,28 @@ from fxprune.capture.normalize.dtypes import renew_anchor
 from fxprune.capture.source import unwrapped
 from fxprune.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune.example import TensorSpec
+from fxprune.files import fresh_directory, put_in_place, recover_directory
 from fxprune.html import page
+from fxprune.manifest import (
+    CONSTANTS,
+    FILES,
+    GRAPH,
+    MANIFEST,
+    PAGE,
+    PLAN,
+    README,
+    REPORT,
+    WEIGHTS,
+    Sealed,
+    seal,
+    sealed,
+)
 from fxprune.plan import Plan, check_fits
 from fxprune.report import Report, attach, report
 from fxprune.stored import Role, Unstorable, describe, rebuild, tensors_of
 
-PLAN, WEIGHTS, REPORT, MANIFEST = "plan.json", "model.safetensors", "report.json", "manifest.json"
-
-#: The graph, and the tensors that it reads and the state does not hold; absent where the model is no single graph.
-GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
-
-#: For people; nothing is read from them.
-README, PAGE = "README.md", "report.html"
-
-_CONTENTS = (PLAN, WEIGHTS, REPORT)
-_WITH_GRAPH = (GRAPH, CONSTANTS)
-_FILES = (*_CONTENTS, *_WITH_GRAPH, README, PAGE, MANIFEST)
-_TENSOR_FILES = (WEIGHTS, CONSTANTS)
-_FORMAT = "fxprune artifact"
-
 #: Numbers in an example call: a batch of 3,000 images of 224 x 224 pixels.
 _LARGEST_EXAMPLE = 1 << 29
-
-#: 1: without a graph. 2: the graph, or why there is none.
-_SCHEMAS = (1, 2)
 
 _HOW_TO_LOAD = """\
 # {name}
@@ -123,19 +118,8 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
             (fresh / name).write_text(text, encoding="utf-8")
         for name, values in stored.items():
             save_file(values, fresh / name, metadata={"format": "pt"})
-        checked = (*_CONTENTS, *(() if graph is None else _WITH_GRAPH))
-        manifest = {
-            "format": _FORMAT,
-            "schema": _SCHEMAS[-1],
-            "files": {name: _fingerprint(fresh / name) for name in checked},
-            "ties": ties,
-            "no_graph": reason,
-        }
-        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in (*fresh.iterdir(), fresh):
-            sync(path)
+        seal(fresh, ties, reason)
         put_in_place(fresh, target)
-    sync(target.parent)
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -157,12 +141,11 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
         OSError: it cannot be read.
     """
     source = Path(directory).resolve()
-    _recover(source)
-    sealed = _checked_manifest(source)
-    plan = Plan.from_json(sealed.texts[PLAN], what=PLAN)
-    summary = Report.from_dict(untrusted.decode(sealed.texts[REPORT], REPORT), plan=plan, what=REPORT)
+    recover_directory(source)
+    found = sealed(source)
+    summary, plan = _report_of(found)
     if model is None:
-        return attach(_load_graph(source, sealed), summary)
+        return attach(_load_graph(source, found), summary)
     model = unwrapped(model)
     check_fits(plan, model)
     from fxprune.api import apply  # the pipeline imports this module
@@ -171,9 +154,26 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
     with untrusted.reading(f"{PLAN}: the plan for this model"):
         pruned = apply(model, plan)
     with _opened(source / WEIGHTS) as file:
-        _fill(pruned, file, sealed.ties)
+        _fill(pruned, file, found.ties)
     renew_anchor(pruned)
     return attach(pruned, summary)
+
+
+def load_report(directory: str | os.PathLike[str]) -> Report:
+    """Returns the report, and with it the plan, of the model that ``save`` wrote, without its weights.
+
+    Raises:
+        PlanError: no artifact, or a damaged or altered one.
+        OSError: it cannot be read.
+    """
+    source = Path(directory).resolve()
+    recover_directory(source)
+    return _report_of(sealed(source, tensors=False))[0]
+
+
+def _report_of(found: Sealed) -> tuple[Report, Plan]:
+    plan = Plan.from_json(found.texts[PLAN], what=PLAN)
+    return Report.from_dict(untrusted.decode(found.texts[REPORT], REPORT), plan=plan, what=REPORT), plan
 
 
 def _check_example(plan: Plan) -> None:
@@ -225,7 +225,7 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     if not target.is_dir():
         raise PlanError(f"{target}: expected a directory, got a file")
     names = sorted(path.name for path in target.iterdir())
-    others = [name for name in names if name not in _FILES] if MANIFEST in names else names
+    others = [name for name in names if name not in FILES] if MANIFEST in names else names
     if others:
         raise PlanError(
             f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory"
@@ -268,110 +268,11 @@ def _identity(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
-@contextlib.contextmanager
-def fresh_directory(target: Path) -> Iterator[Path]:
-    """Yields a new directory beside the target; what is left of it at the end goes away."""
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
-    fresh.mkdir()
-    try:
-        yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _previous(target: Path) -> Path:
-    return target.with_name(f".{target.name}.previous")
-
-
-def put_in_place(fresh: Path, target: Path) -> None:
-    """Renames a complete directory to its place; for a moment the old one waits under another name."""
-    _recover(target)
-    previous = _previous(target)
-    if not target.exists():
-        fresh.rename(target)
-        return
-    target.rename(previous)
-    try:
-        fresh.rename(target)
-    except OSError:
-        previous.rename(target)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _recover(target: Path) -> None:
-    """Undoes a replacement that was interrupted half-way, or clears what one left behind."""
-    previous = _previous(target)
-    if not previous.is_dir():
-        return
-    if target.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-    else:
-        previous.rename(target)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    """What the manifest vouches for.
-
-    Attributes:
-        texts: the contents of the JSON files, by name.
-        ties: every tied name of the state to the name that its tensor has in the file.
-        no_graph: why the model has to be given; None if there is a graph.
-    """
-
-    texts: Mapping[str, bytes]
-    ties: Mapping[str, str]
-    no_graph: str | None
-
-
-def _checked_manifest(source: Path) -> _Sealed:
-    """Returns what is there, once all the checksums match."""
-    data = untrusted.decode(untrusted.read_file(source / MANIFEST), MANIFEST)
-    if data.get("format") != _FORMAT:
-        raise PlanError(f"{MANIFEST}: it is no {_FORMAT}")
-    schema = untrusted.check_schema(data.get("schema"), MANIFEST, _SCHEMAS)
-    data = untrusted.record(
-        data, MANIFEST, ("format", "schema", "files", "ties", *(("no_graph",) if schema > 1 else ()))
-    )
-    no_graph = data.get("no_graph", "it was written by an older fxprune, without its graph")
-    if no_graph is not None:
-        no_graph = untrusted.string(no_graph, f"{MANIFEST}: no_graph")
-    names = (*_CONTENTS, *(_WITH_GRAPH if no_graph is None else ()))
-    listed = untrusted.record(data["files"], f"{MANIFEST}: files", names)
-    texts = {name: untrusted.read_file(source / name) for name in names if name not in _TENSOR_FILES}
-    for name in names:
-        entry = untrusted.record(listed[name], f"{MANIFEST}: {name}", ("bytes", "sha256"))
-        found = _fingerprint_of(texts[name]) if name in texts else _fingerprint(source / name)
-        if found["bytes"] != entry["bytes"]:
-            raise PlanError(
-                f"{name}: expected {entry['bytes']!r:.40} bytes, got {found['bytes']}: is the file whole?"
-            )
-        if found["sha256"] != entry["sha256"]:
-            raise PlanError(
-                f"{name}: its checksum does not match {MANIFEST}: it was changed after it was written"
-            )
-    return _Sealed(texts, untrusted.mapping_of(data["ties"], f"{MANIFEST}: ties", untrusted.string), no_graph)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise untrusted.missing(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _fingerprint_of(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _load_graph(source: Path, sealed: _Sealed) -> nn.Module:
+def _load_graph(source: Path, found: Sealed) -> nn.Module:
     """Returns the module that the graph describes, with the tensors of both files, each in memory of its own."""
-    if sealed.no_graph is not None:
+    if found.no_graph is not None:
         raise PlanError(
-            f"{source}: it does not load by itself ({sealed.no_graph:.200}): give an instance of the original "
+            f"{source}: it does not load by itself ({found.no_graph:.200}): give an instance of the original "
             "architecture, fxprune.load(directory, model)"
         )
     with _opened(source / WEIGHTS) as weights, _opened(source / CONSTANTS) as constants:
@@ -379,13 +280,13 @@ def _load_graph(source: Path, sealed: _Sealed) -> nn.Module:
 
         def values(name: str, role: Role) -> Tensor:
             file, names = (constants, fleeting) if role == "constant" else (weights, state)
-            place = name if role == "constant" else sealed.ties.get(name, name)
+            place = name if role == "constant" else found.ties.get(name, name)
             if place not in names:
                 raise PlanError(f"{GRAPH}: {name!r:.80} is in no file")
             return _read_tensor(file, place, WEIGHTS if names is state else CONSTANTS).clone()
 
-        pruned = rebuild(sealed.texts[GRAPH], values, GRAPH)
-        _check_names(pruned.state_dict(keep_vars=True), state, sealed.ties)
+        pruned = rebuild(found.texts[GRAPH], values, GRAPH)
+        _check_names(pruned.state_dict(keep_vars=True), state, found.ties)
         own = {name for name, role, _ in tensors_of(pruned) if role == "constant"}
         if unknown := sorted(fleeting - own):
             raise PlanError(f"{CONSTANTS}: {unknown[0]!r:.80} is not in {GRAPH}")
@@ -440,13 +341,3 @@ def _assign(name: str, own: Tensor, stored: Tensor) -> None:
         own.data = own.data.to(stored.dtype)
     with torch.no_grad():
         own.copy_(stored)
-
-
-def sync(path: Path) -> None:
-    """Has the system write a file or directory out; not every system can for a directory."""
-    with contextlib.suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
 from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune.blocks import with_blocks
-from fxprune.capture import Captured, capture
 from fxprune.capture.source import runnable, unwrapped
 from fxprune.coupling import Coupling, Frozen, couple
 from fxprune.data import Batches, device_of
-from fxprune.errors import CaptureError, FxpruneError
-from fxprune.islands import IslandData, Islands, find_islands
+from fxprune.errors import FxpruneError
+from fxprune.islands import capture_or_parts, captured_islands
+from fxprune.tables import frozen_table, table
 
 __all__ = ["Explanation", "GroupInfo", "explain"]
 
@@ -75,13 +73,14 @@ class Explanation:
             (g.name, g.kind, g.units, ", ".join(g.makers) or "-", ", ".join(g.readers) or "-")
             for g in self.groups
         ]
+        heads = ("group", "kind", "units", "made by", "read by")
         parts = [
-            f"{len(self.groups)} groups, {units:,} units\n"
-            + tabulate(rows, ("group", "kind", "units", "made by", "read by"), disable_numparse=True,
-                       maxcolwidths=[None, None, None, 48, 48],
-                       colalign=("left", "left", "right", "left", "left"))
-        ] if rows else ["no groups: nothing of this model can be pruned"]  # fmt: skip
-        parts += [_frozen_table(self.frozen)] if self.frozen else []
+            table(f"{len(rows)} groups, {units:,} units", rows, heads, width=48)
+            if rows
+            else "no groups: nothing of this model can be pruned"
+        ]
+        if self.frozen:
+            parts.append(frozen_table((f.reason, f"{f.tensor}[{f.dim}]", f.coordinates) for f in self.frozen))
         if self.unsupported:
             lines = [
                 f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)
@@ -169,10 +168,13 @@ def explain(
         UnsupportedOpError: under ``strict``, an op without a rule.
     """
     islands: tuple[str, ...] = ()
-    coupling = model
-    if not isinstance(coupling, Coupling):
-        captured, islands = _captured(model, calib_data, forward_args, dynamic_shapes, strict)
-        coupling = couple(captured, strict=strict)
+    if isinstance(model, Coupling):
+        coupling = model
+    else:
+        module = runnable(model)
+        batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
+        captured, islands = capture_or_parts(model, batches, dynamic_shapes, strict)
+        coupling = couple(captured or captured_islands(unwrapped(module), islands, batches), strict=strict)
     if "block" in units:
         coupling = with_blocks(coupling)
     groups, frozen = tuple(map(_about(coupling), coupling.groups)), tuple(coupling.frozen())
@@ -186,26 +188,6 @@ def explain(
     return Explanation(
         groups=groups, frozen=frozen, unsupported=coupling.unsupported, islands=islands, details=details
     )
-
-
-def _captured(
-    model: Any, calib_data: Any, forward_args: Any, dynamic_shapes: Any, strict: bool
-) -> tuple[Captured, tuple[str, ...]]:
-    """Returns the captured model, or its parts captured together, and their names."""
-    module = runnable(model)
-    batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
-    calls = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]
-    try:
-        return capture(model, *calls[0], dynamic_shapes=dynamic_shapes, batches=calls), ()
-    except CaptureError:
-        whole = strict or isinstance(model, ExportedProgram) or any(p.is_meta for p in module.parameters())
-        names = () if whole else find_islands(unwrapped(module), calls[0])
-        if not names:
-            raise
-        parts = Islands(unwrapped(module), names)
-        data = Batches(IslandData(unwrapped(module), names, batches), device=device_of(module))
-        first = data.first()
-        return capture(parts, first.args, first.kwargs), names
 
 
 def _about(coupling: Coupling) -> Callable[[Any], GroupInfo]:
@@ -234,27 +216,6 @@ def _matches(tensor: str, patterns: Iterable[str]) -> bool:
 
 def _layer(tensor: str) -> str:
     return tensor.rpartition(".")[0]
-
-
-def _frozen_table(frozen: Sequence[Frozen]) -> str:
-    counts: Counter[str] = Counter()
-    axes: dict[str, list[str]] = {}
-    for row in frozen:
-        counts[row.reason] += row.coordinates
-        axes.setdefault(row.reason, []).append(f"{row.tensor}[{row.dim}]")
-    rows = [
-        (
-            reason,
-            count,
-            len(axes[reason]),
-            ", ".join(axes[reason][:3]) + (", ..." if len(axes[reason]) > 3 else ""),
-        )
-        for reason, count in counts.most_common()
-    ]
-    return "frozen, and why\n" + tabulate(
-        rows, ("reason", "coordinates", "axes", "such as"), disable_numparse=True,
-        maxcolwidths=[60, None, None, 60], colalign=("left", "right", "right", "left"),
-    )  # fmt: skip
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from fxprune.budget import Budget
 from fxprune.cost import Cost
 from fxprune.errors import BudgetError
+from fxprune.files import write_text
 from fxprune.report import Report
 
 #: What the quality is called where no ``evaluate`` is given.
@@ -217,9 +218,7 @@ class Sweep:
             MissingExtraError: matplotlib or jinja2 is not installed.
             OSError: it cannot be written.
         """
-        from fxprune.html.write import write
-
-        write(self.to_html(), path)
+        write_text(path, self.to_html())
 
 
 @dataclass(frozen=True, slots=True)

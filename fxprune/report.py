@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tabulate import tabulate
 from torch import nn
 
 from fxprune import untrusted
@@ -16,13 +14,9 @@ from fxprune.distribution import ScoreSummary
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.latency.record import Latency
 from fxprune.plan import Plan
-
-#: The rows of a table that are printed; the middle of a longer one is left out.
-ROWS = 24
+from fxprune.report_text import as_text
 
 Change = tuple[int, int]
-
-_NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes"}
 
 _SCHEMA = 2
 
@@ -147,8 +141,7 @@ class Report:
 
     def __str__(self) -> str:
         """Returns the tables: groups, totals, what is frozen and why, and the certificate."""
-        parts = [_totals(self), _groups(self.groups), _frozen(self.frozen), _lists(self), _certificate(self)]
-        return "\n\n".join(part for part in parts if part)
+        return as_text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the plan as JSON data; a number that is not finite becomes text."""
@@ -217,102 +210,6 @@ def attach(pruned: nn.Module, found: Report) -> nn.Module:
     """Returns the model, its report noted where `report` finds it."""
     pruned.record = found  # type: ignore[assignment]
     return pruned
-
-
-def _totals(report: Report) -> str:
-    rows = [
-        (name, f"{before:,}", f"{after:,}", _share(before, after), _factor(before, after))
-        for name, (before, after) in (
-            ("parameters", report.params), ("MACs per sample", report.macs), ("bytes", report.bytes),
-        )
-    ]  # fmt: skip
-    return _table(f"fxprune: {report.method}", rows, ("", "before", "after", "kept", "smaller"))
-
-
-def _groups(groups: Sequence[GroupRow]) -> str:
-    if not groups:
-        return ""
-    rows = [
-        (row.name, row.kind, _few(row.layers, 2), row.before, row.after, _share(row.before, row.after))
-        for row in groups
-    ]
-    touched = sum(row.after < row.before for row in groups)
-    title = f"groups: {len(groups)}, of which {touched} lose units"
-    return _table(title, _elided(rows), ("group", "kind", "layers", "before", "after", "kept"))
-
-
-def _frozen(frozen: Sequence[FrozenRow]) -> str:
-    if not frozen:
-        return ""
-    coordinates: Counter[str] = Counter()
-    tensors: dict[str, list[str]] = {}
-    for row in frozen:
-        coordinates[row.reason] += row.coordinates
-        tensors.setdefault(row.reason, []).append(f"{row.tensor}[{row.axis}]")
-    rows = [
-        (reason, count, len(tensors[reason]), _few(tensors[reason], 2))
-        for reason, count in coordinates.most_common()
-    ]
-    return _table("frozen, and why", _elided(rows), ("reason", "coordinates", "axes", "such as"))
-
-
-def _lists(report: Report) -> str:
-    lines = [] if report.latency is None else [str(report.latency)]
-    if report.islands:
-        lines.append(f"islands: {_few(report.islands, 8)}; all else stays as it is")
-    if report.collapsed:
-        lines.append(f"collapsed: {_few(report.collapsed, 8)}")
-    if report.dropped:
-        lines.append(f"dropped: {report.dropped:,} parameters of the original that its forward never reaches")
-    lines += [f"skipped: {line}" for line in _elided_lines(report.skipped)]
-    lines += [f"note: {line}" for line in report.notes]
-    if report.seconds:
-        stages = ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items())
-        lines.append(f"seconds: {stages}; {sum(report.seconds.values()):.2f} in all")
-    return "\n".join(lines)
-
-
-def _certificate(report: Report) -> str:
-    error = "unknown" if report.max_error is None else f"{report.max_error:.1e}"
-    limit = "" if report.tolerance is None else f" (tolerance {report.tolerance:.0e}, {report.dtype})"
-    if report.verified:
-        return f"verified: equal to the masked twin, relative error {error}{limit}"
-    if report.verified is None:
-        return "not verified: " + (
-            "the comparison could not tell; see the notes" if report.dtype else "not compared"
-        )
-    return f"WRONG: differs from the masked twin, relative error {error}{limit}"
-
-
-def _table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
-    align = ["right" if header in _NUMERIC else "left" for header in headers]
-    return f"{title}\n{tabulate(rows, headers, tablefmt='simple', disable_numparse=True, colalign=align)}"
-
-
-def _elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Leaves out the middle of a long table, saying how much."""
-    if len(rows) <= ROWS:
-        return list(rows)
-    half = ROWS // 2
-    gap = (f"... {len(rows) - 2 * half} more ...", *[""] * (len(rows[0]) - 1))
-    return [*rows[:half], gap, *rows[-half:]]
-
-
-def _elided_lines(lines: Sequence[str]) -> list[str]:
-    return [str(row[0]) for row in _elided([(line,) for line in lines])]
-
-
-def _few(names: Sequence[str], count: int) -> str:
-    more = f" +{len(names) - count}" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
-def _share(before: int, after: int) -> str:
-    return f"{100 * after / before:.1f} %" if before else "-"
-
-
-def _factor(before: int, after: int) -> str:
-    return f"{before / after:.2f} x" if after else "-"
 
 
 def _writable(value: float | None) -> float | str | None:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fxprune.artifact import fresh_directory, put_in_place, sync
 from fxprune.errors import PlanError
+from fxprune.files import fresh_directory, put_in_place
 from fxprune.plan import Plan
 
 #: Ends the name of the file that says which shard holds which tensor, as transformers writes it.
@@ -73,8 +73,6 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
             sizes[source.name] = {name: tensor.nbytes for name, tensor in tensors.items()}
         for index in sorted({i for source in sources for i in source.parent.glob(f"*{_INDEX}")}):
             (fresh / index.name).write_text(_index(sizes), encoding="utf-8")
-        for path in (*fresh.iterdir(), fresh):
-            sync(path)
         put_in_place(fresh, target)
     dropped = [name for names in wanted.values() for name, keep in names.items() if not keep]
     return Shards(tuple(target / source.name for source in sources), tuple(sorted(dropped)))

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
-from fxprune.api import Stages, compile
+from fxprune.api import compile
 from fxprune.arguments import check_types, constraints_of
 from fxprune.batch import Batch
 from fxprune.blocks import with_blocks
 from fxprune.budget import Budget, as_budget
-from fxprune.capture import capture
 from fxprune.capture.export import untouched
 from fxprune.capture.source import runnable
 from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
 from fxprune.data import Batches, check_weights, device_of, probe
-from fxprune.errors import BudgetError, CaptureError, ScorerError, VerificationError
+from fxprune.errors import BudgetError, ScorerError, VerificationError
 from fxprune.fidelity import Reference
 from fxprune.finish import Job, finish
+from fxprune.islands import capture_or_parts
 from fxprune.latency.measure import interleaved
 from fxprune.latency.start import liked_widths, meeting_of
 from fxprune.points import FIDELITY, Point, Sweep
@@ -37,6 +37,7 @@ from fxprune.recover import check_recovery
 from fxprune.report import report
 from fxprune.scores import Scorer, score, scorer_of
 from fxprune.scores.loss import Loss
+from fxprune.stages import Stages
 
 
 def sweep(
@@ -181,12 +182,9 @@ class _Shared:
         strict: bool, blocks: bool,
     ) -> _Shared | None:  # fmt: skip
         """Captures and couples; None where the model has to be taken in parts, each captured for itself."""
-        first = batches.first()
-        others = [(batch.args, batch.kwargs) for batch in batches.shapes(among=16)]
-        try:
-            captured = capture(model, first.args, first.kwargs, dynamic_shapes=dynamic_shapes, batches=others)
-        except CaptureError:
-            return None  # `compile` finds the parts, or raises this error again
+        captured, _ = capture_or_parts(model, batches, dynamic_shapes, strict)
+        if captured is None:
+            return None
         coupling = couple(captured, strict=strict)
         return cls(
             module, with_blocks(coupling) if blocks else coupling, CalibrationInputs(captured, batches)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import artifact
+from fxprune import artifact, files, manifest
 from fxprune.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune.plan import _digest
 from tests.util import fingerprint, randomise
@@ -302,8 +302,8 @@ def marked(pruned: fxprune.PrunedModule, value: float) -> fxprune.PrunedModule:
 
 def stored_mark(directory: Path) -> float:
     """Returns the mark of a whole artifact, found as ``load`` finds it."""
-    artifact._recover(directory)
-    artifact._checked_manifest(directory)
+    files.recover_directory(directory)
+    manifest.sealed(directory)
     return float(load_file(directory / "model.safetensors")["up.bias"][0])
 
 
@@ -321,7 +321,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
         monkeypatch.setattr(owner, name, stepped)
 
     for owner, name in (
-        (artifact, "save_file"), (artifact, "sync"), (shutil, "rmtree"),
+        (artifact, "save_file"), (files, "sync"), (shutil, "rmtree"),
         (Path, "write_text"), (Path, "rename"), (Path, "mkdir"),
     ):  # fmt: skip
         wrap(owner, name)

@@ -644,8 +644,8 @@ def test_directories_that_hold_no_pruned_model(here: Path) -> None:
         ("finetune", "--data", "mine:loader", "--out", "o"),
     ):
         name, rest = command[0], command[1:]
-        assert "no such directory" in complaint(name, "nowhere", *rest)
-        assert "manifest.json is missing" in complaint(name, "pictures", *rest)
+        for directory in ("nowhere", "pictures"):
+            assert "manifest.json is missing" in complaint(name, directory, *rest)
     done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
     report = here / "out" / "report.json"
     report.write_text(report.read_text().replace('"verified": true', '"verified": null'))
@@ -678,10 +678,8 @@ def test_exit_codes_of_the_program_itself(tmp_path: Path) -> None:
 
     wrong = called("report", "nowhere")
     assert wrong.returncode == 1 and wrong.stdout == ""
-    assert (
-        wrong.stderr.startswith("fxprune: error: nowhere: no such directory")
-        and wrong.stderr.count("\n") == 1
-    )
+    assert wrong.stderr.startswith("fxprune: error: ") and wrong.stderr.count("\n") == 1
+    assert "nowhere: manifest.json is missing: expected a directory that" in wrong.stderr
     right = called("--version")
     assert (right.returncode, right.stdout, right.stderr) == (0, f"fxprune {fxprune.__version__}\n", "")
 

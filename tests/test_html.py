@@ -226,7 +226,7 @@ def test_the_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fxprune.html.write.os.fsync", full)
+    monkeypatch.setattr("fxprune.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_html(full_report(method="l2"), target)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -15,7 +15,8 @@ from torch import nn
 import fxprune
 from fxprune.distribution import GroupScores, ScoreSummary
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.report import ROWS, FrozenRow, GroupRow, LayerRow, Report, report
+from fxprune.report import FrozenRow, GroupRow, LayerRow, Report, report
+from fxprune.tables import ROWS
 from tests.small import NETWORKS
 
 

@@ -81,11 +81,11 @@ def test_capture_couple_and_score_are_shared(monkeypatch: pytest.MonkeyPatch) ->
     def counted(name: str, original: Any) -> Any:
         return lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1]
 
-    for name in ("capture", "couple"):
+    for name in ("capture_or_parts", "couple"):
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     scorers = [Counting(), Counting()]
     found = fxprune.sweep(model(), DATA, [0.8, 0.6, 0.4], scorers, recover=None, verify=False, progress=False)
-    assert calls == ["capture", "couple"] and [s.asked for s in scorers] == [1, 1]
+    assert calls == ["capture_or_parts", "couple"] and [s.asked for s in scorers] == [1, 1]
     assert len(found.points) == 6 and all(p.cost is not None for p in found.points)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 import fxprune
-from fxprune.artifact import PLAN
 from fxprune.cli.command import Command, option
 from fxprune.cli.errors import InputError
 from fxprune.cli.files import check_directory
 from fxprune.cli.models import make, model_options, spec_of
 from fxprune.cli.say import tell
+from fxprune.manifest import PLAN
 from fxprune.plan import Plan
 
 _SUFFIX = ".safetensors"

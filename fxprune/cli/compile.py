@@ -12,10 +12,11 @@ import fxprune
 from fxprune.cli.command import Command, option
 from fxprune.cli.data import data_options, data_spec, load_data
 from fxprune.cli.errors import InputError
-from fxprune.cli.files import check_directory, check_file, write_text
+from fxprune.cli.files import check_directory, check_file
 from fxprune.cli.models import make, model_options, spec_of
 from fxprune.cli.say import tell
 from fxprune.cli.values import amount, fetch
+from fxprune.files import write_text
 from fxprune.report import attach
 from fxprune.scores import scorer_of
 

@@ -1,4 +1,4 @@
-"""Where results go: checked before any work is done, written in one piece."""
+"""Where results go: checked before any work is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fxprune.artifact import check_target
 from fxprune.cli.errors import InputError
 
-__all__ = ["check_directory", "check_file", "write_text"]
+__all__ = ["check_directory", "check_file"]
 
 
 def check_directory(out: str | os.PathLike[str]) -> None:
@@ -33,23 +33,6 @@ def check_file(path: str | os.PathLike[str]) -> None:
     if Path(path).is_dir():
         raise InputError(f"{path}: expected the name of a file to write, got a directory")
     _check_writable(Path(path).resolve().parent)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file in one piece: it is there whole, or as it was before."""
-    target = Path(path).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _check_writable(folder: Path) -> None:

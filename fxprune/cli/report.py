@@ -6,9 +6,9 @@ import json
 
 import click
 
+from fxprune.artifact import load_report
 from fxprune.cli.command import Command, option
 from fxprune.cli.files import check_file
-from fxprune.cli.saved import read_saved
 
 
 @click.command(cls=Command, short_help="Print what a compilation did.", examples=[
@@ -25,7 +25,7 @@ def report(directory: str, as_json: bool, html: str | None) -> None:
     Widths before and after, totals, what is frozen and why, and the certificate that the model equals its
     masked twin.
     """
-    _, found = read_saved(directory)
+    found = load_report(directory)
     if html is not None:
         check_file(html)
         from fxprune.html import write_html  # its libraries are an extra's

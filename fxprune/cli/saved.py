@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import fxprune
-from fxprune import untrusted
-from fxprune.artifact import MANIFEST, PLAN, REPORT
+from fxprune.artifact import load_report
 from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError
 from fxprune.cli.models import Made, make, model_options, spec_of
 from fxprune.errors import PlanError
-from fxprune.plan import Plan, check_fits
-from fxprune.report import Report
+from fxprune.plan import check_fits
 
 
 def dense_options(why: str) -> Callable[[Any], Any]:
@@ -46,37 +42,12 @@ def load_pruned(directory: str, dense: Made | None) -> nn.Module:
     Raises:
         PlanError: it holds none, a damaged one, or one of another model than the dense one.
     """
-    plan, _ = read_saved(directory)
     if dense is None:
         return fxprune.load(directory)
+    plan = load_report(directory).plan
+    assert plan is not None, "a loaded report has its plan"
     check_fits(plan, dense.model)
     try:
         return fxprune.load(directory)
     except PlanError:
         return fxprune.load(directory, dense.model)
-
-
-def read_saved(directory: str) -> tuple[Plan, Report]:
-    """Returns the plan and the report of a directory, without its weights.
-
-    Raises:
-        InputError: it holds none.
-        PlanError: a damaged one.
-    """
-    folder = Path(directory)
-    if not folder.exists():
-        raise InputError(f"{directory}: no such directory; expected one that fxprune compile wrote")
-    for name in (MANIFEST, PLAN, REPORT):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{directory}: {name} is missing: expected a directory that fxprune compile wrote"
-            )
-    text = (folder / REPORT).read_bytes()
-    listed = untrusted.decode((folder / MANIFEST).read_bytes(), str(folder / MANIFEST)).get("files")
-    noted = listed.get(REPORT) if isinstance(listed, dict) else None
-    if not isinstance(noted, dict) or noted.get("sha256") != hashlib.sha256(text).hexdigest():
-        raise PlanError(
-            f"{folder / REPORT}: its checksum does not match {MANIFEST}: it was changed after it was written"
-        )
-    plan = Plan.from_json((folder / PLAN).read_bytes(), what=str(folder / PLAN))
-    return plan, Report.from_dict(untrusted.decode(text, REPORT), plan=plan, what=str(folder / REPORT))

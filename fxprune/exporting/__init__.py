@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.artifact import fresh_directory, sync
 from fxprune.capture.source import unwrapped
 from fxprune.errors import CaptureError, ExportError
 from fxprune.exporting import aoti, onnx, pt2
@@ -19,6 +18,7 @@ from fxprune.exporting.calls import islands_of, requested, tensors_of
 from fxprune.exporting.compare import Runner, trials, worst_difference
 from fxprune.exporting.program import Program, Value, trace
 from fxprune.exporting.quantize import quantize
+from fxprune.files import fresh_directory, sync
 
 __all__ = ["Exported", "Value", "export", "quantize"]
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.files import write_text
+from fxprune.html.render import rendered
 from fxprune.html.rows import Table, group_views, percent, table, tree
-from fxprune.html.write import rendered, write
 from fxprune.report import FrozenRow, GroupRow, Report, report
 
 #: The layers that a cost chart shows; the table has all.
@@ -59,7 +60,7 @@ def write_html(pruned_or_report: nn.Module | Report, path: str | PathLike[str]) 
         MissingExtraError: matplotlib or jinja2 is not installed.
         OSError: it cannot be written.
     """
-    write(page(pruned_or_report), path)
+    write_text(path, page(pruned_or_report))
 
 
 def _contents(found: Report) -> dict[str, Any]:

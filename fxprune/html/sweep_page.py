@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fxprune.html.render import rendered
 from fxprune.html.rows import percent, table
-from fxprune.html.write import rendered
 
 if TYPE_CHECKING:
     from fxprune.points import Point, Sweep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 
 from fxprune import untrusted
 from fxprune.errors import PlanError
+from fxprune.files import write_text
 from fxprune.latency.setting import Setting, device_name
 
 _FORMAT = "fxprune latency table"
@@ -44,15 +44,8 @@ class Store:
         """Writes the file, whole or not at all."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            body = {"format": _FORMAT, "ms": self.values}
-            fresh.write_text(json.dumps(body, indent=0, allow_nan=False) + "\n", encoding="utf-8")
-            fresh.replace(self.path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                fresh.unlink()
+        body = {"format": _FORMAT, "ms": self.values}
+        write_text(self.path, json.dumps(body, indent=0, allow_nan=False) + "\n")
 
 
 def store_of(setting: Setting, cache_dir: str | os.PathLike[str] | None = None) -> Store:

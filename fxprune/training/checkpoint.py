@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from fxprune import untrusted
 from fxprune.errors import PlanError
+from fxprune.files import replaced
 from fxprune.training.history import History
 
 #: The name of the file in ``checkpoint_dir``.
@@ -95,16 +94,8 @@ def write(
         "history": json.dumps(history.to_dict(), allow_nan=False),
         "sha256": _digest(copies),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / f".{FILE}.{os.getpid()}.part"
-    try:
+    with replaced(directory / FILE) as draft:
         save_file(copies, draft, metadata=metadata)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, directory / FILE)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            draft.unlink()
 
 
 def read(directory: Path, model: nn.Module, run: Mapping[str, Any]) -> Checkpoint | None:

@@ -1,14 +1,11 @@
-"""Renders templates under a strict policy, and writes the result whole."""
+"""Renders templates under a strict policy."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,29 +50,3 @@ def _environment() -> Environment:
         environment.globals[name] = Markup(text)
         environment.globals[f"{name}_hash"] = Markup(f"sha256-{digest}")
     return environment
-
-
-def write(text: str, path: str | PathLike[str]) -> None:
-    """Writes a file by way of another beside it, so that it is never half written.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent)
-    fresh = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.chmod(0o666 & ~_umask())
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

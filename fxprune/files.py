@@ -1,0 +1,89 @@
+"""Files and directories that appear in one piece: whatever interrupts the writing, the old one is there or the new one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+
+def write_text(path: str | PathLike[str], text: str) -> None:
+    """Writes a file in one piece.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced(Path(path).resolve()) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """Yields where to write a file; at the end it takes the target's place, unless there was an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        draft = Path(beside) / target.name
+        yield draft
+        sync(draft)
+        draft.replace(target)
+    sync(target.parent)
+
+
+@contextlib.contextmanager
+def fresh_directory(target: Path) -> Iterator[Path]:
+    """Yields a new directory beside the target; what is left of it at the end goes away."""
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
+    fresh.mkdir()
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """Renames a complete directory to its place; for a moment the old one waits under another name."""
+    for path in (*fresh.iterdir(), fresh):
+        sync(path)
+    recover_directory(target)
+    previous = _previous(target)
+    if not target.exists():
+        fresh.rename(target)
+    else:
+        target.rename(previous)
+        try:
+            fresh.rename(target)
+        except OSError:
+            previous.rename(target)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    sync(target.parent)
+
+
+def recover_directory(target: Path) -> None:
+    """Undoes a replacement that was interrupted half-way, or clears what one left behind."""
+    previous = _previous(target)
+    if not previous.is_dir():
+        return
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    else:
+        previous.rename(target)
+
+
+def sync(path: Path) -> None:
+    """Has the system write a file or directory out; not every system can for a directory."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")

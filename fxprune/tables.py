@@ -1,0 +1,73 @@
+"""Tables as text: the parts of what is printed of a compilation that several printings share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+#: The rows of a table that are printed; the middle of a longer one is left out.
+ROWS = 24
+
+_NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes", "units"}
+
+
+def table(
+    title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, width: int | None = None
+) -> str:
+    """Returns a table under its title; columns of numbers are known by their headers.
+
+    Args:
+        title: the line above.
+        rows: the cells.
+        headers: of the columns.
+        width: characters after which a column of words is broken; None never breaks one.
+    """
+    numeric = [header in _NUMERIC for header in headers]
+    return f"{title}\n" + tabulate(
+        rows, headers, tablefmt="simple", disable_numparse=True,
+        colalign=["right" if one else "left" for one in numeric],
+        maxcolwidths=None if width is None else [None if one else width for one in numeric],
+    )  # fmt: skip
+
+
+def frozen_table(frozen: Iterable[tuple[str, str, int]]) -> str:
+    """Returns what is frozen by reason, most coordinates first; nothing if nothing is.
+
+    Args:
+        frozen: (reason, tensor and axis, coordinates).
+    """
+    coordinates: Counter[str] = Counter()
+    axes: dict[str, list[str]] = {}
+    for reason, axis, count in frozen:
+        coordinates[reason] += count
+        axes.setdefault(reason, []).append(axis)
+    rows = [
+        (reason, count, len(axes[reason]), few(axes[reason], 2))
+        for reason, count in coordinates.most_common()
+    ]
+    return (
+        table("frozen, and why", elided(rows), ("reason", "coordinates", "axes", "such as")) if rows else ""
+    )
+
+
+def elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Leaves out the middle of a long table, saying how much."""
+    if len(rows) <= ROWS:
+        return list(rows)
+    half = ROWS // 2
+    gap = (f"... {len(rows) - 2 * half} more ...", *[""] * (len(rows[0]) - 1))
+    return [*rows[:half], gap, *rows[-half:]]
+
+
+def few(names: Sequence[str], count: int) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" +{len(names) - count}" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def share(before: int, after: int) -> str:
+    """Returns what is left, in percent."""
+    return f"{100 * after / before:.1f} %" if before else "-"
