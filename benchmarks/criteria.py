@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from functools import partial
 from typing import Any, TypeAlias
 
 from common import cifar, resnet_cifar
 from common.audit import macs
+from common.bisection import within_macs
 from common.cli import begin, name_of, parser, resumable, skip
 from common.data import MissingDataError
 from common.kept import Kept
@@ -40,9 +40,9 @@ def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
     import torch_pruning as tp
 
     x, y = next(iter(cifar.batches(*cifar.train_set(512), 512)))
-    base, low, high, best = macs(model, x[:1]), 0.0, 0.95, None
-    for _ in range(8):
-        ratio, trial = (low + high) / 2, copy.deepcopy(model)
+
+    def prune(ratio: float) -> nn.Module:
+        trial = copy.deepcopy(model)
         inner = {block.conv1 for block in trial.modules() if isinstance(block, resnet_cifar.BasicBlock)}
         others = [m for m in trial.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m not in inner]
         measure = getattr(tp.importance, importance)()
@@ -52,13 +52,9 @@ def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
         if "Taylor" in importance:
             F.cross_entropy(trial(x), y).backward()
         pruner.step()
-        if macs(trial, x[:1]) <= share * base:
-            best, high = trial, ratio
-        else:
-            low = ratio
-    if best is None:
-        raise RuntimeError(f"no ratio reaches {share} of the MACs")
-    return best
+        return trial
+
+    return within_macs(prune, model, x[:1], share)
 
 
 def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test, options: Any) -> None:
@@ -86,9 +82,7 @@ def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test
 
 def peer_row(model: nn.Module, importance: str, share: float, test: Test) -> dict[str, Any]:
     """Returns the values of one of Torch-Pruning's rows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pruned = peer(model, importance, share)
+    pruned = peer(model, importance, share)
     x = test[0][:1]
     return {
         "kept": round(macs(pruned, x) / macs(model, x), 4),

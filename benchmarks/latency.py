@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torchvision
 from common.audit import macs
+from common.bisection import within_macs
 from common.cli import begin, name_of, parser, resumable
 from common.kept import Kept
 from common.results import record
@@ -64,10 +64,10 @@ def budget_row(name: str, share: float, backend: str, batch: int, options: Any) 
     }
 
 
-def _multiple(report: fxprune.Report) -> str:
-    return next(
-        (n.split(":")[0].removeprefix("round_to=") for n in report.notes if n.startswith("round_to=")), ""
-    )
+def _multiple(report: fxprune.Report) -> int | None:
+    """Returns the widths that `round_to="auto"` chose."""
+    found = [n.split(":")[0].removeprefix("round_to=") for n in report.notes if n.startswith("round_to=")]
+    return int(found[0]) if found else None
 
 
 def ours(name: str, round_to: int | str) -> Callable[[], nn.Module]:
@@ -83,41 +83,34 @@ def ours(name: str, round_to: int | str) -> Callable[[], nn.Module]:
     return make
 
 
-def peer(name: str, share: float) -> nn.Module:
+def peer(name: str, share: float, multiple: int | None = None) -> nn.Module:
     """Returns Torch-Pruning's network at most at a share of the MACs; for a ViT its MLPs alone lose units."""
     import torch_pruning as tp
 
     model, x = build(name)
-    base, low, high, best = macs(model, x[:1]), 0.0, 0.95, None
-    for _ in range(8):
-        ratio, trial = (low + high) / 2, copy.deepcopy(model)
+
+    def prune(ratio: float) -> nn.Module:
+        trial = copy.deepcopy(model)
         layers = {n: m for n, m in trial.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-        ours_alone = {m for n, m in layers.items() if n.endswith("mlp.0")} if name.startswith("vit") else None
-        last = list(layers.values())[-1]
-        kept = [last] if ours_alone is None else [m for m in layers.values() if m not in ours_alone]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pruner = tp.pruner.MetaPruner(
-                trial,
-                x,
-                importance=tp.importance.GroupMagnitudeImportance(p=1),
-                pruning_ratio=ratio,
-                ignored_layers=kept,
-            )
-            pruner.step()
-        if macs(trial, x[:1]) <= share * base:
-            best, high = trial, ratio
-        else:
-            low = ratio
-    if best is None:
-        raise RuntimeError(f"no ratio reaches {share} of the MACs")
-    return best
+        mlps = [m for n, m in layers.items() if n.endswith("mlp.0")] if name.startswith("vit") else []
+        kept = [m for m in layers.values() if m not in mlps] if mlps else list(layers.values())[-1:]
+        measure = tp.importance.GroupMagnitudeImportance(p=1)
+        pruner = tp.pruner.MetaPruner(
+            trial, x, importance=measure, pruning_ratio=ratio, ignored_layers=kept, round_to=multiple
+        )
+        pruner.step()
+        return trial
+
+    return within_macs(prune, model, x[:1], share)
 
 
 def speed_rows(name: str, kept: Kept, options: Any) -> None:
     """Adds the rows of one network: the dense one, ours and the peer's, in turns."""
     cases = list(itertools.product(options.backends, options.batch_sizes))
-    labels = ["dense", "fxprune", f"fxprune, round_to={options.round_to}", "Torch-Pruning"]
+    labels = [
+        "dense",
+        *(f"{tool}{widths}" for widths in ("", ", wide") for tool in ("fxprune", "Torch-Pruning")),
+    ]
     keys = {
         (backend, batch, label): {
             "part": "speed",
@@ -133,12 +126,17 @@ def speed_rows(name: str, kept: Kept, options: Any) -> None:
             kept.add(key, dict)
         return
     dense, x = build(name)
-    models = {"dense": dense, labels[1]: ours(name, 1)(), labels[2]: ours(name, options.round_to)()}
+    models = {"dense": dense, "fxprune": ours(name, 1)(), "fxprune, wide": ours(name, options.round_to)()}
     base = macs(dense, x[:1])
-    try:
-        models["Torch-Pruning"] = peer(name, macs(models["fxprune"], x[:1]) / base)
-    except Exception as error:  # the peer fails in many ways, and its absence is a result
-        print(f"Torch-Pruning on {name}: {type(error).__name__}: {error}"[:200])
+    share, multiple = (
+        macs(models["fxprune"], x[:1]) / base,
+        _multiple(fxprune.report(models["fxprune, wide"])),
+    )
+    for label, width in (("Torch-Pruning", None), ("Torch-Pruning, wide", multiple)):
+        try:
+            models[label] = peer(name, share, width)
+        except Exception as error:  # the peer fails in many ways, and its absence is a result
+            print(f"{label} on {name}: {type(error).__name__}: {error}"[:200])
     shares = {label: macs(model, x[:1]) / base for label, model in models.items()}
     for backend, batch in cases:
         found = fxprune.bench(
@@ -148,11 +146,12 @@ def speed_rows(name: str, kept: Kept, options: Any) -> None:
         for line in found.failed:
             print(line)
         for row in found.rows:
-            kept.add(keys[backend, batch, row.model], partial(_speed, row, shares[row.model]))
+            kept.add(keys[backend, batch, row.model], partial(_speed, row, shares[row.model], multiple))
 
 
-def _speed(row: fxprune.latency.BenchRow, share: float) -> dict[str, Any]:
+def _speed(row: fxprune.latency.BenchRow, share: float, multiple: int | None) -> dict[str, Any]:
     return {
+        "round_to": multiple if "wide" in row.model else 1,
         "macs kept": round(share, 4),
         "ms": round(row.ms, 3),
         "error": round(row.error, 4),
@@ -221,7 +220,7 @@ def _notes(part: str, rows: list[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"ViT: {MLP:.0%} of the MLPs' hidden units gone; the others at {MACS:.0%} of the MACs. Models of one setting were timed in "
-        f"turns; the ratio is the median over the rounds. Wanted: {PROMISED} of the MACs' promise for the ViT at batch 16.",
+        f"turns; the ratio is the median over the rounds. Wide: kept channels are multiples of what round_to='auto' measured for ours. Wanted: {PROMISED} of the MACs' promise for the ViT at batch 16.",
         f"Slower than dense: {', '.join(slower) or 'none'}.",
     ]
 

@@ -21,7 +21,7 @@ from common.coverage import BUDGETS, examine
 from common.kept import Kept
 from common.results import record
 
-KINDS = ("channel", "head", "head_dim", "expert")
+KINDS = ("channel", "head", "kv_group", "head_dim", "expert")
 
 
 def _serve(pipe: Connection, seed: int, threads: int) -> None:

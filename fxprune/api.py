@@ -57,7 +57,7 @@ def compile(
     *,
     method: str | Scorer = "variance",
     ratios: float | Mapping[str, float] | None = None,
-    units: str | Sequence[str] = ("channel", "expert", "head", "head_dim"),
+    units: str | Sequence[str] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
     round_to: int | Literal["auto"] = 1,
     min_keep: int | Literal["auto"] = AUTO,
@@ -94,9 +94,10 @@ def compile(
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
             the layers that make a group, where a group's own name comes first, then the first pattern that matches,
             then ``"default"`` (0 if absent).
-        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"head_dim"``, ``"expert"`` (of a mixture; it is
-            gone from the router as well, which weighs and chooses among those that stay, as many as it chooses at
-            least), and ``"block"`` for whole residual branches (``min_keep`` is about the others).
+        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"kv_group"`` (a key and value head with all the
+            query heads that share it; ``"head"`` is then one query head of every group), ``"head_dim"``,
+            ``"expert"`` (of a mixture; it is gone from the router as well, which weighs and chooses among those that
+            stay, as many as it chooses at least), and ``"block"`` for whole residual branches (``min_keep`` is about the others).
         ignore: ``fnmatch`` patterns of layers whose channels all stay.
         round_to: kept channels come in multiples of this; ``"auto"`` measures which multiple the hardware likes.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the

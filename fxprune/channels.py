@@ -13,8 +13,8 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-#: Kinds of channel, weakest first; a class has the strongest kind of its members.
-KINDS = ("channel", "head_dim", "head", "expert", "block")
+#: Kinds of channel, weakest first; a class has the strongest kind of its members. Which heads are kv_groups, the parameters tell.
+KINDS = ("channel", "head_dim", "head", "kv_group", "expert", "block")
 NEVER_ROOT = 0
 
 

@@ -27,7 +27,7 @@ class GroupInfo:
 
     Attributes:
         name: as reports have it.
-        kind: ``channel``, ``head``, ``head_dim``, ...
+        kind: ``channel``, ``head``, ``kv_group``, ``head_dim``, ...
         units: how many there are.
         makers: the layers that make them: they lose rows.
         readers: the layers that read them: they lose columns.

@@ -48,7 +48,7 @@ class Group:
 
     Attributes:
         name: the layer that makes them, with the kind where it is not `channel`.
-        kind: `channel`, `head`, `head_dim`, `expert` or `block`.
+        kind: `channel`, `head`, `kv_group`, `head_dim`, `expert` or `block`.
         units: unit numbers, in the order of their coordinates.
         axes: the parameter axes they lie on, as (index into ``Coupling.axes``, coordinates a unit).
         producers: the layers that make them.
@@ -81,11 +81,30 @@ def form_groups(channels: Channels, axes: Sequence[ParameterAxis]) -> tuple[Ids,
     keys = np.zeros(len(units), np.uint64)
     np.add.at(keys, pair_unit, bits * np.uint64(0xBF58476D1CE4E5B9))
     kinds = channels.kinds()[units]
+    kinds[_of_several_heads(axes, unit_of, kinds)] = KINDS.index("kv_group")
     keys += kinds.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
     _, group_of = np.unique(keys, return_inverse=True)
     merged = _merge_groups(channels, axes, group_of, kinds, (pair_unit, pair_axis, counts))
     groups = _apart(axes, unit_of, merged)
     return units, _describe(axes, groups, kinds, (pair_unit, pair_axis, counts))
+
+
+def _of_several_heads(
+    axes: Sequence[ParameterAxis], unit_of: Ids, kinds: npt.NDArray[np.int8]
+) -> npt.NDArray[np.bool_]:
+    """Returns which units are a key and value head with all the query heads that share it.
+
+    Their coordinates in the queries belong to a head of each group as well; those in the keys and values to them alone.
+    """
+    alone, shared = np.zeros((2, len(kinds)), bool)
+    is_head = np.append(kinds == KINDS.index("head"), False)
+    for axis in axes:
+        owners = np.where(axis.labels > 0, unit_of[axis.labels], -1)
+        heads = is_head[owners]
+        several = heads.sum(axis=1) > 1
+        shared[owners[heads & several[:, None]]] = True
+        alone[owners[heads & ~several[:, None]]] = True
+    return alone & shared
 
 
 def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids]:

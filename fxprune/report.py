@@ -27,7 +27,7 @@ class GroupRow:
 
     Attributes:
         name: the group's name.
-        kind: ``channel``, ``expert``, ``head`` or ``head_dim``.
+        kind: ``channel``, ``expert``, ``head``, ``kv_group``, ``head_dim`` or ``block``.
         layers: the layers whose parameters it touches.
         before: units of the original.
         after: units that are kept.

@@ -45,7 +45,7 @@ class Constraints:
         min_keep: units that every group keeps at least, blocks aside; with 0 a residual branch may vanish.
     """
 
-    kinds: tuple[str, ...] = ("channel", "expert", "head", "head_dim")
+    kinds: tuple[str, ...] = ("channel", "expert", "head", "head_dim", "kv_group")
     ignore: tuple[str, ...] = ()
     round_to: int = 1
     min_keep: int = 1

@@ -48,7 +48,7 @@ def sweep(
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
     latency: bool = False,
-    units: str | Sequence[str] = ("channel", "expert", "head", "head_dim"),
+    units: str | Sequence[str] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
     round_to: int | Literal["auto"] = 1,
     min_keep: int | Literal["auto"] = "auto",

@@ -153,8 +153,8 @@ GROUPS = {
     ],
     "expanded keys": [
         "q:head_dim: 3 head_dim, q k > -",
-        "q:head: 2 head, q k v > o",
-        "q:head#2: 2 head, q > o",
+        "q:kv_group: 2 kv_group, q k v > o",
+        "q:head: 2 head, q > o",
         "v:head_dim: 3 head_dim, v > o",
     ],
     "two paths": ["a: 6 channel, a > b"],
@@ -205,7 +205,8 @@ def test_units_of_a_group_are_alike_and_apart(name: str) -> None:
         for index, count in group.axes:
             assert len(set.union(*(found[index] for found in on))) == count * len(on)
         kinds = {int(k) for k in coupling.channels.kinds()[coupling.units[group.units]]}
-        assert kinds == {("channel", "head_dim", "head").index(group.kind)}
+        marked = "head" if group.kind == "kv_group" else group.kind
+        assert kinds == {("channel", "head_dim", "head").index(marked)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -345,7 +346,7 @@ def test_a_constant_is_free_and_each_reader_takes_a_part_of_its_own() -> None:
 
 def test_an_expanded_dimension_can_shrink_with_its_neighbour() -> None:
     coupling = _coupling("expanded keys")
-    repeats = next(g for g in coupling.groups if g.name == "q:head#2")  # one query head of every key's two
+    repeats = next(g for g in coupling.groups if g.name == "q:head")  # one query head of every key's two
     slicer = coupling.slicer(coupling.removed_mask(repeats.units[:1]))
     kept = {n: slicer.count(coupling.parameter(f"{n}.weight")[0]) for n in "qkv"}
     assert kept == {"q": 6, "k": 6, "v": 6}

@@ -74,7 +74,7 @@ _BUDGET, _METHOD = "Budget", "Method"
     metavar="KIND",
     section=_BUDGET,
     help=(
-        "Kinds of unit that may go: channel, head, head_dim, block, ... Repeatable; all but block by default."
+        "Kinds of unit that may go: channel, head, kv_group, head_dim, expert, block. Repeatable; all but block by default."
     ),
 )
 @option(

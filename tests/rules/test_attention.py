@@ -89,7 +89,7 @@ CASES = [
         ]),
     Case("grouped queries", lambda: _attention(heads=6, groups=2), [T], [
             "4 head_dim: q.weight[0]x6 q.bias[0]x6 k.weight[0]x2 k.bias[0]x2",
-            "2 head: o.weight[1]x12 q.weight[0]x12 q.bias[0]x12 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
+            "2 kv_group: o.weight[1]x12 q.weight[0]x12 q.bias[0]x12 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: o.weight[1]x6 v.weight[0]x2 v.bias[0]x2",
             "3 head: o.weight[1]x8 q.weight[0]x8 q.bias[0]x8",
         ]),
