@@ -176,6 +176,7 @@ def compile(
         dense_ms = None if meeting is None else meeting.original_ms()
         return _in_steps(
             module, coupling, first, wanted, steps, verify, lambda current, part: once(current, calib_data, part), dense_ms,
+            notes,
         )  # fmt: skip
     with stages("score"):
         scores = score(
@@ -213,7 +214,7 @@ def _in_islands(
 
 def _in_steps(
     model: nn.Module, coupling: Coupling, first: Batch, budget: Budget, steps: int, verify: bool,
-    once: Callable[[nn.Module, Budget], nn.Module], dense_ms: float | None = None,
+    once: Callable[[nn.Module, Budget], nn.Module], dense_ms: float | None = None, notes: tuple[str, ...] = (),
 ) -> nn.Module:  # fmt: skip
     """Compiles in steps; plan, report and certificate are those of the whole way."""
     before = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
@@ -231,7 +232,7 @@ def _in_steps(
     bridged = Bridged(coupling.captured, coupling)
     found = make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
     latency = last.latency and replace(last.latency, dense_ms=dense_ms or last.latency.dense_ms)
-    return attach(pruned, replace(found, latency=latency))
+    return attach(pruned, replace(found, latency=latency, notes=(*found.notes, *notes)))
 
 
 @overload

@@ -20,7 +20,7 @@ from fxprune.capture.normalize.dtypes import renew_anchor
 from fxprune.capture.source import unwrapped
 from fxprune.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune.example import TensorSpec
-from fxprune.files import fresh_directory, put_in_place, recover_directory
+from fxprune.files import fresh_directory, put_in_place, readable
 from fxprune.html import page
 from fxprune.manifest import (
     CONSTANTS,
@@ -84,8 +84,9 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
 
     The directory then holds ``plan.json``, ``report.json``, ``model.safetensors`` (every tensor once, ties
     noted), ``graph.json`` and ``constants.safetensors`` (the graph, so that it loads without the original's class;
-    not where the model was pruned in parts), ``README.md`` (how to load it) and ``manifest.json`` with the
-    checksums. An artifact that is there already is replaced. Two processes must not save to one directory at a time.
+    not where the model was pruned in parts), ``README.md`` (how to load it), ``report.html`` (the report to look
+    at; not without ``fxprune[report]``) and ``manifest.json`` with the checksums. An artifact that is there already
+    is replaced. Two processes must not save to one directory at a time.
 
     Args:
         pruned: what ``fxprune.compile`` or ``fxprune.load`` returned, trained further or not.
@@ -140,8 +141,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
         PlanError: no artifact, a damaged or altered one, one of another model, or one that needs the model.
         OSError: it cannot be read.
     """
-    source = Path(directory).resolve()
-    recover_directory(source)
+    source = readable(Path(directory).resolve())
     found = sealed(source)
     summary, plan = _report_of(found)
     if model is None:
@@ -166,8 +166,7 @@ def load_report(directory: str | os.PathLike[str]) -> Report:
         PlanError: no artifact, or a damaged or altered one.
         OSError: it cannot be read.
     """
-    source = Path(directory).resolve()
-    recover_directory(source)
+    source = readable(Path(directory).resolve())
     return _report_of(sealed(source, tensors=False))[0]
 
 
@@ -254,12 +253,15 @@ def _tensors_once(pruned: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns copies of what shares its storage or covers it only partly: the file holds plain tensors."""
-    return {
-        name: value
-        if value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-        else value.clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
+    found: dict[str, Tensor] = {}
+    seen: set[Any] = set()
+    for name, value in tensors.items():
+        storage = value.untyped_storage()
+        place = value.device, storage.data_ptr()
+        plain = value.is_contiguous() and storage.nbytes() == value.nbytes and place not in seen
+        found[name] = value if plain else value.clone(memory_format=torch.contiguous_format)
+        seen.add(place)
+    return found
 
 
 def _identity(tensor: Tensor) -> Any:

@@ -13,6 +13,7 @@ from fxprune.branches import vanishing_groups
 from fxprune.channels import Mask
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling
+from fxprune.paths import layer_of
 from fxprune.report import LayerRow
 from fxprune.rules.tracing import Contraction
 
@@ -65,9 +66,8 @@ def _parts(coupling: Coupling) -> Mapping[str, _Part]:
         sums.setdefault(contraction.node, []).append(contraction)
     for node in coupling.captured.module.graph.nodes:
         for source in node.all_input_nodes:
-            if (
-                source in weights
-            ):  # at its first reader: all parameters stand together at the start of a graph
+            # at its first reader: all parameters stand together at the start of a graph
+            if source in weights:
                 parts.setdefault(_owner(source), _Part()).values[source] = weights.pop(source)
         for contraction in sums.get(node, ()):
             owner = str(node.meta.get("module", "")) or node.name
@@ -80,7 +80,7 @@ def _parts(coupling: Coupling) -> Mapping[str, _Part]:
 
 def _owner(node: fx.Node) -> str:
     name = str(node.target)
-    return name.rpartition(".")[0] or name
+    return layer_of(name) or name
 
 
 def _among(vanished: Mapping[str, frozenset[str]], part: _Part) -> dict[str, frozenset[str]]:

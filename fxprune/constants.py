@@ -223,9 +223,8 @@ def _value(
     if dim is not None and any(c.node is node and not twin.count(c.axis) for c in coupling.contractions):
         added = getattr(a, "bias", None)
         return (get(a.weight).new_zeros(shape[dim]) if added is None else get(added)).reshape(place)
-    if (
-        dim is not None and node.target in _MOVES and node.target is not _aten.to.dtype
-    ):  # which may cut off decimals
+    # a conversion may cut off decimals
+    if dim is not None and node.target in _MOVES and node.target is not _aten.to.dtype:
         return get(next(s for s in node.all_input_nodes if s in constant)).reshape(place)
     rule = rule_of(node.target)
     result: Tensor = rule.twin(twin, node, a) if rule and rule.twin else twin.run(node, **twin.value(vars(a)))

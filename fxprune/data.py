@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -229,6 +230,21 @@ def probe(model: nn.Module, batch: Batch) -> None:
         _forward_or_tell(model, batch)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Has a model run in evaluation mode, without gradients; whatever it writes, it is as it was on leaving.
+
+    Its buffers are copies meanwhile, flags and attributes are restored.
+    """
+    with untouched(model, training=False), torch.no_grad():
+        copies = {id(buffer): buffer.clone() for buffer in model.buffers()}
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = copies[id(buffer)]
+        yield
+
+
 def non_finite(tensor: Tensor, *, allow_minus_inf: bool = False) -> str:
     """Returns what a tensor holds of ``"NaN"``, ``"Inf"`` or ``"-Inf"``; ``""`` for nothing of the kind."""
     if tensor.is_meta or tensor.numel() == 0:
@@ -290,9 +306,8 @@ def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
 
 
 def _forward(model: nn.Module, batch: Batch) -> None:
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with untouched(model, training=False), torch.no_grad():
-        torch.func.functional_call(model, buffers, batch.args, batch.kwargs)
+    with evaluating(model):
+        model(*batch.args, **batch.kwargs)
 
 
 def _narrowed(batch: Batch, size: int) -> Batch:

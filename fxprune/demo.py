@@ -5,15 +5,12 @@ Every step is a plain function; the data (1,797 scanned digits of 8 x 8 pixels) 
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -24,7 +21,8 @@ from torch.utils.data import TensorDataset
 from fxprune import artifact
 from fxprune.api import compile as compile_model
 from fxprune.budget import as_budget
-from fxprune.errors import FxpruneError
+from fxprune.extras import need
+from fxprune.latency.setting import threads_set
 from fxprune.report import Report, report
 from fxprune.scores import scorer_of
 from fxprune.training import Recipe, finetune
@@ -104,20 +102,13 @@ def load_digits(seed: int = 0) -> Digits:
     Raises:
         FxpruneError: scikit-learn is not installed.
     """
-    datasets = _package("sklearn.datasets")
+    datasets = need("sklearn.datasets", "demo", "the demo")
     raw = datasets.load_digits()
     images = torch.from_numpy(raw.images).float().div(8).sub(1).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     train, test = order.tensor_split([3 * len(order) // 4])
     return Digits((images[train], labels[train]), (images[test], labels[test]))
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise FxpruneError(f"the demo needs {name} ({error}): pip install 'fxprune[demo]'") from error
 
 
 def make_model(seed: int = 0, width: int = 24) -> DigitNet:
@@ -153,18 +144,7 @@ def batches(data: tuple[Tensor, Tensor], size: int = 128) -> Pairs:
     return list(zip(*(part.split(size) for part in data), strict=True))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch to one thread: so small a network gains nothing by more, and waits where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@one_thread()
+@threads_set(1)  # so small a network gains nothing by more, and waits where cores are shared
 def run(
     *,
     seed: int = 0,
@@ -188,7 +168,7 @@ def run(
         FxpruneError: a package is missing, or an argument is unusable: found before anything is trained.
     """
     start = time.perf_counter()
-    _package("accelerate")
+    need("accelerate", "demo", "the demo")
     as_budget(budget)
     scorer_of(method)
     if out is not None:

@@ -86,7 +86,7 @@ def _due(
 ) -> list[str]:  # fmt: skip
     """Returns the groups whose last unit's turn has come, lowest first: all of them while the budget is out of reach."""
     gone = result.removed if isinstance(result, Solution) else np.ones(len(coupling.channels), bool)
-    removed = worth[coupling.units[np.flatnonzero(gone[coupling.units])]]
+    removed = worth[coupling.units][gone[coupling.units]]
     cut = removed.max(initial=-np.inf) if isinstance(result, Solution) else np.inf
     last = {}
     for group in free_groups(coupling, constraints):

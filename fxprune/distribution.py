@@ -30,6 +30,12 @@ _WIDE = 20.0
 #: Logarithmic bins reach down to this share of the largest value; the first holds all that lies below.
 _REACH = 1e-8
 
+#: Values as close together as this share of the largest are taken to be equal.
+_ROUNDING = 1e-9
+
+#: Below this numbers lose their digits.
+_TINY = 1e-300
+
 Floats = npt.NDArray[np.float64]
 Counts = tuple[int, ...]
 
@@ -105,6 +111,9 @@ class ScoreSummary:
         edges = untrusted.sequence_of(found["edges"], f"{where}: edges", _number)
         if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
             raise PlanError(f"{where}: edges: expected at least 2 ascending numbers, got {len(edges)}")
+        log = untrusted.boolean(found["log"], f"{where}: log")
+        if log and edges[0] <= 0:
+            raise PlanError(f"{where}: edges: expected positive numbers, got {edges[0]}")
         astray = untrusted.sequence_of(found["astray"], f"{where}: astray", untrusted.integer)
         if len(astray) != 2:
             raise untrusted.refusal(found["astray"], f"{where}: astray", "2 entries")
@@ -112,7 +121,7 @@ class ScoreSummary:
         return cls(
             unit=untrusted.string(found["unit"], f"{where}: unit"),
             edges=edges,
-            log=untrusted.boolean(found["log"], f"{where}: log"),
+            log=log,
             cut=_number_or_none(found["cut"], f"{where}: cut"),
             astray=(astray[0], astray[1]),
             groups=untrusted.sequence_of(
@@ -167,9 +176,10 @@ def _edges(values: Floats) -> tuple[Floats, bool]:
         log = True
     if log:
         low = max(float(values[values > 0].min()), high * _REACH)
-        log = low < high
-    if not log and low == high:
-        low, high = low - 0.5, high + 0.5
+    rounding = _ROUNDING * max(abs(low), abs(high), _TINY)
+    if high - low <= rounding:
+        log, margin = False, max(0.5, rounding)
+        low, high = low - margin, high + margin
     edges = np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1)
     short = np.array([float(f"{edge:.6g}") for edge in edges])
     return (short if (np.diff(short) > 0).all() else edges), log

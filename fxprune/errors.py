@@ -1,4 +1,4 @@
-"""Every exception that fxprune raises on purpose.
+"""Every exception that fxprune raises on purpose, and every warning.
 
 Each message says what was expected, what came, where, and what to do about it.
 """
@@ -54,5 +54,17 @@ class NothingToPruneError(FxpruneError, ValueError):
     """The model has no channel that could be removed."""
 
 
-class IgnoredPatternWarning(UserWarning):
+class FxpruneWarning(UserWarning):
+    """Root of all warnings that fxprune gives on purpose."""
+
+
+class IgnoredPatternWarning(FxpruneWarning):
     """An ``ignore`` or ``ratios`` pattern that matches nothing."""
+
+
+def brief(error: BaseException) -> str:
+    """Returns the kind and first line of an error's first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]:.400}" if lines else type(error).__name__

@@ -15,7 +15,9 @@ from fxprune.capture.source import runnable, unwrapped
 from fxprune.coupling import Coupling, Frozen, couple
 from fxprune.data import Batches, device_of
 from fxprune.errors import FxpruneError
+from fxprune.grouping import Group
 from fxprune.islands import capture_or_parts, captured_islands
+from fxprune.paths import layer_of
 from fxprune.tables import frozen_table, table
 
 __all__ = ["Explanation", "GroupInfo", "explain"]
@@ -44,7 +46,7 @@ class GroupInfo:
     @property
     def layers(self) -> tuple[str, ...]:
         """All layers whose tensors lose coordinates with these units, each once."""
-        return tuple(dict.fromkeys([*self.makers, *self.readers, *(_layer(n) for n, _, _ in self.tensors)]))
+        return tuple(dict.fromkeys([*self.makers, *self.readers, *(layer_of(n) for n, _, _ in self.tensors)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,7 @@ class Explanation:
             ],
             "unsupported": [{"op": op, "module": module} for op, module in self.unsupported],
             "islands": list(self.islands),
+            "details": self.details,
         }  # fmt: skip
 
     def to_dot(self) -> str:
@@ -119,7 +122,7 @@ class Explanation:
         """
         reasons: dict[str, dict[str, None]] = {}
         for frozen in self.frozen:
-            reasons.setdefault(_layer(frozen.tensor), {})[f"axis {frozen.dim}: {frozen.reason}"] = None
+            reasons.setdefault(layer_of(frozen.tensor), {})[f"axis {frozen.dim}: {frozen.reason}"] = None
         layers = dict.fromkeys([*(layer for g in self.groups for layer in g.layers), *reasons])
         lines = ["digraph fxprune {", "  rankdir=LR;", '  node [fontname="sans-serif"];']
         for layer in layers:
@@ -177,7 +180,8 @@ def explain(
         coupling = couple(captured or captured_islands(unwrapped(module), islands, batches), strict=strict)
     if "block" in units:
         coupling = with_blocks(coupling)
-    groups, frozen = tuple(map(_about(coupling), coupling.groups)), tuple(coupling.frozen())
+    groups = tuple(_about(coupling, group) for group in coupling.groups)
+    frozen = tuple(coupling.frozen())
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     details = ""
     if patterns:
@@ -190,19 +194,16 @@ def explain(
     )
 
 
-def _about(coupling: Coupling) -> Callable[[Any], GroupInfo]:
-    def about(group: Any) -> GroupInfo:
-        tensors = tuple((coupling.axes[i].tensor, coupling.axes[i].dim, count) for i, count in group.axes)
-        return GroupInfo(group.name, group.kind, len(group.units), group.producers, group.consumers, tensors)
-
-    return about
+def _about(coupling: Coupling, group: Group) -> GroupInfo:
+    tensors = tuple((coupling.axes[i].tensor, coupling.axes[i].dim, count) for i, count in group.axes)
+    return GroupInfo(group.name, group.kind, len(group.units), group.producers, group.consumers, tensors)
 
 
 def _check_patterns(patterns: Iterable[str], coupling: Coupling) -> None:
     import difflib
 
     tensors = {axis.tensor for axis in coupling.axes}
-    names = sorted({_layer(tensor) for tensor in tensors} | tensors)
+    names = sorted({layer_of(tensor) for tensor in tensors} | tensors)
     for pattern in patterns:
         if not any(_matches(tensor, (pattern,)) for tensor in tensors):
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
@@ -211,11 +212,7 @@ def _check_patterns(patterns: Iterable[str], coupling: Coupling) -> None:
 
 
 def _matches(tensor: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in (tensor, _layer(tensor)))
-
-
-def _layer(tensor: str) -> str:
-    return tensor.rpartition(".")[0]
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in (tensor, layer_of(tensor)))
 
 
 def _quoted(text: str) -> str:

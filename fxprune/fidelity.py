@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.batch import Batch
-from fxprune.capture.export import untouched
+from fxprune.data import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,10 @@ class Fidelity:
 
     Attributes:
         explained: ``1 - sum |a - b|^2 / sum |a - mean of a|^2`` of the dense outputs a and the pruned b,
-            averaged over the outputs: 1 where they are the same, 0 where b is no better than a constant.
-            NaN if b is not finite, or a does not vary.
+            averaged over the outputs that vary: 1 where they are the same, 0 where b is no better than a constant.
+            NaN if b is not finite or of other sizes than a (boxes that are found, say), or no output varies.
         agreement: the share of samples for which the largest of the class scores is the same one; None if the
-            first output is no ``[samples, classes]`` and there are no ``logits``.
+            first output is no ``[samples, classes]`` and there are no ``logits``, or sizes differ.
     """
 
     explained: float
@@ -35,47 +36,54 @@ class Fidelity:
 class Reference:
     """A dense model's outputs batch by batch, kept up to a number of bytes and computed again beyond.
 
+    An output is kept with its batch: data may come in another order each time.
+
     Attributes:
         model: the dense model.
         batches: calibration batches.
-        memory_limit: bytes of outputs that are kept.
+        memory_limit: bytes of batches and outputs that are kept.
     """
 
     model: nn.Module
     batches: Iterable[Batch]
     memory_limit: int
-    _kept: dict[int, Any] = field(default_factory=dict)
+    _kept: dict[int, tuple[Batch, Any]] = field(default_factory=dict)
     _bytes: int = 0
 
     def of(self, pruned: nn.Module) -> Fidelity:
         """Returns how close a pruned model comes."""
         sums: dict[int, _Sums] = {}
         same, samples = 0, 0
-        with torch.no_grad(), untouched(pruned, training=False):
+        with torch.no_grad():
             for batch, dense in self._outputs():
-                result = pruned(*batch.args, **batch.kwargs)
-                for place, (a, b) in enumerate(zip(_floats(dense), _floats(result), strict=True)):
-                    sums.setdefault(place, _Sums()).add(a.to(b.device), b)
+                with evaluating(pruned):
+                    result = pruned(*batch.args, **batch.kwargs)
+                for place, (a, b) in enumerate(zip_longest(_floats(dense), _floats(result))):
+                    if a is None or b is None or a.shape != b.shape:
+                        return Fidelity(math.nan, None)
+                    if a.numel():
+                        sums.setdefault(place, _Sums()).add(a.to(b.device), b)
                 first, second = _scores(dense), _scores(result)
                 if first is not None and second is not None:
                     chosen = first.argmax(-1).to(second.device)
                     same += int((chosen == second.argmax(-1)).sum())
                     samples += chosen.numel()
-        parts = [part.explained() for part in sums.values()]
+        parts = [share for part in sums.values() if (share := part.explained()) is not None]
         return Fidelity(sum(parts) / len(parts) if parts else math.nan, same / samples if samples else None)
 
     def _outputs(self) -> Iterator[tuple[Batch, Any]]:
         for index, batch in enumerate(self.batches):
-            if index not in self._kept:
-                with torch.no_grad(), untouched(self.model, training=False):
-                    found = self.model(*batch.args, **batch.kwargs)
-                size = sum(x.nbytes for x in pytree.tree_leaves(found) if isinstance(x, Tensor))
-                if self._bytes + size > self.memory_limit:
-                    yield batch, found
-                    continue
+            if index in self._kept:
+                yield self._kept[index]
+                continue
+            with evaluating(self.model):
+                found = self.model(*batch.args, **batch.kwargs)
+            held = pytree.tree_leaves((batch.args, batch.kwargs, batch.targets, found))
+            size = sum(x.nbytes for x in held if isinstance(x, Tensor))
+            if self._bytes + size <= self.memory_limit:
                 self._bytes += size
-                self._kept[index] = found
-            yield batch, self._kept[index]
+                self._kept[index] = batch, found
+            yield batch, found
 
 
 @dataclass(slots=True)
@@ -103,17 +111,18 @@ class _Sums:
             here if self.totals is None else self.totals + (here.sum().reshape(1) if self.varying else here)
         )
 
-    def explained(self) -> float:
+    def explained(self) -> float | None:
+        """Returns None where the dense output does not vary."""
         if self.totals is None or not math.isfinite(self.error):
             return math.nan
         mean = float(self.totals.square().sum()) / (self.values if self.varying else self.samples)
         spread = self.squares - mean
-        return 1 - self.error / spread if spread > 1e-12 * self.squares else math.nan
+        return 1 - self.error / spread if spread > 1e-12 * self.squares else None
 
 
 def _floats(outputs: Any) -> list[Tensor]:
     leaves = pytree.tree_leaves(outputs)
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 def _scores(outputs: Any) -> Tensor | None:

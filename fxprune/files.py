@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+
+#: What systems say that do not sync such a thing: directories, files on some network drives.
+_NO_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:
@@ -49,7 +53,7 @@ def put_in_place(fresh: Path, target: Path) -> None:
     """Renames a complete directory to its place; for a moment the old one waits under another name."""
     for path in (*fresh.iterdir(), fresh):
         sync(path)
-    recover_directory(target)
+    _recover(target)
     previous = _previous(target)
     if not target.exists():
         fresh.rename(target)
@@ -64,7 +68,13 @@ def put_in_place(fresh: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def recover_directory(target: Path) -> None:
+def readable(target: Path) -> Path:
+    """Returns where a directory is to be read: where it waits, if a replacement was interrupted half-way."""
+    previous = _previous(target)
+    return previous if not target.exists() and previous.is_dir() else target
+
+
+def _recover(target: Path) -> None:
     """Undoes a replacement that was interrupted half-way, or clears what one left behind."""
     previous = _previous(target)
     if not previous.is_dir():
@@ -76,13 +86,16 @@ def recover_directory(target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Has the system write a file or directory out; not every system can for a directory."""
-    with contextlib.suppress(PermissionError):
+    """Has the system write a file or directory out; not every system can."""
+    try:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _previous(target: Path) -> Path:

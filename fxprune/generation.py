@@ -21,7 +21,7 @@ def for_generation(pruned: nn.Module, model: nn.Module) -> Any:
     Args:
         pruned: what `fxprune.compile` or `fxprune.load` made of a causal language model, compiled with ``use_cache=False``
             in the model's config; it takes ``input_ids``, and ``attention_mask`` too if the calibration batches had one,
-            without which texts of different lengths cannot be padded to one batch. It is shared, not copied.
+            without which texts of different lengths cannot be padded to one batch. It is shared, not copied, and keeps its mode.
         model: the original, for its config and generation config; it stays as it is.
 
     Raises:
@@ -58,13 +58,13 @@ def _generator(pruned: nn.Module, model: Any, *, masked: bool) -> Any:
         def __init__(self) -> None:
             config = copy.deepcopy(model.config)
             config.use_cache = False
-            config._attn_implementation = (
-                "eager"  # the graph has its own; any that this class may name will do
-            )
+            # the graph has its own; any that this class may name will do
+            config._attn_implementation = "eager"
             super().__init__(config)
             self.generation_config = copy.deepcopy(model.generation_config)
             self.generation_config.use_cache = False
             self.pruned = pruned
+            self.training = False
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
             given = {"input_ids": input_ids}
@@ -81,5 +81,4 @@ def _generator(pruned: nn.Module, model: Any, *, masked: bool) -> Any:
             logits = output["logits"] if isinstance(output, dict) else output[0]
             return CausalLMOutput(logits=logits)
 
-    generator: Any = PrunedForGeneration()
-    return generator.eval()
+    return PrunedForGeneration()

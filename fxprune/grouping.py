@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import KINDS, Channels, Ids
+from fxprune.paths import layer_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ class ParameterAxis:
     @property
     def layer(self) -> str:
         """The name of the module that owns the tensor."""
-        return self.tensor.rpartition(".")[0]
+        return layer_of(self.tensor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

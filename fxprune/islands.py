@@ -21,7 +21,7 @@ from fxprune.batch import Batch
 from fxprune.capture import Captured, capture
 from fxprune.capture.export import untouched
 from fxprune.capture.source import unwrapped
-from fxprune.data import Batches, device_of
+from fxprune.data import Batches, device_of, evaluating
 from fxprune.errors import CaptureError
 
 #: (args, kwargs)
@@ -66,8 +66,11 @@ def find_islands(model: nn.Module, call: Call) -> tuple[str, ...]:
     """Returns the names of the largest submodules with parameters that can be captured by themselves, front to back.
 
     Args:
-        model: a model that cannot be captured whole.
+        model: a model that cannot be captured whole; it stays as it is.
         call: one call of it.
+
+    Raises:
+        CaptureError: the model cannot be copied.
     """
     found: list[str] = []
     names = _children(model, "")
@@ -114,23 +117,32 @@ class _Opaque(nn.Module):
 
 def _stands_alone(model: nn.Module, name: str, call: Call) -> bool:
     """Returns whether the rest of the model only calls a part, and reads nothing inside it."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    shell = copy.deepcopy(model, tensors)  # shares all tensors
-    shell.set_submodule(name, _Opaque(shell.get_submodule(name)))
+    shell = _copied(model)
     try:
-        with untouched(shell, training=False), torch.no_grad():
+        with untouched(shell, training=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            shell.set_submodule(name, _Opaque(shell.get_submodule(name)))
             shell(*call[0], **call[1])
     except Exception:  # whatever the model does without what it looks for
         return False
     return True
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """Returns a copy that shares the parameters."""
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception as error:  # whatever an attribute raises that cannot be copied
+        raise CaptureError(
+            "the model cannot be captured whole, and it cannot be copied to be captured in parts "
+            f"({type(error).__name__}: {error}): keep files, locks and the like outside it"
+        ) from error
+
+
 def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, list[Call]]:
     """Returns the calls that each submodule gets in one evaluation-mode call of the model, tensors copied."""
     found: dict[str, list[Call]] = {name: [] for name in names}
     with ExitStack() as stack:
-        stack.enter_context(untouched(model, training=False))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(model))
         for name in found:
 
             def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["fetch", "place"]
+__all__ = ["fetch", "layer_of", "place"]
+
+
+def layer_of(tensor: str) -> str:
+    """Returns the name of the module that owns a tensor; empty for the model itself."""
+    return tensor.rpartition(".")[0]
 
 
 def fetch(module: nn.Module, name: str) -> Any:

@@ -15,6 +15,7 @@ from fxprune.cost import Cost
 from fxprune.errors import BudgetError
 from fxprune.files import write_text
 from fxprune.report import Report
+from fxprune.tables import percent
 
 #: What the quality is called where no ``evaluate`` is given.
 FIDELITY = "fidelity"
@@ -159,8 +160,8 @@ class Sweep:
             ("method", lambda p: p.method, True),
             ("budget", lambda p: budget_text(p.budget), True),
             ("parameters", lambda p: "" if p.cost is None else f"{p.cost.params:,}", True),
-            ("kept", lambda p: "" if p.cost is None else _share(p.cost.params, self.before.params), True),
-            ("MACs kept", lambda p: "" if p.cost is None else _share(p.cost.macs, self.before.macs), True),
+            ("kept", lambda p: "" if p.cost is None else percent(self.before.params, p.cost.params), True),
+            ("MACs kept", lambda p: "" if p.cost is None else percent(self.before.macs, p.cost.macs), True),
             (
                 "ms",
                 lambda p: "" if p.latency_ms is None else f"{p.latency_ms:.3g}",
@@ -262,7 +263,3 @@ def _finite(value: float | None) -> float | None:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _share(after: int, before: int) -> str:
-    return f"{100 * after / before:.1f} %" if before else "-"

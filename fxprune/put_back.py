@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import Captured, capture
-from fxprune.capture.export import untouched
 from fxprune.channels import Mask
 from fxprune.coupling import Coupling, couple
+from fxprune.data import evaluating
 from fxprune.errors import CaptureError
 from fxprune.islands import Call
 from fxprune.iterate import at_full_size
@@ -142,6 +142,6 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
 
 
 def _compared(twin: nn.Module, result: nn.Module, call: Call) -> Certificate:
-    with torch.no_grad(), untouched(twin, training=False), untouched(result, training=False):
+    with evaluating(twin), evaluating(result):
         expected, got = (pytree.tree_leaves(m(*call[0], **call[1])) for m in (twin, result))
     return compare(expected, got)

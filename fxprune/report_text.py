@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fxprune.tables import elided, few, frozen_table, share, table
+from fxprune.tables import elided, few, frozen_table, percent, table
 
 if TYPE_CHECKING:
     from fxprune.report import GroupRow, Report
@@ -20,7 +20,7 @@ def as_text(report: Report) -> str:
 
 def _totals(report: Report) -> str:
     rows = [
-        (name, f"{before:,}", f"{after:,}", share(before, after), _factor(before, after))
+        (name, f"{before:,}", f"{after:,}", percent(before, after), _factor(before, after))
         for name, (before, after) in (
             ("parameters", report.params), ("MACs per sample", report.macs), ("bytes", report.bytes),
         )
@@ -32,7 +32,7 @@ def _groups(groups: Sequence[GroupRow]) -> str:
     if not groups:
         return ""
     rows = [
-        (row.name, row.kind, few(row.layers, 2), row.before, row.after, share(row.before, row.after))
+        (row.name, row.kind, few(row.layers, 2), row.before, row.after, percent(row.before, row.after))
         for row in groups
     ]
     touched = sum(row.after < row.before for row in groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
         out: a directory that does not exist or is empty; it appears when it is complete.
 
     Raises:
-        PlanError: no such files, tensors that are missing, twice there or of another shape than the plan's, a directory
-            in use, or a plan that takes more than slicing: layers that collapsed or were bridged.
+        PlanError: no such files, two of one name, tensors that are missing, twice there or of another shape than the
+            plan's, a directory in use, or a plan that takes more than slicing: layers that collapsed or were bridged.
         OSError: it cannot be written.
     """
     target = Path(out).resolve()
@@ -60,9 +61,9 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
         raise PlanError(
             f"the plan removes whole layers ({names}), which changes others: apply it to a model, not to files"
         )
-    sources = [Path(name) for name in sorted(glob.glob(os.fspath(files)))]
-    if not sources:
-        raise PlanError(f"{os.fspath(files)}: no such file")
+    sources = _found(files)
+    indices = sorted({index for source in sources for index in source.parent.glob(f"*{_INDEX}")})
+    _check_names([*sources, *indices])
     wanted = _places(plan, sources)
     target.parent.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, dict[str, int]] = {}
@@ -71,11 +72,29 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
             tensors = dict(_sliced(plan, source, wanted[source]))
             save_file(tensors, fresh / source.name, metadata={"format": "pt"})
             sizes[source.name] = {name: tensor.nbytes for name, tensor in tensors.items()}
-        for index in sorted({i for source in sources for i in source.parent.glob(f"*{_INDEX}")}):
+        for index in indices:
             (fresh / index.name).write_text(_index(sizes), encoding="utf-8")
         put_in_place(fresh, target)
     dropped = [name for names in wanted.values() for name, keep in names.items() if not keep]
     return Shards(tuple(target / source.name for source in sources), tuple(sorted(dropped)))
+
+
+def _found(files: str | os.PathLike[str]) -> list[Path]:
+    """Returns the file of that path, whatever signs are in it; otherwise those that match the pattern."""
+    one = Path(files)
+    sources = [one] if one.is_file() else [Path(name) for name in sorted(glob.glob(os.fspath(files)))]
+    if not sources:
+        raise PlanError(f"{os.fspath(files)}: no such file")
+    return sources
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    """Makes sure that the files can lie in one directory."""
+    for name, count in Counter(path.name for path in paths).items():
+        if count > 1:
+            raise PlanError(
+                f"several files are called {name}, and what comes out lies in one directory: rename them"
+            )
 
 
 def _places(plan: Plan, sources: Sequence[Path]) -> dict[Path, dict[str, bool]]:
@@ -84,13 +103,12 @@ def _places(plan: Plan, sources: Sequence[Path]) -> dict[Path, dict[str, bool]]:
     shapes: dict[str, list[int]] = {}
     for source in sources:
         with _opened(source) as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
+            names = file.keys()
+            for name in names:
                 if name in shapes:
                     raise PlanError(f"{source}: {name!r} is in another file as well")
                 shapes[name] = file.get_slice(name).get_shape()
-        places[source] = {
-            name: name in plan.shapes for name in shapes if not any(name in p for p in places.values())
-        }
+        places[source] = {name: name in plan.shapes for name in names}
     for name, shape in plan.shapes.items():
         if name not in shapes:
             raise PlanError(f"{name}: the plan's model has it, the files do not")

@@ -25,7 +25,7 @@ from fxprune.capture.source import runnable
 from fxprune.captured_inputs import CalibrationInputs
 from fxprune.cost import Cost, cost_model
 from fxprune.coupling import Coupling, couple
-from fxprune.data import Batches, check_weights, device_of, probe
+from fxprune.data import Batches, check_weights, device_of, evaluating, probe
 from fxprune.errors import BudgetError, ScorerError, VerificationError
 from fxprune.fidelity import Reference
 from fxprune.finish import Job, finish
@@ -76,7 +76,8 @@ def sweep(
         calib_data: batches, as `fxprune.compile` takes them; fidelity is measured on all of them.
         budgets: shares of parameters, or budgets.
         methods: names or scorers.
-        evaluate: gives a model's quality, higher is better; called with the dense model and each pruned one.
+        evaluate: gives a model's quality, higher is better; called with the dense model and each pruned one, in
+            evaluation mode.
             By default points are compared by fidelity: the share of the dense outputs' variance that is left.
         latency: whether the milliseconds of a call with the first batch are measured, in turns with the dense
             model.
@@ -92,7 +93,7 @@ def sweep(
         strict: the same.
         verify: the same.
         verify_dtype: the same.
-        memory_limit: the same; dense outputs are kept up to so many bytes.
+        memory_limit: the same; batches and dense outputs are kept up to so many bytes.
         cache_dir: the same.
         seed: the same.
         progress: the same; one bar counts the points.
@@ -238,7 +239,7 @@ class _Judge:
         """Returns a call's milliseconds in proportion to the dense model's, timed in turns with it."""
         args, kwargs = self.first.args, self.first.kwargs
         device = str(device_of(self.dense))
-        with untouched(self.dense, training=False), untouched(pruned, training=False):
+        with evaluating(self.dense), evaluating(pruned):
             calls = [partial(model, *args, **kwargs) for model in (self.dense, pruned)]
             dense, mine = interleaved(calls, device=device)
         self.dense_ms = self.dense_ms or dense.ms
@@ -271,7 +272,8 @@ def _before(points: Sequence[Point], shared: _Shared | None) -> Cost:
 
 
 def _value(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
-    found = evaluate(model)
+    with untouched(model, training=False):
+        found = evaluate(model)
     try:
         return float(found)
     except (TypeError, ValueError):

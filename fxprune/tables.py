@@ -68,6 +68,6 @@ def few(names: Sequence[str], count: int) -> str:
     return ", ".join(names[:count]) + more
 
 
-def share(before: int, after: int) -> str:
-    """Returns what is left, in percent."""
+def percent(before: float, after: float) -> str:
+    """Returns the share that is left, as text."""
     return f"{100 * after / before:.1f} %" if before else "-"

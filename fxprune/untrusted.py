@@ -21,7 +21,7 @@ T = TypeVar("T")
 LARGEST = 2**63 - 1
 
 #: The largest JSON file that is read, in bytes.
-LARGEST_FILE = 1 << 30
+LARGEST_FILE = 1 << 27
 
 
 def read_file(path: Path) -> bytes:

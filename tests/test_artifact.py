@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -144,7 +145,7 @@ def test_what_is_loaded_can_be_saved_and_trained(saved: Path, tmp_path: Path) ->
         assert (tmp_path / "twice" / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_memory_that_tensors_share_is_written_apart() -> None:
+def test_memory_that_tensors_share_is_written_apart(tmp_path: Path) -> None:
     class Views(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -156,13 +157,18 @@ def test_memory_that_tensors_share_is_written_apart() -> None:
                 "d": whole.view(2, 4).t(),
             }.items():
                 self.register_buffer(name, part)
+            self.lin = nn.Linear(2, 3, bias=False)
+            self.register_buffer("flat", self.lin.weight.detach().view(-1))  # all of the same memory
             self.register_buffer("e", torch.ones(0))
             self.register_buffer("f", torch.ones(0))
 
     tensors, ties = artifact._tensors_once(Views())
-    assert ties == {"c": "a"} and list(tensors) == ["a", "b", "d", "e", "f"]
+    assert ties == {"c": "a"} and list(tensors) == ["a", "b", "d", "flat", "e", "f", "lin.weight"]
     assert all(value.is_contiguous() for value in tensors.values())
     assert tensors["d"].tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]] and tensors["b"].tolist() == [2, 3, 4, 5]
+    save_file(tensors, tmp_path / "file")
+    again = load_file(tmp_path / "file")
+    assert again.keys() == tensors.keys() and all(torch.equal(again[n], v) for n, v in tensors.items())
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
@@ -302,7 +308,7 @@ def marked(pruned: fxprune.PrunedModule, value: float) -> fxprune.PrunedModule:
 
 def stored_mark(directory: Path) -> float:
     """Returns the mark of a whole artifact, found as ``load`` finds it."""
-    files.recover_directory(directory)
+    directory = files.readable(directory)
     manifest.sealed(directory)
     return float(load_file(directory / "model.safetensors")["up.bias"][0])
 
@@ -385,6 +391,42 @@ def _failing_steps() -> Iterator[Callable[[int], None]]:
                 raise OSError("no space left on disk")
 
         yield fail
+
+
+def test_reading_moves_and_removes_nothing(pruned: fxprune.PrunedModule, tmp_path: Path) -> None:
+    directory, previous = tmp_path / "out", tmp_path / ".out.previous"
+    fxprune.save(marked(pruned, 1.0), directory)
+    directory.rename(previous)
+    again = fxprune.load(directory)
+    assert again.get_parameter("up.bias")[0] == 1 and artifact.load_report(directory) == fxprune.report(again)
+    assert list(tmp_path.iterdir()) == [previous]
+    shutil.copytree(previous, directory)
+    artifact.load_report(directory)
+    assert sorted(tmp_path.iterdir()) == [previous, directory]
+    fxprune.save(marked(pruned, 2.0), directory)
+    assert list(tmp_path.iterdir()) == [directory] and stored_mark(directory) == 2.0
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO])
+def test_systems_that_cannot_sync_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="no"):
+            files.write_text(tmp_path / "a", "b")
+    else:
+        files.write_text(tmp_path / "a", "b")
+        assert (tmp_path / "a").read_text() == "b"
+
+
+def test_a_file_that_is_too_large_to_be_ours(saved: Path) -> None:
+    os.truncate(saved / "plan.json", (1 << 27) + 1)
+    with pytest.raises(PlanError, match=r"plan\.json: expected at most 134217728 bytes"):
+        artifact.load_report(saved)
 
 
 def test_saving_again_replaces(

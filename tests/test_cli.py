@@ -24,13 +24,16 @@ from torch import nn
 
 import fxprune
 from fxprune import demo
-from fxprune.cli import images, main
+from fxprune.cli import images, main, saved
 from fxprune.cli.data import DataSpec, load_data
 from fxprune.cli.errors import is_the_users, one_line
 from fxprune.cli.images import Preparation, transform_of
 from fxprune.cli.main import HINT
-from fxprune.cli.models import Made, ModelSpec, make
+from fxprune.cli.models import Made, ModelSpec, device_named, make
 from fxprune.cli.values import amount, literal
+from fxprune.cli.weights import load_weights
+from fxprune.errors import FxpruneWarning
+from fxprune.latency.setting import threads_set
 
 MODELS = """
 import torch
@@ -71,6 +74,15 @@ def fails():
 
 
 batches = [torch.randn(4, 3, 8, 8)]
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return x * (1 + torch.rand(())) if self.training else x
+
+
+def odd():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), Odd(), nn.Flatten(), nn.Linear(128, 3))
 """
 
 
@@ -195,13 +207,24 @@ def test_weights_from_a_file_reach_the_pruned_model(here: Path) -> None:
     save_file(model.state_dict(), here / "w.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, here / "w.pt")
     for name in ("w.safetensors", "w.pt"):
-        made = make(ModelSpec(spec="mine:net", weights=name))
-        found = made.model.state_dict()
+        found = make(ModelSpec(spec="mine:net", weights=name)).model.state_dict()
         assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
     done("compile", *TINY, "--weights", "w.pt", "--budget", "1.0", "--out", "out")
     pruned = fxprune.load(here / "out")
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(pruned(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_wrappers_put_before_names_is_taken_off(here: Path, prefix: str) -> None:
+    model = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    bare, expected = nn.Linear(2, 2), nn.Linear(2, 2)
+    for loaded, inner in ((bare, ""), (model, "module.")):
+        save_file(
+            {f"{prefix}{inner}{k}": v for k, v in expected.state_dict().items()}, here / "w.safetensors"
+        )
+        load_weights(loaded, here / "w.safetensors")
+        assert torch.equal(loaded.state_dict()[f"{inner}weight"], expected.weight)
 
 
 def test_apply_to_a_model_and_to_files(here: Path) -> None:
@@ -292,7 +315,8 @@ def test_bench_export_and_finetune(here: Path) -> None:
     ]  # fmt: skip
     assert "another model" in complaint(*bench, "--arg", "width=4")
     assert "backend" in complaint(*bench, "--backend", "tpu")
-    assert "give --model too" in complaint("bench", "out", "--arg", "width=4")
+    assert "--arg is about the dense model: give --model too" in complaint("bench", "out", "--arg", "width=4")
+    assert "--weights is about the dense model" in complaint("bench", "out", "--weights", "none")
     done("export", "out", "out.pt2")
     x = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(torch.export.load(here / "out.pt2").module()(x), fxprune.load(here / "out")(x))
@@ -310,6 +334,29 @@ def test_bench_export_and_finetune(here: Path) -> None:
     assert "expected the dense model as teacher" in complaint(*tune, "--distill")
     assert "expected one of" in complaint(*tune, "--recipe", "magic")
     assert "momentun" in complaint(*tune, "--set", "momentun=0.5")
+
+
+def test_lost_training_is_told_unless_the_model_is_given(here: Path) -> None:
+    done("compile", "mine:odd", "--calib", "mine:loader", "--budget", "0.7", "--out", "out", "-q")
+    argv = ("finetune", "out", "--data", "mine:loader", "--epochs", "1", "-q")
+    lost = "fxprune: warning: 3 (mine.Odd): what this does while training is not stored"
+    assert done(*argv, "--out", "tuned").stderr.startswith(lost)
+    assert lost not in done(*argv, "--out", "more", "--model", "mine:odd").stderr
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta", "cuda:99"])
+@pytest.mark.parametrize("argv", ["bench no", "export no x.pt2", "finetune no --data mine:loader --out o"])
+def test_a_device_that_cannot_be_used(argv: str, device: str) -> None:
+    assert f"--device {device}: it cannot be used here" in complaint(*argv.split(), "--device", device)
+
+
+def test_the_pruned_model_lies_on_the_device(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+    assert device_named("cpu") == torch.device("cpu")
+    monkeypatch.setattr(saved, "device_named", torch.device)
+    for dense in (None, make(ModelSpec(spec="mine:net", weights="none"))):
+        pruned = saved.load_pruned("out", dense, "meta")
+        assert {tensor.device.type for tensor in pruned.state_dict().values()} == {"meta"}
 
 
 def test_the_report_as_a_page(here: Path) -> None:
@@ -348,6 +395,45 @@ def test_images_are_prepared_as_torchvision_and_timm_say() -> None:
         picture.convert("L")
     )
     assert plain.shape == (1, 6, 6) and plain.min() >= 0 and plain.max() <= 1
+
+
+def test_an_unnamed_vit_takes_the_images_that_it_was_made_for() -> None:
+    vit = nn.Identity()
+    vit.image_size = 32  # type: ignore[assignment]
+    for model, size in ((vit, 32), (nn.Identity(), 518)):
+        assert images.default_shape(made(model, "torchvision", "vit_h_14"), Preparation()) == (
+            2,
+            3,
+            size,
+            size,
+        )
+        transform = transform_of(made(model, "torchvision", "vit_h_14"), Preparation())
+        assert transform(Image.new("RGB", (60, 50))).shape == (3, size, size)
+    shape = images.default_shape(made(vit, "torchvision", "vit_h_14"), Preparation(size=64))
+    assert shape == (2, 3, 64, 64)
+
+
+def test_only_a_library_s_own_weights_have_its_classes() -> None:
+    for weights, count in (
+        (None, 0),
+        ("none", 0),
+        ("mine.pt", 0),
+        ("DEFAULT", 1000),
+        ("IMAGENET1K_V1", 1000),
+    ):
+        spec = ModelSpec(spec="torchvision:resnet18", weights=weights)
+        assert len(images.class_names(Made(nn.Identity(), spec, "torchvision", "resnet18"))) == count
+
+
+@pytest.mark.parametrize("out", [(), None, 3, {"loss": torch.tensor(1.0)}])
+def test_classes_need_an_output_that_tells_them_apart(out: Any) -> None:
+    class Says(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return out
+
+    spec = DataSpec(source="pictures", images=Preparation(size=8))
+    with pytest.raises(fxprune.FxpruneError, match="no output is a tensor with an axis of classes"):
+        load_data(spec, made(Says()), targets=True)
 
 
 def test_classes_are_read_off_subfolders(here: Path) -> None:
@@ -576,7 +662,31 @@ def test_images_that_cannot_be_used(here: Path) -> None:
     assert "needs targets" in said("pictures", "--method", "taylor", "--labels", "none")
     (here / "pictures" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
     assert "broken.jpg: it cannot be read as an image" in said("pictures")
-    assert "one a channel" in said("pictures", "--mean", "0.5,0.5")
+    assert "--mean: expected one number, or one a channel (3), got 2" in said("pictures", "--mean", "0.5,0.5")
+    assert "--std: expected numbers above 0, got 0.0" in said("pictures", "--std", "0")
+
+
+def test_means_and_deviations_are_checked_for_every_library() -> None:
+    for model in ("torchvision:squeezenet1_1", "timm:vit_tiny_patch16_224", "mine:net"):
+        base = (
+            "compile",
+            model,
+            "--weights",
+            "none",
+            "--calib",
+            "pictures",
+            "--budget",
+            "0.5",
+            "--out",
+            "out",
+        )
+        assert "one a channel (3), got 2" in complaint(*base, "--std", "1,1")
+        assert "one a channel (1), got 3" in complaint(*base, "--channels", "1", "--mean", "0,0,0")
+        assert "numbers above 0" in complaint(*base, "--std", "1,1,nan")
+    transform = transform_of(
+        made(nn.Identity(), "torchvision", "resnet18"), Preparation(mean=(0.5,), std=(1.0,))
+    )
+    assert transform(Image.new("RGB", (9, 9))).unique().tolist() == [-0.5]
 
 
 def test_arrays_that_cannot_be_used(here: Path) -> None:
@@ -739,6 +849,17 @@ def test_other_libraries_warnings_stay_away(monkeypatch: pytest.MonkeyPatch) -> 
     assert done("demo").stderr == ""
 
 
+def test_fxprune_s_own_warnings_are_shown_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(**options: Any) -> Any:
+        for text in ("first", "second", "first"):
+            warnings.warn(text, FxpruneWarning, stacklevel=1)
+        return type("Outcome", (), {"reloaded": True})
+
+    monkeypatch.setattr(demo, "run", warn)
+    assert done("demo").stderr == "fxprune: warning: first\nfxprune: warning: second\n"
+    assert issubclass(fxprune.IgnoredPatternWarning, FxpruneWarning)
+
+
 COMMANDS = sorted(main.commands)
 
 
@@ -862,7 +983,7 @@ def test_the_demo_with_a_short_training(tmp_path: Path) -> None:
 
 def test_one_thread_is_given_back() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), demo.one_thread():
+    with pytest.raises(ZeroDivisionError), threads_set(1):
         assert torch.get_num_threads() == 1
         raise ZeroDivisionError
     assert torch.get_num_threads() == before

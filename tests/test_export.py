@@ -248,6 +248,29 @@ def test_large_weights_lie_beside_an_onnx_file(tmp_path: Path, monkeypatch: pyte
         _equal(model, _session(found.path), ((torch.randn(5, 64),), {}))
 
 
+def test_small_weights_leave_no_others_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Linear(64, 3), torch.randn(2, 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_files, "INLINE_LIMIT", 0)
+        fxprune.export(model, tmp_path / "model.onnx", x)
+    assert fxprune.export(model, tmp_path / "model.onnx", x).beside == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_table_of_one_row(tmp_path: Path) -> None:
+    class Typed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.types, self.out = nn.Embedding(1, 16), nn.Linear(16, 3)
+
+        def forward(self, types: Tensor) -> Tensor:
+            return self.out(self.types(types))
+
+    kinds = torch.zeros(2, 5, dtype=torch.long)
+    pruned = fxprune.compile(Typed(), [kinds], 0.7, method="l1", recover=None, progress=False)
+    assert fxprune.export(pruned, tmp_path / "model.pt2").max_error == 0.0
+
+
 class _Outputs(nn.Module):
     """Gives what the function makes of a linear layer's output."""
 

@@ -57,6 +57,15 @@ def test_a_pruned_model_writes_its_most_likely_token(kind: str) -> None:
     assert torch.equal(got, text[:, : got.shape[1]]) and got.shape[1] > 4
 
 
+def test_the_pruned_model_keeps_its_mode() -> None:
+    model = _model("gpt2")
+    pruned = fxprune.compile(model, _batches(), 0.6, progress=False)
+    for mode in (True, False):
+        pruned.train(mode)
+        generator = fxprune.for_generation(pruned, model)
+        assert not generator.training and all(module.training is mode for module in pruned.modules())
+
+
 def test_padded_texts_need_a_mask() -> None:
     model = _model("llama")
     pruned = fxprune.compile(model, _batches(masked=False), 0.6, progress=False)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -30,7 +31,7 @@ from fxprune.capture.call import CallSpec
 from fxprune.errors import PlanError
 from fxprune.plan import _digest
 from fxprune.rewrite.pruned import PrunedModule
-from fxprune.stored import convention, silent, targets, values
+from fxprune.stored import convention, layers, silent, targets, values
 from fxprune.stored.values import Unstorable
 from tests.util import randomise
 
@@ -404,6 +405,12 @@ def test_silent_modules_are_told_by_what_they_do() -> None:
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_the_generators_of_other_devices_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    assert isinstance(silent.recognise(DropPath(0.2)), silent.StochasticDepth) and not seeds
+
+
 def test_stochastic_depth_drops_as_torchvision_s() -> None:
     from torchvision.ops import StochasticDepth
 
@@ -443,6 +450,12 @@ ARGUMENTS = [
 def test_arguments_come_back(value: Any) -> None:
     again = values.plain(json.loads(json.dumps(values.to_json(value), allow_nan=False)), "here")
     assert type(again) is type(value) and again == value and repr(again) == repr(value)
+
+
+def test_every_float_is_a_float() -> None:
+    for value in (np.float64(0.1), np.float64("inf")):
+        again = values.plain(json.loads(json.dumps(values.to_json(value), allow_nan=False)), "here")
+        assert type(again) is float and again == value
 
 
 def test_nodes_and_nan_come_back() -> None:
@@ -713,6 +726,19 @@ def test_a_graph_that_was_tampered_with(
     directory = tampered(saved, tmp_path, change)
     with watched(), pytest.raises(PlanError, match=message):
         fxprune.load(directory)
+
+
+@pytest.mark.parametrize("names", [5, "ab", ["weight"], {"tuple": [1]}, {"node": "x"}])
+def test_a_recurrent_layer_whose_names_are_none(names: Any) -> None:
+    options = {
+        "has_biases": True,
+        "num_layers": 1,
+        "dropout": 0.0,
+        "bidirectional": False,
+        "batch_first": True,
+    }
+    with pytest.raises(PlanError, match=r"^here"):
+        layers.make_layer("Recurrent", {"op": "gru", "names": names, "options": {"dict": options}}, "here")
 
 
 # -- fuzz -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 from torch import nn
 
@@ -193,6 +194,18 @@ def test_the_certificate_stands_at_the_top(changes: dict[str, Any], state: str) 
     assert [p["class"] for p in found.all("p") if "seal" in str(p.get("class"))] == [f"seal seal-{state}"]
 
 
+def test_what_grows_says_by_how_much() -> None:
+    words = " ".join(Page(page(make_report(params=(10, 20), macs=(0, 5), bytes=(8, 4), groups=()))).text)
+    assert "2.00 x as much" in words and "2.00 x smaller" in words
+
+
+def test_the_user_s_settings_of_matplotlib_do_not_matter() -> None:
+    found = make_report(frozen=(), seconds={})
+    expected = page(found)
+    with mpl.rc_context({"text.usetex": True, "axes.facecolor": "red", "axes.grid": True, "xtick.top": True}):
+        assert page(found) == expected
+
+
 def test_a_large_model_stays_small() -> None:
     kinds = ("channel", "head", "head_dim")
     names = [f"model.layers.{i}.part{j}" for i in range(80) for j in range(3)]
@@ -216,6 +229,12 @@ def test_groups_are_found_by_the_modules_they_lie_in() -> None:
         "head",
     ]
     assert found.count == 17 and [part.count for part in found.parts[0].parts] == [2] * 8
+
+
+def test_a_name_of_a_thousand_parts_is_no_tree_as_deep() -> None:
+    names = ["a." * 3000 + str(i) for i in range(13)]
+    found = tree(group_views([GroupRow(name, "channel", (name,), 4, 2, 1) for name in names], None))
+    assert found.count == 13
 
 
 def test_the_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.islands import find_islands
+from fxprune.islands import calls_of, find_islands
 from tests.util import fingerprint, randomise
 
 
@@ -50,6 +51,35 @@ def _pruned(model: nn.Module, **options: Any) -> nn.Module:
     data = [(_images(seed=seed),) for seed in range(3)]
     options = {"forward_args": tuple, "progress": False, **options}
     return fxprune.compile(model, data, 0.5, **options)
+
+
+def test_looking_for_parts_changes_nothing(detector: nn.Module) -> None:
+    detector.body.append(nn.Dropout())
+    before, state = fingerprint(detector.train()), torch.get_rng_state()
+    assert find_islands(detector, ((_images(),), {})) == ("body", "deeper.0", "head")
+    assert fingerprint(detector) == before and torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(3, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.part(x * self.calls)
+
+    model, x = Counting(), torch.ones(2, 3)
+    ((args, _),) = calls_of(model, ["part"], ((x,), {}))["part"]
+    assert torch.equal(args[0], x) and model.calls == 0
+
+
+def test_a_model_that_cannot_be_copied_says_so(detector: nn.Module) -> None:
+    detector.lock = threading.Lock()
+    with pytest.raises(fxprune.CaptureError, match=r"it cannot be copied .*lock"):
+        find_islands(detector, ((_images(),), {}))
 
 
 def test_the_largest_parts_that_can_be_captured_are_found(detector: nn.Module) -> None:

@@ -255,6 +255,7 @@ def test_what_was_measured_is_kept_in_a_file_and_not_measured_again(tmp_path: Pa
     second = Table(never, store_of(SETTING, tmp_path))
     second.fill([operation])
     assert second.ms(operation, (13, 13)) == first.ms(operation, (13, 13))
+    assert store_of(SETTING).values == first.store.values  # in memory as well
     file.write_text("{")  # cut short: as if it were not there
     monkeypatch.setattr("fxprune.latency.store._MEMORY", {})
     assert store_of(SETTING, tmp_path).values == {}
@@ -326,7 +327,7 @@ def test_a_share_of_the_latency_is_met(network: Any, clock: list[Fake], share: f
     assert found.met and found.measured_ms >= 0.85 * found.limit_ms
     assert abs(found.predicted_ms / found.measured_ms - 1) < 0.15
     assert (found.backend, found.batch_size, found.device, found.threads) == ("eager", 2, "cpu", 1)
-    assert "met; eager, batch 2, cpu, 1 threads" in str(fxprune.report(pruned))
+    assert "met; eager, batch 2, cpu, 1 thread" in str(fxprune.report(pruned))
     assert fxprune.report(pruned).verified and fxprune.report(pruned).plan.budget == {"latency": share}
 
 
@@ -346,9 +347,56 @@ def test_a_latency_that_cannot_be_reached_says_what_can(network: Any, clock: lis
     model, x = network
     with pytest.raises(
         BudgetError,
-        match=r"a latency of 0\.098 ms .* cannot be reached: the smallest is predicted to take 0\.3",
+        match=r"a latency of 0\.1 ms .* cannot be reached: the smallest is predicted to take 0\.3",
     ):
         fxprune.compile(model, [x], Budget(latency_ms=0.1), progress=False)
+
+
+def test_what_the_original_meets_costs_nothing(network: Any, clock: list[Fake]) -> None:
+    model, x = network
+    found = fxprune.report(fxprune.compile(model, [x], Budget(latency=1.0), progress=False))
+    assert found.units_removed == 0 and found.params[0] == found.params[1] and found.latency.met
+
+
+def test_a_limit_just_above_the_smallest_model_is_met(network: Any, clock: list[Fake]) -> None:
+    """The solver aims below the limit, but refuses only what lies beyond it."""
+    model, x = network
+    smallest = fxprune.compile(model, [x], ratios=1.0, method="l1", recover=None, progress=False)
+    least = Fake(model, (x[:1],), {}).time(smallest)
+    pruned = fxprune.compile(model, [x], Budget(latency_ms=1.005 * least), method="l1", progress=False)
+    assert fxprune.report(pruned).latency.met
+
+
+def test_what_was_measured_is_not_lost_where_the_prediction_comes_to_refuse(
+    network: Any, clock: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = network
+    smallest = fxprune.compile(model, [x], ratios=1.0, method="l1", recover=None, progress=False)
+    least = Fake(model, (x[:1],), {}).time(smallest)
+    plain = Fake.models
+
+    def slower_from_now_on(self: Fake, models: Sequence[nn.Module]) -> list[float]:
+        late = len(self.measured) >= 2  # the two ends of the way are measured
+        dense, *rest = plain(self, models)
+        return [dense, *[ms * (1.3 if late else 1.0) for ms in rest]]
+
+    monkeypatch.setattr(Fake, "models", slower_from_now_on)
+    pruned = fxprune.compile(model, [x], Budget(latency_ms=1.02 * least), method="l1", progress=False)
+    found = fxprune.report(pruned).latency
+    assert not found.met and found.measured_ms > found.limit_ms
+
+
+def test_measuring_leaves_the_random_state_alone() -> None:
+    operation, before = _linear(), torch.get_rng_state()
+    operation.runner((13, 13), SETTING)()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_measured_is_not_remembered(tmp_path: Path) -> None:
+    store = Store()
+    table = Table(lambda *_: None, store)
+    table.fill([_linear()])
+    assert table.ms(_linear(), (13, 13)) == 0.0 and not store.values
 
 
 def test_what_is_slow_goes_first(network: Any, monkeypatch: Any) -> None:
@@ -432,6 +480,8 @@ def test_a_latency_is_not_met_blindly(network: Any) -> None:
             verify=False,
             progress=False,
         )
+    with pytest.raises(BudgetError, match="device: expected one that is here, got 'cuda:99'"):
+        Setting.of("cuda:99")
     if not torch.cuda.is_available():
         with pytest.raises(BudgetError, match="device: expected one that is here, got 'cuda'"):
             fxprune.compile(network[0], [network[1]], Budget(latency=0.5, device="cuda"), progress=False)
@@ -463,6 +513,8 @@ def test_round_to_auto_finds_the_multiple_that_the_hardware_works_in(network: An
     assert all(row.after % 8 == 0 for row in found.groups) and found.units_removed
     (note,) = [note for note in found.notes if note.startswith("round_to=")]
     assert note.startswith("round_to=8: multiples of 1 take ") and "multiples of 8 take 0 % longer" in note
+    twice = fxprune.compile(model, [torch.randn(4, 8)], 0.5, round_to="auto", steps=2, progress=False)
+    assert note in fxprune.report(twice).notes
     small_one = fxprune.compile(*[network[0], [network[1]]], 0.5, round_to="auto", progress=False)
     assert any("round_to=1: " in n for n in fxprune.report(small_one).notes) or any(
         "round_to=8" in n for n in fxprune.report(small_one).notes
@@ -550,9 +602,23 @@ def test_bench_measures_models_in_turns(network: Any) -> None:
     assert found.rows[3].peak_bytes < found.rows[2].peak_bytes  # narrower layers need less
     assert found.rows[0].peak_bytes >= 4 * 24 * 10 * 10  # the first layer's output, at least
     assert json.loads(json.dumps(found.to_dict()))["rows"][1]["model"] == "pruned"
-    assert str(found).splitlines()[0] == f"cpu, {torch.get_num_threads()} threads"
+    assert str(found).splitlines()[0] == f"cpu, {torch.get_num_threads()} thread" + "s" * (
+        torch.get_num_threads() > 1
+    )
     named = fxprune.bench({"a": pruned}, repeats=1, seconds=0)  # a model of fxprune's own needs no example
     assert named.rows[0].model == "a"
+
+
+def test_a_model_that_fails_costs_only_its_own_rows(network: Any) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(4, 3 * 12 * 12)[:, :2]
+
+    models = {"dense": Fixed(), "pruned": network[0]}
+    found = fxprune.bench(models, network[1], batch_sizes=(4, 3), repeats=1, seconds=0.0)
+    assert [(row.model, row.batch_size) for row in found.rows] == [("dense", 4), ("pruned", 4), ("pruned", 3)]
+    assert found.rows[1].ratio is not None and found.rows[2].ratio is None
+    assert found.failed[0].startswith("dense: eager, batch 3, cpu") and "RuntimeError" in found.failed[0]
 
 
 @pytest.mark.parametrize(

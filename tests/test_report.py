@@ -8,12 +8,13 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fxprune
-from fxprune.distribution import GroupScores, ScoreSummary
+from fxprune.distribution import GroupScores, ScoreSummary, _edges
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.report import FrozenRow, GroupRow, LayerRow, Report, report
 from fxprune.tables import ROWS
@@ -175,6 +176,8 @@ def test_scores_and_layers_through_json() -> None:
     [
         ("edges", [2, 1], "edges: expected at least 2 ascending"),
         ("edges", [1], "edges: expected at least 2 ascending"),
+        ("edges", [0, 1], "edges: expected positive numbers"),
+        ("edges", [-1, 1], "edges: expected positive numbers"),
         ("cut", "low", "cut: expected a number"),
         ("astray", [1], "astray: expected 2 entries"),
         ("groups", [["a", None, "1 2 3", ""]], r"groups\[0\]: expected at most 2 counts"),
@@ -185,6 +188,19 @@ def test_scores_and_layers_through_json() -> None:
 def test_damaged_scores(key: str, value: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         ScoreSummary.from_dict(a_summary().to_dict() | {key: value}, "scores")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 1, 1 + 2.3e-16], [1e17, 1e17], [-1e17, -1e17], [0, 0, 0, 1, 1 + 2.3e-16], [0, 0], [0, 0, 0, 5], [5e-324, 1e-322],
+        [1e-30, 2e-30], [1e9, 1e9 + 2], [1, 2, 3], [1e-300, 1, 1e300],
+    ],
+)  # fmt: skip
+def test_bins_ascend_though_scores_are_equal_but_for_rounding(values: list[float]) -> None:
+    edges, log = _edges(np.array(values))
+    found = a_summary(edges=tuple(edges.tolist()), log=log, groups=())
+    assert ScoreSummary.from_dict(json.loads(json.dumps(found.to_dict())), "scores") == found
 
 
 @pytest.mark.parametrize(
@@ -243,6 +259,13 @@ def test_the_report_of_a_compilation() -> None:
     assert found.plan is not None and found.plan.budget == {"params": 0.5}
     assert Report.from_dict(found.to_dict(), plan=found.plan) == found
     assert dataclasses.replace(found, plan=None) != found
+
+
+def test_an_explanation_as_data_has_the_details() -> None:
+    found = fxprune.explain(Net(), [torch.randn(8, 3, 6, 6)], layers="conv")
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["details"] == found.details == str(found) and "conv.weight" in found.details
+    assert [group["name"] for group in data["groups"]] == ["conv"]
 
 
 def test_what_was_not_verified_says_so() -> None:

@@ -93,6 +93,24 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path, wha
     assert sorted(path.name for path in tmp_path.iterdir()) == (["in", "out"] if what == "used" else ["in"])
 
 
+def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    plan = _plan()
+    for part in ("s1", "s2"):
+        _write(tmp_path / part, 1)
+    with pytest.raises(fxprune.PlanError, match=r"several files are called model-0\.safetensors"):
+        fxprune.apply(plan, tmp_path / "s*" / "*.safetensors", tmp_path / "out")
+    (tmp_path / "s2" / "model-0.safetensors").rename(tmp_path / "s2" / "more.safetensors")
+    with pytest.raises(fxprune.PlanError, match=r"several files are called model\.safetensors\.index\.json"):
+        fxprune.apply(plan, tmp_path / "s*" / "*.safetensors", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s1", "s2"]
+
+
+def test_a_path_with_brackets_is_a_path(tmp_path: Path) -> None:
+    _write(tmp_path / "run[1]", 1)
+    done = fxprune.apply(_plan(), tmp_path / "run[1]" / "model-0.safetensors", tmp_path / "out")
+    assert [path.name for path in done.files] == ["model-0.safetensors"]
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     from fxprune import shards
 

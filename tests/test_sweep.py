@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 import fxprune.api
@@ -228,6 +229,50 @@ def test_fidelity_of_odd_outputs() -> None:
         assert math.isnan(found.explained)
 
 
+def test_an_output_that_does_not_vary_is_left_out() -> None:
+    x = [torch.randn(8, 3, dtype=torch.float64)]
+    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * 0), x):
+        assert found.explained == 1.0
+    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * torch.nan), x):
+        assert math.isnan(found.explained)
+
+
+def test_outputs_of_other_sizes_do_not_compare() -> None:
+    x = [torch.randn(8, 3, dtype=torch.float64)]
+    several: list[Any] = [lambda v: v[:3], lambda v: v[:0], lambda v: (v, v), lambda v: []]
+    for other in several:
+        for found in fidelity(lambda v: v, other, x) + fidelity(other, lambda v: v, x):
+            assert math.isnan(found.explained) and found.agreement is None
+    for found in fidelity(lambda v: (v, v[:0]), lambda v: (v, v[:0]), x):
+        assert found.explained == 1.0 and found.agreement == 1.0
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (200, 1), (1 << 30, 3)])
+def test_outputs_are_compared_on_their_batch_though_the_data_are_shuffled(limit: int, kept: int) -> None:
+    data = DataLoader(
+        TensorDataset(torch.randn(12, 5)), 4, shuffle=True
+    )  # 80 bytes a batch, and as many out of it
+    reference = Reference(Squeeze(torch.exp), fxprune.data.Batches(data, device="cpu"), limit)
+    assert [reference.of(Squeeze(torch.exp)).explained for _ in range(3)] == [1.0] * 3
+    assert len(reference._kept) == kept
+
+
+def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    models = Counting(), Counting()
+    data = fxprune.data.Batches([torch.randn(8, 3)] * 2, device="cpu")
+    assert Reference(models[0], data, 0).of(models[1]).explained == 1.0
+    assert [float(m.calls) for m in models] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -258,6 +303,18 @@ def test_the_model_stays_as_it_is_and_nothing_is_printed(capfd: pytest.CaptureFi
         torch.equal(value, before[name]) for name, value in dense.state_dict().items()
     )
     assert capfd.readouterr() == ("", "")
+
+
+def test_evaluate_gets_evaluation_mode_and_may_change_it() -> None:
+    dense, seen = model().train(), []
+
+    def evaluate(module: nn.Module) -> float:
+        seen.append(any(m.training for m in module.modules()))
+        module.train(not module.training)
+        return 1.0
+
+    fxprune.sweep(dense, DATA, [0.5], "l1", evaluate=evaluate, recover=None, verify=False, progress=False)
+    assert seen == [False, False] and all(m.training for m in dense.modules())
 
 
 def test_blocks_go_in_a_sweep_too() -> None:
@@ -293,3 +350,17 @@ def test_a_model_in_parts() -> None:
     assert "cannot be reached" in bad.why
     with pytest.raises(BudgetError, match="none of the 1 points has a model"):
         fxprune.sweep(Uncapturable(), DATA, [0.005], "l1", progress=False)
+
+
+def test_a_model_whose_outputs_depend_on_the_data_in_size() -> None:
+    class Detector(Uncapturable):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            return y[y[:, 0] > float(y[:, 0].mean())]
+
+    torch.manual_seed(0)
+    (point,) = fxprune.sweep(
+        Detector(), DATA, [0.4], "random", evaluate=lambda _: 2.0, recover=None, progress=False
+    ).points
+    assert point.value == 2.0 and point.fidelity is not None and math.isnan(point.fidelity)
+    assert point.agreement is None

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import fxprune
 from fxprune import demo
 from fxprune.errors import CalibrationError, FxpruneError, PlanError, TrainingError
+from fxprune.latency.setting import threads_set
 from fxprune.training import RECIPES, History, Recipe, finetune, retrain
 from fxprune.training.checkpoint import FILE
 from fxprune.training.objective import Objective
@@ -103,7 +104,7 @@ RIGHT = Recipe(optimizer="sgd", lr=0.05, nesterov=True, weight_decay=5e-4, warmu
 @pytest.fixture(scope="module")
 def digits() -> Iterator[tuple[demo.Digits, nn.Module, fxprune.PrunedModule]]:
     """scikit-learn's digits, a dense residual network that knows them, and half of it."""
-    with demo.one_thread():
+    with threads_set(1):
         data = demo.load_digits()
         model = demo.make_model(width=8)
         history = finetune(model, TensorDataset(*data.train), recipe=RIGHT, epochs=5, progress=False)

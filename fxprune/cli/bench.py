@@ -21,15 +21,8 @@ from fxprune.cli.values import counts
 ])  # fmt: skip
 @click.argument("directory", metavar="DIR")
 @option("--batch-sizes", type=counts, default="1", metavar="N,N,...", help="Samples a call.")
-@option(
-    "--backend",
-    "backends",
-    multiple=True,
-    metavar="NAME",
-    default=("eager",),
-    show_default=True,
-    help="eager, compiled or onnxruntime. Repeatable.",
-)
+@option("--backend", "backends", multiple=True, metavar="NAME", default=("eager",), show_default=True,
+        help="eager, compiled or onnxruntime. Repeatable.")  # fmt: skip
 @option("--threads", type=click.IntRange(1), help="That an operator may use on the CPU.")
 @option("--repeats", type=click.IntRange(1), default=11, help="Samples of each model, at least.")
 @option("--seconds", type=click.FloatRange(0), default=2.0, help="For each model and setting, about.")
@@ -45,12 +38,12 @@ def bench(
     the dense model. Shapes are those that the model was compiled with.
     """
     dense = dense_of(options, quiet=True)
-    pruned = load_pruned(directory, dense)
+    pruned = load_pruned(directory, dense, options["device"])
     if dense is None:
         tell(f"{directory} alone; --model MODEL compares it with the dense model", as_json)
     models = {"pruned": pruned} if dense is None else {"dense": dense.model, "pruned": pruned}
     found = fxprune.bench(
-        models, batch_sizes=batch_sizes, backends=backends, threads=threads, device=options["device"],
-        repeats=repeats, seconds=seconds,
+        models, batch_sizes=batch_sizes, backends=backends, threads=threads, repeats=repeats,
+        seconds=seconds,
     )  # fmt: skip
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))

@@ -30,88 +30,49 @@ _BUDGET, _METHOD = "Budget", "Method"
     "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
 ])  # fmt: skip
 @click.argument("model")
-@option(
-    "--budget", type=float, metavar="SHARE", section=_BUDGET, help="Share of parameters to keep, in (0, 1]."
-)
+@option("--budget", type=float, metavar="SHARE", section=_BUDGET,
+        help="Share of parameters to keep, in (0, 1].")  # fmt: skip
 @option("--params", type=amount, section=_BUDGET, help="Parameters to keep: 0.5, 50% or 1.2M.")
-@option(
-    "--macs", type=amount, section=_BUDGET, help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G."
-)
-@option(
-    "--latency", type=float, metavar="SHARE", section=_BUDGET, help="Share of the measured latency to keep."
-)
+@option("--macs", type=amount, section=_BUDGET,
+        help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G.")  # fmt: skip
+@option("--latency", type=float, metavar="SHARE", section=_BUDGET,
+        help="Share of the measured latency to keep.")  # fmt: skip
 @option("--latency-ms", type=float, section=_BUDGET, help="Milliseconds of a call, as measured.")
-@option(
-    "--latency-batch", type=int, section=_BUDGET, help="Samples of the call that is measured; 1 by default."
-)
+@option("--latency-batch", type=int, section=_BUDGET,
+        help="Samples of the call that is measured; 1 by default.")  # fmt: skip
 @option("--latency-backend", metavar="NAME", section=_BUDGET, help="eager, compiled or onnxruntime.")
 @option("--latency-threads", type=int, section=_BUDGET, help="That an operator may use on the CPU meanwhile.")
-@option(
-    "--ratio",
-    "ratios",
-    multiple=True,
-    metavar="[PATTERN=]SHARE",
-    section=_BUDGET,
-    help=(
+@option("--ratio", "ratios", multiple=True, metavar="[PATTERN=]SHARE", section=_BUDGET, help=(
         "Instead of a budget, the share of units to remove from every group, or from those of the layers "
-        "that match, e.g. "
-        "'layer*.conv1=0.4'. Repeatable."
-    ),
-)
-@option(
-    "--round-to",
-    metavar="N",
-    section=_BUDGET,
-    help="Kept channels come in multiples of this; auto measures which.",
-)
-@option(
-    "--min-keep", metavar="N", section=_BUDGET, help="Channels that every group keeps; 0 lets branches go."
-)
+        "that match, e.g. 'layer*.conv1=0.4'. Repeatable."))  # fmt: skip
+@option("--round-to", metavar="N", section=_BUDGET,
+        help="Kept channels come in multiples of this; auto measures which.")  # fmt: skip
+@option("--min-keep", metavar="N", section=_BUDGET,
+        help="Channels that every group keeps; 0 lets branches go.")  # fmt: skip
 @option("--ignore", multiple=True, metavar="PATTERN", section=_BUDGET, help="Layers whose channels all stay.")
-@option(
-    "--units",
-    multiple=True,
-    metavar="KIND",
-    section=_BUDGET,
-    help=(
-        "Kinds of unit that may go: channel, head, kv_group, head_dim, expert, block. Repeatable; all but block by default."
-    ),
-)
-@option(
-    "--method",
-    default="variance",
-    section=_METHOD,
-    help="Criterion: variance, joint, l1, taylor, spvr, ippro, ...",
-)
-@option(
-    "--recover",
-    default="auto",
-    section=_METHOD,
-    help=("covariance, sequential, reconstruct, mean_shift, reinit or none; auto: the method's own choice."),
-)
+@option("--units", multiple=True, metavar="KIND", section=_BUDGET, help=(
+        "Kinds of unit that may go: channel, head, kv_group, head_dim, expert, block. Repeatable; all but "
+        "block by default."))  # fmt: skip
+@option("--method", default="variance", section=_METHOD,
+        help="Criterion: variance, joint, l1, taylor, spvr, ippro, ...")  # fmt: skip
+@option("--recover", default="auto", section=_METHOD, help=(
+        "covariance, sequential, reconstruct, mean_shift, reinit or none; auto: the method's own "
+        "choice."))  # fmt: skip
 @option("--ridge", type=float, section=_METHOD, help="Damping of covariance and sequential.")
 @option("--steps", type=int, default=1, section=_METHOD, help="Prune in so many steps.")
-@option(
-    "--loss", metavar="package.module:f", section=_METHOD, help="loss(outputs, targets); else cross-entropy."
-)
-@option(
-    "--forward-args",
-    metavar="package.module:f",
-    section=_METHOD,
-    help=("Makes (args, kwargs) of a batch that has another form."),
-)
+@option("--loss", metavar="package.module:f", section=_METHOD,
+        help="loss(outputs, targets); else cross-entropy.")  # fmt: skip
+@option("--forward-args", metavar="package.module:f", section=_METHOD,
+        help="Makes (args, kwargs) of a batch that has another form.")  # fmt: skip
 @option("--seed", type=int, default=0, section=_METHOD, help="Of everything that is drawn.")
 @option("--strict", is_flag=True, section=_METHOD, help="Stop at an op without a rule.")
 @option("--no-verify", is_flag=True, section=_METHOD, help="Leave out the comparison with the masked twin.")
 @option("--cache-dir", metavar="DIR", section=_METHOD, help="Where long scoring keeps what it has.")
 @data_options("--calib", required=True)
 @model_options()
-@option(
-    "--meta",
-    is_flag=True,
-    section="Model",
-    help=("Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its files."),
-)
+@option("--meta", is_flag=True, section="Model", help=(
+        "Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its "
+        "files."))  # fmt: skip
 @option("--out", metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
 @option("--plan", metavar="FILE", help="Write the plan there as well, as JSON.")
 @option("--dry-run", is_flag=True, help="Only print what would go; nothing is written.")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import click
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxprune.cli.arrays import read_arrays
 from fxprune.cli.command import option, together
@@ -72,12 +73,10 @@ def data_options(name: str, *, required: bool, samples: int = 256) -> Callable[[
     numbers: dict[str, Any] = {"type": floats, "metavar": "X,Y,Z", "section": section}
     return together(
         option(name, "source", metavar="DATA", required=required, section=section, help=(
-            "A folder of images (searched through; a subfolder for each class where targets are needed), "
-            "an .npz file (an "
-            "array for each input by its name, and `labels`), a .txt file (a text a line), a .csv or .tsv "
-            "file, "
-            "package.module:loader (batches, or a function that returns them), or random:SHAPE for trying "
-            "out.")),
+            "A folder of images (searched through; a subfolder for each class where targets are needed), an "
+            ".npz file (an array for each input by its name, and `labels`), a .txt file (a text a line), a "
+            ".csv or .tsv file, package.module:loader (batches, or a function that returns them), or "
+            "random:SHAPE for trying out.")),
         option("--samples", type=click.IntRange(1), default=samples, section=section,
                help="Take at most so many."),
         option("--batch-size", type=click.IntRange(1), default=32, section=section, help="Samples a batch."),
@@ -99,11 +98,9 @@ def data_options(name: str, *, required: bool, samples: int = 256) -> Callable[[
 def data_spec(options: Mapping[str, Any], name: str, *, source: str | None = None, seed: int = 0) -> DataSpec:
     """Returns the spec that the options of `data_options` describe."""
     images = Preparation(
-        size=options["image_size"],
-        mean=options["mean"],
-        std=options["std"],
+        size=options["image_size"], mean=options["mean"], std=options["std"],
         channels=int(options["channels"]),
-    )
+    )  # fmt: skip
     return DataSpec(
         source=options["source"] if source is None else source, name=name, samples=options["samples"],
         batch_size=options["batch_size"], images=images, labels=options["labels"], column=options["column"],
@@ -165,8 +162,7 @@ def example_of(made: Made, images: Preparation) -> list[Any]:
         return [{name: value for name, value in dummy.items() if isinstance(value, Tensor)}]
     raise InputError(
         f"{made.spec.spec}: which inputs it takes is not known: say it with --calib, such as "
-        "random:2x3x224x224 "
-        "or package.module:loader"
+        "random:2x3x224x224 or package.module:loader"
     )
 
 
@@ -218,10 +214,12 @@ def _outputs(made: Made, batch: Any) -> int:
         raise InputError(
             f"{made.spec.spec}: it fails on images {shape}: {type(error).__name__}: {error}"
         ) from error
-    logits = getattr(out, "logits", out)
-    if not isinstance(logits, Tensor):
-        logits = next(
-            v for v in (logits.values() if isinstance(logits, dict) else logits) if isinstance(v, Tensor)
+    leaves = pytree.tree_leaves(getattr(out, "logits", out))
+    logits = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if logits is None:
+        raise InputError(
+            f"{made.spec.spec}: targets are needed, and no output is a tensor with an axis of classes, got "
+            f"{type(out).__name__}"
         )
     return int(logits.shape[-1])
 
@@ -231,8 +229,7 @@ def _noise(spec: DataSpec, made: Made) -> list[Any]:
     if found is None:
         raise InputError(
             f"{spec.name} {spec.source}: expected random:SHAPE, the samples first, such as "
-            "random:32x3x224x224, or "
-            "random:SHAPE:N for whole numbers below N"
+            "random:32x3x224x224, or random:SHAPE:N for whole numbers below N"
         )
     shape = tuple(int(size) for size in re.split("[x,]", found[1]))
     if 0 in shape:

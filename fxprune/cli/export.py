@@ -19,11 +19,8 @@ from fxprune.cli.saved import dense_of, dense_options, load_pruned
 @click.argument("directory", metavar="DIR")
 @click.argument("file")
 @option("--part", metavar="NAME", help="Only this submodule, of a model that cannot be exported whole.")
-@option(
-    "--fixed-batch",
-    is_flag=True,
-    help="The file takes the batch that the model was compiled with, and no other.",
-)
+@option("--fixed-batch", is_flag=True,
+        help="The file takes the batch that the model was compiled with, and no other.")  # fmt: skip
 @option("--opset", type=int, help="The ONNX opset.")
 @option("--tolerance", type=float, help="The largest difference over the largest output.  [default: 1e-4]")
 @dense_options("its architecture, where the directory alone does not do")
@@ -41,7 +38,7 @@ def export(
     dense = dense_of(options, quiet=True)
     given: dict[str, Any] = {"part": part, "opset": opset, "tolerance": tolerance}
     found = fxprune.export(
-        load_pruned(directory, dense), file, dynamic_batch=not fixed_batch,
+        load_pruned(directory, dense, options["device"]), file, dynamic_batch=not fixed_batch,
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
     if not quiet:

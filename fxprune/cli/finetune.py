@@ -28,18 +28,10 @@ _TRAINING = "Training"
 @option("--recipe", default="default", section=_TRAINING, help="default, spvr, ippro or vbp.")
 @option("--epochs", type=int, section=_TRAINING, help="In place of the recipe's.")
 @option("--lr", type=float, section=_TRAINING, help="The highest learning rate, in place of the recipe's.")
-@option(
-    "--set",
-    "changes",
-    type=pair,
-    metavar="KEY=VALUE",
-    multiple=True,
-    section=_TRAINING,
-    help=("Another field of the recipe, e.g. label_smoothing=0.1. Repeatable."),
-)
-@option(
-    "--distill", is_flag=True, section=_TRAINING, help="The dense model (--model, --weights) is the teacher."
-)
+@option("--set", "changes", type=pair, metavar="KEY=VALUE", multiple=True, section=_TRAINING,
+        help="Another field of the recipe, e.g. label_smoothing=0.1. Repeatable.")  # fmt: skip
+@option("--distill", is_flag=True, section=_TRAINING,
+        help="The dense model (--model, --weights) is the teacher.")  # fmt: skip
 @option("--validation", metavar="DATA", section=_TRAINING, help="Data to measure on, in the forms of --data.")
 @option("--checkpoint-dir", metavar="DIR", section=_TRAINING, help="Go on from here after an interruption.")
 @option("--seed", type=int, default=0, section=_TRAINING, help="Of everything that is drawn.")
@@ -58,10 +50,8 @@ def finetune(directory: str, out: str, as_json: bool, quiet: bool, **options: An
     if options["distill"] and (options["model"] is None or options["weights"] is None):
         raise InputError("--distill: expected the dense model as teacher: --model MODEL --weights NAME|FILE")
     dense = dense_of(options, quiet=True)
-    pruned = load_pruned(directory, dense).to(options["device"])
-    about = Made(pruned, ModelSpec(spec=directory), "", directory)
-    if dense is not None:
-        about = dense
+    pruned = load_pruned(directory, dense, options["device"])
+    about = dense or Made(pruned, ModelSpec(spec=directory), "", directory)
 
     def read(source: str, name: str) -> Any:
         spec = data_spec(options, name, source=source, seed=options["seed"])

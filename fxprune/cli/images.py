@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxprune.cli.errors import InputError, one_line
 from fxprune.cli.models import Made
-from fxprune.cli.values import package
+from fxprune.extras import need
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -32,12 +32,24 @@ class Preparation:
         mean: a channel's mean, of values in [0, 1].
         std: its standard deviation.
         channels: 1 for grey, 3 for colour.
+
+    Raises:
+        InputError: ``mean`` or ``std`` cannot be one.
     """
 
     size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channels: int = 3
+
+    def __post_init__(self) -> None:
+        for name, values in (("--mean", self.mean), ("--std", self.std)):
+            if values is not None and len(values) not in (1, self.channels):
+                raise InputError(
+                    f"{name}: expected one number, or one a channel ({self.channels}), got {len(values)}"
+                )
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise InputError(f"--std: expected numbers above 0, got {', '.join(map(str, self.std))}")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -109,9 +121,9 @@ def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], output
         number = {name: index for index, name in enumerate(folders)}
     else:
         raise InputError(
-            f"{folder}: {len(folders)} subfolders, and the model has {outputs} classes: name each "
-            "subfolder by its class "
-            f"number, 0 to {outputs - 1}" + (", or by the model's names for them" if known else "")
+            f"{folder}: {len(folders)} subfolders, and the model has {outputs} classes: name each subfolder "
+            f"by its class number, 0 to {outputs - 1}"
+            + (", or by the model's names for them" if known else "")
         )
     if (largest := max(number.values())) >= outputs:
         raise InputError(
@@ -122,7 +134,7 @@ def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], output
 
 def class_names(made: Made) -> list[str]:
     """Returns the model's names of its classes in order, where its library knows them."""
-    if made.library == "torchvision" and made.spec.weights is not None:
+    if made.library == "torchvision" and made.spec.named is not None:
         return [str(name) for name in _preset(made).meta.get("categories", ())]
     names = getattr(getattr(made.model, "config", None), "id2label", None) or {}
     return [str(names[key]) for key in sorted(names)]
@@ -132,10 +144,10 @@ def default_shape(made: Made, prepare: Preparation) -> tuple[int, ...] | None:
     """Returns the shape of two samples that the model takes, if its library says."""
     if made.library == "torchvision":
         preset = _preset(made).transforms()
-        size = prepare.size or _size_of(preset)
         if type(preset).__name__ == "VideoClassification":
             height, width = getattr(preset, "crop_size", (112, 112))
             return (2, 3, 16, prepare.size or height, prepare.size or width)
+        size = prepare.size or _size_of(made, preset)
         return (2, 3, size, size) if type(preset).__name__ in _STILL else None
     if made.library == "timm":
         channels, height, width = _timm_config(made)["input_size"]
@@ -173,7 +185,7 @@ def _preset(made: Made) -> Any:
     from torchvision import models  # type: ignore[import-untyped]
 
     sets = models.get_model_weights(made.name)
-    name = made.spec.weights or "DEFAULT"
+    name = made.spec.named or "DEFAULT"
     return sets[name] if name in sets.__members__ else sets["DEFAULT"]
 
 
@@ -182,24 +194,23 @@ def _torchvision(made: Made, prepare: Preparation) -> Transform:
     preset = factory()
     mean, std = (tuple(getattr(preset, name, default)) for name, default in (("mean", _MEAN), ("std", _STD)))
     if type(preset).__name__ != "ImageClassification":
-        return _plain(prepare, _size_of(preset), mean, std)
-    changes: dict[str, Any] = {}
-    if prepare.size is not None:
-        ratio = preset.resize_size[0] / preset.crop_size[0]
-        changes = {"crop_size": prepare.size, "resize_size": max(prepare.size, round(prepare.size * ratio))}
+        return _plain(prepare, _size_of(made, preset), mean, std)
+    size = prepare.size or _size_of(made, preset)
+    ratio = preset.resize_size[0] / preset.crop_size[0]
+    changes: dict[str, Any] = {"crop_size": size, "resize_size": max(size, round(size * ratio))}
     changes |= {name: v for name, v in (("mean", prepare.mean), ("std", prepare.std)) if v is not None}
     transform: Transform = factory(**changes)
     return transform
 
 
 def _timm_config(made: Made) -> dict[str, Any]:
-    timm = package("timm", "models", made.spec.spec)
+    timm = need("timm", "models", made.spec.spec)
     config: dict[str, Any] = timm.data.resolve_model_data_config(made.model)
     return config
 
 
 def _timm(made: Made, prepare: Preparation) -> Transform:
-    timm = package("timm", "models", made.spec.spec)
+    timm = need("timm", "models", made.spec.spec)
     config = _timm_config(made)
     if prepare.size is not None:
         config["input_size"] = (config["input_size"][0], prepare.size, prepare.size)
@@ -209,7 +220,7 @@ def _timm(made: Made, prepare: Preparation) -> Transform:
 
 
 def _transformers(made: Made, prepare: Preparation) -> Transform:
-    transformers = package("transformers", "models", made.spec.spec)
+    transformers = need("transformers", "models", made.spec.spec)
     half = (0.5, 0.5, 0.5)
     own = (prepare.size, prepare.mean, prepare.std) == (None, None, None)
     try:
@@ -223,16 +234,11 @@ def _transformers(made: Made, prepare: Preparation) -> Transform:
     return _plain(prepare, _side(getattr(made.model.config, "image_size", 224)), mean, std)
 
 
-def _plain(
-    prepare: Preparation, size: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Transform:  # fmt: skip
+def _plain(prepare: Preparation, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
     from torchvision.transforms import v2  # type: ignore[import-untyped]
 
     size = prepare.size or size
     mean, std = prepare.mean or mean, prepare.std or std
-    for name, values in (("--mean", mean), ("--std", std)):
-        if len(values) not in (1, prepare.channels):
-            raise InputError(f"{name}: expected {prepare.channels} numbers, one a channel, got {len(values)}")
     transform: Transform = v2.Compose([
         v2.Resize(round(size / 0.875)), v2.CenterCrop(size), v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std),
@@ -240,8 +246,10 @@ def _plain(
     return transform
 
 
-def _size_of(preset: Any) -> int:
-    return _side(getattr(preset, "crop_size", None) or getattr(preset, "resize_size", None) or 224)
+def _size_of(made: Made, preset: Any) -> int:
+    """Returns the size that a torchvision model was made for, if it has one, or else that of its weights."""
+    own = getattr(made.model, "image_size", None)
+    return _side(own or getattr(preset, "crop_size", None) or getattr(preset, "resize_size", None) or 224)
 
 
 def _side(size: Any) -> int:

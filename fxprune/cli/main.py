@@ -22,7 +22,7 @@ from fxprune.cli.export import export
 from fxprune.cli.finetune import finetune
 from fxprune.cli.report import report
 from fxprune.cli.say import warn
-from fxprune.errors import IgnoredPatternWarning
+from fxprune.errors import FxpruneWarning
 
 #: What follows the traceback of an error that is none of the user's.
 HINT = "fxprune: this is an error of fxprune itself: please report it, with the command and this traceback."
@@ -62,15 +62,19 @@ class Program(click.Group):
 
 @contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Shows fxprune's warnings as a line each; other libraries' only where Python was asked for them."""
+    """Shows each warning of fxprune's once, as a line; other libraries' only where Python was asked to."""
+    shown: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        warn(" ".join(str(message).split()))
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in shown:
+            shown.add(text)
+            warn(text)
 
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        warnings.simplefilter("always", IgnoredPatternWarning)
+        warnings.simplefilter("always", FxpruneWarning)
         warnings.showwarning = show
         yield
 

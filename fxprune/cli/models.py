@@ -20,8 +20,9 @@ from torch import nn
 from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError, one_line, suggestion
 from fxprune.cli.say import warn
-from fxprune.cli.values import fetch, is_reference, package, pair
+from fxprune.cli.values import fetch, is_reference, pair
 from fxprune.cli.weights import is_file, load_weights
+from fxprune.extras import need
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 
@@ -55,6 +56,13 @@ class ModelSpec:
     device: str = "cpu"
     meta: bool = False
 
+    @property
+    def named(self) -> str | None:
+        """The name of weights that the library has; None for a file's, or for none."""
+        if self.weights is None or self.weights.upper() in NONE or is_file(self.weights):
+            return None
+        return self.weights
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
@@ -84,8 +92,7 @@ def model_options(section: str = "Model") -> Callable[[Any], Any]:
     return together(
         option("--weights", metavar="NAME|FILE", section=section, help=(
             "Trained weights: DEFAULT (the library's own), the name of one of its sets, or a .safetensors "
-            "or .pt file "
-            "(a state dict; nothing in it is executed). Without them the weights are random.")),
+            "or .pt file (a state dict; nothing in it is executed). Without them the weights are random.")),
         option("--arg", "args", type=pair, metavar="KEY=VALUE", multiple=True, section=section,
                help="A keyword argument of what makes the model, e.g. num_classes=10. Repeatable."),
         option("--config", type=pair, metavar="KEY=VALUE", multiple=True, section=section,
@@ -112,7 +119,7 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
             given), a library is missing, the weights do not fit, or making it failed.
     """
     library, name = _parts(spec.spec)
-    device = _device(spec.device)
+    device = device_named(spec.device)
     if library != "transformers" and (spec.config or spec.head):
         raise InputError(
             f"--config and --head are for transformers: models, got {spec.spec!r}: use --arg key=value"
@@ -129,7 +136,7 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
     file = spec.weights if spec.weights is not None and is_file(spec.weights) else None
     if file is not None and not os.path.exists(file):
         raise InputError(f"--weights {file}: no such file")
-    chosen = None if file is not None or _is(spec.weights, NONE) else spec.weights
+    chosen = spec.named
     if spec.meta and chosen is not None:
         raise InputError(
             "--meta makes a model without weights: leave --weights out, and apply the plan to their files"
@@ -149,11 +156,7 @@ def _parts(spec: str) -> tuple[str, str]:
     if library in LIBRARIES and name:
         return library, name
     hint = suggestion(library if colon else spec, LIBRARIES)
-    if (
-        colon
-        and is_reference(spec)
-        and not (hint and importlib.util.find_spec(library.partition(".")[0]) is None)
-    ):
+    if is_reference(spec) and not (hint and importlib.util.find_spec(library.partition(".")[0]) is None):
         return "", spec
     if not colon:
         import torchvision  # type: ignore[import-untyped]
@@ -161,10 +164,6 @@ def _parts(spec: str) -> tuple[str, str]:
         known = torchvision.models.list_models()
         hint = f"; did you mean torchvision:{spec}?" if spec in known else suggestion(spec, known)
     raise InputError(f"model {spec!r}: expected {_FORMS}{hint}")
-
-
-def _is(weights: str | None, words: tuple[str, ...]) -> bool:
-    return weights is None or weights.upper() in words
 
 
 def _torchvision(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
@@ -185,8 +184,7 @@ def _torchvision(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
         if wanted not in sets.__members__:
             raise InputError(
                 f"--weights {weights}: {spec.spec} has {', '.join(['DEFAULT', *names])}, and there is no "
-                "such file"
-                f"{suggestion(weights, names)}"
+                f"such file{suggestion(weights, names)}"
             )
         chosen = sets[wanted]
     with _blamed(spec, weights):
@@ -195,7 +193,7 @@ def _torchvision(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
 
 
 def _timm(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
-    timm = package("timm", "models", spec.spec)
+    timm = need("timm", "models", spec.spec)
     bare, _, tag = name.partition(".")
     known = timm.list_models()
     if bare not in known:
@@ -215,15 +213,14 @@ def _timm(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
 
 
 def _transformers(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
-    transformers = package("transformers", "models", spec.spec)
+    transformers = need("transformers", "models", spec.spec)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     if weights is not None and weights.upper() not in TRAINED:
         raise InputError(
             f"--weights {weights}: a transformers model has DEFAULT (its own), or a .safetensors or .pt "
-            "file, and there "
-            "is no such file"
+            "file, and there is no such file"
         )
     config = _configuration(transformers, spec, name)
     cls = _transformers_class(transformers, spec, config)
@@ -250,14 +247,11 @@ def _configuration(transformers: Any, spec: ModelSpec, name: str) -> Any:
     except Exception as error:
         raise InputError(
             f"transformers finds no configuration {name!r}: expected a folder, a name on the Hugging Face "
-            "hub, or a kind "
-            f"such as bert{suggestion(name, kinds)} ({one_line(error)[:300]})"
+            f"hub, or a kind such as bert{suggestion(name, kinds)} ({one_line(error)[:300]})"
         ) from error
     if unknown := [key for key in spec.config if not hasattr(config, key)]:
-        raise InputError(
-            f"--config {unknown[0]}: {type(config).__name__} has no such "
-            f"field{suggestion(unknown[0], vars(config))}"
-        )
+        close = suggestion(unknown[0], vars(config))
+        raise InputError(f"--config {unknown[0]}: {type(config).__name__} has no such field{close}")
     with _blamed(spec, None):
         return read(**spec.config)
 
@@ -306,10 +300,15 @@ def _blamed(spec: ModelSpec, weights: str | None) -> Iterator[None]:
         raise InputError(f"{spec.spec}: making it failed: {what}") from error
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Returns a device on which a model can run.
+
+    Raises:
+        InputError: there is none of this name here, or it cannot be used.
+    """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except Exception as error:
         raise InputError(f"--device {name}: it cannot be used here ({one_line(error)[:200]})") from error
     return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ import fxprune
 from fxprune.artifact import load_report
 from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError
-from fxprune.cli.models import Made, make, model_options, spec_of
-from fxprune.errors import PlanError
+from fxprune.cli.models import Made, device_named, make, model_options, spec_of
+from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.plan import check_fits
 
 
@@ -28,26 +29,28 @@ def dense_of(options: Mapping[str, Any], *, quiet: bool = False) -> Made | None:
     """Returns the dense model that the options name, if any."""
     if options["model"] is not None:
         return make(spec_of(options["model"], options), quiet=quiet)
-    for name in ("weights", "args", "config", "head"):
+    for name, word in (("weights", "weights"), ("args", "arg"), ("config", "config"), ("head", "head")):
         if options[name]:
-            raise InputError(
-                f"--{name.rstrip('s') if name == 'args' else name} is about the dense model: give --model too"
-            )
+            raise InputError(f"--{word} is about the dense model: give --model too")
     return None
 
 
-def load_pruned(directory: str, dense: Made | None) -> nn.Module:
-    """Returns the pruned model of a directory; the dense one is needed only where there is no graph.
+def load_pruned(directory: str, dense: Made | None, device: str) -> nn.Module:
+    """Returns the pruned model of a directory on a device; the dense one gives what is not in the graph.
 
     Raises:
+        InputError: the device cannot be used.
         PlanError: it holds none, a damaged one, or one of another model than the dense one.
     """
+    where = device_named(device)
     if dense is None:
-        return fxprune.load(directory)
+        return fxprune.load(directory).to(where)
     plan = load_report(directory).plan
     assert plan is not None, "a loaded report has its plan"
     check_fits(plan, dense.model)
     try:
-        return fxprune.load(directory)
-    except PlanError:
-        return fxprune.load(directory, dense.model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FxpruneWarning)  # what the graph lost, the dense model has
+            return fxprune.load(directory).to(where)
+    except (PlanError, FxpruneWarning):
+        return fxprune.load(directory, dense.model).to(where)

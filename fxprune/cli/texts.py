@@ -13,7 +13,7 @@ import torch
 
 from fxprune.cli.errors import InputError, one_line, suggestion
 from fxprune.cli.models import Made
-from fxprune.cli.values import package
+from fxprune.extras import need
 
 #: A text a line, or a table with a header.
 TABLES = (".txt", ".csv", ".tsv")
@@ -86,7 +86,7 @@ def _tokenizer(made: Made, name: str | None) -> Any:
             f"{made.spec.spec}: text is read for transformers: models; give package.module:loader for "
             "another's"
         )
-    transformers = package("transformers", "models", "text")
+    transformers = need("transformers", "models", "text")
     chosen = name or made.name
     if name is None and not os.path.isdir(chosen) and chosen in transformers.CONFIG_MAPPING:
         raise InputError(

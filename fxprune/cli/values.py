@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from fxprune.cli.errors import InputError, suggestion
-from fxprune.errors import MissingExtraError
 
 _SCALES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -98,18 +97,6 @@ def fetch(reference: str, what: str) -> Any:
             raise InputError(f"{what} {reference!r}: {module_name} has no {part!r}{suggestion(part, names)}")
         found = getattr(found, part)
     return found
-
-
-def package(name: str, extra: str, what: str) -> Any:
-    """Imports a library that is not always there.
-
-    Raises:
-        MissingExtraError: it is missing; names the extra that brings it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(f"{what} needs {name} ({error}): pip install 'fxprune[{extra}]'") from error
 
 
 def kind_of(path_or_name: str, suffixes: Iterable[str]) -> str:

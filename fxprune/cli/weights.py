@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     tensors = _without_prefix(_read(path), model)
     own = model.state_dict(keep_vars=True)
     present = {id(value) for name, value in own.items() if name in tensors}
-    missing = [
-        n for n, value in own.items() if n not in tensors and id(value) not in present
-    ]  # ties count once
+    # ties count once
+    missing = [name for name, value in own.items() if name not in tensors and id(value) not in present]
     faults = [f"{name!r} is missing" for name in missing]
     faults += [f"{name!r} is unknown to the model" for name in tensors if name not in own]
     faults += [
@@ -71,8 +70,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise InputError(
             f"{path}: it is no plain state dict, and nothing else is read ({one_line(error)[:160]}): save "
-            "it with "
-            "torch.save(model.state_dict(), ...) or as safetensors"
+            "it with torch.save(model.state_dict(), ...) or as safetensors"
         ) from error
     inner = next((found[key] for key in _INSIDE if isinstance(found, Mapping) and key in found), found)
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
@@ -81,13 +79,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Takes off what DistributedDataParallel and ``torch.compile`` put before every name."""
-    own: Iterable[str] = model.state_dict().keys()
-    for prefix in _PREFIXES:
-        if (
-            tensors
-            and all(name.startswith(prefix) for name in tensors)
-            and not any(name.startswith(prefix) for name in own)
-        ):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    """Takes off what DistributedDataParallel and ``torch.compile`` put before every name, in any order."""
+    own = model.state_dict().keys()
+    while tensors and not tensors.keys() & own:
+        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors

@@ -199,5 +199,7 @@ def _put(fresh: Path, target: Path) -> Sequence[Path]:
         target.unlink(missing_ok=True)  # rather no file than one beside another's weights
     for file in files:
         file.replace(target.parent / file.name)
+    if target.suffix == ".onnx" and len(files) == 1:
+        target.with_name(f"{target.name}.data").unlink(missing_ok=True)  # another export's weights
     sync(target.parent)
     return [target.parent / file.name for file in files]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, brief
 from fxprune.exporting.calls import Call, tensors_of
-from fxprune.exporting.compare import Runner, brief
+from fxprune.exporting.compare import Runner
 from fxprune.exporting.program import Program
 
 
@@ -25,7 +25,7 @@ def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int 
         with torch.no_grad():
             _inductor.aoti_compile_and_package(program.exported, package_path=str(path))
         module = _inductor.aoti_load_package(str(path))
-    except Exception as error:
+    except Exception as error:  # compilers fail in their own ways
         raise ExportError(f"AOTInductor cannot compile the model: {brief(error)}") from error
 
     def run(call: Call) -> list[torch.Tensor]:
@@ -40,7 +40,7 @@ def _need_compiler() -> None:
 
     try:
         get_cpp_compiler()
-    except Exception as error:
+    except Exception as error:  # of several classes, none of them public
         raise ExportError(
             f"an .aoti.pt2 package needs a C++ compiler ({brief(error)}): install g++ or clang, or set CXX"
         ) from error

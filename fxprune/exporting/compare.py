@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, brief
 from fxprune.exporting.calls import Call, tensors_of
 from fxprune.exporting.program import Program
 from fxprune.exporting.sizes import other_sizes, resized, sizes_of
@@ -128,14 +128,6 @@ def shown(program: Program, call: Call) -> str:
     return ", ".join(f"{value.name} {list(tensor.shape)}" for value, tensor in pairs)
 
 
-def brief(error: BaseException) -> str:
-    """Returns the kind and first line of an error's first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]:.400}" if lines else type(error).__name__
-
-
 def _drawn(program: Program) -> Call:
     """Returns the program's call with random values: normal numbers, integers within its tables."""
     generator = torch.Generator().manual_seed(0)
@@ -147,7 +139,7 @@ def _drawn(program: Program) -> Call:
             return torch.randn(like.shape, generator=generator).to(like)
         if like.dtype is not torch.uint8:
             drawn = torch.randint(0, high, like.shape, generator=generator)
-            if like.ndim:
+            if like.ndim and high > 1:
                 drawn[..., 0] = 1  # a row of a mask must not be empty
             return drawn.to(like)
         return torch.randint(0, 256, like.shape, generator=generator).to(like)

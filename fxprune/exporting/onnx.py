@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxprune.errors import ExportError, MissingExtraError
+from fxprune.errors import ExportError, brief
 from fxprune.exporting.calls import Call, tensors_of
-from fxprune.exporting.compare import Runner, brief
+from fxprune.exporting.compare import Runner
 from fxprune.exporting.program import Program
+from fxprune.extras import need
 
 #: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
 INLINE_LIMIT = 1536 << 20
@@ -26,8 +26,8 @@ def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int 
         MissingExtraError: a package is not installed.
     """
     for name in ("onnx", "onnxscript"):
-        _need(name)
-    onnxruntime = _need("onnxruntime")
+        need(name, "export", "an .onnx file")
+    onnxruntime = need("onnxruntime", "export", "an .onnx file")
     try:
         written: Any = torch.onnx.export(
             program.exported,
@@ -40,11 +40,11 @@ def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int 
         written.rename_axes({str(symbol): name for symbol, name in program.names.items()})
         weights = sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor))
         written.save(path, external_data=weights > INLINE_LIMIT)
-    except Exception as error:
+    except Exception as error:  # exporters fail in their own ways
         raise ExportError(f"torch.onnx cannot write the model: {brief(error)}") from error
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # so do runtimes
         raise ExportError(f"onnxruntime does not take the file: {brief(error)}") from error
 
     def run(call: Call) -> list[Tensor]:
@@ -61,12 +61,3 @@ def _array(tensor: Tensor) -> Any:
             "onnxruntime takes numpy's arrays, which have no bfloat16: export pruned.float(), or .half()"
         )
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _need(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"an .onnx file needs {name} ({error}): pip install 'fxprune[export]'"
-        ) from error

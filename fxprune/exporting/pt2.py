@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, brief
 from fxprune.exporting.calls import Call, tensors_of
-from fxprune.exporting.compare import Runner, brief
+from fxprune.exporting.compare import Runner
 from fxprune.exporting.program import Program
 
 
@@ -21,7 +21,7 @@ def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int 
     try:
         torch.export.save(program.exported, path)
         module = torch.export.load(path).module()
-    except Exception as error:
+    except Exception as error:  # of several classes, none of them public
         raise ExportError(f"torch.export cannot save the model: {brief(error)}") from error
 
     def run(call: Call) -> list[torch.Tensor]:

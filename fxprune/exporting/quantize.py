@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +12,10 @@ from torch import fx, nn
 
 from fxprune.capture.source import unwrapped
 from fxprune.data import Batches, check_weights, device_of
-from fxprune.errors import ExportError, MissingExtraError
+from fxprune.errors import ExportError, FxpruneError, brief
 from fxprune.exporting.calls import Request, requested, tensors_of
-from fxprune.exporting.compare import brief
 from fxprune.exporting.program import trace
+from fxprune.extras import need
 from fxprune.report import Report, attach
 
 _ATEN = torch.ops.aten
@@ -70,7 +69,7 @@ def quantize(
     """
     if not isinstance(pruned, nn.Module):
         raise ExportError(f"quantize: expected a torch.nn.Module, got {type(pruned).__name__}")
-    flow = _need("torchao.quantization.pt2e.quantize_pt2e")
+    flow = need("torchao.quantization.pt2e.quantize_pt2e", "quantize", "int8")
     model = unwrapped(pruned)
     check_weights(model)
     batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
@@ -78,13 +77,16 @@ def quantize(
     request = requested(model, (first.args, first.kwargs), None)
     request = replace(request, varying=_varying(request, batches))
     program = trace(request, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    chosen = quantizer or _x86()
     try:
-        observed = flow.prepare_pt2e(_with_sources(program.exported.module()), quantizer or _x86())
+        observed = flow.prepare_pt2e(_with_sources(program.exported.module()), chosen)
         with torch.no_grad():
             for batch in batches:
                 observed(*batch.args, **batch.kwargs)
         quantized: fx.GraphModule = flow.convert_pt2e(observed)
-    except Exception as error:
+    except FxpruneError:  # of the data
+        raise
+    except Exception as error:  # torchao fails in its own ways
         raise ExportError(f"torchao cannot quantize the model: {brief(error)}") from error
     if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
         raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
@@ -115,12 +117,5 @@ def _with_sources(graph: Any) -> Any:
 
 
 def _x86() -> Any:
-    found = _need("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    found = need("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", "quantize", "int8")
     return found.X86InductorQuantizer().set_global(found.get_default_x86_inductor_quantization_config())
-
-
-def _need(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(f"int8 needs torchao ({error}): pip install 'fxprune[quantize]'") from error

@@ -14,8 +14,9 @@ from torch import nn
 
 from fxprune.files import write_text
 from fxprune.html.render import rendered
-from fxprune.html.rows import Table, group_views, percent, table, tree
+from fxprune.html.rows import Table, group_views, table, tree
 from fxprune.report import FrozenRow, GroupRow, Report, report
+from fxprune.tables import percent
 
 #: The layers that a cost chart shows; the table has all.
 LAYERS = 20
@@ -134,7 +135,9 @@ def _totals(found: Report) -> list[dict[str, Any]]:
 
 
 def _factor(before: float, after: float) -> str:
-    return f"{before / after:.2f} x {'smaller' if before >= after else 'as much'}" if after else ""
+    if not before or not after:
+        return ""
+    return f"{before / after:.2f} x smaller" if before >= after else f"{after / before:.2f} x as much"
 
 
 def _facts(found: Report) -> list[tuple[str, str]]:

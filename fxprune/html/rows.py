@@ -8,9 +8,13 @@ from typing import Any
 
 from fxprune.distribution import GroupScores, ScoreSummary
 from fxprune.report import GroupRow
+from fxprune.tables import percent
 
 #: Up to so many groups stand in one list.
 FLAT = 12
+
+#: More parts than any model's names have; the tree is no deeper.
+_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,6 @@ class Leaf:
     group: GroupView
 
 
-def percent(before: float, after: float) -> str:
-    """Returns the share that is kept, as text."""
-    return f"{100 * after / before:.1f} %" if before else "-"
-
-
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Returns a table; whole numbers get separators."""
     text = tuple(tuple(f"{c:,}" if isinstance(c, int) else str(c) for c in row) for row in rows)
@@ -106,7 +105,7 @@ def tree(views: Sequence[GroupView]) -> Branch:
     root = Branch("")
     for view in views:
         node = root
-        path = view.name.partition(":")[0].split(".")[:-1] if len(views) > FLAT else []
+        path = view.name.partition(":")[0].split(".")[:-1][:_DEPTH] if len(views) > FLAT else []
         for depth in range(len(path)):
             label = ".".join(path[: depth + 1])
             inner = next((p for p in node.parts if isinstance(p, Branch) and p.label == label), None)

@@ -51,7 +51,9 @@ def embedded(draw: Callable[[], Figure], name: str, title: str, description: str
 
     buffer = io.StringIO()
     settings: Any = _SETTINGS | {"svg.hashsalt": name}
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # the page is the same whatever the user draws with
+        mpl.rcParams.update(settings)
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
         figure = draw()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fxprune.html.render import rendered
-from fxprune.html.rows import percent, table
+from fxprune.html.rows import table
+from fxprune.tables import percent
 
 if TYPE_CHECKING:
     from fxprune.points import Point, Sweep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import FxpruneError, MissingExtraError
+from fxprune.data import device_of
+from fxprune.errors import FxpruneError, brief
+from fxprune.extras import need
 from fxprune.latency.setting import Setting
 
 #: One forward pass on inputs that do not change.
@@ -43,6 +46,13 @@ def runner(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], s
     return make(model, args, kwargs, setting)
 
 
+def moved(model: nn.Module, device: str) -> nn.Module:
+    """Returns the model, or a copy of it on another device."""
+    wanted, here = torch.device(device), device_of(model)
+    same = wanted.type == here.type and (wanted.index is None or wanted.index == here.index)
+    return model if same or wanted.type == here.type == "cpu" else copy.deepcopy(model).to(wanted)
+
+
 def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Runner:
     import torch._dynamo as dynamo
 
@@ -55,19 +65,14 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             faster(*args, **kwargs)
     except Exception as error:  # compilers fail in their own ways
         raise FxpruneError(
-            f"backend 'compiled': torch.compile does not take {type(model).__name__}: {_first_line(error)}"
+            f"backend 'compiled': torch.compile does not take {type(model).__name__}: {brief(error)}"
         ) from error
     return lambda: faster(*args, **kwargs)
 
 
 def _session(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Runner:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx needs it
-    except ImportError as error:
-        raise MissingExtraError(
-            f"backend 'onnxruntime': {error.name} is not installed: pip install 'fxprune[export]'"
-        ) from error
+    onnxruntime = need("onnxruntime", "export", "backend 'onnxruntime'")
+    need("onnxscript", "export", "backend 'onnxruntime'")
     device = torch.device(setting.device).type
     provider = _PROVIDERS.get(device)
     if provider not in onnxruntime.get_available_providers():
@@ -75,12 +80,14 @@ def _session(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             f"backend 'onnxruntime': this onnxruntime has no provider for {setting.device!r}, only "
             f"{', '.join(onnxruntime.get_available_providers())}"
         )
+    index = torch.device(setting.device).index or 0
+    chosen = provider if device == "cpu" else (provider, {"device_id": index})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = setting.threads
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         source = _exported(model, args, kwargs, Path(folder))
-        session = onnxruntime.InferenceSession(source, options, providers=[provider])
+        session = onnxruntime.InferenceSession(source, options, providers=[chosen])
     leaves = [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
     names = [entry.name for entry in session.get_inputs()]
     if len(leaves) != len(names):
@@ -96,9 +103,9 @@ def _session(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         return lambda: session.run(None, feeds)
     binding = session.io_binding()
     for name, value in feeds.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", index))
     for entry in session.get_outputs():
-        binding.bind_output(entry.name, "cuda")
+        binding.bind_output(entry.name, "cuda", index)
     return lambda: session.run_with_iobinding(binding)
 
 
@@ -122,12 +129,7 @@ def _exported(
         return str(path)
     except Exception as error:  # exporters fail in their own ways
         raise FxpruneError(
-            f"backend 'onnxruntime': torch.onnx does not take {type(model).__name__}: {_first_line(error)}"
+            f"backend 'onnxruntime': torch.onnx does not take {type(model).__name__}: {brief(error)}"
         ) from error
     finally:
         quiet.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:300]

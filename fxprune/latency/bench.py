@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,11 +15,11 @@ from torch.utils import _pytree as pytree
 from fxprune.batch import read_batch
 from fxprune.capture.export import untouched
 from fxprune.data import device_of
-from fxprune.errors import CalibrationError, FxpruneError
-from fxprune.latency.backends import Runner, runner
+from fxprune.errors import CalibrationError, FxpruneError, brief
+from fxprune.latency.backends import Runner, moved, runner
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.memory import parameter_bytes, peak_bytes
-from fxprune.latency.setting import BACKENDS, Setting, threads_set
+from fxprune.latency.setting import BACKENDS, Setting, circumstances, threads_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +32,8 @@ class BenchRow:
         batch_size: samples a call.
         ms: the median of the samples; milliseconds a call.
         error: the standard error of that median, as a share of it.
-        ratio: to the first model's latency, the median over the rounds in which all took their turn.
+        ratio: to the first model's latency, the median over the rounds in which all took their turn; None where that one
+            did not run.
         parameter_bytes: of parameters and buffers, each once.
         peak_bytes: memory that one call needs at its highest beside the model and its inputs; None where the backend
             does not tell.
@@ -44,7 +44,7 @@ class BenchRow:
     batch_size: int
     ms: float
     error: float
-    ratio: float
+    ratio: float | None
     parameter_bytes: int
     peak_bytes: int | None
 
@@ -69,7 +69,7 @@ class Bench:
         """Returns the table."""
         rows = [
             (
-                r.backend, r.batch_size, r.model, f"{r.ms:.3f}", f"{100 * r.error:.1f} %", f"{r.ratio:.3f}",
+                r.backend, r.batch_size, r.model, f"{r.ms:.3f}", f"{100 * r.error:.1f} %", "-" if r.ratio is None else f"{r.ratio:.3f}",
                 _mib(r.parameter_bytes), "-" if r.peak_bytes is None else _mib(r.peak_bytes),
             )
             for r in self.rows
@@ -77,7 +77,7 @@ class Bench:
         headers = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
         align = ("left", "right", "left", *["right"] * 5)
         text = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
-        return "\n".join([f"{self.device}, {self.threads} threads", text, *self.failed])
+        return "\n".join([circumstances(self.device, self.threads), text, *self.failed])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
@@ -122,7 +122,7 @@ def bench(
     rows: list[BenchRow] = []
     failed: list[str] = []
     with ExitStack() as stack:
-        here = {name: _moved(model, where) for name, model in named.items()}
+        here = {name: moved(model, where) for name, model in named.items()}
         for model in here.values():
             stack.enter_context(untouched(model, training=False))
         for setting in settings:
@@ -158,15 +158,6 @@ def _example(example: Any, named: Mapping[str, nn.Module]) -> tuple[tuple[Any, .
     raise CalibrationError("bench: example: expected a batch, got None, and no model is fxprune's own")
 
 
-def _moved(model: nn.Module, device: str) -> nn.Module:
-    """Returns the model, or a copy of it on another device."""
-    same = (
-        torch.device(device) == device_of(model)
-        or torch.device(device).type == device_of(model).type == "cpu"
-    )
-    return model if same else copy.deepcopy(model).to(device)
-
-
 def _resized(
     call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -193,19 +184,25 @@ def _measured(
     with threads_set(setting.threads):
         for name, model in models.items():
             try:
-                ready[name] = runner(model, *call, setting)
+                run = runner(model, *call, setting)
+                with torch.inference_mode():
+                    run()
+                ready[name] = run
             except FxpruneError as error:
                 failed.append(f"{name}: {error}")
+            except Exception as error:  # the model's own, such as a batch that is fixed
+                failed.append(f"{name}: {setting}: {brief(error)}")
         if not ready:
             return []
         timings: list[Timing] = interleaved(
             list(ready.values()), repeats=repeats, seconds=seconds, device=setting.device
         )
         peaks = [peak_bytes(run, setting) for run in ready.values()]
+    first = timings[0] if next(iter(models)) in ready else None
     return [
         BenchRow(
             model=name, backend=setting.backend, batch_size=setting.batch_size, ms=timing.ms, error=timing.error,
-            ratio=timing.beside(timings[0]), parameter_bytes=parameter_bytes(models[name]), peak_bytes=peak,
+            ratio=None if first is None else timing.beside(first), parameter_bytes=parameter_bytes(models[name]), peak_bytes=peak,
         )
         for name, timing, peak in zip(ready, timings, peaks, strict=True)
     ]  # fmt: skip

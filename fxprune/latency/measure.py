@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,9 @@ def interleaved(
         device: where they work; on a GPU its own events tell the time.
         clock: seconds, for everything that is not on a GPU.
     """
-    sample = _on_gpu if torch.device(device).type == "cuda" else _on_clock
-    with torch.inference_mode():
+    on_gpu = torch.device(device).type == "cuda"
+    sample = _on_gpu if on_gpu else _on_clock
+    with torch.inference_mode(), torch.cuda.device(device) if on_gpu else nullcontext():
         loops = [_warm_up(call, device, clock) for call in calls]
         samples: list[list[float]] = [[] for _ in calls]
         collecting = gc.isenabled()

@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune.budget import Budget
 from fxprune.coupling import Coupling
+from fxprune.errors import BudgetError
 from fxprune.latency.layout import layout_of
 from fxprune.latency.operation import Operation
 from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
@@ -69,6 +70,7 @@ class Meeting:
         calibration: what whole models took.
         dense_ms: of the original, when it was measured first.
         predicted_ms: for the model that was chosen, before one of its shape was measured.
+        aim: share of the limit that the solver stays below.
     """
 
     times: Times
@@ -77,6 +79,7 @@ class Meeting:
     calibration: Calibration = field(default_factory=Calibration)
     dense_ms: float = 0.0
     predicted_ms: float = 0.0
+    aim: float = AIM
     _models: dict[int, tuple[Coupling, LatencyModel]] = field(default_factory=dict)
 
     def solve(self, decide: Decide, coupling: Coupling) -> Answer:
@@ -91,11 +94,17 @@ class Meeting:
         Raises:
             BudgetError: not even the smallest model is predicted to be within the limit; says what that takes.
         """
-        self._calibrate(decide, coupling)
+        self.aim = AIM
+        whole, whole_ms = self._calibrate(decide, coupling)
+        if self.budget.params is self.budget.macs is None and whole_ms <= self.limit_ms:
+            self.predicted_ms = whole_ms
+            return whole
         tried: list[tuple[float, float, Answer]] = []  # latency, as predicted, and what it is the latency of
         seen: set[bytes] = set()
         for _ in range(ROUNDS):
-            answer = decide(self.budget, latency=self.bound)
+            answer = self._next(decide, bool(tried))
+            if answer is None:
+                break
             removed = answer[1].removed
             if removed.tobytes() in seen:
                 break
@@ -110,6 +119,16 @@ class Meeting:
         self.predicted_ms = best[1]
         return best[2]
 
+    def _next(self, decide: Decide, tried: bool) -> Answer | None:
+        """Returns what to build next; None where the prediction, by now corrected, leaves nothing that fits."""
+        try:
+            return decide(self.budget, latency=self.bound)
+        except BudgetError:
+            if tried:
+                return None
+            self.aim = 1.0  # no room to aim below the limit
+            return decide(self.budget, latency=self.bound)
+
     def original_ms(self) -> float:
         """Measures the original and returns its milliseconds."""
         return self.times.models([])[0]
@@ -121,7 +140,7 @@ class Meeting:
 
     def bound(self, coupling: Coupling) -> LatencyBound:
         """Returns the bound for the model, or for what bridges have left of it."""
-        return LatencyBound(self._model(coupling), self.calibration, AIM * self.limit_ms)
+        return LatencyBound(self._model(coupling), self.calibration, self.aim * self.limit_ms)
 
     def measured(self, pruned: nn.Module) -> Latency:
         """Measures the model that came out, in turns with the original."""
@@ -149,10 +168,11 @@ class Meeting:
             self._models[id(coupling)] = (coupling, LatencyModel(layout, self.table))
         return self._models[id(coupling)][1]
 
-    def _calibrate(self, decide: Decide, coupling: Coupling) -> None:
-        """Measures whole models along the way from nothing removed to everything that may be."""
+    def _calibrate(self, decide: Decide, coupling: Coupling) -> tuple[Answer, float]:
+        """Measures whole models from nothing removed to everything that may be; returns the first and its latency."""
         self._model(coupling)
-        self._measure([decide(None, ratios=share) for share in ANCHORS])
+        answers = [decide(None, ratios=share) for share in ANCHORS]
+        return answers[0], self._measure(answers)[0]
 
     def _measure(self, answers: Sequence[Answer]) -> list[float]:
         """Measures models and notes what they took, for the next prediction.

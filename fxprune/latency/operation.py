@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,7 +46,8 @@ class Operand:
         """Returns one with random values, or with zeros if it holds integers (indices: all are valid)."""
         shape = [size.at(widths) for size in self.sizes]
         if self.dtype.is_floating_point:
-            return torch.rand(shape, device=device).to(self.dtype)
+            own = torch.Generator(device).manual_seed(0)  # the user's stays where it is
+            return torch.rand(shape, device=device, generator=own).to(self.dtype)
         return torch.zeros(shape, dtype=self.dtype, device=device)
 
 
@@ -112,8 +113,8 @@ def _value(value: Any, widths: Sequence[int], device: str) -> Any:
     return [_value(item, widths, device) for item in value] if isinstance(value, tuple) else value
 
 
-def literal(value: Any, convert: Mapping[Any, Any] | Callable[[Any], Any]) -> Any:
+def literal(value: Any, convert: Callable[[Any], Any]) -> Any:
     """Returns an argument with ``convert`` applied to its leaves, lists as tuples."""
     if isinstance(value, (list, tuple)):
         return tuple(literal(item, convert) for item in value)
-    return convert(value) if callable(convert) else convert.get(value, value)
+    return convert(value)

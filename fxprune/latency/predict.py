@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,7 +119,3 @@ class LatencyBound:
             f"a latency of {self.limit_ms:.4g} ms ({self.limit_ms / max(full, 1e-12):.4f}) cannot be reached: the smallest is "
             f"predicted to take {least:.4g} ms ({least / max(full, 1e-12):.4f})"
         )
-
-
-#: Makes the bound for a coupling: a model from which layers were bridged has one of its own.
-BoundOf = Callable[..., LatencyBound]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fxprune import untrusted
+from fxprune.latency.setting import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Latency:
         return (
             f"latency: {self.dense_ms:.3g} ms -> {self.measured_ms:.3g} ms ({self.measured_ms / self.dense_ms:.1%}), "
             f"predicted {self.predicted_ms:.3g}; limit {self.limit_ms:.3g} ms: {'met' if self.met else over}; "
-            f"{self.backend}, batch {self.batch_size}, {self.device}, {self.threads} threads"
+            f"{Setting(self.device, self.batch_size, self.backend, self.threads)}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,16 +48,17 @@ class Setting:
         """
         check_setting(device, batch_size, backend, threads)
         where = torch.device(device)
-        if where.type == "cuda" and not torch.cuda.is_available():
-            raise BudgetError(f"device: expected one that is here, got {str(where)!r}: torch finds no GPU")
         if where.type == "meta":
             raise BudgetError("a latency cannot be measured on the meta device: give a model with values")
+        try:
+            torch.empty(0, device=where)
+        except Exception as error:  # every backend says in its own way that it is not there
+            raise BudgetError(f"device: expected one that is here, got {str(where)!r}") from error
         return cls(str(where), batch_size, backend, threads or torch.get_num_threads())
 
     def __str__(self) -> str:
         """Returns it in words, e.g. ``eager, batch 1, cpu, 2 threads``."""
-        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""
-        return f"{self.backend}, batch {self.batch_size}, {self.device}{threads}"
+        return f"{self.backend}, batch {self.batch_size}, {circumstances(self.device, self.threads)}"
 
 
 def check_setting(device: Any, batch_size: Any, backend: Any, threads: Any) -> None:
@@ -78,6 +79,11 @@ def check_setting(device: Any, batch_size: Any, backend: Any, threads: Any) -> N
         torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise BudgetError(f"device: expected one such as 'cpu' or 'cuda:0', got {device!r}") from error
+
+
+def circumstances(device: str, threads: int) -> str:
+    """Returns a device in words, with the threads where they count."""
+    return device + (f", {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else "")
 
 
 def device_name(device: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +11,7 @@ from torch import nn
 
 from fxprune.capture import Captured
 from fxprune.capture.export import untouched
-from fxprune.data import device_of
-from fxprune.latency.backends import Runner, runner
+from fxprune.latency.backends import Runner, moved, runner
 from fxprune.latency.layout import example_call
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.operation import Operation
@@ -58,7 +55,7 @@ class Stopwatch:
             try:
                 runs = [op.runner(w, self.setting) for op, w in zip(operations, widths, strict=True)]
                 return interleaved(runs, repeats=repeats, seconds=seconds, device=self.setting.device)
-            except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            except (RuntimeError, ValueError, TypeError, IndexError):  # made-up inputs, or no memory
                 return []
 
     def models(self, models: Sequence[nn.Module]) -> list[float]:
@@ -67,7 +64,7 @@ class Stopwatch:
         Raises:
             FxpruneError: the backend does not take one of them.
         """
-        with threads_set(self.setting.threads), self._evaluating():
+        with threads_set(self.setting.threads), untouched(self.original, training=False):
             if self._reference is None:
                 self._reference = self._runner(self.original)
             runs = [self._reference, *map(self._runner, models)]
@@ -75,16 +72,7 @@ class Stopwatch:
         return [timings[0].ms * timing.beside(timings[0]) for timing in timings]
 
     def _runner(self, model: nn.Module) -> Runner:
-        device = torch.device(self.setting.device)
-        if device_of(model).type != device.type:
-            model = copy.deepcopy(model).eval().to(device)
-        return runner(model, self.args, self.kwargs, self.setting)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(untouched(self.original, training=False))
-            yield
+        return runner(moved(model, self.setting.device).eval(), self.args, self.kwargs, self.setting)
 
 
 def stopwatch_of(model: nn.Module, captured: Captured, setting: Setting) -> Stopwatch:

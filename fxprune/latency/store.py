@@ -49,7 +49,7 @@ class Store:
 
 
 def store_of(setting: Setting, cache_dir: str | os.PathLike[str] | None = None) -> Store:
-    """Returns what is known under these circumstances: device, threads, backend and version of torch.
+    """Returns what is known under these circumstances: device, threads and version of torch.
 
     A file that cannot be read is as if it were not there, and is written anew.
     """
@@ -59,7 +59,8 @@ def store_of(setting: Setting, cache_dir: str | os.PathLike[str] | None = None) 
         return Store(values)
     name = "".join(letter if letter.isalnum() else "-" for letter in circumstances)
     path = Path(cache_dir) / f"latency-{name}.json"
-    return Store(_read(path) | values, path)
+    values.update({key: ms for key, ms in _read(path).items() if key not in values})
+    return Store(values, path)
 
 
 def _read(path: Path) -> dict[str, float]:

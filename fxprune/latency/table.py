@@ -156,7 +156,9 @@ class Table:
         key = f"{operation.key} at {widths}"
         found = self.store.get(key)
         if found is None:
-            found = self.measure(operation, widths) or 0.0
+            found = self.measure(operation, widths)
+            if found is None:
+                return 0.0
             self.store.put(key, found)
         return found
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fxprune import untrusted
-from fxprune.errors import PlanError
+from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.stored.convention import describe_call, identifier, read_call
 from fxprune.stored.nodes import build_graph, describe_nodes
@@ -90,6 +90,7 @@ def rebuild(text: str | bytes, values: Values, what: str) -> PrunedModule:
         warnings.warn(
             f"{', '.join(lost[:3])}: what this does while training is not stored, and it does nothing here; load with the "
             "model, fxprune.load(directory, model), to train as before",
+            FxpruneWarning,
             stacklevel=4,
         )
     return pruned.eval()

@@ -84,7 +84,9 @@ def _recurrent(values: dict[str, Any], where: str) -> Recurrent:
     op, names, options = values["op"], values["names"], values["options"]
     if op not in _RECURRENT_OPS:
         raise untrusted.refusal(op, where, f"one of {', '.join(_RECURRENT_OPS)}")
-    names = tuple(untrusted.string(name, where) for name in names if isinstance(names, tuple))
+    if not isinstance(names, tuple):
+        raise untrusted.refusal(names, where, "a tuple of names")
+    names = tuple(untrusted.string(name, where) for name in names)
     return Recurrent(op, names, **untrusted.record(options, where, _RECURRENT))
 
 

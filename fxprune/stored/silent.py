@@ -142,7 +142,7 @@ def _is_identity(probe: nn.Module, x: Tensor) -> bool:
 def _same_randomness() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch's own function seeds every device
         random.seed(0)
         np.random.seed(0)
         try:

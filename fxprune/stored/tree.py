@@ -174,9 +174,8 @@ class _Modules:
             self.open.append(path)
             self.names[id(module)] = 1
             return
-        self.names[id(self.by_path[self.open[-1]])] += self.names[
-            id(module)
-        ]  # shared names count wherever they are
+        owner = self.by_path[self.open[-1]]
+        self.names[id(owner)] += self.names[id(module)]  # shared names count wherever they are
         self._check_count(where)
 
     def finished(self) -> nn.Module:

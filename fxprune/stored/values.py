@@ -54,8 +54,8 @@ def to_json(value: Any) -> Any:
         return value
     if kind is int and -untrusted.LARGEST - 1 <= value <= untrusted.LARGEST:
         return value
-    if kind is float:
-        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, float):  # NumPy's as well
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
     if isinstance(value, list):
         return [to_json(entry) for entry in value]
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
@@ -90,12 +90,12 @@ def from_json(value: Any, where: str, nodes: Mapping[str, fx.Node], depth: int =
         return [from_json(entry, where, nodes, depth + 1) for entry in value]
     found = untrusted.mapping(value, where)
     name = next(iter(found), "")
-    if len(found) != 1 or name not in _READERS:
-        raise untrusted.refusal(value, where, f"a value, or an object of one of {', '.join(_READERS)}")
+    if len(found) != 1 or name not in _NAMES:
+        raise untrusted.refusal(value, where, f"a value, or an object of one of {', '.join(_NAMES)}")
     entry = found[name]
     if name == "node":
         return _named(nodes)(entry, where)
-    if name in ("tuple", "slice", "dict"):
+    if name in _CONTAINERS:
         return _container(name, entry, where, nodes, depth + 1)
     return _READERS[name](entry, where)
 
@@ -191,5 +191,9 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "layout": _named(_LAYOUTS),
     "memory_format": _named(_FORMATS),
     "opaque": lambda value, where: Opaque(untrusted.string(value, where)),
-    **dict.fromkeys(("node", "tuple", "slice", "dict"), untrusted.mapping),
 }
+
+#: What may hold nodes.
+_CONTAINERS = ("tuple", "slice", "dict")
+
+_NAMES = (*_READERS, "node", *_CONTAINERS)

@@ -20,9 +20,9 @@ from fxprune.batch import Batch
 from fxprune.capture.export import untouched
 from fxprune.data import probe
 from fxprune.errors import TrainingError
+from fxprune.extras import need
 from fxprune.recover.reinit import Reset, reset_weights
 from fxprune.training import checkpoint
-from fxprune.training.extras import need
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
 from fxprune.training.metrics import Examination, Forward, examine
@@ -72,7 +72,7 @@ class Run:
             return model(*batch.args, **batch.kwargs)
         with torch.autocast(self.feed.device.type, torch.bfloat16):
             outputs = model(*batch.args, **batch.kwargs)
-        return need("accelerate.utils").convert_to_fp32(outputs)
+        return need("accelerate.utils", "train", "training").convert_to_fp32(outputs)
 
     @torch.no_grad()
     def taught(self, batch: Batch) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fxprune.batch import Batch
+from fxprune.extras import need
 from fxprune.scores.loss import logits_of
-from fxprune.training.extras import need
 from fxprune.training.feed import Feed
 from fxprune.training.objective import IGNORED, Objective, class_rows, fits, is_classes
 
@@ -73,7 +73,7 @@ def examine(exam: Examination, student: Forward, teacher: Forward | None, seed: 
 
 def _accuracy(classes: int, device: torch.device) -> Any:
     """Returns top-1 over all samples, as a share."""
-    metric = need("torchmetrics.classification").MulticlassAccuracy(
+    metric = need("torchmetrics.classification", "train", "training").MulticlassAccuracy(
         max(2, classes), average="micro", ignore_index=IGNORED, validate_args=False, sync_on_compute=False
     )
     return metric.to(device)
@@ -81,7 +81,11 @@ def _accuracy(classes: int, device: torch.device) -> Any:
 
 def _collection(metrics: Any, device: torch.device) -> Any:
     """Returns fresh copies of the metrics; each process sees all data, so nothing is exchanged."""
-    found = need("torchmetrics").MetricCollection(copy.deepcopy(metrics), compute_groups=False).to(device)
+    found = (
+        need("torchmetrics", "train", "training")
+        .MetricCollection(copy.deepcopy(metrics), compute_groups=False)
+        .to(device)
+    )
     for metric in found.values():
         metric.sync_on_compute = False
     found.reset()

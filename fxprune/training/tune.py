@@ -18,9 +18,9 @@ from fxprune.batch import ForwardArgs
 from fxprune.capture.export import untouched
 from fxprune.data import check_weights, device_of
 from fxprune.errors import TrainingError
+from fxprune.extras import need
 from fxprune.recover.reinit import Reset, check_resettable
 from fxprune.scores.loss import Loss
-from fxprune.training.extras import need
 from fxprune.training.feed import Feed, feed_of
 from fxprune.training.history import History
 from fxprune.training.loop import Run, train
@@ -161,9 +161,9 @@ def _start(
 ) -> History:  # fmt: skip
     _check(pruned, teacher, validation, metrics, seed)
     objective = Objective(recipe, loss)
-    accelerator = need("accelerate").Accelerator()
+    accelerator = need("accelerate", "train", "training").Accelerator()
     if validation is not None:
-        need("torchmetrics")
+        need("torchmetrics", "train", "training")
     bf16 = _precision(mixed_precision, accelerator) == "bf16"
     device = device_of(pruned) if accelerator.num_processes == 1 else accelerator.device
 
