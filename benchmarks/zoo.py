@@ -6,11 +6,9 @@ Each model is built small, gets random calibrated weights (tests/util.py), and i
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 from collections import Counter
-from functools import partial
-from multiprocessing.connection import Connection
+from dataclasses import asdict
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,45 +18,29 @@ from common.cli import begin, name_of, parser, resumable
 from common.coverage import BUDGETS, examine
 from common.kept import Kept
 from common.results import record
+from common.worker import Worker
 
 KINDS = ("channel", "head", "kv_group", "head_dim", "expert")
 
 
-def _serve(pipe: Connection, seed: int, threads: int) -> None:
-    """Examines the models whose names come through the pipe."""
-    torch.set_num_threads(threads)
-    table = {entry.name: entry for entry in select()}
-    while True:
-        pipe.send(json.dumps(examine(table[pipe.recv()], seed)))
+def ours(seed: int, name: str) -> dict[str, Any]:
+    """Returns what `examine` finds of a model."""
+    return examine(table()[name], seed)
 
 
-class Worker:
-    """A process that examines models, one after the other; a model that takes too long, or kills it, costs only itself."""
+def theirs(name: str) -> dict[str, Any]:
+    """Returns what Torch-Pruning makes of a model: the larger budget, by bisection of its ratio."""
+    torch.manual_seed(0)
+    try:
+        return asdict(torch_pruning.search(name, BUDGETS[0], attempts=4))
+    except Exception as error:  # the peer fails in many ways, and each is a result
+        return {"error": f"{type(error).__name__}: {error}"[:200]}
 
-    def __init__(self, seed: int, threads: int, limit: float) -> None:
-        self.seed, self.threads, self.limit = seed, threads, limit
-        self.process: Any = None
 
-    def __call__(self, name: str) -> dict[str, Any]:
-        """Returns a model's values."""
-        if self.process is None:
-            context = multiprocessing.get_context("spawn")
-            self.pipe, there = context.Pipe()
-            self.process = context.Process(target=_serve, args=(there, self.seed, self.threads), daemon=True)
-            self.process.start()
-            there.close()
-        self.pipe.send(name)
-        try:
-            if self.pipe.poll(self.limit):
-                answer: dict[str, Any] = json.loads(self.pipe.recv())
-                return answer
-            what = f"no end within {self.limit:.0f} s"
-        except EOFError:
-            self.process.join()
-            what = f"the process ended with {self.process.exitcode}"
-        self.process.kill()
-        self.process = None
-        return {"error": what, "seconds": {}}
+@cache
+def table() -> dict[str, Any]:
+    """Returns the models by name."""
+    return {entry.name: entry for entry in select()}
 
 
 def line(found: dict[str, Any]) -> dict[str, Any]:
@@ -87,14 +69,14 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def peer_line(name: str, threads: int, limit: float) -> dict[str, Any]:
-    """Returns the values of Torch-Pruning's part of the line: the larger budget, by bisection of its ratio."""
-    found = torch_pruning.prune(name, BUDGETS[0], limit=limit, attempts=4, threads=threads)
-    spent = [s for s in (found.build_seconds, found.prune_seconds) if s is not None]
-    reached = found.runs and found.share is not None and found.share <= BUDGETS[0]
+def peer_line(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of Torch-Pruning's part of the line."""
+    spent = [found[key] for key in ("build_seconds", "prune_seconds") if found.get(key) is not None]
+    share, runs = found.get("share"), found.get("runs", False)
+    reached = runs and share is not None and share <= BUDGETS[0]
     return {
-        "Torch-Pruning": "runs" if reached else "misses the budget" if found.runs else "fails", "its kept": found.share,
-        "its s": round(sum(spent), 2) if spent else None, "its error": found.error,
+        "Torch-Pruning": "runs" if reached else "misses the budget" if runs else "fails", "its kept": share,
+        "its s": round(sum(spent), 2) if spent else None, "its error": found.get("error", ""),
     }  # fmt: skip
 
 
@@ -117,10 +99,9 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def row(name: str, worker: Worker, options: Any) -> dict[str, Any]:
+def row(name: str, worker: Worker, peer: Worker | None) -> dict[str, Any]:
     """Returns the values of one line of the table."""
-    peer = {} if options.no_peer else peer_line(name, options.threads, options.peer_limit)
-    return line(worker(name)) | peer
+    return line({"seconds": {}} | worker(name)) | ({} if peer is None else peer_line(peer(name)))
 
 
 def main() -> None:
@@ -133,10 +114,12 @@ def main() -> None:
     made.add_argument("--peer-limit", type=float, default=60.0, help="seconds that Torch-Pruning may take")
     options = begin(made)
     chosen = select(options.collections, options.models)
-    worker, kept = Worker(options.seed, options.threads, options.limit), Kept(options.rows)
+    worker = Worker(partial(ours, options.seed), options.threads, options.limit)
+    peer = None if options.no_peer else Worker(theirs, options.threads, options.peer_limit)
+    kept = Kept(options.rows)
     for entry in chosen[::10] if options.quick else chosen:
         key = {"collection": entry.collection, "model": entry.name.partition(":")[2]}
-        kept.add(key, partial(row, entry.name, worker, options))
+        kept.add(key, partial(row, entry.name, worker, peer))
     notes = [
         "removable: share of the parameters that can go at all. error: against the masked twin in float64, limit 1e-9.",
         *summary(kept.rows),
