@@ -58,6 +58,14 @@ def _split(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes] | None:
     return parts
 
 
+def _pieces(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """Before: x[b, c], b known only at run time.  After: [b / 2, c], [b / 2, c]; what is cut stays."""
+    x = t.axes(a.self, node)
+    dim = a.dim % len(x)
+    t.freeze(node, x[dim], "a part known only at run time")
+    return [(*x[:dim], ax.fixed(part.shape[dim]), *x[dim + 1 :]) for part in t.parts(node)]
+
+
 def _slice_split(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     return Edit({"split_sizes": [s.count(part[a.dim]) for part in s.axes(node)]})
 
@@ -201,6 +209,10 @@ def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 register(["cat.default", "concat.default"], _cat)
 register(["stack.default"], _stack)
 register(["split_with_sizes.default"], _split, slice=_slice_split)
+register(
+    ["chunk.default", "unsafe_chunk.default", "split.Tensor", "unsafe_split.Tensor", "tensor_split.sections"],
+    _pieces,
+)
 register(["slice.Tensor"], _slice, slice=_slice_slice, carries=True)
 register(["select.int"], _select, slice=_slice_select, carries=True)
 register(["index.Tensor"], _index, positions=("self", "indices"))

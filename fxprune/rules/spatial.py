@@ -1,4 +1,4 @@
-"""Pooling and interpolation: space stays, channels pass."""
+"""Pooling, interpolation and sampling: space stays, channels pass."""
 
 from __future__ import annotations
 
@@ -32,11 +32,20 @@ def _with_indices(spatial: int) -> Callable[[Tracer, fx.Node, SimpleNamespace], 
         first = len(x) - spatial
         for axis in x[first:]:
             t.freeze(node, axis, "the spatial axis")
-        shape = t.captured.info[node][0].shape
+        shape = t.parts(node)[0].shape
         axes = (*x[:first], *(ax.fixed(size) for size in shape[first:]))
         return [axes, axes]
 
     return rule
+
+
+def _sampled(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, c, h, w], grid[b, h', w', 2].  After: [b, c, h', w'], c untouched."""
+    x, grid = t.axes(a.input, node), t.axes(a.grid, node)
+    for axis in (*x[2:], *grid[1:]):
+        t.freeze(node, axis, "the spatial axis")
+    batch = ax.broadcast(t.channels, [x[0], grid[0]], t.where(node))
+    return (batch, x[1], *(ax.fixed(size) for size in t.shape(node)[2:]))
 
 
 for _n in (1, 2, 3):
@@ -55,3 +64,4 @@ register(
 )  # fmt: skip
 register(["upsample_linear1d.default", "upsample_linear1d.vec"], _windows(1))
 register(["upsample_trilinear3d.default", "upsample_trilinear3d.vec"], _windows(3))
+register(["grid_sampler.default", "grid_sampler_2d.default", "grid_sampler_3d.default"], _sampled)

@@ -76,6 +76,11 @@ class Tracer:
         info: TensorInfo = self.captured.info[node]
         return info.shape
 
+    def parts(self, node: fx.Node) -> list[TensorInfo]:
+        """Returns what is known of each result of an op that has several."""
+        parts: list[TensorInfo] = self.captured.info[node]
+        return parts
+
     def example(self, node: fx.Node) -> tuple[int, ...]:
         """Returns the node's shape at the example's sizes."""
         info: TensorInfo = self.captured.info[node]

@@ -51,6 +51,8 @@ CASES = [
     Case("stack of channels", lambda: _two(lambda p, q: torch.stack([p, q], -1).flatten(2), 6, 6, 12), [T], ["6 channel: p.weight[0] p.bias[0] q.weight[0] q.bias[0] b.weight[1]x2"]),
     Case("split", lambda: _one(lambda y: torch.cat([y[..., 4:].sin(), *y.split([4, 2], -1)], -1), 6, 8), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1] b.weight[1]x2"]),
     Case("chunk and gate", lambda: _one(lambda y: torch.mul(*y.chunk(2, -1)), 12, 6), [T], ["6 channel: a.weight[0]x2 a.bias[0]x2 b.weight[1]"]),
+    Case("chunk of the batch", lambda: _one(lambda y: torch.cat([*torch.cat([y, y.exp()]).chunk(2)], -1), 6, 12), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]x2"]),
+    Case("split of the batch", lambda: _one(lambda y: torch.cat([y, y.exp()]).split(y.shape[0])[0], 6, 6), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]),
     Case("unbind", lambda: _one(lambda y: sum(y.unflatten(2, (3, 4)).unbind(2)), 12, 4), [T], ["4 channel: a.weight[0]x3 a.bias[0]x3 b.weight[1]"]),
     Case("slice", lambda: _one(lambda y: y[..., 1:4], 6, 3), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]),
     Case("slice with a step", lambda: _one(lambda y: y[..., 1::2], 7, 3), [T], ["7 channel: a.weight[0] a.bias[0] b.weight[1]"]),
