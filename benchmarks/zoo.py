@@ -112,6 +112,7 @@ def main() -> None:
     made.add_argument("--limit", type=float, default=300.0, help="seconds a model may take")
     made.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
     made.add_argument("--peer-limit", type=float, default=60.0, help="seconds that Torch-Pruning may take")
+    made.add_argument("--name", default="zoo", help="of the record")
     options = begin(made)
     chosen = select(options.collections, options.models)
     worker = Worker(partial(ours, options.seed), options.threads, options.limit)
@@ -126,7 +127,7 @@ def main() -> None:
         *kept.notes,
     ]
     title = "Coverage: every architecture at 0.7 and 0.4 of its parameters, verified in float64"
-    print(record(name_of("zoo", options), kept.rows, title=title, seed=options.seed, notes=notes))
+    print(record(name_of(options.name, options), kept.rows, title=title, seed=options.seed, notes=notes))
     raise SystemExit(any("WRONG" in (row[f"at {b}"] or "") for row in kept.rows for b in BUDGETS))
 
 

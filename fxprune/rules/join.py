@@ -209,10 +209,7 @@ def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 register(["cat.default", "concat.default"], _cat)
 register(["stack.default"], _stack)
 register(["split_with_sizes.default"], _split, slice=_slice_split)
-register(
-    ["chunk.default", "unsafe_chunk.default", "split.Tensor", "unsafe_split.Tensor", "tensor_split.sections"],
-    _pieces,
-)
+register(["chunk.default", "split.Tensor"], _pieces)
 register(["slice.Tensor"], _slice, slice=_slice_slice, carries=True)
 register(["select.int"], _select, slice=_slice_select, carries=True)
 register(["index.Tensor"], _index, positions=("self", "indices"))

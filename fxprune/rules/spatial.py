@@ -64,4 +64,4 @@ register(
 )  # fmt: skip
 register(["upsample_linear1d.default", "upsample_linear1d.vec"], _windows(1))
 register(["upsample_trilinear3d.default", "upsample_trilinear3d.vec"], _windows(3))
-register(["grid_sampler.default", "grid_sampler_2d.default", "grid_sampler_3d.default"], _sampled)
+register(["grid_sampler.default"], _sampled)
