@@ -19,7 +19,7 @@ from fxprune.cost import cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import PlanError
 from fxprune.scores.base import STAYS
-from fxprune.solve import Constraints, free_groups, ranking
+from fxprune.solve import Bound, Constraints, free_groups, ranking
 
 #: Bins of every histogram.
 BINS = 32
@@ -62,7 +62,7 @@ class ScoreSummary:
     """The values by which units were ranked, as histograms over the same bins.
 
     Attributes:
-        unit: what was ranked: ``"score"``, ``"score per parameter"`` or ``"score per MAC"``.
+        unit: what was ranked: ``"score"``, or ``"score per parameter"``, ``"... MAC"`` or ``"... millisecond"``.
         edges: the borders of the bins, ascending; values beyond them count in the first and the last bin.
         log: whether the bins are even in the logarithm.
         cut: the value that separates best what stays from what goes; None where each group has its own, or
@@ -132,7 +132,7 @@ class ScoreSummary:
 
 def summarize(
     coupling: Coupling, scores: Mapping[str, Tensor], gone: Mask, budget: Budget | None, *,
-    constraints: Constraints, per_cost: bool = True,
+    constraints: Constraints, per_cost: bool = True, bound: Bound | None = None,
 ) -> ScoreSummary | None:  # fmt: skip
     """Returns how the units rank, and where the cut fell; None if no unit could go.
 
@@ -143,9 +143,10 @@ def summarize(
         budget: what was solved for; None with ratios by layer.
         constraints: what had to stay.
         per_cost: whether scores were divided by what a unit costs, under a budget.
+        bound: on the latency of the model as it came, whose costs they were divided by.
     """
     per_cost = per_cost and budget is not None
-    worth = ranking(coupling, scores, cost_model(coupling), budget if per_cost else None)
+    worth = ranking(coupling, scores, cost_model(coupling), budget if per_cost else None, bound)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # solve has told of patterns that match nothing
         ids = {g.name: coupling.units[g.units] for g in free_groups(coupling, constraints)}
@@ -163,8 +164,8 @@ def summarize(
         groups.append(GroupScores(name, _count(values[~out], edges), _count(values[out], edges), own))
     values, out = worth[every], gone[every]
     astray = (0, 0) if cut is None else (int((values[~out] < cut).sum()), int((values[out] > cut).sum()))
-    bound = "parameter" if budget is not None and budget.params is not None else "MAC"
-    unit = f"score per {bound}" if per_cost else "score"
+    cost = "parameter" if budget is not None and budget.params is not None else "MAC"
+    unit = f"score per {cost if bound is None else 'millisecond'}" if per_cost else "score"
     return ScoreSummary(unit, tuple(edges.tolist()), log, cut, astray, tuple(groups))
 
 

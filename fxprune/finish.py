@@ -126,7 +126,7 @@ def finish(
     plan = make_plan(job.coupling, bridged, solution, budget, scorer.name, operator.index(job.seed))
     summary = score_summary(
         job.coupling, bridged, solution, scores, budget, constraints=job.constraints,
-        per_cost=scorer.per_cost and meeting is None,
+        per_cost=scorer.per_cost, bound=None if meeting is None else meeting.bound(job.coupling),
     )  # fmt: skip
     latency = None
     if meeting is not None:

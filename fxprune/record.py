@@ -21,12 +21,12 @@ from fxprune.distribution import ScoreSummary, summarize
 from fxprune.errors import PlanError
 from fxprune.example import ExampleSpec
 from fxprune.grouping import ParameterAxis
-from fxprune.paths import fetch
+from fxprune.paths import fetch, layer_of
 from fxprune.plan import Plan
 from fxprune.report import FrozenRow, GroupRow, Report
 from fxprune.rewrite.bridge import Bridged
 from fxprune.rewrite.slice import keep_indices
-from fxprune.solve import Constraints, Solution
+from fxprune.solve import Bound, Constraints, Solution
 from fxprune.verify import Certificate
 
 
@@ -74,7 +74,7 @@ def make_report(
 
 def score_summary(
     coupling: Coupling, bridged: Bridged, solution: Solution, scores: Mapping[str, Tensor],
-    budget: Budget | None, *, constraints: Constraints, per_cost: bool = True,
+    budget: Budget | None, *, constraints: Constraints, per_cost: bool = True, bound: Bound | None = None,
 ) -> ScoreSummary | None:  # fmt: skip
     """Returns how the units of the model as it came rank, and where the cut fell (see `summarize`)."""
     left = bridged.coupling
@@ -86,7 +86,9 @@ def score_summary(
         removed[coupling.units[group.units]] = (
             mine if mine is not None and len(mine) == len(group.units) else True
         )
-    return summarize(coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost)
+    return summarize(
+        coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost, bound=bound
+    )
 
 
 def removed_by(coupling: Coupling, plan: Plan) -> Mask:
@@ -193,7 +195,7 @@ def _version() -> str:
 def _spanned(coupling: Coupling, bridged: Bridged) -> tuple[str, ...]:
     """Returns the layers that lie under a bridge."""
     before, after = (
-        dict.fromkeys(name.rpartition(".")[0] for name in shapes_of(one))
+        dict.fromkeys(layer_of(name) for name in shapes_of(one))
         for one in (coupling.captured, bridged.captured)
     )
     return tuple(layer for layer in before if layer not in after)
@@ -205,6 +207,6 @@ def _collapsed(coupling: Coupling, solution: Solution) -> tuple[str, ...]:
     gone: dict[str, bool] = {}
     for node, axes in coupling.values.items():
         if node.op == "get_attr" and node.target in coupling.captured.persistent and axes:
-            layer = str(node.target).rpartition(".")[0]
+            layer = layer_of(str(node.target))
             gone[layer] = gone.get(layer, False) or any(slicer.count(axis) == 0 for axis in axes)
     return tuple(layer for layer, empty in gone.items() if empty)

@@ -27,6 +27,7 @@ from fxprune.cost import Cost, CostModel, cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
 from fxprune.grouping import Group
+from fxprune.paths import layer_of
 from fxprune.pools import Pool, pools_of
 from fxprune.scores.base import STAYS, unit_scores
 
@@ -192,7 +193,7 @@ def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
             free.append(group)
     every = {node.target for node in coupling.values if node.op == "get_attr"}
     used |= _matches(
-        set(constraints.ignore) - used, {str(n) for n in every} | {str(n).rpartition(".")[0] for n in every}
+        set(constraints.ignore) - used, {str(n) for n in every} | {layer_of(str(n)) for n in every}
     )
     for pattern in constraints.ignore:
         if pattern not in used:

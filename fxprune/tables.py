@@ -71,3 +71,13 @@ def few(names: Sequence[str], count: int) -> str:
 def percent(before: float, after: float) -> str:
     """Returns the share that is left, as text."""
     return f"{100 * after / before:.1f} %" if before else "-"
+
+
+def share(before: float, after: float) -> float:
+    """Returns the percentage that is left; 0 of nothing."""
+    return 100 * after / before if before else 0.0
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Returns a number of things in words, such as ``1 layer`` or ``1,200 layers``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

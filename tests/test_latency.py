@@ -331,6 +331,14 @@ def test_a_share_of_the_latency_is_met(network: Any, clock: list[Fake], share: f
     assert fxprune.report(pruned).verified and fxprune.report(pruned).plan.budget == {"latency": share}
 
 
+def test_the_histogram_shows_what_units_were_ranked_by(network: Any, clock: list[Fake]) -> None:
+    model, x = network
+    pruned = fxprune.compile(model, [x], Budget(latency=0.5, batch_size=2), method="l1", progress=False)
+    scores = fxprune.report(pruned).scores
+    assert scores.unit == "score per millisecond" and scores.cut is not None
+    assert sum(scores.removed) > 10 and scores.astray == (0, 0)
+
+
 def test_milliseconds_and_other_bounds_hold_together(network: Any, clock: list[Fake]) -> None:
     model, x = network
     budget = Budget(params=0.5, latency_ms=2.0, batch_size=2)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxprune.errors import MissingExtraError
+from fxprune.extras import need
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -25,13 +25,8 @@ def rendered(template: str, contents: Callable[[], Mapping[str, Any]]) -> str:
     Raises:
         MissingExtraError: a package is not installed.
     """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"an HTML page needs {error.name or 'matplotlib'} ({error}): pip install 'fxprune[report]'"
-        ) from error
+    for package in ("jinja2", "matplotlib"):
+        need(package, "report", "an HTML page")
     return _environment().get_template(template).render(contents())
 
 

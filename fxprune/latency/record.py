@@ -34,6 +34,11 @@ class Latency:
     threads: int
 
     @property
+    def setting(self) -> Setting:
+        """Under which circumstances it was measured."""
+        return Setting(self.device, self.batch_size, self.backend, self.threads)
+
+    @property
     def met(self) -> bool:
         """Whether the measured latency is within the limit."""
         return self.measured_ms <= self.limit_ms
@@ -46,7 +51,7 @@ class Latency:
         return (
             f"latency: {self.dense_ms:.3g} ms -> {self.measured_ms:.3g} ms ({self.measured_ms / self.dense_ms:.1%}), "
             f"predicted {self.predicted_ms:.3g}; limit {self.limit_ms:.3g} ms: {'met' if self.met else over}; "
-            f"{Setting(self.device, self.batch_size, self.backend, self.threads)}"
+            f"{self.setting}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from fxprune.paths import layer_of
 from fxprune.rewrite.modules import RECIPES, Recipe, Site
 
 
@@ -125,7 +126,7 @@ def _candidates(recipe: Recipe, values: Mapping[str, Any], owners: Owners) -> It
             continue
         if isinstance(first, fx.Node) and first.op == "get_attr":
             for name in owners.names(str(first.target)):
-                path = name.rpartition(".")[0]
+                path = layer_of(name)
                 if isinstance(owners.modules.get(path), recipe.owners):
                     yield path
         return
