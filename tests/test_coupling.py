@@ -227,16 +227,16 @@ def test_every_coordinate_has_a_unit_or_a_reason(name: str) -> None:
 
 FROZEN = {
     "two layers": [
-        "0.weight[1] 5/5: aten.linear.default in 0", "2.weight[0] 2/2: the result of output",
+        "0.weight[1] 5/5: aten.linear.default in 0 on the input input_1", "2.weight[0] 2/2: the result of output",
         "2.bias[0] 2/2: the result of output",
     ],
-    "transformer": ["embedding.weight[0] 11/11: the rows of aten.embedding.default in embedding"],
+    "transformer": ["embedding.weight[0] 11/11: the rows of aten.embedding.default in embedding on the input ids"],
     "a weight read both ways": [
-        "a.weight[1] 5/5: aten.linear.default in a", "b.weight[0] 2/2: the result of output",
-        "b.weight[1] 5/5: aten.linear.default in a", "b.bias[0] 2/2: the result of output",
+        "a.weight[1] 5/5: aten.linear.default in a on the input args_0", "b.weight[0] 2/2: the result of output",
+        "b.weight[1] 5/5: aten.linear.default in a on the input args_0", "b.bias[0] 2/2: the result of output",
     ],
     "two channels are a result": [
-        "a.weight[0] 2/6: the result of output", "a.weight[1] 5/5: aten.linear.default in a",
+        "a.weight[0] 2/6: the result of output", "a.weight[1] 5/5: aten.linear.default in a on the input args_0",
         "a.bias[0] 2/6: the result of output", "b.weight[0] 2/2: the result of output",
         "b.weight[1] 2/6: the result of output", "b.bias[0] 2/2: the result of output",
     ],
@@ -267,12 +267,12 @@ qkv.weight axis 0 (24)
   4 units of qkv:head_dim: made by qkv; read by -
   4 units of qkv:head_dim#2: made by qkv; read by o
 qkv.weight axis 1 (5)
-  5 of 5 frozen: aten.linear.default in qkv""",
+  5 of 5 frozen: aten.linear.default in qkv on the input args_0""",
     ("an op without a rule", "a"): """\
 a.weight axis 0 (7)
   7 of 7 frozen: an op without a rule, of aten.linalg_matrix_exp.default
 a.weight axis 1 (7)
-  7 of 7 frozen: aten.linear.default in a
+  7 of 7 frozen: aten.linear.default in a on the input args_0
 a.bias axis 0 (7)
   7 of 7 frozen: an op without a rule, of aten.linalg_matrix_exp.default""",
     ("residual", "stem"): "stem: no parameter of that name is in the graph",
@@ -288,7 +288,7 @@ def test_text() -> None:
     assert str(_coupling("flatten")) == """\
 1 groups, 6 units
 0: 6 channel units on 0.weight[0]x1, 0.bias[0]x1, 3.weight[1]x16
-frozen 0.weight[1]: 3/3, aten.conv2d.default in 0
+frozen 0.weight[1]: 3/3, aten.conv2d.default in 0 on the input input_1
 frozen 3.weight[0]: 2/2, the result of output
 frozen 3.bias[0]: 2/2, the result of output"""  # fmt: skip
 

@@ -64,10 +64,13 @@ def examine(entry: Architecture, seed: int) -> dict[str, Any]:
 
 def in_islands(call: Call, share: float, found: dict[str, Any]) -> dict[str, Any]:
     """Returns what came of one budget for a model that can only be captured in parts; adds what the parts are."""
-    pruned = fxprune.compile(
-        call.model, [(call.args, dict(call.kwargs))], share, method="l2", recover=None, forward_args=lambda batch: batch,
-        verify_dtype=torch.float64, progress=False,
-    )  # fmt: skip
+    try:
+        pruned = fxprune.compile(
+            call.model, [(call.args, dict(call.kwargs))], share, method="l2", recover=None,
+            forward_args=lambda batch: batch, verify_dtype=torch.float64, progress=False,
+        )  # fmt: skip
+    except (fxprune.BudgetError, fxprune.NothingToPruneError) as error:
+        return refused(error)
     report = fxprune.report(pruned)
     kinds: Counter[str] = Counter()
     for group in report.groups:
@@ -103,7 +106,7 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
     try:
         solution = fxprune.solve(coupling, scores, fxprune.Budget(params=share))
     except (fxprune.BudgetError, fxprune.NothingToPruneError) as error:
-        return {"status": type(error).__name__, "note": str(error)[:400]}
+        return refused(error)
     pruned = fxprune.emit(coupling.captured, fxprune.rewrite(coupling, solution.removed))
     certificate = fxprune.verify(
         coupling, solution.removed, pruned, (call.args, dict(call.kwargs)), dtype=torch.float64
@@ -116,3 +119,8 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
         "error": certificate.max_error,
         "note": certificate.note,
     }
+
+
+def refused(error: fxprune.FxpruneError) -> dict[str, Any]:
+    """Returns what came of a budget that is out of reach."""
+    return {"status": type(error).__name__, "note": str(error)[:400]}

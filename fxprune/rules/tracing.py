@@ -94,7 +94,12 @@ class Tracer:
     def where(self, node: fx.Node) -> str:
         """Returns how reasons name a node."""
         module = node.meta.get("module")
-        return f"{node.target} in {module}" if module else f"{node.target}"
+        given = [source.name for source in node.all_input_nodes if source.op == "placeholder"]
+        return (
+            f"{node.target}"
+            + (f" in {module}" if module else "")
+            + (f" on the input {', '.join(given)}" if given else "")
+        )
 
     def is_tensor(self, value: Any) -> bool:
         """Returns whether an argument is a node that carries a tensor."""
