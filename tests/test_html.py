@@ -14,13 +14,15 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
+import torch
 from torch import nn
 
+import fxprune
 from fxprune.errors import FxpruneError, MissingExtraError
 from fxprune.html import page, write_html
 from fxprune.html.rows import Branch, group_views, tree
 from fxprune.latency import Latency
-from fxprune.report import FrozenRow, GroupRow, LayerRow, Report
+from fxprune.report import FrozenRow, GroupRow, LayerRow, Report, report
 from tests.test_report import a_summary, make_report
 
 HOSTILE = '<script>alert("x")</script>'
@@ -175,6 +177,15 @@ def test_a_report_with_nothing_in_it() -> None:
     found = Page(text)
     assert "not compared" in " ".join(found.text)
     assert not [s for s in found.all("svg") if "aria-labelledby" in s] and not found.all("form")
+
+
+def test_the_order_in_which_versions_were_noted_does_not_matter() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    found = report(fxprune.compile(model, [torch.randn(4, 4)], 0.8, method="l1", progress=False))
+    versions = dict(reversed(found.plan.versions.items()))  # a plan that was read back has them sorted
+    assert page(found) == page(
+        dataclasses.replace(found, plan=dataclasses.replace(found.plan, versions=versions))
+    )
 
 
 def test_a_report_of_format_1_has_a_page() -> None:

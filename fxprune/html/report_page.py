@@ -206,5 +206,5 @@ def _certificate(found: Report) -> dict[str, Any]:
         facts.append(("Precision", found.dtype))
     if found.plan is not None:
         facts.append(("Seed", str(found.plan.seed)))
-        facts += [(name, version) for name, version in found.plan.versions.items()]
+        facts += sorted(found.plan.versions.items())
     return {"state": state, "sign": sign, "line": line, "text": text, "facts": facts}
