@@ -14,7 +14,7 @@ from . import Architecture, Call
 #: Edge of the images by name pattern, the first that matches; what the model takes at least, or enough to have windows.
 _EDGES = {
     "inception_v3": 96, "maxvit_t": 224, "swin*": 112, "vit_h_14": 56, "vit_b_32": 128, "vit_l_32": 128, "raft_*": 128, "ssd300*": 300,
-    "ssdlite*": 320, "s3d": 224, "mvit*": 224, "*": 64,
+    "ssdlite*": 320, "*_fpn*": 128, "s3d": 224, "mvit*": 224, "*": 64,
 }  # fmt: skip
 _FRAMES = {"mvit*": 16, "s3d": 16, "*": 4}
 
@@ -29,6 +29,9 @@ def _options(name: str, edge: int) -> dict[str, Any]:
         return {"image_size": edge}
     if name in ("googlenet", "inception_v3"):
         return {"init_weights": False}
+    if "_fpn" in name:  # these scale what they get to a size of their own, by default 800, and look at 1,000 regions
+        few = {"rpn_post_nms_top_n_test": 32, "box_detections_per_img": 8} if "rcnn" in name else {}
+        return {"min_size": edge, "max_size": edge, **few}
     return {}
 
 
