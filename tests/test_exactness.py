@@ -74,3 +74,9 @@ def test_heads_and_their_dimensions_go(entry: zoo.Entry, kind: str) -> None:
     coupling = fxprune.couple(fxprune.capture(model, *_arguments(batch)))
     assert report.verified is True
     assert units_removed(coupling, removed_channels(coupling, report.plan.keep)).get(kind, 0) > 0
+
+
+def test_the_count_from_outside_sees_into_torch_s_fast_path() -> None:
+    layer, x = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(3, 5, 8)
+    coupling = fxprune.couple(fxprune.capture(layer, (x,)))
+    assert macs(layer, x) == cost_model(coupling).of(coupling.removed_mask([])).macs

@@ -69,8 +69,13 @@ def params(model: nn.Module) -> int:
 @torch.no_grad()
 def macs(model: nn.Module, batch: zoo.Batch) -> int:
     """Returns multiply-accumulates per sample as ``torch.utils.flop_counter`` counts them on a real forward pass."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        zoo.call(model, batch)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it is one op, and not counted
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            zoo.call(model, batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     count = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
     total = counter.get_total_flops()
     return total // 2 // count
