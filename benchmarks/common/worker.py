@@ -17,7 +17,11 @@ def _serve(pipe: Connection, answer: Callable[[str], dict[str, Any]], threads: i
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     while True:
-        pipe.send(json.dumps(answer(pipe.recv())))
+        try:
+            question = pipe.recv()
+        except EOFError:  # nobody asks any more
+            return
+        pipe.send(json.dumps(answer(question)))
 
 
 class Worker:
