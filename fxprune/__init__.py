@@ -6,6 +6,7 @@ from fxprune.artifact import load, save
 from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
 from fxprune.capture import Captured, capture
+from fxprune.constraints import Constraints
 from fxprune.coupling import Coupling, couple
 from fxprune.errors import (
     BudgetError,
@@ -36,7 +37,7 @@ from fxprune.rewrite.emit import emit
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.rewrite.slice import slice_graph as rewrite
 from fxprune.scores import Context, Scorer, register_scorer, score
-from fxprune.solve import Constraints, solve
+from fxprune.solve import solve
 from fxprune.sweep import sweep
 from fxprune.training import History, Recipe, finetune, retrain
 from fxprune.verify import Certificate, verify

@@ -12,8 +12,9 @@ from torch.export import ExportedProgram
 
 from fxprune.budget import Budget, as_budget
 from fxprune.channels import KINDS
+from fxprune.constraints import Constraints
 from fxprune.errors import BudgetError
-from fxprune.solve import Constraints, ratio_table
+from fxprune.solve import ratio_table
 
 __all__ = ["check_steps", "check_types", "constraints_of", "target_of"]
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fxprune.branches import vanishing_groups
 from fxprune.budget import Budget
+from fxprune.constraints import Constraints, free_groups
 from fxprune.cost import cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError
 from fxprune.rewrite.bridge import Bridged, bridge
-from fxprune.solve import Bound, Constraints, Floats, Solution, free_groups, ranking, solve
+from fxprune.solve import Bound, Floats, Solution, ranking, solve
 
 
 def solve_with_bridges(

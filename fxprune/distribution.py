@@ -15,11 +15,12 @@ from torch import Tensor
 from fxprune import untrusted
 from fxprune.budget import Budget
 from fxprune.channels import Mask
+from fxprune.constraints import Constraints, free_groups
 from fxprune.cost import cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import PlanError
 from fxprune.scores.base import STAYS
-from fxprune.solve import Bound, Constraints, free_groups, ranking
+from fxprune.solve import Bound, ranking
 
 #: Bins of every histogram.
 BINS = 32

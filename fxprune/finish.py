@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxprune.batch import Batch
 from fxprune.budget import Budget
 from fxprune.captured_inputs import CalibrationInputs
+from fxprune.constraints import Constraints
 from fxprune.coupling import Coupling
 from fxprune.depth import solve_with_bridges
 from fxprune.errors import VerificationError
@@ -26,7 +27,6 @@ from fxprune.report import attach
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import slice_graph
 from fxprune.scores import Scorer
-from fxprune.solve import Constraints
 from fxprune.verify import Certificate
 from fxprune.verify import verify as verify_against_twin
 

@@ -16,6 +16,7 @@ from fxprune.budget import Budget
 from fxprune.by_layer import layer_rows
 from fxprune.capture import Captured, TensorInfo
 from fxprune.channels import Mask
+from fxprune.constraints import Constraints
 from fxprune.coupling import Coupling
 from fxprune.distribution import ScoreSummary, summarize
 from fxprune.errors import PlanError
@@ -26,7 +27,7 @@ from fxprune.plan import Plan
 from fxprune.report import FrozenRow, GroupRow, Report
 from fxprune.rewrite.bridge import Bridged
 from fxprune.rewrite.slice import keep_indices
-from fxprune.solve import Bound, Constraints, Solution
+from fxprune.solve import Bound, Solution
 from fxprune.verify import Certificate
 
 

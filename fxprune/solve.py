@@ -9,7 +9,6 @@ gives a larger model.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,33 +22,16 @@ import torch
 
 from fxprune.budget import Budget
 from fxprune.channels import Ids, Mask
+from fxprune.constraints import Constraints, free_groups, matches, names_of
 from fxprune.cost import Cost, CostModel, cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
 from fxprune.grouping import Group
-from fxprune.paths import layer_of
 from fxprune.pools import Pool, pools_of
 from fxprune.scores.base import STAYS, unit_scores
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Constraints:
-    """What must stay whatever the scores say.
-
-    Attributes:
-        kinds: kinds of unit that may go.
-        ignore: ``fnmatch`` patterns of layers or tensors whose channels all stay.
-        round_to: kept channels of a group come in multiples of this.
-        min_keep: units that every group keeps at least, blocks aside; with 0 a residual branch may vanish.
-    """
-
-    kinds: tuple[str, ...] = ("channel", "expert", "head", "head_dim", "kv_group")
-    ignore: tuple[str, ...] = ()
-    round_to: int = 1
-    min_keep: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,36 +153,6 @@ def ranking(
     return density
 
 
-def _matches(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
-    found = list(names)
-    return {p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in found)}
-
-
-def _names(coupling: Coupling, group: Group) -> set[str]:
-    """Returns what a pattern may call a group by: its name, and the layers and tensors that make it."""
-    made = {a.tensor for index, _ in group.axes if (a := coupling.axes[index]).layer in group.producers}
-    return {group.name, *group.producers} | (made if group.producers else set())
-
-
-def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
-    """Returns the groups that may lose units; warns of patterns that match nothing."""
-    used: set[str] = set()
-    free = []
-    for group in coupling.groups:
-        hit = _matches(constraints.ignore, _names(coupling, group))
-        used |= hit
-        if not hit and group.kind in constraints.kinds:
-            free.append(group)
-    every = {node.target for node in coupling.values if node.op == "get_attr"}
-    used |= _matches(
-        set(constraints.ignore) - used, {str(n) for n in every} | {layer_of(str(n)) for n in every}
-    )
-    for pattern in constraints.ignore:
-        if pattern not in used:
-            warnings.warn(f"ignore pattern {pattern!r} matches no layer", IgnoredPatternWarning, stacklevel=4)
-    return free
-
-
 def _by_ratio(
     coupling: Coupling, free: Sequence[Group], pools: Sequence[Pool], ratios: float | Mapping[str, float]
 ) -> Mask:
@@ -209,9 +161,9 @@ def _by_ratio(
     used = {"default"}
     removed = np.zeros(len(coupling.channels), bool)
     for group, pool in zip(free, pools, strict=True):
-        names = _names(coupling, group)
+        names = names_of(coupling, group)
         exact = [p for p in table if p == group.name]  # a group's own name comes before patterns
-        matching = exact or [p for p in table if p != "default" and _matches([p], names)]
+        matching = exact or [p for p in table if p != "default" and matches([p], names)]
         pattern = matching[0] if matching else "default"
         used.add(pattern)
         keep = len(pool.order) - int(len(pool.order) * table.get(pattern, 0.0) + 1e-9)

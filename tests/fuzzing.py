@@ -16,13 +16,14 @@ from torch.utils import _pytree as pytree
 from fxprune.blocks import with_blocks
 from fxprune.budget import Budget
 from fxprune.capture import Captured, capture
+from fxprune.constraints import Constraints
 from fxprune.cost import cost_model
 from fxprune.coupling import Coupling, couple
 from fxprune.depth import may_vanish
 from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.rewrite.emit import emit
 from fxprune.rewrite.slice import keep_indices, slice_graph
-from fxprune.solve import Constraints, Solution, solve
+from fxprune.solve import Solution, solve
 from fxprune.verify import Run, verify
 from tests.networks import KINDS, Network, expected_units, networks
 from tests.util import fingerprint, randomise

@@ -15,11 +15,12 @@ from torch import nn
 from fxprune.branches import vanishing_groups
 from fxprune.budget import Budget, as_budget
 from fxprune.channels import Mask
+from fxprune.constraints import Constraints
 from fxprune.cost import Cost, CostModel, cost_model
 from fxprune.coupling import Coupling
 from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError, ScorerError
 from fxprune.rewrite.slice import slice_graph
-from fxprune.solve import Constraints, Solution, solve
+from fxprune.solve import Solution, solve
 from fxprune.verify import verify
 from tests import small
 from tests.rules.common import Fn, prepared

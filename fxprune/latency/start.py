@@ -9,6 +9,7 @@ from torch import nn
 
 from fxprune.budget import Budget
 from fxprune.capture import Captured
+from fxprune.constraints import Constraints
 from fxprune.coupling import Coupling
 from fxprune.data import device_of
 from fxprune.latency.layout import layout_of
@@ -18,7 +19,6 @@ from fxprune.latency.stopwatch import stopwatch_of
 from fxprune.latency.store import store_of
 from fxprune.latency.table import Table
 from fxprune.latency.widths import liked_multiple
-from fxprune.solve import Constraints
 
 
 def meeting_of(

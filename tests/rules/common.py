@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fxprune.capture import Captured, capture
 from fxprune.channels import Mask
+from fxprune.constraints import Constraints
 from fxprune.coupling import Coupling, couple
 from fxprune.rewrite.slice import slice_graph
-from fxprune.solve import Constraints, solve
+from fxprune.solve import solve
 from fxprune.verify import Certificate, verify
 from tests.util import randomise
 
