@@ -34,9 +34,7 @@ def images(*blocks: image.Spec, width: int = 4, head: str = "pool", **options: s
     return _made(Network("image", width, blocks, head, **options))
 
 
-def sequence(
-    *blocks: image.Spec, width: int = 4, head: str = "mean", kind: str = "tokens", **options: str
-) -> Made:
+def sequence(*blocks: image.Spec, width: int = 4, head: str = "mean", kind: str = "tokens", **options: str) -> Made:
     """Returns a network of token blocks between a linear layer, or an embedding, and a classifier."""
     return _made(Network(kind, width, blocks, head, **options))
 
@@ -49,9 +47,7 @@ def function(forward: Callable[..., Any], *shapes: tuple[int, ...], **parts: Any
     """Returns a network of a function and its layers (``(in, out)`` is a linear layer) on inputs of these shapes."""
 
     def build() -> nn.Module:
-        layers = {
-            name: nn.Linear(*part) if isinstance(part, tuple) else part() for name, part in parts.items()
-        }
+        layers = {name: nn.Linear(*part) if isinstance(part, tuple) else part() for name, part in parts.items()}
         return Fn(forward, **layers)
 
     return build, lambda: tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
@@ -105,9 +101,7 @@ def _interleaved(m: Any, x: Tensor) -> Tensor:
 
     def turn(y: Tensor) -> Tensor:
         a, b = y.unflatten(-1, (2, 2)).unbind(-1)
-        return torch.stack(
-            [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1
-        ).flatten(-2)
+        return torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1).flatten(-2)
 
     y = F.scaled_dot_product_attention(turn(q), turn(k), v)
     return m.o(y.transpose(1, 2).flatten(2))

@@ -30,14 +30,7 @@ def sweep(entry: zoo.Entry, shares: list[float], seed: int) -> list[dict[str, An
     for share in shares:
         try:
             pruned = fxprune.compile(
-                model,
-                [batch],
-                share,
-                method="magnitude",
-                recover=None,
-                verify=False,
-                progress=False,
-                seed=seed,
+                model, [batch], share, method="magnitude", recover=None, verify=False, progress=False, seed=seed
             )
         except fxprune.BudgetError as error:
             rows.append({"model": entry.name, "budget": share, "note": str(error)[:90]})
@@ -79,9 +72,7 @@ def main() -> None:
     print(record(name_of("budget", options), rows, title=title, seed=options.seed, notes=notes))
     kept = [row for row in rows if "params" in row]
     bad = [
-        r
-        for r in kept
-        if r["over"] or r["restorable"] or not (r["params exact"] and r["macs exact"] and r["monotone"])
+        r for r in kept if r["over"] or r["restorable"] or not (r["params exact"] and r["macs exact"] and r["monotone"])
     ]
     print(f"{len(rows)} budgets: {len(kept)} reachable, {len(bad)} with a broken promise")
     raise SystemExit(1 if bad else 0)

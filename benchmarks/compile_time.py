@@ -82,9 +82,7 @@ def line(entry: zoo.Entry, seed: int, threads: int) -> dict[str, Any]:
         "after capture / capture": round(rest / seconds["capture"], 2),
         "without verify": round((rest - seconds["verify"]) / seconds["capture"], 2),
         "couple + solve + rewrite": round(middle, 3),
-        "Torch-Pruning": round(theirs, 3)
-        if theirs is not None and peer.runs
-        else f"fails: {peer.error[:50]}",
+        "Torch-Pruning": round(theirs, 3) if theirs is not None and peer.runs else f"fails: {peer.error[:50]}",
         "peak MB": round(ours["peak"] / 1e6),
         "3 x params + activations MB": round((3 * ours["bytes"] + activations(entry, seed)) / 1e6),
         "total": round(ours["total"], 2),
@@ -123,9 +121,7 @@ def _warm() -> tuple[Any, ...]:
 def _in_process(name: str, options: Any) -> dict[str, Any]:
     start = time.perf_counter()
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--seed", str(options.seed)]
-    done = subprocess.run(
-        [*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)
     lines = [text for text in done.stdout.splitlines() if text.startswith("{")]
     if not lines:
         return {"model": name, "error": (done.stderr.strip().splitlines() or ["no output"])[-1][:100]}

@@ -27,11 +27,7 @@ Case = tuple[str, dict[str, float], float, float]
 def resnet50(coupling: Coupling) -> Iterator[Case]:
     """Ratios of the stream and of the rest."""
     stream = [g.name for g in coupling.groups if any("downsample" in layer for layer in g.producers)]
-    for s, r, macs, params in (
-        (0.25, 0.4, -47.7, -46.4),
-        (0.35, 0.45, -60.0, -60.0),
-        (0.45, 0.6, -74.2, -74.2),
-    ):
+    for s, r, macs, params in ((0.25, 0.4, -47.7, -46.4), (0.35, 0.45, -60.0, -60.0), (0.45, 0.6, -74.2, -74.2)):
         yield f"stream {s}, rest {r}", {**dict.fromkeys(stream, s), "default": r}, macs, params
 
 

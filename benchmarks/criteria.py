@@ -84,10 +84,7 @@ def peer_row(model: nn.Module, importance: str, share: float, test: Test) -> dic
     """Returns the values of one of Torch-Pruning's rows."""
     pruned = peer(model, importance, share)
     x = test[0][:1]
-    return {
-        "kept": round(macs(pruned, x) / macs(model, x), 4),
-        "top1": round(cifar.accuracy(pruned, *test), 2),
-    }
+    return {"kept": round(macs(pruned, x) / macs(model, x), 4), "top1": round(cifar.accuracy(pruned, *test), 2)}
 
 
 def main() -> None:

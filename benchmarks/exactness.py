@@ -56,9 +56,7 @@ def examine(entry: zoo.Entry, seed: int) -> dict[str, Any]:
         "float64": _error(coupling, removed, pruned, entry, torch.float64),
         "float32": _error(coupling, removed, pruned, entry, None),
         "batch 1, 3": _forward(model, pruned, [entry.batch(n, seed + 2) for n in (1, 3)]),
-        "other size": None
-        if entry.other is None
-        else _forward(model, pruned, [entry.batch(2, seed, entry.other)]),
+        "other size": None if entry.other is None else _forward(model, pruned, [entry.batch(2, seed, entry.other)]),
         "removed": _kinds(units_removed(coupling, removed)),
         "heads asked for": _heads(model, batch, entry, seed) if entry.attention else None,
         "over": params(pruned) > limit,
@@ -97,9 +95,7 @@ def _heads(model: nn.Module, batch: zoo.Batch, entry: zoo.Entry, seed: int) -> s
     return ", ".join(parts)
 
 
-def _error(
-    coupling: Any, removed: Any, pruned: nn.Module, entry: zoo.Entry, dtype: torch.dtype | None
-) -> float:
+def _error(coupling: Any, removed: Any, pruned: nn.Module, entry: zoo.Entry, dtype: torch.dtype | None) -> float:
     """Returns the error against the masked twin on a batch of its own, which compilation never saw."""
     batch = _arguments(entry.batch(3, seed=1234))
     certificate = fxprune.verify(coupling, removed, pruned, (batch[0], batch[1] or {}), dtype=dtype)
@@ -138,9 +134,7 @@ def _kinds(counts: dict[str, int]) -> str:
 
 def _peer(name: str, threads: int, limit: float) -> dict[str, Any]:
     result = torch_pruning.prune(name, BUDGET, threads=threads, limit=limit)
-    seconds = (
-        None if result.build_seconds is None else round(result.build_seconds + (result.prune_seconds or 0), 2)
-    )
+    seconds = None if result.build_seconds is None else round(result.build_seconds + (result.prune_seconds or 0), 2)
     return {
         "Torch-Pruning": "runs" if result.runs else f"fails: {result.error[:50]}",
         "its kept": result.share,
@@ -152,9 +146,7 @@ def main() -> None:
     """Prints and records the table; ends with 1 if a network fails."""
     made = parser(__doc__.splitlines()[0], [])
     made.add_argument("--no-peer", action="store_true", help="leave Torch-Pruning out")
-    made.add_argument(
-        "--limit", type=float, default=180.0, help="seconds that Torch-Pruning gets for one network"
-    )
+    made.add_argument("--limit", type=float, default=180.0, help="seconds that Torch-Pruning gets for one network")
     made.add_argument(
         "--resume", action="store_true", help="keep the rows of the last record, add the missing networks"
     )
@@ -174,13 +166,9 @@ def main() -> None:
             row |= _peer(entry.name, options.threads, options.limit)
         rows.append(row)
         print(row, flush=True)
-        record(
-            name, rows, title=TITLE, seed=options.seed, notes=NOTES
-        )  # each time: a long run may be cut off
+        record(name, rows, title=TITLE, seed=options.seed, notes=NOTES)  # each time: a long run may be cut off
     print(table(rows))
-    good = [
-        r for r in rows if r["verified"] is True and not r["over"] and not r["restorable"] and r["untouched"]
-    ]
+    good = [r for r in rows if r["verified"] is True and not r["over"] and not r["restorable"] and r["untouched"]]
     print(f"{len(good)} of {len(rows)} networks exact, within budget, nothing restorable")
     raise SystemExit(0 if len(good) == len(rows) else 1)
 

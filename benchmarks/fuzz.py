@@ -74,9 +74,7 @@ def main() -> None:
     began = time.perf_counter()
     count = options.count // 20 if options.quick else options.count
     results: list[Result] = []
-    for number, kind in enumerate(
-        KINDS
-    ):  # a seed of its own for each kind: equal seeds give equal token networks
+    for number, kind in enumerate(KINDS):  # a seed of its own for each kind: equal seeds give equal token networks
         results += draw(kind, math.ceil(count / len(KINDS)), options.most, options.seed + 1000 * number)
     seconds = time.perf_counter() - began
     parts = sorted({kind for case, _ in results for kind in case.network.kinds()})

@@ -280,11 +280,7 @@ def main() -> None:
     count, steps = (128, 2) if options.quick else (options.images, options.steps)
     coupling = couple(capture(model, (train_images[0][:8],)))
     setting = Setting(coupling, train_images, test, count, options.seed)
-    lines = {
-        "cells": cells(setting, options.quick),
-        "why": why(setting),
-        "finetune": finetuned(setting, steps),
-    }
+    lines = {"cells": cells(setting, options.quick), "why": why(setting), "finetune": finetuned(setting, steps)}
     rows: list[dict[str, Any]] = []
     if options.part != "why":
         column = "before" if options.part == "finetune" else "0.2"

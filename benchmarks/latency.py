@@ -107,18 +107,9 @@ def peer(name: str, share: float, multiple: int | None = None) -> nn.Module:
 def speed_rows(name: str, kept: Kept, options: Any) -> None:
     """Adds the rows of one network: the dense one, ours and the peer's, in turns."""
     cases = list(itertools.product(options.backends, options.batch_sizes))
-    labels = [
-        "dense",
-        *(f"{tool}{widths}" for widths in ("", ", wide") for tool in ("fxprune", "Torch-Pruning")),
-    ]
+    labels = ["dense", *(f"{tool}{widths}" for widths in ("", ", wide") for tool in ("fxprune", "Torch-Pruning"))]
     keys = {
-        (backend, batch, label): {
-            "part": "speed",
-            "model": name,
-            "backend": backend,
-            "batch": batch,
-            "what": label,
-        }
+        (backend, batch, label): {"part": "speed", "model": name, "backend": backend, "batch": batch, "what": label}
         for (backend, batch), label in itertools.product(cases, labels)
     }
     if all(kept.has(key) for key in keys.values()):
@@ -128,10 +119,7 @@ def speed_rows(name: str, kept: Kept, options: Any) -> None:
     dense, x = build(name)
     models = {"dense": dense, "fxprune": ours(name, 1)(), "fxprune, wide": ours(name, options.round_to)()}
     base = macs(dense, x[:1])
-    share, multiple = (
-        macs(models["fxprune"], x[:1]) / base,
-        _multiple(fxprune.report(models["fxprune, wide"])),
-    )
+    share, multiple = (macs(models["fxprune"], x[:1]) / base, _multiple(fxprune.report(models["fxprune, wide"])))
     for label, width in (("Torch-Pruning", None), ("Torch-Pruning, wide", multiple)):
         try:
             models[label] = peer(name, share, width)
@@ -200,9 +188,7 @@ def _record(kept: Kept, options: Any) -> None:
         rows = [{k: v for k, v in row.items() if k != "part"} for row in kept.rows if row["part"] == part]
         if rows:
             name = name_of(f"latency_{part}", options)
-            print(
-                record(name, rows, title=title, seed=options.seed, notes=[*_notes(part, rows), *kept.notes])
-            )
+            print(record(name, rows, title=title, seed=options.seed, notes=[*_notes(part, rows), *kept.notes]))
 
 
 def _notes(part: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -210,13 +196,11 @@ def _notes(part: str, rows: list[dict[str, Any]]) -> list[str]:
         run = [row for row in rows if "met" in row]
         return [
             f"{sum(row['predicted'] for row in run)} of {len(run)} predictions within {WITHIN:.0%} of the measured latency; "
-            f"{sum(row['met'] for row in run)} limits met when measured; L1, nothing recovered.",
+            f"{sum(row['met'] for row in run)} limits met when measured; L1, nothing recovered."
         ]
     pruned = [row for row in rows if row["what"] != "dense"]
     slower = [
-        f"{row['model']} ({row['what']}, {row['backend']}, {row['batch']})"
-        for row in pruned
-        if row["speed-up"] < 1
+        f"{row['model']} ({row['what']}, {row['backend']}, {row['batch']})" for row in pruned if row["speed-up"] < 1
     ]
     return [
         f"ViT: {MLP:.0%} of the MLPs' hidden units gone; the others at {MACS:.0%} of the MACs. Models of one setting were timed in "

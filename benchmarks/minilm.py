@@ -49,20 +49,14 @@ def target(model: nn.Module, ratio: float, allocation: str) -> dict[str, Any]:
     return {"budget": 1 - ratio * cost / params(model), "ignore": OTHERS}
 
 
-def peer(
-    model: nn.Module, batch: dict[str, Tensor], importance: str, ratio: float, globally: bool
-) -> nn.Module:
+def peer(model: nn.Module, batch: dict[str, Tensor], importance: str, ratio: float, globally: bool) -> nn.Module:
     """Returns Torch-Pruning's network without a share of the MLP units."""
     import torch_pruning as tp
 
     name, options = PEERS[importance]
     trial = copy.deepcopy(model)
     hidden = {m for path, m in trial.named_modules() if path.endswith("intermediate.dense")}
-    others = [
-        m
-        for m in trial.modules()
-        if isinstance(m, nn.Linear | nn.LayerNorm | nn.Embedding) and m not in hidden
-    ]
+    others = [m for m in trial.modules() if isinstance(m, nn.Linear | nn.LayerNorm | nn.Embedding) and m not in hidden]
     pruner = tp.pruner.BasePruner(
         trial, batch, importance=getattr(tp.importance, name)(**options), global_pruning=globally,
         pruning_ratio=ratio, ignored_layers=others,
@@ -100,10 +94,7 @@ def ours(
     kept: Kept, model: nn.Module, data: Any, method: str, ratios: list[float], options: argparse.Namespace
 ) -> None:
     """Adds a criterion's rows; its scores are computed once, and only if a row is missing."""
-    keys = [
-        key_of(*what)
-        for what in itertools.product(ratios, ["fxprune"], [method], ALLOCATIONS, options.recoveries)
-    ]
+    keys = [key_of(*what) for what in itertools.product(ratios, ["fxprune"], [method], ALLOCATIONS, options.recoveries)]
     missing = [key for key in keys if not kept.has(key)]
     criterion, scoring = scored(model, method, data, options.seed) if missing else (None, 0.0)
 
@@ -148,9 +139,7 @@ def main() -> None:
         skip(error)
     kept = Kept(options.rows)
     dense = {"ratio": 0.0, "tool": "", "criterion": "dense", "allocation": "", "recover": ""}
-    kept.add(
-        dense, lambda: {"dev": None, **measured(model), "scored": None, "seconds": None, "verified": None}
-    )
+    kept.add(dense, lambda: {"dev": None, **measured(model), "scored": None, "seconds": None, "verified": None})
     ratios = options.ratios[:1] if options.quick else options.ratios
     for method in options.criteria[:1] if options.quick else options.criteria:
         ours(kept, model, data, method, ratios, options)

@@ -83,9 +83,7 @@ class Masked:
         generator, hooks = torch.Generator().manual_seed(seed), []
         for layer, values in zip(self.layers, self.values, strict=True):
             weight = layer.weight.square().sum(0)
-            worth = (
-                values.var(0) * weight if how == "variance" else torch.rand(len(weight), generator=generator)
-            )
+            worth = values.var(0) * weight if how == "variance" else torch.rand(len(weight), generator=generator)
             gone = worth.argsort()[: int(ratio * len(worth))]
             rows = values[self.content] if constant == "content tokens" else values
             fill = rows[:, gone].mean(0) * (constant != "nothing")
@@ -120,7 +118,7 @@ def main() -> None:
     notes = [
         "The units' inputs are replaced by a constant: nothing (zero), or their mean over all tokens, which is VBP's mean "
         "shift, or over the tokens that are neither [CLS] nor [SEP]. Those two are a fifth of all tokens; units that they "
-        "alone excite have a mean that fits no other token.",
+        "alone excite have a mean that fits no other token."
     ]
     title = "Whose mean: MiniLM with half of the MLP units replaced by a constant"
     print(record(name_of("minilm-tokens", options), means, title=title, seed=options.seed, notes=notes))

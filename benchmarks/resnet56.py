@@ -29,9 +29,7 @@ CALIBRATION = {
 STATISTICS = 2560  # images for the criterion
 
 
-def run(
-    model: Any, images: Any, labels: Any, method: str, recover: str | None, **target: Any
-) -> dict[str, Any]:
+def run(model: Any, images: Any, labels: Any, method: str, recover: str | None, **target: Any) -> dict[str, Any]:
     """Compiles once and returns one line of the table."""
     count = max(CALIBRATION[recover], STATISTICS if method == "variance" else 0)
     train = cifar.batches(*cifar.train_set(count), 32 if recover == "reconstruct" else 256)

@@ -40,16 +40,10 @@ def _vit(depth: int) -> tuple[nn.Module, dict[str, Any]]:
 def _llama(depth: int) -> tuple[nn.Module, dict[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=depth)), {
-        "input_ids": torch.zeros(2, 16, dtype=torch.long)
-    }
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=depth)), {"input_ids": torch.zeros(2, 16, dtype=torch.long)}
 
 
-FAMILIES = {
-    "ResNet": (_resnet, (50, 101, 152)),
-    "ViT-B": (_vit, (12, 24, 48)),
-    "LLaMA-7B": (_llama, (8, 16, 32)),
-}
+FAMILIES = {"ResNet": (_resnet, (50, 101, 152)), "ViT-B": (_vit, (12, 24, 48)), "LLaMA-7B": (_llama, (8, 16, 32))}
 
 
 def measure(family: str, depth: int) -> dict[str, Any]:
@@ -80,18 +74,8 @@ def measure(family: str, depth: int) -> dict[str, Any]:
 
 def row(family: str, depth: int, repeats: int, threads: int) -> dict[str, Any]:
     """Returns one line of the table: medians over processes."""
-    command = [
-        sys.executable,
-        str(Path(__file__).resolve()),
-        "--worker",
-        family,
-        str(depth),
-        "--threads",
-        str(threads),
-    ]
-    done = [
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(repeats)
-    ]
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", family, str(depth), "--threads", str(threads)]
+    done = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(repeats)]
     found = [json.loads(text.splitlines()[-1]) for text in done]
     median = {key: statistics.median(one[key] for one in found) for key in found[0]}
     work = median["couple"] + median["solve"]
@@ -114,9 +98,7 @@ def main() -> None:
         print(json.dumps(measure(options.worker[0], int(options.worker[1]))))
         return
     sizes = [
-        (family, depth)
-        for family, (_, depths) in FAMILIES.items()
-        for depth in depths[: 1 if options.quick else None]
+        (family, depth) for family, (_, depths) in FAMILIES.items() for depth in depths[: 1 if options.quick else None]
     ]
     rows = []
     for family, depth in sizes:

@@ -210,15 +210,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--methods", nargs="+", default=["variance"], help="finetune: criteria")
     made.add_argument("--recover", default="sequential", help="finetune: recovery, or none")
     made.add_argument("--width", type=float, default=0.25, help="scratch: of the VGG16-BN, 1 is the paper's")
-    made.add_argument(
-        "--shares", nargs="+", type=float, default=[0.7, 0.9], help="scratch: parameters removed"
-    )
-    made.add_argument(
-        "--samples", type=int, default=128, help="scratch: images that SPvR's scores are summed over"
-    )
-    made.add_argument(
-        "--weights", type=Path, help="scratch: the dense network's, read if there, else written"
-    )
+    made.add_argument("--shares", nargs="+", type=float, default=[0.7, 0.9], help="scratch: parameters removed")
+    made.add_argument("--samples", type=int, default=128, help="scratch: images that SPvR's scores are summed over")
+    made.add_argument("--weights", type=Path, help="scratch: the dense network's, read if there, else written")
     made.add_argument("--save", type=Path, help="folder for the trained weights, float16 safetensors")
     made.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fxprune-training")
     made.add_argument("--name", help="of the record; by default training_PART")
@@ -245,7 +239,7 @@ def main() -> None:
     notes = [
         f"{options.images} train images, random crop (4) and flip, {options.epochs} epochs, recipe {options.recipe!r} with lr "
         f"{options.lr} and {options.warmup} epochs of warm-up, batch 128; {len(labels)} test images; device {options.device}, "
-        f"{options.precision} mixed precision.",
+        f"{options.precision} mixed precision."
     ]
     if options.part == "finetune":
         notes.append(

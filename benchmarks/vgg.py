@@ -161,9 +161,7 @@ def main() -> None:
     made.add_argument("--weights", type=Path, help="float16 safetensors of the dense network; made if absent")
     made.add_argument("--images", type=int, default=5_000, help="train images of the dense network")
     made.add_argument("--epochs", type=int, default=5, help="of the dense network")
-    made.add_argument(
-        "--samples", type=int, default=64, help="train images that SPvR's scores are summed over"
-    )
+    made.add_argument("--samples", type=int, default=64, help="train images that SPvR's scores are summed over")
     made.add_argument("--group-size", type=int, default=2, help="SPvR's d")
     made.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "fxprune-vgg")
     options = begin(made)

@@ -62,9 +62,7 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
         *(found.get(str(b), {}).get("note", "") for b in BUDGETS),
     ]
     why += [f"no rule: {', '.join(found['unsupported'])}"] if found.get("unsupported") else []
-    why += [
-        f"held: {', '.join(f'{reason} ({count})' for reason, count in list(found.get('frozen', {}).items())[:3])}"
-    ]
+    why += [f"held: {', '.join(f'{reason} ({count})' for reason, count in list(found.get('frozen', {}).items())[:3])}"]
     row["why"] = "; ".join(part for part in why if part)
     return row
 
@@ -92,8 +90,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         if any("Torch-Pruning" in row for row in mine):
             count = Counter(row.get("Torch-Pruning") for row in mine)
             parts.append(
-                f"Torch-Pruning at {BUDGETS[0]}: "
-                + ", ".join(f"{n} {what}" for what, n in count.most_common())
+                f"Torch-Pruning at {BUDGETS[0]}: " + ", ".join(f"{n} {what}" for what, n in count.most_common())
             )
         lines.append(f"{collection}: " + "; ".join(parts))
     return lines

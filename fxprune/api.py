@@ -159,9 +159,7 @@ def compile(
     with stages("capture"):
         captured, parts = capture_or_parts(model, batches, dynamic_shapes, strict)
     if captured is None:
-        return _in_islands(
-            module, parts, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify
-        )
+        return _in_islands(module, parts, batches, partial(again, budget=budget, ratios=ratios, steps=steps), verify)
     inputs = CalibrationInputs(captured, batches)
     with stages("couple"):
         coupling = couple(captured, strict=strict)
@@ -191,11 +189,7 @@ def compile(
 
 
 def _in_islands(
-    model: nn.Module,
-    names: tuple[str, ...],
-    batches: Batches,
-    again: Callable[..., nn.Module],
-    verify: bool,
+    model: nn.Module, names: tuple[str, ...], batches: Batches, again: Callable[..., nn.Module], verify: bool
 ) -> nn.Module:
     """Compiles parts of a model together and puts them back into a copy of it."""
     model, first = unwrapped(model), batches.first()
@@ -260,9 +254,7 @@ def apply(model: Any, plan: Any, out: Any = None) -> Any:
 
 def _apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
     if not isinstance(plan, Plan):
-        raise PlanError(
-            f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one"
-        )
+        raise PlanError(f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one")
     whole = unwrapped(runnable(model))
     check_fits(plan, whole)
     module = Islands(whole, plan.islands) if plan.islands else whole

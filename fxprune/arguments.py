@@ -68,9 +68,7 @@ def check_steps(steps: Any, budget: Budget | None, recover: str | None) -> None:
     if steps > 1 and budget is None:
         raise ValueError("steps needs a budget to approach; ratios are reached in one step")
     if steps > 1 and recover == "reinit":
-        raise ValueError(
-            "steps score what the step before recovered; with recover='reinit' there is nothing to score"
-        )
+        raise ValueError("steps score what the step before recovered; with recover='reinit' there is nothing to score")
 
 
 def check_types(model: Any, forward_args: Any, verify_dtype: Any, seed: Any) -> None:
@@ -83,9 +81,7 @@ def check_types(model: Any, forward_args: Any, verify_dtype: Any, seed: Any) -> 
         raise TypeError(f"model: expected a torch.nn.Module or an ExportedProgram, got {model!r:.80}")
     if forward_args is not None and not callable(forward_args):
         raise TypeError(f"forward_args: expected a function of a batch, got {forward_args!r:.80}")
-    if verify_dtype is not None and not (
-        isinstance(verify_dtype, torch.dtype) and verify_dtype.is_floating_point
-    ):
+    if verify_dtype is not None and not (isinstance(verify_dtype, torch.dtype) and verify_dtype.is_floating_point):
         raise TypeError(f"verify_dtype: expected a floating-point torch.dtype, got {verify_dtype!r}")
     try:
         operator.index(seed)

@@ -226,9 +226,7 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     names = sorted(path.name for path in target.iterdir())
     others = [name for name in names if name not in FILES] if MANIFEST in names else names
     if others:
-        raise PlanError(
-            f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory"
-        )
+        raise PlanError(f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory")
 
 
 def _tensors_once(pruned: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

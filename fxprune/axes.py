@@ -223,9 +223,7 @@ def split(channels: Channels, factor: Factor, outer_size: int, reason: str) -> t
         else:
             alpha, beta = channels.fresh(outer_size), channels.fresh(inner_size)
             pairs = np.stack([np.repeat(alpha, inner_size), np.tile(beta, outer_size)], axis=1)
-            given = (
-                factor.labels if rows.shape[1] == 1 else column.reshape(-1, 1)
-            )  # unresolved, it knows its reason
+            given = factor.labels if rows.shape[1] == 1 else column.reshape(-1, 1)  # unresolved, it knows its reason
             channels.relate(given, pairs, reason)
             to_outer.append(alpha)
             to_inner.append(beta)
@@ -268,9 +266,7 @@ def concat(channels: Channels, axes: Sequence[Axis], reason: str) -> Axis:
             freeze(channels, axis, reason)
         return fixed(total)
     width = max(part.shape[1] for part in parts if part is not None)
-    return labelled(
-        np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]))) for p in parts if p is not None])
-    )
+    return labelled(np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]))) for p in parts if p is not None]))
 
 
 def keep_mask(labels: Ids, removed: Mask) -> Mask:

@@ -71,12 +71,8 @@ class Signature:
         for name, leaf in leaves:
             if not isinstance(leaf, (Tensor, *_CONSTANTS)):
                 kind = type(leaf).__name__
-                raise bad_batch(
-                    index, f"{name}: expected a tensor (or a plain number, string or None), got {kind}"
-                )
-        marks = (
-            (name, (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else leaf) for name, leaf in leaves
-        )
+                raise bad_batch(index, f"{name}: expected a tensor (or a plain number, string or None), got {kind}")
+        marks = ((name, (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else leaf) for name, leaf in leaves)
         structure = pytree.tree_structure((batch.args, batch.kwargs))
         return cls(structure, tuple(batch.kwargs), tuple(marks), tuple(shown(leaf) for _, leaf in leaves))
 
@@ -89,9 +85,7 @@ class Signature:
         if self.structure != other.structure:
             expected, got = (", ".join(name for name, _ in one.marks) for one in (self, other))
             raise bad_batch(index, f"it is built unlike batch 0: expected {expected}; got {got}")
-        for (name, mark), (_, found), want, got in zip(
-            self.marks, other.marks, self.shown, other.shown, strict=True
-        ):
+        for (name, mark), (_, found), want, got in zip(self.marks, other.marks, self.shown, other.shown, strict=True):
             if mark != found:
                 raise bad_batch(index, f"{name}: expected what batch 0 has, {want}; got {got}")
 

@@ -52,9 +52,7 @@ def collapse_of(coupling: Coupling, slicer: Slicer) -> Collapse:
     }  # fmt: skip
     constant = channel_dims(coupling, starts)
     live, frontier = _reach(graph, constant)
-    legal = all(
-        _meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live
-    )
+    legal = all(_meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live)
     legal = legal and all(_filled(coupling, slicer, node) for node in live)
     return Collapse(constant, frontier, live, legal)
 
@@ -105,10 +103,7 @@ def vanishing_groups(coupling: Coupling, groups: Iterable[Group]) -> dict[str, f
 
 def collapses(coupling: Coupling, groups: Iterable[Group]) -> dict[str, Collapse]:
     """Returns the groups that may vanish, each with what becomes of the graph when it alone does."""
-    found = {
-        group.name: collapse_of(coupling, coupling.slicer(coupling.removed_mask(group.units)))
-        for group in groups
-    }
+    found = {group.name: collapse_of(coupling, coupling.slicer(coupling.removed_mask(group.units))) for group in groups}
     return {name: result for name, result in found.items() if result.constant and result.legal}
 
 

@@ -53,9 +53,7 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise BudgetError(f"{name} must be a float (share) or an int (absolute), got {value!r}")
             if isinstance(value, float) and not 0 < value <= 1:
-                raise BudgetError(
-                    f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int"
-                )
+                raise BudgetError(f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int")
             if isinstance(value, int) and value <= 0:
                 raise BudgetError(f"an absolute bound on {name} must be positive, got {value}")
 

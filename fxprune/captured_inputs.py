@@ -107,9 +107,7 @@ class CalibrationInputs:
         try:
             leaves = self.captured.call.flatten(batch.args, batch.kwargs)
         except TypeError as error:
-            raise CalibrationError(
-                f"calibration batch {index} does not fit the captured model: {error}"
-            ) from error
+            raise CalibrationError(f"calibration batch {index} does not fit the captured model: {error}") from error
         self._check_sizes(leaves, index)
         return leaves
 

@@ -218,12 +218,8 @@ class Channels:
         pad_left, pad_right = (np.pad(m, ((0, 0), (0, width - m.shape[1])))[rows] for m in (left, right))
         ids = np.where(from_left, pad_left[:, 0], pad_right[:, 0])
         targets = np.where(from_left[:, None], pad_right, pad_left)
-        _, first = np.unique(
-            ids, return_index=True
-        )  # an id may be refined once only; its other rows come again
-        safe = first[
-            ~np.isin(ids[first], targets)
-        ]  # and no id may be refined while another's target holds it
+        _, first = np.unique(ids, return_index=True)  # an id may be refined once only; its other rows come again
+        safe = first[~np.isin(ids[first], targets)]  # and no id may be refined while another's target holds it
         chosen = safe if len(safe) else np.zeros(1, np.int64)
         self._refine(ids[chosen], targets[chosen])
         done: Ids = rows[chosen]

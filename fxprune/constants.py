@@ -58,11 +58,7 @@ def _of_others(
     """Returns where the channels lie if a constant goes in, beside it nothing but weights, and nothing else comes out."""
     sources = [s for s in node.all_input_nodes if _shape(coupling, s) is not None]
     shape = _shape(coupling, node)
-    if (
-        shape is None
-        or not any(s in found for s in sources)
-        or not isinstance(node.target, torch._ops.OpOverload)
-    ):
+    if shape is None or not any(s in found for s in sources) or not isinstance(node.target, torch._ops.OpOverload):
         return None
     if not all(s in found or s in weights for s in sources):
         return None
@@ -80,9 +76,7 @@ def _of_others(
     return _elementwise(coupling, sources, shape, found) if torch.Tag.pointwise in node.target.tags else None
 
 
-def _elementwise(
-    coupling: Coupling, sources: list[fx.Node], shape: _Shape, found: Mapping[fx.Node, int]
-) -> int | None:
+def _elementwise(coupling: Coupling, sources: list[fx.Node], shape: _Shape, found: Mapping[fx.Node, int]) -> int | None:
     """The channels of all constants lie one above the other, and parameters vary along no other dimension."""
     from_end = {found[s] - len(coupling.captured.info[s].shape) for s in sources if s in found}
     if len(from_end) > 1:

@@ -52,9 +52,7 @@ def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
         if not hit and group.kind in constraints.kinds:
             free.append(group)
     every = {node.target for node in coupling.values if node.op == "get_attr"}
-    used |= matches(
-        set(constraints.ignore) - used, {str(n) for n in every} | {layer_of(str(n)) for n in every}
-    )
+    used |= matches(set(constraints.ignore) - used, {str(n) for n in every} | {layer_of(str(n)) for n in every})
     for pattern in constraints.ignore:
         if pattern not in used:
             warnings.warn(f"ignore pattern {pattern!r} matches no layer", IgnoredPatternWarning, stacklevel=4)

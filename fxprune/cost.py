@@ -135,9 +135,7 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
             continue
         tensor = fetch(coupling.captured.module, str(node.target))
         info: TensorInfo = coupling.captured.info[node]
-        coefficient, numbers = factors.term(
-            math.prod(info.shape), [x for axis in axes for x in labels_of(axis)]
-        )
+        coefficient, numbers = factors.term(math.prod(info.shape), [x for axis in axes for x in labels_of(axis)])
         numbers += guarded.get(str(node.target), [])
         if isinstance(tensor, torch.nn.Parameter):
             terms.append((coefficient, numbers, 0))
@@ -165,9 +163,7 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
     return model
 
 
-def _guards(
-    coupling: Coupling, factors: _Factors, vanishing: Mapping[str, frozenset[str]]
-) -> dict[str, list[int]]:
+def _guards(coupling: Coupling, factors: _Factors, vanishing: Mapping[str, frozenset[str]]) -> dict[str, list[int]]:
     """Returns for each tensor the guards that must all stand for it to be there."""
     guarded: dict[str, list[int]] = {}
     for group in coupling.groups:
@@ -179,9 +175,7 @@ def _guards(
     return guarded
 
 
-def _pack(
-    arrays: Sequence[Ids], terms: Sequence[tuple[int, list[int], int]], guards: Sequence[int]
-) -> CostModel:
+def _pack(arrays: Sequence[Ids], terms: Sequence[tuple[int, list[int], int]], guards: Sequence[int]) -> CostModel:
     width = max((a.shape[1] for a in arrays), default=1)
     rows = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays] or [np.zeros((0, 1), np.int64)]
     sizes = np.array([*(len(a) for a in arrays), 1], np.int64)
@@ -189,9 +183,7 @@ def _pack(
     padded = np.full((len(terms), most), len(arrays), np.int64)
     for i, (_, numbers, _) in enumerate(terms):
         padded[i, : len(numbers)] = numbers
-    packed = Terms(
-        np.array([c for c, _, _ in terms], np.int64), padded, np.array([of for _, _, of in terms], np.int64)
-    )
+    packed = Terms(np.array([c for c, _, _ in terms], np.int64), padded, np.array([of for _, _, of in terms], np.int64))
     full = sizes.copy()
     full[list(guards)] = 1
     return CostModel(

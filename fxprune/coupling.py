@@ -105,11 +105,7 @@ class Coupling:
 
     def explain(self, layer: str) -> str:
         """Returns, as text, what couples a layer's parameters and what holds them (``fnmatch`` patterns allowed)."""
-        chosen = [
-            a
-            for a in self.axes
-            if fnmatch.fnmatchcase(a.layer, layer) or fnmatch.fnmatchcase(a.tensor, layer)
-        ]
+        chosen = [a for a in self.axes if fnmatch.fnmatchcase(a.layer, layer) or fnmatch.fnmatchcase(a.tensor, layer)]
         if not chosen:
             return f"{layer}: no parameter of that name is in the graph"
         frozen = {(f.tensor, f.dim): f for f in self.frozen()}
@@ -164,9 +160,7 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
         _visit(tracer, node, strict, unsupported)
     for axis in _parameter_axes(tracer):
         everywhere = [c for c in axis.labels[0] if c and (axis.labels == c).any(axis=1).all()]
-        tracer.channels.freeze(
-            np.array([everywhere], np.int64), f"all of {axis.tensor}[{axis.dim}] would go with it"
-        )
+        tracer.channels.freeze(np.array([everywhere], np.int64), f"all of {axis.tensor}[{axis.dim}] would go with it")
     axes = _parameter_axes(tracer)
     units, groups = form_groups(tracer.channels, axes)
     return Coupling(
@@ -177,11 +171,7 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
 
 def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> None:
     info = t.captured.info.get(node)
-    if (
-        any(source in t.bound for source in node.all_input_nodes)
-        and info is not None
-        and not isinstance(info, int)
-    ):
+    if any(source in t.bound for source in node.all_input_nodes) and info is not None and not isinstance(info, int):
         t.bound.add(node)
     if node.op == "output":
         for value in node.all_input_nodes:
@@ -231,9 +221,7 @@ def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tu
     if touched:
         unsupported.append((str(node.target), str(node.meta.get("module", ""))))
         if strict:
-            lines = [
-                line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line
-            ]
+            lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
             raise UnsupportedOpError(
                 f"{node.target} in module {node.meta.get('module', '?')!r} ({lines[-1] if lines else 'no source line'})"
                 " has no coupling rule; without strict=True everything it touches is kept as it is"
@@ -252,9 +240,7 @@ def _freeze_memory(t: Tracer, node: fx.Node) -> None:
     while isinstance(source, fx.Node) and t.is_tensor(source):
         for axis in t.values[source]:
             t.freeze(node, axis, "an in-place write")
-        views = source.op == "call_function" and (
-            source.target in _MAYBE_VIEWS or _returns_view(source.target)
-        )
+        views = source.op == "call_function" and (source.target in _MAYBE_VIEWS or _returns_view(source.target))
         source = source.args[0] if views else None
 
 

@@ -39,13 +39,7 @@ class Batches:
         [4, 2]
     """
 
-    def __init__(
-        self,
-        calib: Any,
-        *,
-        device: torch.device | str,
-        forward_args: ForwardArgs | None = None,
-    ) -> None:
+    def __init__(self, calib: Any, *, device: torch.device | str, forward_args: ForwardArgs | None = None) -> None:
         """Wraps ``calib``; nothing is read yet.
 
         Args:
@@ -99,9 +93,7 @@ class Batches:
         found: dict[tuple[Any, ...], Batch] = {}
         for batch in islice(self, among):
             leaves = (leaf for _, leaf in batch.leaves())
-            found.setdefault(
-                tuple(leaf.shape[1:] if isinstance(leaf, Tensor) else None for leaf in leaves), batch
-            )
+            found.setdefault(tuple(leaf.shape[1:] if isinstance(leaf, Tensor) else None for leaf in leaves), batch)
         return list(found.values())
 
     def _checked(self, raw: Any, index: int) -> Batch:
@@ -154,9 +146,7 @@ def device_of(model: nn.Module) -> torch.device:
         places.setdefault(tensor.device, name)
     if len(places) > 1:
         found = ", ".join(f"{name} on {device}" for device, name in places.items())
-        raise CalibrationError(
-            f"the model: expected one device for all of it, got {found}: move it with .to(device)"
-        )
+        raise CalibrationError(f"the model: expected one device for all of it, got {found}: move it with .to(device)")
     return next(iter(places), torch.device("cpu"))
 
 
@@ -300,9 +290,7 @@ def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
     except Exception as error:
         complaint = f"{type(error).__name__}: {error}"
         wanted = _wanted(model, batch, complaint)
-        raise bad_batch(
-            0, f"the model fails on it: {complaint}\n  expected {wanted}\n  got {batch}"
-        ) from error
+        raise bad_batch(0, f"the model fails on it: {complaint}\n  expected {wanted}\n  got {batch}") from error
 
 
 def _forward(model: nn.Module, batch: Batch) -> None:
@@ -324,9 +312,7 @@ def _wanted(model: nn.Module, batch: Batch, complaint: str) -> str:
     floating = any(tensor.is_floating_point() for tensor in tensors)
     if "indices" in complaint and floating:
         return "int64 or int32 indices for an embedding: convert them with .long()"
-    kinds = sorted(
-        {short(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()}
-    )
+    kinds = sorted({short(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()})
     strange = any(short(tensor.dtype) not in kinds for tensor in tensors)
     if kinds and strange and (floating or any(tensor.dtype == torch.uint8 for tensor in tensors)):
         return f"{' or '.join(kinds)}, as the model's parameters are: convert the data or the model"

@@ -216,15 +216,9 @@ def _same_after_reload(pruned: nn.Module, images: Tensor, seed: int, out: str | 
 def _table(outcome: Outcome, images: int) -> str:
     dense, raw, tuned = (f"{value:.2f} %" for value in outcome.accuracy)
     before, after = (f"{value:,}" for value in outcome.report.params)
-    rows = [
-        ["parameters", before, after, after],
-        [f"accuracy on {images} test images", dense, raw, tuned],
-    ]
+    rows = [["parameters", before, after, after], [f"accuracy on {images} test images", dense, raw, tuned]]
     for size, (first, second) in outcome.latency_ms.items():
         rows.append([f"latency, batch {size}", f"{first:.2f} ms", *[f"{second:.2f} ms"] * 2])
     return tabulate(
-        rows,
-        ("", "dense", "pruned", "pruned, fine-tuned"),
-        tablefmt="simple",
-        colalign=("left", *["right"] * 3),
+        rows, ("", "dense", "pruned", "pruned, fine-tuned"), tablefmt="simple", colalign=("left", *["right"] * 3)
     )

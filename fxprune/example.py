@@ -87,17 +87,13 @@ class ExampleSpec:
         """
         self._need_structure()
         try:
-            leaves = [
-                leaf.zeros(device, grow) if isinstance(leaf, TensorSpec) else leaf for leaf in self.leaves
-            ]
+            leaves = [leaf.zeros(device, grow) if isinstance(leaf, TensorSpec) else leaf for leaf in self.leaves]
         except (RuntimeError, OverflowError, TypeError) as error:
             raise PlanError(f"the plan's example cannot be made: {error}") from error
         arguments = pytree.tree_unflatten(leaves, pytree.treespec_loads(self.structure))
         signature = inspect.signature(model.forward)
         if strange := sorted(arguments.keys() - signature.parameters.keys()):
-            raise PlanError(
-                f"the plan was made for another model: forward{signature} has no parameter {strange[0]!r}"
-            )
+            raise PlanError(f"the plan was made for another model: forward{signature} has no parameter {strange[0]!r}")
         ordered = {name: arguments[name] for name in signature.parameters if name in arguments}
         bound = inspect.BoundArguments(signature, ordered)
         return bound.args, bound.kwargs

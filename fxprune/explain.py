@@ -71,10 +71,7 @@ class Explanation:
         if self.details:
             return self.details
         units = sum(group.units for group in self.groups)
-        rows = [
-            (g.name, g.kind, g.units, ", ".join(g.makers) or "-", ", ".join(g.readers) or "-")
-            for g in self.groups
-        ]
+        rows = [(g.name, g.kind, g.units, ", ".join(g.makers) or "-", ", ".join(g.readers) or "-") for g in self.groups]
         heads = ("group", "kind", "units", "made by", "read by")
         parts = [
             table(f"{len(rows)} groups, {units:,} units", rows, heads, width=48)
@@ -84,9 +81,7 @@ class Explanation:
         if self.frozen:
             parts.append(frozen_table((f.reason, f"{f.tensor}[{f.dim}]", f.coordinates) for f in self.frozen))
         if self.unsupported:
-            lines = [
-                f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)
-            ]
+            lines = [f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)]
             parts.append("ops without a rule, which froze what they touch\n" + "\n".join(lines))
         if self.islands:
             parts.append(f"islands: {', '.join(self.islands)}; all else stays as it is")
@@ -189,9 +184,7 @@ def explain(
         details = "\n\n".join(coupling.explain(pattern) for pattern in patterns)
         groups = tuple(g for g in groups if any(_matches(name, patterns) for name, _, _ in g.tensors))
         frozen = tuple(f for f in frozen if _matches(f.tensor, patterns))
-    return Explanation(
-        groups=groups, frozen=frozen, unsupported=coupling.unsupported, islands=islands, details=details
-    )
+    return Explanation(groups=groups, frozen=frozen, unsupported=coupling.unsupported, islands=islands, details=details)
 
 
 def _about(coupling: Coupling, group: Group) -> GroupInfo:

@@ -107,9 +107,7 @@ class _Sums:
         here = rows.sum(0)
         if self.totals is not None and self.totals.shape != here.shape:
             self.varying, self.totals, here = True, self.totals.sum().reshape(1), here.sum().reshape(1)
-        self.totals = (
-            here if self.totals is None else self.totals + (here.sum().reshape(1) if self.varying else here)
-        )
+        self.totals = here if self.totals is None else self.totals + (here.sum().reshape(1) if self.varying else here)
 
     def explained(self) -> float | None:
         """Returns None where the dense output does not vary."""

@@ -99,9 +99,7 @@ def finish(
             solve_with_bridges, job.coupling, scores, constraints=job.constraints, per_cost=scorer.per_cost,
             bridges=job.recover == "reinit", seed=job.seed,
         )  # fmt: skip
-        bridged, solution = (
-            decide(budget, ratios=ratios) if meeting is None else meeting.solve(decide, job.coupling)
-        )
+        bridged, solution = decide(budget, ratios=ratios) if meeting is None else meeting.solve(decide, job.coupling)
         left, removed = bridged.coupling, solution.removed
     with stages("recover"):
         recovery = recover_weights(
@@ -115,9 +113,7 @@ def finish(
             check = partial(verify_against_twin, left, removed, pruned, tensors=recovery.tensors)
             certificate = check((job.first.args, job.first.kwargs), dtype=job.verify_dtype)
             if certificate.verified is not True and job.verify_dtype is None:
-                certificate = check(
-                    (job.first.args, job.first.kwargs), dtype=torch.float64
-                )  # rounding, or a fault?
+                certificate = check((job.first.args, job.first.kwargs), dtype=torch.float64)  # rounding, or a fault?
             insist(certificate)
     skipped = recovery.skipped
     if job.recover == "reinit":

@@ -69,9 +69,7 @@ def _generator(pruned: nn.Module, model: Any, *, masked: bool) -> Any:
         def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
             given = {"input_ids": input_ids}
             if masked:
-                given["attention_mask"] = (
-                    torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                )
+                given["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             elif attention_mask is not None and not bool(attention_mask.all()):
                 raise FxpruneError(
                     "the pruned model takes no attention_mask, so texts cannot be padded: generate for one length at a "

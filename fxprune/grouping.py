@@ -75,9 +75,7 @@ def form_groups(channels: Channels, axes: Sequence[ParameterAxis]) -> tuple[Ids,
     axis_of, unit = axis_of[unit >= 0], unit[unit >= 0]
     pairs, counts = np.unique(unit * len(axes) + axis_of, return_counts=True)
     pair_unit, pair_axis = pairs // max(len(axes), 1), pairs % max(len(axes), 1)
-    bits = (
-        pair_axis.astype(np.uint64) * 0x9E3779B97F4A7C15 + counts.astype(np.uint64) * 0xC2B2AE3D27D4EB4F
-    ) | 1
+    bits = (pair_axis.astype(np.uint64) * 0x9E3779B97F4A7C15 + counts.astype(np.uint64) * 0xC2B2AE3D27D4EB4F) | 1
     bits ^= bits >> np.uint64(29)
     keys = np.zeros(len(units), np.uint64)
     np.add.at(keys, pair_unit, bits * np.uint64(0xBF58476D1CE4E5B9))

@@ -94,13 +94,9 @@ def _names(no_graph: str | None) -> tuple[str, ...]:
 def _check(name: str, listed: Any, found: Mapping[str, Any]) -> None:
     entry = untrusted.record(listed, f"{MANIFEST}: {name}", ("bytes", "sha256"))
     if found["bytes"] != entry["bytes"]:
-        raise PlanError(
-            f"{name}: expected {entry['bytes']!r:.40} bytes, got {found['bytes']}: is the file whole?"
-        )
+        raise PlanError(f"{name}: expected {entry['bytes']!r:.40} bytes, got {found['bytes']}: is the file whole?")
     if found["sha256"] != entry["sha256"]:
-        raise PlanError(
-            f"{name}: its checksum does not match {MANIFEST}: it was changed after it was written"
-        )
+        raise PlanError(f"{name}: its checksum does not match {MANIFEST}: it was changed after it was written")
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

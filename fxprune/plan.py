@@ -98,9 +98,7 @@ class Plan:
             collapsed=untrusted.sequence_of(data["collapsed"], f"{what}: collapsed", untrusted.string),
             before=_counts(data["before"], f"{what}: before"),
             after=_counts(data["after"], f"{what}: after"),
-            budget=None
-            if budget is None
-            else untrusted.mapping_of(budget, f"{what}: budget", untrusted.number),
+            budget=None if budget is None else untrusted.mapping_of(budget, f"{what}: budget", untrusted.number),
             method=untrusted.string(data["method"], f"{what}: method"),
             seed=untrusted.signed(data["seed"], f"{what}: seed"),
             example=ExampleSpec.from_dict(data["example"], f"{what}: example"),
@@ -168,9 +166,7 @@ def _shapes_of(model: nn.Module) -> dict[str, Shape]:
 
 def _check_schema(schema: Any, what: str) -> None:
     if type(schema) is int and schema > SCHEMA:
-        raise PlanError(
-            f"{what}: format {schema} is newer than this fxprune reads (up to {SCHEMA}): upgrade fxprune"
-        )
+        raise PlanError(f"{what}: format {schema} is newer than this fxprune reads (up to {SCHEMA}): upgrade fxprune")
     if schema != SCHEMA or type(schema) is not int:
         raise PlanError(f"{what}: schema: expected {SCHEMA}, got {schema!r:.40}")
 

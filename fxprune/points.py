@@ -107,12 +107,8 @@ class Sweep:
             BudgetError: no point lies within them, or there is no latency to compare.
         """
         if latency_ms is not None and all(point.latency_ms is None for point in self.points):
-            raise BudgetError(
-                "best: expected a sweep with latency=True to choose by latency_ms, got one without"
-            )
-        limits = (
-            Budget(params=params, macs=macs).limits(self.before) if (params, macs) != (None, None) else {}
-        )
+            raise BudgetError("best: expected a sweep with latency=True to choose by latency_ms, got one without")
+        limits = Budget(params=params, macs=macs).limits(self.before) if (params, macs) != (None, None) else {}
         good = [
             point
             for point in self.points
@@ -122,9 +118,7 @@ class Sweep:
         ]
         if not good:
             least = min((p.cost.params for p in self.points if p.cost is not None), default=None)
-            small = (
-                "no point has a model" if least is None else f"the smallest point has {least:,} parameters"
-            )
+            small = "no point has a model" if least is None else f"the smallest point has {least:,} parameters"
             raise BudgetError(f"best: no point lies within these bounds; {small}: sweep smaller budgets")
         return min(good, key=lambda p: (-(p.quality or 0.0), p.cost or self.before))
 
@@ -149,9 +143,7 @@ class Sweep:
     @property
     def failures(self) -> tuple[str, ...]:
         """Why there is no model, a line for each point without one."""
-        return tuple(
-            f"{point.method}, {budget_text(point.budget)}: {point.why}" for point in self.points if point.why
-        )
+        return tuple(f"{point.method}, {budget_text(point.budget)}: {point.why}" for point in self.points if point.why)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Returns heads and rows as text; columns that would be empty are left out."""
@@ -162,11 +154,7 @@ class Sweep:
             ("parameters", lambda p: "" if p.cost is None else f"{p.cost.params:,}", True),
             ("kept", lambda p: "" if p.cost is None else percent(self.before.params, p.cost.params), True),
             ("MACs kept", lambda p: "" if p.cost is None else percent(self.before.macs, p.cost.macs), True),
-            (
-                "ms",
-                lambda p: "" if p.latency_ms is None else f"{p.latency_ms:.3g}",
-                self.dense_ms is not None,
-            ),
+            ("ms", lambda p: "" if p.latency_ms is None else f"{p.latency_ms:.3g}", self.dense_ms is not None),
             (self.quality_name, lambda p: _shown(p.value), self.quality_name != FIDELITY),
             ("fidelity", lambda p: _shown(p.fidelity), True),
             ("agreement", lambda p: _shown(p.agreement), any(p.agreement is not None for p in self.points)),

@@ -72,15 +72,11 @@ def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return whole
 
 
-def _part(
-    model: nn.Module, name: str, calls: Sequence[Call], plan: Plan, state: Mapping[str, Tensor]
-) -> _Part | None:
+def _part(model: nn.Module, name: str, calls: Sequence[Call], plan: Plan, state: Mapping[str, Tensor]) -> _Part | None:
     """Returns a part with the recovered weights in place; None if nothing of it goes."""
     module = model.get_submodule(name)
     inside = {
-        tensor.removeprefix(f"{name}."): axes
-        for tensor, axes in plan.keep.items()
-        if tensor.startswith(f"{name}.")
+        tensor.removeprefix(f"{name}."): axes for tensor, axes in plan.keep.items() if tensor.startswith(f"{name}.")
     }
     if not inside:
         return None
@@ -130,9 +126,7 @@ class _InDouble(nn.Module):
         self.inner = inner
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        floats = [
-            x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()
-        ]
+        floats = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
         args, kwargs = _cast((args, kwargs), torch.float64)
         return _cast(self.inner(*args, **kwargs), floats[0].dtype if floats else torch.float64)
 

@@ -41,9 +41,7 @@ def make_report(
     left = {g.name: int((~gone[units[g.units]]).sum()) for g in bridged.coupling.groups}
     captured = coupling.captured
     groups = tuple(
-        GroupRow(
-            g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0), len(g.producers)
-        )
+        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0), len(g.producers))
         for g in coupling.groups
     )
     unused = [p for name, p in captured.model.named_parameters() if name in captured.unused]
@@ -63,10 +61,7 @@ def make_report(
         dropped=sum(p.numel() for p in unused),
         skipped=tuple(skipped),
         seconds=dict(seconds),
-        notes=(
-            *captured.notes,
-            *([certificate.note] if certificate is not None and certificate.note else []),
-        ),
+        notes=(*captured.notes, *([certificate.note] if certificate is not None and certificate.note else [])),
         layers=layer_rows(coupling, bridged.coupling, solution.removed),
         scores=scores,
         plan=plan,
@@ -84,12 +79,8 @@ def score_summary(
     removed = np.zeros(len(coupling.channels), bool)
     for group in coupling.groups:  # a bridged group is not among those that are left
         mine = flags.get(group.name)
-        removed[coupling.units[group.units]] = (
-            mine if mine is not None and len(mine) == len(group.units) else True
-        )
-    return summarize(
-        coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost, bound=bound
-    )
+        removed[coupling.units[group.units]] = mine if mine is not None and len(mine) == len(group.units) else True
+    return summarize(coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost, bound=bound)
 
 
 def removed_by(coupling: Coupling, plan: Plan) -> Mask:
@@ -107,16 +98,11 @@ def removed_by(coupling: Coupling, plan: Plan) -> Mask:
         return mask
 
     removed = _nowhere(coupling, kept)
-    found = {
-        n: {d: tuple(i.tolist()) for d, i in axes.items()}
-        for n, axes in keep_indices(coupling, removed).items()
-    }
+    found = {n: {d: tuple(i.tolist()) for d, i in axes.items()} for n, axes in keep_indices(coupling, removed).items()}
     wanted = {name: {d: tuple(i) for d, i in axes.items()} for name, axes in plan.keep.items()}
     if found != wanted:
         wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        raise PlanError(
-            f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}"
-        )
+        raise PlanError(f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}")
     return removed
 
 
@@ -153,9 +139,7 @@ def make_plan(
         after=solution.after._asdict(),
         budget=None
         if budget is None
-        else {
-            k: v for k in ("params", "macs", "latency_ms", "latency") if (v := getattr(budget, k)) is not None
-        },
+        else {k: v for k in ("params", "macs", "latency_ms", "latency") if (v := getattr(budget, k)) is not None},
         method=method,
         seed=seed,
         example=_example_spec(captured),
@@ -196,8 +180,7 @@ def _version() -> str:
 def _spanned(coupling: Coupling, bridged: Bridged) -> tuple[str, ...]:
     """Returns the layers that lie under a bridge."""
     before, after = (
-        dict.fromkeys(layer_of(name) for name in shapes_of(one))
-        for one in (coupling.captured, bridged.captured)
+        dict.fromkeys(layer_of(name) for name in shapes_of(one)) for one in (coupling.captured, bridged.captured)
     )
     return tuple(layer for layer in before if layer not in after)
 

@@ -157,8 +157,7 @@ class Report:
             "tolerance": _writable(self.tolerance),
             "dtype": self.dtype,
             "groups": [
-                [row.name, row.kind, list(row.layers), row.before, row.after, row.makers]
-                for row in self.groups
+                [row.name, row.kind, list(row.layers), row.before, row.after, row.makers] for row in self.groups
             ],
             "frozen": [[row.tensor, row.axis, row.coordinates, row.reason] for row in self.frozen],
             "collapsed": list(self.collapsed),

@@ -62,9 +62,7 @@ def _certificate(report: Report) -> str:
     if report.verified:
         return f"verified: equal to the masked twin, relative error {error}{limit}"
     if report.verified is None:
-        return "not verified: " + (
-            "the comparison could not tell; see the notes" if report.dtype else "not compared"
-        )
+        return "not verified: " + ("the comparison could not tell; see the notes" if report.dtype else "not compared")
     return f"WRONG: differs from the masked twin, relative error {error}{limit}"
 
 

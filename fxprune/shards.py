@@ -92,9 +92,7 @@ def _check_names(paths: Sequence[Path]) -> None:
     """Makes sure that the files can lie in one directory."""
     for name, count in Counter(path.name for path in paths).items():
         if count > 1:
-            raise PlanError(
-                f"several files are called {name}, and what comes out lies in one directory: rename them"
-            )
+            raise PlanError(f"several files are called {name}, and what comes out lies in one directory: rename them")
 
 
 def _places(plan: Plan, sources: Sequence[Path]) -> dict[Path, dict[str, bool]]:
@@ -136,7 +134,4 @@ def _opened(source: Path) -> Any:
 def _index(sizes: Mapping[str, Mapping[str, int]]) -> str:
     total = sum(size for file in sizes.values() for size in file.values())
     where = {name: file for file, tensors in sizes.items() for name in tensors}
-    return (
-        json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}, indent=2)
-        + "\n"
-    )
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n"

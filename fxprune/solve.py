@@ -96,9 +96,7 @@ def solve(
     constraints = constraints or Constraints()
     model = model or cost_model(coupling)
     if (budget is None) == (ratios is None):
-        raise BudgetError(
-            "give either a budget or ratios (the share removed from each layer), not both or neither"
-        )
+        raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
     if budget is not None and budget.bounds_latency and bound is None:
         raise BudgetError("a latency must be measured to be met: fxprune.compile does, solve alone cannot")
     values = np.zeros(len(coupling.channels))
@@ -119,12 +117,7 @@ def solve(
     if constraints.min_keep:
         may_vanish &= {group.name for group in coupling.groups if group.kind == "block"}
     pools = pools_of(
-        coupling,
-        values,
-        free,
-        round_to=constraints.round_to,
-        min_keep=constraints.min_keep,
-        may_vanish=may_vanish,
+        coupling, values, free, round_to=constraints.round_to, min_keep=constraints.min_keep, may_vanish=may_vanish
     )
     if ratios is not None:
         flags = _by_ratio(coupling, free, pools, ratios)
@@ -132,9 +125,7 @@ def solve(
     else:
         assert budget is not None
         density = ranking(coupling, scores, model, budget if per_cost else None, bound)
-        flags = _global(
-            coupling, model, density, values, pools, budget.limits(before), before, may_vanish, bound
-        )
+        flags = _global(coupling, model, density, values, pools, budget.limits(before), before, may_vanish, bound)
     units = np.flatnonzero(flags[coupling.units])
     return Solution(flags, units, before, model.of(flags))
 
@@ -183,9 +174,7 @@ def ratio_table(ratios: Any) -> dict[str, float]:
     """
     table = dict(ratios) if isinstance(ratios, Mapping) else {"default": ratios}
     if bad := {
-        k: v
-        for k, v in table.items()
-        if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= float(v) <= 1
+        k: v for k, v in table.items() if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= float(v) <= 1
     }:
         raise BudgetError(f"a ratio is the share removed and lies in [0, 1], got {bad}")
     return {pattern: float(ratio) for pattern, ratio in table.items()}
@@ -288,9 +277,7 @@ def _fits(cost: Cost, limits: Mapping[int, int]) -> bool:
     return all(cost[i] <= limit for i, limit in limits.items())
 
 
-def _give_rest(
-    model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Mapping[int, int], blocks: Mask
-) -> Mask:
+def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Mapping[int, int], blocks: Mask) -> Mask:
     """Gives back, in order, every later step that still fits; but nothing that lies in removed blocks alone.
 
     A lower bound of each step's cost rules most of them out at once: costs only grow as more is kept.
@@ -329,9 +316,7 @@ def _give_rest(
     return removed
 
 
-def _unreachable(
-    coupling: Coupling, model: CostModel, smallest: Mask, limits: Mapping[int, int], before: Cost
-) -> str:
+def _unreachable(coupling: Coupling, model: CostModel, smallest: Mask, limits: Mapping[int, int], before: Cost) -> str:
     cost = model.of(smallest)
     names = {0: "params", 1: "MACs"}
     lines = [
@@ -346,8 +331,5 @@ def _unreachable(
         if node.op == "get_attr" and node.target in coupling.captured.persistent and axes is not None:
             sizes.append((math.prod(map(slicer.count, axes)), str(node.target)))
     frozen = {f.tensor: f.reason for f in coupling.frozen()}
-    held = [
-        f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})"
-        for size, name in sorted(sizes)[-3:]
-    ]
+    held = [f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
     return "; ".join(lines) + ". Held by " + ", ".join(reversed(held))

@@ -21,9 +21,7 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         """Runs one stage."""
         start = time.perf_counter()
-        with tqdm(
-            total=1, desc=f"fxprune {name}", leave=False, disable=None if self.progress else True
-        ) as bar:
+        with tqdm(total=1, desc=f"fxprune {name}", leave=False, disable=None if self.progress else True) as bar:
             yield
             bar.update()
         self.seconds[name] = time.perf_counter() - start

@@ -134,12 +134,7 @@ def sweep(
     )  # fmt: skip
     judge = _Judge(module, first, Reference(module, batches, memory_limit), evaluate, latency)
     points: list[Point] = []
-    bar = tqdm(
-        total=len(scorers) * len(wanted),
-        desc="fxprune sweep",
-        unit="point",
-        disable=None if progress else True,
-    )
+    bar = tqdm(total=len(scorers) * len(wanted), desc="fxprune sweep", unit="point", disable=None if progress else True)
     with bar:
         shared = _Shared.of(model, module, batches, dynamic_shapes, strict, "block" in kinds)
         for scorer, (least, how) in zip(scorers, settings, strict=True):
@@ -156,9 +151,7 @@ def sweep(
                     constraints=constraints_of(units, ignore, round_to, least), recover=how, ridge=ridge,
                     memory_limit=memory_limit, verify=verify, verify_dtype=verify_dtype, seed=seed,
                 )  # fmt: skip
-                make = partial(
-                    shared.finished, job, scorer, scores, auto=round_to == "auto", cache_dir=cache_dir
-                )
+                make = partial(shared.finished, job, scorer, scores, auto=round_to == "auto", cache_dir=cache_dir)
             for budget in wanted:
                 points.append(judge.point(scorer.name, budget, make))
                 bar.update()
@@ -187,9 +180,7 @@ class _Shared:
         if captured is None:
             return None
         coupling = couple(captured, strict=strict)
-        return cls(
-            module, with_blocks(coupling) if blocks else coupling, CalibrationInputs(captured, batches)
-        )
+        return cls(module, with_blocks(coupling) if blocks else coupling, CalibrationInputs(captured, batches))
 
     def finished(
         self, job: Job, scorer: Scorer, scores: Mapping[str, Tensor], budget: Budget, *, auto: bool,

@@ -14,9 +14,7 @@ ROWS = 24
 _NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes", "units"}
 
 
-def table(
-    title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, width: int | None = None
-) -> str:
+def table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, width: int | None = None) -> str:
     """Returns a table under its title; columns of numbers are known by their headers.
 
     Args:
@@ -44,13 +42,8 @@ def frozen_table(frozen: Iterable[tuple[str, str, int]]) -> str:
     for reason, axis, count in frozen:
         coordinates[reason] += count
         axes.setdefault(reason, []).append(axis)
-    rows = [
-        (reason, count, len(axes[reason]), few(axes[reason], 2))
-        for reason, count in coordinates.most_common()
-    ]
-    return (
-        table("frozen, and why", elided(rows), ("reason", "coordinates", "axes", "such as")) if rows else ""
-    )
+    rows = [(reason, count, len(axes[reason]), few(axes[reason], 2)) for reason, count in coordinates.most_common()]
+    return table("frozen, and why", elided(rows), ("reason", "coordinates", "axes", "such as")) if rows else ""
 
 
 def elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -110,9 +110,7 @@ class Run:
             return fx.node.map_arg(node.args[0], values.__getitem__)
         if self.slicer is not None and node in self.coupling.statistics:
             rule = rule_of(node.target)
-            assert rule is not None and rule.twin is not None, (
-                f"{node.target} takes a statistic but has no twin"
-            )
+            assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
             arguments = SimpleNamespace(**self._dtypes(vars(bind(node))))
             return rule.twin(Twin(self.slicer, values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
@@ -216,14 +214,8 @@ def verify(
     if certificate.verified is False:
         again = [value for value in Run(coupling, removed, tensors, dtype)(inputs) if value is not None]
         if compare(expected, again, tolerance).verified is False:
-            return replace(
-                certificate, verified=None, note="the model draws random numbers in evaluation mode"
-            )
-    if (
-        certificate.verified is None
-        and not _finite(twin)
-        and _finite(Run(coupling, None, tensors, dtype)(inputs))
-    ):
+            return replace(certificate, verified=None, note="the model draws random numbers in evaluation mode")
+    if certificate.verified is None and not _finite(twin) and _finite(Run(coupling, None, tensors, dtype)(inputs)):
         note = "the outputs are not finite, unlike the original's"
         return replace(certificate, verified=False, max_error=float("inf"), note=note)
     return certificate

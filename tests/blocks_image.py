@@ -124,9 +124,7 @@ class Conv(Spec):
     def make(self, m: Block, shape: Shape) -> None:
         layer = nn.ConvTranspose2d if self.transposed else nn.Conv2d
         groups = gcd(gcd(self.groups, shape[1]), self.out)
-        m.conv = layer(
-            shape[1], self.out, self.kernel, padding=self.kernel // 2, groups=groups, bias=self.bias
-        )
+        m.conv = layer(shape[1], self.out, self.kernel, padding=self.kernel // 2, groups=groups, bias=self.bias)
         m.norm = norm2d(self.norm, self.out)
 
     def run(self, m: Block, x: Tensor) -> Tensor:
@@ -243,9 +241,7 @@ class Branches(Spec):
 
     def make(self, m: Block, shape: Shape) -> None:
         widths = self.widths if self.join == "cat" else self.widths[:1] * len(self.widths)
-        m.convs = nn.ModuleList(
-            nn.Conv2d(shape[1], w, 1 + 2 * (i % 2), padding=i % 2) for i, w in enumerate(widths)
-        )
+        m.convs = nn.ModuleList(nn.Conv2d(shape[1], w, 1 + 2 * (i % 2), padding=i % 2) for i, w in enumerate(widths))
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         parts = [conv(x) for conv in m.convs]
@@ -268,15 +264,9 @@ class Split(Spec):
     work: bool = True
 
     def make(self, m: Block, shape: Shape) -> None:
-        m.first = (
-            shape[1] // 3
-            if self.how in ("split", "slice") and self.join in ("cat", "swap")
-            else shape[1] // 2
-        )
+        m.first = shape[1] // 3 if self.how in ("split", "slice") and self.join in ("cat", "swap") else shape[1] // 2
         m.whole = (
-            shape[1] < 2
-            or (shape[1] % 2 and self.join in ("add", "mul"))
-            or (shape[1] % 2 and self.how == "unbind")
+            shape[1] < 2 or (shape[1] % 2 and self.join in ("add", "mul")) or (shape[1] % 2 and self.how == "unbind")
         )
         m.whole = m.whole or m.first == 0
         if not m.whole:
@@ -352,9 +342,7 @@ class Pixel(Spec):
     def make(self, m: Block, shape: Shape) -> None:
         m.before = nn.Conv2d(shape[1], 4 * self.width if self.up_first else self.width, 1)
         m.between = (
-            nn.Conv2d(self.width, self.width, 3, padding=1)
-            if self.up_first
-            else nn.Conv2d(4 * self.width, 8, 1)
+            nn.Conv2d(self.width, self.width, 3, padding=1) if self.up_first else nn.Conv2d(4 * self.width, 8, 1)
         )
 
     def run(self, m: Block, x: Tensor) -> Tensor:

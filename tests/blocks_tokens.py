@@ -37,9 +37,7 @@ def norm1d(kind: str, width: int) -> nn.Module:
         return ManualRms(width)
     if kind in ("batch", "group"):
         return Swapped(nn.BatchNorm1d(width) if kind == "batch" else nn.GroupNorm(gcd(2, width), width))
-    return {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}[kind](
-        *(() if kind == "none" else (width,))
-    )
+    return {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}[kind](*(() if kind == "none" else (width,)))
 
 
 TOKEN_NORMS = ("none", "layer", "rms", "manual", "batch", "group")
@@ -100,11 +98,7 @@ class Attention(Spec):
     def make(self, m: Block, shape: Shape) -> None:
         width, h, g, d = shape[-1], self.heads, self.groups, self.size
         if self.qkv == "separate":
-            m.q, m.k, m.v = (
-                nn.Linear(width, h * d),
-                nn.Linear(width, g * d),
-                nn.Linear(width, g * d, bias=False),
-            )
+            m.q, m.k, m.v = (nn.Linear(width, h * d), nn.Linear(width, g * d), nn.Linear(width, g * d, bias=False))
         else:
             m.qkv = nn.Linear(width, (h + 2 * g) * d)
         m.out = nn.Linear(h * d, width)
@@ -171,14 +165,10 @@ class Attention(Spec):
         return torch.einsum("bhqk,bhkd->bhqd", weights, v) if self.how == "einsum" else weights @ v
 
     def expected(self, m: Block) -> dict[str, int]:
-        inner = (
-            self.size // 2 if self.rotary and self.size % 2 == 0 else self.size
-        )  # rotation pairs dimensions
+        inner = self.size // 2 if self.rotary and self.size % 2 == 0 else self.size  # rotation pairs dimensions
         inner, value = (n if n > 1 else 0 for n in (inner, self.size))
         repeats = self.heads // self.groups
-        heads = (
-            self.heads if 1 in (self.groups, repeats) else self.groups + repeats
-        )  # a group, a place in every group
+        heads = self.heads if 1 in (self.groups, repeats) else self.groups + repeats  # a group, a place in every group
         heads = heads if self.heads > 1 else 0
         groups = self.groups if self.groups > 1 else 0
         if self.qkv == "separate":
@@ -205,9 +195,7 @@ class Mha(Spec):
     weights: bool = False
 
     def make(self, m: Block, shape: Shape) -> None:
-        m.attention = nn.MultiheadAttention(
-            shape[-1], gcd(self.heads, shape[-1]), dropout=0.1, batch_first=True
-        )
+        m.attention = nn.MultiheadAttention(shape[-1], gcd(self.heads, shape[-1]), dropout=0.1, batch_first=True)
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         return m.attention(x, x, x, need_weights=self.weights)[0]
@@ -273,9 +261,7 @@ class MixTokens(Spec):
         if self.how == "linear":
             m.up, m.down = nn.Linear(shape[1], self.hidden), nn.Linear(self.hidden, shape[1])
         else:
-            m.conv = nn.Conv1d(
-                shape[2], shape[2], 3, padding=1, groups=shape[2] if self.how == "depthwise" else 1
-            )
+            m.conv = nn.Conv1d(shape[2], shape[2], 3, padding=1, groups=shape[2] if self.how == "depthwise" else 1)
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         x = x.transpose(1, 2)
@@ -385,9 +371,7 @@ class TokenSplit(Spec):
             return x * torch.sigmoid(m.linear(x.mean(1, keepdim=True)))
         y = m.linear(x)
         half = y.shape[-1] // 2
-        a, b = (
-            (y[..., :half], y[..., half:]) if self.how == "slice" else y.split([half, y.shape[-1] - half], -1)
-        )
+        a, b = (y[..., :half], y[..., half:]) if self.how == "slice" else y.split([half, y.shape[-1] - half], -1)
         return torch.cat([b, a * torch.sigmoid(a.mean(1, keepdim=True))], -1)
 
 
@@ -414,11 +398,7 @@ class Learned(Spec):
         b, n, _ = x.shape
         x = torch.cat([m.token.expand(b, -1, -1), x], 1) if self.how == "token" else x
         k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in m.kv(x).chunk(2, -1))
-        q = (
-            m.q(m.queries.expand(b, n, -1) if self.how == "queries" else x)
-            .unflatten(-1, (2, 4))
-            .transpose(1, 2)
-        )
+        q = m.q(m.queries.expand(b, n, -1) if self.how == "queries" else x).unflatten(-1, (2, 4)).transpose(1, 2)
         bias = m.table[m.index].permute(2, 0, 1).unsqueeze(0) if self.how == "bias" else None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return m.out(y.transpose(1, 2).flatten(2))
@@ -465,9 +445,7 @@ class Derived(Spec):
         m.a, m.b = nn.Parameter(torch.randn(3, width)), nn.Parameter(torch.randn(self.out, 3))
         m.linear = nn.Linear(width, self.out)
         if self.how == "masked":
-            m.register_buffer(
-                "mask", (torch.arange(self.out * width).reshape(self.out, width) % 3 > 0).double()
-            )
+            m.register_buffer("mask", (torch.arange(self.out * width).reshape(self.out, width) % 3 > 0).double())
         if self.how == "grouped":
             m.groups = gcd(width, 2)
             m.w = nn.Parameter(torch.randn(m.groups, width // m.groups, 4))
@@ -526,9 +504,7 @@ class Reduced(Spec):
         if self.how == "argmax":
             return y * F.one_hot(y.argmax(-1), 6).to(y.dtype) + y
         if self.how == "where":
-            return torch.where(
-                y > y.mean(1, keepdim=True) / 4, y, torch.zeros_like(y)
-            )  # no tie if tokens agree
+            return torch.where(y > y.mean(1, keepdim=True) / 4, y, torch.zeros_like(y))  # no tie if tokens agree
         if self.how in ("flip", "roll"):
             return y.flip(-1) if self.how == "flip" else y.roll(2, -1)
         return y[..., m.index] if self.how == "picked" else y

@@ -153,9 +153,7 @@ class _Reader:
         for node in self.captured.module.graph.nodes:
             if not isinstance(self.values.get(node), (Tensor, list, tuple)):
                 continue  # a size
-            sources = [
-                s for s in node.all_input_nodes if isinstance(self.values.get(s), (Tensor, list, tuple))
-            ]
+            sources = [s for s in node.all_input_nodes if isinstance(self.values.get(s), (Tensor, list, tuple))]
             if node.op == "get_attr" and node.target in self.captured.persistent:
                 self.bound |= {node} if self.values[node].is_floating_point() else set()
             elif any(source in self.bound for source in sources):
@@ -169,9 +167,7 @@ class _Reader:
             return self.boxes[node]
         if node not in copies:
             value = self.values[node]
-            if node.op == "placeholder" or (
-                node.op == "get_attr" and node.target in self.captured.persistent
-            ):
+            if node.op == "placeholder" or (node.op == "get_attr" and node.target in self.captured.persistent):
                 copies[node] = _fixed(value)
             elif node in self.given:
                 copies[node] = self.visit(node, copies)
@@ -194,9 +190,7 @@ class _Reader:
         if node.target is operator.getitem:
             return self.read(node.all_input_nodes[0], copies)[node.args[1]]
         boxes = {
-            s: self.read(s, copies)
-            for s in node.all_input_nodes
-            if isinstance(self.values[s], (Tensor, list, tuple))
+            s: self.read(s, copies) for s in node.all_input_nodes if isinstance(self.values[s], (Tensor, list, tuple))
         }
         call = Call(node, self.demands, self.values, boxes, self.given)
         box = demand(call)

@@ -127,9 +127,7 @@ class Demands:
             state = self._leaving([choice], state)
         return None
 
-    def _grow(
-        self, gone: frozenset[int], more: Iterable[int], state: State
-    ) -> tuple[frozenset[int], State] | None:
+    def _grow(self, gone: frozenset[int], more: Iterable[int], state: State) -> tuple[frozenset[int], State] | None:
         """Takes more, and what has no choice then; returns what is gone and what must stay, None if that cannot be."""
         grown, todo = set(gone), set(more)
         while True:

@@ -133,9 +133,7 @@ def _positions(box: Box, elements: Variables) -> list[Variables]:
     return list(np.unravel_index(elements, tuple(map(len, box)))) if box else []
 
 
-def _keep_what_needs_all(
-    demands: Demands, box: Box, here: list[Variables], other: Box, there: list[Variables]
-) -> None:
+def _keep_what_needs_all(demands: Demands, box: Box, here: list[Variables], other: Box, there: list[Variables]) -> None:
     """Keeps the coordinates that could only go if nothing were left of the other box.
 
     Where what goes with a coordinate is a box in there, one dimension has to cover it: one of which it takes some
@@ -202,14 +200,10 @@ Pattern = list[tuple[str, ...]]
 
 def _match(call: Call, text: str, sizes: Mapping[str, int] | None = None) -> list[Box]:
     found = vars(call.arguments)
-    known = {letter: found[key] for letter, keys in _SIZES.items() for key in keys if key in found} | dict(
-        sizes or {}
-    )
+    known = {letter: found[key] for letter, keys in _SIZES.items() for key in keys if key in found} | dict(sizes or {})
     left, _, right = text.partition("->")
     operands = [
-        (node, pattern)
-        for node, pattern in zip(call.operands(), left.split(","), strict=False)
-        if node is not None
+        (node, pattern) for node, pattern in zip(call.operands(), left.split(","), strict=False) if node is not None
     ]
     return _tie(call, [node for node, _ in operands], [pattern for _, pattern in operands], right, known)
 
@@ -233,10 +227,7 @@ def _tie(
     for box, names in sorted(pairs, key=lambda pair: len(pair[1])):  # single names first: they tell the sizes
         tie.operand(box, names)
     return [
-        tuple(
-            tie.result(size, names)
-            for size, names in zip(out.shape, _dimensions(result, out.dim()), strict=True)
-        )
+        tuple(tie.result(size, names) for size, names in zip(out.shape, _dimensions(result, out.dim()), strict=True))
         for out in (call.results if results is None else results)
     ]
 
@@ -320,9 +311,7 @@ def _reduce(call: Call) -> list[Box]:
     names, dim = _each(call), getattr(call.arguments, "dim", None)
     dims = [dim] if isinstance(dim, int) else dim or range(len(names))
     over = {d % len(names) for d in dims}
-    kept = [
-        name for i, name in enumerate(names) if i not in over or getattr(call.arguments, "keepdim", False)
-    ]
+    kept = [name for i, name in enumerate(names) if i not in over or getattr(call.arguments, "keepdim", False)]
     return _match(call, f"{' '.join(names)} -> {' '.join(kept)}")
 
 
@@ -351,10 +340,7 @@ def _repeat_interleave(call: Call) -> list[Box]:
 def _repeat(call: Call) -> list[Box]:
     names, times = _each(call), list(call.arguments.repeats)
     names = [f"n{i}" for i in range(len(times) - len(names))] + names
-    made = [
-        f"(r{i} {name})" if count > 1 else name
-        for i, (name, count) in enumerate(zip(names, times, strict=True))
-    ]
+    made = [f"(r{i} {name})" if count > 1 else name for i, (name, count) in enumerate(zip(names, times, strict=True))]
     sizes = {f"r{i}": count for i, count in enumerate(times)}
     fresh = {name: 1 for name in names if name.startswith("n")}
     own = [name for name in names if not name.startswith("n")]
@@ -373,9 +359,7 @@ def _attention(call: Call) -> list[Box]:
     """Scores over what is there; a key and its value are one. Fewer heads of keys are repeated, each in a row."""
     query, key = (call.values[node] for node in call.operands()[:2])  # type: ignore[index]
     if getattr(call.arguments, "enable_gqa", False) and query.shape[1] != key.shape[1]:
-        return _match(
-            call, "b (k r) l e, b k m e, b k m v, * -> b (k r) l v", {"r": query.shape[1] // key.shape[1]}
-        )
+        return _match(call, "b (k r) l e, b k m e, b k m v, * -> b (k r) l v", {"r": query.shape[1] // key.shape[1]})
     return _match(call, "... l e, ... m e, ... m v, ... l m -> ... l v")
 
 
@@ -416,8 +400,7 @@ def _literal(call: Call, node: fx.Node, left: list[str], right: list[str]) -> li
     for box, name in zip(call.boxes[node], left, strict=True):
         tie.operand(box, (name,))
     return [
-        tuple(tie.result(size, (name,)) for size, name in zip(out.shape, right, strict=True))
-        for out in call.results
+        tuple(tie.result(size, (name,)) for size, name in zip(out.shape, right, strict=True)) for out in call.results
     ]
 
 

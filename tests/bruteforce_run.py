@@ -198,15 +198,10 @@ def _sizes(
     return {}
 
 
-def _renumbered(
-    indices: Sequence[Tensor | None], source: Box, box: Box, gone: frozenset[int]
-) -> list[Tensor | None]:
+def _renumbered(indices: Sequence[Tensor | None], source: Box, box: Box, gone: frozenset[int]) -> list[Tensor | None]:
     """Returns indices into what is left of one indexed dimension."""
     (dim,) = [d for d, index in enumerate(indices) if index is not None]
     index = indices[dim]
     assert index is not None
     line = torch.tensor([0 if int(v) in gone else 1 for v in source[dim]]).cumsum(0) - 1
-    return [
-        line[_part(index, box[dim : dim + index.dim()], gone)] if d == dim else None
-        for d in range(len(indices))
-    ]
+    return [line[_part(index, box[dim : dim + index.dim()], gone)] if d == dim else None for d in range(len(indices))]

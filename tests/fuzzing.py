@@ -111,9 +111,7 @@ def run(case: Case, *, mutate: bool = False) -> Outcome:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         last = next((f for f in reversed(frames) if "fxprune" in f.filename), frames[-1])
-        outcome.detail = (
-            f"{type(error).__name__}: {error} (at {last.name}, line {last.lineno} of {last.filename})"
-        )
+        outcome.detail = f"{type(error).__name__}: {error} (at {last.name}, line {last.lineno} of {last.filename})"
     return outcome
 
 
@@ -154,9 +152,7 @@ def _run(case: Case, outcome: Outcome, mutate: bool) -> None:
         outcome.detected = wrong_plan_detected(coupling, solution, sliced, (batch, {}))
 
 
-def compiled(
-    model: nn.Module, batch: tuple[Tensor, ...], pruning: Pruning
-) -> tuple[Coupling, Solution, nn.Module]:
+def compiled(model: nn.Module, batch: tuple[Tensor, ...], pruning: Pruning) -> tuple[Coupling, Solution, nn.Module]:
     """Returns coupling, solution and emitted module of a model, random scores given."""
     captured = capture(model, batch)
     coupling = _coupled(captured, pruning)
@@ -225,18 +221,13 @@ def promises(model: nn.Module, pruned: nn.Module, solution: Solution) -> None:
     """Raises WrongError unless parameters are as counted and every name is the original's."""
     counted = sum(p.numel() for p in pruned.parameters())
     if counted != solution.after.params:
-        raise WrongError(
-            f"the emitted module has {counted} parameters, the solver counts {solution.after.params}"
-        )
+        raise WrongError(f"the emitted module has {counted} parameters, the solver counts {solution.after.params}")
     if unknown := set(pruned.state_dict()) - set(model.state_dict()):
         raise WrongError(f"names that the original does not have: {sorted(unknown)}")
 
 
 def wrong_plan_detected(
-    coupling: Coupling,
-    solution: Solution,
-    sliced: fx.GraphModule,
-    batch: tuple[tuple[Any, ...], dict[str, Any]],
+    coupling: Coupling, solution: Solution, sliced: fx.GraphModule, batch: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> bool | None:
     """Shifts one kept index of one weight axis, and returns whether verification finds it out; None if there is none."""
     for name, axes in keep_indices(coupling, solution.removed).items():
@@ -261,9 +252,7 @@ def wrong_plan_detected(
             holder = sliced.get_submodule(name.rpartition(".")[0])
             right = getattr(holder, name.rpartition(".")[2])
             setattr(holder, name.rpartition(".")[2], nn.Parameter(value))
-            certificate = verify(
-                coupling, solution.removed, emit(coupling.captured, sliced), batch, tolerance=1e-9
-            )
+            certificate = verify(coupling, solution.removed, emit(coupling.captured, sliced), batch, tolerance=1e-9)
             setattr(holder, name.rpartition(".")[2], right)
             return certificate.verified is False
     return None

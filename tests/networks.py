@@ -164,11 +164,7 @@ attentions = st.builds(
 token_leaves = st.one_of(
     attentions,
     st.builds(
-        tokens.Mlp,
-        hidden=widths,
-        gate=pick(("none", "glu", "chunk", "swiglu")),
-        act=acts,
-        out=pick((0, 0, 6, 8)),
+        tokens.Mlp, hidden=widths, gate=pick(("none", "glu", "chunk", "swiglu")), act=acts, out=pick((0, 0, 6, 8))
     ),
     st.builds(tokens.Mha, heads=pick((2, 4)), weights=flag),
     st.builds(tokens.Encoder, heads=pick((2, 4)), hidden=pick((4, 6)), norm_first=flag),

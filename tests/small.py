@@ -19,9 +19,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
-        self.one = nn.Sequential(
-            nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1)
-        )
+        self.one = nn.Sequential(nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1))
         self.two = nn.Sequential(
             nn.Conv2d(12, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.ReLU(),
             nn.Conv2d(16, 12, 1, bias=False), nn.BatchNorm2d(12),
@@ -49,11 +47,7 @@ class Block(nn.Module):
         self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.k, self.v = (nn.Linear(width, size * n) for n in (heads, groups, groups))
         self.o = nn.Linear(width, width)
-        self.up, self.gate, self.down = (
-            nn.Linear(width, inner),
-            nn.Linear(width, inner),
-            nn.Linear(inner, width),
-        )
+        self.up, self.gate, self.down = (nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width))
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
@@ -110,9 +104,7 @@ class Mobile(nn.Module):
 
 def image(batch: int = 3, size: int = 8, seed: int = 0) -> tuple[Tensor, ...]:
     """Returns an image batch."""
-    return (
-        torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
-    )
+    return (torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),)
 
 
 def ids(batch: int = 3, length: int = 6, seed: int = 0) -> tuple[Tensor, ...]:
@@ -156,6 +148,4 @@ def linear(*widths: int) -> Coupling:
 def random_scores(coupling: Coupling, seed: int = 0) -> dict[str, Tensor]:
     """Returns a random score for every unit."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        g.name: torch.rand(len(g.units), generator=generator, dtype=torch.float64) for g in coupling.groups
-    }
+    return {g.name: torch.rand(len(g.units), generator=generator, dtype=torch.float64) for g in coupling.groups}

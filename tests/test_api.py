@@ -73,9 +73,7 @@ def test_result_is_verified_within_budget_and_leaves_the_model_alone(model, cali
 def test_recovery_brings_the_outputs_nearer(model, calibration):
     def error(recover: str | None, layers: str) -> float:
         ratios = {layers: 0.5, "default": 0.0}
-        pruned = fxprune.compile(
-            model, calibration, method="l1", ratios=ratios, recover=recover, progress=False
-        )
+        pruned = fxprune.compile(model, calibration, method="l1", ratios=ratios, recover=recover, progress=False)
         with torch.no_grad():
             return float(sum((pruned(x) - model.eval()(x)).square().sum() for x in calibration))
 
@@ -177,9 +175,7 @@ def test_dict_batches_and_labels(calibration):
             hidden = self.up(values).relu()
             return {"logits": self.down(hidden if scale is None else hidden * scale)}
 
-    data = [
-        {"values": torch.randn(5, 4), "scale": torch.rand(5, 1), "labels": torch.zeros(5)} for _ in range(2)
-    ]
+    data = [{"values": torch.randn(5, 4), "scale": torch.rand(5, 1), "labels": torch.zeros(5)} for _ in range(2)]
     pruned = fxprune.compile(Named().eval(), data, 0.6, progress=False)
     assert set(pruned(data[0]["values"], scale=data[0]["scale"])) == {"logits"}
     with pytest.raises(TypeError, match="scale"):

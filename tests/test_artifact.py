@@ -129,8 +129,7 @@ def test_training_and_another_dtype_survive(pruned: fxprune.PrunedModule, tmp_pa
     fxprune.save(half, tmp_path / "half")
     again = fxprune.load(tmp_path / "half", make_model())
     assert all(
-        torch.equal(again.state_dict()[k], v) and v.dtype == torch.bfloat16
-        for k, v in half.state_dict().items()
+        torch.equal(again.state_dict()[k], v) and v.dtype == torch.bfloat16 for k, v in half.state_dict().items()
     )
     state = again.state_dict(keep_vars=True)
     assert state["head.weight"] is state["embed.weight"]
@@ -150,12 +149,7 @@ def test_memory_that_tensors_share_is_written_apart(tmp_path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             whole = torch.arange(8.0)
-            for name, part in {
-                "a": whole[:4],
-                "b": whole[2:6],
-                "c": whole[:4],
-                "d": whole.view(2, 4).t(),
-            }.items():
+            for name, part in {"a": whole[:4], "b": whole[2:6], "c": whole[:4], "d": whole.view(2, 4).t()}.items():
                 self.register_buffer(name, part)
             self.lin = nn.Linear(2, 3, bias=False)
             self.register_buffer("flat", self.lin.weight.detach().view(-1))  # all of the same memory
@@ -336,9 +330,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in its tracks")
 @pytest.mark.parametrize("replace", [True, False])
-def test_a_kill_leaves_the_old_or_the_new(
-    pruned: fxprune.PrunedModule, tmp_path: Path, replace: bool
-) -> None:
+def test_a_kill_leaves_the_old_or_the_new(pruned: fxprune.PrunedModule, tmp_path: Path, replace: bool) -> None:
     directory = tmp_path / "out"
     if replace:
         fxprune.save(marked(pruned, 1.0), directory)
@@ -408,9 +400,7 @@ def test_reading_moves_and_removes_nothing(pruned: fxprune.PrunedModule, tmp_pat
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO])
-def test_systems_that_cannot_sync_a_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_systems_that_cannot_sync_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fsync(_: int) -> None:
         raise OSError(code, "no")
 
@@ -429,9 +419,7 @@ def test_a_file_that_is_too_large_to_be_ours(saved: Path) -> None:
         artifact.load_report(saved)
 
 
-def test_saving_again_replaces(
-    pruned: fxprune.PrunedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saving_again_replaces(pruned: fxprune.PrunedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fxprune.save(marked(pruned, 1.0), "a/b")
     fxprune.save(marked(pruned, 2.0), Path("a") / "b")
@@ -561,9 +549,7 @@ def test_an_example_that_would_fill_the_memory(saved: Path) -> None:
         (edit_tensors(lambda t: t.update({"up.bias": torch.ones(99)})), r"'up.bias': expected .*, the file .* \[99\]"),
     ],
 )  # fmt: skip
-def test_a_damaged_artifact_without_the_model(
-    saved: Path, damage: Callable[[Path], Any], message: str
-) -> None:
+def test_a_damaged_artifact_without_the_model(saved: Path, damage: Callable[[Path], Any], message: str) -> None:
     damage(saved)
     with pytest.raises(PlanError, match=message):
         fxprune.load(saved)

@@ -188,9 +188,7 @@ Shape = tuple[int, ...]
 def _blocks(sizes: Shape) -> frozenset[bytes]:
     """Returns every mask of this shape that keeps a rectangular block: what slicing each dimension can give."""
     kept = [[m for m in product((False, True), repeat=size) if any(m)] for size in sizes]
-    return frozenset(
-        functools.reduce(np.logical_and.outer, map(np.array, m)).tobytes() for m in product(*kept)
-    )
+    return frozenset(functools.reduce(np.logical_and.outer, map(np.array, m)).tobytes() for m in product(*kept))
 
 
 def _shapes(size: int) -> list[Shape]:
@@ -348,14 +346,7 @@ def test_take(axis: str, cut: tuple[int, int, int], result: str) -> None:
 
 @pytest.mark.parametrize(
     ("axes", "result"),
-    [
-        ("6|2", "8"),
-        ("*6|*2", "*8"),
-        ("*6|2", "8"),
-        ("0|a2 b3", "a2 b3"),
-        ("a2 3|b2", "?8"),
-        ("a2|3|b2 c2", "?9"),
-    ],
+    [("6|2", "8"), ("*6|*2", "*8"), ("*6|2", "8"), ("0|a2 b3", "a2 b3"), ("a2 3|b2", "?8"), ("a2|3|b2 c2", "?9")],
 )
 def test_concat(axes: str, result: str) -> None:
     channels = Channels()

@@ -191,9 +191,7 @@ def test_hrank_of_a_head_is_that_of_tokens_by_dimensions() -> None:
     with torch.no_grad():  # the second head's values are two numbers a token, each given twice
         weight[22:24], bias[22:24] = weight[20:22].clone(), bias[20:22].clone()
     found = score(coupling, [(x,)], "hrank")[name]
-    torch.testing.assert_close(
-        found[1] / found[0], torch.tensor(2 / 6, dtype=torch.float64)
-    )  # LAMP: 2/6, 4/4
+    torch.testing.assert_close(found[1] / found[0], torch.tensor(2 / 6, dtype=torch.float64))  # LAMP: 2/6, 4/4
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp"])

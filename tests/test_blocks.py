@@ -84,9 +84,7 @@ def test_every_branch_is_one_block_and_goes_whole(name: str) -> None:
     blocks = _blocks(with_blocks(couple(capture(model, (x,)))))
     assert len(blocks) == count
     chosen = blocks[1::2]
-    pruned = fxprune.compile(
-        model, [x], ratios=dict.fromkeys(chosen, 1.0), units="block", recover=None, progress=False
-    )
+    pruned = fxprune.compile(model, [x], ratios=dict.fromkeys(chosen, 1.0), units="block", recover=None, progress=False)
     report = fxprune.report(pruned)
     assert report.verified
     assert {row.name for row in report.groups if row.kind == "block" and not row.after} == set(chosen)
@@ -107,9 +105,7 @@ def test_the_other_units_are_what_they_were() -> None:
 
 def test_what_is_left_of_a_branch_is_what_it_gives_without_input() -> None:
     model, x = _network()
-    pruned = fxprune.compile(
-        model, [x], ratios={"one.0:block": 1.0}, units="block", recover=None, progress=False
-    )
+    pruned = fxprune.compile(model, [x], ratios={"one.0:block": 1.0}, units="block", recover=None, progress=False)
     model.one[3].weight.data.zero_()
     assert torch.allclose(pruned(x), model(x), atol=1e-5)
     assert not any(name.startswith(("one.0", "one.3")) for name, _ in pruned.named_parameters())
@@ -168,9 +164,7 @@ def test_a_parameter_that_varies_along_the_tokens_keeps_its_branch() -> None:
 def test_blocks_and_channels_meet_a_budget_together(share: float) -> None:
     model, x = _network()
     total = sum(p.numel() for p in model.parameters())
-    pruned = fxprune.compile(
-        model, [x], share, method="l1", units=KINDS, recover="covariance", progress=False
-    )
+    pruned = fxprune.compile(model, [x], share, method="l1", units=KINDS, recover="covariance", progress=False)
     report = fxprune.report(pruned)
     assert report.verified and share * total - 60 < report.params[1] <= share * total
 
@@ -178,12 +172,8 @@ def test_blocks_and_channels_meet_a_budget_together(share: float) -> None:
 def test_a_block_comes_back_with_the_units_that_fit() -> None:
     """A budget between a block with one unit and the block with all is used: the block does not weigh all at once."""
     model, x = _network()
-    one = fxprune.compile(
-        model, [x], 0.72, method="l1", units="channel", min_keep=1, recover=None, progress=False
-    )
-    both = fxprune.compile(
-        model, [x], 0.72, method="l1", units=("channel", "block"), recover=None, progress=False
-    )
+    one = fxprune.compile(model, [x], 0.72, method="l1", units="channel", min_keep=1, recover=None, progress=False)
+    both = fxprune.compile(model, [x], 0.72, method="l1", units=("channel", "block"), recover=None, progress=False)
     sizes = [fxprune.report(p).params[1] for p in (one, both)]
     assert abs(sizes[0] - sizes[1]) < 60
 
@@ -280,18 +270,11 @@ MOVES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 @pytest.mark.parametrize("name", MOVES)
 def test_a_constant_is_followed_through_what_moves_it(name: str) -> None:
     move, goes = MOVES[name]
-    model = Fn(
-        lambda m, x: m.c(x + move(m.b(m.a(x).relu()))),
-        a=nn.Linear(4, 6),
-        b=nn.Linear(6, 4),
-        c=nn.Linear(4, 2),
-    )
+    model = Fn(lambda m, x: m.c(x + move(m.b(m.a(x).relu()))), a=nn.Linear(4, 6), b=nn.Linear(6, 4), c=nn.Linear(4, 2))
     x = torch.randn(3, 6, 4, dtype=torch.float64)
     _, coupling = prepared(model, (x,))
     blocks = _blocks(with_blocks(coupling))
     assert bool(blocks) is goes
     if goes:
-        pruned = fxprune.compile(
-            model, [x], ratios={blocks[0]: 1.0}, units="block", recover=None, progress=False
-        )
+        pruned = fxprune.compile(model, [x], ratios={blocks[0]: 1.0}, units="block", recover=None, progress=False)
         assert fxprune.report(pruned).verified and not any(n.startswith("a.") for n in pruned.state_dict())

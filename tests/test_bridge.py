@@ -23,9 +23,7 @@ from tests.util import fingerprint
 class Chain(nn.Module):
     """Convolutions with pooling between them, as in VGG; ``head`` reads vectors or flattened maps."""
 
-    def __init__(
-        self, head: str = "pool", widths: tuple[Any, ...] = (6, 5, "M", 7, 7, "M", 8, 8, "M")
-    ) -> None:
+    def __init__(self, head: str = "pool", widths: tuple[Any, ...] = (6, 5, "M", 7, 7, "M", 8, 8, "M")) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = 3
@@ -55,9 +53,7 @@ def _coupled(model: nn.Module, x: Tensor) -> Coupling:
 
 def _ops(coupling: Coupling) -> list[str]:
     nodes = coupling.captured.module.graph.nodes
-    names = [
-        n.target._schema.name[6:] for n in nodes if n.op == "call_function" and hasattr(n.target, "_schema")
-    ]
+    names = [n.target._schema.name[6:] for n in nodes if n.op == "call_function" and hasattr(n.target, "_schema")]
     return [name for name in names if name in ("conv2d", "max_pool2d", "avg_pool2d", "linear")]
 
 
@@ -77,20 +73,14 @@ def test_a_layer_goes_and_the_next_reads_what_it_read() -> None:
     smaller.features[10] = nn.Conv2d(5, 7, 3, padding=1)
     smaller.features[10].weight = nn.Parameter(found.captured.module.get_parameter("features.10.weight"))
     smaller.features[10].bias = model.features[10].bias
-    smaller.features = nn.Sequential(
-        *(layer for i, layer in enumerate(smaller.features) if i not in (7, 8, 9))
-    )
+    smaller.features = nn.Sequential(*(layer for i, layer in enumerate(smaller.features) if i not in (7, 8, 9)))
     torch.testing.assert_close(_run(found.coupling, x), smaller.eval()(x))
 
 
 def test_a_stage_without_layers_loses_its_pooling() -> None:
     coupling = _coupled(Chain(), _x())
     whole = _ops(coupling)
-    for groups, pools in (
-        (["features.7"], 3),
-        (["features.7", "features.10"], 2),
-        (["features.0", "features.3"], 2),
-    ):
+    for groups, pools in ((["features.7"], 3), (["features.7", "features.10"], 2), (["features.0", "features.3"], 2)):
         found = bridge(coupling, groups)
         assert found is not None
         assert _ops(found.coupling).count("max_pool2d") == pools
@@ -129,10 +119,7 @@ def test_a_stage_of_a_residual_network_goes_and_its_stride_stays() -> None:
     found = bridge(coupling, ["layer3.0.conv2"])
     assert found is not None
     assert not any("layer3" in g.name for g in found.coupling.groups)
-    assert found.remade == {
-        "layer4.0.conv1.weight": (512, 128, 3, 3),
-        "layer4.0.downsample.0.weight": (512, 128, 1, 1),
-    }
+    assert found.remade == {"layer4.0.conv1.weight": (512, 128, 3, 3), "layer4.0.downsample.0.weight": (512, 128, 1, 1)}
     pools = [n for n in found.captured.module.graph.nodes if n.target is torch.ops.aten.avg_pool2d.default]
     shapes = [found.captured.info[n].example for n in pools]
     assert shapes == [(3, 128, 4, 4)]
@@ -163,8 +150,7 @@ class ByPlace:
 
     def score(self, context: fxprune.Context) -> dict[str, Tensor]:
         return {
-            g.name: torch.linspace(1, 2, len(g.units)) - float(g.name in self.least)
-            for g in context.coupling.groups
+            g.name: torch.linspace(1, 2, len(g.units)) - float(g.name in self.least) for g in context.coupling.groups
         }
 
 
@@ -176,10 +162,7 @@ def test_the_solver_bridges_what_the_ranking_empties() -> None:
     assert set(report.plan.bridged) == {"features.10", "features.14"}
     assert {"features.10", "features.11", "features.14", "features.15"} <= set(report.collapsed)
     assert {r.name: r.after for r in report.groups}["features.10"] == 0
-    assert report.params == (
-        sum(p.numel() for p in model.parameters()),
-        sum(p.numel() for p in pruned.parameters()),
-    )
+    assert report.params == (sum(p.numel() for p in model.parameters()), sum(p.numel() for p in pruned.parameters()))
     assert report.params[1] <= 0.2 * report.params[0]
     assert report.verified is True
     assert pruned.train()(_x(5)).shape == (5, 3)
@@ -210,9 +193,7 @@ def test_plan_save_and_load(tmp_path: Any) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.remade
     again = fxprune.apply(model, plan)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in pruned.state_dict().items()
-    }
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in pruned.state_dict().items()}
     fxprune.save(pruned, tmp_path / "out")
     torch.testing.assert_close(fxprune.load(tmp_path / "out", model)(_x()), pruned(_x()))
     buffer = io.BytesIO()

@@ -91,9 +91,7 @@ def test_axes_that_could_be_cut_and_stay(how: str) -> None:
 def test_one_axis_in_two_factorings_is_coarse() -> None:
     """(2 x 6) and (3 x 4): even and odd channels are left, where whole groups and places together would do as well."""
     torch.manual_seed(0)
-    found, _ = _judged(
-        _drawn("image", image.Conv(12, groups=2), image.Conv(6, groups=3), head="pool", width=6)
-    )
+    found, _ = _judged(_drawn("image", image.Conv(12, groups=2), image.Conv(6, groups=3), head="pool", width=6))
     assert found.right
     assert found.coarse
     assert not found.frozen
@@ -152,9 +150,7 @@ def test_a_coupled_pair_separated_is_missing(mobile) -> None:
 def test_a_result_that_goes_is_wrong(mobile) -> None:
     network, said = mobile
     result = ("head.weight", 0, 1)
-    found = compare(
-        network, _changed(said, lambda c, channels: frozenset({10**6}) if c == result else channels)
-    )
+    found = compare(network, _changed(said, lambda c, channels: frozenset({10**6}) if c == result else channels))
     assert found.wrong == (result,)
     assert found.illegal == (10**6,)
 
@@ -195,16 +191,12 @@ def test_a_size_of_one_and_all_that_needs_it_stay() -> None:
 
 
 def test_a_reshape_takes_rows_or_columns() -> None:
-    made = Fn(
-        lambda m, x: m.b(m.a(x).unflatten(1, (2, 3)).sin().flatten(1)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)
-    )
+    made = Fn(lambda m, x: m.b(m.a(x).unflatten(1, (2, 3)).sin().flatten(1)), a=nn.Linear(5, 6), b=nn.Linear(6, 2))
     captured, _ = prepared(made, (torch.randn(2, 5, dtype=torch.float64),))
     network = network_of(captured)
 
     def allowed(*gone: int) -> bool:
-        return legal(
-            network, [(*at, i) for at in (("a.weight", 0), ("a.bias", 0), ("b.weight", 1)) for i in gone]
-        )
+        return legal(network, [(*at, i) for at in (("a.weight", 0), ("a.bias", 0), ("b.weight", 1)) for i in gone])
 
     legal_ones = {gone for n in range(1, 6) for gone in itertools.combinations(range(6), n) if allowed(*gone)}
     rows, columns = [{0, 1, 2}, {3, 4, 5}], [{0, 3}, {1, 4}, {2, 5}]

@@ -25,9 +25,7 @@ def _store(count: int = LIVE) -> Channels:
 
 def _rows(*labels: Label) -> Ids:
     width = max(map(len, labels), default=0)
-    return np.array([(*label, *[0] * (width - len(label))) for label in labels], np.int64).reshape(
-        len(labels), width
-    )
+    return np.array([(*label, *[0] * (width - len(label))) for label in labels], np.int64).reshape(len(labels), width)
 
 
 def _labels(channels: Channels, *labels: Label) -> list[Label]:
@@ -109,9 +107,7 @@ def test_relate_many_at_once(case: str) -> None:
 def test_a_refined_id_is_not_refined_to_itself() -> None:
     channels = _store()
     _relate(channels, ((3,), (1, 2)))
-    _relate(
-        channels, ((1,), (3,))
-    )  # 1 is among what 3 stands for: 2 can never go alone, nor may it go at all
+    _relate(channels, ((1,), (3,)))  # 1 is among what 3 stands for: 2 can never go alone, nor may it go at all
     assert _meaning(channels) == {2: (), 3: (1,)}
     assert channels.reason(_rows((2,))) == "why"
 

@@ -114,9 +114,7 @@ def done(*argv: str) -> Result:
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts
-    )
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts)
 
 
 def complaint(*argv: str) -> str:
@@ -124,9 +122,7 @@ def complaint(*argv: str) -> str:
     before = listing(Path.cwd())
     found = run(*argv)
     assert found.exit_code == 1, found.output
-    errors = [
-        line for line in found.stderr.splitlines() if not line.startswith("fxprune: ") or "error" in line[:15]
-    ]
+    errors = [line for line in found.stderr.splitlines() if not line.startswith("fxprune: ") or "error" in line[:15]]
     assert len(errors) == 1 and errors[0].startswith("fxprune: error: "), found.stderr
     assert listing(Path.cwd()) == before
     return errors[0]
@@ -139,18 +135,7 @@ TINY = ("mine:net", "--calib", "mine:loader")
 
 
 def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
-    argv = (
-        "compile",
-        "mine:net",
-        "--calib",
-        "pictures",
-        "--image-size",
-        "8",
-        "--budget",
-        "0.6",
-        "--method",
-        "taylor",
-    )
+    argv = ("compile", "mine:net", "--calib", "pictures", "--image-size", "8", "--budget", "0.6", "--method", "taylor")
     found = done(*argv, "--out", "out", "--plan", "plan.json")
     assert "verified: equal to the masked twin" in found.stdout and "saved: the model in out" in found.stdout
     pruned = fxprune.load(here / "out")
@@ -220,9 +205,7 @@ def test_what_wrappers_put_before_names_is_taken_off(here: Path, prefix: str) ->
     model = nn.ModuleDict({"module": nn.Linear(2, 2)})
     bare, expected = nn.Linear(2, 2), nn.Linear(2, 2)
     for loaded, inner in ((bare, ""), (model, "module.")):
-        save_file(
-            {f"{prefix}{inner}{k}": v for k, v in expected.state_dict().items()}, here / "w.safetensors"
-        )
+        save_file({f"{prefix}{inner}{k}": v for k, v in expected.state_dict().items()}, here / "w.safetensors")
         load_weights(loaded, here / "w.safetensors")
         assert torch.equal(loaded.state_dict()[f"{inner}weight"], expected.weight)
 
@@ -270,11 +253,7 @@ def test_explain_as_text_json_and_graph(here: Path) -> None:
         {k: row[k] for k in ("tensor", "axis", "coordinates", "size")} for row in data["frozen"]
     ]
     dot = done(*base, "--dot").stdout
-    assert (
-        dot.startswith("digraph fxprune {")
-        and '"layer 3" -> "group 3";' in dot
-        and '"group 3" -> "layer 7";' in dot
-    )
+    assert dot.startswith("digraph fxprune {") and '"layer 3" -> "group 3";' in dot and '"group 3" -> "layer 7";' in dot
     one = done(*base, "3").stdout
     assert "3.weight axis 0 (8)" in one and "read by 7" in one and "0.weight axis 0" not in one
     assert [g["name"] for g in json.loads(done(*base, "7", "--json").stdout)["groups"]] == ["3"]
@@ -282,9 +261,7 @@ def test_explain_as_text_json_and_graph(here: Path) -> None:
 
 
 def test_explain_needs_no_data_where_the_library_says_what_a_model_takes() -> None:
-    data = json.loads(
-        done("explain", "torchvision:squeezenet1_1", "--image-size", "64", "--json", "--meta").stdout
-    )
+    data = json.loads(done("explain", "torchvision:squeezenet1_1", "--image-size", "64", "--json", "--meta").stdout)
     assert "features.3.squeeze" in [group["name"] for group in data["groups"]]
     assert "say it with --calib" in complaint("explain", "mine:net")
 
@@ -321,9 +298,7 @@ def test_bench_export_and_finetune(here: Path) -> None:
     x = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(torch.export.load(here / "out.pt2").module()(x), fxprune.load(here / "out")(x))
     assert ".onnx" in complaint("export", "out", "out.tflite")
-    found = done(
-        "finetune", "out", "--data", "pictures", "--image-size", "8", "--epochs", "1", "--out", "tuned"
-    )
+    found = done("finetune", "out", "--data", "pictures", "--image-size", "8", "--epochs", "1", "--out", "tuned")
     assert "training loss" in found.stdout
     before, after = (fxprune.load(here / name).state_dict() for name in ("out", "tuned"))
     assert list(before) == list(after) and not torch.equal(before["0.weight"], after["0.weight"])
@@ -388,9 +363,7 @@ def test_images_are_prepared_as_torchvision_and_timm_say() -> None:
     model = timm.create_model("vit_tiny_patch16_224")
     config = timm.data.resolve_model_data_config(model)
     expected = timm.data.create_transform(**config, is_training=False)(picture)
-    assert torch.equal(
-        transform_of(made(model, "timm", "vit_tiny_patch16_224"), Preparation())(picture), expected
-    )
+    assert torch.equal(transform_of(made(model, "timm", "vit_tiny_patch16_224"), Preparation())(picture), expected)
     plain = transform_of(made(nn.Identity()), Preparation(size=6, mean=(0.0,), std=(1.0,), channels=1))(
         picture.convert("L")
     )
@@ -401,12 +374,7 @@ def test_an_unnamed_vit_takes_the_images_that_it_was_made_for() -> None:
     vit = nn.Identity()
     vit.image_size = 32  # type: ignore[assignment]
     for model, size in ((vit, 32), (nn.Identity(), 518)):
-        assert images.default_shape(made(model, "torchvision", "vit_h_14"), Preparation()) == (
-            2,
-            3,
-            size,
-            size,
-        )
+        assert images.default_shape(made(model, "torchvision", "vit_h_14"), Preparation()) == (2, 3, size, size)
         transform = transform_of(made(model, "torchvision", "vit_h_14"), Preparation())
         assert transform(Image.new("RGB", (60, 50))).shape == (3, size, size)
     shape = images.default_shape(made(vit, "torchvision", "vit_h_14"), Preparation(size=64))
@@ -414,13 +382,7 @@ def test_an_unnamed_vit_takes_the_images_that_it_was_made_for() -> None:
 
 
 def test_only_a_library_s_own_weights_have_its_classes() -> None:
-    for weights, count in (
-        (None, 0),
-        ("none", 0),
-        ("mine.pt", 0),
-        ("DEFAULT", 1000),
-        ("IMAGENET1K_V1", 1000),
-    ):
+    for weights, count in ((None, 0), ("none", 0), ("mine.pt", 0), ("DEFAULT", 1000), ("IMAGENET1K_V1", 1000)):
         spec = ModelSpec(spec="torchvision:resnet18", weights=weights)
         assert len(images.class_names(Made(nn.Identity(), spec, "torchvision", "resnet18"))) == count
 
@@ -440,17 +402,7 @@ def test_classes_are_read_off_subfolders(here: Path) -> None:
     files = images.image_files(here / "pictures")
     folder = here / "pictures"
     assert images.classes_of(files, folder, (), 3) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert images.classes_of(files, folder, ("x", "kind2", "kind0", "kind1"), 4) == [
-        2,
-        2,
-        2,
-        3,
-        3,
-        3,
-        1,
-        1,
-        1,
-    ]
+    assert images.classes_of(files, folder, ("x", "kind2", "kind0", "kind1"), 4) == [2, 2, 2, 3, 3, 3, 1, 1, 1]
     with pytest.raises(fxprune.FxpruneError, match="3 subfolders, and the model has 1000 classes"):
         images.classes_of(files, folder, (), 1000)
     for index in range(3):
@@ -497,9 +449,9 @@ def bert(here: Path) -> Path:
     own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     folder = here / "bert"
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        folder
+    )
     config = transformers.BertConfig(
         vocab_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2,
         id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1},
@@ -519,28 +471,15 @@ def test_texts_and_tables_for_a_transformer(here: Path) -> None:
     spec = DataSpec(source="texts.csv", column="sentence", label_column="answer", batch_size=2)
     labels = torch.cat([batch["labels"] for batch in load_data(spec, model)])
     assert sorted(labels.tolist()) == [0, 1, 1]
-    argv = (
-        "compile",
-        f"transformers:{folder}",
-        "--weights",
-        "DEFAULT",
-        "--calib",
-        "texts.csv",
-        "--column",
-        "sentence",
-    )
+    argv = ("compile", f"transformers:{folder}", "--weights", "DEFAULT", "--calib", "texts.csv", "--column", "sentence")
     done(*argv, "--label-column", "answer", "--method", "taylor", "--budget", "0.8", "--out", "out", "-q")
     pruned = fxprune.load(here / "out")
     assert pruned(**{k: v for k, v in batch.items() if k != "labels"})["logits"].shape == (3, 2)
     assert "did you mean sentence" in complaint(*argv[:-1], "sentences", "--budget", "0.8", "--out", "more")
     assert "which column" in complaint(*argv[:-2], "--budget", "0.8", "--out", "more")
     kind = ("transformers:distilbert", "--config", "n_layers=1")
-    assert "--tokenizer" in complaint(
-        "compile", *kind, "--calib", "texts.txt", "--budget", "0.8", "--out", "more"
-    )
-    assert "did you mean num_hidden_layers" in complaint(
-        "explain", "transformers:bert", "--config", "hidden_layers=1"
-    )
+    assert "--tokenizer" in complaint("compile", *kind, "--calib", "texts.txt", "--budget", "0.8", "--out", "more")
+    assert "did you mean num_hidden_layers" in complaint("explain", "transformers:bert", "--config", "hidden_layers=1")
 
 
 def test_values() -> None:
@@ -668,24 +607,11 @@ def test_images_that_cannot_be_used(here: Path) -> None:
 
 def test_means_and_deviations_are_checked_for_every_library() -> None:
     for model in ("torchvision:squeezenet1_1", "timm:vit_tiny_patch16_224", "mine:net"):
-        base = (
-            "compile",
-            model,
-            "--weights",
-            "none",
-            "--calib",
-            "pictures",
-            "--budget",
-            "0.5",
-            "--out",
-            "out",
-        )
+        base = ("compile", model, "--weights", "none", "--calib", "pictures", "--budget", "0.5", "--out", "out")
         assert "one a channel (3), got 2" in complaint(*base, "--std", "1,1")
         assert "one a channel (1), got 3" in complaint(*base, "--channels", "1", "--mean", "0,0,0")
         assert "numbers above 0" in complaint(*base, "--std", "1,1,nan")
-    transform = transform_of(
-        made(nn.Identity(), "torchvision", "resnet18"), Preparation(mean=(0.5,), std=(1.0,))
-    )
+    transform = transform_of(made(nn.Identity(), "torchvision", "resnet18"), Preparation(mean=(0.5,), std=(1.0,)))
     assert transform(Image.new("RGB", (9, 9))).unique().tolist() == [-0.5]
 
 
@@ -717,16 +643,12 @@ def test_arrays_that_cannot_be_used(here: Path) -> None:
         ("mine:number", "expected a DataLoader"),
         ("nowhere/images", "no such file or folder"),
     ):
-        assert words in complaint(
-            "compile", "mine:net", "--calib", name, "--budget", "0.5", "--out", "out"
-        ), name
+        assert words in complaint("compile", "mine:net", "--calib", name, "--budget", "0.5", "--out", "out"), name
     said = complaint("compile", "mine:Two", "--calib", "named.npz", "--budget", "0.5", "--out", "out")
     assert "'secnd' is no argument of the model" in said and "did you mean second" in said
     assert not (here / "exploded").exists()
     (here / "some.txt").write_text("one\n")
-    assert "transformers" in complaint(
-        "compile", "mine:net", "--calib", "some.txt", "--budget", "0.5", "--out", "out"
-    )
+    assert "transformers" in complaint("compile", "mine:net", "--calib", "some.txt", "--budget", "0.5", "--out", "out")
 
 
 def no_work(*args: Any, **kwargs: Any) -> None:
@@ -747,12 +669,7 @@ def test_places_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_directories_that_hold_no_pruned_model(here: Path) -> None:
-    for command in (
-        ("report",),
-        ("bench",),
-        ("export", "x.onnx"),
-        ("finetune", "--data", "mine:loader", "--out", "o"),
-    ):
+    for command in (("report",), ("bench",), ("export", "x.onnx"), ("finetune", "--data", "mine:loader", "--out", "o")):
         name, rest = command[0], command[1:]
         for directory in ("nowhere", "pictures"):
             assert "manifest.json is missing" in complaint(name, directory, *rest)
@@ -829,9 +746,7 @@ def test_a_message_of_several_lines_becomes_one() -> None:
     assert one_line(ValueError("the plan does not fit:\n  a: expected 3\n  b: expected 4\n")) == (
         "the plan does not fit: a: expected 3; b: expected 4"
     )
-    assert (
-        one_line(KeyError()) == "KeyError" and one_line(OSError(2, "No such file", "x")) == "No such file: x"
-    )
+    assert one_line(KeyError()) == "KeyError" and one_line(OSError(2, "No such file", "x")) == "No such file: x"
 
 
 def test_where_an_error_came_from_is_shown_on_demand() -> None:
@@ -885,12 +800,7 @@ def assert_parses(line: str) -> None:
 def test_the_guide_s_commands_parse_and_name_every_command() -> None:
     text = (Path(__file__).resolve().parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    lines = [
-        line
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("fxprune")
-    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("fxprune")]
     for line in lines:
         assert_parses(line.partition(" | ")[0].partition(" #")[0])
     assert {shlex.split(line)[1] for line in lines} == set(COMMANDS)

@@ -182,9 +182,7 @@ def test_the_residual_stream_of_a_tied_transformer() -> None:
     stream = next(g for g in _coupling("transformer").groups if g.kind == "channel" and len(g.units) == 12)
     blocks = [f"blocks.{i}" for i in range(2)]
     assert set(stream.producers) == {f"{b}.{n}" for b in blocks for n in ("n1", "n2", "o", "down")} | {"norm"}
-    assert set(stream.consumers) == {"embedding"} | {
-        f"{b}.{n}" for b in blocks for n in ("q", "k", "v", "up", "gate")
-    }
+    assert set(stream.consumers) == {"embedding"} | {f"{b}.{n}" for b in blocks for n in ("q", "k", "v", "up", "gate")}
 
 
 def _coordinates(coupling: Coupling, unit: int) -> dict[int, set[int]]:
@@ -217,10 +215,7 @@ def test_every_coordinate_has_a_unit_or_a_reason(name: str) -> None:
     for axis in coupling.axes:
         held = int((~np.isin(axis.labels, coupling.units).any(axis=1)).sum())
         kernel = axis.dim > 1 and (axis.tensor, axis.dim) not in frozen  # that it stays is nothing to tell
-        assert (
-            frozen.get((axis.tensor, axis.dim), (0, 0)) == ((held, len(axis.labels)) if held else (0, 0))
-            or kernel
-        )
+        assert frozen.get((axis.tensor, axis.dim), (0, 0)) == ((held, len(axis.labels)) if held else (0, 0)) or kernel
 
 
 # -- frozen, explain, text, graph ---------------------------------------------------------------------------------

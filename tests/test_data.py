@@ -191,9 +191,7 @@ def test_targets_on_demand() -> None:
         need_targets(first([X]), 4, "taylor")
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64])
 def test_non_finite(dtype: torch.dtype) -> None:
     good = torch.ones(5).to(dtype)
     bad = good.clone()

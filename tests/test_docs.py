@@ -9,7 +9,9 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/test_newcomer.py runs all of it
+COMMANDS = (
+    "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/test_newcomer.py runs all of it
+)
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -19,9 +21,7 @@ def _runs(page: Path) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _runs(page)], ids=lambda p: p.stem)
-def test_the_snippets_run_one_after_another(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "snippet"}
     for number, snippet in enumerate(SNIPPET.findall(page.read_text("utf-8"))):

@@ -60,9 +60,7 @@ def test_a_call_without_json_form_is_kept_until_it_is_saved() -> None:
 
 
 def test_zeros_that_no_memory_holds() -> None:
-    spec = ExampleSpec(
-        ExampleSpec.of({"x": torch.ones(1)}).structure, (TensorSpec((2**62, 2**62), "float32"),)
-    )
+    spec = ExampleSpec(ExampleSpec.of({"x": torch.ones(1)}).structure, (TensorSpec((2**62, 2**62), "float32"),))
     with pytest.raises(PlanError, match="cannot be made"):
         spec.call(Model(), "cpu")
 
@@ -83,10 +81,7 @@ DEFAULT = {"default_factory_module": "antigravity", "default_factory_name": "x",
         (node("builtins.dict", ENUM), "expected an array"),
         (node("builtins.dict", f"[{ENUM}]", LEAF), "expected text"),
         (node("builtins.dict", '["x"]', node("builtins.list", ENUM)), "has a context"),
-        (
-            node("builtins.dict", '["x"]', node("collections.namedtuple", '"os.terminal_size"')),
-            "not read from files",
-        ),
+        (node("builtins.dict", '["x"]', node("collections.namedtuple", '"os.terminal_size"')), "not read from files"),
         (node("builtins.dict", '["x", "x"]', LEAF, LEAF), "2 different keys"),
         (node("builtins.dict", '["x"]'), "0 different keys"),
         (node("builtins.dict", "[", LEAF), "damaged context"),
@@ -103,13 +98,7 @@ def test_structures_that_are_refused(tree: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("", "no tree"),
-        ("[2, {}]", "protocol 1"),
-        ("7", "no tree"),
-        ("[1]", "no tree"),
-        ("[" * 9000, "no tree"),
-    ],
+    [("", "no tree"), ("[2, {}]", "protocol 1"), ("7", "no tree"), ("[1]", "no tree"), ("[" * 9000, "no tree")],
 )
 def test_structures_that_are_no_tree(text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):

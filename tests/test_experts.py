@@ -39,11 +39,7 @@ class Mixture(nn.Module):
         weight = weight / weight.sum(-1, keepdim=True)
         if self.how == "scatter":
             return torch.zeros_like(scores).scatter(-1, where, weight)
-        chosen = (
-            F.one_hot(where, EXPERTS)
-            if self.how == "one-hot"
-            else where.unsqueeze(-1) == torch.arange(EXPERTS)
-        )
+        chosen = F.one_hot(where, EXPERTS) if self.how == "one-hot" else where.unsqueeze(-1) == torch.arange(EXPERTS)
         return (weight.unsqueeze(-1) * chosen.to(x.dtype)).sum(-2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,9 +84,7 @@ def _coupled(how: str) -> Coupling:
 
 
 def _compile(model: nn.Module, *args: Any, **options: Any) -> Any:
-    return fxprune.compile(
-        model, [X], *args, **{"method": "l1", "recover": None, "progress": False} | options
-    )
+    return fxprune.compile(model, [X], *args, **{"method": "l1", "recover": None, "progress": False} | options)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -99,12 +93,7 @@ def test_a_mixture_has_its_experts_as_units(how: str) -> None:
     (group,) = (g for g in coupling.groups if g.kind == "expert")
     assert len(group.units) == EXPERTS and group.name == "mixture:expert"
     on = {(coupling.axes[i].tensor, coupling.axes[i].dim) for i, _ in group.axes}
-    assert on == {
-        ("mixture.router.weight", 0),
-        ("mixture.router.bias", 0),
-        ("mixture.up", 0),
-        ("mixture.down", 0),
-    }
+    assert on == {("mixture.router.weight", 0), ("mixture.router.bias", 0), ("mixture.up", 0), ("mixture.down", 0)}
     assert "6 units of mixture:expert" in coupling.explain("mixture.router")
     assert not coupling.unsupported
 
@@ -152,9 +141,7 @@ def test_units_may_be_chosen_without_experts() -> None:
     pruned = _compile(_net(), 0.5, units=("channel",))
     assert len(pruned.mixture.up) == EXPERTS
     with pytest.raises(NothingToPruneError):
-        _compile(
-            nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval(), 0.5, units="expert"
-        )
+        _compile(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval(), 0.5, units="expert")
 
 
 def test_a_budget_below_the_chosen_experts_is_refused() -> None:

@@ -36,10 +36,7 @@ def _texts(batch: int, length: int = 10) -> Call:
     generator = torch.Generator().manual_seed(batch)
     mask = torch.ones(batch, length, dtype=torch.long)
     mask[-1, length // 2 :] = 0
-    return (), {
-        "input_ids": torch.randint(0, 40, (batch, length), generator=generator),
-        "attention_mask": mask,
-    }
+    return (), {"input_ids": torch.randint(0, 40, (batch, length), generator=generator), "attention_mask": mask}
 
 
 def _model(name: str) -> nn.Module:
@@ -205,11 +202,7 @@ def test_onnx_names_and_free_sizes(exported: Any) -> None:
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    assert shapes == {
-        "input_ids": ["batch", "length"],
-        "attention_mask": ["batch", "length"],
-        "logits": ["batch", 2],
-    }
+    assert shapes == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"], "logits": ["batch", 2]}
 
 
 def test_a_file_needs_nothing_but_torch(exported: Any, tmp_path: Path) -> None:
@@ -319,9 +312,7 @@ def test_a_batch_may_be_fixed(tmp_path: Path) -> None:
 
 def test_shapes_may_be_chosen(tmp_path: Path) -> None:
     dims = {"input": {2: torch.export.Dim("height", min=2, max=4)}}
-    found = fxprune.export(
-        nn.PixelShuffle(2), tmp_path / "model.pt2", torch.randn(2, 4, 4, 3), dynamic_shapes=dims
-    )
+    found = fxprune.export(nn.PixelShuffle(2), tmp_path / "model.pt2", torch.randn(2, 4, 4, 3), dynamic_shapes=dims)
     assert found.inputs[0].shape == (2, 4, "input_2", 3)
     assert found.outputs[0].shape == (2, 1, "2*input_2", 6)
     assert found.compared == (((2, 4, 4, 3),), ((2, 4, 3, 3),))  # 5 is out of bounds
@@ -339,16 +330,12 @@ def test_the_model_stays_as_it_is_and_torchscript_is_not_used(
 
     for name in ("trace", "script", "trace_module", "freeze", "save"):
         monkeypatch.setattr(torch.jit, name, refuse)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(5)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(5))
     model(torch.randn(4, 3, 8, 8))
     model[0].eval()
     before, flags = fingerprint(model), [m.training for m in model.modules()]
     state = torch.random.get_rng_state()
-    found = fxprune.export(
-        model, tmp_path / f"model{suffix}", torch.randn(4, 3, 8, 8, generator=torch.Generator())
-    )
+    found = fxprune.export(model, tmp_path / f"model{suffix}", torch.randn(4, 3, 8, 8, generator=torch.Generator()))
     assert fingerprint(model) == before and [m.training for m in model.modules()] == flags
     assert torch.equal(torch.random.get_rng_state(), state)
     assert found.max_error <= 1e-4  # of the model in evaluation mode
@@ -396,9 +383,7 @@ def test_a_file_that_differs_is_not_left(
     path = tmp_path / f"model{suffix}"
     if existing:
         path.write_bytes(b"before")
-    with pytest.raises(
-        fxprune.ExportError, match=r"output 'output'.* by \d.*tolerance 1e-04, for input \[2, 4\]"
-    ):
+    with pytest.raises(fxprune.ExportError, match=r"output 'output'.* by \d.*tolerance 1e-04, for input \[2, 4\]"):
         fxprune.export(nn.Linear(4, 3), path, torch.randn(2, 4))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([b"before"] if existing else [])
     assert fxprune.export(nn.Linear(4, 3), path, torch.randn(2, 4), tolerance=10.0).max_error > 1e-4
@@ -492,9 +477,7 @@ def test_parts_of_a_detector(tmp_path: Path) -> None:
     )
     with pytest.raises(fxprune.ExportError, match=r"compiled in parts.*part='body'"):
         fxprune.export(pruned, tmp_path / "model.pt2")
-    with pytest.raises(
-        fxprune.CaptureError, match="cannot be exported whole, only its parts: pass part='body'"
-    ):
+    with pytest.raises(fxprune.CaptureError, match="cannot be exported whole, only its parts: pass part='body'"):
         fxprune.export(pruned, tmp_path / "model.pt2", (images[0],), dynamic_batch=False)
     x = torch.randn(3, 3, 32, 32)
     for example in (None, (images[0],)):

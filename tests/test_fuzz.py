@@ -14,11 +14,7 @@ from tests.networks import Network
 @pytest.mark.parametrize(("kind", "count"), [("image", 50), ("tokens", 35), ("ids", 15)])
 def test_networks(kind: str, count: int) -> None:
     @settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(cases(most=2, kinds=(kind,)))
     def check(case: Case) -> None:

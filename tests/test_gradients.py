@@ -62,11 +62,7 @@ class Windows(nn.Module):
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.b = (
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.Conv2d(6, 5, 3),
-            nn.Conv2d(5, 6, 3, padding=2),
-        )
+        self.stem, self.a, self.b = (nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 6, 3, padding=2))
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,10 +124,7 @@ def test_targets_are_needed() -> None:
         next(gradients(coupling, PlainInputs([(_x(6, 8),)]), default_loss, "taylor"))
 
 
-@pytest.mark.parametrize(
-    ("outputs", "targets"),
-    [((4, 3), (4,)), ((4, 3, 5, 5), (4, 5, 5)), ((4, 7, 3), (4, 7))],
-)
+@pytest.mark.parametrize(("outputs", "targets"), [((4, 3), (4,)), ((4, 3, 5, 5), (4, 5, 5)), ((4, 7, 3), (4, 7))])
 def test_default_loss_is_cross_entropy(outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
     logits, classes = torch.randn(outputs), torch.randint(0, 3, targets)
     last = logits if targets == (outputs[0], *outputs[2:]) else logits.movedim(-1, 1)
@@ -146,11 +139,7 @@ def test_default_loss_of_values_is_the_squared_error() -> None:
 @pytest.mark.parametrize(
     ("outputs", "targets", "message"),
     [
-        (
-            torch.randn(4, 3),
-            torch.zeros(5, dtype=torch.long),
-            r"targets int64 \[5\] do not fit outputs \[4, 3\]",
-        ),
+        (torch.randn(4, 3), torch.zeros(5, dtype=torch.long), r"targets int64 \[5\] do not fit outputs \[4, 3\]"),
         (torch.randn(4, 3), torch.randn(4), r"targets float32 \[4\] do not fit"),
         (torch.randn(4, 3), ["a"], "expected a tensor, got list"),
         ([torch.zeros(3, dtype=torch.long)], torch.zeros(3), "no floating tensor"),

@@ -90,9 +90,7 @@ def vit() -> nn.Module:
     from torchvision.models import VisionTransformer
 
     torch.manual_seed(0)
-    return randomise(
-        VisionTransformer(16, 8, 2, 4, 32, 64, dropout=0.1, attention_dropout=0.1, num_classes=5)
-    )
+    return randomise(VisionTransformer(16, 8, 2, 4, 32, 64, dropout=0.1, attention_dropout=0.1, num_classes=5))
 
 
 def bert() -> nn.Module:
@@ -315,10 +313,7 @@ def test_a_default_without_a_json_form_can_be_left_out(tmp_path: Path) -> None:
         (lambda p: setattr(p.graph.find_nodes(op="output")[0], "type", None) or _call(p, print), "print"),
         (lambda p: _call(p, torch.ops.aten.from_file.default), "from_file"),
         (lambda p: p.add_module('a"+x+"', nn.Identity()), "cannot be read again"),
-        (
-            lambda p: p.register_buffer("wide", torch.ones(2, dtype=torch.complex128), persistent=False),
-            "complex128",
-        ),
+        (lambda p: p.register_buffer("wide", torch.ones(2, dtype=torch.complex128), persistent=False), "complex128"),
     ],
 )
 def test_it_still_loads_with_the_model(change: Callable[[Any], Any], reason: str, tmp_path: Path) -> None:
@@ -346,9 +341,7 @@ def test_the_reason_is_kept(tmp_path: Path) -> None:
     pruned = fxprune.compile(small().eval(), [images(2, 6)], 0.7, recover=None, progress=False)
     pruned.add_module("drop", nn.Hardtanh(0, 0.1))
     fxprune.save(pruned, tmp_path / "out")
-    with pytest.raises(
-        PlanError, match=r"Hardtanh, which a file may not name.*fxprune.load\(directory, model\)"
-    ):
+    with pytest.raises(PlanError, match=r"Hardtanh, which a file may not name.*fxprune.load\(directory, model\)"):
         fxprune.load(tmp_path / "out")
     assert isinstance(fxprune.load(tmp_path / "out", small()), PrunedModule)
 
@@ -384,21 +377,13 @@ def test_silent_modules_are_told_by_what_they_do() -> None:
     linear = nn.Linear(2, 2)
     before = random.getstate(), torch.get_rng_state()
     found = silent.recognise(DropPath(0.0))
-    assert isinstance(found, silent.StochasticDepth) and (found.p, found.batch, found.scale) == (
-        0.0,
-        False,
-        True,
-    )
+    assert isinstance(found, silent.StochasticDepth) and (found.p, found.batch, found.scale) == (0.0, False, True)
     for mode in ("row", "batch"):
         found = silent.recognise(StochasticDepth(0.01, mode))
         assert isinstance(found, silent.StochasticDepth)
         assert (found.p, found.batch, found.scale) == (0.01, mode == "batch", True)
     found = silent.recognise(Blinking(0.25))
-    assert isinstance(found, silent.StochasticDepth) and (found.p, found.batch, found.scale) == (
-        0.25,
-        True,
-        False,
-    )
+    assert isinstance(found, silent.StochasticDepth) and (found.p, found.batch, found.scale) == (0.25, True, False)
     assert isinstance(silent.recognise(nn.Identity()), nn.Identity)
     assert isinstance(silent.recognise(Odd()), silent.Lost)
     assert silent.recognise(nn.ReLU6()) is None and silent.recognise(linear) is None
@@ -465,9 +450,7 @@ def test_nodes_and_nan_come_back() -> None:
     assert values.to_json(torch.Size([1, 2])) == {"tuple": [1, 2]}
 
 
-@pytest.mark.parametrize(
-    "value", [2**63, print, object(), torch.ones(1), {1: 2}, "\ud800", int, {"a": print}]
-)
+@pytest.mark.parametrize("value", [2**63, print, object(), torch.ones(1), {1: 2}, "\ud800", int, {"a": print}])
 def test_arguments_without_a_json_form(value: Any) -> None:
     with pytest.raises(Unstorable):
         values.to_json(value)
@@ -586,9 +569,7 @@ def test_a_class_that_is_no_container_is_not_made() -> None:
 
 
 def test_calls_come_back() -> None:
-    def forward(
-        a: Any, /, b: Any, c: Any = 1.5, *rest: Any, d: Any, e: Any = (1, [2]), **more: Any
-    ) -> None: ...
+    def forward(a: Any, /, b: Any, c: Any = 1.5, *rest: Any, d: Any, e: Any = (1, [2]), **more: Any) -> None: ...
 
     arguments = {"a": 1, "b": {"x": 2, "y": 3}, "rest": (4,), "d": None, "more": {"z": 5}}
     leaves, in_spec = pytree.tree_flatten(arguments)
@@ -730,13 +711,7 @@ def test_a_graph_that_was_tampered_with(
 
 @pytest.mark.parametrize("names", [5, "ab", ["weight"], {"tuple": [1]}, {"node": "x"}])
 def test_a_recurrent_layer_whose_names_are_none(names: Any) -> None:
-    options = {
-        "has_biases": True,
-        "num_layers": 1,
-        "dropout": 0.0,
-        "bidirectional": False,
-        "batch_first": True,
-    }
+    options = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "bidirectional": False, "batch_first": True}
     with pytest.raises(PlanError, match=r"^here"):
         layers.make_layer("Recurrent", {"op": "gru", "names": names, "options": {"dict": options}}, "here")
 
@@ -842,8 +817,8 @@ def damage(directory: Path, generator: random.Random) -> str:
         path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     else:
         for _ in range(generator.choice([1, 1, 3, 30])):
-            content[generator.randrange(min(len(content), generator.choice([60, 10**9])))] ^= (
-                1 << generator.randrange(8)
+            content[generator.randrange(min(len(content), generator.choice([60, 10**9])))] ^= 1 << generator.randrange(
+                8
             )
         path.write_bytes(content)
     if name != "manifest.json":
@@ -851,9 +826,7 @@ def damage(directory: Path, generator: random.Random) -> str:
     return f"{name} {how}"
 
 
-def fuzz(
-    saved: Path, scratch: Path, seeds: range, model: nn.Module | None = None
-) -> collections.Counter[str]:
+def fuzz(saved: Path, scratch: Path, seeds: range, model: nn.Module | None = None) -> collections.Counter[str]:
     """Loads damaged copies; returns how many loaded and how many were refused. Whatever else happens is raised."""
     found: collections.Counter[str] = collections.Counter()
     for seed in seeds:

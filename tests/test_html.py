@@ -124,22 +124,16 @@ def test_every_chart_has_a_name_a_description_and_a_table(text: str) -> None:
     ids = {attributes.get("id") for _, attributes in found.elements}
     assert charts and all(s["role"] == "img" for s in charts)
     assert all(s[key] in ids for s in charts for key in ("aria-labelledby", "aria-describedby"))
-    names = {
-        str(s["aria-labelledby"]).split("-wide")[0] for s in charts if "-wide" in str(s["aria-labelledby"])
-    }
+    names = {str(s["aria-labelledby"]).split("-wide")[0] for s in charts if "-wide" in str(s["aria-labelledby"])}
     assert names == {"widths-0", "widths-1", "distribution", "strips", "params", "macs", "seconds"}
-    assert (
-        len(found.all("caption")) == len(found.all("table")) == 6 + 2
-    )  # charts of widths share one, two reasons
+    assert len(found.all("caption")) == len(found.all("table")) == 6 + 2  # charts of widths share one, two reasons
     assert all(cell["scope"] in ("col", "row") for cell in found.all("th"))
 
 
 def test_nothing_is_loaded_and_the_policy_allows_its_own_style_and_script_alone(text: str) -> None:
     found = Page(text)
     assert "http" not in text.replace("http-equiv", "") and "url(" not in text.replace("url(#", "")
-    assert not [
-        tag for tag, _ in found.elements if tag in ("link", "img", "iframe", "object", "embed", "base")
-    ]
+    assert not [tag for tag, _ in found.elements if tag in ("link", "img", "iframe", "object", "embed", "base")]
     assert not [a for _, a in found.elements if {"src", "style", "srcset", "data"} & a.keys()]
     assert not [a for _, a in found.elements if any(key.startswith("on") for key in a)]
     policy = next(str(m["content"]) for m in found.all("meta") if m.get("http-equiv"))
@@ -183,9 +177,7 @@ def test_the_order_in_which_versions_were_noted_does_not_matter() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     found = report(fxprune.compile(model, [torch.randn(4, 4)], 0.8, method="l1", progress=False))
     versions = dict(reversed(found.plan.versions.items()))  # a plan that was read back has them sorted
-    assert page(found) == page(
-        dataclasses.replace(found, plan=dataclasses.replace(found.plan, versions=versions))
-    )
+    assert page(found) == page(dataclasses.replace(found, plan=dataclasses.replace(found.plan, versions=versions)))
 
 
 def test_a_report_of_format_1_has_a_page() -> None:
@@ -235,10 +227,7 @@ def test_a_large_model_stays_small() -> None:
 def test_groups_are_found_by_the_modules_they_lie_in() -> None:
     names = [f"body.layers.{i}.{part}" for i in range(8) for part in ("up", "down")] + ["head"]
     found = tree(group_views([GroupRow(name, "channel", (name,), 4, 2, 1) for name in names], None))
-    assert [p.label if isinstance(p, Branch) else p.group.name for p in found.parts] == [
-        "body.layers",
-        "head",
-    ]
+    assert [p.label if isinstance(p, Branch) else p.group.name for p in found.parts] == ["body.layers", "head"]
     assert found.count == 17 and [part.count for part in found.parts[0].parts] == [2] * 8
 
 

@@ -63,9 +63,7 @@ def test_without_a_step_every_nonzero_filter_scores_one() -> None:
 def test_a_scaled_filter_is_the_same_projective_point(scale: float) -> None:
     f = _random(5, 4)
     point, scaled = (torch.cat([g, offset_of(g.square().sum(1))[:, None]], 1) for g in (f, scale * f))
-    torch.testing.assert_close(
-        scaled / scaled.norm(dim=1, keepdim=True), point / point.norm(dim=1, keepdim=True)
-    )
+    torch.testing.assert_close(scaled / scaled.norm(dim=1, keepdim=True), point / point.norm(dim=1, keepdim=True))
     assert offset_of(torch.zeros(1)).tolist() == [1]
 
 
@@ -227,9 +225,7 @@ def test_the_training_pass_is_the_model_in_training_mode_and_changes_nothing() -
 
 
 def test_a_batch_without_variance_is_refused() -> None:
-    model = Fn(
-        lambda m, x: m.b(m.n(m.a(x)).relu()), a=nn.Linear(3, 4), n=nn.BatchNorm1d(4), b=nn.Linear(4, 4)
-    )
+    model = Fn(lambda m, x: m.b(m.n(m.a(x)).relu()), a=nn.Linear(3, 4), n=nn.BatchNorm1d(4), b=nn.Linear(4, 4))
     coupling = prepared(model, (_random(5, 3),))[1]
     with pytest.raises(CalibrationError, match="more than one value a channel"):
         score(coupling, PlainInputs([(_random(1, 3),)], [torch.tensor([1])]), Ippro(batch_statistics=True))
@@ -268,9 +264,7 @@ def test_a_grouped_transposed_convolution_sums_over_its_groups() -> None:
     x = _random(3, 4, 5, 5)
     coupling = prepared(model, (x,))[1]
     (found,) = [
-        (t, f)
-        for t, f in collect(_labelled(coupling, x, (3, 2, 6, 6)), Ippro())
-        if t.axes[0].tensor == "a.weight"
+        (t, f) for t, f in collect(_labelled(coupling, x, (3, 2, 6, 6)), Ippro()) if t.axes[0].tensor == "a.weight"
     ]
     assert found[0].size == 3
     y = model.a(x).detach().requires_grad_()
@@ -287,9 +281,7 @@ def _labelled(coupling: Coupling, x: Tensor, shape: tuple[int, ...]) -> Context:
 # -- units --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "reduce"), [("mean", torch.mean), ("sum", torch.sum), ("max", torch.amax)]
-)
+@pytest.mark.parametrize(("aggregate", "reduce"), [("mean", torch.mean), ("sum", torch.sum), ("max", torch.amax)])
 def test_coupled_layers_are_aggregated(aggregate: str, reduce: Any) -> None:
     model, x = ConvNormAdd(), _random(5, 3, 6, 6)
     coupling = prepared(model, (x,))[1]

@@ -138,9 +138,7 @@ def test_plan_and_artifact_know_the_parts(detector: nn.Module, tmp_path: Path) -
     assert fxprune.report(again).islands == plan.islands
     assert all(torch.equal(a[key], b[key]) for a, b in zip(expected, got, strict=True) for key in a)
     sliced = fxprune.apply(detector, plan)
-    assert {k: v.shape for k, v in sliced.state_dict().items()} == {
-        k: v.shape for k, v in pruned.state_dict().items()
-    }
+    assert {k: v.shape for k, v in sliced.state_dict().items()} == {k: v.shape for k, v in pruned.state_dict().items()}
 
 
 def test_a_part_whose_inside_the_rest_reads_is_cut_smaller() -> None:
@@ -208,8 +206,6 @@ def test_a_tie_within_a_part_stays_one_tensor() -> None:
     pruned = fxprune.compile(model, [torch.randn(32, 6)], 0.6, progress=False)
     assert fxprune.report(pruned).verified
     weights = [
-        name
-        for name, p in pruned.named_parameters(remove_duplicate=False)
-        if p.dim() == 2 and p.shape[0] == p.shape[1]
+        name for name, p in pruned.named_parameters(remove_duplicate=False) if p.dim() == 2 and p.shape[0] == p.shape[1]
     ]
     assert len(weights) == 2 and len({id(pruned.get_parameter(name)) for name in weights}) == 1

@@ -41,10 +41,7 @@ def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget:
     report = fxprune.report(pruned)
     assert fingerprint(model) == before
     assert report.verified is True and report.max_error < 1e-9
-    assert report.params == (
-        sum(p.numel() for p in model.parameters()),
-        sum(p.numel() for p in pruned.parameters()),
-    )
+    assert report.params == (sum(p.numel() for p in model.parameters()), sum(p.numel() for p in pruned.parameters()))
     bound = budget if isinstance(budget, Budget) else Budget(params=budget)
     limits = bound.limits(Cost(report.params[0], report.macs[0], report.bytes[0]))
     assert all((report.params[1], report.macs[1])[i] <= limit for i, limit in limits.items())

@@ -71,9 +71,7 @@ def _linear(seed: int) -> list[Reader]:
 def _conv(seed: int) -> list[Reader]:
     """A 3x3 convolution that reads five channels: blocks of nine columns."""
     torch.manual_seed(seed)
-    maps = F.conv2d(
-        torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randn(5, 3, 3, 3, dtype=torch.float64)
-    )
+    maps = F.conv2d(torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randn(5, 3, 3, 3, dtype=torch.float64))
     unfolded = F.unfold(maps.relu(), 3, padding=1).transpose(1, 2).reshape(-1, 45)
     weight = torch.randn(4, 45, dtype=torch.float64)
     return [Reader(unfolded.T.cov(), weight, torch.arange(45).reshape(5, 9))]
@@ -82,9 +80,7 @@ def _conv(seed: int) -> list[Reader]:
 @pytest.mark.parametrize("build", [_linear, _conv])
 @pytest.mark.parametrize("ridge", [1e-4, 1e-1])
 @pytest.mark.parametrize("seed", range(3))
-def test_order_and_errors_are_those_of_least_squares_for_every_candidate(
-    build: Any, ridge: float, seed: int
-) -> None:
+def test_order_and_errors_are_those_of_least_squares_for_every_candidate(build: Any, ridge: float, seed: int) -> None:
     readers = build(seed)
     count = len(readers[0].columns)
     order, errors = eliminate(readers, count, ridge)
@@ -121,9 +117,7 @@ def test_what_others_mix_to_goes_first_and_costs_about_the_ridge() -> None:
 
 def test_a_layer_that_never_varies_costs_nothing() -> None:
     reader = Reader(
-        torch.zeros(4, 4, dtype=torch.float64),
-        torch.ones(2, 4, dtype=torch.float64),
-        torch.arange(4)[:, None],
+        torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64), torch.arange(4)[:, None]
     )
     order, errors = eliminate([reader], 4, 1e-2)
     assert sorted(order) == [0, 1, 2, 3] and errors == [0.0] * 4

@@ -46,9 +46,7 @@ def made_up(operation: Operation, widths: tuple[int, ...]) -> float:
 class Fake:
     """A stopwatch of that world: whole models take time by their products, unlike what the table adds up."""
 
-    def __init__(
-        self, original: nn.Module, args: tuple[Any, ...], kwargs: Any, setting: Setting = SETTING
-    ) -> None:
+    def __init__(self, original: nn.Module, args: tuple[Any, ...], kwargs: Any, setting: Setting = SETTING) -> None:
         self.setting, self.original, self.call = setting, original, (args, kwargs)
         self.measured: list[float] = []
 
@@ -145,9 +143,7 @@ def test_the_layout_tells_the_shapes_of_the_sliced_model(name: str, share: float
     counts = layout.counts(removed)
     shapes = _shapes(slice_graph(coupling, removed), coupling.captured, 5)
     live = layout.live(removed)
-    assert {step.node for step in live if step.operation.contracts} == {
-        c.node for c in coupling.contractions if c.macs
-    }
+    assert {step.node for step in live if step.operation.contracts} == {c.node for c in coupling.contractions if c.macs}
     for step in live:
         widths = [counts[n] for n in step.factors]
         (told,) = [[size.at(widths) for size in result.sizes] for result in step.operation.results]
@@ -182,9 +178,7 @@ def test_layers_of_one_shape_are_one_operation() -> None:
 
 def _linear() -> Operation:
     """A product of 40 by 64 channels that may go."""
-    return next(
-        s.operation for s in layout_of(small.linear(8, 40, 64, 4), 1).steps if len(s.operation.widths) == 2
-    )
+    return next(s.operation for s in layout_of(small.linear(8, 40, 64, 4), 1).steps if len(s.operation.widths) == 2)
 
 
 def test_between_measured_widths_the_table_is_piecewise_linear() -> None:
@@ -208,32 +202,24 @@ def test_the_table_never_falls_where_a_width_grows() -> None:
     full = operation.widths
     for dim in range(2):
         for other in (1, 10, full[1 - dim]):
-            line = [
-                table.ms(operation, (n, other) if dim == 0 else (other, n)) for n in range(1, full[dim] + 1)
-            ]
+            line = [table.ms(operation, (n, other) if dim == 0 else (other, n)) for n in range(1, full[dim] + 1)]
             assert all(a <= b + 1e-12 for a, b in itertools.pairwise(line))
 
 
 def test_widths_are_sampled_as_they_will_be_kept() -> None:
     operation, asked = _linear(), []
     Table(lambda op, widths: asked.append(widths) or 1.0, quantum=8).fill([operation])
-    odd = {
-        w // 8 % 2 for widths in asked for w, full in zip(widths, operation.widths, strict=True) if w < full
-    }
+    odd = {w // 8 % 2 for widths in asked for w, full in zip(widths, operation.widths, strict=True) if w < full}
     assert all(w % 8 == 0 for widths in asked for w in widths) and odd == {1}
 
 
 def test_time_is_up_coarse_to_fine() -> None:
-    operations = [
-        s.operation for s in layout_of(small.linear(8, 40, 64, 48, 4), 1).steps if s.operation.contracts
-    ]
+    operations = [s.operation for s in layout_of(small.linear(8, 40, 64, 48, 4), 1).steps if s.operation.contracts]
     sizes = {}
     for seconds in (0.0, 1e9):
         asked: list[Any] = []
         ticks = itertools.count()
-        table = Table(
-            lambda op, w, asked=asked: asked.append(w) or 1.0, seconds=seconds, clock=lambda t=ticks: next(t)
-        )
+        table = Table(lambda op, w, asked=asked: asked.append(w) or 1.0, seconds=seconds, clock=lambda t=ticks: next(t))
         table.fill(operations)
         sizes[seconds] = len(asked)
         assert all(table.ms(op, op.widths) == 1.0 for op in operations)
@@ -320,9 +306,7 @@ def test_a_share_of_the_latency_is_met(network: Any, clock: list[Fake], share: f
     pruned = fxprune.compile(model, [x], Budget(latency=share, batch_size=2, threads=1), progress=False)
     found = fxprune.report(pruned).latency
     (fake,) = clock
-    assert found.dense_ms == pytest.approx(fake.time(model)) and found.measured_ms == pytest.approx(
-        fake.time(pruned)
-    )
+    assert found.dense_ms == pytest.approx(fake.time(model)) and found.measured_ms == pytest.approx(fake.time(pruned))
     assert found.limit_ms == pytest.approx(share * found.dense_ms)
     assert found.met and found.measured_ms >= 0.85 * found.limit_ms
     assert abs(found.predicted_ms / found.measured_ms - 1) < 0.15
@@ -354,8 +338,7 @@ def test_milliseconds_and_other_bounds_hold_together(network: Any, clock: list[F
 def test_a_latency_that_cannot_be_reached_says_what_can(network: Any, clock: list[Fake]) -> None:
     model, x = network
     with pytest.raises(
-        BudgetError,
-        match=r"a latency of 0\.1 ms .* cannot be reached: the smallest is predicted to take 0\.3",
+        BudgetError, match=r"a latency of 0\.1 ms .* cannot be reached: the smallest is predicted to take 0\.3"
     ):
         fxprune.compile(model, [x], Budget(latency_ms=0.1), progress=False)
 
@@ -426,9 +409,7 @@ def test_what_is_slow_goes_first(network: Any, monkeypatch: Any) -> None:
         scores = small.random_scores(coupling)
         solution = fxprune.solve(coupling, scores, Budget(latency=0.5), bound=bound)
         assert bound.fits(solution.removed)
-        kept[slow] = {
-            g.name: int((~solution.removed[coupling.units[g.units]]).sum()) for g in coupling.groups
-        }
+        kept[slow] = {g.name: int((~solution.removed[coupling.units[g.units]]).sum()) for g in coupling.groups}
     assert kept["conv2d"]["0"] < kept["linear"]["0"] and kept["conv2d"]["7"] > kept["linear"]["7"]
 
 
@@ -441,9 +422,7 @@ def test_steps_approach_a_latency(network: Any, clock: list[Fake]) -> None:
     before = Cost(1000, 1000, 4000)
     half = schedule(Budget(latency=0.25), before, 0.5, dense_ms=8.0)
     assert half.latency is None and half.latency_ms == pytest.approx(4.0)
-    assert schedule(Budget(params=0.5, latency_ms=2.0), before, 1.0, dense_ms=8.0) == Budget(
-        params=500, latency_ms=2.0
-    )
+    assert schedule(Budget(params=0.5, latency_ms=2.0), before, 1.0, dense_ms=8.0) == Budget(params=500, latency_ms=2.0)
 
 
 @pytest.mark.parametrize(
@@ -480,13 +459,7 @@ def test_a_latency_is_not_met_blindly(network: Any) -> None:
         empty = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     with pytest.raises(BudgetError, match="meta device"):
         fxprune.compile(
-            empty,
-            [torch.randn(2, 4)],
-            Budget(latency=0.5),
-            method="random",
-            recover=None,
-            verify=False,
-            progress=False,
+            empty, [torch.randn(2, 4)], Budget(latency=0.5), method="random", recover=None, verify=False, progress=False
         )
     with pytest.raises(BudgetError, match="device: expected one that is here, got 'cuda:99'"):
         Setting.of("cuda:99")
@@ -513,9 +486,7 @@ def test_a_batch_that_is_fixed_is_refused_at_another_size(network: Any) -> None:
 
 def test_round_to_auto_finds_the_multiple_that_the_hardware_works_in(network: Any, clock: list[Fake]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(8, 96), nn.ReLU(), nn.Linear(96, 128), nn.ReLU(), nn.Linear(128, 3)
-    ).eval()
+    model = nn.Sequential(nn.Linear(8, 96), nn.ReLU(), nn.Linear(96, 128), nn.ReLU(), nn.Linear(128, 3)).eval()
     pruned = fxprune.compile(model, [torch.randn(4, 8)], 0.5, round_to="auto", progress=False)
     found = fxprune.report(pruned)
     assert all(row.after % 8 == 0 for row in found.groups) and found.units_removed
@@ -598,21 +569,14 @@ def test_bench_measures_models_in_turns(network: Any) -> None:
     found = fxprune.bench((model, pruned), x, batch_sizes=(1, 3), repeats=2, seconds=0.01)
     assert model.training
     model.eval()
-    assert [(r.model, r.batch_size) for r in found.rows] == [
-        ("dense", 1),
-        ("pruned", 1),
-        ("dense", 3),
-        ("pruned", 3),
-    ]
+    assert [(r.model, r.batch_size) for r in found.rows] == [("dense", 1), ("pruned", 1), ("dense", 3), ("pruned", 3)]
     assert all(row.ms > 0 for row in found.rows) and found.rows[0].ratio == 1.0
     weights = [sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (model, pruned)]
     assert [row.parameter_bytes for row in found.rows[:2]] == weights
     assert found.rows[3].peak_bytes < found.rows[2].peak_bytes  # narrower layers need less
     assert found.rows[0].peak_bytes >= 4 * 24 * 10 * 10  # the first layer's output, at least
     assert json.loads(json.dumps(found.to_dict()))["rows"][1]["model"] == "pruned"
-    assert str(found).splitlines()[0] == f"cpu, {torch.get_num_threads()} thread" + "s" * (
-        torch.get_num_threads() > 1
-    )
+    assert str(found).splitlines()[0] == f"cpu, {torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
     named = fxprune.bench({"a": pruned}, repeats=1, seconds=0)  # a model of fxprune's own needs no example
     assert named.rows[0].model == "a"
 

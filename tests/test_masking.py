@@ -27,9 +27,7 @@ class Inverted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(True))
         self.block = nn.Sequential(
             nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.SiLU(True), nn.Conv2d(16, 16, 3, padding=1, groups=16),
             nn.BatchNorm2d(16), nn.ReLU(True), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8, affine=False),
@@ -49,8 +47,7 @@ CASES = {**NETWORKS, "inverted": lambda: (Inverted().double(), _x(4, 3, 7, 7))}
 
 def _pairs(coupling: Coupling) -> dict[str, list[np.ndarray]]:
     return {
-        g.name: [np.arange(i, min(i + 2, len(g.units))) for i in range(0, len(g.units), 2)]
-        for g in coupling.groups
+        g.name: [np.arange(i, min(i + 2, len(g.units))) for i in range(0, len(g.units), 2)] for g in coupling.groups
     }
 
 
@@ -93,9 +90,7 @@ def test_several_masks_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     coupling = prepared(model, (x,))[1]
     suffix, passes = Suffix(coupling), []
     original = Suffix._run
-    monkeypatch.setattr(
-        Suffix, "_run", lambda s, c, masks, d: passes.append(len(masks)) or original(s, c, masks, d)
-    )
+    monkeypatch.setattr(Suffix, "_run", lambda s, c, masks, d: passes.append(len(masks)) or original(s, c, masks, d))
     group = next(g for g in coupling.groups if g.name == "block.0")
     cone = suffix.cone(coupling.units[group.units])
     masks = [coupling.removed_mask([unit]) for unit in group.units]
@@ -189,9 +184,7 @@ def test_batches_are_cut_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     coupling = prepared(model, (x[:2],))[1]
     sizes = []
     original = Suffix.dense
-    monkeypatch.setattr(
-        Suffix, "dense", lambda s, flat, w: sizes.append(len(flat[0])) or original(s, flat, w)
-    )
+    monkeypatch.setattr(Suffix, "dense", lambda s, flat, w: sizes.append(len(flat[0])) or original(s, flat, w))
     group = next(g for g in coupling.groups if g.name.startswith("layer4"))
     sets = {group.name: [np.arange(4)]}
     whole = masked_scores(Context(coupling, PlainInputs([(x,)])), sets, disagreement, "test")

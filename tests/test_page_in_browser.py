@@ -17,14 +17,11 @@ from fxprune.report import GroupRow
 from tests.test_html import HOSTILE, full_report
 from tests.test_sweep import small_sweep
 
-CHROMIUM = next(
-    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
-)
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="no chromium and chromedriver: apt-get install chromium chromium-driver",
+    CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver: apt-get install chromium chromium-driver"
 )
 
 NAMES = [(f"body.{i}.{part}", f"body.{i + 1}.up", 64 - i) for i in range(12) for part in ("up", "down")]
@@ -39,12 +36,7 @@ def chromium() -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    flags = [
-        "--headless=new",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-    ]
+    flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         flags.append("--no-sandbox")  # it refuses to run as root with one
     for flag in flags:
@@ -101,9 +93,7 @@ def keys(browser: Any, *names: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["report_file", "sweep_file"])
-def test_it_loads_nothing_and_nothing_complains(
-    chromium: Any, which: str, request: pytest.FixtureRequest
-) -> None:
+def test_it_loads_nothing_and_nothing_complains(chromium: Any, which: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(which)
     look(chromium, path)
     events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
@@ -119,10 +109,7 @@ def test_the_policy_stops_what_was_put_in(chromium: Any, report_file: Path, tmp_
     spoiled.write_text(report_file.read_text(encoding="utf-8").replace("</body>", added), encoding="utf-8")
     look(chromium, spoiled)
     assert chromium.execute_script("return window.alerted === undefined")
-    assert (
-        chromium.execute_script("return getComputedStyle(document.querySelector('h1')).color")
-        != "rgb(1, 2, 3)"
-    )
+    assert chromium.execute_script("return getComputedStyle(document.querySelector('h1')).color") != "rgb(1, 2, 3)"
     assert len([e for e in chromium.get_log("browser") if "Content Security Policy" in e["message"]]) == 2
 
 
@@ -142,9 +129,7 @@ def test_search_filters_groups_and_says_how_many(chromium: Any, report_file: Pat
     wanted = [g.name for g in GROUPS if all(w in " ".join((g.name, *g.layers)) for w in ("body.11.", "up"))]
     assert shown(chromium) == wanted
     assert chromium.find_element("id", "found").text == f"{len(wanted)} of {len(GROUPS)} groups"
-    assert chromium.find_element(
-        "xpath", "//span[text()='body.11.up']"
-    ).is_displayed()  # its branch has opened
+    assert chromium.find_element("xpath", "//span[text()='body.11.up']").is_displayed()  # its branch has opened
     field.clear()
     field.send_keys("nothing like this")
     assert shown(chromium) == [] and chromium.find_element("id", "found").text.startswith("0 of")

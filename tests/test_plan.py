@@ -77,9 +77,7 @@ def plans(draw: st.DrawFn) -> Plan:
             kept = draw(st.none() | st.sets(st.integers(0, size - 1), max_size=size - 1))
             if kept is not None:
                 keep.setdefault(name, {})[axis] = tuple(sorted(kept))
-    return make_plan(
-        keep=keep, shapes=shapes, method=draw(st.text()), seed=draw(st.integers(-(2**63), 2**63 - 1))
-    )
+    return make_plan(keep=keep, shapes=shapes, method=draw(st.text()), seed=draw(st.integers(-(2**63), 2**63 - 1)))
 
 
 @given(plans())
@@ -208,11 +206,7 @@ def test_a_mutated_text_is_refused_or_the_same_plan(data: st.DataObject) -> None
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )

@@ -38,8 +38,6 @@ def test_ci_reads_the_commands_from_here(name: str, end: str) -> None:
 
 
 def test_links_lead_to_files() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", TEXT) + re.findall(
-        r'src="(?!https?://)([^"]+)"', TEXT
-    )
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", TEXT) + re.findall(r'src="(?!https?://)([^"]+)"', TEXT)
     assert links
     assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []

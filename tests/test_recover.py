@@ -201,9 +201,7 @@ def test_drift_is_the_other_operand_of_the_addition_behind_a_layer() -> None:
 
     parts = {"conv": nn.Conv2d(3, 3, 1, bias=False), "norm": nn.BatchNorm2d(3), "other": nn.Conv2d(3, 3, 1)}
     captured = capture(Fn(forward, **parts).eval(), (torch.randn(2, 3, 4, 4),))
-    nodes = {
-        n.args[1].target: n for n in captured.module.graph.nodes if n.target is torch.ops.aten.conv2d.default
-    }
+    nodes = {n.args[1].target: n for n in captured.module.graph.nodes if n.target is torch.ops.aten.conv2d.default}
     drift = find_drift(nodes["conv.weight"])
     assert drift is not None and drift.skip.op == "placeholder"
     assert drift.norm is not None and drift.norm.target is torch.ops.aten.batch_norm.default
@@ -230,9 +228,7 @@ def test_less_memory_gives_the_same_or_blocks_of_it(method: str) -> None:
         (lambda: chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)), (4, 3, 4, 4), None),
     ],
 )  # fmt: skip
-def test_what_cannot_take_over_stays_and_says_so(
-    model: Any, shape: tuple[int, ...], note: str | None
-) -> None:
+def test_what_cannot_take_over_stays_and_says_so(model: Any, shape: tuple[int, ...], note: str | None) -> None:
     case = pair(model, shape, lambda _: None, [])
     removed = removal(case.coupling, 0, 0.5)
     assert removed.any()
@@ -267,9 +263,7 @@ def test_moments_do_not_depend_on_the_batches() -> None:
     for a, b in ((0, 1), (1, 20), (20, 20), (20, 60)):
         parts.add(x[a:b], t[a:b])
     for name in ("count", "mean_x", "mean_t", "xx", "tx"):
-        assert torch.allclose(
-            torch.as_tensor(getattr(whole, name)), torch.as_tensor(getattr(parts, name)), rtol=1e-9
-        )
+        assert torch.allclose(torch.as_tensor(getattr(whole, name)), torch.as_tensor(getattr(parts, name)), rtol=1e-9)
     assert torch.allclose(whole.xx[0] / 60, x[:, 0].T.cov(correction=0), rtol=1e-9)
     whole.raw()
     assert torch.allclose(whole.xx[1], x[:, 1].T @ x[:, 1], rtol=1e-12)
@@ -279,9 +273,7 @@ def test_a_ridge_holds_where_the_covariance_does_not() -> None:
     gram = torch.ones(3, 3, dtype=torch.float64)  # rank one
     gain = ridge_solve(gram, torch.ones(2, 3, dtype=torch.float64), 1e-6)
     assert torch.allclose(gain, torch.full((2, 3), 1 / 3, dtype=torch.float64), atol=1e-6)
-    assert not ridge_solve(
-        torch.zeros(3, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64), 1e-6
-    ).any()
+    assert not ridge_solve(torch.zeros(3, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64), 1e-6).any()
 
 
 def test_reconstruct_teaches_the_layers_before_as_well() -> None:

@@ -279,9 +279,7 @@ def test_what_is_rescued_comes_in_multiples() -> None:
 
 def test_filters_of_a_depthwise_convolution_count_for_its_channels() -> None:
     parts = {"a": nn.Conv2d(3, 16, 1), "d": nn.Conv2d(16, 16, 3, groups=16), "b": nn.Conv2d(16, 2, 1)}
-    coupling = prepared(
-        Fn(lambda m, x: m.b(m.d(m.a(x))), **parts), (torch.randn(4, 3, 6, 6, dtype=torch.float64),)
-    )[1]
+    coupling = prepared(Fn(lambda m, x: m.b(m.d(m.a(x))), **parts), (torch.randn(4, 3, 6, 6, dtype=torch.float64),))[1]
     with torch.no_grad():
         parts["d"].weight[::2] = 0
         parts["d"].bias[::2] = 0

@@ -91,10 +91,7 @@ verified: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, flo
         ({"verified": None}, "not verified: the comparison could not tell; see the notes"),
         ({"verified": None, "max_error": None, "dtype": ""}, "not verified: not compared"),
         ({"verified": False}, "WRONG: differs from the masked twin, relative error 3.2e-06"),
-        (
-            {"max_error": None, "tolerance": None},
-            "verified: equal to the masked twin, relative error unknown",
-        ),
+        ({"max_error": None, "tolerance": None}, "verified: equal to the masked twin, relative error unknown"),
     ],
 )
 def test_the_certificate_line(changes: dict[str, Any], line: str) -> None:
@@ -103,9 +100,7 @@ def test_the_certificate_line(changes: dict[str, Any], line: str) -> None:
 
 def test_long_tables_lose_their_middle() -> None:
     rows = tuple(GroupRow(f"g{i}", "channel", ("a",), 4, 2) for i in range(100))
-    lines = [
-        line.split()[0] for line in str(make_report(groups=rows, frozen=(), seconds={})).splitlines() if line
-    ]
+    lines = [line.split()[0] for line in str(make_report(groups=rows, frozen=(), seconds={})).splitlines() if line]
     names = [line for line in lines if line.startswith(("g", "...")) and not line.startswith("group")]
     half = ROWS // 2
     assert names == [f"g{i}" for i in range(half)] + ["..."] + [f"g{i}" for i in range(100 - half, 100)]
@@ -269,9 +264,7 @@ def test_an_explanation_as_data_has_the_details() -> None:
 
 
 def test_what_was_not_verified_says_so() -> None:
-    pruned = fxprune.compile(
-        Net(), [torch.randn(8, 3, 6, 6)], 0.5, recover=None, verify=False, progress=False
-    )
+    pruned = fxprune.compile(Net(), [torch.randn(8, 3, 6, 6)], 0.5, recover=None, verify=False, progress=False)
     found = fxprune.report(pruned)
     assert found.verified is None and str(found).endswith("not verified: not compared")
 
@@ -281,9 +274,7 @@ def test_what_was_not_verified_says_so() -> None:
 def test_layers_add_up_to_the_whole(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     build, example = NETWORKS[name]
-    pruned = fxprune.compile(
-        build().double(), [example()], 0.4, recover=None, verify=False, progress=False, **options
-    )
+    pruned = fxprune.compile(build().double(), [example()], 0.4, recover=None, verify=False, progress=False, **options)
     found = fxprune.report(pruned)
     for whole, parts in ((found.params, "params"), (found.macs, "macs")):
         changes = [getattr(row, parts) for row in found.layers]

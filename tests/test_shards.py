@@ -36,9 +36,7 @@ def _write(folder: Path, count: int = 3, **changes: Tensor) -> str:
     tensors = dict(_model().named_parameters()) | changes  # a tie once
     names = list(tensors)
     for i in range(count):
-        save_file(
-            {n: tensors[n].detach().contiguous() for n in names[i::count]}, folder / f"model-{i}.safetensors"
-        )
+        save_file({n: tensors[n].detach().contiguous() for n in names[i::count]}, folder / f"model-{i}.safetensors")
     where = {name: f"model-{i % count}.safetensors" for i, name in enumerate(names)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return str(folder / "*.safetensors")
@@ -47,9 +45,9 @@ def _write(folder: Path, count: int = 3, **changes: Tensor) -> str:
 def test_files_hold_what_applying_to_the_model_gives(tmp_path: Path) -> None:
     plan, files = _plan(), _write(tmp_path / "in", extra=torch.ones(3))
     done = fxprune.apply(plan, files, tmp_path / "out")
-    assert [path.name for path in done.files] == [
-        f"model-{i}.safetensors" for i in range(3)
-    ] and done.dropped == ("extra",)
+    assert [path.name for path in done.files] == [f"model-{i}.safetensors" for i in range(3)] and done.dropped == (
+        "extra",
+    )
     found = {name: value for path in done.files for name, value in load_file(path).items()}
     expected = fxprune.apply(_model(), plan)
     assert {name: tuple(value.shape) for name, value in found.items()} == {
@@ -58,9 +56,7 @@ def test_files_hold_what_applying_to_the_model_gives(tmp_path: Path) -> None:
     with torch.device("meta"):
         empty = small.Transformer().eval()
     loaded = fxprune.apply(empty, plan)
-    state = found | {
-        name: found["embedding.weight"] for name in loaded.state_dict() if name not in found
-    }  # the tie
+    state = found | {name: found["embedding.weight"] for name in loaded.state_dict() if name not in found}  # the tie
     loaded.load_state_dict(state, assign=True)
     assert torch.equal(loaded(IDS), expected.eval()(IDS))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

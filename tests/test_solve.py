@@ -53,9 +53,7 @@ def test_never_over_nothing_restorable_monotone(name: str, what: str) -> None:
     larger: Cost | None = None
     reached = 0
     for share in BUDGETS:
-        budget = {"params": Budget(params=share), "macs": Budget(macs=share), "both": Budget(share, share)}[
-            what
-        ]
+        budget = {"params": Budget(params=share), "macs": Budget(macs=share), "both": Budget(share, share)}[what]
         try:
             solution = _solved(coupling, budget)
         except BudgetError:
@@ -132,18 +130,14 @@ def test_multiples_are_of_the_layer_not_of_its_units() -> None:
     solution = _solved(coupling, 0.5, round_to=4)
     slicer = coupling.slicer(solution.removed)
     for node, axes in coupling.values.items():
-        if node.op == "get_attr" and str(node.target).startswith(
-            ("stem.0.w", "one.0.w", "two.0.w", "two.2.w")
-        ):
+        if node.op == "get_attr" and str(node.target).startswith(("stem.0.w", "one.0.w", "two.0.w", "two.2.w")):
             assert slicer.count(axes[0]) % 4 == 0, node.target
 
 
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_every_group_keeps_some(least: int) -> None:
     coupling = small.network("residual")
-    solution = solve(
-        coupling, small.random_scores(coupling), ratios=1.0, constraints=Constraints(min_keep=least)
-    )
+    solution = solve(coupling, small.random_scores(coupling), ratios=1.0, constraints=Constraints(min_keep=least))
     for group in coupling.groups:
         kept = set(group.units.tolist()) - set(solution.units.tolist())
         assert len(kept) >= min(least, len(group.units))
@@ -181,9 +175,7 @@ def test_ratios_by_layer() -> None:
     scores = small.random_scores(coupling)
     removed = solve(coupling, scores, ratios={"one.0": 0.5, "two.0": 0.25}).removed
     slicer = coupling.slicer(removed)
-    left = {
-        n: slicer.count(coupling.parameter(n)[0]) for n in ("stem.0.weight", "one.0.weight", "gate.1.weight")
-    }
+    left = {n: slicer.count(coupling.parameter(n)[0]) for n in ("stem.0.weight", "one.0.weight", "gate.1.weight")}
     assert left == {"stem.0.weight": 12, "one.0.weight": 4, "gate.1.weight": 6}
     removed = solve(coupling, scores, ratios={"one.0": 0.0, "default": 0.5}).removed
     slicer = coupling.slicer(removed)
@@ -204,9 +196,7 @@ def test_a_group_s_own_name_comes_before_patterns() -> None:
 @pytest.mark.parametrize("kind", ["head", "head_dim", "channel"])
 def test_kinds_of_unit(kind: str) -> None:
     coupling = small.network("transformer")
-    solution = solve(
-        coupling, small.random_scores(coupling), ratios=0.5, constraints=Constraints(kinds=(kind,))
-    )
+    solution = solve(coupling, small.random_scores(coupling), ratios=0.5, constraints=Constraints(kinds=(kind,)))
     gone = set(solution.units.tolist())
     assert gone
     assert {g.kind for g in coupling.groups if gone & set(g.units.tolist())} == {kind}
@@ -239,8 +229,7 @@ def test_malformed_budgets(bad: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [{}, {"params": 0.0}, {"params": 1.1}, {"macs": -3}, {"macs": 0}, {"params": True}, {"params": "0.5"}],
+    "bad", [{}, {"params": 0.0}, {"params": 1.1}, {"macs": -3}, {"macs": 0}, {"params": True}, {"params": "0.5"}]
 )
 def test_malformed_bounds(bad: dict[str, Any]) -> None:
     with pytest.raises(BudgetError):
@@ -301,11 +290,7 @@ class Skip(nn.Module):
 
 def _conv_bn(bias: bool = True, affine: bool = True) -> nn.Module:
     branch = nn.Sequential(
-        nn.Conv2d(6, 4, 1),
-        nn.ReLU(),
-        nn.Conv2d(4, 6, 1, bias=bias),
-        nn.BatchNorm2d(6, affine=affine),
-        nn.ReLU(),
+        nn.Conv2d(6, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1, bias=bias), nn.BatchNorm2d(6, affine=affine), nn.ReLU()
     )
     return Skip(nn.Conv2d(3, 6, 1), branch, nn.Conv2d(6, 2, 1))
 
@@ -351,11 +336,7 @@ def test_a_branch_without_channels_leaves_its_constant(name: str) -> None:
     certificate = verify(coupling, solution.removed, sliced, (args, {}))
     assert certificate.verified, certificate
     kept = {n for n, _ in sliced.named_parameters() if n.startswith("branch")}
-    assert (
-        sum(p.numel() for p in sliced.parameters())
-        == model.of(solution.removed).params
-        == solution.after.params
-    )
+    assert sum(p.numel() for p in sliced.parameters()) == model.of(solution.removed).params == solution.after.params
     homes = {
         "conv and batch norm": {"branch.3.bias"}, "conv without bias and batch norm": {"branch.3.bias"},
         "conv and batch norm without parameters": {"branch.2.bias"},
@@ -397,13 +378,9 @@ def test_collapse_under_a_budget_keeps_every_promise() -> None:
                 break
             sliced = slice_graph(coupling, solution.removed)
             assert (
-                sum(p.numel() for p in sliced.parameters())
-                == solution.after.params
-                <= share * solution.before.params
+                sum(p.numel() for p in sliced.parameters()) == solution.after.params <= share * solution.before.params
             )
-            assert not _restorable(
-                coupling, model, solution.removed, {0: int(share * solution.before.params)}
-            )
+            assert not _restorable(coupling, model, solution.removed, {0: int(share * solution.before.params)})
             assert verify(coupling, solution.removed, sliced, (TOKENS, {})).verified is not False
             if before is not None:
                 assert solution.after.params <= before.params

@@ -65,9 +65,7 @@ def test_algorithm_1() -> None:
 def test_correlation_is_over_samples_wherever_the_batch_lies() -> None:
     """Tokens first, samples second, inside the model."""
     model = Fn(
-        lambda m, x: m.b(m.a(x.transpose(0, 1)).relu()).transpose(0, 1).mean(1),
-        a=nn.Linear(3, 6),
-        b=nn.Linear(6, 2),
+        lambda m, x: m.b(m.a(x.transpose(0, 1)).relu()).transpose(0, 1).mean(1), a=nn.Linear(3, 6), b=nn.Linear(6, 2)
     )
     x = torch.randn(12, 5, 3, dtype=torch.float64)
     coupling = prepared(model, (x[:4],))[1]
@@ -106,9 +104,7 @@ def test_score_is_that_of_the_unit_s_set() -> None:
     (dense,) = Run(coupling)((x,))
     for part in sets:
         (masked,) = Run(coupling, coupling.removed_mask(coupling.groups[0].units[part]))((x,))
-        torch.testing.assert_close(
-            found[part], torch.full((len(part),), disagreement(dense, masked)).double()
-        )
+        torch.testing.assert_close(found[part], torch.full((len(part),), disagreement(dense, masked)).double())
 
 
 def test_families_are_what_identity_shortcuts_join() -> None:
@@ -142,11 +138,7 @@ def test_layers_of_a_stage_shrink_in_step() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ({"group_size": 0}, "group_size must be"),
-        ({"group_size": 1.5}, "group_size"),
-        ({"propagate": "x"}, "propagate"),
-    ],
+    [({"group_size": 0}, "group_size must be"), ({"group_size": 1.5}, "group_size"), ({"propagate": "x"}, "propagate")],
 )
 def test_malformed_options_are_refused(options: dict[str, object], message: str) -> None:
     model = Fn(lambda m, x: m.b(m.a(x).relu()), a=nn.Linear(5, 7), b=nn.Linear(7, 3))
@@ -184,9 +176,7 @@ def test_dense_prediction() -> None:
 def test_what_cannot_be_drawn_anew_is_reported() -> None:
     scale = nn.Parameter(torch.ones(7))
     model = Fn(lambda m, x: m.b(m.a(x).relu() * m.scale), a=nn.Linear(5, 7), b=nn.Linear(7, 3), scale=scale)
-    pruned = fxprune.compile(
-        model, [torch.randn(8, 5)], 0.6, method="l2", min_keep=1, recover="reinit", progress=False
-    )
+    pruned = fxprune.compile(model, [torch.randn(8, 5)], 0.6, method="l2", min_keep=1, recover="reinit", progress=False)
     assert fxprune.report(pruned).skipped == ("scale: no reset_parameters() draws it anew",)
     assert torch.equal(pruned.get_parameter("scale"), torch.ones(len(pruned.get_parameter("scale"))))
 
@@ -207,9 +197,7 @@ def test_dense_prediction_from_scores_to_a_smaller_network() -> None:
             for part in assign(related[group.name], 3):
                 masked = Run(coupling, coupling.removed_mask(group.units[part]))([images])[0]
                 assert torch.allclose(
-                    found[group.name][part],
-                    torch.tensor(disagreement(dense, masked), dtype=torch.float64),
-                    atol=1e-5,
+                    found[group.name][part], torch.tensor(disagreement(dense, masked), dtype=torch.float64), atol=1e-5
                 )
     pruned = fxprune.compile(model, [images], 0.4, method="spvr", progress=False)
     assert sum(p.numel() for p in pruned.parameters()) <= 0.4 * sum(p.numel() for p in model.parameters())

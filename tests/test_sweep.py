@@ -110,12 +110,7 @@ def test_the_table_and_the_data() -> None:
         f"fxprune: 6 points, {found.before.params:,} parameters, {found.before.macs:,} MACs dense"
     )
     heads = lines[1].split()
-    assert heads[:3] == ["method", "budget", "parameters"] and {
-        "ms",
-        "value",
-        "fidelity",
-        "agreement",
-    } <= set(heads)
+    assert heads[:3] == ["method", "budget", "parameters"] and {"ms", "value", "fidelity", "agreement"} <= set(heads)
     assert len([line for line in lines if line.startswith(("l1  ", "random  "))]) == 6
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["before"]["params"] == found.before.params and len(data["points"]) == 6
@@ -132,11 +127,7 @@ def test_the_page(tmp_path: Path) -> None:
     for point in found.points:
         if point.cost is not None:
             assert f"{point.cost.params:,}" in text and f"{point.value:.4f}" in text
-    for title in (
-        "Value against parameters",
-        "Value against MACs per sample",
-        "Value against milliseconds a call",
-    ):
+    for title in ("Value against parameters", "Value against MACs per sample", "Value against milliseconds a call"):
         assert title in text
     assert "no model" in text and "cannot be reached" in text
 
@@ -162,12 +153,7 @@ def points_of(*rows: tuple[int, int, float]) -> Sweep:
 
 def test_pareto_and_best() -> None:
     found = points_of(
-        (800, 800, 0.9),
-        (700, 700, 0.9),
-        (500, 600, 0.8),
-        (400, 700, 0.8),
-        (300, 300, 0.5),
-        (300, 300, math.nan),
+        (800, 800, 0.9), (700, 700, 0.9), (500, 600, 0.8), (400, 700, 0.8), (300, 300, 0.5), (300, 300, math.nan)
     )
     assert [p.seconds for p in found.pareto] == [1, 2, 3, 4]
     assert found.best().seconds == 1 and found.best(params=0.5).seconds == 3
@@ -207,16 +193,12 @@ def test_fidelity_is_the_share_of_variance_that_is_left() -> None:
         expected = 1 - 0.25 * every.square().sum() / (every - mean).square().sum()
         assert found.explained == pytest.approx(float(expected)) and found.agreement == 1.0
     for found in fidelity(lambda v: v, lambda v: -v, batches):
-        assert found.agreement == pytest.approx(
-            float((every.argmax(1) == (-every).argmax(1)).double().mean())
-        )
+        assert found.agreement == pytest.approx(float((every.argmax(1) == (-every).argmax(1)).double().mean()))
 
 
 def test_fidelity_of_odd_outputs() -> None:
     x = [torch.randn(4, n, 3, dtype=torch.float64) for n in (5, 7, 6)]
-    for found in fidelity(
-        lambda v: (v, v.long()), lambda v: (v, v.long()), x
-    ):  # lengths vary, integers do not count
+    for found in fidelity(lambda v: (v, v.long()), lambda v: (v, v.long()), x):  # lengths vary, integers do not count
         assert found.explained == 1.0 and found.agreement is None
     for found in fidelity(lambda v: {"logits": v}, lambda v: {"logits": v.flip(-1)}, x):
         assert found.agreement is not None and found.agreement < 1
@@ -249,9 +231,7 @@ def test_outputs_of_other_sizes_do_not_compare() -> None:
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (200, 1), (1 << 30, 3)])
 def test_outputs_are_compared_on_their_batch_though_the_data_are_shuffled(limit: int, kept: int) -> None:
-    data = DataLoader(
-        TensorDataset(torch.randn(12, 5)), 4, shuffle=True
-    )  # 80 bytes a batch, and as many out of it
+    data = DataLoader(TensorDataset(torch.randn(12, 5)), 4, shuffle=True)  # 80 bytes a batch, and as many out of it
     reference = Reference(Squeeze(torch.exp), fxprune.data.Batches(data, device="cpu"), limit)
     assert [reference.of(Squeeze(torch.exp)).explained for _ in range(3)] == [1.0] * 3
     assert len(reference._kept) == kept
@@ -287,9 +267,7 @@ def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
         ({"round_to": 0}, ValueError, "round_to must be an int of at least 1"),
     ],
 )
-def test_bad_arguments_are_told_before_any_work(
-    changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_arguments_are_told_before_any_work(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"calib_data": DATA, "budgets": [0.5], "methods": ["l1"], "progress": False} | changes
     with pytest.raises(error, match=message):
         fxprune.sweep(model(), **arguments)
@@ -299,9 +277,7 @@ def test_the_model_stays_as_it_is_and_nothing_is_printed(capfd: pytest.CaptureFi
     dense = model().train()
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     fxprune.sweep(dense, DATA, [0.5], "l1", latency=True)
-    assert dense.training and all(
-        torch.equal(value, before[name]) for name, value in dense.state_dict().items()
-    )
+    assert dense.training and all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     assert capfd.readouterr() == ("", "")
 
 
@@ -344,9 +320,7 @@ def test_a_model_in_parts() -> None:
     torch.manual_seed(0)
     found = fxprune.sweep(Uncapturable(), DATA, [0.6, 0.005], "l1", progress=False)
     good, bad = found.points
-    assert (
-        good.cost is not None and good.cost.params <= 0.6 * found.before.params and good.fidelity is not None
-    )
+    assert good.cost is not None and good.cost.params <= 0.6 * found.before.params and good.fidelity is not None
     assert "cannot be reached" in bad.why
     with pytest.raises(BudgetError, match="none of the 1 points has a model"):
         fxprune.sweep(Uncapturable(), DATA, [0.005], "l1", progress=False)

@@ -410,13 +410,7 @@ def test_rates_rise_then_fall_to_the_end() -> None:
 def test_recipes_hold_what_the_papers_say() -> None:
     spvr, vbp = RECIPES["spvr"], RECIPES["vbp"]
     assert (spvr.optimizer, spvr.momentum, spvr.epochs, spvr.batch_size) == ("sgd", 0.9, 200, 128)
-    assert (vbp.optimizer, vbp.lr, vbp.epochs, vbp.weight_decay, vbp.batch_size) == (
-        "adamw",
-        1.5e-5,
-        10,
-        0.01,
-        32,
-    )
+    assert (vbp.optimizer, vbp.lr, vbp.epochs, vbp.weight_decay, vbp.batch_size) == ("adamw", 1.5e-5, 10, 0.01, 32)
     assert all(recipe.schedule == "cosine" and "ours" in recipe.source for recipe in RECIPES.values())
 
 
@@ -455,9 +449,7 @@ def test_the_gradient_is_clipped() -> None:
 def test_distillation_alone_needs_no_targets() -> None:
     student, teacher = _net(1), _net(2)
     inputs = [x for x, _ in _pairs(32)]
-    history = finetune(
-        student, inputs, teacher=teacher, recipe=SGD, epochs=8, validation=inputs, progress=False
-    )
+    history = finetune(student, inputs, teacher=teacher, recipe=SGD, epochs=8, validation=inputs, progress=False)
     assert history.epochs[-1].metrics["loss"] < 0.5 * history.before["loss"]
     assert set(history.before) == {"loss"}
 
@@ -467,16 +459,12 @@ def test_metrics_are_the_users_and_stay_as_they_are() -> None:
 
     given = {"top2": MulticlassAccuracy(3, top_k=2, average="micro"), "f1": MulticlassF1Score(3)}
     model = _net()
-    history = finetune(
-        model, _pairs(), recipe=SGD, epochs=1, validation=_pairs(), metrics=given, progress=False
-    )
+    history = finetune(model, _pairs(), recipe=SGD, epochs=1, validation=_pairs(), metrics=given, progress=False)
     model.eval().requires_grad_(False)
     logits, classes = (torch.cat(parts) for parts in zip(*[(model(x), y) for x, y in _pairs()], strict=True))
     expected = (logits.topk(2).indices == classes[:, None]).any(1).float().mean()
     assert history.epochs[0].metrics["top2"] == pytest.approx(float(expected))
-    assert history.epochs[0].metrics["loss"] == pytest.approx(
-        float(F.cross_entropy(logits, classes)), rel=1e-5
-    )
+    assert history.epochs[0].metrics["loss"] == pytest.approx(float(F.cross_entropy(logits, classes)), rel=1e-5)
     assert set(history.before) == {"loss", "top2", "f1"}
     assert given["top2"].update_count == 0
     with pytest.raises(ValueError, match=r"metric 'MulticlassAccuracy': expected one number, got \[3\]"):
@@ -510,9 +498,7 @@ def test_other_forms_of_data() -> None:
 
     draw = torch.randn(20, 3)
     pairs = [(draw, draw[:, :2])]
-    values = finetune(
-        nn.Linear(3, 2), pairs, recipe=ADAMW, lr=0.1, epochs=60, validation=pairs, progress=False
-    )
+    values = finetune(nn.Linear(3, 2), pairs, recipe=ADAMW, lr=0.1, epochs=60, validation=pairs, progress=False)
     assert values.epochs[-1].metrics["loss"] < 0.02 * values.before["loss"]
 
 

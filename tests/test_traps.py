@@ -51,9 +51,7 @@ class Convolutions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3, stride=2)
-        )
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3, stride=2))
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,9 +100,7 @@ def test_no_guard_refuses_another_size_that_the_graph_can_take() -> None:
 
 
 def test_trains_saves_and_switches_modes() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12, momentum=None), nn.Dropout(0.5), nn.Conv2d(12, 4, 1)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12, momentum=None), nn.Dropout(0.5), nn.Conv2d(12, 4, 1))
     pruned = compiled(model.eval(), [torch.randn(4, 3, 8, 8)])
     norm, x = pruned.get_submodule("1"), torch.randn(4, 3, 8, 8)
     assert norm.momentum is None and len(norm.running_mean) < 12
@@ -166,9 +162,7 @@ def test_a_write_reaches_every_alias_or_holds_its_channels(how: str) -> None:
     for share in (0.3, 0.5, 0.9) if coupling.groups else ():
         assert certify(coupling, (batch(6, 5, seed=1),), removal(coupling, 0, share)).verified is True
     if how in ("unfold", "a part of a view"):
-        assert not coupling.groups and any(
-            "unfold" in f.reason or "rule" in f.reason for f in coupling.frozen()
-        )
+        assert not coupling.groups and any("unfold" in f.reason or "rule" in f.reason for f in coupling.frozen())
 
 
 # -- what holds still --------------------------------------------------------------------------------------------------
@@ -184,9 +178,7 @@ def test_an_unknown_op_holds_what_it_touches_and_strict_names_it() -> None:
     assert groups_of(coupling) == ["8 channel: b.weight[0] b.bias[0] c.weight[1]"]
     assert [op for op, _ in coupling.unsupported] == ["aten.triu.default"]
     assert "an op without a rule, of aten.triu.default" in coupling.explain("a")
-    with pytest.raises(
-        fxprune.UnsupportedOpError, match=r"aten\.triu\.default in module .* line \d+, in forward"
-    ):
+    with pytest.raises(fxprune.UnsupportedOpError, match=r"aten\.triu\.default in module .* line \d+, in forward"):
         couple(captured, strict=True)
     with pytest.raises(fxprune.UnsupportedOpError):
         fxprune.compile(model, [((torch.randn(4, 5),), torch.zeros(4))], 0.8, strict=True, progress=False)
@@ -252,9 +244,7 @@ def _rotary(m: Any, x: Tensor) -> Tensor:
     for i in "01":
         q, k, v = (m.get_submodule(f + i)(x).view(b, n, 2, 6).transpose(1, 2) for f in "qkv")
         q, k = (z * cos + torch.cat([-z[..., 3:], z[..., :3]], -1) * sin for z in (q, k))
-        x = x + m.get_submodule("o" + i)(
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1)
-        )
+        x = x + m.get_submodule("o" + i)(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
     return x
 
 
@@ -276,13 +266,8 @@ def test_grouped_queries_by_expansion_lose_groups_and_positions_in_groups() -> N
         return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
 
     args = (batch(3, 4, 5),)
-    coupling = couple_fn(
-        forward, *args, q=nn.Linear(5, 12), k=nn.Linear(5, 6), v=nn.Linear(5, 6), o=nn.Linear(12, 2)
-    )
-    kinds = {
-        kind: [t for t in groups_of(coupling) if f" {kind}: q.weight[0]x6" in t]
-        for kind in ("head", "kv_group")
-    }
+    coupling = couple_fn(forward, *args, q=nn.Linear(5, 12), k=nn.Linear(5, 6), v=nn.Linear(5, 6), o=nn.Linear(12, 2))
+    kinds = {kind: [t for t in groups_of(coupling) if f" {kind}: q.weight[0]x6" in t] for kind in ("head", "kv_group")}
     assert [t.count("k.weight") for t in kinds["head"]] == [0], "the same query in every group"
     assert [t.count("k.weight") for t in kinds["kv_group"]] == [1], "whole groups with their key"
     assert certify(coupling, args, removal(coupling, 0, 0.5)).verified is True
@@ -344,9 +329,7 @@ def test_one_size_serves_windows_here_and_heads_there() -> None:
 @pytest.mark.parametrize("split", [lambda y: y.split([6, 0], -1), lambda y: (y[:, :6], y[:, 6:])])
 def test_axes_of_size_zero(split: Callable[[Tensor], Any]) -> None:
     args = (batch(3, 5),)
-    coupling = couple_fn(
-        lambda m, x: m.b(torch.cat([*split(m.a(x))], -1)), *args, a=nn.Linear(5, 6), b=nn.Linear(6, 2)
-    )
+    coupling = couple_fn(lambda m, x: m.b(torch.cat([*split(m.a(x))], -1)), *args, a=nn.Linear(5, 6), b=nn.Linear(6, 2))
     assert groups_of(coupling) == ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]
     assert certify(coupling, args, removal(coupling, 0, 0.5)).verified is True
 

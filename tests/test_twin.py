@@ -36,9 +36,7 @@ def layers(function: Callable[..., Any], *, units: int | None = None, **parts: A
         parts: further parts of the module.
     """
     torch.manual_seed(0)
-    model = Fn(
-        lambda m, x: function(m, m.a(x)), **{"a": nn.Linear(5, WIDTH), "b": nn.Linear(WIDTH, 4), **parts}
-    )
+    model = Fn(lambda m, x: function(m, m.a(x)), **{"a": nn.Linear(5, WIDTH), "b": nn.Linear(WIDTH, 4), **parts})
     coupling = prepared(model, (tokens(6, 5),))[1]
     on = coupling.parameter("a.weight")[0]
     removed = np.zeros(len(coupling.channels), bool)
@@ -111,8 +109,7 @@ def test_zeroed_weights_are_not_the_twin() -> None:
 
 def test_an_operand_given_twice_is_masked_once_and_sums_stay_right() -> None:
     case = layers(
-        lambda m, y: torch.einsum("bi,bi->b", y, y)[:, None] + m.b(y @ m.w),
-        w=nn.Parameter(torch.randn(12, 12)),
+        lambda m, y: torch.einsum("bi,bi->b", y, y)[:, None] + m.b(y @ m.w), w=nn.Parameter(torch.randn(12, 12))
     )
     assert case.certificate().verified is True
 
@@ -185,9 +182,7 @@ def test_a_lifted_copy_of_another_module() -> None:
 def test_the_size_of_the_outputs_is_no_matter(factor: float) -> None:
     plain, case = (layers(lambda m, y, f=f: m.b(y.relu()) * f) for f in (1.0, factor))
     assert case.certificate().verified is True
-    for (name, tensor), (_, same) in zip(
-        case.module.named_parameters(), plain.module.named_parameters(), strict=True
-    ):
+    for (name, tensor), (_, same) in zip(case.module.named_parameters(), plain.module.named_parameters(), strict=True):
         with changed(tensor, tensor * (1 + 1e-6)), changed(same, same * (1 + 1e-6)):
             found, expected = case.certificate(), plain.certificate()
         assert found.verified is False, name

@@ -132,9 +132,7 @@ def test_module_and_batch_are_left_alone(name: str) -> None:
 
 def test_a_run_keeps_no_value_longer_than_it_is_needed() -> None:
     run = Run(coupling_of("residual"))
-    alive = [
-        sum(n.op == "call_function" for n in values) for _, values in run.steps(small.example("residual"))
-    ]
+    alive = [sum(n.op == "call_function" for n in values) for _, values in run.steps(small.example("residual"))]
     assert max(alive) <= 4 < len(alive) / 8
 
 

@@ -33,10 +33,7 @@ _STATISTICS = (F.batch_norm, F.instance_norm)
 
 
 def randomise(
-    model: nn.Module,
-    seed: int = 0,
-    args: Iterable[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
+    model: nn.Module, seed: int = 0, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Gives every parameter, bias and normalisation statistic a random value that keeps activations near one.
 
@@ -93,9 +90,7 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[int, str]]:
     return {
         name: (
             id(tensor),
-            hashlib.sha256(
-                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            ).hexdigest(),
+            hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest(),
         )
         for name, tensor in tensors
     }
@@ -158,11 +153,7 @@ class _Calibration(TorchFunctionMode):
         self.generator, self.own, self.seen = generator, own, set[int]()
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _STATISTICS:
@@ -203,9 +194,7 @@ class _Calibration(TorchFunctionMode):
         rows = raw.movedim(axis, 0).flatten(1)
         many = rows.shape[1] >= _FEW
         centred = isinstance(bias, Tensor) and id(bias) in self.own
-        share = (
-            (0.1 if many else 0.3) if centred else 1.0
-        )  # of the mean in the scale: small variations stay small
+        share = (0.1 if many else 0.3) if centred else 1.0  # of the mean in the scale: small variations stay small
         size = _blend(rows.var(1) + share * rows.mean(1).square()).sqrt()
         gain = _uniform(size, self.generator, *_GAIN) / (size if many else 2 * size)
         raw = raw * gain.view(_broadcast(out, axis))
@@ -216,9 +205,7 @@ class _Calibration(TorchFunctionMode):
         if not centred:
             return raw if bias is None else raw + bias.view(_broadcast(out, axis))
         offset = _BETA * _normal(bias, self.generator)
-        bias.copy_(
-            (offset if many else offset.abs()) - gain * rows.mean(1)
-        )  # few and negative: ReLU kills the channel
+        bias.copy_((offset if many else offset.abs()) - gain * rows.mean(1))  # few and negative: ReLU kills the channel
         return raw + bias.view(_broadcast(out, axis))
 
 

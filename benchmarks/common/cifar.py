@@ -45,9 +45,7 @@ def augmented(images: Tensor, labels: Tensor, size: int = 128) -> DataLoader[Any
 
     def batch(indices: list[int]) -> tuple[Tensor, Tensor]:
         chosen = torch.tensor(indices)
-        windows = (
-            F.pad(images[chosen], (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)
-        )  # [n, 3, 9, 9, 32, 32]
+        windows = F.pad(images[chosen], (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)  # [n, 3, 9, 9, 32, 32]
         top, left = torch.randint(9, (2, len(chosen)))
         x = windows[torch.arange(len(chosen)), :, top, left]
         return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x), labels[chosen]

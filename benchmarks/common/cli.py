@@ -18,9 +18,7 @@ def parser(title: str, models: list[str] | None = None) -> argparse.ArgumentPars
     made = argparse.ArgumentParser(description=title)
     if models is not None:
         made.add_argument("--models", nargs="+", default=models, help="names from the list in common/zoo.py")
-    made.add_argument(
-        "--quick", action="store_true", help="a fraction of the work; recorded under NAME-quick"
-    )
+    made.add_argument("--quick", action="store_true", help="a fraction of the work; recorded under NAME-quick")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=2, help="threads that torch uses")
     return made
@@ -28,9 +26,7 @@ def parser(title: str, models: list[str] | None = None) -> argparse.ArgumentPars
 
 def resumable(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds ``--rows``, the file of a `common.kept.Kept`."""
-    made.add_argument(
-        "--rows", type=Path, help="keep rows there as they come, and go on after those that are there"
-    )
+    made.add_argument("--rows", type=Path, help="keep rows there as they come, and go on after those that are there")
     return made
 
 

@@ -113,12 +113,7 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
     )
     status = {True: "verified", False: "WRONG", None: "no proof"}[certificate.verified]
     kept = solution.after.params / solution.before.params
-    return {
-        "status": status,
-        "kept": round(kept, 4),
-        "error": certificate.max_error,
-        "note": certificate.note,
-    }
+    return {"status": status, "kept": round(kept, 4), "error": certificate.max_error, "note": certificate.note}
 
 
 def refused(error: fxprune.FxpruneError) -> dict[str, Any]:

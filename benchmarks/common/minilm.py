@@ -61,9 +61,7 @@ def pairs(split: str = "test") -> tuple[list[str], list[str], list[float]]:
     return list(first), list(second), [float(s) for s in score]
 
 
-def batches(
-    sentences: list[str], size: int = 64, *, padding: bool = True
-) -> list[tuple[list[int], dict[str, Tensor]]]:
+def batches(sentences: list[str], size: int = 64, *, padding: bool = True) -> list[tuple[list[int], dict[str, Tensor]]]:
     """Tokenises sentences into batches of similar length.
 
     Args:
@@ -95,9 +93,7 @@ def calibration(count: int, size: int = 64) -> list[dict[str, Tensor]]:
 @torch.no_grad()
 def embed(model: nn.Module, sentences: list[str]) -> Tensor:
     """Returns the unit vectors [n, hidden] of the sentences, in their order."""
-    out: list[tuple[list[int], Tensor]] = [
-        (where, model(**inputs)) for where, inputs in batches(sentences, 128)
-    ]
+    out: list[tuple[list[int], Tensor]] = [(where, model(**inputs)) for where, inputs in batches(sentences, 128)]
     order = torch.tensor([i for where, _ in out for i in where])
     return torch.cat([vectors for _, vectors in out])[order.argsort()]
 

@@ -50,9 +50,7 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, width: int, n: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            *(BasicBlock(width if i else inputs, width, 1 if i else stride) for i in range(n))
-        )
+        return nn.Sequential(*(BasicBlock(width if i else inputs, width, 1 if i else stride) for i in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, 3, 32, 32] to logits [N, classes]."""
@@ -69,9 +67,7 @@ def resnet(depth: int, pretrained: bool = True) -> CifarResNet:
     """
     model = CifarResNet((depth - 2) // 6)
     if pretrained:
-        model.load_state_dict(
-            load_file(shared_file(f"models/cifar10-resnet{depth}.safetensors")), strict=True
-        )
+        model.load_state_dict(load_file(shared_file(f"models/cifar10-resnet{depth}.safetensors")), strict=True)
     return model.eval()
 
 

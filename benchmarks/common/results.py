@@ -26,14 +26,10 @@ Row = Mapping[str, Any]
 
 def table(rows: Sequence[Row], style: str = "simple") -> str:
     """Returns the rows as text; the first row's keys are the columns, a missing value is blank."""
-    return tabulate(
-        [dict(row) for row in rows], headers="keys", tablefmt=style, missingval="", floatfmt=".4g"
-    )
+    return tabulate([dict(row) for row in rows], headers="keys", tablefmt=style, missingval="", floatfmt=".4g")
 
 
-def record(
-    name: str, rows: Sequence[Row], *, title: str, seed: int | None = None, notes: Sequence[str] = ()
-) -> str:
+def record(name: str, rows: Sequence[Row], *, title: str, seed: int | None = None, notes: Sequence[str] = ()) -> str:
     """Writes ``results/NAME.json`` and ``results/NAME.md``, and returns the table as text.
 
     Args:
@@ -54,9 +50,7 @@ def record(
         "notes": list(notes),
     }
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    (FOLDER / f"{name}.json").write_text(
-        json.dumps({**context, "rows": plain}, indent=1, allow_nan=False) + "\n"
-    )
+    (FOLDER / f"{name}.json").write_text(json.dumps({**context, "rows": plain}, indent=1, allow_nan=False) + "\n")
     (FOLDER / f"{name}.md").write_text(_markdown(context, rows))
     return table(rows)
 
@@ -69,9 +63,7 @@ def previous(name: str) -> list[dict[str, Any]]:
 
 def machine() -> dict[str, Any]:
     """Returns processor model, cores, threads that torch uses, memory in GiB and system of this machine."""
-    memory = (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
-    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

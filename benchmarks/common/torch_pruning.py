@@ -40,9 +40,7 @@ class PeerResult:
     error: str = ""
 
 
-def prune(
-    name: str, share: float = 0.5, *, limit: float = 120.0, attempts: int = 6, threads: int = 2
-) -> PeerResult:
+def prune(name: str, share: float = 0.5, *, limit: float = 120.0, attempts: int = 6, threads: int = 2) -> PeerResult:
     """Prunes one network of the zoo to at most ``share`` of its parameters, in a process with ``limit`` seconds."""
     command = [sys.executable, "-m", f"{__package__}.torch_pruning", "--worker", name]
     command += ["--share", str(share), "--attempts", str(attempts), "--threads", str(threads)]
@@ -128,9 +126,7 @@ def _dense(name: str) -> _Dense:
         model.aux_logits = False
     if hasattr(model, "config"):
         model.config.use_cache = False
-    return _Dense(
-        model, calls, _last_layers(model, *calls[0]), [_Dense.shapes(model, call) for call in calls]
-    )
+    return _Dense(model, calls, _last_layers(model, *calls[0]), [_Dense.shapes(model, call) for call in calls])
 
 
 def _last_layers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
@@ -154,9 +150,7 @@ def _attempt(model: nn.Module, dense: _Dense, ratio: float, result: PeerResult) 
 
     args, kwargs = dense.calls[0]
     names = dict(dense.model.named_modules())
-    last = [
-        model.get_submodule(name) for name, module in names.items() if any(module is m for m in dense.outputs)
-    ]
+    last = [model.get_submodule(name) for name, module in names.items() if any(module is m for m in dense.outputs)]
     heads, options = _declare(model)
     start = time.perf_counter()
     pruner = tp.pruner.MetaPruner(
@@ -191,9 +185,7 @@ def _declare(model: nn.Module) -> tuple[dict[nn.Module, int], dict[str, Any]]:
             module, "n_heads"
         ):  # torchvision's MaxViT
             heads[module.to_qkv] = module.n_heads
-        if isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(
-            getattr(module, "num_heads", None), int
-        ):
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(getattr(module, "num_heads", None), int):
             heads[module.qkv] = module.num_heads  # timm
     if hasattr(config, "num_key_value_heads"):  # its LLM example: heads go, head dimensions (rotary) stay
         return heads, {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5}
@@ -205,11 +197,7 @@ def _declare(model: nn.Module) -> tuple[dict[nn.Module, int], dict[str, Any]]:
 def _classifiers(model: nn.Module) -> list[nn.Module]:
     outputs = (1000, 400, 200, 21, 10)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in outputs]
-    layers += [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.Conv2d) and m.out_channels in outputs[:1] + outputs[3:4]
-    ]
+    layers += [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels in outputs[:1] + outputs[3:4]]
     return layers + ([model.pooler] if isinstance(getattr(model, "pooler", None), nn.Module) else [])
 
 

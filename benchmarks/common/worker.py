@@ -42,9 +42,7 @@ class Worker:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, there = context.Pipe()
-            self.process = context.Process(
-                target=_serve, args=(there, self.answer, self.threads), daemon=True
-            )
+            self.process = context.Process(target=_serve, args=(there, self.answer, self.threads), daemon=True)
             self.process.start()
             there.close()
         self.pipe.send(question)

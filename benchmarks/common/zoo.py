@@ -145,16 +145,12 @@ def _llama() -> nn.Module:
     return LlamaForCausalLM(config).eval()
 
 
-def _vision(
-    name: str, path: str | None = None, options: dict[str, Any] | None = None, **fields: Any
-) -> Entry:
+def _vision(name: str, path: str | None = None, options: dict[str, Any] | None = None, **fields: Any) -> Entry:
     return Entry(name, functools.partial(_torchvision, path or name, **(options or {})), **fields)
 
 
 _NO_BACKBONE = {"weights_backbone": None}
-_NO_INIT = {
-    "init_weights": False
-}  # the weights are randomised anyway, and this initialisation takes many seconds
+_NO_INIT = {"init_weights": False}  # the weights are randomised anyway, and this initialisation takes many seconds
 _QKV = ("*qkv*", "*in_proj*")
 
 ZOO: dict[str, Entry] = {

@@ -94,9 +94,7 @@ def _take_keywords(captured: dict[str, Argument], given: dict[str, Any], found: 
         if key in given:
             _take(argument, given[key], found)
         elif not argument.is_fixed:
-            raise TypeError(
-                f"forward() was captured with {key!r} and needs it: pass a tensor like the example's"
-            )
+            raise TypeError(f"forward() was captured with {key!r} and needs it: pass a tensor like the example's")
 
 
 def _take(argument: Argument, value: Any, found: list[Tensor]) -> None:

@@ -76,23 +76,14 @@ def prepare(
     flags = _batch_flags(leaves)
     dynamic = [set(dims) for dims in _default_dynamic(leaves, flags)]
     for other_args, other_kwargs in batches:
-        others, other_spec = pytree.tree_flatten(
-            dict(_bind(model, signature, other_args, other_kwargs).arguments)
-        )
+        others, other_spec = pytree.tree_flatten(dict(_bind(model, signature, other_args, other_kwargs).arguments))
         if other_spec != spec:
             raise CaptureError(f"the example calls differ in structure: expected {spec}, got {other_spec}")
         for dims, leaf, other in zip(dynamic, leaves, others, strict=True):
             dims |= _differing(leaf, other)
     leaves = [_ready(leaf, flag) for leaf, flag in zip(leaves, flags, strict=True)]
     bound.arguments.update(pytree.tree_unflatten(leaves, spec))
-    return Example(
-        signature,
-        bound,
-        tuple(leaves),
-        spec,
-        tuple(tuple(sorted(dims)) for dims in dynamic),
-        tuple(flags),
-    )
+    return Example(signature, bound, tuple(leaves), spec, tuple(tuple(sorted(dims)) for dims in dynamic), tuple(flags))
 
 
 def _bind(
@@ -138,9 +129,7 @@ def _default_dynamic(leaves: list[Any], flags: list[bool]) -> list[set[int]]:
 
 
 def _is_ids(leaf: Any) -> bool:
-    return (
-        isinstance(leaf, Tensor) and leaf.ndim == 2 and not leaf.is_floating_point() and not leaf.is_complex()
-    )
+    return isinstance(leaf, Tensor) and leaf.ndim == 2 and not leaf.is_floating_point() and not leaf.is_complex()
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
@@ -170,9 +159,7 @@ def of_program(program: ExportedProgram) -> Example:
         CaptureError: If the program does not carry its example inputs.
     """
     if program.example_inputs is None:
-        raise CaptureError(
-            "the exported program carries no example inputs; export the model anew, or pass the model"
-        )
+        raise CaptureError("the exported program carries no example inputs; export the model anew, or pass the model")
     args, kwargs = program.example_inputs
     signature = _program_signature(program, len(args), kwargs)
     bound = signature.bind(*args, **kwargs)
@@ -180,9 +167,7 @@ def of_program(program: ExportedProgram) -> Example:
     return Example(signature, bound, tuple(leaves), spec, ((),) * len(leaves), tuple(_batch_flags(leaves)))
 
 
-def _program_signature(
-    program: ExportedProgram, positional: int, kwargs: Mapping[str, Any]
-) -> inspect.Signature:
+def _program_signature(program: ExportedProgram, positional: int, kwargs: Mapping[str, Any]) -> inspect.Signature:
     """Return the signature of an exported program: its defaults are lost."""
     entry = program.module_call_graph[0].signature
     names = (entry.forward_arg_names if entry is not None else None) or []
@@ -190,6 +175,4 @@ def _program_signature(
     if len(names) != positional + len(kwargs):
         names, kind = [f"arg_{i}" for i in range(positional)], inspect.Parameter.POSITIONAL_ONLY
     first = [inspect.Parameter(name, kind) for name in names[:positional]]
-    return inspect.Signature(
-        [*first, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs)]
-    )
+    return inspect.Signature([*first, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs)])

@@ -42,12 +42,7 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
             shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
         given = [name for name in example.bound.arguments if name != collector]
         shapes = dict.fromkeys([*given, *extra]) | shapes
-    with (
-        untouched(model, training=False),
-        _no_fast_path(),
-        watching(model) as watch,
-        warnings.catch_warnings(),
-    ):
+    with untouched(model, training=False), _no_fast_path(), watching(model) as watch, warnings.catch_warnings():
         # what a module assigns to itself is undone afterwards: the warning says otherwise
         warnings.filterwarnings("ignore", message="The tensor attributes?", category=UserWarning)
         if extra:
@@ -62,9 +57,7 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
         return program
 
 
-def _spelled_out(
-    forward: Callable[..., Any], signature: Signature, extra: Iterable[str]
-) -> Callable[..., Any]:
+def _spelled_out(forward: Callable[..., Any], signature: Signature, extra: Iterable[str]) -> Callable[..., Any]:
     """Return ``forward`` with a parameter for each argument that its ``**kwargs`` got: torch 2.11 needs it so."""
     fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in extra]
@@ -97,8 +90,7 @@ def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
 def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """Return a module's attributes, each with a copy of its content if it is a dict or a list."""
     return {
-        name: (value, copy(value) if isinstance(value, (dict, list)) else None)
-        for name, value in vars(module).items()
+        name: (value, copy(value) if isinstance(value, (dict, list)) else None) for name, value in vars(module).items()
     }
 
 

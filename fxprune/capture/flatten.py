@@ -62,9 +62,7 @@ def flatten(program: ExportedProgram, state: State) -> Flat:
         elif spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument):
             env[node] = _keep_meta(flat.graph.placeholder(node.name), node)
         elif spec.kind is not InputKind.USER_INPUT:
-            raise CaptureError(
-                f"input {node.name!r} is a {spec.kind.name.lower()}: only tensors can be captured"
-            )
+            raise CaptureError(f"input {node.name!r} is a {spec.kind.name.lower()}: only tensors can be captured")
     _inline(program.graph_module, env, flat)
     _write_output(program, env, flat)
     for node in flat.graph.nodes:  # a shared module has one name, as a shared tensor has
@@ -134,11 +132,7 @@ def _transparent_body(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
 
 
 def _inline_call(
-    module: fx.GraphModule,
-    node: fx.Node,
-    body: tuple[fx.Node, tuple[Any, ...]],
-    env: dict[fx.Node, Any],
-    flat: Flat,
+    module: fx.GraphModule, node: fx.Node, body: tuple[fx.Node, tuple[Any, ...]], env: dict[fx.Node, Any], flat: Flat
 ) -> Sequence[Any]:
     inner = module.get_submodule(str(body[0].target))
     assert isinstance(inner, fx.GraphModule)
@@ -162,7 +156,5 @@ def _write_output(program: ExportedProgram, env: dict[fx.Node, Any], flat: Flat)
     """Return the user's outputs as one flat tuple; outputs that stand for mutated state are left out."""
     results: Any = program.graph.output_node().args[0]
     specs = program.graph_signature.output_specs
-    leaves = [
-        value for value, spec in zip(results, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
-    ]
+    leaves = [value for value, spec in zip(results, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
     flat.graph.output(tuple(fx.map_arg(leaves, lambda n: env[n])))

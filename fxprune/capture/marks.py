@@ -26,9 +26,7 @@ torch.library.register_autograd("fxprune::mark", _mark_backward)
 MARK = torch.ops.fxprune.mark.default
 
 
-def mark_silent(
-    module: nn.Module, path: str, versions: tuple[int, ...], args: tuple[Any, ...], out: Any
-) -> Any:
+def mark_silent(module: nn.Module, path: str, versions: tuple[int, ...], args: tuple[Any, ...], out: Any) -> Any:
     """Return ``out``, marked with ``path`` if ``module`` let its input through untouched.
 
     Stochastic depth, drop path and drop block vanish from an eval-mode graph: they return the very tensor

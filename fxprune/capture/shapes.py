@@ -82,9 +82,7 @@ def infer(
         except REFUSALS:
             shapes, large = concrete, small
     pairs = zip(symbolic, shapes, concrete, batched, strict=True)
-    batch = next(
-        ((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1)
-    )
+    batch = next(((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1))
     return {node: describe(large.get(node), small.get(node)) for node in module.graph.nodes}, batch
 
 
@@ -146,9 +144,7 @@ def _alike(a: Any, b: Any) -> bool:
     """Say whether arithmetic on two operands gives a tensor like the first one."""
     if not isinstance(a, Tensor) or not a.is_floating_point():
         return False
-    return isinstance(b, (int, float)) or (
-        isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
-    )
+    return isinstance(b, (int, float)) or (isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape)
 
 
 def _stand_in(value: Any, sizes: Sizes) -> Any:

@@ -53,9 +53,7 @@ def static(size: Any) -> int | None:
     return int(expr) if expr.is_Integer else None
 
 
-def assign(
-    batch: list[sympy.Symbol], others: list[sympy.Symbol], upper: Mapping[Any, int], taken: set[int]
-) -> Sizes:
+def assign(batch: list[sympy.Symbol], others: list[sympy.Symbol], upper: Mapping[Any, int], taken: set[int]) -> Sizes:
     """Give every symbol a prime within its upper bound, the batch symbols all the same one.
 
     Args:

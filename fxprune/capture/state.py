@@ -51,11 +51,7 @@ def read_state(model: nn.Module) -> State:
     owner: dict[int, str] = {}
     modules = {path: owner.setdefault(id(m), path) for path, m in model.named_modules(remove_duplicate=False)}
     return State(
-        tensors,
-        canonical,
-        frozenset(parameters) | (frozenset(buffers) - fleeting),
-        frozenset(parameters),
-        modules,
+        tensors, canonical, frozenset(parameters) | (frozenset(buffers) - fleeting), frozenset(parameters), modules
     )
 
 

@@ -69,9 +69,7 @@ def _hides_dropout(graph: fx.Graph, model: nn.Module) -> bool:
     for node in graph.nodes:
         if is_op(node, *_NODES[_ATTENTION]):
             return True
-        if is_op(node, *_NODES[_WEIGHTS], *_NODES[_DROPOUT]) and (
-            is_op(node, aten.softmax) or not node.args[1]
-        ):
+        if is_op(node, *_NODES[_WEIGHTS], *_NODES[_DROPOUT]) and (is_op(node, aten.softmax) or not node.args[1]):
             module = _module(model, node.meta.get("module", ""))
             if module is not None and not isinstance(module, nn.modules.dropout._DropoutNd) and _asks(module):
                 return True
@@ -82,9 +80,7 @@ def _asks(module: nn.Module) -> bool:
     """Say whether a module has a hyper-parameter that looks like a dropout probability above zero."""
     places = [vars(module), getattr(getattr(module, "config", None), "__dict__", {})]
     return any(
-        "drop" in name and isinstance(value, float) and value > 0
-        for place in places
-        for name, value in place.items()
+        "drop" in name and isinstance(value, float) and value > 0 for place in places for name, value in place.items()
     )
 
 
@@ -122,9 +118,7 @@ def _train(model: nn.Module, example: Example) -> dict[str, dict[str, list[float
     with untouched(model, training=True), watching(model) as watch, mode:
         recorder = _Recorder(watch)
         fakes: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
-        args, kwargs = pytree.tree_map_only(
-            Tensor, mode.from_tensor, (example.bound.args, example.bound.kwargs)
-        )
+        args, kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, (example.bound.args, example.bound.kwargs))
         with torch.no_grad(), recorder:
             torch.func.functional_call(model, fakes, args, kwargs)
     return recorder.calls

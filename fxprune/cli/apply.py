@@ -69,7 +69,5 @@ def _pattern(targets: tuple[str, ...]) -> str | None:
     folder = {str(Path(target).parent) for target in targets}
     every = sorted(str(path) for path in first.parent.glob(f"*{_SUFFIX}"))
     if len(folder) > 1 or sorted(str(Path(target)) for target in targets) != every:
-        raise InputError(
-            f"expected all {_SUFFIX} files of one folder, or one quoted pattern: 'in/*{_SUFFIX}'"
-        )
+        raise InputError(f"expected all {_SUFFIX} files of one folder, or one quoted pattern: 'in/*{_SUFFIX}'")
     return str(Path(glob.escape(str(first.parent))) / f"*{_SUFFIX}")

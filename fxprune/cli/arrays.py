@@ -65,9 +65,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 def _check_sizes(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     for name, array in arrays.items():
         if array.ndim == 0 or not len(array):
-            raise InputError(
-                f"{path}: {name!r} has shape {list(array.shape)}; expected samples first, at least one"
-            )
+            raise InputError(f"{path}: {name!r} has shape {list(array.shape)}; expected samples first, at least one")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())

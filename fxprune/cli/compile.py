@@ -91,9 +91,7 @@ def compile_model(
     scorer = scorer_of(options["method"])
     wanted = _wanted(options)
     made = make(spec_of(model, options, seed=options["seed"], meta=meta))
-    data = load_data(
-        data_spec(options, "--calib", seed=options["seed"]), made, targets="gradients" in scorer.needs
-    )
+    data = load_data(data_spec(options, "--calib", seed=options["seed"]), made, targets="gradients" in scorer.needs)
     tell(f"compiling {made}", quiet or as_json)
     recover = _recover(options, scorer, dry_run or meta)
     verify = not (options["no_verify"] or dry_run or meta)
@@ -121,9 +119,7 @@ def _check_outputs(out: str | None, plan: str | None, dry_run: bool, meta: bool)
     if dry_run:
         return
     if meta and out is not None:
-        raise InputError(
-            "--meta has no weights to save: leave --out out, and write the plan with --plan FILE"
-        )
+        raise InputError("--meta has no weights to save: leave --out out, and write the plan with --plan FILE")
     if out is None and plan is None:
         raise click.UsageError("Missing option '--out'. (Or --plan FILE, or --dry-run to write nothing.)")
     if out is not None:
@@ -184,9 +180,7 @@ def _ratios(texts: tuple[str, ...]) -> float | dict[str, float]:
         try:
             table[pattern if equals else "default"] = float(share)
         except ValueError:
-            raise InputError(
-                f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'"
-            ) from None
+            raise InputError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
     return table["default"] if set(table) == {"default"} else table
 
 

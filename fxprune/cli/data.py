@@ -122,10 +122,7 @@ def load_data(spec: DataSpec, made: Made, *, targets: bool = False) -> Any:
     """
     source = spec.source
     if source.startswith("random:"):
-        warn(
-            f"{spec.name} {source}: this is noise, for trying out: the weights that are kept will fit "
-            "nothing real"
-        )
+        warn(f"{spec.name} {source}: this is noise, for trying out: the weights that are kept will fit nothing real")
         return _noise(spec, made)
     path = Path(source)
     if path.is_dir():
@@ -177,8 +174,7 @@ def _images(spec: DataSpec, made: Made, folder: Path, targets: bool) -> list[Any
     transform = transform_of(made, spec.images)
     rows = [files[start : start + spec.batch_size] for start in range(0, len(files), spec.batch_size)]
     batches = [
-        _named(torch.stack([read_image(file, transform, spec.images.channels) for file in row]), made)
-        for row in rows
+        _named(torch.stack([read_image(file, transform, spec.images.channels) for file in row]), made) for row in rows
     ]
     if not targets:
         return batches
@@ -200,9 +196,7 @@ def _named(images: Tensor, made: Made) -> Any:
 def _outputs(made: Made, batch: Any) -> int:
     """Returns how many classes a model tells apart: the last size of its first output."""
     if made.spec.meta:
-        raise InputError(
-            f"{made.spec.spec}: targets are of no use to a model without weights: leave --meta out"
-        )
+        raise InputError(f"{made.spec.spec}: targets are of no use to a model without weights: leave --meta out")
     device = next((p.device for p in made.model.parameters()), torch.device("cpu"))
     try:
         if isinstance(batch, dict):
@@ -211,9 +205,7 @@ def _outputs(made: Made, batch: Any) -> int:
             out = made.model(batch[:2].to(device))
     except Exception as error:
         shape = list((batch["pixel_values"] if isinstance(batch, dict) else batch).shape)
-        raise InputError(
-            f"{made.spec.spec}: it fails on images {shape}: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{made.spec.spec}: it fails on images {shape}: {type(error).__name__}: {error}") from error
     leaves = pytree.tree_leaves(getattr(out, "logits", out))
     logits = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
     if logits is None:

@@ -45,9 +45,7 @@ class Preparation:
     def __post_init__(self) -> None:
         for name, values in (("--mean", self.mean), ("--std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
-                raise InputError(
-                    f"{name}: expected one number, or one a channel ({self.channels}), got {len(values)}"
-                )
+                raise InputError(f"{name}: expected one number, or one a channel ({self.channels}), got {len(values)}")
         if self.std is not None and not all(value > 0 for value in self.std):
             raise InputError(f"--std: expected numbers above 0, got {', '.join(map(str, self.std))}")
 
@@ -109,8 +107,7 @@ def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], output
     names = [file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1]
     if len(names) < len(files):
         raise InputError(
-            f"{folder}: targets are needed, and images lie outside subfolders: put those of each class "
-            "into one"
+            f"{folder}: targets are needed, and images lie outside subfolders: put those of each class into one"
         )
     folders = sorted(set(names))
     if all(name.isdecimal() for name in folders):
@@ -122,13 +119,10 @@ def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], output
     else:
         raise InputError(
             f"{folder}: {len(folders)} subfolders, and the model has {outputs} classes: name each subfolder "
-            f"by its class number, 0 to {outputs - 1}"
-            + (", or by the model's names for them" if known else "")
+            f"by its class number, 0 to {outputs - 1}" + (", or by the model's names for them" if known else "")
         )
     if (largest := max(number.values())) >= outputs:
-        raise InputError(
-            f"{folder}: subfolder {largest}: the model has {outputs} classes, 0 to {outputs - 1}"
-        )
+        raise InputError(f"{folder}: subfolder {largest}: the model has {outputs} classes, 0 to {outputs - 1}")
     return [number[name] for name in names]
 
 

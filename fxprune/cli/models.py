@@ -121,26 +121,19 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
     library, name = _parts(spec.spec)
     device = device_named(spec.device)
     if library != "transformers" and (spec.config or spec.head):
-        raise InputError(
-            f"--config and --head are for transformers: models, got {spec.spec!r}: use --arg key=value"
-        )
+        raise InputError(f"--config and --head are for transformers: models, got {spec.spec!r}: use --arg key=value")
     if library == "transformers" and spec.args:
         raise InputError("--arg is not for transformers: models: use --config key=value")
     if spec.weights is None and not spec.meta and not quiet:
         own = "--weights DEFAULT for trained ones, " if library else ""
-        warn(
-            f"{spec.spec}: the weights are random; {own}--weights FILE for yours, --weights none if it is "
-            "meant so"
-        )
+        warn(f"{spec.spec}: the weights are random; {own}--weights FILE for yours, --weights none if it is meant so")
     maker = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(library, _factory)
     file = spec.weights if spec.weights is not None and is_file(spec.weights) else None
     if file is not None and not os.path.exists(file):
         raise InputError(f"--weights {file}: no such file")
     chosen = spec.named
     if spec.meta and chosen is not None:
-        raise InputError(
-            "--meta makes a model without weights: leave --weights out, and apply the plan to their files"
-        )
+        raise InputError("--meta makes a model without weights: leave --weights out, and apply the plan to their files")
     place = torch.device("meta") if spec.meta else nullcontext()
     with place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -278,9 +271,7 @@ def _factory(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
     with _blamed(spec, None):
         model = factory() if not spec.args else factory(**spec.args)
     if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model {name!r}: expected it to return a torch.nn.Module, got {type(model).__name__}"
-        )
+        raise InputError(f"model {name!r}: expected it to return a torch.nn.Module, got {type(model).__name__}")
     return model
 
 

@@ -42,9 +42,7 @@ def read_table(
     column = _column(path, header, column, label_column)
     rows = [row for row in rows if (row.get(column) or "").strip()]
     if not rows:
-        raise InputError(
-            f"{path}: it holds no text; expected a text {'a line' if path.suffix == '.txt' else 'a row'}"
-        )
+        raise InputError(f"{path}: it holds no text; expected a text {'a line' if path.suffix == '.txt' else 'a row'}")
     texts = [row[column] for row in rows]
     if label_column is None:
         return texts, None
@@ -83,15 +81,12 @@ def tokenise(
 def _tokenizer(made: Made, name: str | None) -> Any:
     if made.library != "transformers":
         raise InputError(
-            f"{made.spec.spec}: text is read for transformers: models; give package.module:loader for "
-            "another's"
+            f"{made.spec.spec}: text is read for transformers: models; give package.module:loader for another's"
         )
     transformers = need("transformers", "models", "text")
     chosen = name or made.name
     if name is None and not os.path.isdir(chosen) and chosen in transformers.CONFIG_MAPPING:
-        raise InputError(
-            f"{made.spec.spec}: a kind of model has no tokenizer of its own: give --tokenizer NAME|DIR"
-        )
+        raise InputError(f"{made.spec.spec}: a kind of model has no tokenizer of its own: give --tokenizer NAME|DIR")
     try:
         return transformers.AutoTokenizer.from_pretrained(chosen, trust_remote_code=False)
     except Exception as error:
@@ -112,8 +107,7 @@ def _column(path: Path, header: Sequence[str], column: str | None, label_column:
 def _need(path: Path, header: Sequence[str], column: str, name: str) -> str:
     if column not in header:
         raise InputError(
-            f"{path}: {name} {column}: there is none; the columns are "
-            f"{', '.join(header)}{suggestion(column, header)}"
+            f"{path}: {name} {column}: there is none; the columns are {', '.join(header)}{suggestion(column, header)}"
         )
     return column
 
@@ -126,8 +120,7 @@ def _classes(path: Path, names: Sequence[str], made: Made) -> list[int]:
         text = (name or "").strip()
         if not text.isdecimal() and text not in known:
             raise InputError(
-                f"{path}: class {text!r} is neither a number nor among the model's: "
-                f"{', '.join(map(str, known))[:200]}"
+                f"{path}: class {text!r} is neither a number nor among the model's: {', '.join(map(str, known))[:200]}"
             )
         classes.append(int(text) if text.isdecimal() else int(known[text]))
     return classes

@@ -21,9 +21,7 @@ def amount(text: str) -> float | int:
     """Reads a share (``0.5``, ``50%``: a float) or an absolute number (``1200000``, ``1.2M``: an int)."""
     found = re.fullmatch(r"(-?\d+(?:\.\d*)?|-?\.\d+)\s*([%KMGBT]?)", text.strip(), re.IGNORECASE)
     if found is None:
-        raise click.BadParameter(
-            f"expected a share such as 0.5 or 50%, or a number such as 1.2M, got {text!r}"
-        )
+        raise click.BadParameter(f"expected a share such as 0.5 or 50%, or a number such as 1.2M, got {text!r}")
     number, scale = found[1], found[2].upper()
     if scale == "%":
         return float(number) / 100
@@ -84,8 +82,7 @@ def fetch(reference: str, what: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{what} {reference!r}: no module named {error.name!r}; expected package.module:name, "
-            "importable from here"
+            f"{what} {reference!r}: no module named {error.name!r}; expected package.module:name, importable from here"
         ) from error
     except Exception as error:
         raise InputError(

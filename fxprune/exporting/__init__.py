@@ -156,15 +156,12 @@ def _checked(target: Path, opset: int | None) -> tuple[str, str, Writer]:
     suffix = next((suffix for suffix in _FORMATS if target.name.endswith(suffix)), None)
     if suffix is None or target.name == suffix:
         raise ExportError(
-            f"{target}: expected a file name that ends in .onnx, .pt2 (torch.export) or .aoti.pt2 "
-            "(AOTInductor)"
+            f"{target}: expected a file name that ends in .onnx, .pt2 (torch.export) or .aoti.pt2 (AOTInductor)"
         )
     if opset is not None and suffix != ".onnx":
         raise ExportError(f"opset={opset}: only an .onnx file has an opset, got {target.name}")
     if target.is_dir():
-        raise ExportError(
-            f"{target}: expected a file name, got a directory: add a name such as model{suffix}"
-        )
+        raise ExportError(f"{target}: expected a file name, got a directory: add a name such as model{suffix}")
     if not target.parent.is_dir():
         raise ExportError(f"{target.parent}: there is no such directory: make it first")
     return _FORMATS[suffix]

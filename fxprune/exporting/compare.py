@@ -55,9 +55,7 @@ def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
     return found
 
 
-def worst_difference(
-    program: Program, calls: Sequence[Call], run: Runner, tolerance: float, what: str
-) -> float:
+def worst_difference(program: Program, calls: Sequence[Call], run: Runner, tolerance: float, what: str) -> float:
     """Returns the largest relative difference between a file's outputs and the module's, over all calls.
 
     Raises:
@@ -97,9 +95,7 @@ def difference(expected: Tensor, got: Tensor) -> float:
         return 0.0
     if not (expected.is_floating_point() or expected.is_complex()):
         return 0.0 if torch.equal(expected, got) else float("inf")
-    expected, got = (
-        x.detach().to(torch.complex128 if x.is_complex() else torch.float64) for x in (expected, got)
-    )
+    expected, got = (x.detach().to(torch.complex128 if x.is_complex() else torch.float64) for x in (expected, got))
     finite = expected.isfinite()
     if not torch.equal(finite, got.isfinite()) or not torch.equal(
         expected[~finite].nan_to_num(), got[~finite].nan_to_num()

@@ -57,7 +57,5 @@ def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int 
 
 def _array(tensor: Tensor) -> Any:
     if tensor.dtype is torch.bfloat16:
-        raise ExportError(
-            "onnxruntime takes numpy's arrays, which have no bfloat16: export pruned.float(), or .half()"
-        )
+        raise ExportError("onnxruntime takes numpy's arrays, which have no bfloat16: export pruned.float(), or .half()")
     return tensor.detach().cpu().contiguous().numpy()

@@ -76,9 +76,7 @@ def trace(request: Request, *, dynamic_batch: bool, dynamic_shapes: Any) -> Prog
     if chosen or not dynamic_batch:
         example = _unrepeated(example, request)
     free = _with_free(example, request.varying, dynamic_batch)
-    exported = export(
-        module, _emptied(free), dynamic_shapes
-    )  # a file keeps its example: none of the user's data
+    exported = export(module, _emptied(free), dynamic_shapes)  # a file keeps its example: none of the user's data
     call = example.bound.args, example.bound.kwargs
     pairs = zip(example.leaves, example.batch, strict=True)
     batched = [flag for leaf, flag in pairs if isinstance(leaf, Tensor)]

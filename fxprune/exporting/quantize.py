@@ -90,9 +90,7 @@ def quantize(
         raise ExportError(f"torchao cannot quantize the model: {brief(error)}") from error
     if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
         raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
-    result = fx.GraphModule(
-        quantized, quantized.graph, "QuantizedModule"
-    ).eval()  # an exported one refuses eval()
+    result = fx.GraphModule(quantized, quantized.graph, "QuantizedModule").eval()  # an exported one refuses eval()
     found = getattr(model, "record", None)
     return attach(result, found) if isinstance(found, Report) else result
 

@@ -67,8 +67,7 @@ def names_of(inputs: Sequence[Tensor], labels: Sequence[str], batched: Sequence[
 def named_shape(value: Tensor, names: Mapping[Any, str]) -> tuple[int | str, ...]:
     """Returns a shape with names, and expressions of names, for the sizes that may change."""
     return tuple(
-        int(size) if (form := expression(size)) is None else _renamed(str(form), names)
-        for size in value.shape
+        int(size) if (form := expression(size)) is None else _renamed(str(form), names) for size in value.shape
     )
 
 

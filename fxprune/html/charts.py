@@ -120,9 +120,7 @@ def _named_rows(names: Sequence[str], width: int, *, top: float = 4) -> tuple[Fi
     """Returns a figure with a row for each name, front one on top, the name to the left of it."""
     shown = [_elided(name, width) for name in _without_prefix(names)]
     left = 14 + _LETTER * max(map(len, shown))
-    figure, axes = _figure(
-        width, _ROW * max(len(names), 2) + top + 46, left=left, right=14, top=top, bottom=46
-    )
+    figure, axes = _figure(width, _ROW * max(len(names), 2) + top + 46, left=left, right=14, top=top, bottom=46)
     axes.set_yticks([])
     axes.set_ylim(len(names) - 0.4, -0.6)
     place = axes.get_yaxis_transform()
@@ -263,9 +261,7 @@ def _strips(scores: ScoreSummary, *, width: int) -> Figure:
     named = len(groups) <= NAMED
     if named:
         figure, axes = _named_rows([group.name for group in groups], width, top=24)
-        axes.hlines(
-            [row + _HALF for row in range(len(groups))], edges[0], edges[-1], ROLES["line"], linewidth=0.8
-        )
+        axes.hlines([row + _HALF for row in range(len(groups))], edges[0], edges[-1], ROLES["line"], linewidth=0.8)
     else:
         figure, axes = _figure(width, min(6 * len(groups), 1600) + 70, left=30, top=24)
         axes.set_yticks([])
@@ -316,9 +312,7 @@ def _scatter(
     figure, axes = _figure(width, 340, left=66, top=40 if width == WIDE else 64)
     axes.grid(color=ROLES["line"], linewidth=0.6)
     if front:
-        axes.plot(
-            *zip(*front, strict=True), color=ROLES["removed"], linewidth=2, zorder=2, label="Pareto front"
-        )
+        axes.plot(*zip(*front, strict=True), color=ROLES["removed"], linewidth=2, zorder=2, label="Pareto front")
     for index, (name, costs, quality) in enumerate(series):
         axes.plot(
             costs, quality, linestyle="none", marker=_MARKERS[index % len(_MARKERS)], markersize=8,

@@ -129,9 +129,7 @@ def _facts(found: Report) -> list[tuple[str, str]]:
             ("Measured on", str(latency.setting)),
         ]
     if found.dropped:
-        facts.append(
-            ("Dropped", f"{found.dropped:,} parameters of the original that its forward never reaches")
-        )
+        facts.append(("Dropped", f"{found.dropped:,} parameters of the original that its forward never reaches"))
     return facts
 
 
@@ -175,9 +173,7 @@ def _lists(found: Report) -> list[dict[str, Any]]:
         ("skipped", "Corrections that were not made", "What recovery left alone, and why.", found.skipped),
     )  # fmt: skip
     return [
-        {"id": anchor, "title": title, "text": text, "lines": lines}
-        for anchor, title, text, lines in parts
-        if lines
+        {"id": anchor, "title": title, "text": text, "lines": lines} for anchor, title, text, lines in parts if lines
     ]
 
 
@@ -192,10 +188,7 @@ def _certificate(found: Report) -> dict[str, Any]:
     elif found.verified is None:
         state, sign = "open", "?"
         why = "the comparison could not tell; see the notes" if found.dtype else "not compared"
-        line, text = (
-            f"Not verified: {why}",
-            "Nothing is known of the pruned model's agreement with its masked twin.",
-        )
+        line, text = (f"Not verified: {why}", "Nothing is known of the pruned model's agreement with its masked twin.")
     else:
         state, sign, line = "bad", "✗", f"WRONG: differs from the masked twin, relative error {error}"
         text = "The pruned model does not compute what the original computes without the removed channels."

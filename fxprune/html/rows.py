@@ -132,9 +132,7 @@ def _simplified(node: Branch) -> Branch:
     return Branch(node.label, parts, node.count)
 
 
-def _spark(
-    group: GroupScores | None, scores: ScoreSummary | None
-) -> tuple[tuple[tuple[float, float], ...], str]:
+def _spark(group: GroupScores | None, scores: ScoreSummary | None) -> tuple[tuple[tuple[float, float], ...], str]:
     if group is None or scores is None:
         return (), ""
     total = [a + b for a, b in zip(group.kept, group.removed, strict=True)]

@@ -42,9 +42,7 @@ def widths(groups: Sequence[GroupRow]) -> dict[str, Any] | None:
             f" The narrowest is left with {percent(least.before, least.after)}: {least.name}, "
             f"{least.before} to {least.after}."
         )
-    rows = [
-        (r.name, r.kind, ", ".join(r.layers), r.before, r.after, percent(r.before, r.after)) for r in groups
-    ]
+    rows = [(r.name, r.kind, ", ".join(r.layers), r.before, r.after, percent(r.before, r.after)) for r in groups]
     return {
         "text": text,
         "charts": [
@@ -52,9 +50,7 @@ def widths(groups: Sequence[GroupRow]) -> dict[str, Any] | None:
             for index, kind in enumerate(dict.fromkeys(row.kind for row in groups))
         ],
         "table": table(
-            "Units of every group, before and after",
-            ("group", "kind", "layers", "before", "after", "kept"),
-            rows,
+            "Units of every group, before and after", ("group", "kind", "layers", "before", "after", "kept"), rows
         ),
     }
 
@@ -90,17 +86,13 @@ def scores(found: Report) -> dict[str, Any] | None:
             )
     bins = [
         (f"{low:.4g} to {high:.4g}", kept, removed)
-        for (low, high), kept, removed in zip(
-            pairwise(summary.edges), summary.kept, summary.removed, strict=True
-        )
+        for (low, high), kept, removed in zip(pairwise(summary.edges), summary.kept, summary.removed, strict=True)
     ]
     groups = []
     for group in summary.groups:
         total = [a + b for a, b in zip(group.kept, group.removed, strict=True)]
         filled = [i for i, count in enumerate(total) if count]
-        low, high = (
-            (summary.edges[filled[0]], summary.edges[filled[-1] + 1]) if filled else (math.nan, math.nan)
-        )
+        low, high = (summary.edges[filled[0]], summary.edges[filled[-1] + 1]) if filled else (math.nan, math.nan)
         cut = "-" if group.cut is None else f"{group.cut:.4g}"
         groups.append(
             (group.name, sum(group.kept), sum(group.removed), f"{low:.4g}", f"{high:.4g}")
@@ -110,14 +102,10 @@ def scores(found: Report) -> dict[str, Any] | None:
     return {
         "text": text,
         "legend": _KEPT_REMOVED_CUT if any(summary.removed) else _KEPT_REMOVED_CUT[:1],
-        "overall": charts.distribution(
-            summary, "How many units have which score, and where the cut is", text
-        ),
+        "overall": charts.distribution(summary, "How many units have which score, and where the cut is", text),
         "overall_table": table("Units by score", (summary.unit, "stay", "go"), bins),
         "groups": charts.strips(summary, "How the scores of every group are distributed", text),
-        "groups_table": table(
-            "Units by group", heads if summary.cut is not None else (*heads, "cut"), groups
-        ),
+        "groups_table": table("Units by group", heads if summary.cut is not None else (*heads, "cut"), groups),
     }
 
 
@@ -152,9 +140,7 @@ def costs(found: Report) -> list[dict[str, Any]]:
                 "title": "Time of the compilation",
                 "text": text,
                 "legend": (),
-                "chart": charts.seconds(
-                    list(found.seconds), list(found.seconds.values()), "Seconds by stage", text
-                ),
+                "chart": charts.seconds(list(found.seconds), list(found.seconds.values()), "Seconds by stage", text),
                 "table": table(
                     "Seconds by stage",
                     ("stage", "seconds"),
@@ -175,11 +161,7 @@ def _top(rows: Sequence[tuple[str, int, int]], unit: str) -> tuple[list[tuple[st
         for row in rows:
             alike.setdefault(_DIGITS.sub("*", row[0]), []).append(row)
         together = [
-            (
-                name if len(same) > 1 else same[0][0],
-                sum(row[1] for row in same),
-                sum(row[2] for row in same),
-            )
+            (name if len(same) > 1 else same[0][0], sum(row[1] for row in same), sum(row[2] for row in same))
             for name, same in alike.items()
         ]
         shown = sorted(together, key=lambda row: -row[1])[:LAYERS]

@@ -30,12 +30,7 @@ _KEPT = {
 }  # fmt: skip
 _DROPPED = {"metadata", "style"}
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 12.0,
-    "font.family": "DejaVu Sans",
-}
+_SETTINGS = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 12.0, "font.family": "DejaVu Sans"}
 
 
 def embedded(draw: Callable[[], Figure], name: str, title: str, description: str) -> Markup:

@@ -46,9 +46,7 @@ def _contents(sweep: Sweep) -> dict[str, Any]:
         "plots": [_plot(sweep, *cost) for cost in costs],
         "table": table("All points", heads, marked),
         "lead": f"{len(best)} of {len(sweep.points)} points are beaten by no other one"
-        + (
-            f"; {len(sweep.points) - len(there)} could not be had." if len(there) < len(sweep.points) else "."
-        ),
+        + (f"; {len(sweep.points) - len(there)} could not be had." if len(there) < len(sweep.points) else "."),
         "best": [
             f"{p.method}: {percent(sweep.before.params, p.cost.params)} of the parameters, "
             f"{percent(sweep.before.macs, p.cost.macs)} of the MACs, {sweep.quality_name} {p.quality:.4f}"
@@ -59,14 +57,10 @@ def _contents(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _plot(
-    sweep: Sweep, name: str, label: str, cost: Callable[[Point], float], dense: float | None
-) -> dict[str, Any]:
+def _plot(sweep: Sweep, name: str, label: str, cost: Callable[[Point], float], dense: float | None) -> dict[str, Any]:
     from fxprune.html import charts
 
-    good = [
-        p for p in sweep.points if p.quality is not None and math.isfinite(p.quality) and cost(p) == cost(p)
-    ]
+    good = [p for p in sweep.points if p.quality is not None and math.isfinite(p.quality) and cost(p) == cost(p)]
     methods = dict.fromkeys(p.method for p in good)
     series = [
         (m, [cost(p) for p in good if p.method == m], [p.quality or 0.0 for p in good if p.method == m])
@@ -84,12 +78,6 @@ def _plot(
         "title": title,
         "text": text,
         "chart": charts.tradeoff(
-            name,
-            series,
-            front,
-            None if dense is None else (dense, quality),
-            (label, sweep.quality_name),
-            title,
-            text,
+            name, series, front, None if dense is None else (dense, quality), (label, sweep.quality_name), title, text
         ),
     }

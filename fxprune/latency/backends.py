@@ -109,9 +109,7 @@ def _session(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     return lambda: session.run_with_iobinding(binding)
 
 
-def _exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], folder: Path
-) -> str | bytes:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], folder: Path) -> str | bytes:
     """Returns the model in ONNX form, as bytes, or as a path in the folder if it is large."""
     quiet = logging.getLogger("torch.onnx")
     level, output = quiet.level, io.StringIO()

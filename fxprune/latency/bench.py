@@ -158,9 +158,7 @@ def _example(example: Any, named: Mapping[str, nn.Module]) -> tuple[tuple[Any, .
     raise CalibrationError("bench: example: expected a batch, got None, and no model is fxprune's own")
 
 
-def _resized(
-    call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _resized(call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the call at the setting's batch size and device: every tensor as long as the first is a batch."""
     tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor) and leaf.ndim]
     if not tensors:

@@ -126,8 +126,7 @@ def example_call(captured: Captured, batch_size: int, device: str) -> tuple[tupl
     )
     call = captured.call
     leaves = [
-        value if name is None else next(tensors)
-        for name, value in zip(call.placeholders, call.literals, strict=True)
+        value if name is None else next(tensors) for name, value in zip(call.placeholders, call.literals, strict=True)
     ]
     arguments: dict[str, Any] = pytree.tree_unflatten(leaves, call.in_spec)
     return _bound(captured, arguments)

@@ -182,8 +182,7 @@ class Meeting:
         For a share the times are those that the machine would have needed when the original was measured first.
         """
         models = [
-            emit(bridged.captured, slice_graph(bridged.coupling, solution.removed))
-            for bridged, solution in answers
+            emit(bridged.captured, slice_graph(bridged.coupling, solution.removed)) for bridged, solution in answers
         ]
         dense, *found = self.times.models(models)
         self.dense_ms = self.dense_ms or dense

@@ -29,8 +29,7 @@ class LatencyModel:
         """Returns the milliseconds of all layers that are left, added up; they never grow with what is removed."""
         counts = self.layout.counts(removed)
         return sum(
-            self.table.ms(step.operation, tuple(counts[n] for n in step.factors))
-            for step in self.layout.live(removed)
+            self.table.ms(step.operation, tuple(counts[n] for n in step.factors)) for step in self.layout.live(removed)
         )
 
     def channel_costs(self) -> Floats:

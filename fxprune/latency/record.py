@@ -45,9 +45,7 @@ class Latency:
 
     def __str__(self) -> str:
         """Returns one line: before, after, predicted, and whether the limit is met."""
-        over = (
-            f"over by {self.measured_ms - self.limit_ms:.3g} ms ({self.measured_ms / self.limit_ms - 1:.1%})"
-        )
+        over = f"over by {self.measured_ms - self.limit_ms:.3g} ms ({self.measured_ms / self.limit_ms - 1:.1%})"
         return (
             f"latency: {self.dense_ms:.3g} ms -> {self.measured_ms:.3g} ms ({self.measured_ms / self.dense_ms:.1%}), "
             f"predicted {self.predicted_ms:.3g}; limit {self.limit_ms:.3g} ms: {'met' if self.met else over}; "

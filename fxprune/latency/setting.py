@@ -35,11 +35,7 @@ class Setting:
 
     @classmethod
     def of(
-        cls,
-        device: str | torch.device,
-        batch_size: int = 1,
-        backend: str = "eager",
-        threads: int | None = None,
+        cls, device: str | torch.device, batch_size: int = 1, backend: str = "eager", threads: int | None = None
     ) -> Setting:
         """Returns the setting, checked; ``threads`` defaults to as many as torch uses now.
 

@@ -81,7 +81,5 @@ def recover(
             tensors = reconstruct(coupling, removed, consumers, inputs, tensors)
     else:
         covariance = method == "covariance"
-        tensors = compensate(
-            coupling, consumers, inputs, covariance=covariance, ridge=ridge, memory_limit=memory_limit
-        )
+        tensors = compensate(coupling, consumers, inputs, covariance=covariance, ridge=ridge, memory_limit=memory_limit)
     return Recovery(tensors, tuple(notes))

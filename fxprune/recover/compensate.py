@@ -57,9 +57,7 @@ def _bytes(consumer: Consumer, covariance: bool, memory_limit: int) -> int:
     return sum(16 * consumer.groups * (b.stop - b.start) ** 2 for b in blocks)
 
 
-def parts_that_fit(
-    consumers: Sequence[Consumer], covariance: bool, memory_limit: int
-) -> Iterable[list[Consumer]]:
+def parts_that_fit(consumers: Sequence[Consumer], covariance: bool, memory_limit: int) -> Iterable[list[Consumer]]:
     """Yields the consumers in parts whose statistics fit into ``memory_limit`` bytes together."""
     part: list[Consumer] = []
     used = 0
@@ -91,9 +89,7 @@ def measure(
                 rows = part[i].choose(values[node].shape, memory_limit, number)
                 columns = part[i].columns(values[part[i].source], rows)
                 for block, moments in blocks[i]:
-                    moments.add(columns[..., block]) if covariance else _add_mean(
-                        moments, columns[..., block]
-                    )
+                    moments.add(columns[..., block]) if covariance else _add_mean(moments, columns[..., block])
                 waiting -= 1
             if not waiting:
                 break
@@ -103,9 +99,7 @@ def measure(
 def _add_mean(moments: Moments, x: Tensor) -> None:
     mean = x.mean(dim=0, dtype=torch.float64)
     total = moments.count + len(x)
-    moments.mean_x = (
-        mean if not moments.count else moments.mean_x + (mean - moments.mean_x) * (len(x) / total)
-    )
+    moments.mean_x = mean if not moments.count else moments.mean_x + (mean - moments.mean_x) * (len(x) / total)
     moments.count = total
 
 

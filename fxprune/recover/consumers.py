@@ -116,9 +116,7 @@ def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
     return x.movedim(1, n + 1)
 
 
-def find_consumers(
-    coupling: Coupling, removed: Mask, *, every: bool = False
-) -> tuple[list[Consumer], list[str]]:
+def find_consumers(coupling: Coupling, removed: Mask, *, every: bool = False) -> tuple[list[Consumer], list[str]]:
     """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone.
 
     Args:
@@ -164,12 +162,7 @@ def find_consumers(
 
 def _parameter(coupling: Coupling, node: fx.Node | None) -> str | None:
     """Returns the name of a tensor that this op alone uses and that may be changed."""
-    if (
-        node is None
-        or node.op != "get_attr"
-        or len(node.users) > 1
-        or node.target not in coupling.captured.persistent
-    ):
+    if node is None or node.op != "get_attr" or len(node.users) > 1 or node.target not in coupling.captured.persistent:
         return None
     return str(node.target)
 
@@ -202,6 +195,4 @@ def apply_update(
     changed[consumer.weight] = new.reshape(weight.shape).to(weight.dtype)
     if consumer.home is not None:
         home = tensor_of(coupling, changed, consumer.home.tensor)
-        changed[consumer.home.tensor] = (home.double() + consumer.home.sign * shift.reshape(-1)).to(
-            home.dtype
-        )
+        changed[consumer.home.tensor] = (home.double() + consumer.home.sign * shift.reshape(-1)).to(home.dtype)

@@ -63,9 +63,7 @@ def reconstruct(
         return dict(start)
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     steps = _PASSES * len(learning)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     for _ in range(_PASSES):
         for i, flat in enumerate(_parts(coupling, inputs)):
             if i in learning:
@@ -85,10 +83,7 @@ def _parts(coupling: Coupling, inputs: Iterable[Sequence[Tensor]]) -> Iterator[S
         size = max((len(x) for x, split in zip(flat, batched, strict=True) if split), default=1)
         count = math.ceil(size / _SAMPLES)
         yield from zip(
-            *(
-                x.tensor_split(count) if split else (x,) * count
-                for x, split in zip(flat, batched, strict=True)
-            ),
+            *(x.tensor_split(count) if split else (x,) * count for x, split in zip(flat, batched, strict=True)),
             strict=True,
         )
 
@@ -114,9 +109,7 @@ class _Blocks:
         graph, module = coupling.captured.module.graph, coupling.captured.module
         self.coupling, self.slicer = coupling, coupling.slicer(removed)
         self.targets = {_target(consumer) for consumer in consumers}
-        self.targets |= {
-            source for node in graph.nodes if node.op == "output" for source in node.all_input_nodes
-        }
+        self.targets |= {source for node in graph.nodes if node.op == "output" for source in node.all_input_nodes}
         self.tensors = dict(start)
         self.parameters: dict[str, Tensor] = {}
         halves = False
@@ -126,9 +119,7 @@ class _Blocks:
                 name = str(node.target)
                 halves |= value.dtype in (torch.float16, torch.bfloat16)
                 now = self.tensors.get(name, value).detach()
-                self.parameters[name] = (
-                    now.to(torch.promote_types(now.dtype, torch.float32)).clone().requires_grad_()
-                )
+                self.parameters[name] = now.to(torch.promote_types(now.dtype, torch.float32)).clone().requires_grad_()
         self.tensors |= self.parameters
         dtype = torch.float32 if halves else None  # halves are too coarse to learn in
         self.dense, self.pruned = Run(coupling, dtype=dtype), Run(coupling, removed, self.tensors, dtype)
@@ -145,10 +136,7 @@ class _Blocks:
         errors = []
         with torch.set_grad_enabled(learn):
             for node, values in self._steps(inputs):
-                if (
-                    node in self.targets
-                    and (error := self._error(node, values[node], wanted.pop(node))) is not None
-                ):
+                if node in self.targets and (error := self._error(node, values[node], wanted.pop(node))) is not None:
                     errors.append(float(error.detach()))
                     if error.requires_grad:
                         error.backward()

@@ -137,9 +137,7 @@ class _March:
                     sizes.pop(source, None)
         return 2 * count * peak <= self.memory_limit // 2
 
-    def together(
-        self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer], ridge: float
-    ) -> None:
+    def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer], ridge: float) -> None:
         """Advances all batches node by node."""
         dense: list[dict[fx.Node, Any]] = [{} for _ in batches]
         pruned: list[dict[fx.Node, Any]] = [{} for _ in batches]
@@ -186,12 +184,7 @@ class _March:
         self._fit(consumer, moments, ridge)
 
     def _observe(
-        self,
-        consumer: Consumer,
-        moments: Moments,
-        dense: dict[fx.Node, Any],
-        pruned: dict[fx.Node, Any],
-        number: int,
+        self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int
     ) -> None:
         """Adds one batch: the pruned model's columns against what its output lacks."""
         node = consumer.node

@@ -94,10 +94,7 @@ def _bridged(coupling: Coupling, group: Group, seed: int) -> Bridged | None:
         sizes = _rescaled(coupling, node, group, before, after)
         if sizes is None:
             return None
-        nodes[node].args = (
-            nodes[node].args[0],
-            [nodes.get(s, s) if isinstance(s, fx.Node) else s for s in sizes],
-        )
+        nodes[node].args = (nodes[node].args[0], [nodes.get(s, s) if isinstance(s, fx.Node) else s for s in sizes])
     drop_dead(graph)
     module = fx.GraphModule(captured.module, graph)
     remade = _remake(captured, module, span.readers, before, after, seed)
@@ -116,9 +113,7 @@ def _width(coupling: Coupling, node: fx.Node) -> int:
     return info.example[1] if len(info.example) > 3 else info.example[-1]
 
 
-def _at_size(
-    coupling: Coupling, graph: fx.Graph, span: Span, nodes: Mapping[fx.Node, fx.Node]
-) -> fx.Node | None:
+def _at_size(coupling: Coupling, graph: fx.Graph, span: Span, nodes: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
     """Returns the value before the bridge at the size of the value behind it, pooled where it is larger."""
     inputs, outputs = (coupling.captured.info[node].example for node in (span.entry, span.exit))
     if len(inputs) != len(outputs) or inputs[0] != outputs[0]:
@@ -149,12 +144,7 @@ def _rescaled(coupling: Coupling, node: fx.Node, group: Group, before: int, afte
 
 
 def _remake(
-    captured: Captured,
-    module: fx.GraphModule,
-    readers: Sequence[Contraction],
-    before: int,
-    after: int,
-    seed: int,
+    captured: Captured, module: fx.GraphModule, readers: Sequence[Contraction], before: int, after: int, seed: int
 ) -> dict[str, tuple[int, ...]] | None:
     """Gives the readers' weights their new width, drawn anew by their modules' own rule."""
     remade = {}
@@ -182,8 +172,7 @@ def _drawn(model: nn.Module, name: str, shape: Sequence[int], like: Tensor, seed
         if owner is not None and callable(reset) and field in owner._parameters:
             fresh = copy.copy(owner)
             fresh._parameters = {
-                k: None if p is None else nn.Parameter(p.detach().clone())
-                for k, p in owner._parameters.items()
+                k: None if p is None else nn.Parameter(p.detach().clone()) for k, p in owner._parameters.items()
             }
             fresh._parameters[field] = weight
             fresh.reset_parameters()

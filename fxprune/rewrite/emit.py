@@ -62,18 +62,14 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
         FxpruneError: if a submodule's name is one that a graph module needs for itself.
     """
     emission = _begin(captured.model, sliced)
-    ranks = {
-        node.name: len(info.shape) for node, info in captured.info.items() if isinstance(info, TensorInfo)
-    }
+    ranks = {node.name: len(info.shape) for node, info in captured.info.items() if isinstance(info, TensorInfo)}
     _find_layers(emission, sliced.graph, ranks)
     _find_extras(emission, sliced.graph)
     root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors)
     for path, module in emission.extras.items():
         place(root, path, module)
     _check_names(root)
-    pruned = PrunedModule(
-        root, _write_graph(emission, sliced.graph), captured.call, type(captured.model).__name__
-    )
+    pruned = PrunedModule(root, _write_graph(emission, sliced.graph), captured.call, type(captured.model).__name__)
     pruned.graph.lint()
     return pruned.eval()
 
@@ -84,9 +80,7 @@ def _begin(model: nn.Module, sliced: fx.GraphModule) -> _Emission:
     for node in reversed(sliced.graph.nodes):
         if node.op == "placeholder" or node.is_impure() or any(user in live for user in node.users):
             live.add(node)
-    names = dict.fromkeys(
-        str(node.target) for node in sliced.graph.nodes if node.op == "get_attr" and node in live
-    )
+    names = dict.fromkeys(str(node.target) for node in sliced.graph.nodes if node.op == "get_attr" and node in live)
     tensors = {name: fetch(sliced, name) for name in names}
     return _Emission(owners, live, tensors, taken={*owners.modules, *owners.aliases, *tensors})
 
@@ -213,9 +207,7 @@ def _write_graph(emission: _Emission, sliced: fx.Graph) -> fx.Graph:
 
 
 def _check_names(root: nn.Module) -> None:
-    clashes = [
-        name for held in (root._modules, root._parameters, root._buffers) for name in held if name in RESERVED
-    ]
+    clashes = [name for held in (root._modules, root._parameters, root._buffers) for name in held if name in RESERVED]
     if clashes:
         raise FxpruneError(
             f"the model calls a part of itself {clashes[0]!r}, which a torch.fx.GraphModule needs for itself: "

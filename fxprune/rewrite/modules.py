@@ -159,9 +159,7 @@ def _conv(cls: type[nn.Module], spatial: int, transposed: bool = False) -> Recip
         weight, groups = site.tensors["weight"], site.values["groups"]
         first, second = weight.shape[0], weight.shape[1] * groups
         padding = site.values["padding"]
-        options: dict[str, Any] = (
-            {"output_padding": site.sizes("output_padding", spatial)} if transposed else {}
-        )
+        options: dict[str, Any] = {"output_padding": site.sizes("output_padding", spatial)} if transposed else {}
         return cls(
             in_channels=first if transposed else second,
             out_channels=second if transposed else first,
@@ -274,9 +272,7 @@ RECIPES: dict[OpOverload, Recipe] = {
     aten.conv_transpose2d.input: _conv(nn.ConvTranspose2d, 2, transposed=True),
     aten.conv_transpose3d.input: _conv(nn.ConvTranspose3d, 3, transposed=True),
     aten.linear.default: Recipe((nn.Linear,), _linear, _affine()),
-    aten.batch_norm.default: Recipe(
-        (_BatchNorm,), _statistics_norm("training", _NORMS), _STATISTICS, borrow=False
-    ),
+    aten.batch_norm.default: Recipe((_BatchNorm,), _statistics_norm("training", _NORMS), _STATISTICS, borrow=False),
     aten.instance_norm.default: Recipe(
         (_InstanceNorm,), _statistics_norm("use_input_stats", _INSTANCE), _STATISTICS, borrow=False
     ),
@@ -299,12 +295,8 @@ RECIPES: dict[OpOverload, Recipe] = {
 
 NOISES: dict[OpOverload, Noise] = {
     aten.dropout.default: Noise((nn.Dropout,), "train", ("p",), nn.Dropout),
-    aten.feature_dropout.default: Noise(
-        (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "train", ("p",), FeatureDropout
-    ),
+    aten.feature_dropout.default: Noise((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "train", ("p",), FeatureDropout),
     aten.alpha_dropout.default: Noise((nn.AlphaDropout,), "train", ("p",), nn.AlphaDropout),
-    aten.feature_alpha_dropout.default: Noise(
-        (nn.FeatureAlphaDropout,), "train", ("p",), nn.FeatureAlphaDropout
-    ),
+    aten.feature_alpha_dropout.default: Noise((nn.FeatureAlphaDropout,), "train", ("p",), nn.FeatureAlphaDropout),
     aten.rrelu.default: Noise((nn.RReLU,), "training", ("lower", "upper"), nn.RReLU, "self"),
 }

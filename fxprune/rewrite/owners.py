@@ -99,15 +99,11 @@ def find_call(
         return None
     values = arguments(node)
     innermost = owners.modules.get(node.meta.get("module", "\0"))
-    paths = [
-        path for path in _candidates(recipe, values, owners) if _fits(path, recipe, values, owners, used)
-    ]
+    paths = [path for path in _candidates(recipe, values, owners) if _fits(path, recipe, values, owners, used)]
     if not paths:
         return None
     owner = min((owners.modules[path] for path in paths), key=lambda owner: owner is not innermost)
-    held = {
-        attr: str(operand.target) for attr, operand in _operands(recipe, values, owner) if operand is not None
-    }
+    held = {attr: str(operand.target) for attr, operand in _operands(recipe, values, owner) if operand is not None}
     module = recipe.build(Site(owner, values, {attr: tensors[name] for attr, name in held.items()}, rank))
     borrowed = innermost is not None and innermost is not owner
     if module is None or (borrowed and not _agrees(module, owner, recipe)):
@@ -150,18 +146,14 @@ def _fits(path: str, recipe: Recipe, values: Mapping[str, Any], owners: Owners, 
         name = join(path, attribute)
         if operand is None and name in used:
             return False
-        if operand is not None and (
-            operand.op != "get_attr" or name not in owners.names(str(operand.target))
-        ):
+        if operand is not None and (operand.op != "get_attr" or name not in owners.names(str(operand.target))):
             return False
     return True
 
 
 def _agrees(module: nn.Module, owner: nn.Module, recipe: Recipe) -> bool:
     """Says whether a call outside the owner's forward has the owner's hyper-parameters."""
-    return recipe.borrow and all(
-        getattr(module, name, None) == getattr(owner, name, None) for name in recipe.agree
-    )
+    return recipe.borrow and all(getattr(module, name, None) == getattr(owner, name, None) for name in recipe.agree)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -37,15 +37,11 @@ class CallCodeGen(CodeGen):
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
         """Returns the head of ``forward`` and the line that turns its arguments into the graph's inputs."""
         head = f"def {self._func_name}({', '.join(self._parameters())}){maybe_return_annotation}:"
-        targets = "".join(
-            f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self"
-        )
+        targets = "".join(f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self")
         given = ", ".join(self.call.signature.parameters)
         return f"{head}\n    {targets and f'{targets}= '}_inputs_of(({given}{',' if given else ''}))"
 
-    def generate_output(
-        self, output_args: Any, *, repr_fn: Callable[[object], str] | None = None, **_: Any
-    ) -> str:
+    def generate_output(self, output_args: Any, *, repr_fn: Callable[[object], str] | None = None, **_: Any) -> str:
         """Returns the statement that gives the flat outputs the structure of the original's."""
         return f"return _outputs_of({(repr_fn or repr)(list(output_args))})"
 
@@ -193,13 +189,7 @@ _Row = tuple[str, str, Any, Any, Any]
 def _write_rows(graph: fx.Graph) -> tuple[_Row, ...]:
     """Returns the nodes as tuples (op, name, target, args, kwargs) that pickle."""
     return tuple(
-        (
-            node.op,
-            node.name,
-            _write_target(node.target),
-            _map(node.args, _write_ref),
-            _map(node.kwargs, _write_ref),
-        )
+        (node.op, node.name, _write_target(node.target), _map(node.args, _write_ref), _map(node.kwargs, _write_ref))
         for node in graph.nodes
     )
 
@@ -246,9 +236,7 @@ def _map(value: Any, change: Callable[..., Any], *extra: Any) -> Any:
         return {key: _map(item, change, *extra) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(_map(item, change, *extra) for item in value)
-    return (
-        [_map(item, change, *extra) for item in value] if isinstance(value, list) else change(value, *extra)
-    )
+    return [_map(item, change, *extra) for item in value] if isinstance(value, list) else change(value, *extra)
 
 
 def _rebuild(rows: Sequence[_Row], call: CallSpec | None, class_name: str) -> PrunedModule:

@@ -21,9 +21,7 @@ from fxprune.rules.registry import bind, rule_of
 from fxprune.rules.slicing import Scaled
 
 
-def slice_graph(
-    coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None
-) -> fx.GraphModule:
+def slice_graph(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """Returns the captured graph without the flagged channels; the captured one stays as it is.
 
     Args:
@@ -217,8 +215,4 @@ class _Writer:
                 if self.slicer.changed(axis):
                     index = torch.from_numpy(self.slicer.index(axis)).to(result.device)
                     result = result.index_select(dim, index)
-        return (
-            nn.Parameter(result, requires_grad=value.requires_grad)
-            if isinstance(value, nn.Parameter)
-            else result
-        )
+        return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result

@@ -117,10 +117,7 @@ def _chain(above: Mapping[Any, Any], node: Any) -> list[Any]:
 
 
 def _exit(
-    flow: nx.DiGraph[fx.Node],
-    inside: Sequence[fx.Node],
-    readers: Sequence[Contraction],
-    spent: Sequence[fx.Node],
+    flow: nx.DiGraph[fx.Node], inside: Sequence[fx.Node], readers: Sequence[Contraction], spent: Sequence[fx.Node]
 ) -> fx.Node | None:
     """Returns the first value after all that needs parameters, through which all that is read outside comes."""
     held = set(inside)

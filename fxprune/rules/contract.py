@@ -40,9 +40,7 @@ def product(
         t.contract(node, operands[0], 0, (), loops, macs, weight)
     for number, letter in enumerate(contracted):
         facing = [
-            (x, list(names).index(letter))
-            for x, names in zip(operands, subscripts, strict=True)
-            if letter in names
+            (x, list(names).index(letter)) for x, names in zip(operands, subscripts, strict=True) if letter in names
         ]
         other = facing[1] if len(facing) > 1 else None
         t.contract(
@@ -64,12 +62,8 @@ def _note_weights(
     for x, letters, weight in zip(operands, subscripts, weights, strict=True):
         if weight is None or None not in weights:  # learned tokens through a layer
             continue
-        others = {
-            letter for y, names in zip(operands, subscripts, strict=True) if y is not x for letter in names
-        }
-        t.made += [
-            labels for n in letters if n in out and n not in others for labels in ax.labels_of(axis_of[n])
-        ]
+        others = {letter for y, names in zip(operands, subscripts, strict=True) if y is not x for letter in names}
+        t.made += [labels for n in letters if n in out and n not in others for labels in ax.labels_of(axis_of[n])]
         if len(t.shape(weight)) > 2:
             t.stacked += [labels for n in letters for labels in ax.labels_of(axis_of[n])]
     for letter, axis in axis_of.items():
@@ -115,19 +109,13 @@ def _addmm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     axes = product(t, node, [left, right], [[*batch, "m", "k"], [*batch, "k", "n"]], [*batch, "m", "n"])
     added = t.axes(a.self, node)
     pad: Axes = ((),) * (len(axes) - len(added))
-    return tuple(
-        ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True)
-    )
+    return tuple(ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True))
 
 
 def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     left, _, right = a.equation.replace(" ", "").partition("->")
     names = left.split(",")
-    if (
-        "->" not in a.equation
-        or any(len(set(part)) != len(part) for part in [*names, right])
-        or "." in a.equation
-    ):
+    if "->" not in a.equation or any(len(set(part)) != len(part) for part in [*names, right]) or "." in a.equation:
         return None
     return product(t, node, a.tensors, [list(part) for part in names], list(right))
 
@@ -162,11 +150,7 @@ def _twin_grouped_mm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
 
 
 register(["linear.default"], _linear)
-register(
-    ["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm, twin=_twin_grouped_mm
-)
-register(
-    ["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default", "vdot.default"], _matmul
-)
+register(["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm, twin=_twin_grouped_mm)
+register(["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default", "vdot.default"], _matmul)
 register(["addmm.default", "baddbmm.default"], _addmm)
 register(["einsum.default"], _einsum)

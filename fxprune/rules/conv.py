@@ -55,9 +55,7 @@ def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         t.note(node, groups=group)
     axes = _finish(t, node, a, x, channel, out)
     macs = math.prod(t.example(node)) * math.prod(size[1:])
-    if isinstance(
-        a.groups, fx.Node
-    ):  # the input's channels are as many as samples: the kernels have the axis alone
+    if isinstance(a.groups, fx.Node):  # the input's channels are as many as samples: the kernels have the axis alone
         t.contract(node, a.weight, 1, w[1], (axes[channel], w[1]), macs)
     else:
         t.contract(node, a.input, channel, x[channel], (axes[channel], w[1]), macs, a.weight)
@@ -92,11 +90,7 @@ def _slice_groups(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     return Edit({} if fixed_count else {"groups": s.count(s.noted(node, "groups"))})
 
 
-register(
-    [f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")],
-    _conv,
-    slice=_slice_groups,
-)
+register([f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")], _conv, slice=_slice_groups)
 register(
     ["conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"],
     _conv_transpose,

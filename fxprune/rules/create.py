@@ -15,9 +15,7 @@ from fxprune.rules.tracing import Tracer
 def _create(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """After: nothing depends on a parameter, so each reader may take the coordinates that it needs."""
     t.bound.discard(node)  # an operand such as new_zeros' lends its dtype only
-    return tuple(
-        ax.fixed(size) if t.dynamic(node, dim) else ax.free(size) for dim, size in enumerate(t.shape(node))
-    )
+    return tuple(ax.fixed(size) if t.dynamic(node, dim) else ax.free(size) for dim, size in enumerate(t.shape(node)))
 
 
 register(

@@ -53,18 +53,14 @@ def _glu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     x = list(t.axes(a.self, node))
     dim = a.dim % len(x)
     half = t.shape(a.self)[dim] // 2
-    first, second = (
-        ax.take(t.channels, x[dim], start, start + half, 1, t.where(node)) for start in (0, half)
-    )
+    first, second = (ax.take(t.channels, x[dim], start, start + half, 1, t.where(node)) for start in (0, half))
     x[dim] = t.relate(node, first, second)
     return tuple(x)
 
 
 register_pointwise(pointwise)
 register(
-    ["to.dtype", "clone.default", "contiguous.default", "alias.default", "detach.default"],
-    pointwise,
-    carries=True,
+    ["to.dtype", "clone.default", "contiguous.default", "alias.default", "detach.default"], pointwise, carries=True
 )
 register(
     [

@@ -33,9 +33,7 @@ def _twin_channel_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     axes = t.axes(a.input, node)
     x = t.value(a.input)
     over = [
-        (dim, axis)
-        for dim, axis in enumerate(axes)
-        if dim >= 2 or (dim == 0 and not hasattr(a, "use_input_stats"))
+        (dim, axis) for dim, axis in enumerate(axes) if dim >= 2 or (dim == 0 and not hasattr(a, "use_input_stats"))
     ]
     arguments = {name: t.value(value) for name, value in vars(a).items()} | {"input": t.gather(x, over)}
     return t.scatter(t.run(node, **arguments), over, [x.shape[dim] for dim, _ in over])
@@ -121,7 +119,5 @@ def _twin_weight_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
 
 register(["_weight_norm.default"], _weight_norm, twin=_twin_weight_norm)
 register(["batch_norm.default", "instance_norm.default"], _channel_norm, twin=_twin_channel_norm)
-register(
-    ["layer_norm.default", "rms_norm.default"], _layer_norm, slice=_slice_layer_norm, twin=_twin_layer_norm
-)
+register(["layer_norm.default", "rms_norm.default"], _layer_norm, slice=_slice_layer_norm, twin=_twin_layer_norm)
 register(["group_norm.default"], _group_norm, slice=_slice_group_norm, twin=_twin_group_norm)

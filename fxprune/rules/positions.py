@@ -157,9 +157,7 @@ def _slice_compare(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     if not s.changed(axis):
         return Edit()
     name = next(
-        name
-        for name in ("self", "other")
-        if any(f is axis[0] for x in s.axes(getattr(a, name), node) for f in x)
+        name for name in ("self", "other") if any(f is axis[0] for x in s.axes(getattr(a, name), node) for f in x)
     )
     shape = [1 if not x else -1 for x in s.axes(getattr(a, name), node)]
     return Edit({name: np.arange(s.count(axis)).reshape(shape)})

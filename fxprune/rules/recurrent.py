@@ -38,9 +38,7 @@ def _layers(a: SimpleNamespace) -> Iterator[list[_Weights]]:
     size = len(a.params) // (a.num_layers * directions)
     biases = 2 if a.has_biases else 0
     sets = [a.params[i : i + size] for i in range(0, len(a.params), size)]
-    made = [
-        _Weights(s[0], s[1], tuple(s[2 : 2 + biases]), s[-1] if size > 2 + biases else None) for s in sets
-    ]
+    made = [_Weights(s[0], s[1], tuple(s[2 : 2 + biases]), s[-1] if size > 2 + biases else None) for s in sets]
     for i in range(0, len(made), directions):
         yield made[i : i + directions]
 
@@ -52,9 +50,7 @@ def _blocks(t: Tracer, node: fx.Node, axis: Axis, gates: int, hidden: int) -> Ax
     return inner
 
 
-def _cell(
-    t: Tracer, node: fx.Node, w: _Weights, gates: int, x: Axis, out: Axis, cell: Axis
-) -> tuple[Axis, Axis]:
+def _cell(t: Tracer, node: fx.Node, w: _Weights, gates: int, x: Axis, out: Axis, cell: Axis) -> tuple[Axis, Axis]:
     """Relates one layer's weights with its input and its states; returns the axes of output and cell state."""
     hidden = t.shape(w.inputs)[0] // gates
     for part in (w.inputs, w.hidden, *w.biases):
@@ -72,13 +68,9 @@ def _cell(
     return out, cell
 
 
-def _multiply(
-    t: Tracer, node: fx.Node, at: tuple[fx.Node, int], axis: Axis, weight: fx.Node, steps: int
-) -> None:
+def _multiply(t: Tracer, node: fx.Node, at: tuple[fx.Node, int], axis: Axis, weight: fx.Node, steps: int) -> None:
     """Records a product with a weight ``[rows, axis]`` at each of ``steps``; ``at`` is a value that has the axis."""
-    t.contract(
-        node, *at, axis, t.axes(weight, node), steps * math.prod(t.example(weight)), weight if axis else None
-    )
+    t.contract(node, *at, axis, t.axes(weight, node), steps * math.prod(t.example(weight)), weight if axis else None)
 
 
 def _states(a: SimpleNamespace) -> list[fx.Node]:

@@ -187,9 +187,7 @@ register(
     twin=_twin_reduce,
 )  # fmt: skip
 register(
-    ["var_mean.correction", "var_mean.dim", "std_mean.correction", "aminmax.default"],
-    _reduce_pair,
-    twin=_twin_reduce,
+    ["var_mean.correction", "var_mean.dim", "std_mean.correction", "aminmax.default"], _reduce_pair, twin=_twin_reduce
 )
 register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce, twin=_twin_choose)
 register(["argmax.default", "argmin.default"], _arg_reduce, twin=_twin_choose)

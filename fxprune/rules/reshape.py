@@ -97,9 +97,7 @@ def _repeat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     counts = [1] * (len(x) - len(counts)) + counts
     x = ((),) * (len(counts) - len(x)) + x
     copies = tuple(
-        t.new_axis(
-            node, 1 if count == 1 else t.shape(node)[dim] // ax.size_of(axis), not isinstance(count, int)
-        )
+        t.new_axis(node, 1 if count == 1 else t.shape(node)[dim] // ax.size_of(axis), not isinstance(count, int))
         for dim, (axis, count) in enumerate(zip(x, counts, strict=True))
     )
     t.note(node, **{str(dim): axis for dim, axis in enumerate(copies)})

@@ -75,9 +75,7 @@ class Slicer:
             return None
         whole = np.ones(1, bool)
         for factor, mask in zip(axis, masks, strict=True):
-            whole = np.logical_and.outer(whole, np.ones(factor.size, bool) if mask is None else mask).reshape(
-                -1
-            )
+            whole = np.logical_and.outer(whole, np.ones(factor.size, bool) if mask is None else mask).reshape(-1)
         return whole
 
     def changed(self, axis: Axis) -> bool:

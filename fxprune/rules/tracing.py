@@ -57,9 +57,7 @@ class Tracer:
         self.channels = Channels()
         self.values: dict[fx.Node, Any] = {}
         self.bound: set[fx.Node] = set()  # values that depend on a parameter or a persistent buffer
-        self.edges: dict[
-            tuple[fx.Node, fx.Node], Axes
-        ] = {}  # what a reader takes of a value that is not bound
+        self.edges: dict[tuple[fx.Node, fx.Node], Axes] = {}  # what a reader takes of a value that is not bound
         self.notes: dict[fx.Node, dict[str, Axis]] = {}
         self.contractions: list[Contraction] = []
         self.statistics: set[fx.Node] = set()
@@ -134,9 +132,7 @@ class Tracer:
         while isinstance(value, fx.Node) and value.op == "call_function":
             rule = rule_of(value.target)
             value = value.args[0] if rule is not None and rule.carries else None
-        return (
-            value if isinstance(value, fx.Node) and value.op == "get_attr" and value in self.bound else None
-        )
+        return value if isinstance(value, fx.Node) and value.op == "get_attr" and value in self.bound else None
 
     def within(self, axis: Axis, known: Sequence[Ids]) -> bool:
         """Returns whether something may go from an axis, and all that may is known by these labels (`made`, ...)."""
@@ -183,9 +179,7 @@ class Tracer:
             macs //= example
         parameter = weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
         labelled = tuple(loop for loop in loops if ax.is_labelled(loop))
-        self.contractions.append(
-            Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other)
-        )
+        self.contractions.append(Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other))
 
     def statistic(self, node: fx.Node) -> None:
         """Records that an op takes a statistic over an axis that may shrink."""

@@ -159,18 +159,12 @@ def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray
     values = np.zeros(len(coupling.units))
     for group in coupling.groups:
         if group.name not in scores:
-            raise ScorerError(
-                f"no scores for group {group.name!r}; a scorer returns one tensor for every group"
-            )
+            raise ScorerError(f"no scores for group {group.name!r}; a scorer returns one tensor for every group")
         score = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
         if score.shape != (len(group.units),):
-            raise ScorerError(
-                f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}"
-            )
+            raise ScorerError(f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}")
         if not np.isfinite(score).all() and not (score == STAYS).all():
-            raise ScorerError(
-                f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite"
-            )
+            raise ScorerError(f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite")
         values[group.units] = score
     return values
 

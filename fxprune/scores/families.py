@@ -25,9 +25,7 @@ def families(groups: Sequence[Group]) -> list[tuple[str, ...]]:
             made.setdefault(layer, []).append(group.name)
     leads: nx.DiGraph[str] = nx.DiGraph()
     leads.add_nodes_from(group.name for group in groups)
-    leads.add_edges_from(
-        (g.name, other) for g in groups for layer in g.consumers for other in made.get(layer, ())
-    )
+    leads.add_edges_from((g.name, other) for g in groups for layer in g.consumers for other in made.get(layer, ()))
     found = []
     for component in nx.strongly_connected_components(leads):
         if len(component) > 1:

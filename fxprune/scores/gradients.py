@@ -135,9 +135,7 @@ def by_unit(coupling: Coupling, gates: Sequence[tuple[Contraction, Tensor]], sam
         by_batch = leading % coupling.captured.batch[0] == 0 and gradient.shape[0] % samples == 0
         apart = contraction.dim != 0 and by_batch
         rows = gradient.double().movedim(contraction.dim, -1).reshape(-1, gradient.shape[contraction.dim])
-        rows = (
-            rows.reshape(samples, -1, rows.shape[1]).sum(dim=1) if apart else rows.sum(dim=0)[None] / samples
-        )
+        rows = rows.reshape(samples, -1, rows.shape[1]).sum(dim=1) if apart else rows.sum(dim=0)[None] / samples
         cube = rows.reshape(-1, *(factor.size for factor in contraction.axis))
         for i, factor in enumerate(contraction.axis):
             if factor.labels is None:

@@ -192,15 +192,12 @@ def _filters(context: Context, target: Target, slopes: Mapping[str, Tensor], off
         rows, gradient = (t.movedim(dim, 0).reshape(t.shape[dim], -1).cpu() for t in (tensor, slopes[name]))
         parts.append(measure(rows, gradient, torch.zeros(len(rows))))
     square, slope, product = (
-        _sum(_fold(getattr(part, name), target.size) for part in parts)
-        for name in ("square", "slope", "product")
+        _sum(_fold(getattr(part, name), target.size) for part in parts) for name in ("square", "slope", "product")
     )
     return Filters(square, slope, product, offset if target.sites else product)
 
 
-def combine(
-    context: Context, collected: Sequence[tuple[Target, Filters]], scorer: Ippro
-) -> dict[str, Tensor]:
+def combine(context: Context, collected: Sequence[tuple[Target, Filters]], scorer: Ippro) -> dict[str, Tensor]:
     """Returns each unit's score: read in each layer that makes it, then aggregated; 0 if no layer makes it.
 
     A unit's filter in a layer is all that it has there: the rows of a head are one filter.
@@ -258,6 +255,4 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
 
 
 register_scorer("ippro", Ippro)
-register_scorer(
-    "ippro-literal", lambda: Ippro(reading="literal", name="ippro-literal", defaults={"recover": None})
-)
+register_scorer("ippro-literal", lambda: Ippro(reading="literal", name="ippro-literal", defaults={"recover": None}))

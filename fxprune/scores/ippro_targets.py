@@ -68,14 +68,10 @@ def find_targets(coupling: Coupling, kind: str) -> tuple[Target, ...]:
     for axis in coupling.axes:
         if axis.makes and is_unit[axis.labels].any():
             by_dimension.setdefault((axis.tensor, axis.dim), []).append(axis)
-    return tuple(
-        _target(coupling, nodes[name], dim, tuple(axes), kind) for (name, dim), axes in by_dimension.items()
-    )
+    return tuple(_target(coupling, nodes[name], dim, tuple(axes), kind) for (name, dim), axes in by_dimension.items())
 
 
-def _target(
-    coupling: Coupling, weight: fx.Node, dim: int, axes: tuple[ParameterAxis, ...], kind: str
-) -> Target:
+def _target(coupling: Coupling, weight: fx.Node, dim: int, axes: tuple[ParameterAxis, ...], kind: str) -> Target:
     name, size = str(weight.target), len(axes[0].labels)
     uses = list(_uses(coupling, weight, dim))
     norms = [_norm_behind(node) for node, _ in uses]

@@ -82,9 +82,7 @@ def allocate(order: Sequence[int], errors: Sequence[float]) -> Tensor:
     rising = without_outliers(torch.as_tensor(errors, dtype=torch.float64).cummax(0).values)
     share = shares(rising) * rising.sum() ** _WHOLE
     steps = torch.arange(1, len(share) + 1, dtype=share.dtype)
-    ties = (
-        1e-9 * max(share.tolist(), default=0.0) + torch.finfo(share.dtype).tiny
-    )  # equal scores go in the order found
+    ties = 1e-9 * max(share.tolist(), default=0.0) + torch.finfo(share.dtype).tiny  # equal scores go in the order found
     scores = torch.empty_like(share)
     scores[list(order)] = share * (1 + 1e-9 * steps) + ties * steps
     return scores
@@ -125,9 +123,7 @@ def _sensitivity(
             if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel() > 1
         ]
         if not parts:
-            raise ScorerError(
-                f"method 'joint' needs an output with a derivative, got {type(outputs).__name__}"
-            )
+            raise ScorerError(f"method 'joint' needs an output with a derivative, got {type(outputs).__name__}")
         return torch.stack(parts).sum()
 
     inputs: Inputs = _Some(context, samples)
@@ -165,10 +161,7 @@ def _parts(
     part: list[Group] = []
     sizes: dict[fx.Node, int] = {}
     for group in groups:
-        own = {
-            r.consumer.node: 16 * r.consumer.groups * r.consumer.kept.shape[1] ** 2
-            for r in readings[group.name]
-        }
+        own = {r.consumer.node: 16 * r.consumer.groups * r.consumer.kept.shape[1] ** 2 for r in readings[group.name]}
         if part and sum((sizes | own).values()) > memory_limit:
             yield part
             part, sizes = [], {}
@@ -198,9 +191,7 @@ def _eliminate_part(
         readers = [
             reader
             for reading in readings[group.name]
-            for reader in _readers(
-                context, reading, moments[reading.consumer.node], weights, len(group.units)
-            )
+            for reader in _readers(context, reading, moments[reading.consumer.node], weights, len(group.units))
         ]
         yield group.name, eliminate(readers, len(group.units), ridge)
 

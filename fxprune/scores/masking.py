@@ -164,9 +164,7 @@ class _Store:
             context.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ScorerError(f"cache_dir: {context.cache_dir} cannot be made: {error}") from error
-        return cls(
-            context.cache_dir / f"{name.split('(')[0]}-{_fingerprint(context.coupling, sets, name)}.jsonl"
-        )
+        return cls(context.cache_dir / f"{name.split('(')[0]}-{_fingerprint(context.coupling, sets, name)}.jsonl")
 
     def read(self, number: int, flat: Flat) -> dict[str, list[float]]:
         """Returns what is known about a batch; it is the current one from now on."""
@@ -210,9 +208,7 @@ def _fingerprint(coupling: Coupling, sets: UnitSets, name: str) -> str:
     """Returns what tells models, weights, sets and methods apart."""
     found = hashlib.sha256(f"{name}\n{coupling}\n{coupling.captured.module.code}".encode())
     for node in coupling.captured.module.graph.nodes:
-        if node.op == "get_attr" and isinstance(
-            value := fetch(coupling.captured.module, str(node.target)), Tensor
-        ):
+        if node.op == "get_attr" and isinstance(value := fetch(coupling.captured.module, str(node.target)), Tensor):
             found.update(_digest([value]).encode())
     for group, parts in sets.items():
         found.update(f"{group} {[part.tolist() for part in parts]}".encode())

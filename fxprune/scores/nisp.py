@@ -170,9 +170,7 @@ def _link(coupling: Coupling, contraction: Contraction) -> tuple[Ids, Ids]:
 def _written(coupling: Coupling, contraction: Contraction, axis: Axis) -> Ids:
     rows = explicit(axis)
     if rows is None:
-        raise ScorerError(
-            f"method 'nisp': an axis of {contraction.node.name!r} is too long to be written out"
-        )
+        raise ScorerError(f"method 'nisp': an axis of {contraction.node.name!r} is too long to be written out")
     return coupling.channels.resolve(rows)
 
 

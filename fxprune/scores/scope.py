@@ -37,11 +37,7 @@ def mlp_groups(coupling: Coupling) -> tuple[Group, ...]:
         for labels in labels_of(contraction.axis):
             for channel in np.unique(coupling.channels.resolve(labels)).tolist():
                 readers.setdefault(channel, set()).add(contraction)
-    linear = {
-        str(c.weight.target)
-        for c in coupling.contractions
-        if c.weight is not None and _is_linear(coupling, c)
-    }
+    linear = {str(c.weight.target) for c in coupling.contractions if c.weight is not None and _is_linear(coupling, c)}
     found = []
     for group in coupling.groups:
         makers = {coupling.axes[index].tensor for index, _ in group.axes if coupling.axes[index].makes}
@@ -71,9 +67,7 @@ def within(coupling: Coupling, scores: dict[str, torch.Tensor], scope: str) -> d
             "scope='mlp' expects hidden units of an MLP: channels that one linear layer makes (or two, gated) and one "
             f"linear layer reads; none of the {len(coupling.groups)} groups of this model is such, use scope='all'"
         )
-    return {
-        name: score if name in inside else torch.full_like(score, STAYS) for name, score in scores.items()
-    }
+    return {name: score if name in inside else torch.full_like(score, STAYS) for name, score in scores.items()}
 
 
 def _is_linear(coupling: Coupling, contraction: Contraction) -> bool:

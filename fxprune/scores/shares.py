@@ -21,11 +21,7 @@ _LIMIT, _QUANTILE = 4.0, 0.9
 def without_outliers(rising: Tensor) -> Tensor:
     """Returns the scores of one group, which rise, each at most four times the 0.9 quantile of those above zero."""
     positive = rising[rising > 0]
-    return (
-        rising.clamp(max=_LIMIT * float(positive[int(_QUANTILE * (len(positive) - 1))]))
-        if len(positive)
-        else rising
-    )
+    return rising.clamp(max=_LIMIT * float(positive[int(_QUANTILE * (len(positive) - 1))])) if len(positive) else rising
 
 
 def shares(rising: Tensor) -> Tensor:

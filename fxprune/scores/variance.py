@@ -100,15 +100,9 @@ class Variance:
         return context.by_group(total)
 
     def _add(
-        self,
-        context: Context,
-        total: Any,
-        contraction: Contraction,
-        moments: Mapping[tuple[fx.Node, int], Welford],
+        self, context: Context, total: Any, contraction: Contraction, moments: Mapping[tuple[fx.Node, int], Welford]
     ) -> None:
-        labels = [
-            context.coupling.channels.resolve(f.labels) for f in contraction.axis if f.labels is not None
-        ]
+        labels = [context.coupling.channels.resolve(f.labels) for f in contraction.axis if f.labels is not None]
         if not any(rows.shape[1] for rows in labels):
             return
         values = moments[contraction.source, contraction.dim].variance
@@ -121,9 +115,7 @@ class Variance:
             if factor.labels is not None:
                 rest = [d for d in range(len(shape)) if d != i]
                 accumulate(
-                    total,
-                    context.coupling.channels.resolve(factor.labels),
-                    cube.sum(dim=rest) if rest else cube,
+                    total, context.coupling.channels.resolve(factor.labels), cube.sum(dim=rest) if rest else cube
                 )
 
 
@@ -134,9 +126,7 @@ def _sensitivity(
     if contraction.weight is not None:
         weight = fetch(context.coupling.captured.module, str(contraction.weight.target)).detach()
         dim = contraction.weight_dim
-        groups = (
-            len(like) // weight.shape[dim]
-        )  # of a grouped convolution: each has columns and outputs of its own
+        groups = len(like) // weight.shape[dim]  # of a grouped convolution: each has columns and outputs of its own
         parts = weight.double().square().unflatten(0, (groups, -1))
         squares: Tensor = parts.transpose(1, dim + 1).flatten(2).sum(dim=2)
         return squares.flatten()
@@ -147,6 +137,4 @@ def _sensitivity(
 
 
 register_scorer("variance", Variance)
-register_scorer(
-    "vbp", lambda: Variance(False, "mlp", "vbp", per_cost=False, defaults={"recover": "mean_shift"})
-)
+register_scorer("vbp", lambda: Variance(False, "mlp", "vbp", per_cost=False, defaults={"recover": "mean_shift"}))

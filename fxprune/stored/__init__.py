@@ -19,15 +19,7 @@ from fxprune.errors import FxpruneWarning, PlanError
 from fxprune.rewrite.pruned import PrunedModule
 from fxprune.stored.convention import describe_call, identifier, read_call
 from fxprune.stored.nodes import build_graph, describe_nodes
-from fxprune.stored.tree import (
-    Role,
-    Values,
-    build_tree,
-    describe_modules,
-    describe_tensors,
-    lost_of,
-    tensors_of,
-)
+from fxprune.stored.tree import Role, Values, build_tree, describe_modules, describe_tensors, lost_of, tensors_of
 from fxprune.stored.values import Unstorable
 
 __all__ = ["SCHEMA", "Role", "Unstorable", "describe", "rebuild", "tensors_of"]

@@ -199,8 +199,7 @@ def _read_tree(data: Any, where: str, depth: int = 0) -> pytree.TreeSpec:
     required, optional, read = _NODE_READERS[kind]
     found = untrusted.record(found, where, ("kind", "children", *required), optional)
     children = [
-        _read_tree(child, where, depth + 1)
-        for child in untrusted.sequence(found["children"], f"{where}: children")
+        _read_tree(child, where, depth + 1) for child in untrusted.sequence(found["children"], f"{where}: children")
     ]
     cls, context = read(found, len(children), where)
     return pytree.TreeSpec(cls, context, children)

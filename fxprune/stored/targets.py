@@ -81,9 +81,7 @@ def find(name: str, where: str) -> Callable[..., Any]:
     return found
 
 
-def check_call(
-    target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
-) -> None:
+def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> None:
     """Makes sure that the arguments can be written as a call: names that the operator has, and no odd ``getattr``.
 
     Raises:
@@ -95,9 +93,7 @@ def check_call(
             raise PlanError(f"{where}: the arguments are not those of {target._schema.name}")
     elif kwargs or not args:
         raise PlanError(f"{where}: expected arguments without names")
-    elif target is getattr and (
-        len(args) != 2 or not isinstance(args[0], fx.Node) or args[1] not in _ATTRIBUTES
-    ):
+    elif target is getattr and (len(args) != 2 or not isinstance(args[0], fx.Node) or args[1] not in _ATTRIBUTES):
         raise untrusted.refusal(args[1:], where, f"one of {', '.join(_ATTRIBUTES)} of a tensor")
 
 

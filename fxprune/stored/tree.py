@@ -274,15 +274,11 @@ class _Tensors:
         kind = dtype(found["dtype"], f"{where}: dtype")
         value = self.values(name, role)
         if value.dtype != kind or tuple(value.shape) != shape:
-            raise PlanError(
-                f"{where}: expected {kind} {list(shape)}, the file holds {value.dtype} {list(value.shape)}"
-            )
+            raise PlanError(f"{where}: expected {kind} {list(shape)}, the file holds {value.dtype} {list(value.shape)}")
         if "strides" in found:
             value = _laid_out(value, found["strides"], f"{where}: strides")
         with untrusted.reading(where):
-            return (
-                nn.Parameter(value, trains) if role == "parameter" else value.requires_grad_(trains)
-            ), role
+            return (nn.Parameter(value, trains) if role == "parameter" else value.requires_grad_(trains)), role
 
 
 def _laid_out(value: Tensor, strides: Any, where: str) -> Tensor:

@@ -63,11 +63,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def write(
-    directory: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    run: Mapping[str, Any],
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, run: Mapping[str, Any]
 ) -> None:
     """Writes a checkpoint; whatever interrupts it, the old file or the new one is there, whole.
 
@@ -153,10 +149,7 @@ def _check_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any])
 
 
 def _check_fits(
-    path: Path,
-    own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    optimizer: Mapping[tuple[str, str], Tensor],
+    path: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: Mapping[tuple[str, str], Tensor]
 ) -> None:
     if odd := sorted(own.keys() ^ weights.keys()):
         where = "the model" if odd[0] in own else "the checkpoint"

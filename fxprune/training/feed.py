@@ -108,7 +108,5 @@ def _generators(data: Any) -> Iterator[torch.Generator]:
     """Yields the generators of a loader, its sampler and the sampler inside its batch sampler, each once."""
     places = [data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
     places.append(getattr(places[2], "sampler", None))
-    found = {
-        id(g): g for place in places if isinstance(g := getattr(place, "generator", None), torch.Generator)
-    }
+    found = {id(g): g for place in places if isinstance(g := getattr(place, "generator", None), torch.Generator)}
     yield from found.values()

@@ -61,9 +61,7 @@ class History:
         """Returns plain values for JSON, which has no number that is not finite: None instead."""
         return {
             "before": _plain(self.before),
-            "epochs": [
-                {**dataclasses.asdict(epoch), "metrics": _plain(epoch.metrics)} for epoch in self.epochs
-            ],
+            "epochs": [{**dataclasses.asdict(epoch), "metrics": _plain(epoch.metrics)} for epoch in self.epochs],
         }
 
     @classmethod

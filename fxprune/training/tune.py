@@ -168,9 +168,7 @@ def _start(
     device = device_of(pruned) if accelerator.num_processes == 1 else accelerator.device
 
     def feed(source: Any, **share: Any) -> Feed:
-        return feed_of(
-            source, device=device, batch_size=recipe.batch_size, forward_args=forward_args, **share
-        )
+        return feed_of(source, device=device, batch_size=recipe.batch_size, forward_args=forward_args, **share)
 
     turns = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     batches = feed(data, shuffle=True, **turns)
@@ -209,9 +207,7 @@ def _check(pruned: Any, teacher: Any, validation: Any, metrics: Any, seed: Any) 
     if metrics is not None and validation is None:
         raise ValueError("metrics: expected validation data to measure them on, got none: pass validation=")
     if not any(parameter.requires_grad for parameter in pruned.parameters()):
-        raise TrainingError(
-            "pruned: expected parameters with requires_grad, got none: there is nothing to train"
-        )
+        raise TrainingError("pruned: expected parameters with requires_grad, got none: there is nothing to train")
     check_weights(pruned)
     if teacher is not None:
         check_weights(teacher)

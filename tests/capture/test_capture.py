@@ -24,9 +24,7 @@ def image(batch: int, size: int = 32) -> tuple[Tensor, ...]:
     return (torch.randn(batch, 3, size, size, dtype=torch.float64),)
 
 
-def vision(
-    model: Callable[[], nn.Module], size: int = 32
-) -> tuple[Callable[[], nn.Module], Callable[[int], Any]]:
+def vision(model: Callable[[], nn.Module], size: int = 32) -> tuple[Callable[[], nn.Module], Callable[[int], Any]]:
     return model, lambda batch: (image(batch, size), {})
 
 
@@ -86,10 +84,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, Captured, Callable[
 def snapshot(model: nn.Module) -> dict[str, Any]:
     return {
         "flags": [module.training for module in model.modules()],
-        "hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-            for m in model.modules()
-        ],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
         "names": [set(vars(module)) for module in model.modules()],
         "tensors": {name: (id(t), t._version, t.clone()) for name, t in tensors(model).items()},
     }
@@ -136,18 +131,7 @@ def test_attributes_are_the_models_own_tensors(pair):
 def test_normal_form(pair):
     _, captured, _, _ = pair
     found = ops(captured)
-    gone = (
-        "view",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "chunk",
-        "split.",
-        "unbind",
-        "alias",
-        "detach",
-        "clone",
-    )
+    gone = ("view", "_unsafe_view", "flatten", "unflatten", "chunk", "split.", "unbind", "alias", "detach", "clone")
     assert not [op for op in found if op.startswith((*gone, "_assert", "lift", "to.device", "relu_", "add_"))]
     for node in captured.module.graph.nodes:
         assert node.kwargs.get("device") is None or isinstance(node.kwargs["device"], torch.fx.Node)

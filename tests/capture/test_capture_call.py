@@ -121,12 +121,7 @@ def test_wrong_arguments_are_refused():
 def test_dataclass_outputs_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
     )
     model, x = transformers.ViTModel(config).eval(), torch.randn(2, 3, 8, 8)
     captured = capture(model, (), {"pixel_values": x})

@@ -65,9 +65,7 @@ def test_length_of_token_ids_is_dynamic():
 def test_image_sizes_are_static_unless_the_examples_differ():
     conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
     assert shapes(capture(conv, (x,))) == [(10007, 3, 8, 8)]
-    captured = capture(
-        conv, (x,), batches=[((torch.randn(2, 3, 9, 8),), {}), ((torch.randn(5, 3, 8, 8),), {})]
-    )
+    captured = capture(conv, (x,), batches=[((torch.randn(2, 3, 9, 8),), {}), ((torch.randn(5, 3, 8, 8),), {})])
     assert shapes(captured) == [(10007, 3, 1009, 8)]
     assert run(captured, torch.randn(1, 3, 20, 8)).shape == (1, 4, 18, 6)
 

@@ -52,9 +52,7 @@ def test_every_call_is_marked():
     assert marks(check(nn.Sequential(nn.Linear(4, 4), drop, nn.Linear(4, 4), drop), x())) == ["1", "1"]
 
 
-@pytest.mark.parametrize(
-    "module", [nn.ReLU(inplace=True), nn.Identity(), nn.Dropout(), nn.Flatten(), InPlace()]
-)
+@pytest.mark.parametrize("module", [nn.ReLU(inplace=True), nn.Identity(), nn.Dropout(), nn.Flatten(), InPlace()])
 def test_other_modules_that_return_their_input_are_not(module):
     assert marks(check(nn.Sequential(nn.Linear(4, 4), module, nn.Linear(4, 4)), x())) == []
 
@@ -62,9 +60,7 @@ def test_other_modules_that_return_their_input_are_not(module):
 def test_torchvision_stochastic_depth():
     model = torchvision.models.efficientnet_b0()
     captured = capture(model, (torch.randn(2, 3, 32, 32),))
-    expected = [
-        path for path, module in model.named_modules() if isinstance(module, torchvision.ops.StochasticDepth)
-    ]
+    expected = [path for path, module in model.named_modules() if isinstance(module, torchvision.ops.StochasticDepth)]
     assert set(expected) - unused(model) == set(marks(captured))
     assert nodes(captured, "add.Tensor")[0].args[0].target is MARK
 

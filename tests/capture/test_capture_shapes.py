@@ -14,9 +14,9 @@ from tests.capture.common import Fn, assert_equal, nodes, run
 def test_sizes_computed_by_the_graph_are_ints():
     model = Fn(lambda self, x: self.lin(x).view(x.shape[0] * 2, 2), lin=nn.Linear(4, 4))
     captured = capture(model, (torch.randn(3, 4),))
-    assert [
-        captured.info[n] for n in captured.module.graph.nodes if n.target in (torch.ops.aten.sym_size.int,)
-    ] == [10007]
+    assert [captured.info[n] for n in captured.module.graph.nodes if n.target in (torch.ops.aten.sym_size.int,)] == [
+        10007
+    ]
     (node,) = nodes(captured, "reshape.default")
     assert captured.info[node] == TensorInfo((20014, 2), (6, 2), torch.float32)
 
@@ -52,9 +52,7 @@ def test_results_that_depend_on_data():
 
 
 def test_several_results():
-    captured = capture(
-        Fn(lambda self, x: self.gru(x), gru=nn.GRU(4, 6, batch_first=True)), (torch.randn(5, 3, 4),)
-    )
+    captured = capture(Fn(lambda self, x: self.gru(x), gru=nn.GRU(4, 6, batch_first=True)), (torch.randn(5, 3, 4),))
     (node,) = nodes(captured, "gru.input")
     assert [info.shape for info in captured.info[node]] == [(10007, 3, 6), (1, 10007, 6)]
 
@@ -70,9 +68,7 @@ def test_constants_and_sizes_among_the_outputs():
 def test_primes_are_no_sizes_of_the_model():
     x, y = torch.export.Dim("x"), torch.export.Dim("y")
     captured = capture(
-        nn.Linear(1009, 4),
-        (torch.randn(2, 5, 6, 1009),),
-        dynamic_shapes=({0: torch.export.Dim("b"), 1: x, 2: y},),
+        nn.Linear(1009, 4), (torch.randn(2, 5, 6, 1009),), dynamic_shapes=({0: torch.export.Dim("b"), 1: x, 2: y},)
     )
     placeholder = next(n for n in captured.module.graph.nodes if n.op == "placeholder")
     assert captured.info[placeholder].shape == (10007, 1013, 1019, 1009)

@@ -77,9 +77,7 @@ def test_state_dict_is_the_originals_without_what_is_never_used(name):
     case = emitted(name)
     unused = case.captured.unused
     orphans = {key.rpartition(".")[0] for key in unused}
-    expected = {
-        key: value for key, value in case.model.state_dict().items() if key.rpartition(".")[0] not in orphans
-    }
+    expected = {key: value for key, value in case.model.state_dict().items() if key.rpartition(".")[0] not in orphans}
     got = case.pruned.state_dict()
     assert list(got) == list(expected)
     for key, value in expected.items():
@@ -312,9 +310,7 @@ def edited(captured: Captured) -> fx.GraphModule:
 
 def test_sliced_tensors_and_added_constants():
     x = torch.randn(4, 3, 8, 8)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6, bias=False)
-    ).eval()
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6, bias=False)).eval()
     captured = capture(model, (x,))
     sliced = edited(captured)
     keep = torch.tensor([0, 2, 5])
@@ -369,9 +365,7 @@ def test_a_pruned_graph_is_emitted_as_real_layers(name):
     case = emitted(name)
     coupling = couple(case.captured)
     chance = np.random.default_rng(0)
-    units = [
-        unit for group in coupling.groups for unit in chance.permutation(group.units)[: len(group.units) // 3]
-    ]
+    units = [unit for group in coupling.groups for unit in chance.permutation(group.units)[: len(group.units) // 3]]
     sliced = slice_graph(coupling, coupling.removed_mask(units))
     pruned = emit(case.captured, sliced)
     with torch.no_grad():
@@ -381,7 +375,5 @@ def test_a_pruned_graph_is_emitted_as_real_layers(name):
     assert list(pruned.state_dict()) == list(case.pruned.state_dict())
     sizes, full = (sum(p.numel() for p in m.parameters()) for m in (pruned, case.pruned))
     assert sizes < full
-    targets = [
-        [node.target for node in m.graph.nodes if node.op == "call_module"] for m in (pruned, case.pruned)
-    ]
+    targets = [[node.target for node in m.graph.nodes if node.op == "call_module"] for m in (pruned, case.pruned)]
     assert targets[0] == targets[1]

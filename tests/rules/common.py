@@ -60,9 +60,7 @@ class Case:
     def args(self, seed: int = 0) -> tuple[Tensor, ...]:
         """Returns random inputs."""
         torch.manual_seed(seed)
-        return (
-            self.inputs() if self.inputs else tuple(torch.randn(s, dtype=torch.float64) for s in self.shapes)
-        )
+        return self.inputs() if self.inputs else tuple(torch.randn(s, dtype=torch.float64) for s in self.shapes)
 
 
 def groups_of(coupling: Coupling) -> list[str]:

@@ -153,14 +153,9 @@ def test_experts_that_multiply_sorted_tokens_share_their_widths(library: str) ->
         return op(op(m.make(x), m.up, ends).relu(), m.down, ends)
 
     up, down = nn.Parameter(torch.randn(2, 16, 8)), nn.Parameter(torch.randn(2, 8, 4))
-    model = randomise(
-        Fn(forward, make=nn.Linear(5, 16), up=up, down=down)
-    ).eval()  # torch's op takes no float64
+    model = randomise(Fn(forward, make=nn.Linear(5, 16), up=up, down=down)).eval()  # torch's op takes no float64
     args = (torch.randn(4, 5),)
     coupling = couple(capture(model, args))
     assert not coupling.unsupported
-    assert sorted(groups_of(coupling)) == [
-        "16 channel: up[1] make.weight[0] make.bias[0]",
-        "8 channel: up[2] down[1]",
-    ]
+    assert sorted(groups_of(coupling)) == ["16 channel: up[1] make.weight[0] make.bias[0]", "8 channel: up[2] down[1]"]
     assert certify(coupling, args, coupling.removed_mask([0, 1, 2, 3, 16, 17, 18, 19])).verified

@@ -126,9 +126,7 @@ def test_a_kernel_of_each_sample_by_as_many_groups_as_samples() -> None:
         return m.head(z.reshape(b, 6, h, w))
 
     kernels = nn.Parameter(torch.randn(4, 6, 8, 3, 3))
-    model = Fn(
-        forward, make=nn.Conv2d(3, 8, 1), route=nn.Linear(3, 4), kernels=kernels, head=nn.Conv2d(6, 2, 1)
-    )
+    model = Fn(forward, make=nn.Conv2d(3, 8, 1), route=nn.Linear(3, 4), kernels=kernels, head=nn.Conv2d(6, 2, 1))
     args = (torch.randn(3, 3, 5, 5, dtype=torch.float64),)
     coupling = prepared(model, args)[1]
     assert not coupling.unsupported
@@ -147,9 +145,7 @@ def test_a_transposed_convolution_by_as_many_groups_as_samples_stays() -> None:
         return m.head(F.conv_transpose2d(y.reshape(1, b * 8, h, w), kernels, groups=b).reshape(b, 6, h, w))
 
     kernels = nn.Parameter(torch.randn(4, 8, 6, 1, 1))
-    model = Fn(
-        forward, make=nn.Conv2d(3, 8, 1), route=nn.Linear(3, 4), kernels=kernels, head=nn.Conv2d(6, 2, 1)
-    )
+    model = Fn(forward, make=nn.Conv2d(3, 8, 1), route=nn.Linear(3, 4), kernels=kernels, head=nn.Conv2d(6, 2, 1))
     coupling = prepared(model, (torch.randn(3, 3, 5, 5, dtype=torch.float64),))[1]
     assert "conv_transpose2d" in coupling.unsupported[0][0]
     assert [group.name for group in coupling.groups] == ["route"]

@@ -66,9 +66,7 @@ def test_rule(case: Case) -> None:
 ])  # fmt: skip
 def test_random_values_are_cut_to_what_is_left(make) -> None:
     x = torch.randn(T, dtype=torch.float64)
-    _, coupling = prepared(
-        Fn(lambda m, x: m.b(m.a(x) + 0 * make(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), (x,)
-    )
+    _, coupling = prepared(Fn(lambda m, x: m.b(m.a(x) + 0 * make(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), (x,))
     assert groups_of(coupling) == GROUPS
     assert certify(coupling, (x,), removal(coupling, 0, 0.5)).verified
 

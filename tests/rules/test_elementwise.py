@@ -66,9 +66,7 @@ class Many(nn.Module):
     def __init__(self, functions: list[Callable[..., Tensor]], operands: int) -> None:
         super().__init__()
         self.functions = functions
-        self.makers = nn.ModuleList(
-            nn.ModuleList(nn.Linear(5, 6) for _ in range(operands)) for _ in functions
-        )
+        self.makers = nn.ModuleList(nn.ModuleList(nn.Linear(5, 6) for _ in range(operands)) for _ in functions)
         self.readers = nn.ModuleList(nn.Linear(6, 2) for _ in functions)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

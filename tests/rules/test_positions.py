@@ -52,9 +52,7 @@ def _one_hot(m: Any, x: Tensor) -> Tensor:
 
 def _one_hot_of_more(m: Any, x: Tensor) -> Tensor:
     weight, where = _chosen(m, x)
-    return (
-        torch.einsum("bnk,bnke->bne", weight, F.one_hot(where, COUNT + 1).to(x.dtype))[..., :COUNT] @ m.table
-    )
+    return torch.einsum("bnk,bnke->bne", weight, F.one_hot(where, COUNT + 1).to(x.dtype))[..., :COUNT] @ m.table
 
 
 def _compared(unequal: bool, with_buffer: bool) -> Callable[..., Tensor]:
@@ -102,9 +100,7 @@ def _grouped(m: Any, x: Tensor, sort: Callable[[Tensor], tuple[Tensor, Tensor]])
     weight, where = (part.flatten() for part in _chosen(m, tokens))
     ordered, order = sort(where)
     ends = torch.histc(ordered.to(x.dtype), COUNT, 0, COUNT - 1).cumsum(0, dtype=torch.int32)
-    rows = torch.ops.transformers.grouped_mm_fallback(tokens[order // 2], m.up, ends) * weight[
-        order
-    ].unsqueeze(-1)
+    rows = torch.ops.transformers.grouped_mm_fallback(tokens[order // 2], m.up, ends) * weight[order].unsqueeze(-1)
     back = torch.empty_like(order).index_put((order,), torch.arange(len(order)))
     return rows[back].view(-1, 2, 7).sum(1).view(*x.shape[:2], 7)
 
@@ -127,11 +123,7 @@ GOING = [
     _case("unequal to 0, 1, 2 ...", _compared(True, False), ROW),
     _case("rows of a weight", _weights_of_each, LAYER),
     _case("rows of a table", _of_one(lambda m, where: m.table[where]), ROW),
-    _case(
-        "rows of a table, flat",
-        _of_one(lambda m, w: m.table.index_select(0, w.flatten()).view(*w.shape, 7)),
-        ROW,
-    ),
+    _case("rows of a table, flat", _of_one(lambda m, w: m.table.index_select(0, w.flatten()).view(*w.shape, 7)), ROW),
     _case("embedding", _of_one(lambda m, where: F.embedding(where, m.table)), ROW),
     _case(
         "gather",
@@ -143,12 +135,8 @@ GOING = [
         lambda m, x: m.gate(x).sigmoid().take_along_dim(m.gate(x).topk(2)[1], -1),
         "6 expert: gate.weight[0] gate.bias[0]",
     ),
-    _case(
-        "the largest", lambda m, x: F.embedding(m.gate(x).argmax(-1), m.table) * x.mean(-1, keepdim=True), ROW
-    ),
-    _case(
-        "all, weighed", lambda m, x: torch.einsum("bni,eio,bne->bno", x, m.up, m.gate(x).softmax(-1)), LAYER
-    ),
+    _case("the largest", lambda m, x: F.embedding(m.gate(x).argmax(-1), m.table) * x.mean(-1, keepdim=True), ROW),
+    _case("all, weighed", lambda m, x: torch.einsum("bni,eio,bne->bno", x, m.up, m.gate(x).softmax(-1)), LAYER),
     _case("counted, a bin each", _counted(COUNT, COUNT - 1), ROW),
     _case("counted, a bin each of width one", _counted(COUNT, COUNT), ROW),
 ]
@@ -202,9 +190,7 @@ def test_the_twin_is_the_model_without_the_experts() -> None:
     x = torch.randn(T, dtype=torch.float64)
     coupling = prepared(full, (x,))[1]
     kept = [0, 2, 3, 5]
-    small = Fn(
-        _one_hot_of_those_there, gate=nn.Linear(5, 4), table=nn.Parameter(full.table.detach()[kept])
-    ).double()
+    small = Fn(_one_hot_of_those_there, gate=nn.Linear(5, 4), table=nn.Parameter(full.table.detach()[kept])).double()
     with torch.no_grad():
         small.gate.weight.copy_(full.gate.weight[kept])
         small.gate.bias.copy_(full.gate.bias[kept])

@@ -31,9 +31,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 def _tagger(layer: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     width = layer(torch.randn(2, 3, 6))[0].shape[-1]
-    return Fn(
-        lambda m, x: m.head(m.rnn(m.make(x))[0]), make=nn.Linear(4, 6), rnn=layer, head=nn.Linear(width, 3)
-    )
+    return Fn(lambda m, x: m.head(m.rnn(m.make(x))[0]), make=nn.Linear(4, 6), rnn=layer, head=nn.Linear(width, 3))
 
 
 def _input() -> tuple[Tensor, ...]:
@@ -105,10 +103,7 @@ def test_cells_in_a_loop(kind: str) -> None:
 
 def test_a_state_that_the_caller_gives_keeps_the_hidden_units() -> None:
     model = Fn(
-        lambda m, x, h: m.head(m.rnn(m.make(x), h)[0]),
-        make=nn.Linear(4, 6),
-        rnn=nn.GRU(6, 8),
-        head=nn.Linear(8, 3),
+        lambda m, x, h: m.head(m.rnn(m.make(x), h)[0]), make=nn.Linear(4, 6), rnn=nn.GRU(6, 8), head=nn.Linear(8, 3)
     )
     args = (torch.randn(7, 3, 4, dtype=torch.float64), torch.randn(1, 3, 8, dtype=torch.float64))
     coupling = prepared(model, args)[1]

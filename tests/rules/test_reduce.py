@@ -47,9 +47,7 @@ class Many(nn.Module):
         super().__init__()
         self.functions, self.over_channels = functions, over_channels
         self.makers = nn.ModuleList(nn.Linear(5, 6) for _ in functions)
-        self.readers = (
-            nn.ModuleList(nn.Linear(6, 2) for _ in functions) if read else [nn.Identity()] * len(functions)
-        )
+        self.readers = nn.ModuleList(nn.Linear(6, 2) for _ in functions) if read else [nn.Identity()] * len(functions)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         results = []

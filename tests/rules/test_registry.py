@@ -30,16 +30,7 @@ from tests.rules import (
 from tests.rules.common import Fn, coupled
 
 A = torch.ops.aten
-FAMILIES = (
-    test_attention,
-    test_contract,
-    test_conv,
-    test_create,
-    test_join,
-    test_norm,
-    test_positions,
-    test_reshape,
-)
+FAMILIES = (test_attention, test_contract, test_conv, test_create, test_join, test_norm, test_positions, test_reshape)
 #: Ops with a rule that no test's graph holds, and why.
 UNSEEN = {
     "erased by capture": {
@@ -77,9 +68,7 @@ def _tables() -> list[Captured]:
     for functions, operands in ((test_elementwise.UNARY, 1), (test_elementwise.BINARY, 2)):
         models.append((test_elementwise.Many(list(functions.values()), operands), x))
     for d, functions in test_spatial.FUNCTIONS.items():
-        models.append(
-            (test_spatial.Many(functions, d), torch.randn(test_spatial.SHAPES[d], dtype=torch.float64))
-        )
+        models.append((test_spatial.Many(functions, d), torch.randn(test_spatial.SHAPES[d], dtype=torch.float64)))
     models += [
         (test_reduce.Many(list(functions.values()), False, False), x)
         for functions in (test_reduce.PARTS, test_reduce.SCANS)

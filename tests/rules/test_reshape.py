@@ -30,13 +30,9 @@ MOVES = {
     "swapaxes": lambda y: A.swapaxes(A.swapaxes(y, 1, 2).sin(), -1, 1),
     "swapdims": lambda y: A.swapdims(A.swapdims(y, 1, 2).sin(), -1, 1),
     "movedim.int": lambda y: A.movedim.int(A.movedim.int(y, -1, 0).sin(), 0, -1),
-    "movedim.intlist": lambda y: A.movedim.intlist(
-        A.movedim.intlist(y, [2, 0], [0, 1]).sin(), [0, 1], [2, 0]
-    ),
+    "movedim.intlist": lambda y: A.movedim.intlist(A.movedim.intlist(y, [2, 0], [0, 1]).sin(), [0, 1], [2, 0]),
     "moveaxis.int": lambda y: A.moveaxis.int(A.moveaxis.int(y, 2, 0).sin(), 0, 2),
-    "moveaxis.intlist": lambda y: A.moveaxis.intlist(
-        A.moveaxis.intlist(y, [2, 0], [0, 1]).sin(), [0, 1], [2, 0]
-    ),
+    "moveaxis.intlist": lambda y: A.moveaxis.intlist(A.moveaxis.intlist(y, [2, 0], [0, 1]).sin(), [0, 1], [2, 0]),
     "t": lambda y: y[:, 0].t().sin().t().unsqueeze(1),
     "unsqueeze": lambda y: y.unsqueeze(-2).sin().squeeze(-2),
     "squeeze": lambda y: A.squeeze.default(y.unsqueeze(1).unsqueeze(-1).sin()),

@@ -45,9 +45,7 @@ FLAT: list[Callable[[Tensor], Tensor]] = [
     lambda x: A._upsample_bicubic2d_aa.default(x, [4, 3], False),
     lambda x: A._upsample_bicubic2d_aa.vec(x, None, False, [0.5, 0.5]),
     lambda x: A._adaptive_avg_pool2d.default(x, [4, 3]),
-    lambda x: F.grid_sample(
-        x, x.new_ones(1, 4, 3, 2).cumsum(1).sin().expand(len(x), 4, 3, 2), align_corners=False
-    ),
+    lambda x: F.grid_sample(x, x.new_ones(1, 4, 3, 2).cumsum(1).sin().expand(len(x), 4, 3, 2), align_corners=False),
 ]
 SOLID: list[Callable[[Tensor], Tensor]] = [lambda x: A._adaptive_avg_pool3d.default(x, [2, 3, 2])]
 
@@ -75,8 +73,7 @@ def test_channels_pass(d: int) -> None:
     x = torch.randn(SHAPES[d], dtype=torch.float64)
     _, coupling = prepared(Many(FUNCTIONS[d], d), (x,))
     passed = [
-        f"6 channel: makers.{i}.weight[0] makers.{i}.bias[0] readers.{i}.weight[1]"
-        for i in range(len(FUNCTIONS[d]))
+        f"6 channel: makers.{i}.weight[0] makers.{i}.bias[0] readers.{i}.weight[1]" for i in range(len(FUNCTIONS[d]))
     ]
     assert sorted(groups_of(coupling)) == sorted(passed)
     check(coupling, (x,))

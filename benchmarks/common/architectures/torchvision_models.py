@@ -29,9 +29,7 @@ def _options(name: str, edge: int) -> dict[str, Any]:
         return {"image_size": edge}
     if name in ("googlenet", "inception_v3"):
         return {"init_weights": False}
-    if (
-        "_fpn" in name
-    ):  # these scale what they get to a size of their own, by default 800, and look at 1,000 regions
+    if "_fpn" in name:  # these scale what they get to a size of their own, by default 800, and look at 1,000 regions
         few = {"rpn_post_nms_top_n_test": 32, "box_detections_per_img": 8} if "rcnn" in name else {}
         return {"min_size": edge, "max_size": edge, **few}
     return {}

@@ -93,27 +93,12 @@ _ROWS: dict[str, tuple[str, str, Options, Callable[[torch.Generator], Inputs]]] 
         _TRANSLATION | {"max_position_embeddings": 64, "forced_eos_token_id": 2},
         _translation,
     ),
-    "beit": (
-        "BeitForImageClassification",
-        "BeitConfig",
-        _VISION | {"use_relative_position_bias": True},
-        _small,
-    ),
+    "beit": ("BeitForImageClassification", "BeitConfig", _VISION | {"use_relative_position_bias": True}, _small),
     "bert": ("BertForSequenceClassification", "BertConfig", _TEXT, _tokens),
     "bloom": ("BloomForCausalLM", "BloomConfig", _BLOCKS | _SPECIAL | {"use_cache": False}, _tokens),
     "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig", _TEXT | {"projection_dim": 48}, _tokens),
-    "clip_vision": (
-        "CLIPVisionModelWithProjection",
-        "CLIPVisionConfig",
-        _VISION | {"projection_dim": 48},
-        _small,
-    ),
-    "convnext": (
-        "ConvNextForImageClassification",
-        "ConvNextConfig",
-        _STAGES | {"layer_scale_init_value": 1.0},
-        _large,
-    ),
+    "clip_vision": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", _VISION | {"projection_dim": 48}, _small),
+    "convnext": ("ConvNextForImageClassification", "ConvNextConfig", _STAGES | {"layer_scale_init_value": 1.0}, _large),
     "convnextv2": ("ConvNextV2ForImageClassification", "ConvNextV2Config", _STAGES, _large),
     "deberta-v2": (
         "DebertaV2ForSequenceClassification",
@@ -137,12 +122,7 @@ _ROWS: dict[str, tuple[str, str, Options, Callable[[torch.Generator], Inputs]]] 
         | {
             "num_queries": 10,
             "use_timm_backbone": False,
-            "backbone_config": {
-                "model_type": "resnet",
-                "embedding_size": 16,
-                "out_features": ["stage4"],
-                **_STAGES,
-            },
+            "backbone_config": {"model_type": "resnet", "embedding_size": 16, "out_features": ["stage4"], **_STAGES},
         },
         _large,
     ),
@@ -251,12 +231,7 @@ _ROWS: dict[str, tuple[str, str, Options, Callable[[torch.Generator], Inputs]]] 
     "siglip_text": ("SiglipTextModel", "SiglipTextConfig", _TEXT, _bare_tokens),
     "siglip_vision": ("SiglipVisionModel", "SiglipVisionConfig", _VISION, _small),
     "swin": ("SwinForImageClassification", "SwinConfig", _WINDOWS, _large),
-    "swinv2": (
-        "Swinv2ForImageClassification",
-        "Swinv2Config",
-        _WINDOWS | {"pretrained_window_sizes": (0, 0)},
-        _large,
-    ),
+    "swinv2": ("Swinv2ForImageClassification", "Swinv2Config", _WINDOWS | {"pretrained_window_sizes": (0, 0)}, _large),
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",
@@ -282,12 +257,7 @@ _ROWS: dict[str, tuple[str, str, Options, Callable[[torch.Generator], Inputs]]] 
         "WhisperForConditionalGeneration",
         "WhisperConfig",
         _TRANSLATION
-        | {
-            "num_mel_bins": 16,
-            "max_source_positions": 16,
-            "max_target_positions": 32,
-            "begin_suppress_tokens": None,
-        },
+        | {"num_mel_bins": 16, "max_source_positions": 16, "max_target_positions": 32, "begin_suppress_tokens": None},
         _transcription,
     ),
 }

@@ -55,9 +55,7 @@ def follow_dtype(flat: Flat) -> None:
             for source in node.all_input_nodes:
                 if kinds.get(source) is _Kind.FIXED and _is_of(source, dtype):
                     if source not in casts:
-                        casts[source] = insert(
-                            flat.graph, node, aten.to.dtype, (source, current()), fake(source)
-                        )
+                        casts[source] = insert(flat.graph, node, aten.to.dtype, (source, current()), fake(source))
                     node.replace_input_with(source, casts[source])
         kind = _kind(node, operands, dtype, flat)
         if kind is not None:
@@ -103,11 +101,7 @@ def _kind(node: fx.Node, operands: set[_Kind], dtype: torch.dtype, flat: Flat) -
     if "val" not in node.meta and len(operands) == 1:
         return next(iter(operands))  # a layout operator that a pass put in
     values = node.meta.get("val")
-    first = (
-        next((v for v in values if isinstance(v, Tensor)), None)
-        if isinstance(values, (list, tuple))
-        else values
-    )
+    first = next((v for v in values if isinstance(v, Tensor)), None) if isinstance(values, (list, tuple)) else values
     if not isinstance(first, Tensor) or not first.is_floating_point():
         return None
     if node.op == "placeholder" or (

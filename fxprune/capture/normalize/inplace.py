@@ -7,17 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxprune.capture.normalize.edit import (
-    aten,
-    fake,
-    first,
-    insert,
-    is_op,
-    same_sizes,
-    schema_args,
-    storage,
-    writes,
-)
+from fxprune.capture.normalize.edit import aten, fake, first, insert, is_op, same_sizes, schema_args, storage, writes
 from fxprune.capture.normalize.writeback import write_back
 from fxprune.capture.sizes import Sizes
 
@@ -54,9 +44,7 @@ def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
             continue
         owner = memory.family[first(node)][0]
         if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
-            notes.append(
-                f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update"
-            )
+            notes.append(f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update")
         if memory.is_self_copy(node):
             node.replace_all_uses_with(first(node))
             graph.erase_node(node)
@@ -152,9 +140,7 @@ class _Memory:
             return False
         if not self._remake(node, first(alias), new):
             return False
-        made = insert(
-            self._graph, node, alias.target, (new[first(alias)], *alias.args[1:]), alias.meta.get("val")
-        )
+        made = insert(self._graph, node, alias.target, (new[first(alias)], *alias.args[1:]), alias.meta.get("val"))
         made.kwargs = alias.kwargs
         new[alias] = made
         return True

@@ -12,15 +12,7 @@ from fxprune.capture.sizes import static
 
 __all__ = ["unify_splits"]
 
-_SPLITS = (
-    aten.chunk,
-    aten.split,
-    aten.tensor_split,
-    aten.unsafe_chunk,
-    aten.unsafe_split,
-    aten.hsplit,
-    aten.vsplit,
-)
+_SPLITS = (aten.chunk, aten.split, aten.tensor_split, aten.unsafe_chunk, aten.unsafe_split, aten.hsplit, aten.vsplit)
 
 
 def unify_splits(graph: fx.Graph) -> None:
@@ -54,8 +46,6 @@ def _unbind(graph: fx.Graph, node: fx.Node) -> None:
         return
     for user in list(node.users):
         replace(
-            graph,
-            user,
-            insert(graph, user, aten.select.int, (node.args[0], dim, user.args[1]), user.meta.get("val")),
+            graph, user, insert(graph, user, aten.select.int, (node.args[0], dim, user.args[1]), user.meta.get("val"))
         )
     graph.erase_node(node)

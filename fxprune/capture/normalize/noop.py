@@ -6,29 +6,12 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.capture.normalize.edit import (
-    aten,
-    fake,
-    is_op,
-    replace,
-    same_sizes,
-    schema_args,
-    storage,
-    written,
-)
+from fxprune.capture.normalize.edit import aten, fake, is_op, replace, same_sizes, schema_args, storage, written
 from fxprune.capture.sizes import Sizes
 
 __all__ = ["drop_noops"]
 
-_ALIASES = (
-    aten.alias,
-    aten.detach,
-    aten.lift_fresh_copy,
-    aten.lift_fresh,
-    aten.lift,
-    aten.detach_,
-    aten.alias_copy,
-)
+_ALIASES = (aten.alias, aten.detach, aten.lift_fresh_copy, aten.lift_fresh, aten.lift, aten.detach_, aten.alias_copy)
 
 
 def drop_noops(graph: fx.Graph, sizes: Sizes) -> None:
@@ -52,12 +35,7 @@ def _operand(node: fx.Node, overwritten: set[int]) -> fx.Node | None:
     if is_op(node, aten.cat) and isinstance(source, (list, tuple)) and len(source) == 1:
         return source[0] if isinstance(source[0], fx.Node) else None
     before, after = fake(source), fake(node)
-    if (
-        before is None
-        or after is None
-        or before.dtype != after.dtype
-        or not same_sizes(before.shape, after.shape)
-    ):
+    if before is None or after is None or before.dtype != after.dtype or not same_sizes(before.shape, after.shape):
         return None
     return source if _keeps_all(node) else None
 

@@ -192,9 +192,7 @@ def _relayout(graph: fx.Graph, at: fx.Node, current: fx.Node, split: _Split, ndi
     return _move(graph, at, current, order, missing, ndim)
 
 
-def _move(
-    graph: fx.Graph, at: fx.Node, current: fx.Node, order: list[int | None], missing: int, ndim: int
-) -> fx.Node:
+def _move(graph: fx.Graph, at: fx.Node, current: fx.Node, order: list[int | None], missing: int, ndim: int) -> fx.Node:
     """Squeeze, permute and unsqueeze ``current``, which has all of ``ndim`` dimensions but one, into ``order``."""
     axes = [axis if axis is None else axis - (axis > missing) for axis in order if axis != missing]
     kept = [axis for axis in axes if axis is not None]

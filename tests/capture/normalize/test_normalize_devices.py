@@ -16,11 +16,7 @@ def makes_tensors(self: Any, ids: Tensor) -> Tensor:
     positions = torch.arange(ids.shape[1], device=ids.device)
     zeros = torch.zeros(ids.shape[1], 6, device=ids.device, dtype=self.emb.weight.dtype)
     mask = torch.ones(ids.shape[1], device=ids.device).bool().to(ids.device)
-    y = (
-        self.emb(ids).to(ids.device)
-        + zeros
-        + positions[:, None].to(device=ids.device, dtype=self.emb.weight.dtype)
-    )
+    y = self.emb(ids).to(ids.device) + zeros + positions[:, None].to(device=ids.device, dtype=self.emb.weight.dtype)
     return y * mask[:, None].type_as(y) + torch.full((6,), 2.0, device=ids.device).to(y)
 
 

@@ -91,9 +91,7 @@ def test_selects_become_slices(name):
 def test_multihead_attention_is_cut_without_moving_an_axis():
     model = nn.MultiheadAttention(C, H, batch_first=True)
     captured = capture(Fn(lambda self, x: self.m(x, x, x, need_weights=False)[0], m=model), (x().float(),))
-    assert [node.args[0].target for node in nodes(captured, "slice.Tensor")] == [
-        torch.ops.aten.linear.default
-    ] * 3
+    assert [node.args[0].target for node in nodes(captured, "slice.Tensor")] == [torch.ops.aten.linear.default] * 3
     assert not set(ops(captured)) & {"unsqueeze.default", "squeeze.dims", "select.int", "contiguous.default"}
 
 

@@ -45,9 +45,7 @@ def test_every_view_is_a_reshape_with_sizes(name):
     assert [size for size in sizes if isinstance(size, int) and size != -1] == [
         size for size in expected if isinstance(size, int)
     ]
-    assert sum(not isinstance(size, int) or size == -1 for size in sizes) == sum(
-        isinstance(s, str) for s in expected
-    )
+    assert sum(not isinstance(size, int) or size == -1 for size in sizes) == sum(isinstance(s, str) for s in expected)
     assert list(sizes).count(-1) <= 1
     assert captured.info[node].shape == tuple(
         s if isinstance(s, int) else 10007 * (4 if s == "mul" else 1) for s in expected
@@ -56,18 +54,14 @@ def test_every_view_is_a_reshape_with_sizes(name):
 
 def test_static_sizes_are_numbers_where_the_model_wrote_minus_one():
     captured = check(
-        Fn(lambda self, x: self.lin(x).view(x.shape[0], x.shape[1], -1, 2), lin=nn.Linear(6, 6)),
-        x(),
-        others=BATCHES,
+        Fn(lambda self, x: self.lin(x).view(x.shape[0], x.shape[1], -1, 2), lin=nn.Linear(6, 6)), x(), others=BATCHES
     )
     (node,) = nodes(captured, "reshape.default")
     assert node.args[1][1:] == [4, 3, 2]
 
 
 def test_two_dynamic_sizes_both_have_nodes():
-    model = Fn(
-        lambda self, i: self.emb(i).view(i.shape[0], -1, 2, 3).flatten(2), emb=nn.Embedding(9, 6)
-    ).double()
+    model = Fn(lambda self, i: self.emb(i).view(i.shape[0], -1, 2, 3).flatten(2), emb=nn.Embedding(9, 6)).double()
     captured = capture(model, (torch.randint(9, (2, 5)),))
     for node in nodes(captured, "reshape.default"):
         assert list(node.args[1]).count(-1) <= 1
@@ -100,9 +94,7 @@ def test_every_split_has_its_sizes(function, sizes):
 
 
 def test_unbind_is_select():
-    captured = check(
-        Fn(lambda self, x: self.lin(x).unbind(1)[2] + 1, lin=nn.Linear(6, 6)), x(), others=BATCHES
-    )
+    captured = check(Fn(lambda self, x: self.lin(x).unbind(1)[2] + 1, lin=nn.Linear(6, 6)), x(), others=BATCHES)
     assert ops(captured) == {"linear.default": 1, "select.int": 1, "add.Tensor": 1}
 
 

@@ -87,9 +87,7 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            t.reshape(*t.shape[:2], self.heads, -1) for t in (self.to_q(x), self.to_k(x), self.to_v(x))
-        )
+        q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
         q, k = F.elu(q) + 1, F.elu(k) + 1
         kv = torch.einsum("nshd,nshm->nhmd", k, v)
         z = 1 / (torch.einsum("nlhd,nhd->nlh", q, k.sum(dim=1)) + 1e-6)
@@ -254,9 +252,7 @@ class WindowNet(nn.Module):
     def __init__(self, dim: int = 16) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(3, dim, 2, 2)
-        self.blocks = nn.Sequential(
-            Block(WindowAttention(dim, shift=0), dim), Block(WindowAttention(dim), dim)
-        )
+        self.blocks = nn.Sequential(Block(WindowAttention(dim, shift=0), dim), Block(WindowAttention(dim), dim))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 4)
 

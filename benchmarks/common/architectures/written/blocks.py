@@ -248,9 +248,7 @@ def shufflenet() -> nn.Module:
 
 
 def residual(behind: Callable[[], nn.Module]) -> nn.Module:
-    return Classifier(
-        nn.Sequential(conv_bn(3, 16, stride=2), Residual(16, behind()), Residual(16, behind())), 16
-    )
+    return Classifier(nn.Sequential(conv_bn(3, 16, stride=2), Residual(16, behind()), Residual(16, behind())), 16)
 
 
 MODELS: dict[str, Callable[[], Call]] = {

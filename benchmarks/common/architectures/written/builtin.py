@@ -56,9 +56,7 @@ class PaddedClassifier(nn.Module):
         layer = nn.TransformerEncoderLayer(
             dim, nhead=4, dim_feedforward=32, activation="gelu", batch_first=True, norm_first=True
         )
-        self.encoder = nn.TransformerEncoder(
-            layer, num_layers=2, norm=nn.LayerNorm(dim), enable_nested_tensor=False
-        )
+        self.encoder = nn.TransformerEncoder(layer, num_layers=2, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
         self.fc = nn.Linear(dim, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:

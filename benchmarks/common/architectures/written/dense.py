@@ -111,14 +111,10 @@ class EDSR(nn.Module):
         super().__init__()
         self.head = nn.Conv2d(3, width, 3, padding=1)
         self.body = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1), nn.ReLU(True), nn.Conv2d(width, width, 3, padding=1)
-            )
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(True), nn.Conv2d(width, width, 3, padding=1))
             for _ in range(2)
         )
-        self.upsample = nn.Sequential(
-            nn.Conv2d(width, width * scale**2, 3, padding=1), nn.PixelShuffle(scale)
-        )
+        self.upsample = nn.Sequential(nn.Conv2d(width, width * scale**2, 3, padding=1), nn.PixelShuffle(scale))
         self.tail = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

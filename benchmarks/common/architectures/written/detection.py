@@ -160,9 +160,7 @@ class Focus(nn.Module):
         self.conv = Conv(c1 * 4, c2, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(
-            torch.cat((x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1)
-        )
+        return self.conv(torch.cat((x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1))
 
 
 class SpaceToDepth(nn.Module):

@@ -107,9 +107,7 @@ class TCN(nn.Module):
     def __init__(self, width: int = 6, channels: tuple[int, ...] = (16, 16, 12), classes: int = 4) -> None:
         super().__init__()
         sizes = (width, *channels)
-        self.network = nn.Sequential(
-            *(TemporalBlock(sizes[i], sizes[i + 1], 2, 2**i) for i in range(len(channels)))
-        )
+        self.network = nn.Sequential(*(TemporalBlock(sizes[i], sizes[i + 1], 2, 2**i) for i in range(len(channels))))
         self.linear = nn.Linear(channels[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -44,9 +44,7 @@ class TiedLanguageModel(nn.Module):
     def __init__(self, vocabulary: int = 32, width: int = 16, hidden: int = 24) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.decoder = nn.Linear(width, vocabulary)
         self.decoder.weight = self.embedding.weight
 

@@ -19,9 +19,7 @@ class MixerBlock(nn.Module):
     def __init__(self, dim: int, patches: int, token_dim: int = 12, channel_dim: int = 32) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.token_mix = nn.Sequential(
-            nn.Linear(patches, token_dim), nn.GELU(), nn.Linear(token_dim, patches)
-        )
+        self.token_mix = nn.Sequential(nn.Linear(patches, token_dim), nn.GELU(), nn.Linear(token_dim, patches))
         self.norm2 = nn.LayerNorm(dim)
         self.channel_mix = nn.Sequential(nn.Linear(dim, channel_dim), nn.GELU(), nn.Linear(channel_dim, dim))
 
@@ -129,9 +127,7 @@ class RMSNorm(nn.Module):
 class FeedForward(nn.Module):
     """Residual layers, each a norm and some feed-forward part."""
 
-    def __init__(
-        self, part: Callable[[], nn.Module], norm: Callable[[int], nn.Module], dim: int = 16
-    ) -> None:
+    def __init__(self, part: Callable[[], nn.Module], norm: Callable[[int], nn.Module], dim: int = 16) -> None:
         super().__init__()
         self.embed = nn.Linear(6, dim)
         self.norms = nn.ModuleList([norm(dim) for _ in range(2)])

@@ -45,9 +45,7 @@ class GroupNormBlock(nn.Module):
         self.norm2 = nn.GroupNorm(4, outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(4, outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(4, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x
@@ -123,10 +121,7 @@ class Inception(nn.Module):
 
 def depthwise_separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """MobileNet's block: a depthwise and a pointwise convolution (Howard et al. 2017)."""
-    return nn.Sequential(
-        *conv_bn(inputs, inputs, 3, stride, groups=inputs),
-        *conv_bn(inputs, outputs, 1),
-    )
+    return nn.Sequential(*conv_bn(inputs, inputs, 3, stride, groups=inputs), *conv_bn(inputs, outputs, 1))
 
 
 class ResNeXtBlock(nn.Module):
@@ -155,9 +150,7 @@ class RepVGGBlock(nn.Module):
         self.rbr_dense = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
         )
-        self.rbr_1x1 = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        )
+        self.rbr_1x1 = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.rbr_identity = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
