@@ -13,7 +13,7 @@ from common.cli import begin, name_of, parser
 from common.results import record
 
 import fxprune
-from fxprune.cost import cost_model
+from fxprune.budget.cost import cost_model
 from tests.util import randomise
 
 MODELS = ["resnet50", "mobilenet_v2", "vit_b_16"]

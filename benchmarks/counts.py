@@ -17,9 +17,9 @@ from common.results import record
 from common.vgg import Vgg
 from torch import nn
 
-from fxprune.capture import capture
-from fxprune.coupling import Coupling, couple
-from fxprune.solve import solve
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import Coupling, couple
 
 Case = tuple[str, dict[str, float], float, float]
 

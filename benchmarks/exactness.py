@@ -18,7 +18,7 @@ from common.results import previous, record, table
 from torch import nn
 
 import fxprune
-from fxprune.cost import cost_model
+from fxprune.budget.cost import cost_model
 from tests.util import fingerprint, randomise, spread
 
 BUDGET = 0.5

@@ -20,19 +20,19 @@ from common.results import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import capture
-from fxprune.captured_inputs import PlainInputs
-from fxprune.channels import Mask
-from fxprune.coupling import Coupling, couple
-from fxprune.recover import recover
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.slice import slice_graph
-from fxprune.scores import score
-from fxprune.scores.base import Context
-from fxprune.scores.ippro import Ippro, collect, combine
-from fxprune.scores.variance import Variance
-from fxprune.solve import solve
-from fxprune.verify import Run
+from fxprune.algebra.channels import Mask
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import capture
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.recovery.recovery import recover
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.scoring import score
+from fxprune.scoring.ippro import Ippro, collect, combine
+from fxprune.scoring.scorer import Context
+from fxprune.scoring.variance import Variance
+from fxprune.twin.interpreter import Run
 
 Scores = Mapping[str, Tensor]
 READINGS = ("literal", "reversed", "absolute", "absolute_offset")

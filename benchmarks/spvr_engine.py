@@ -17,12 +17,12 @@ from common.data import MissingDataError
 from common.results import record
 from common.timing import measured
 
-from fxprune.capture import capture
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling, couple
-from fxprune.scores.base import Context
-from fxprune.scores.masking import masked_scores
-from fxprune.scores.spvr import assign, correlations, disagreement
+from fxprune.capturing.captured import capture
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.scoring.engine.masking import masked_scores
+from fxprune.scoring.scorer import Context
+from fxprune.scoring.spvr import assign, correlations, disagreement
 
 GROUP_SIZE = 2
 

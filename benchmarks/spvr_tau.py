@@ -20,12 +20,12 @@ from sklearn.datasets import make_classification
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import capture
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling, couple
-from fxprune.scores import score
-from fxprune.scores.spvr import Spvr
-from fxprune.verify import Run
+from fxprune.capturing.captured import capture
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.scoring import score
+from fxprune.scoring.spvr import Spvr
+from fxprune.twin.interpreter import Run
 
 PUBLISHED = {"spvr": 0.861, "kl": 0.586}
 

@@ -29,10 +29,10 @@ from common.vgg import Vgg, load_half, save_half
 from torch import nn
 
 import fxprune
-from fxprune.capture import capture
-from fxprune.cost import cost_model
-from fxprune.coupling import couple
-from fxprune.scores.spvr import Spvr
+from fxprune.budget.cost import cost_model
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import couple
+from fxprune.scoring.spvr import Spvr
 
 SHARES = (0.7, 0.8, 0.9, 0.95, 0.98)
 LR, WARMUP, BATCH = 0.01, 0.5, 32  # the recipe's 0.1 at 128 does not leave the start within so few steps

@@ -1,14 +1,6 @@
 """fxprune: a compiler for structured pruning of PyTorch models."""
 
-from fxprune import rules as _rules
-from fxprune.api import apply, compile
-from fxprune.artifact import load, save
-from fxprune.blocks import with_blocks
-from fxprune.budget import Budget
-from fxprune.capture import Captured, capture
-from fxprune.constraints import Constraints
-from fxprune.coupling import Coupling, couple
-from fxprune.errors import (
+from fxprune._base.errors import (
     BudgetError,
     CalibrationError,
     CaptureError,
@@ -24,23 +16,34 @@ from fxprune.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from fxprune.explain import Explanation, explain
-from fxprune.exporting import Exported, export, quantize
-from fxprune.generation import for_generation
-from fxprune.html import write_html
+from fxprune._base.moved import keep_old_names as _keep_old_names
+from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import Captured, capture
+from fxprune.compiler.api import apply, compile
+from fxprune.compiler.explanation import Explanation, explain
+from fxprune.compiler.sweeping import sweep
+from fxprune.coupling.blocks import with_blocks
+from fxprune.coupling.interpreter import Coupling, couple
 from fxprune.latency import Bench, Latency, bench
-from fxprune.plan import Plan
-from fxprune.points import Sweep
-from fxprune.recover import recover
-from fxprune.report import Report, report
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.pruned import PrunedModule
-from fxprune.rewrite.slice import slice_graph as rewrite
-from fxprune.scores import Context, Scorer, register_scorer, score
-from fxprune.solve import solve
-from fxprune.sweep import sweep
+from fxprune.ops import families as _rules
+from fxprune.recovery.recovery import recover
+from fxprune.reporting.html import write_html
+from fxprune.reporting.pareto import Sweep
+from fxprune.reporting.record import Report, report
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.plan import Plan
+from fxprune.rewriting.pruned import PrunedModule
+from fxprune.rewriting.slicing import slice_graph as rewrite
+from fxprune.runtimes.exporting import Exported, export, quantize
+from fxprune.runtimes.generation import for_generation
+from fxprune.scoring import Context, Scorer, register_scorer, score
+from fxprune.storage.artifact import load, save
 from fxprune.training import History, Recipe, finetune, retrain
-from fxprune.verify import Certificate, verify
+from fxprune.twin.interpreter import Certificate, verify
+
+_keep_old_names()
 
 __version__ = "0.1.0"
 
@@ -102,4 +105,4 @@ __all__ = [
     "write_html",
 ]  # fmt: skip
 
-del _rules
+del _keep_old_names, _rules

@@ -27,9 +27,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from fxprune.capture import Captured
-from fxprune.coupling import Coupling
-from fxprune.paths import fetch
+from fxprune._base.names import fetch
+from fxprune.capturing.captured import Captured
+from fxprune.coupling.interpreter import Coupling
 from tests.bruteforce_cuts import STAYS, Box, Demands
 from tests.bruteforce_ops import Call, demand
 

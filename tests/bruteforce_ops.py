@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.rules.registry import bind
+from fxprune.ops.registry import bind
 from tests.bruteforce_cuts import STAYS, Box, Demands, Variables
 
 

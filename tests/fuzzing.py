@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.blocks import with_blocks
-from fxprune.budget import Budget
-from fxprune.capture import Captured, capture
-from fxprune.constraints import Constraints
-from fxprune.cost import cost_model
-from fxprune.coupling import Coupling, couple
-from fxprune.depth import may_vanish
-from fxprune.errors import BudgetError, NothingToPruneError
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.slice import keep_indices, slice_graph
-from fxprune.solve import Solution, solve
-from fxprune.verify import Run, verify
+from fxprune._base.errors import BudgetError, NothingToPruneError
+from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.cost import cost_model
+from fxprune.budget.depth import may_vanish
+from fxprune.budget.solver import Solution, solve
+from fxprune.capturing.captured import Captured, capture
+from fxprune.coupling.blocks import with_blocks
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import keep_indices, slice_graph
+from fxprune.twin.interpreter import Run, verify
 from tests.networks import KINDS, Network, expected_units, networks
 from tests.util import fingerprint, randomise
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.data.batches import Batches, device_of
 from tests.util import randomise
 
 
@@ -261,7 +262,7 @@ def test_data_on_another_device_is_moved_and_a_model_on_two_is_refused(model, ca
     with pytest.raises(fxprune.CalibrationError, match=r"one device .*, got stem\.weight on cpu, head"):
         fxprune.compile(model, calibration, 0.5, progress=False)
     model.to("meta")
-    batches = fxprune.data.Batches(calibration, device=fxprune.data.device_of(model))
+    batches = Batches(calibration, device=device_of(model))
     assert all(batch.args[0].is_meta for batch in batches)
 
 
@@ -311,7 +312,7 @@ def test_plan_for_another_model(model, calibration):
     other.head = nn.Linear(8, 7)
     before = digest(other)
     with pytest.raises(fxprune.PlanError, match="head"):
-        fxprune.api.apply(other, plan)
+        fxprune.apply(other, plan)
     assert digest(other) == before
 
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import artifact, files, manifest
-from fxprune.errors import FxpruneError, MissingExtraError, PlanError
-from fxprune.plan import _digest
+from fxprune._base import files
+from fxprune._base.errors import FxpruneError, MissingExtraError, PlanError
+from fxprune.rewriting.plan import _digest
+from fxprune.storage import artifact, manifest
 from tests.util import fingerprint, randomise
 
 

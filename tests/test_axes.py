@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxprune import axes as ax
-from fxprune.axes import Axes, Axis, Factor
-from fxprune.channels import Channels, Mask
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes, Axis, Factor
+from fxprune.algebra.channels import Channels, Mask
 
 B, S = 10007, 1009  # primes that stand for sizes known at run time only
 Parts = dict[str, Factor]

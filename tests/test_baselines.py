@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling
-from fxprune.errors import BudgetError, CalibrationError, NothingToPruneError, ScorerError
-from fxprune.scores import score
-from fxprune.scores.base import _SCORERS, Context
-from fxprune.scores.chip import ChannelIndependence, norm_changes
-from fxprune.scores.fpgm import distances
-from fxprune.scores.hrank import FeatureRank
-from fxprune.scores.shares import layers_that, remaining_share
-from fxprune.scores.taylor import Taylor
+from fxprune._base.errors import BudgetError, CalibrationError, NothingToPruneError, ScorerError
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring import score
+from fxprune.scoring.chip import ChannelIndependence, norm_changes
+from fxprune.scoring.engine.shares import layers_that, remaining_share
+from fxprune.scoring.fpgm import distances
+from fxprune.scoring.hrank import FeatureRank
+from fxprune.scoring.scorer import _SCORERS, Context
+from fxprune.scoring.taylor import Taylor
 from tests import small
 from tests.rules.common import Fn, prepared
 from tests.test_gradients import Attention

@@ -12,11 +12,11 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.blocks import has_blocks, with_blocks
-from fxprune.capture import capture
-from fxprune.coupling import Coupling, couple
-from fxprune.scores.base import _SCORERS
-from fxprune.scores.spvr import disagreement
+from fxprune.capturing.captured import capture
+from fxprune.coupling.blocks import has_blocks, with_blocks
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.scoring.scorer import _SCORERS
+from fxprune.scoring.spvr import disagreement
 from tests.rules.common import Fn, prepared
 from tests.util import randomise
 

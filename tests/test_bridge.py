@@ -12,11 +12,11 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture import capture
-from fxprune.coupling import Coupling, couple
-from fxprune.plan import Plan
-from fxprune.rewrite.bridge import bridge
-from fxprune.verify import Run
+from fxprune.bridging.bridge import bridge
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.rewriting.plan import Plan
+from fxprune.twin.interpreter import Run
 from tests.util import fingerprint
 
 

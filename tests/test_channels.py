@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxprune.axes import keep_mask
-from fxprune.channels import KINDS, Channels, Ids
+from fxprune.algebra.axes import keep_mask
+from fxprune.algebra.channels import KINDS, Channels, Ids
 
 Label = tuple[int, ...]
 LIVE = 8  # ids 1 to 8 in the tests below

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fxprune
-from fxprune import demo
+from fxprune._base.errors import FxpruneWarning
+from fxprune.budget.setting import threads_set
 from fxprune.cli import images, main, saved
 from fxprune.cli.data import DataSpec, load_data
 from fxprune.cli.errors import is_the_users, one_line
@@ -32,8 +33,7 @@ from fxprune.cli.main import HINT
 from fxprune.cli.models import Made, ModelSpec, device_named, make
 from fxprune.cli.values import amount, literal
 from fxprune.cli.weights import load_weights
-from fxprune.errors import FxpruneWarning
-from fxprune.latency.setting import threads_set
+from fxprune.contrib import demo
 
 MODELS = """
 import torch
@@ -276,7 +276,7 @@ def test_explain_finds_the_parts_of_a_model_that_cannot_be_captured_whole() -> N
             out: torch.Tensor = self.part(x)
             return out if float(out.detach().sum().item()) > 0 else -out
 
-    from fxprune.explain import explain
+    from fxprune.compiler.explanation import explain
 
     found = explain(Rim().eval(), [torch.randn(3, 4)])
     assert found.islands == ("part",) and [g.units for g in found.groups] == [8]

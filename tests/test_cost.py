@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.channels import Mask
-from fxprune.cost import Cost, cost_model
-from fxprune.coupling import Coupling
-from fxprune.rewrite.slice import slice_graph
-from fxprune.solve import solve
+from fxprune.algebra.channels import Mask
+from fxprune.budget.cost import Cost, cost_model
+from fxprune.budget.solver import solve
+from fxprune.coupling.interpreter import Coupling
+from fxprune.rewriting.slicing import slice_graph
 from tests import small
 from tests.rules import test_attention, test_contract, test_conv
 from tests.rules.common import Case, coupled, removal

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import axes as ax
-from fxprune.cost import cost_model
-from fxprune.coupling import Coupling, couple
-from fxprune.errors import UnsupportedOpError
-from fxprune.grouping import Group
-from fxprune.rewrite.slice import slice_graph
-from fxprune.verify import verify
+from fxprune._base.errors import UnsupportedOpError
+from fxprune.algebra import axes as ax
+from fxprune.budget.cost import cost_model
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.units import Group
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import verify
 from tests import small
 from tests.rules.common import Fn, prepared
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from fxprune.data import Batches, check_weights, device_of, need_targets, non_finite, probe
-from fxprune.errors import CalibrationError
+from fxprune._base.errors import CalibrationError
+from fxprune.data.batches import Batches, check_weights, device_of, need_targets, non_finite, probe
 from tests.util import fingerprint
 
 X, Y = torch.randn(8, 3), torch.arange(8)

@@ -10,7 +10,7 @@ import torch
 import fxprune
 from benchmarks.common import zoo
 from benchmarks.common.audit import macs, params, removed_channels, restorable, units_removed
-from fxprune.cost import cost_model
+from fxprune.budget.cost import cost_model
 from tests.util import fingerprint, randomise
 
 FAST = zoo.select(fast=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import PlanError
-from fxprune.example import ExampleSpec, TensorSpec
+from fxprune._base.errors import PlanError
+from fxprune.data.example import ExampleSpec, TensorSpec
 
 ARGUMENTS = {
     "x": torch.ones(2, 3),

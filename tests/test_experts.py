@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture import capture
-from fxprune.coupling import Coupling, couple
-from fxprune.errors import BudgetError, NothingToPruneError
-from fxprune.rewrite.slice import slice_graph
-from fxprune.verify import Run, verify
+from fxprune._base.errors import BudgetError, NothingToPruneError
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import Run, verify
 from tests.util import randomise
 
 EXPERTS, CHOSEN = 6, 2

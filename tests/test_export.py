@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune import demo
-from fxprune.exporting import onnx as onnx_files
-from fxprune.exporting.compare import difference
-from fxprune.exporting.sizes import other_sizes
+from fxprune.contrib import demo
+from fxprune.runtimes import onnx as onnx_files
+from fxprune.runtimes.compare import difference
+from fxprune.runtimes.sizes import other_sizes
 from tests.small import Residual
 from tests.test_islands import Detector
 from tests.util import fingerprint, randomise

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling
-from fxprune.errors import CalibrationError
-from fxprune.scores.gradients import by_unit, gradients
-from fxprune.scores.loss import default_loss
-from fxprune.verify import Run
+from fxprune._base.errors import CalibrationError
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring.engine.gradients import by_unit, gradients
+from fxprune.scoring.loss import default_loss
+from fxprune.twin.interpreter import Run
 from tests.rules.common import prepared
 
 

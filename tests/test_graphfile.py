@@ -26,13 +26,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune import artifact, stored
-from fxprune.capture.call import CallSpec
-from fxprune.errors import PlanError
-from fxprune.plan import _digest
-from fxprune.rewrite.pruned import PrunedModule
-from fxprune.stored import convention, layers, silent, targets, values
-from fxprune.stored.values import Unstorable
+from fxprune._base.errors import PlanError
+from fxprune.capturing.call import CallSpec
+from fxprune.rewriting.plan import _digest
+from fxprune.rewriting.pruned import PrunedModule
+from fxprune.storage import artifact
+from fxprune.storage import graph as stored
+from fxprune.storage.graph import convention, layers, silent, targets, values
+from fxprune.storage.graph.values import Unstorable
 from tests.util import randomise
 
 JSON_FILES = ("plan.json", "report.json", "graph.json", "manifest.json")

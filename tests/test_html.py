@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import FxpruneError, MissingExtraError
-from fxprune.html import page, write_html
-from fxprune.html.rows import Branch, group_views, tree
+from fxprune._base.errors import FxpruneError, MissingExtraError
 from fxprune.latency import Latency
-from fxprune.report import FrozenRow, GroupRow, LayerRow, Report, report
+from fxprune.reporting.html import page, write_html
+from fxprune.reporting.html.rows import Branch, group_views, tree
+from fxprune.reporting.record import FrozenRow, GroupRow, LayerRow, Report, report
 from tests.test_report import a_summary, make_report
 
 HOSTILE = '<script>alert("x")</script>'
@@ -245,7 +245,7 @@ def test_the_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fxprune.files.os.fsync", full)
+    monkeypatch.setattr("fxprune._base.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_html(full_report(method="l2"), target)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling
-from fxprune.errors import CalibrationError, ScorerError
-from fxprune.scores import score, scorer_of
-from fxprune.scores.base import Context
-from fxprune.scores.ippro import (
+from fxprune._base.errors import CalibrationError, ScorerError
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring import score, scorer_of
+from fxprune.scoring.engine.targets import find_targets
+from fxprune.scoring.ippro import (
     READINGS,
     BatchStatistics,
     Filters,
@@ -29,8 +29,8 @@ from fxprune.scores.ippro import (
     read,
     tangent,
 )
-from fxprune.scores.ippro_targets import find_targets
-from fxprune.verify import Run
+from fxprune.scoring.scorer import Context
+from fxprune.twin.interpreter import Run
 from tests import small
 from tests.rules.common import Fn, prepared
 

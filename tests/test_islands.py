@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.islands import calls_of, find_islands
+from fxprune.compiler.islands import calls_of, find_islands
 from tests.util import fingerprint, randomise
 
 
@@ -103,7 +103,7 @@ def test_parts_share_one_budget_and_the_whole_is_verified(detector: nn.Module, r
 
 
 def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeypatch: Any) -> None:
-    from fxprune import put_back
+    from fxprune.compiler import put_back
 
     whole = put_back.at_full_size
     monkeypatch.setattr(put_back, "at_full_size", lambda *a: {k: v - 0.05 for k, v in whole(*a).items()})
@@ -113,7 +113,7 @@ def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeyp
 
 def test_a_difference_is_looked_at_once_more_in_float64(detector: nn.Module, monkeypatch: Any) -> None:
     """Rounding may tip a box over a threshold; the first look is made to fail, the second compares the same way."""
-    from fxprune import put_back
+    from fxprune.compiler import put_back
 
     compare, looks = put_back.compare, []
 

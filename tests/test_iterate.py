@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.budget import Budget
-from fxprune.cost import Cost
-from fxprune.iterate import schedule
+from fxprune.budget.budget import Budget
+from fxprune.budget.cost import Cost
+from fxprune.compiler.steps import schedule
 from tests.util import fingerprint, randomise
 
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.coupling import Coupling
-from fxprune.errors import NothingToPruneError, ScorerError
-from fxprune.scores import score, scorer_of
-from fxprune.scores.base import STAYS
-from fxprune.scores.elimination import Reader, eliminate
-from fxprune.scores.joint import Joint, allocate
-from fxprune.scores.scope import mlp_groups
-from fxprune.scores.variance import Variance
-from fxprune.solve import solve
+from fxprune._base.errors import NothingToPruneError, ScorerError
+from fxprune.budget.solver import solve
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring import score, scorer_of
+from fxprune.scoring.engine.elimination import Reader, eliminate
+from fxprune.scoring.engine.scope import mlp_groups
+from fxprune.scoring.joint import Joint, allocate
+from fxprune.scoring.scorer import STAYS
+from fxprune.scoring.variance import Variance
 from tests import small
 from tests.rules.common import Fn, prepared
 
@@ -293,8 +293,8 @@ def test_counts_are_those_published_for_deit(
 ) -> None:
     import timm
 
-    from fxprune.capture import capture
-    from fxprune.coupling import couple
+    from fxprune.capturing.captured import capture
+    from fxprune.coupling.interpreter import couple
 
     if name not in deits:
         model = timm.create_model(name).eval()

@@ -16,22 +16,22 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.budget import Budget
-from fxprune.cost import Cost
-from fxprune.errors import BudgetError, CalibrationError, FxpruneError, PlanError
-from fxprune.iterate import schedule
+from fxprune._base.errors import BudgetError, CalibrationError, FxpruneError, PlanError
+from fxprune.budget.budget import Budget
+from fxprune.budget.cost import Cost
+from fxprune.budget.setting import Setting
+from fxprune.compiler.steps import schedule
 from fxprune.latency import start
 from fxprune.latency.layout import example_call, layout_of
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.operation import Operation
 from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
-from fxprune.latency.record import Latency
-from fxprune.latency.setting import Setting
 from fxprune.latency.store import Store, store_of
 from fxprune.latency.table import Table
 from fxprune.latency.widths import MULTIPLES, liked_multiple
-from fxprune.report import Report
-from fxprune.rewrite.slice import slice_graph
+from fxprune.reporting.latency import Latency
+from fxprune.reporting.record import Report
+from fxprune.rewriting.slicing import slice_graph
 from tests import small
 from tests.rules.common import removal
 

@@ -11,13 +11,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling
-from fxprune.scores.base import Context
-from fxprune.scores.masking import masked_scores
-from fxprune.scores.spvr import disagreement
-from fxprune.scores.suffix import Suffix
-from fxprune.verify import Run
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring.engine.masking import masked_scores
+from fxprune.scoring.engine.suffix import Suffix
+from fxprune.scoring.scorer import Context
+from fxprune.scoring.spvr import disagreement
+from fxprune.twin.interpreter import Run
 from tests.rules.common import prepared
 from tests.test_gradients import NETWORKS, _x
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import fxprune
-from fxprune import demo
 from fxprune.cli import main
+from fxprune.contrib import demo
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 STEPS = re.findall(

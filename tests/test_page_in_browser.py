@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import fxprune
-from fxprune.html import write_html
-from fxprune.report import GroupRow
+from fxprune.reporting.html import write_html
+from fxprune.reporting.record import GroupRow
 from tests.test_html import HOSTILE, full_report
 from tests.test_sweep import small_sweep
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fxprune import plan as plan_module
-from fxprune.errors import PlanError
-from fxprune.example import ExampleSpec
-from fxprune.plan import SCHEMA, Plan, check_fits
+from fxprune._base.errors import PlanError
+from fxprune.data.example import ExampleSpec
+from fxprune.rewriting import plan as plan_module
+from fxprune.rewriting.plan import SCHEMA, Plan, check_fits
 
 
 def make_plan(**changes: Any) -> Plan:

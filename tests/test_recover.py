@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
-from fxprune.channels import Mask
-from fxprune.coupling import Coupling, couple
-from fxprune.recover import METHODS, recover
-from fxprune.recover.moments import Moments, ridge_solve
-from fxprune.recover.sequential import find_drift
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.slice import slice_graph
-from fxprune.verify import verify
+from fxprune.algebra.channels import Mask
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.recovery import METHODS, recover
+from fxprune.recovery.sequential import find_drift
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import verify
 from tests.rules.common import Fn, removal
 
 TINY = 1e-10

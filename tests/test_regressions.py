@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.axes import Factor, split
-from fxprune.capture import capture
-from fxprune.channels import Channels
-from fxprune.cost import Cost
-from fxprune.coupling import couple
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.slice import slice_graph
-from fxprune.scores import score
-from fxprune.solve import solve
-from fxprune.verify import verify
+from fxprune.algebra.axes import Factor, split
+from fxprune.algebra.channels import Channels
+from fxprune.budget.cost import Cost
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import couple
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.scoring import score
+from fxprune.twin.interpreter import verify
 from tests.blocks_tokens import Attention, Encoder, Position, Reduced
 from tests.fuzzing import Case, Pruning, compiled, run
 from tests.networks import Network

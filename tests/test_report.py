@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.distribution import GroupScores, ScoreSummary, _edges
-from fxprune.errors import FxpruneError, PlanError
-from fxprune.report import FrozenRow, GroupRow, LayerRow, Report, report
-from fxprune.tables import ROWS
+from fxprune._base.errors import FxpruneError, PlanError
+from fxprune.reporting.distribution import GroupScores, ScoreSummary, _edges
+from fxprune.reporting.record import FrozenRow, GroupRow, LayerRow, Report, report
+from fxprune.reporting.tables import ROWS
 from tests.small import NETWORKS
 
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import Coupling
-from fxprune.errors import ScorerError
-from fxprune.scores import register_scorer, score, scorer_of
-from fxprune.scores.base import Context
-from fxprune.scores.magnitude import Magnitude
-from fxprune.scores.shares import layers_that, remaining_share
-from fxprune.scores.variance import Variance, Welford
+from fxprune._base.errors import ScorerError
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring import register_scorer, score, scorer_of
+from fxprune.scoring.engine.shares import layers_that, remaining_share
+from fxprune.scoring.magnitude import Magnitude
+from fxprune.scoring.scorer import Context
+from fxprune.scoring.variance import Variance, Welford
 from tests import small
 from tests.rules.common import Fn, prepared
 
@@ -103,8 +103,8 @@ def test_no_layer_of_a_dense_block_is_left_almost_empty() -> None:
                 parts.append(grow(norm(torch.cat(parts, 1)).relu()))
             return self.head(torch.cat(parts, 1))
 
-    from fxprune.budget import Budget
-    from fxprune.solve import solve
+    from fxprune.budget.budget import Budget
+    from fxprune.budget.solver import solve
 
     coupling = prepared(Dense(), (torch.randn(2, 3, 4, 4, dtype=torch.float64),))[1]
     assert sorted(len(group.units) for group in coupling.groups) == [8] * 8 + [32]

@@ -108,7 +108,7 @@ def test_a_path_with_brackets_is_a_path(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    from fxprune import shards
+    from fxprune.storage import shards
 
     plan, files = _plan(), _write(tmp_path / "in")
     done: list[Path] = []

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.branches import vanishing_groups
-from fxprune.budget import Budget, as_budget
-from fxprune.channels import Mask
-from fxprune.constraints import Constraints
-from fxprune.cost import Cost, CostModel, cost_model
-from fxprune.coupling import Coupling
-from fxprune.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError, ScorerError
-from fxprune.rewrite.slice import slice_graph
-from fxprune.solve import Solution, solve
-from fxprune.verify import verify
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError, ScorerError
+from fxprune.algebra.channels import Mask
+from fxprune.budget.budget import Budget, as_budget
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.cost import Cost, CostModel, cost_model
+from fxprune.budget.solver import Solution, solve
+from fxprune.coupling.branches import vanishing_groups
+from fxprune.coupling.interpreter import Coupling
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import verify
 from tests import small
 from tests.rules.common import Fn, prepared
 

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 import fxprune
 from benchmarks.common.scenes import UNet, scenes
-from fxprune.blocks import with_blocks
-from fxprune.capture import capture
-from fxprune.captured_inputs import PlainInputs
-from fxprune.coupling import couple
-from fxprune.errors import ScorerError
-from fxprune.scores import score
-from fxprune.scores.base import Context
-from fxprune.scores.families import families, round_scores
-from fxprune.scores.kl import divergence
-from fxprune.scores.spvr import Spvr, assign, correlations, disagreement
-from fxprune.verify import Run
+from fxprune._base.errors import ScorerError
+from fxprune.capturing.captured import capture
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.blocks import with_blocks
+from fxprune.coupling.interpreter import couple
+from fxprune.scoring import score
+from fxprune.scoring.engine.families import families, round_scores
+from fxprune.scoring.kl import divergence
+from fxprune.scoring.scorer import Context
+from fxprune.scoring.spvr import Spvr, assign, correlations, disagreement
+from fxprune.twin.interpreter import Run
 from tests.rules.common import Fn, prepared
 from tests.util import randomise
 

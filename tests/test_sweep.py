@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-import fxprune.api
 from fxprune import Budget, BudgetError, CalibrationError, ScorerError
-from fxprune.cost import Cost
-from fxprune.fidelity import Reference
-from fxprune.points import Point, Sweep
+from fxprune.budget.cost import Cost
+from fxprune.data.batches import Batches
+from fxprune.reporting.fidelity import Reference
+from fxprune.reporting.pareto import Point, Sweep
+from fxprune.scoring.scorer import scorer_of
 from tests.small import Residual, image
 
 
@@ -34,7 +35,7 @@ class Counting:
 
     def score(self, context: Any) -> Any:
         self.asked += 1
-        return fxprune.scores.scorer_of("l1").score(context)
+        return scorer_of("l1").score(context)
 
 
 def model() -> nn.Module:
@@ -76,7 +77,7 @@ def test_every_point_is_what_compile_gives() -> None:
 
 
 def test_capture_couple_and_score_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["fxprune.sweep"]  # fxprune.sweep is the function
+    module = sys.modules["fxprune.compiler.sweeping"]  # fxprune.sweep is the function
     calls: list[str] = []
 
     def counted(name: str, original: Any) -> Any:
@@ -176,7 +177,7 @@ class Squeeze(nn.Module):
 
 
 def fidelity(dense: Any, other: Any, data: Any) -> Any:
-    batches = fxprune.data.Batches(data, device=torch.device("cpu"))
+    batches = Batches(data, device=torch.device("cpu"))
     return [Reference(Squeeze(dense), batches, limit).of(Squeeze(other)) for limit in (0, 1 << 30)]
 
 
@@ -232,7 +233,7 @@ def test_outputs_of_other_sizes_do_not_compare() -> None:
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (200, 1), (1 << 30, 3)])
 def test_outputs_are_compared_on_their_batch_though_the_data_are_shuffled(limit: int, kept: int) -> None:
     data = DataLoader(TensorDataset(torch.randn(12, 5)), 4, shuffle=True)  # 80 bytes a batch, and as many out of it
-    reference = Reference(Squeeze(torch.exp), fxprune.data.Batches(data, device="cpu"), limit)
+    reference = Reference(Squeeze(torch.exp), Batches(data, device="cpu"), limit)
     assert [reference.of(Squeeze(torch.exp)).explained for _ in range(3)] == [1.0] * 3
     assert len(reference._kept) == kept
 
@@ -248,7 +249,7 @@ def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
             return x * self.calls
 
     models = Counting(), Counting()
-    data = fxprune.data.Batches([torch.randn(8, 3)] * 2, device="cpu")
+    data = Batches([torch.randn(8, 3)] * 2, device="cpu")
     assert Reference(models[0], data, 0).of(models[1]).explained == 1.0
     assert [float(m.calls) for m in models] == [0, 0]
 

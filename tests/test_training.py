@@ -24,9 +24,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fxprune
-from fxprune import demo
-from fxprune.errors import CalibrationError, FxpruneError, PlanError, TrainingError
-from fxprune.latency.setting import threads_set
+from fxprune._base.errors import CalibrationError, FxpruneError, PlanError, TrainingError
+from fxprune.budget.setting import threads_set
+from fxprune.contrib import demo
 from fxprune.training import RECIPES, History, Recipe, finetune, retrain
 from fxprune.training.checkpoint import FILE
 from fxprune.training.objective import Objective

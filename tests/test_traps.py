@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.capture import capture
-from fxprune.coupling import Coupling, couple
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.pruned import PrunedModule
-from fxprune.rewrite.slice import slice_graph
-from fxprune.verify import verify
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.pruned import PrunedModule
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import verify
 from tests.rules.common import Fn, certify, groups_of, prepared, removal
 from tests.test_verify import network
 from tests.util import randomise

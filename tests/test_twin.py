@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.slice import keep_indices, slice_graph
-from fxprune.verify import Run, lifted
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import keep_indices, slice_graph
+from fxprune.twin.interpreter import Run, lifted
 from tests.rules.common import Fn, prepared
 from tests.test_verify import Compiled, changed, compiled
 from tests.util import fingerprint

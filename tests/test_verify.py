@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.capture import capture
-from fxprune.channels import Mask
-from fxprune.coupling import Coupling, couple
-from fxprune.paths import fetch
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.slice import keep_indices, slice_graph
-from fxprune.verify import Certificate, Run, verify
+from fxprune._base.names import fetch
+from fxprune.algebra.channels import Mask
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import keep_indices, slice_graph
+from fxprune.twin.interpreter import Certificate, Run, verify
 from tests import small
 from tests.rules.common import removal
 from tests.util import fingerprint, randomise
@@ -291,7 +291,7 @@ def test_compile_refuses_what_its_own_emission_gets_wrong(monkeypatch: pytest.Mo
             next(module.parameters())[0] *= 1.01
         return module
 
-    monkeypatch.setattr("fxprune.finish.emit", broken)
+    monkeypatch.setattr("fxprune.compiler.finish.emit", broken)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     before, data = fingerprint(model), [torch.randn(6, 5)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import fxprune
-from fxprune.cost import cost_model
+from fxprune.budget.cost import cost_model
 from tests.util import randomise
 
 from .architectures import Architecture, Call

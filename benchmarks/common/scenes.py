@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.demo import load_digits
+from fxprune.contrib.demo import load_digits
 
 CLASSES = 11  # background, then the ten digits
 SIZE = 32

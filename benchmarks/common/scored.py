@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 import fxprune
-from fxprune.scores import scorer_of
+from fxprune.scoring import scorer_of
 
 
 @dataclass(frozen=True)

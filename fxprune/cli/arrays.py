@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.batch import TARGET_KEYS
-from fxprune.capture.normalize.dtypes import main_dtype
+from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.cli.errors import InputError, one_line, suggestion
+from fxprune.data.batch import TARGET_KEYS
 
 
 def read_arrays(path: Path, model: nn.Module, samples: int, batch_size: int, seed: int) -> list[Any]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from types import TracebackType
 
-from fxprune.errors import FxpruneError
+from fxprune._base.errors import FxpruneError
 
 
 class InputError(FxpruneError, ValueError):

@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from fxprune.artifact import check_target
 from fxprune.cli.errors import InputError
+from fxprune.storage.artifact import check_target
 
 __all__ = ["check_directory", "check_file"]
 

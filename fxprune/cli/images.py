@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fxprune._base.extras import need
 from fxprune.cli.errors import InputError, one_line
 from fxprune.cli.models import Made
-from fxprune.extras import need
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune._base.extras import need
 from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError, one_line, suggestion
 from fxprune.cli.say import warn
 from fxprune.cli.values import fetch, is_reference, pair
 from fxprune.cli.weights import is_file, load_weights
-from fxprune.extras import need
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 

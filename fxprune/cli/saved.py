@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 import fxprune
-from fxprune.artifact import load_report
+from fxprune._base.errors import FxpruneWarning, PlanError
 from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError
 from fxprune.cli.models import Made, device_named, make, model_options, spec_of
-from fxprune.errors import FxpruneWarning, PlanError
-from fxprune.plan import check_fits
+from fxprune.rewriting.plan import check_fits
+from fxprune.storage.artifact import load_report
 
 
 def dense_options(why: str) -> Callable[[Any], Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from fxprune._base.extras import need
 from fxprune.cli.errors import InputError, one_line, suggestion
 from fxprune.cli.models import Made
-from fxprune.extras import need
 
 #: A text a line, or a table with a header.
 TABLES = (".txt", ".csv", ".tsv")

@@ -1,6 +1,6 @@
 """Latency: measured, predicted from a table of measured layers, and met as a budget."""
 
-from fxprune.latency.bench import Bench, BenchRow, bench
-from fxprune.latency.record import Latency
+from fxprune.latency.benchmark import Bench, BenchRow, bench
+from fxprune.reporting.latency import Latency
 
 __all__ = ["Bench", "BenchRow", "Latency", "bench"]

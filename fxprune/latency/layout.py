@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.axes import Axes, Axis, labels_of
-from fxprune.branches import collapse_of
-from fxprune.capture import Captured, TensorInfo
-from fxprune.channels import Ids, Mask
-from fxprune.coupling import Coupling
-from fxprune.errors import BudgetError
+from fxprune._base.errors import BudgetError
+from fxprune.algebra.axes import Axes, Axis, labels_of
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune.coupling.branches import collapse_of
+from fxprune.coupling.interpreter import Coupling
 from fxprune.latency.operation import Operand, Operation, Size, literal
-from fxprune.rules.registry import bind
+from fxprune.ops.registry import bind
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.latency.setting import Setting
+from fxprune.budget.setting import Setting
 
 
 def parameter_bytes(model: nn.Module) -> int:

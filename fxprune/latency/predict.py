@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.channels import Mask
+from fxprune.algebra.channels import Mask
+from fxprune.budget.solver import Floats
 from fxprune.latency.layout import Layout
 from fxprune.latency.table import Table
-from fxprune.solve import Floats
 
 #: A channel costs at least this share of the median: a layer whose time did not change by chance is not priceless.
 FLOOR = 0.05

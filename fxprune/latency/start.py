@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from fxprune.budget import Budget
-from fxprune.capture import Captured
-from fxprune.constraints import Constraints
-from fxprune.coupling import Coupling
-from fxprune.data import device_of
+from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.setting import Setting
+from fxprune.capturing.captured import Captured
+from fxprune.coupling.interpreter import Coupling
+from fxprune.data.batches import device_of
 from fxprune.latency.layout import layout_of
-from fxprune.latency.meet import Meeting
-from fxprune.latency.setting import Setting
+from fxprune.latency.search import Meeting
 from fxprune.latency.stopwatch import stopwatch_of
 from fxprune.latency.store import store_of
 from fxprune.latency.table import Table

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture import Captured
-from fxprune.capture.export import untouched
-from fxprune.latency.backends import Runner, moved, runner
+from fxprune.budget.setting import Setting, threads_set
+from fxprune.capturing.captured import Captured
+from fxprune.capturing.exported import untouched
 from fxprune.latency.layout import example_call
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.operation import Operation
-from fxprune.latency.setting import Setting, threads_set
+from fxprune.runtimes.backends import Runner, moved, runner
 
 #: An operation is measured for about this long; at each of several widths that are compared; and a whole model.
 OPERATION_SECONDS, COMPARISON_SECONDS, MODEL_SECONDS = 0.02, 0.1, 2.0

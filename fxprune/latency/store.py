@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from fxprune import untrusted
-from fxprune.errors import PlanError
-from fxprune.files import write_text
-from fxprune.latency.setting import Setting, device_name
+from fxprune._base import untrusted
+from fxprune._base.errors import PlanError
+from fxprune._base.files import write_text
+from fxprune.budget.setting import Setting, device_name
 
 _FORMAT = "fxprune latency table"
 

@@ -16,9 +16,9 @@ from typing import TypeAlias
 import numpy as np
 from tqdm import tqdm
 
+from fxprune.budget.solver import Floats
 from fxprune.latency.operation import Operation
 from fxprune.latency.store import Store
-from fxprune.solve import Floats
 
 #: Returns the milliseconds of an operation at given widths, or None if it cannot run alone.
 Measure: TypeAlias = Callable[[Operation, tuple[int, ...]], float | None]

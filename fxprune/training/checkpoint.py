@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fxprune import untrusted
-from fxprune.errors import PlanError
-from fxprune.files import replaced
+from fxprune._base import untrusted
+from fxprune._base.errors import PlanError
+from fxprune._base.files import replaced
 from fxprune.training.history import History
 
 #: The name of the file in ``checkpoint_dir``.

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from fxprune.batch import ForwardArgs
-from fxprune.data import Batches
+from fxprune.data.batch import ForwardArgs
+from fxprune.data.batches import Batches
 
 
 @dataclass(frozen=True, slots=True)

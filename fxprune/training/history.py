@@ -10,8 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from fxprune import untrusted
-from fxprune.errors import PlanError
+from fxprune._base import untrusted
+from fxprune._base.errors import PlanError
 
 
 @dataclass(frozen=True, slots=True)

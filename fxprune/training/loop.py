@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fxprune.batch import Batch
-from fxprune.capture.export import untouched
-from fxprune.data import probe
-from fxprune.errors import TrainingError
-from fxprune.extras import need
-from fxprune.recover.reinit import Reset, reset_weights
+from fxprune._base.errors import TrainingError
+from fxprune._base.extras import need
+from fxprune.capturing.exported import untouched
+from fxprune.data.batch import Batch
+from fxprune.data.batches import probe
+from fxprune.recovery.reinit import Reset, reset_weights
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from fxprune.batch import Batch
-from fxprune.extras import need
-from fxprune.scores.loss import logits_of
+from fxprune._base.extras import need
+from fxprune.data.batch import Batch
+from fxprune.scoring.loss import logits_of
 from fxprune.training.feed import Feed
 from fxprune.training.objective import IGNORED, Objective, class_rows, fits, is_classes
 

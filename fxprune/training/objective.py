@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from fxprune.errors import CalibrationError
-from fxprune.scores.loss import Loss, default_loss, logits_of
+from fxprune._base.errors import CalibrationError
+from fxprune.scoring.loss import Loss, default_loss, logits_of
 from fxprune.training.recipe import Recipe
 
 #: The class number that counts for nothing, as in ``torch.nn.functional.cross_entropy``.

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.batch import ForwardArgs
-from fxprune.capture.export import untouched
-from fxprune.data import check_weights, device_of
-from fxprune.errors import TrainingError
-from fxprune.extras import need
-from fxprune.recover.reinit import Reset, check_resettable
-from fxprune.scores.loss import Loss
+from fxprune._base.errors import TrainingError
+from fxprune._base.extras import need
+from fxprune.capturing.exported import untouched
+from fxprune.data.batch import ForwardArgs
+from fxprune.data.batches import check_weights, device_of
+from fxprune.recovery.reinit import Reset, check_resettable
+from fxprune.scoring.loss import Loss
 from fxprune.training.feed import Feed, feed_of
 from fxprune.training.history import History
 from fxprune.training.loop import Run, train

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import Captured, capture
-from fxprune.capture.flatten import flatten
-from fxprune.capture.normalize import normalise
-from fxprune.capture.source import open_source
-from fxprune.capture.state import read_state
-from fxprune.capture.symbols import read_sizes
+from fxprune.capturing.captured import Captured, capture
+from fxprune.capturing.flatten import flatten
+from fxprune.capturing.normalize import normalise
+from fxprune.capturing.source import open_source
+from fxprune.capturing.state import read_state
+from fxprune.capturing.symbols import read_sizes
 
 AUTO = torch.export.Dim.AUTO
 

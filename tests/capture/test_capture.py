@@ -12,8 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fxprune.capture import Captured, TensorInfo, capture
-from fxprune.errors import CaptureError
+from fxprune._base.errors import CaptureError
+from fxprune.capturing.captured import Captured, TensorInfo, capture
 from tests.capture.common import Fn, assert_equal, attributes, check, copied, ops, run
 from tests.util import randomise
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fxprune.capture import capture
-from fxprune.errors import CaptureError
+from fxprune._base.errors import CaptureError
+from fxprune.capturing.captured import capture
 
 
 class Branching(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import Captured, capture
-from fxprune.errors import CaptureError
+from fxprune._base.errors import CaptureError
+from fxprune.capturing.captured import Captured, capture
 from tests.capture.common import Fn, assert_equal, check, raw, run
 
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fxprune.capture import MARK, Captured, capture
+from fxprune.capturing.captured import MARK, Captured, capture
 from tests.capture.common import check, nodes, raw
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import TensorInfo, capture
-from fxprune.capture.sizes import assign
+from fxprune.capturing.captured import TensorInfo, capture
+from fxprune.capturing.sizes import assign
 from tests.capture.common import Fn, assert_equal, nodes, run
 
 

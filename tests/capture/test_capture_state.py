@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
+from fxprune.capturing.captured import capture
 from tests.capture.common import Fn, assert_equal, attributes, check, nodes, raw, run
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import Captured, capture
+from fxprune.capturing.captured import Captured, capture
 from tests.capture.common import Fn, check, nodes, ops, raw
 from tests.capture.test_capture import assert_untouched, snapshot
 

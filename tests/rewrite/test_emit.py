@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import MARK, Captured, capture
-from fxprune.coupling import couple
-from fxprune.errors import FxpruneError
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.modules import FeatureDropout, ScaledDotProductAttention
-from fxprune.rewrite.slice import slice_graph
+from fxprune._base.errors import FxpruneError
+from fxprune.capturing.captured import MARK, Captured, capture
+from fxprune.coupling.interpreter import couple
+from fxprune.ops.layers import FeatureDropout, ScaledDotProductAttention
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import slice_graph
 from tests.rewrite.zoo import CASES, assert_close, emit_of, emitted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")

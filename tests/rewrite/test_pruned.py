@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.rewrite.pruned import PrunedModule
+from fxprune.rewriting.pruned import PrunedModule
 from tests.rewrite.zoo import Pair, assert_close, emit_of, emitted
 
 pytestmark = pytest.mark.filterwarnings(

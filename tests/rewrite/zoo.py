@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import Captured, capture
-from fxprune.rewrite.emit import emit
-from fxprune.rewrite.pruned import PrunedModule
+from fxprune.capturing.captured import Captured, capture
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.pruned import PrunedModule
 from tests.util import randomise
 
 Pair = namedtuple("Pair", "first second")

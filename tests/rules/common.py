@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import Captured, capture
-from fxprune.channels import Mask
-from fxprune.constraints import Constraints
-from fxprune.coupling import Coupling, couple
-from fxprune.rewrite.slice import slice_graph
-from fxprune.solve import solve
-from fxprune.verify import Certificate, verify
+from fxprune.algebra.channels import Mask
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import Captured, capture
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import Certificate, verify
 from tests.util import randomise
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
-from fxprune.coupling import couple
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import couple
 from tests.rules.common import Case, Fn, certify, check_case, groups_of
 from tests.util import randomise
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.channels import Mask
-from fxprune.coupling import Coupling
-from fxprune.verify import Run
+from fxprune.algebra.channels import Mask
+from fxprune.coupling.interpreter import Coupling
+from fxprune.twin.interpreter import Run
 from tests.rules.common import Case, Fn, certify, check, check_case, coupled, groups_of, prepared, removal
 
 T = (3, 4, 5)

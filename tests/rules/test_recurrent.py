@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture import Captured
-from fxprune.cost import cost_model
+from fxprune.budget.cost import cost_model
+from fxprune.capturing.captured import Captured
 from tests.rules.common import Fn, check, groups_of, prepared
 from tests.util import randomise
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import Captured, capture
-from fxprune.rules import registry
-from fxprune.rules.registry import bind, register, register_pointwise, registered, rule_of
+from fxprune.capturing.captured import Captured, capture
+from fxprune.ops import registry
+from fxprune.ops.registry import bind, register, register_pointwise, registered, rule_of
 from tests.rules import (
     test_attention,
     test_contract,

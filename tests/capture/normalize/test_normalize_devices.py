@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
+from fxprune.capturing.captured import capture
 from tests.capture.common import Fn, attributes, check, nodes, ops, raw
 
 

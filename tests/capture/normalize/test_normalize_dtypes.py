@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import capture
-from fxprune.capture.normalize.dtypes import ANCHOR
-from fxprune.rewrite.emit import emit
+from fxprune.capturing.captured import capture
+from fxprune.capturing.normalize.dtypes import ANCHOR
+from fxprune.rewriting.emission import emit
 
 
 class Rotary(nn.Module):

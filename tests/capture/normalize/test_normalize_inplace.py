@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
+from fxprune.capturing.captured import capture
 from tests.capture.common import Fn, assert_equal, check, copied, ops, raw, run
 
 ROWS = ((torch.randn(1, 4, 6).double(),), (torch.randn(5, 4, 6).double(),))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
+from fxprune.capturing.captured import capture
 from tests.capture.common import Fn, check, nodes, ops
 
 B, N, H, D = 2, 5, 4, 3

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import capture
-from fxprune.capture.normalize.select import axis_groups
+from fxprune.capturing.captured import capture
+from fxprune.capturing.normalize.select import axis_groups
 from tests.capture.common import Fn, assert_equal, check, nodes, ops, raw, run
 
 BATCHES = ((torch.randn(1, 4, 6).double(),), (torch.randn(5, 4, 6).double(),))

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, dotted names, optional packages, files that appear whole, JSON from strangers."""

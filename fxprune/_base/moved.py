@@ -1,0 +1,42 @@
+"""Modules under the names that they had up to 0.1: results that were pickled then still load."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+#: old name -> new name, of modules whose classes stand in pickled results
+MOVED = {
+    "capture.call": "capturing.call",
+    "cost": "budget.cost",
+    "distribution": "reporting.distribution",
+    "example": "data.example",
+    "latency.bench": "latency.benchmark",
+    "latency.record": "reporting.latency",
+    "latency.setting": "budget.setting",
+    "plan": "rewriting.plan",
+    "points": "reporting.pareto",
+    "report": "reporting.record",
+    "rewrite.modules": "ops.layers",
+    "rewrite.pruned": "rewriting.pruned",
+    "verify": "twin.interpreter",
+}
+
+
+class _Moved(ModuleType):
+    """Looks names up where they are now; imports that when it is first asked."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(f"fxprune.{old}")
+        self.__dict__["_new"] = f"fxprune.{new}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__dict__["_new"]), name)
+
+
+def keep_old_names() -> None:
+    """Makes the old names known to ``pickle``; none of them hides a public name of the package."""
+    for old, new in MOVED.items():
+        sys.modules.setdefault(f"fxprune.{old}", _Moved(old, new))

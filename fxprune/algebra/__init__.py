@@ -1,0 +1,1 @@
+"""The algebra: channels, and the axes that they label."""

@@ -1,0 +1,1 @@
+"""Bridges: a captured model without some layers of its only path."""

@@ -1,0 +1,5 @@
+"""Budgets: exact costs, what must stay, and the units that go."""
+
+from fxprune.budget.budget import Budget
+
+__all__ = ["Budget"]

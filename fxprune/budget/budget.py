@@ -1,0 +1,121 @@
+"""Budgets: what the pruned model may cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from fxprune._base.errors import BudgetError
+from fxprune.budget.cost import Cost
+from fxprune.budget.setting import Setting, check_setting
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Upper bounds on the pruned model; a float is a share of the original, an int is absolute.
+
+    Attributes:
+        params: parameters.
+        macs: multiply-accumulates of one sample at the example's sizes.
+        latency_ms: milliseconds of a call, as measured; an int or a float.
+        latency: the share of the original's latency, instead of ``latency_ms``.
+        device: where the latency is measured; by default where the model is.
+        batch_size: samples of a call whose latency is measured.
+        backend: ``"eager"``, ``"compiled"`` (`torch.compile`) or ``"onnxruntime"``.
+        threads: that an operator may use on the CPU; by default as many as torch uses.
+
+    Raises:
+        BudgetError: no bound is given, a share lies outside (0, 1], an absolute bound is not positive, or the
+            circumstances of the latency are malformed, or there is no latency that they are about.
+    """
+
+    params: float | int | None = None
+    macs: float | int | None = None
+    latency_ms: float | int | None = None
+    latency: float | None = None
+    device: str | None = None
+    batch_size: int = 1
+    backend: str = "eager"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        if self.params is None and self.macs is None and not self.bounds_latency:
+            raise BudgetError(
+                "a budget bounds params, macs or both, or a latency; got neither. Try Budget(params=0.5)."
+            )
+        self._check_latency()
+        for name in ("params", "macs"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise BudgetError(f"{name} must be a float (share) or an int (absolute), got {value!r}")
+            if isinstance(value, float) and not 0 < value <= 1:
+                raise BudgetError(f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int")
+            if isinstance(value, int) and value <= 0:
+                raise BudgetError(f"an absolute bound on {name} must be positive, got {value}")
+
+    def _check_latency(self) -> None:
+        if self.latency is not None and self.latency_ms is not None:
+            raise BudgetError("give either latency (a share) or latency_ms (milliseconds), not both")
+        for name, value in (("latency", self.latency), ("latency_ms", self.latency_ms)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise BudgetError(f"{name} must be a number, got {value!r}")
+            if not 0 < value < math.inf or (name == "latency" and value > 1):
+                bounds = "in (0, 1]; milliseconds are latency_ms" if name == "latency" else "above 0"
+                raise BudgetError(f"{name} must lie {bounds}, got {value}")
+        check_setting(self.device, self.batch_size, self.backend, self.threads)
+        stated = (self.device, self.batch_size, self.backend, self.threads)
+        if stated != (None, 1, "eager", None) and not self.bounds_latency:
+            raise BudgetError(
+                "device, batch_size, backend and threads say how a latency is measured, but none is bounded: add "
+                "latency=0.5 or latency_ms=..."
+            )
+
+    @property
+    def bounds_latency(self) -> bool:
+        """Whether there is a bound on the latency."""
+        return self.latency is not None or self.latency_ms is not None
+
+    def setting(self, device: object) -> Setting:
+        """Returns the circumstances of the latency, on that device if the budget names none.
+
+        Raises:
+            BudgetError: there is no such device here.
+        """
+        return Setting.of(self.device or str(device), self.batch_size, self.backend, self.threads)
+
+    def limits(self, before: Cost) -> dict[int, int]:
+        """Returns the bounds on parameters and MACs as absolute numbers, by index into `Cost`."""
+        bounds = {0: (self.params, before.params), 1: (self.macs, before.macs)}
+        return {
+            i: max(1, math.floor(Fraction(str(v)) * full)) if isinstance(v, float) else v
+            for i, (v, full) in bounds.items()
+            if v is not None
+        }
+
+    def absolute(self, before: Cost) -> Budget:
+        """Returns the same bounds, those on parameters and MACs as absolute numbers."""
+        limits = self.limits(before)
+        return replace(self, params=limits.get(0), macs=limits.get(1))
+
+
+def as_budget(budget: float | Budget) -> Budget:
+    """Returns a budget; a bare float is a share of parameters.
+
+    Raises:
+        BudgetError: the value is neither a float in (0, 1] nor a Budget.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise BudgetError(f"budget must be a share such as 0.5 or a fxprune.Budget, got {budget!r}")
+    if not 0 < budget <= 1:
+        raise BudgetError(
+            f"budget must lie in (0, 1] as a share of parameters, got {budget}; for absolute numbers use Budget(params=...)"
+        )
+    return Budget(params=float(budget))

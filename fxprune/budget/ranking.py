@@ -1,0 +1,97 @@
+"""Pools: the channels of each group in the order in which they may come back, and the steps in which they do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.units import Group
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """The channels of one group, best first, of which ``least`` stay whatever happens.
+
+    They are kept in multiples of ``quantum``, or all of them.
+    """
+
+    order: Ids
+    least: int
+    quantum: int
+
+    def rounded(self, count: int) -> int:
+        """Returns how many stay if at least ``count`` are to."""
+        return min(max(self.least, math.ceil(count / self.quantum) * self.quantum), len(self.order))
+
+    def gone(self, removed: Mask) -> Ids:
+        """Returns those that are removed, best first."""
+        return self.order[removed[self.order]]
+
+    def steps(self, removed: Mask) -> list[Ids]:
+        """Returns those that are removed in the steps in which they may come back."""
+        gone = self.gone(removed)
+        return [gone[i : i + self.quantum] for i in range(0, len(gone), self.quantum)]
+
+
+def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[str, int]:
+    """Returns, for each group, how many units at a time keep every layer that makes it at a multiple of ``round_to``.
+
+    Heads of 64 may go one by one where the layer is to stay at multiples of 8, if the 64 go by eights: of groups that
+    share coordinates, the one with most units is rounded first, and the others count on what it is sure to keep.
+    """
+    sure: dict[str, int] = {}  # every kept count of the group is a multiple of this
+    quanta: dict[str, int] = {}
+    on_axis: dict[int, list[tuple[Group, int]]] = {}
+    for group in groups:
+        for index, count in group.axes:
+            on_axis.setdefault(index, []).append((group, count))
+    for group in sorted(groups, key=lambda g: -len(g.units)) if round_to > 1 else ():
+        quantum = 1
+        for index, count in group.axes:
+            axis = coupling.axes[index]
+            if axis.layer in group.producers and not axis.reads:
+                for other, _ in on_axis[index]:
+                    if other is not group and _overlap(coupling, axis.labels, group, other):
+                        whole, rest = divmod(count, len(other.units))
+                        count = whole * sure.get(other.name, 1) if rest == 0 else 1
+                quantum = math.lcm(quantum, round_to // math.gcd(round_to, count))
+        quanta[group.name] = quantum
+        sure[group.name] = math.gcd(quantum, len(group.units))
+    return quanta
+
+
+def _overlap(coupling: Coupling, labels: Ids, a: Group, b: Group) -> bool:
+    """Returns whether a coordinate belongs to units of both groups."""
+    hit = [np.isin(labels, coupling.units[group.units]).any(axis=1) for group in (a, b)]
+    return bool((hit[0] & hit[1]).any())
+
+
+def pools_of(
+    coupling: Coupling, values: npt.NDArray[np.float64], groups: Sequence[Group], *, round_to: int, min_keep: int,
+    may_vanish: Set[str],
+) -> list[Pool]:  # fmt: skip
+    """Returns the pool of each group.
+
+    Args:
+        coupling: of the captured graph.
+        values: the score of each channel id.
+        groups: those that may lose units.
+        round_to: kept channels of a layer come in multiples of this.
+        min_keep: units that every group keeps at least.
+        may_vanish: names of groups that may lose all.
+    """
+    quanta = _quanta(coupling, groups, round_to)
+    pools = []
+    for group in groups:
+        ids = coupling.units[group.units]
+        quantum = quanta.get(group.name, 1)
+        least = math.ceil(max(min_keep, 1) / quantum) * quantum
+        order = ids[np.argsort(-values[ids], kind="stable")]
+        pools.append(Pool(order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
+    return pools

@@ -1,0 +1,105 @@
+"""Where and how a latency is measured: device, batch size, backend, threads."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxprune._base.errors import BudgetError
+
+#: How a model is run.
+BACKENDS = ("eager", "compiled", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The circumstances of a measurement.
+
+    Attributes:
+        device: as `torch.device` takes it.
+        batch_size: samples in a call.
+        backend: one of `BACKENDS`.
+        threads: that an operator may use on the CPU.
+    """
+
+    device: str
+    batch_size: int
+    backend: str
+    threads: int
+
+    @classmethod
+    def of(
+        cls, device: str | torch.device, batch_size: int = 1, backend: str = "eager", threads: int | None = None
+    ) -> Setting:
+        """Returns the setting, checked; ``threads`` defaults to as many as torch uses now.
+
+        Raises:
+            BudgetError: malformed, or no such device here.
+        """
+        check_setting(device, batch_size, backend, threads)
+        where = torch.device(device)
+        if where.type == "meta":
+            raise BudgetError("a latency cannot be measured on the meta device: give a model with values")
+        try:
+            torch.empty(0, device=where)
+        except Exception as error:  # every backend says in its own way that it is not there
+            raise BudgetError(f"device: expected one that is here, got {str(where)!r}") from error
+        return cls(str(where), batch_size, backend, threads or torch.get_num_threads())
+
+    def __str__(self) -> str:
+        """Returns it in words, e.g. ``eager, batch 1, cpu, 2 threads``."""
+        return f"{self.backend}, batch {self.batch_size}, {circumstances(self.device, self.threads)}"
+
+
+def check_setting(device: Any, batch_size: Any, backend: Any, threads: Any) -> None:
+    """Makes sure that a setting is well formed; whether the device is there is another question.
+
+    Raises:
+        BudgetError: says what was expected and what came.
+    """
+    if backend not in BACKENDS:
+        raise BudgetError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        missing = name == "threads" and value is None
+        if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BudgetError(f"{name}: expected an int of at least 1, got {value!r}")
+    if device is None:
+        return
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BudgetError(f"device: expected one such as 'cpu' or 'cuda:0', got {device!r}") from error
+
+
+def circumstances(device: str, threads: int) -> str:
+    """Returns a device in words, with the threads where they count."""
+    return device + (f", {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else "")
+
+
+def device_name(device: str) -> str:
+    """Returns what the hardware calls itself, for a table that must not be taken for another machine's."""
+    where = torch.device(device)
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    """Lets torch use so many threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

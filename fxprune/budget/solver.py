@@ -1,0 +1,335 @@
+"""Solve: which units go, so that the budget is met, never exceeded, and nothing could be given back.
+
+Every choice starts from the smallest model that the constraints allow and gives units back in one fixed order, best
+score per cost first; a unit that does not fit is passed over. Costs only grow along that order, so the result is
+within the budget and nothing that was passed over fits any more. Two budgets choose alike up to the first unit that
+fits only the larger one, and that choice alone costs more than the smaller budget allows: a smaller budget never
+gives a larger model.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints, free_groups, matches, names_of
+from fxprune.budget.cost import Cost, CostModel, cost_model
+from fxprune.budget.ranking import Pool, pools_of
+from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.units import Group
+from fxprune.scoring.scorer import STAYS, unit_scores
+
+Floats = npt.NDArray[np.float64]
+Scores = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """The channels to remove, with the cost before and after.
+
+    Attributes:
+        removed: a flag for each channel id.
+        units: the numbers of the removed units.
+        before: cost of the model as captured.
+        after: cost once the units are gone.
+    """
+
+    removed: Mask
+    units: Ids
+    before: Cost
+    after: Cost
+
+
+class Bound(Protocol):
+    """Another upper bound, on something that is no sum of units: a latency. Its figure never grows with what is removed."""
+
+    def fits(self, removed: Mask) -> bool:
+        """Returns whether the model without the flagged channels is within the bound."""
+        ...
+
+    def costs(self) -> Floats:
+        """Returns what each channel id costs in the full model, for the ranking; above 0 for every unit."""
+        ...
+
+    def refusal(self, smallest: Mask) -> str:
+        """Returns why the bound is out of reach: the smallest model there is exceeds it."""
+        ...
+
+
+def solve(
+    coupling: Coupling, scores: Scores, budget: Budget | None = None, *,
+    ratios: float | Mapping[str, float] | None = None, constraints: Constraints | None = None,
+    model: CostModel | None = None, vanishing: Iterable[str] = (), per_cost: bool = True,
+    bound: Bound | None = None,
+) -> Solution:  # fmt: skip
+    """Chooses the units to remove, by one global ranking under a budget or by a ratio for each layer.
+
+    Args:
+        coupling: what may go.
+        scores: for each group's name a score for each of its units, ``[len(group.units)]``; low goes first.
+        budget: upper bounds; give either this or ``ratios``.
+        ratios: the share of units removed, for all groups or by pattern of group or layer name (key ``default`` for
+            the others, 0 if absent).
+        constraints: what must stay.
+        model: the cost model, if it is at hand.
+        vanishing: names of groups that may lose all their units: blocks, and others under ``min_keep=0``.
+        per_cost: divide scores by what a unit costs before units of different groups are ranked together.
+        bound: holds besides the budget's bounds on parameters and MACs; its costs are those that scores are divided by. It is
+            not filled up to the last unit.
+
+    Raises:
+        BudgetError: the budget cannot be reached; says the smallest that can and what holds it.
+        NothingToPruneError: no unit may go.
+        ScorerError: scores are missing, of the wrong length or not finite.
+    """
+    constraints = constraints or Constraints()
+    model = model or cost_model(coupling)
+    if (budget is None) == (ratios is None):
+        raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
+    if budget is not None and budget.bounds_latency and bound is None:
+        raise BudgetError("a latency must be measured to be met: fxprune.compile does, solve alone cannot")
+    values = np.zeros(len(coupling.channels))
+    values[coupling.units] = unit_scores(coupling, scores)
+    free = [
+        group
+        for group in free_groups(coupling, constraints)
+        if not (values[coupling.units[group.units]] == STAYS).all()
+    ]
+    before = model.of(np.zeros(len(coupling.channels), bool))
+    if not free:
+        held = sorted({f.reason for f in coupling.frozen()})[:3]
+        raise NothingToPruneError(
+            f"no channel of this model can be removed: {len(coupling.groups)} groups, of which ignore={constraints.ignore} "
+            f"units={constraints.kinds} and the method leave none; fixed parts: {'; '.join(held) or 'everything'}"
+        )
+    may_vanish = frozenset(vanishing)
+    if constraints.min_keep:
+        may_vanish &= {group.name for group in coupling.groups if group.kind == "block"}
+    pools = pools_of(
+        coupling, values, free, round_to=constraints.round_to, min_keep=constraints.min_keep, may_vanish=may_vanish
+    )
+    if ratios is not None:
+        flags = _by_ratio(coupling, free, pools, ratios)
+        flags = _rescue(coupling, model, values, flags, pools, may_vanish)
+    else:
+        assert budget is not None
+        density = ranking(coupling, scores, model, budget if per_cost else None, bound)
+        flags = _global(coupling, model, density, values, pools, budget.limits(before), before, may_vanish, bound)
+    units = np.flatnonzero(flags[coupling.units])
+    return Solution(flags, units, before, model.of(flags))
+
+
+def ranking(
+    coupling: Coupling, scores: Scores, model: CostModel, budget: Budget | None, bound: Bound | None = None
+) -> Floats:
+    """Returns for each channel id of a unit what it is ranked by: its score, by cost if a budget is given."""
+    values = np.zeros(len(coupling.channels))
+    values[coupling.units] = unit_scores(coupling, scores)
+    if budget is None:
+        return values
+    cost = 0 if budget.params is not None else 1
+    costs = _channel_costs(coupling, model, cost) if bound is None else bound.costs()
+    density: Floats = values / np.maximum(costs, 1e-12)
+    return density
+
+
+def _by_ratio(
+    coupling: Coupling, free: Sequence[Group], pools: Sequence[Pool], ratios: float | Mapping[str, float]
+) -> Mask:
+    """Flags the channels that go when each group loses its own share, rounded down."""
+    table = ratio_table(ratios)
+    used = {"default"}
+    removed = np.zeros(len(coupling.channels), bool)
+    for group, pool in zip(free, pools, strict=True):
+        names = names_of(coupling, group)
+        exact = [p for p in table if p == group.name]  # a group's own name comes before patterns
+        matching = exact or [p for p in table if p != "default" and matches([p], names)]
+        pattern = matching[0] if matching else "default"
+        used.add(pattern)
+        keep = len(pool.order) - int(len(pool.order) * table.get(pattern, 0.0) + 1e-9)
+        removed[pool.order[pool.rounded(keep) :]] = True
+    for pattern in table:
+        if pattern not in used:
+            text = f"ratios pattern {pattern!r} matches no group"
+            warnings.warn(text, IgnoredPatternWarning, stacklevel=4)
+    return removed
+
+
+def ratio_table(ratios: Any) -> dict[str, float]:
+    """Returns ratios by pattern.
+
+    Raises:
+        BudgetError: they are no shares in [0, 1].
+    """
+    table = dict(ratios) if isinstance(ratios, Mapping) else {"default": ratios}
+    if bad := {
+        k: v for k, v in table.items() if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= float(v) <= 1
+    }:
+        raise BudgetError(f"a ratio is the share removed and lies in [0, 1], got {bad}")
+    return {pattern: float(ratio) for pattern, ratio in table.items()}
+
+
+def _channel_costs(coupling: Coupling, model: CostModel, cost: int) -> Floats:
+    """Returns what each channel costs in the full model."""
+    slopes = model.slopes(model.sizes, cost).astype(np.float64)
+    costs = np.zeros(len(coupling.channels))
+    for j in range(model.rows.shape[1]):
+        np.add.at(costs, model.rows[:, j], slopes[model.factor_of])
+    return costs
+
+
+def _rescue(
+    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, pools: Sequence[Pool],
+    may_vanish: frozenset[str],
+) -> Mask:  # fmt: skip
+    """Gives back the best channels of every factor that is left with too few, and what their multiples then lack."""
+    vanish = np.zeros(len(coupling.channels), bool)
+    for group in coupling.groups:
+        vanish[coupling.units[group.units]] = group.name in may_vanish
+    removed = removed.copy()
+    while True:
+        few = np.flatnonzero(model.counts(removed)[:-1] < model.least)
+        short = [f for f in few if model.least[f] > 1 or not vanish[model.rows[model.factor_of == f]].any()]
+        if not short:
+            break
+        for factor in short:
+            rows = model.rows[model.factor_of == factor]
+            gone = removed[rows].any(axis=1)
+            if len(rows) - gone.sum() >= model.least[factor]:
+                continue  # what an earlier factor got back has filled this one
+            worth = np.where(removed[rows], values[rows], 0.0).sum(axis=1)
+            removed[rows[int(np.where(gone, worth, -np.inf).argmax())]] = False
+    for pool in pools:
+        gone = pool.gone(removed)
+        kept = len(pool.order) - len(gone)
+        removed[gone[: pool.rounded(kept) - kept]] = False
+    return removed
+
+
+def _global(
+    coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[Pool],
+    limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str], bound: Bound | None,
+) -> Mask:  # fmt: skip
+    smallest = np.zeros(len(coupling.channels), bool)
+    for pool in pools:
+        smallest[pool.order[pool.least :]] = True
+    smallest = _rescue(coupling, model, values, smallest, pools, may_vanish)
+    if not _fits(model.of(smallest), limits):
+        raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
+    if bound is not None and not bound.fits(smallest):
+        raise BudgetError(bound.refusal(smallest))
+    steps = [step for pool in pools for step in pool.steps(smallest)]
+    ceiling, blocks = _bounds(coupling, model, density)
+    worth = [min(float(density[step].sum()) / len(step), float(ceiling[step].max())) for step in steps]
+    later = np.array([not blocks[step].any() for step in steps], bool)  # of equals a block comes first
+    order = [steps[i] for i in np.lexsort((later, -np.array(worth)))]
+    low, high = 0, len(order)  # the longest prefix that fits, by bisection
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = _give(smallest, order[:middle])
+        fits = _fits(model.of(tried), limits) and (bound is None or bound.fits(tried))
+        low, high = (middle, high) if fits else (low, middle - 1)
+    longest = _give(smallest, order[:low])
+    if low < len(order) and _fits(model.of(_give(longest, [order[low]])), limits):
+        return longest  # the other bound is what holds the next step: it is not filled to the last unit
+    filled = _give_rest(model, longest, order[low:], limits, blocks)
+    return filled if bound is None or bound.fits(filled) else longest
+
+
+def _bounds(coupling: Coupling, model: CostModel, density: Floats) -> tuple[Floats, Mask]:
+    """Returns for each channel the density of its block (of the best, if it has several), else infinity; and the blocks.
+
+    A unit of a block comes back after the block and not with it: else a block would weigh all that rank above it, and a
+    budget between the block with little and the block with all could not be used.
+    """
+    blocks = np.zeros(len(density), bool)
+    for group in coupling.groups:
+        blocks[coupling.units[group.units]] = group.kind == "block"
+    bound = np.full(len(density), np.inf)
+    rows = model.rows[blocks[model.rows].any(axis=1)]
+    if len(rows):
+        inside = np.where(blocks[rows], density[rows], np.inf).min(axis=1)
+        bound[np.unique(rows)] = -np.inf
+        np.maximum.at(bound, rows, inside[:, None])
+        bound[0] = np.inf
+    return bound, blocks
+
+
+def _give(removed: Mask, steps: Sequence[Ids]) -> Mask:
+    removed = removed.copy()
+    if steps:
+        removed[np.concatenate(steps)] = False
+    return removed
+
+
+def _fits(cost: Cost, limits: Mapping[int, int]) -> bool:
+    return all(cost[i] <= limit for i, limit in limits.items())
+
+
+def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Mapping[int, int], blocks: Mask) -> Mask:
+    """Gives back, in order, every later step that still fits; but nothing that lies in removed blocks alone.
+
+    A lower bound of each step's cost rules most of them out at once: costs only grow as more is kept.
+    """
+    waiting = np.arange(len(rest))
+    step_of = np.full(len(removed), -1, np.int64)
+    for i, step in enumerate(rest):
+        step_of[step] = i
+    while len(waiting):
+        cost, counts = model.of(removed), model.counts(removed)
+        missing = removed[model.rows]
+        alone = missing.sum(axis=1) == 1  # rows that come back with one step
+        which = step_of[np.where(alone, (model.rows * missing).sum(axis=1), 0)]
+        possible = np.ones(len(waiting), bool)
+        for i, limit in limits.items():
+            slopes = model.slopes(counts, i)
+            gain = np.zeros(len(rest), np.int64)
+            live = alone & (which >= 0)
+            np.add.at(gain, which[live], slopes[model.factor_of[live]])
+            possible &= cost[i] + gain[waiting] <= limit
+        waiting = waiting[possible]
+        there = np.zeros(len(removed), bool)
+        there[model.rows[~(removed & blocks)[model.rows].any(axis=1)]] = True
+        there |= blocks
+        taken = None
+        for at, i in enumerate(waiting.tolist()):
+            if not there[rest[i]].any():
+                continue
+            tried = _give(removed, [rest[i]])
+            if _fits(model.of(tried), limits):
+                removed, taken = tried, at
+                break
+        if taken is None:
+            return removed
+        waiting = waiting[taken + 1 :]
+    return removed
+
+
+def _unreachable(coupling: Coupling, model: CostModel, smallest: Mask, limits: Mapping[int, int], before: Cost) -> str:
+    cost = model.of(smallest)
+    names = {0: "params", 1: "MACs"}
+    lines = [
+        f"a budget of {limit} {names[i]} ({limit / max(before[i], 1):.4f}) cannot be reached: the smallest is "
+        f"{cost[i]} ({math.ceil(1e4 * cost[i] / max(before[i], 1)) / 1e4:.4f})"
+        for i, limit in limits.items()
+        if cost[i] > limit
+    ]
+    slicer = coupling.slicer(smallest)
+    sizes = []
+    for node, axes in coupling.values.items():
+        if node.op == "get_attr" and node.target in coupling.captured.persistent and axes is not None:
+            sizes.append((math.prod(map(slicer.count, axes)), str(node.target)))
+    frozen = {f.tensor: f.reason for f in coupling.frozen()}
+    held = [f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
+    return "; ".join(lines) + ". Held by " + ", ".join(reversed(held))

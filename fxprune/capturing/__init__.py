@@ -1,0 +1,1 @@
+"""Capture: from a PyTorch model to one flat graph of ATen operators over its own tensors."""

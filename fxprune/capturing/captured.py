@@ -1,0 +1,100 @@
+"""Capture: from a PyTorch model to one flat graph of ATen operators over the model's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from fxprune.capturing.build import build, clean, unreached
+from fxprune.capturing.call import CallSpec
+from fxprune.capturing.flatten import flatten
+from fxprune.capturing.marks import MARK
+from fxprune.capturing.normalize import normalise
+from fxprune.capturing.normalize.dtypes import follow_dtype
+from fxprune.capturing.shapes import TensorInfo, infer
+from fxprune.capturing.source import open_source
+from fxprune.capturing.state import read_state
+from fxprune.capturing.symbols import read_sizes
+from fxprune.capturing.training import restore_training
+
+__all__ = ["MARK", "CallSpec", "Captured", "TensorInfo", "capture"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """A model as one flat, normalised graph of ATen operators.
+
+    Attributes:
+        module: The graph. Placeholders are the flat tensor leaves of the call, the output is one flat tuple.
+            Parameters and buffers are `get_attr` nodes under their original dotted names, and the attributes
+            are the model's own tensors.
+        model: The user's model, to be read only: hyper-parameters of leaf modules come from it.
+        call: How the user's arguments map to placeholders and how outputs are rebuilt.
+        info: What each node is: a `TensorInfo`, a list of them, an int (a size, at the primes) or None.
+        batch: The batch size as (prime in ``info``, size in the example); (1, 1) if it is not dynamic.
+        example: The flat example leaves, in placeholder order.
+        persistent: Names of parameters and persistent buffers.
+        ties: Every other name of a tied tensor to the canonical name used in the graph.
+        unused: Names of parameters that the graph never reaches.
+        notes: What the user should know: behaviour that the graph does not keep.
+    """
+
+    module: fx.GraphModule
+    model: nn.Module
+    call: CallSpec
+    info: dict[fx.Node, Any]
+    batch: tuple[int, int]
+    example: tuple[Tensor, ...]
+    persistent: frozenset[str]
+    ties: dict[str, str]
+    unused: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+) -> Captured:
+    """Capture a model as a flat graph, in eval mode, and leave the model exactly as it was.
+
+    Args:
+        model: Any module that `torch.export` can export, or an exported program.
+        args: Positional example arguments.
+        kwargs: Keyword example arguments.
+        dynamic_shapes: As `torch.export.export` takes it. By default the batch is dynamic, the sequence
+            length of token ids, and every dimension that differs between the examples.
+        batches: Further example calls, as (args, kwargs).
+
+    Raises:
+        CaptureError: If the model cannot be captured; names the module and the line, and says what to try.
+    """
+    source = open_source(model, args, kwargs or {}, dynamic_shapes, batches)
+    state = read_state(source.model)
+    flat = flatten(source.program, state)
+    sizes = read_sizes(source.program, flat, source.batched)
+    notes = normalise(flat.graph, sizes)
+    notes += restore_training(flat.graph, source)
+    follow_dtype(flat)
+    module = build(flat, state)
+    info, batch = infer(module, source.tensors, source.batched, sizes)
+    clean(module.graph)
+    return Captured(
+        module=module,
+        model=source.model,
+        call=source.call,
+        info=info,
+        batch=batch,
+        example=source.tensors,
+        persistent=state.persistent,
+        ties=state.ties,
+        unused=unreached(module, state),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,124 @@
+"""The one call of `torch.export`, made so that the user's model is afterwards exactly as it was."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from copy import copy
+from inspect import Parameter, Signature
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune.capturing.blame import capture_error, watching
+from fxprune.capturing.prepared import Example
+
+__all__ = ["export", "untouched"]
+
+
+def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
+    """Export the model in eval mode, its idle modules marked, and leave it as it was.
+
+    Args:
+        model: The model to capture.
+        example: The prepared example call.
+        dynamic_shapes: As `torch.export.export` takes it; the example's own by default.
+
+    Raises:
+        CaptureError: If the model cannot be exported; names the module and the line.
+    """
+    shapes = example.dynamic_shapes if dynamic_shapes is None else dynamic_shapes
+    args, kwargs = example.bound.args, example.bound.kwargs
+    collector = next((p.name for p in example.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    extra = example.bound.arguments.get(collector, {}) if collector else {}
+    if isinstance(shapes, dict):  # what the user does not name, and what capture adds (use_cache), is static
+        if collector and extra and collector in shapes:
+            shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
+        given = [name for name in example.bound.arguments if name != collector]
+        shapes = dict.fromkeys([*given, *extra]) | shapes
+    with untouched(model, training=False), _no_fast_path(), watching(model) as watch, warnings.catch_warnings():
+        # what a module assigns to itself is undone afterwards: the warning says otherwise
+        warnings.filterwarnings("ignore", message="The tensor attributes?", category=UserWarning)
+        if extra:
+            vars(model)["forward"] = _spelled_out(model.forward, example.signature, extra)
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):  # a failure prints the whole graph so far
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            raise capture_error(model, watch, error) from error
+        sys.stderr.write(said.getvalue())
+        return program
+
+
+def _spelled_out(forward: Callable[..., Any], signature: Signature, extra: Iterable[str]) -> Callable[..., Any]:
+    """Return ``forward`` with a parameter for each argument that its ``**kwargs`` got: torch 2.11 needs it so."""
+    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in extra]
+
+    @functools.wraps(forward)
+    def spelled_out(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    vars(spelled_out)["__signature__"] = signature.replace(parameters=[*fixed, *added])
+    return spelled_out
+
+
+@contextmanager
+def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Set all training flags to ``training`` and restore every module's attributes on leaving.
+
+    The flags are set one by one, since a model's own ``train()`` may do more than that.
+    """
+    modules = list(model.modules())
+    before = [_snapshot(module) for module in modules]
+    try:
+        for module in modules:
+            module.__dict__["training"] = training
+        yield
+    finally:
+        for module, state in zip(modules, before, strict=True):
+            _restore(module, state)
+
+
+def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return a module's attributes, each with a copy of its content if it is a dict or a list."""
+    return {
+        name: (value, copy(value) if isinstance(value, (dict, list)) else None) for name, value in vars(module).items()
+    }
+
+
+def _restore(module: nn.Module, state: Mapping[str, tuple[Any, Any]]) -> None:
+    attributes = vars(module)
+    for name in attributes.keys() - state.keys():
+        del attributes[name]
+    for name, (value, content) in state.items():
+        if attributes.get(name) is not value:
+            attributes[name] = value
+        if isinstance(value, dict) and not _same(list(value.items()), list(content.items())):
+            value.clear()
+            value.update(content)
+        elif isinstance(value, list) and not _same(list(enumerate(value)), list(enumerate(content))):
+            value[:] = content
+
+
+def _same(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
+    """Say whether two lists of items have the same keys and the very same values, in order."""
+    return len(a) == len(b) and all(k == other and v is w for (k, v), (other, w) in zip(a, b, strict=True))
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Keep `nn.TransformerEncoderLayer` from collapsing into one opaque fused operator."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

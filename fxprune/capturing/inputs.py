@@ -1,0 +1,123 @@
+"""Calibration batches as a captured graph's flat inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+from fxprune._base.errors import CalibrationError
+from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune.data.batch import Batch
+from fxprune.data.batches import Batches, need_targets
+
+#: The inputs of a captured graph, one tensor for each placeholder.
+Flat: TypeAlias = Sequence[Tensor]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """Flat inputs, batch by batch, as often as they are asked for."""
+
+    def __iter__(self) -> Iterator[Flat]:
+        """Yields the flat inputs of each batch."""
+        ...
+
+    def __len__(self) -> int:
+        """Returns the number of batches.
+
+        Raises:
+            TypeError: it is not known beforehand.
+        """
+        ...
+
+    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
+        """Yields (flat inputs, targets) of each batch; ``method`` is who asks, for the message.
+
+        Raises:
+            CalibrationError: there are no targets.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainInputs:
+    """Flat inputs given as they are.
+
+    Attributes:
+        source: the flat inputs of each batch.
+        targets: the targets of each batch, if there are any.
+    """
+
+    source: Iterable[Flat]
+    targets: Iterable[Any] | None = None
+
+    def __iter__(self) -> Iterator[Flat]:
+        """Yields the flat inputs of each batch."""
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self.source)  # type: ignore[arg-type]
+
+    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
+        """Yields (flat inputs, targets) of each batch."""
+        if self.targets is None:
+            raise CalibrationError(f"method {method!r} needs targets: pass PlainInputs(inputs, targets)")
+        return zip(self.source, self.targets, strict=True)
+
+
+def inputs_of(source: Iterable[Flat]) -> Inputs:
+    """Returns flat inputs as `Inputs`."""
+    return source if isinstance(source, Inputs) else PlainInputs(source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibrationInputs:
+    """The flat inputs of calibration batches for one captured graph."""
+
+    captured: Captured
+    batches: Batches
+
+    def __iter__(self) -> Iterator[Flat]:
+        """Yields the flat inputs of each batch.
+
+        Raises:
+            CalibrationError: a batch does not fit the captured call.
+        """
+        for index, batch in enumerate(self.batches):
+            yield self._flat(batch, index)
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self.batches)
+
+    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
+        """Yields (flat inputs, targets) of each batch.
+
+        Raises:
+            CalibrationError: a batch does not fit the captured call, or has no targets.
+        """
+        for index, batch in enumerate(self.batches):
+            yield self._flat(batch, index), need_targets(batch, index, method)
+
+    def _flat(self, batch: Batch, index: int) -> Flat:
+        try:
+            leaves = self.captured.call.flatten(batch.args, batch.kwargs)
+        except TypeError as error:
+            raise CalibrationError(f"calibration batch {index} does not fit the captured model: {error}") from error
+        self._check_sizes(leaves, index)
+        return leaves
+
+    def _check_sizes(self, leaves: Sequence[Tensor], index: int) -> None:
+        nodes = [node for node in self.captured.module.graph.nodes if node.op == "placeholder"]
+        for node, leaf in zip(nodes, leaves, strict=True):
+            info: TensorInfo = self.captured.info[node]
+            for axis, (size, example) in enumerate(zip(info.shape, info.example, strict=True)):
+                if size == example != leaf.shape[axis]:
+                    raise CalibrationError(
+                        f"calibration batch {index}: {node.name}: the model takes {example} in dimension {axis}, got shape "
+                        f"{list(leaf.shape)}; if the size may change, see dynamic_shapes"
+                    )

@@ -1,0 +1,47 @@
+"""Normalisation: bring a flat exported graph into the few forms that the later stages understand.
+
+Every pass is a function of the graph and of the integer values of its symbolic sizes. A pass changes how a
+value is computed, never the value.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxprune.capturing.normalize.devices import take_device_from_input
+from fxprune.capturing.normalize.fold import fold_sizes
+from fxprune.capturing.normalize.inplace import functionalise
+from fxprune.capturing.normalize.join import unify_splits
+from fxprune.capturing.normalize.noop import drop_noops
+from fxprune.capturing.normalize.reshape import unify_reshapes
+from fxprune.capturing.normalize.scale import pin_attention_scale
+from fxprune.capturing.normalize.select import push_down_selects
+from fxprune.capturing.sizes import Sizes
+
+__all__ = ["normalise"]
+
+
+def normalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
+    """Normalise a flat graph in place; nodes must carry export's fake tensors in ``meta["val"]``.
+
+    Returns:
+        Notes for the user: what the captured graph does not keep.
+    """
+    notes = functionalise(graph, sizes)
+    take_device_from_input(graph)
+    fold_sizes(graph)
+    drop_noops(graph, sizes)
+    unify_reshapes(graph, sizes)
+    unify_splits(graph)
+    drop_dead(graph)
+    pin_attention_scale(graph)
+    push_down_selects(graph, sizes)
+    drop_dead(graph)
+    return notes
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Erase nodes without users, unless they write to a tensor that is used."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output") and not node.is_impure():
+            graph.erase_node(node)

@@ -1,0 +1,68 @@
+"""No literal devices: what the graph makes, it makes where its input is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, replace
+
+__all__ = ["take_device_from_input"]
+
+_DEFAULTS = {"pin_memory": (None, False), "layout": (None, torch.strided)}
+
+
+def take_device_from_input(graph: fx.Graph) -> None:
+    """Turn device moves into dtype casts, and literal devices of factories into the device of an input.
+
+    Before: ``arange(n, device=cpu)``. After: ``d = getattr(x, "device"); arange(n, device=d)``.
+    """
+    device: fx.Node | None = None
+    for node in list(graph.nodes):
+        if is_op(node, aten.to, aten._to_copy, aten.type_as):
+            _to_cast(graph, node)
+        elif "device" in node.kwargs or "pin_memory" in node.kwargs or _is_factory(node):
+            kwargs = {k: v for k, v in node.kwargs.items() if v not in _DEFAULTS.get(k, ())}
+            if _is_factory(node):
+                kwargs.setdefault("device", "default")
+            if kwargs.get("device") is None:
+                kwargs.pop("device", None)
+            else:
+                device = device or _device_node(graph)
+            if "device" in kwargs and device is not None:
+                kwargs["device"] = device
+            node.kwargs = kwargs
+
+
+def _is_factory(node: fx.Node) -> bool:
+    """Whether an op makes a tensor from literals alone: without a device it would use the default one."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    arguments = node.target._schema.arguments
+    return any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
+
+
+def _to_cast(graph: fx.Graph, node: fx.Node) -> None:
+    """Replace a conversion by ``to.dtype``, or by nothing if the dtype stays."""
+    source, before, after = node.args[0], fake(node.args[0]), fake(node)
+    if before is None or after is None or not isinstance(source, fx.Node):
+        return
+    if before.dtype == after.dtype:
+        replace(graph, node, source)
+    elif node.target is not aten.to.dtype or len(node.args) > 2:
+        replace(graph, node, insert(graph, node, aten.to.dtype, (source, after.dtype), after))
+
+
+def _device_node(graph: fx.Graph) -> fx.Node | None:
+    """Put ``getattr(input, "device")`` after the placeholders; None if the graph holds no tensor at all."""
+    heads: list[Any] = [node for node in graph.nodes if node.op == "placeholder"]
+    sources = heads or [node for node in graph.nodes if node.op == "get_attr" and fake(node) is not None]
+    if not sources:
+        return None
+    last = max([*heads, sources[0]], key=list(graph.nodes).index)
+    with graph.inserting_after(last):
+        node = graph.call_function(getattr, (sources[0], "device"))
+    node.meta["module"] = ""
+    return node

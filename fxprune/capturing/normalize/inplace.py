@@ -1,0 +1,212 @@
+"""In-place operators become functional, so that a node's value never changes after it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxprune.capturing.normalize.edit import aten, fake, first, insert, is_op, same_sizes, schema_args, storage, writes
+from fxprune.capturing.normalize.writeback import write_back
+from fxprune.capturing.sizes import Sizes
+
+__all__ = ["functionalise"]
+
+_PASS_THROUGH = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+_LOGICAL = (
+    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge,
+    aten.logical_and, aten.logical_or, aten.logical_not, aten.logical_xor,
+)  # fmt: skip
+_CONSTANTS = (
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros, aten.ones, aten.full, aten.empty,
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.arange,
+)  # fmt: skip
+
+
+def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
+    """Replace in-place operators by functional ones; later uses, of views and bases too, see the new value.
+
+    A constant mask that is filled slice by slice stays as it is, and so does a write to a view that has no
+    inverse. The state of the model is never written: an update of a buffer is computed, not stored.
+
+    Before: ``r = relu_(x); y = add(x, 1)``. After: ``r = relu(x); y = add(r, 1)``.
+
+    Returns:
+        A note for every buffer whose update is not stored.
+    """
+    if not any(writes(node) for node in graph.nodes):
+        return []
+    memory = _Memory(graph, sizes)
+    notes = []
+    for node in list(graph.nodes):
+        if not writes(node) or not isinstance(node.args[0], fx.Node) or first(node) not in memory.family:
+            continue
+        owner = memory.family[first(node)][0]
+        if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
+            notes.append(f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update")
+        if memory.is_self_copy(node):
+            node.replace_all_uses_with(first(node))
+            graph.erase_node(node)
+        elif not memory.functionalise(node) and owner.op in ("get_attr", "placeholder"):
+            _write_to_a_copy(graph, owner)
+    return list(dict.fromkeys(notes))
+
+
+class _Memory:
+    """Which nodes share memory, and in what order they come.
+
+    Attributes:
+        family: For every tensor node all nodes in the same memory, the owner first.
+    """
+
+    def __init__(self, graph: fx.Graph, sizes: Sizes) -> None:
+        self._graph = graph
+        self._sizes = sizes
+        self._order = {node: position for position, node in enumerate(graph.nodes)}
+        self.family: dict[fx.Node, list[fx.Node]] = {}
+        by_storage: dict[int | None, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if fake(node) is None:
+                continue
+            through = is_op(node, *_PASS_THROUGH) and node.args[0] in self.family
+            members = self.family[first(node)] if through else by_storage.setdefault(storage(node), [])
+            members.append(node)
+            self.family[node] = members
+
+    def is_self_copy(self, node: fx.Node) -> bool:
+        """Say whether a node copies a tensor onto itself, as ``x[1:] += y`` does once it has been added."""
+        source = node.args[1] if is_op(node, aten.copy_) else None
+        return source in self.family[first(node)] and self._view(source) == self._view(node.args[0])
+
+    def functionalise(self, node: fx.Node) -> bool:
+        """Replace one in-place node; False if it has to stay."""
+        target = first(node)
+        live = self._live(node)
+        simple = all(self._view(alias) == self._view(target) for alias in live)
+        if not simple and is_op(self.family[target][0], *_CONSTANTS):
+            return False
+        value = _new_value(self._graph, node)
+        if value is None:
+            return False
+        new = dict.fromkeys([*live, node], value) if simple else self._renew(node, live, value)
+        if new is None:
+            return False
+        self._adopt(target, new.values(), self._order[node])
+        now = self._order[node]
+        for old, replacement in new.items():
+            old.replace_all_uses_with(replacement, lambda user: self._order.get(user, now) > now)
+        self._graph.erase_node(node)
+        return True
+
+    def _live(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes in the target's memory that were made before ``node`` and are used after it."""
+        now = self._order[node]
+        return [
+            alias
+            for alias in self.family[first(node)]
+            if self._order[alias] < now and any(self._order.get(user, now) > now for user in alias.users)
+        ]
+
+    def _view(self, node: Any) -> tuple[Any, ...]:
+        value = fake(node)
+        assert value is not None
+        shape, stride = self._sizes.shape(value.shape), self._sizes.shape(value.stride())
+        return shape, stride, self._sizes.of(value.storage_offset()), value.dtype
+
+    def _renew(self, node: fx.Node, live: list[fx.Node], value: fx.Node) -> dict[fx.Node, fx.Node] | None:
+        """Return every live alias anew: the owner with the value written back, and views of that.
+
+        None if some view cannot be inverted or made anew.
+        """
+        owner, written = first(node), value
+        while owner.args and owner.args[0] in self.family[first(node)]:
+            base = write_back(self._graph, node, owner, written)
+            if base is None:
+                return None
+            owner, written = first(owner), base
+        new = {owner: written}
+        for alias in [*live, first(node)]:
+            if not self._remake(node, alias, new):
+                return None
+        self._adopt(first(node), new.values(), self._order[node])
+        return {**{alias: new[alias] for alias in live}, node: new[first(node)]}
+
+    def _remake(self, node: fx.Node, alias: fx.Node, new: dict[fx.Node, fx.Node]) -> bool:
+        """Make ``alias`` and the views that it comes from anew, before ``node``; False if that cannot be done."""
+        if alias in new:
+            return True
+        if writes(alias) or alias.op != "call_function" or alias.args[0] not in self.family[first(node)]:
+            return False
+        if not self._remake(node, first(alias), new):
+            return False
+        made = insert(self._graph, node, alias.target, (new[first(alias)], *alias.args[1:]), alias.meta.get("val"))
+        made.kwargs = alias.kwargs
+        new[alias] = made
+        return True
+
+    def _adopt(self, target: fx.Node, nodes: Iterable[fx.Node], position: int) -> None:
+        for node in dict.fromkeys(nodes):
+            if node not in self.family:
+                self.family[target].append(node)
+                self.family[node] = self.family[target]
+                self._order[node] = position
+
+
+def _new_value(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Insert the functional form of an in-place node, of the dtype and shape of its target; None if it has none."""
+    target, before = node.args[0], fake(node.args[0])
+    assert before is not None
+    if is_op(node, aten.zero_, aten.fill_.Scalar):
+        scalar = 0 if is_op(node, aten.zero_) else node.args[1]
+        return insert(graph, node, aten.full_like.default, (target, scalar), before)
+    if is_op(node, aten.copy_):
+        return _fitted(graph, node, before)
+    functional = _functional(node.target)
+    if functional is None:
+        return None
+    new = insert(graph, node, functional, node.args, before)
+    new.kwargs = node.kwargs
+    operands = [value for arg in schema_args(new).values() if (value := fake(arg)) is not None]
+    if all(value.dtype == before.dtype for value in operands) and not is_op(new, *_LOGICAL):
+        return new
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    new.meta["val"] = functional(*args, **kwargs)
+    if new.meta["val"].dtype == before.dtype:
+        return new
+    return insert(graph, node, aten.to.dtype, (new, before.dtype), before)  # a write does not promote
+
+
+def _fitted(graph: fx.Graph, node: fx.Node, before: Tensor) -> fx.Node | None:
+    """Return what ``copy_`` copies, in the dtype and the shape of where it goes."""
+    source, value = node.args[1], fake(node.args[1])
+    if value is None or not isinstance(source, fx.Node):
+        return None
+    if value.dtype != before.dtype:
+        source = insert(graph, node, aten.to.dtype, (source, before.dtype), value.to(before.dtype))
+    if same_sizes(value.shape, before.shape):
+        return insert(graph, node, aten.alias.default, (source,), before)
+    return insert(graph, node, aten.expand_as.default, (source, node.args[0]), before)
+
+
+def _functional(target: Any) -> Any:
+    """Return the functional overload of an in-place operator, or None: ``add_.Tensor`` gives ``add.Tensor``."""
+    name = target._schema.name.removeprefix("aten::")
+    if target.namespace != "aten" or not name.endswith("_"):
+        return None
+    name = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
+    packet = getattr(aten, name, None)
+    overload = target._overloadname
+    if packet is None or overload not in packet.overloads():
+        return None
+    return getattr(packet, overload)
+
+
+def _write_to_a_copy(graph: fx.Graph, owner: fx.Node) -> None:
+    """Let views of a parameter, buffer or input be written to in a copy of it."""
+    if any(is_op(user, aten.clone) and user.meta.get("protects") for user in owner.users):
+        return
+    with graph.inserting_after(owner):
+        copy = graph.call_function(aten.clone.default, (owner,))
+    copy.meta = {**owner.meta, "protects": True}
+    owner.replace_all_uses_with(copy, lambda user: user is not copy)

@@ -1,0 +1,116 @@
+"""What is captured: a module to be exported, or a program that somebody exported already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from fxprune.capturing.call import CallSpec
+from fxprune.capturing.exported import export
+from fxprune.capturing.prepared import Example, of_program, prepare
+from fxprune.capturing.state import hang
+
+__all__ = ["Source", "open_source"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """An exported program with the model and the example call that it came from.
+
+    Attributes:
+        program: The exported program.
+        model: The module that owns the tensors.
+        example: The example call.
+        call: The calling convention.
+        tensors: The example's tensor leaves, one for each placeholder.
+        batched: For each placeholder, whether its dimension 0 is the batch.
+        exported: Whether the program was given, so that ``model`` cannot be run.
+    """
+
+    program: ExportedProgram
+    model: nn.Module
+    example: Example
+    call: CallSpec
+    tensors: tuple[Tensor, ...]
+    batched: tuple[bool, ...]
+    exported: bool
+
+
+def open_source(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]],
+) -> Source:
+    """Export a module, or take a program as it is.
+
+    Raises:
+        CaptureError: If the module cannot be exported.
+    """
+    owner: nn.Module
+    if isinstance(model, ExportedProgram):
+        program, owner = model, _owner(model)
+        example = of_program(program)
+    else:
+        owner = unwrapped(model)
+        example = prepare(owner, args, kwargs, batches)
+        program = export(owner, example, dynamic_shapes)
+    names = _placeholder_names(program, example)
+    pairs = list(zip(names, example.leaves, example.batch, strict=True))
+    call = CallSpec(
+        signature=example.signature,
+        in_spec=example.spec,
+        out_spec=_out_spec(program),
+        placeholders=tuple(names),
+        literals=tuple(leaf if name is None else None for name, leaf, _ in pairs),
+    )
+    tensors = tuple(leaf for name, leaf, _ in pairs if name is not None)
+    batched = tuple(flag for name, _, flag in pairs if name is not None)
+    return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram))
+
+
+def runnable(model: nn.Module | ExportedProgram) -> nn.Module:
+    """Return a module that computes what a program does; a module as it is."""
+    if not isinstance(model, ExportedProgram):
+        return model
+    module: nn.Module = model.module()
+    return module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside `torch.compile`, DataParallel or DistributedDataParallel."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+            model = original
+        else:
+            return model
+
+
+def _owner(program: ExportedProgram) -> nn.Module:
+    """Return a module that holds a program's parameters and buffers under their names."""
+    tensors = {name: program.state_dict[name] for name in program.state_dict}
+    fleeting = {name: program.constants[name] for name in program.graph_signature.non_persistent_buffers}
+    return hang([*tensors.items(), *fleeting.items()], frozenset(tensors))
+
+
+def _placeholder_names(program: ExportedProgram, example: Example) -> list[str | None]:
+    """Return for each leaf of the call its placeholder, or None if it is a constant."""
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    assert len(specs) == len(example.leaves), "export flattens the call as pytree does"
+    return [spec.arg.name if isinstance(spec.arg, TensorArgument) else None for spec in specs]
+
+
+def _out_spec(program: ExportedProgram) -> pytree.TreeSpec:
+    spec: pytree.TreeSpec | None = program.call_spec.out_spec
+    assert spec is not None
+    return spec

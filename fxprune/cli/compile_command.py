@@ -1,0 +1,192 @@
+"""``fxprune compile``: a model, calibration data and a budget in, a smaller model in a directory out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import click
+
+import fxprune
+from fxprune._base.files import write_text
+from fxprune.cli.command import Command, option
+from fxprune.cli.data import data_options, data_spec, load_data
+from fxprune.cli.errors import InputError
+from fxprune.cli.files import check_directory, check_file
+from fxprune.cli.models import make, model_options, spec_of
+from fxprune.cli.say import tell
+from fxprune.cli.values import amount, fetch
+from fxprune.reporting.record import attach
+from fxprune.scoring import scorer_of
+
+_BUDGET, _METHOD = "Budget", "Method"
+
+
+@click.command("compile", cls=Command, short_help="Compile a model to a budget and save it.", examples=[
+    "fxprune compile torchvision:resnet50 --weights DEFAULT --calib images/ --budget 0.5 --out half",
+    "fxprune compile timm:vit_tiny_patch16_224 --weights DEFAULT --calib images/ --macs 50% --out half",
+    "fxprune compile transformers:./my-bert --weights DEFAULT --calib texts.txt --budget 0.7 --out small",
+    "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
+])  # fmt: skip
+@click.argument("model")
+@option("--budget", type=float, metavar="SHARE", section=_BUDGET,
+        help="Share of parameters to keep, in (0, 1].")  # fmt: skip
+@option("--params", type=amount, section=_BUDGET, help="Parameters to keep: 0.5, 50% or 1.2M.")
+@option("--macs", type=amount, section=_BUDGET,
+        help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G.")  # fmt: skip
+@option("--latency", type=float, metavar="SHARE", section=_BUDGET,
+        help="Share of the measured latency to keep.")  # fmt: skip
+@option("--latency-ms", type=float, section=_BUDGET, help="Milliseconds of a call, as measured.")
+@option("--latency-batch", type=int, section=_BUDGET,
+        help="Samples of the call that is measured; 1 by default.")  # fmt: skip
+@option("--latency-backend", metavar="NAME", section=_BUDGET, help="eager, compiled or onnxruntime.")
+@option("--latency-threads", type=int, section=_BUDGET, help="That an operator may use on the CPU meanwhile.")
+@option("--ratio", "ratios", multiple=True, metavar="[PATTERN=]SHARE", section=_BUDGET, help=(
+        "Instead of a budget, the share of units to remove from every group, or from those of the layers "
+        "that match, e.g. 'layer*.conv1=0.4'. Repeatable."))  # fmt: skip
+@option("--round-to", metavar="N", section=_BUDGET,
+        help="Kept channels come in multiples of this; auto measures which.")  # fmt: skip
+@option("--min-keep", metavar="N", section=_BUDGET,
+        help="Channels that every group keeps; 0 lets branches go.")  # fmt: skip
+@option("--ignore", multiple=True, metavar="PATTERN", section=_BUDGET, help="Layers whose channels all stay.")
+@option("--units", multiple=True, metavar="KIND", section=_BUDGET, help=(
+        "Kinds of unit that may go: channel, head, kv_group, head_dim, expert, block. Repeatable; all but "
+        "block by default."))  # fmt: skip
+@option("--method", default="variance", section=_METHOD,
+        help="Criterion: variance, joint, l1, taylor, spvr, ippro, ...")  # fmt: skip
+@option("--recover", default="auto", section=_METHOD, help=(
+        "covariance, sequential, reconstruct, mean_shift, reinit or none; auto: the method's own "
+        "choice."))  # fmt: skip
+@option("--ridge", type=float, section=_METHOD, help="Damping of covariance and sequential.")
+@option("--steps", type=int, default=1, section=_METHOD, help="Prune in so many steps.")
+@option("--loss", metavar="package.module:f", section=_METHOD,
+        help="loss(outputs, targets); else cross-entropy.")  # fmt: skip
+@option("--forward-args", metavar="package.module:f", section=_METHOD,
+        help="Makes (args, kwargs) of a batch that has another form.")  # fmt: skip
+@option("--seed", type=int, default=0, section=_METHOD, help="Of everything that is drawn.")
+@option("--strict", is_flag=True, section=_METHOD, help="Stop at an op without a rule.")
+@option("--no-verify", is_flag=True, section=_METHOD, help="Leave out the comparison with the masked twin.")
+@option("--cache-dir", metavar="DIR", section=_METHOD, help="Where long scoring keeps what it has.")
+@data_options("--calib", required=True)
+@model_options()
+@option("--meta", is_flag=True, section="Model", help=(
+        "Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its "
+        "files."))  # fmt: skip
+@option("--out", metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
+@option("--plan", metavar="FILE", help="Write the plan there as well, as JSON.")
+@option("--dry-run", is_flag=True, help="Only print what would go; nothing is written.")
+@option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")
+def compile_model(
+    model: str, out: str | None, plan: str | None, dry_run: bool, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Compiles MODEL to a budget and saves the smaller model, verified, with its report.
+
+    MODEL is torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory. What is written
+    is a directory for `fxprune report`, `export`, `bench` and `finetune`, and for fxprune.load.
+    """
+    meta = options["meta"]
+    _check_outputs(out, plan, dry_run, meta)
+    scorer = scorer_of(options["method"])
+    wanted = _wanted(options)
+    made = make(spec_of(model, options, seed=options["seed"], meta=meta))
+    data = load_data(data_spec(options, "--calib", seed=options["seed"]), made, targets="gradients" in scorer.needs)
+    tell(f"compiling {made}", quiet or as_json)
+    recover = _recover(options, scorer, dry_run or meta)
+    verify = not (options["no_verify"] or dry_run or meta)
+    pruned = fxprune.compile(
+        made.model, data, method=scorer, recover=recover, verify=verify, progress=not quiet, **wanted
+    )
+    found = fxprune.report(pruned)
+    made_by = f"fxprune compile {made} --calib {options['source']}"
+    found = replace(found, notes=(*found.notes, made_by))
+    attach(pruned, found)
+    if plan is not None and not dry_run and found.plan is not None:
+        write_text(plan, found.plan.to_json())
+    if out is not None and not dry_run:
+        fxprune.save(pruned, out)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        click.echo(str(found))
+        done = [f"{what} in {where}" for what, where in (("the model", out), ("the plan", plan)) if where]
+        click.echo("\n" + ("a dry run: nothing is written" if dry_run else f"saved: {', '.join(done)}"))
+
+
+def _check_outputs(out: str | None, plan: str | None, dry_run: bool, meta: bool) -> None:
+    """Finds, before any work is done, that nothing can be written at the end."""
+    if dry_run:
+        return
+    if meta and out is not None:
+        raise InputError("--meta has no weights to save: leave --out out, and write the plan with --plan FILE")
+    if out is None and plan is None:
+        raise click.UsageError("Missing option '--out'. (Or --plan FILE, or --dry-run to write nothing.)")
+    if out is not None:
+        check_directory(out)
+    if plan is not None:
+        check_file(plan)
+
+
+#: option -> field of a Budget
+_BOUNDS = {
+    "params": "params", "macs": "macs", "latency": "latency", "latency_ms": "latency_ms",
+    "latency_batch": "batch_size", "latency_backend": "backend", "latency_threads": "threads",
+}  # fmt: skip
+
+
+def _wanted(options: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of ``fxprune.compile``; what is not given stays its default."""
+    bounds = {name: options[option] for option, name in _BOUNDS.items() if options[option] is not None}
+    if options["budget"] is not None and bounds:
+        if "params" in bounds:
+            raise InputError("--budget is a share of parameters, and so is --params: give one of them")
+        bounds["params"] = options["budget"]
+    given: dict[str, Any] = {"steps": options["steps"], "seed": options["seed"], "strict": options["strict"]}
+    if bounds:
+        given["budget"] = fxprune.Budget(**bounds)
+    elif options["budget"] is not None:
+        given["budget"] = options["budget"]
+    if options["ratios"]:
+        given["ratios"] = _ratios(options["ratios"])
+    for name in ("units", "ignore"):
+        if options[name]:
+            given[name] = options[name]
+    for name in ("ridge", "cache_dir"):
+        if options[name] is not None:
+            given[name] = options[name]
+    for name in ("round_to", "min_keep"):
+        if options[name] is not None:
+            given[name] = _whole(name, options[name])
+    for name in ("loss", "forward_args"):
+        if options[name] is not None:
+            given[name] = fetch(options[name], f"--{name.replace('_', '-')}")
+    return given
+
+
+def _whole(name: str, text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--{name.replace('_', '-')} {text}: expected a whole number or auto") from None
+
+
+def _ratios(texts: tuple[str, ...]) -> float | dict[str, float]:
+    table: dict[str, float] = {}
+    for text in texts:
+        pattern, equals, share = text.rpartition("=")
+        try:
+            table[pattern if equals else "default"] = float(share)
+        except ValueError:
+            raise InputError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
+    return table["default"] if set(table) == {"default"} else table
+
+
+def _recover(options: Any, scorer: Any, plan_only: bool) -> str | None:
+    """Returns what ``recover`` is to be: a plan alone needs none, unless it depends on it."""
+    asked = str(options["recover"])
+    chosen = None if asked.lower() == "none" else asked
+    own = scorer.defaults.get("recover", "covariance") if chosen == "auto" else chosen
+    return None if plan_only and own != "reinit" and options["steps"] == 1 else chosen

@@ -1,0 +1,214 @@
+"""What could be pruned of a model, and what holds the rest: groups, frozen parts and reasons."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune._base.errors import FxpruneError
+from fxprune._base.names import layer_of
+from fxprune.capturing.source import runnable, unwrapped
+from fxprune.compiler.islands import capture_or_parts, captured_islands
+from fxprune.coupling.blocks import with_blocks
+from fxprune.coupling.interpreter import Coupling, Frozen, couple
+from fxprune.coupling.units import Group
+from fxprune.data.batches import Batches, device_of
+from fxprune.reporting.tables import frozen_table, table
+
+__all__ = ["Explanation", "GroupInfo", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A group of units that compete with each other.
+
+    Attributes:
+        name: as reports have it.
+        kind: ``channel``, ``head``, ``kv_group``, ``head_dim``, ...
+        units: how many there are.
+        makers: the layers that make them: they lose rows.
+        readers: the layers that read them: they lose columns.
+        tensors: every tensor axis that they lie on, as (name, axis, coordinates a unit).
+    """
+
+    name: str
+    kind: str
+    units: int
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    tensors: tuple[tuple[str, int, int], ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers whose tensors lose coordinates with these units, each once."""
+        return tuple(dict.fromkeys([*self.makers, *self.readers, *(layer_of(n) for n, _, _ in self.tensors)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What could be pruned, and what holds the rest; ``print()`` is text.
+
+    Attributes:
+        groups: what could go, together with what.
+        frozen: tensor axes with coordinates that can never go, and why.
+        unsupported: (op, module) of each op without a rule that froze something.
+        islands: the parts that were captured, where the whole could not be; all else stays as it is.
+        details: text about the layers that were asked for; empty if none were.
+    """
+
+    groups: tuple[GroupInfo, ...]
+    frozen: tuple[Frozen, ...]
+    unsupported: tuple[tuple[str, str], ...] = ()
+    islands: tuple[str, ...] = ()
+    details: str = ""
+
+    def __str__(self) -> str:
+        if self.details:
+            return self.details
+        units = sum(group.units for group in self.groups)
+        rows = [(g.name, g.kind, g.units, ", ".join(g.makers) or "-", ", ".join(g.readers) or "-") for g in self.groups]
+        heads = ("group", "kind", "units", "made by", "read by")
+        parts = [
+            table(f"{len(rows)} groups, {units:,} units", rows, heads, width=48)
+            if rows
+            else "no groups: nothing of this model can be pruned"
+        ]
+        if self.frozen:
+            parts.append(frozen_table((f.reason, f"{f.tensor}[{f.dim}]", f.coordinates) for f in self.frozen))
+        if self.unsupported:
+            lines = [f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)]
+            parts.append("ops without a rule, which froze what they touch\n" + "\n".join(lines))
+        if self.islands:
+            parts.append(f"islands: {', '.join(self.islands)}; all else stays as it is")
+        return "\n\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON data."""
+        return {
+            "groups": [
+                {
+                    "name": g.name, "kind": g.kind, "units": g.units, "makers": list(g.makers),
+                    "readers": list(g.readers),
+                    "tensors": [{"name": n, "axis": axis, "per_unit": count} for n, axis, count in g.tensors],
+                }
+                for g in self.groups
+            ],
+            "frozen": [
+                {
+                    "tensor": f.tensor, "axis": f.dim, "coordinates": f.coordinates, "size": f.size,
+                    "reason": f.reason,
+                }
+                for f in self.frozen
+            ],
+            "unsupported": [{"op": op, "module": module} for op, module in self.unsupported],
+            "islands": list(self.islands),
+            "details": self.details,
+        }  # fmt: skip
+
+    def to_dot(self) -> str:
+        """Returns Graphviz's text: layers as boxes, groups as ellipses, arrows from makers to readers.
+
+        Layers with frozen coordinates are grey, the reasons in their tooltips. ``dot -Tsvg`` draws it.
+        """
+        reasons: dict[str, dict[str, None]] = {}
+        for frozen in self.frozen:
+            reasons.setdefault(layer_of(frozen.tensor), {})[f"axis {frozen.dim}: {frozen.reason}"] = None
+        layers = dict.fromkeys([*(layer for g in self.groups for layer in g.layers), *reasons])
+        lines = ["digraph fxprune {", "  rankdir=LR;", '  node [fontname="sans-serif"];']
+        for layer in layers:
+            more = ""
+            if layer in reasons:
+                more = f', style=filled, fillcolor="gray90", tooltip={_quoted("; ".join(reasons[layer]))}'
+            label = _quoted(layer or "the model itself")
+            lines.append(f"  {_quoted(f'layer {layer}')} [shape=box, label={label}{more}];")
+        for group in self.groups:
+            name = _quoted(f"group {group.name}")
+            lines.append(f"  {name} [label={_quoted(f'{group.name}: {group.units} x {group.kind}')}];")
+            lines += [f"  {_quoted(f'layer {layer}')} -> {name};" for layer in group.makers]
+            lines += [f"  {name} -> {_quoted(f'layer {layer}')};" for layer in group.readers]
+            others = [layer for layer in group.layers if layer not in (*group.makers, *group.readers)]
+            lines += [f"  {name} -> {_quoted(f'layer {layer}')} [dir=none];" for layer in others]
+        return "\n".join([*lines, "}"]) + "\n"
+
+
+def explain(
+    model: nn.Module | ExportedProgram | Coupling,
+    calib_data: Any = None,
+    *,
+    layers: str | Sequence[str] = (),
+    units: Sequence[str] = (),
+    forward_args: Callable[[Any], Any] | None = None,
+    dynamic_shapes: Any = None,
+    strict: bool = False,
+) -> Explanation:
+    """Says what could be pruned of a model, what must go together, and what can never go and why.
+
+    Nothing is scored, so that the values of weights and data do not matter; the model stays as it is.
+
+    Args:
+        model: the model, or the coupling that `fxprune.couple` found.
+        calib_data: batches, as for `fxprune.compile`; not for a coupling.
+        layers: names or ``fnmatch`` patterns: only what touches these layers or tensors.
+        units: with ``"block"`` among them, whole residual branches are units as well.
+        forward_args: as for `fxprune.compile`.
+        dynamic_shapes: as for `fxprune.compile`.
+        strict: raise at an op without a rule.
+
+    Raises:
+        CaptureError: the model cannot be captured, nor any part of it.
+        CalibrationError: the data are unusable.
+        FxpruneError: no layer has such a name; says which are close.
+        UnsupportedOpError: under ``strict``, an op without a rule.
+    """
+    islands: tuple[str, ...] = ()
+    if isinstance(model, Coupling):
+        coupling = model
+    else:
+        module = runnable(model)
+        batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
+        captured, islands = capture_or_parts(model, batches, dynamic_shapes, strict)
+        coupling = couple(captured or captured_islands(unwrapped(module), islands, batches), strict=strict)
+    if "block" in units:
+        coupling = with_blocks(coupling)
+    groups = tuple(_about(coupling, group) for group in coupling.groups)
+    frozen = tuple(coupling.frozen())
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    details = ""
+    if patterns:
+        _check_patterns(patterns, coupling)
+        details = "\n\n".join(coupling.explain(pattern) for pattern in patterns)
+        groups = tuple(g for g in groups if any(_matches(name, patterns) for name, _, _ in g.tensors))
+        frozen = tuple(f for f in frozen if _matches(f.tensor, patterns))
+    return Explanation(groups=groups, frozen=frozen, unsupported=coupling.unsupported, islands=islands, details=details)
+
+
+def _about(coupling: Coupling, group: Group) -> GroupInfo:
+    tensors = tuple((coupling.axes[i].tensor, coupling.axes[i].dim, count) for i, count in group.axes)
+    return GroupInfo(group.name, group.kind, len(group.units), group.producers, group.consumers, tensors)
+
+
+def _check_patterns(patterns: Iterable[str], coupling: Coupling) -> None:
+    import difflib
+
+    tensors = {axis.tensor for axis in coupling.axes}
+    names = sorted({layer_of(tensor) for tensor in tensors} | tensors)
+    for pattern in patterns:
+        if not any(_matches(tensor, (pattern,)) for tensor in tensors):
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(close)}?" if close else f", such as {', '.join(names[:3])}"
+            raise FxpruneError(f"{pattern}: expected a layer or tensor with parameters in the graph{hint}")
+
+
+def _matches(tensor: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in (tensor, layer_of(tensor)))
+
+
+def _quoted(text: str) -> str:
+    """Returns a text in Graphviz's quotes."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

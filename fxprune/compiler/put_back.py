@@ -1,0 +1,141 @@
+"""Puts pruned islands back into the model that they came from, and compares it with one of masked twins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import CaptureError
+from fxprune.algebra.channels import Mask
+from fxprune.capturing.captured import Captured, capture
+from fxprune.compiler.islands import Call
+from fxprune.compiler.steps import at_full_size
+from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.data.batches import evaluating
+from fxprune.reporting.building import removed_by
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.plan import Plan
+from fxprune.rewriting.pruned import PrunedModule
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.interpreter import Certificate, Run, compare, lifted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One part, what goes of it, and the pruned module that takes its place."""
+
+    captured: Captured
+    coupling: Coupling
+    removed: Mask
+    pruned: PrunedModule
+
+
+def put_back(
+    model: nn.Module, names: Sequence[str], pruned: nn.Module, plan: Plan, calls: Sequence[Sequence[Call]],
+    check: Call | None = None,
+) -> tuple[nn.Module, Certificate | None]:  # fmt: skip
+    """Returns a copy of the model in which pruned parts stand in for their originals.
+
+    Args:
+        model: the whole.
+        names: of its parts.
+        pruned: `Islands`, pruned.
+        plan: how.
+        calls: of each part; sizes that differ among them, the batch, and the extent of feature maps, stay free.
+        check: a call of the model; the result is compared with a copy in which masked twins stand in for the parts.
+    """
+    state = pruned.state_dict()
+    found = {name: _part(model, name, mine, plan, state) for name, mine in zip(names, calls, strict=True)}
+    parts = {name: part for name, part in found.items() if part is not None}
+    result = _with_parts(model, {name: part.pruned for name, part in parts.items()})
+    if check is None:
+        return result, None
+    twin = _with_parts(model, {name: _MaskedTwin(part) for name, part in parts.items()})
+    certificate = _compared(twin, result, check)
+    if certificate.verified is False:  # a fault, or rounding that tips a threshold? float64 tells
+        twins = {name: _InDouble(_MaskedTwin(part, torch.float64)) for name, part in parts.items()}
+        exact = {name: _InDouble(lifted(part.pruned, torch.float64)) for name, part in parts.items()}
+        certificate = _compared(_with_parts(model, twins), _with_parts(model, exact), check)
+    return result, certificate
+
+
+def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    whole = copy.deepcopy(model)
+    for name, part in parts.items():
+        whole.set_submodule(name, part)
+    return whole
+
+
+def _part(model: nn.Module, name: str, calls: Sequence[Call], plan: Plan, state: Mapping[str, Tensor]) -> _Part | None:
+    """Returns a part with the recovered weights in place; None if nothing of it goes."""
+    module = model.get_submodule(name)
+    inside = {
+        tensor.removeprefix(f"{name}."): axes for tensor, axes in plan.keep.items() if tensor.startswith(f"{name}.")
+    }
+    if not inside:
+        return None
+    captured = _captured_freely(module, calls)
+    keep = {captured.ties.get(tensor, tensor): axes for tensor, axes in inside.items()}
+    coupling = couple(captured)
+    removed = removed_by(coupling, replace(plan, keep=keep))
+    made = emit(captured, slice_graph(coupling, removed))
+    with torch.no_grad():
+        for tensor, value in made.state_dict().items():
+            value.copy_(state[f"{name}.{tensor}"])
+    return _Part(captured, coupling, removed, made)
+
+
+def _captured_freely(part: nn.Module, calls: Sequence[Call]) -> Captured:
+    """Captures a part so that feature maps may have any extent, where it allows that."""
+    grown = pytree.tree_map_only(Tensor, _grown, calls[0])
+    try:
+        return capture(part, *calls[0], batches=[*calls[1:], grown])
+    except CaptureError:
+        return capture(part, *calls[0], batches=calls[1:])
+
+
+def _grown(value: Tensor) -> Tensor:
+    spatial = value.dim() > 3 and value.is_floating_point()
+    return value.new_empty([*value.shape[:2], *(size + 1 for size in value.shape[2:])]) if spatial else value
+
+
+class _MaskedTwin(nn.Module):
+    """Computes what a pruned part must give."""
+
+    def __init__(self, part: _Part, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.call = part.captured.call
+        tensors = at_full_size(part.coupling, part.removed, part.pruned)
+        self.run = Run(part.coupling, part.removed, tensors, dtype)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call.unflatten(self.run(self.call.flatten(args, kwargs)))
+
+
+class _InDouble(nn.Module):
+    """Runs a module of float64 among others: what comes is lifted, what leaves has the precision of what came."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        floats = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
+        args, kwargs = _cast((args, kwargs), torch.float64)
+        return _cast(self.inner(*args, **kwargs), floats[0].dtype if floats else torch.float64)
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return pytree.tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, values)
+
+
+def _compared(twin: nn.Module, result: nn.Module, call: Call) -> Certificate:
+    with evaluating(twin), evaluating(result):
+        expected, got = (pytree.tree_leaves(m(*call[0], **call[1])) for m in (twin, result))
+    return compare(expected, got)

@@ -1,0 +1,138 @@
+"""Branches: which groups may lose every channel, because what is left of their branch is a constant.
+
+A layer none of whose input channels is left gives its bias wherever it is asked. Elementwise work, evaluation-mode
+batch norm and what moves dimensions about keep that a constant for each channel (`fxprune.coupling.constants`). Where the constant
+meets a skip connection in an addition, the branch can go: the addition stays, with the constant. Anywhere else the group
+must keep a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxprune._base.names import fetch
+from fxprune.algebra.axes import size_of
+from fxprune.algebra.channels import Mask
+from fxprune.coupling.constants import channel_dims
+from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.units import Group
+from fxprune.ops.registry import bind, mutates
+from fxprune.ops.slicer import Slicer
+
+_ADD = torch.ops.aten.add.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Collapse:
+    """What becomes of the graph when some contractions have nothing left to sum.
+
+    Attributes:
+        constant: nodes whose value is one constant for each channel, with the channels' dimension.
+        frontier: the constant nodes that a live node reads.
+        live: nodes that the result still needs, constants excluded.
+        legal: whether every constant meets a skip connection, and nothing that is live is empty.
+    """
+
+    constant: Mapping[fx.Node, int]
+    frontier: tuple[fx.Node, ...]
+    live: frozenset[fx.Node]
+    legal: bool
+
+
+def collapse_of(coupling: Coupling, slicer: Slicer) -> Collapse:
+    """Returns what a removal leaves constant, and whether that can be emitted."""
+    graph = coupling.captured.module.graph
+    starts = {
+        c.node: c for c in coupling.contractions
+        if c.weight is not None and size_of(c.axis) and not slicer.count(c.axis)
+    }  # fmt: skip
+    constant = channel_dims(coupling, starts)
+    live, frontier = _reach(graph, constant)
+    legal = all(_meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live)
+    legal = legal and all(_filled(coupling, slicer, node) for node in live)
+    return Collapse(constant, frontier, live, legal)
+
+
+def _reach(graph: fx.Graph, constant: Container[fx.Node]) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
+    """Returns what the result or a mutation needs, and the constants that are met first on the way back."""
+    waiting = [node for node in graph.nodes if node.op == "output" or mutates(node)]
+    live: set[fx.Node] = set(waiting)
+    frontier: dict[fx.Node, None] = {}
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source in constant:
+                frontier[source] = None
+            elif source not in live:
+                live.add(source)
+                waiting.append(source)
+    return frozenset(live), tuple(frontier)
+
+
+def _meets_skip(coupling: Coupling, node: fx.Node, user: fx.Node, live: frozenset[fx.Node]) -> bool:
+    if user.target is not _ADD:
+        return False
+    a = bind(user)
+    other = a.other if a.self is node else a.self
+    info = coupling.captured.info
+    return isinstance(other, fx.Node) and other in live and info[other].shape == info[user].shape
+
+
+def _filled(coupling: Coupling, slicer: Slicer, node: fx.Node) -> bool:
+    values = coupling.values.get(node)
+    for axes in values if isinstance(values, list) else [values]:
+        for axis in axes or ():
+            if size_of(axis) and not slicer.count(axis):
+                return False
+    return True
+
+
+def vanishing_groups(coupling: Coupling, groups: Iterable[Group]) -> dict[str, frozenset[str]]:
+    """Returns the groups that may vanish, each with the parameters and buffers that are gone when it does."""
+    every = {str(n.target) for n in coupling.values if n.op == "get_attr"}
+    found = {}
+    for name, result in collapses(coupling, groups).items():
+        hosts = {host for node in result.frontier if (host := host_of(coupling, result, node))}
+        needed = {str(n.target) for n in result.live if n.op == "get_attr"} | hosts
+        found[name] = frozenset(every - needed)
+    return found
+
+
+def collapses(coupling: Coupling, groups: Iterable[Group]) -> dict[str, Collapse]:
+    """Returns the groups that may vanish, each with what becomes of the graph when it alone does."""
+    found = {group.name: collapse_of(coupling, coupling.slicer(coupling.removed_mask(group.units))) for group in groups}
+    return {name: result for name, result in found.items() if result.constant and result.legal}
+
+
+def host_of(coupling: Coupling, collapse: Collapse, node: fx.Node) -> str | None:
+    """Returns the parameter that takes the constant: the last bias of the branch, or what else is added elementwise."""
+    channels = coupling.captured.info[node].shape[collapse.constant[node]]
+    waiting, seen = [node], set()
+    while waiting:
+        current = waiting.pop(0)
+        arguments = bind(current)
+        for source in [arguments.bias] if hasattr(arguments, "bias") else current.all_input_nodes:
+            if source is not None and source.op == "get_attr" and _is_home(coupling, source, channels):
+                return str(source.target)
+        for source in current.all_input_nodes:
+            if source in collapse.constant and source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return None
+
+
+def _is_home(coupling: Coupling, node: fx.Node, channels: int) -> bool:
+    """Whether a tensor is a parameter of this branch alone, with one value for each channel."""
+    if coupling.captured.info[node].shape != (channels,) or len(node.users) != 1:
+        return False
+    return isinstance(fetch(coupling.captured.module, str(node.target)), torch.nn.Parameter)
+
+
+def removed_collapse(coupling: Coupling, removed: Mask) -> Collapse:
+    """Returns the collapse that a removal brings about, which the solver has made sure is legal."""
+    collapse = collapse_of(coupling, coupling.slicer(removed))
+    assert collapse.legal, "a group that must keep a channel has lost all of them"
+    return collapse

@@ -1,0 +1,291 @@
+"""Couple: which coordinates of which tensors must go together, and why some never can.
+
+An abstract interpretation of the captured graph: every value's axes are labelled with channels by the rules of
+`fxprune.rules`, and what is left of the labels on the parameters is what can be pruned.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune._base.errors import UnsupportedOpError
+from fxprune._base.names import fetch
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes
+from fxprune.algebra.channels import Channels, Ids, Mask
+from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune.coupling.units import Group, ParameterAxis, form_groups
+from fxprune.ops.registry import bind, mutates, rule_of
+from fxprune.ops.slicer import Slicer
+from fxprune.ops.tracer import Contraction, Tracer
+
+#: Ops that return a view where they can, and a copy elsewhere.
+_MAYBE_VIEWS = {torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default}
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Coordinates of a parameter axis that can never go."""
+
+    tensor: str
+    dim: int
+    coordinates: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coupling:
+    """What `couple` found; plain data, the graph is untouched.
+
+    Attributes:
+        captured: the graph it is about.
+        channels: the store of channel ids.
+        values: node -> its axes.
+        edges: (reader, value) -> the axes that a reader takes of a value that depends on no parameter.
+        notes: node -> axes that its rules keep.
+        contractions: every sum of products.
+        statistics: nodes that take a statistic over an axis that may shrink.
+        least: (axis, count): an op is undefined with fewer coordinates of that axis.
+        axes: every axis of every parameter and persistent buffer, labels resolved.
+        units: the channel id of each unit.
+        groups: the units by group.
+        unsupported: (op, where) of each op that has no rule and froze something.
+    """
+
+    captured: Captured
+    channels: Channels
+    values: dict[fx.Node, Any]
+    edges: dict[tuple[fx.Node, fx.Node], Axes]
+    notes: dict[fx.Node, dict[str, ax.Axis]]
+    contractions: tuple[Contraction, ...]
+    statistics: frozenset[fx.Node]
+    least: tuple[tuple[ax.Axis, int], ...]
+    axes: tuple[ParameterAxis, ...]
+    units: Ids
+    groups: tuple[Group, ...]
+    unsupported: tuple[tuple[str, str], ...]
+    _frozen: list[Frozen] = field(default_factory=list)
+
+    def removed_mask(self, units: Iterable[int]) -> Mask:
+        """Returns a flag for each channel id, set for the channels of these units."""
+        flags = np.zeros(len(self.channels), bool)
+        flags[self.units[np.fromiter(units, np.int64)]] = True
+        return flags
+
+    def units_of(self, removed: Mask) -> Ids:
+        """Returns the numbers of the units whose channels are flagged."""
+        units: Ids = np.flatnonzero(removed[self.units])
+        return units
+
+    def parameter(self, name: str) -> Axes:
+        """Returns the axes of a parameter or persistent buffer."""
+        node = next(n for n in self.values if n.op == "get_attr" and n.target == name)
+        axes: Axes = self.values[node]
+        return axes
+
+    def slicer(self, removed: Mask) -> Slicer:
+        """Returns what slice and twin rules ask for the sizes that are left."""
+        return Slicer(self.channels, self.values, self.edges, self.notes, removed)
+
+    def frozen(self) -> list[Frozen]:
+        """Returns every parameter axis with coordinates that can never go, and the reason."""
+        if not self._frozen:
+            self._frozen.extend(_frozen(self))
+        return self._frozen
+
+    def explain(self, layer: str) -> str:
+        """Returns, as text, what couples a layer's parameters and what holds them (``fnmatch`` patterns allowed)."""
+        chosen = [a for a in self.axes if fnmatch.fnmatchcase(a.layer, layer) or fnmatch.fnmatchcase(a.tensor, layer)]
+        if not chosen:
+            return f"{layer}: no parameter of that name is in the graph"
+        frozen = {(f.tensor, f.dim): f for f in self.frozen()}
+        lines = []
+        for axis in chosen:
+            lines.append(f"{axis.tensor} axis {axis.dim} ({len(axis.labels)})")
+            here = np.unique(axis.labels)
+            for group in self.groups:
+                count = int(np.isin(self.units[group.units], here).sum())
+                if count:
+                    makers, readers = ", ".join(group.producers) or "-", ", ".join(group.consumers) or "-"
+                    lines.append(f"  {count} units of {group.name}: made by {makers}; read by {readers}")
+            if held := frozen.get((axis.tensor, axis.dim)):
+                lines.append(f"  {held.coordinates} of {held.size} frozen: {held.reason}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """Returns a stable text form: one line a group, then what is frozen."""
+        lines = [f"{len(self.groups)} groups, {len(self.units)} units"]
+        for group in self.groups:
+            parts = ", ".join(f"{self.axes[i].tensor}[{self.axes[i].dim}]x{count}" for i, count in group.axes)
+            lines.append(f"{group.name}: {len(group.units)} {group.kind} units on {parts}")
+        lines += [f"frozen {f.tensor}[{f.dim}]: {f.coordinates}/{f.size}, {f.reason}" for f in self.frozen()]
+        return "\n".join(lines)
+
+    def to_networkx(self) -> nx.Graph[str]:
+        """Returns a bipartite graph of groups and parameter axes, edges weighted by coordinates a unit."""
+        graph: nx.Graph[str] = nx.Graph()
+        for axis in self.axes:
+            graph.add_node(f"{axis.tensor}[{axis.dim}]", kind="axis", size=len(axis.labels))
+        for group in self.groups:
+            graph.add_node(group.name, kind=group.kind, units=len(group.units))
+            for index, count in group.axes:
+                axis = self.axes[index]
+                graph.add_edge(group.name, f"{axis.tensor}[{axis.dim}]", coordinates=count)
+        return graph
+
+
+def couple(captured: Captured, *, strict: bool = False) -> Coupling:
+    """Finds which coordinates of the parameters must go together.
+
+    Args:
+        captured: what `fxprune.capture` returned.
+        strict: raise where an op has no rule, instead of freezing what it touches.
+
+    Raises:
+        UnsupportedOpError: under ``strict``, an op without a rule; names op, module and source line.
+    """
+    tracer = Tracer(captured)
+    unsupported: list[tuple[str, str]] = []
+    for node in captured.module.graph.nodes:
+        _visit(tracer, node, strict, unsupported)
+    for axis in _parameter_axes(tracer):
+        everywhere = [c for c in axis.labels[0] if c and (axis.labels == c).any(axis=1).all()]
+        tracer.channels.freeze(np.array([everywhere], np.int64), f"all of {axis.tensor}[{axis.dim}] would go with it")
+    axes = _parameter_axes(tracer)
+    units, groups = form_groups(tracer.channels, axes)
+    return Coupling(
+        captured, tracer.channels, tracer.values, tracer.edges, tracer.notes, tuple(tracer.contractions),
+        frozenset(tracer.statistics), tuple(tracer.least), axes, units, groups, tuple(unsupported),
+    )  # fmt: skip
+
+
+def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> None:
+    info = t.captured.info.get(node)
+    if any(source in t.bound for source in node.all_input_nodes) and info is not None and not isinstance(info, int):
+        t.bound.add(node)
+    if node.op == "output":
+        for value in node.all_input_nodes:
+            if t.is_tensor(value):
+                for axis in t.values[value]:
+                    t.freeze(node, axis, "the result")
+    elif node.op == "placeholder":
+        t.values[node] = tuple(map(ax.fixed, info.shape)) if isinstance(info, TensorInfo) else None
+    elif node.op == "get_attr":
+        t.values[node] = _attribute(t, node) if isinstance(info, TensorInfo) else None
+    elif info is None or isinstance(info, int):
+        t.values[node] = None
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and info is None:
+            _freeze_unknown(t, node, strict, unsupported)
+    elif node.target is operator.getitem:
+        t.values[node] = t.values[node.all_input_nodes[0]][node.args[1]]
+    else:
+        if mutates(node):
+            _freeze_memory(t, node)
+        rule = rule_of(node.target)
+        axes = rule.couple(t, node, bind(node)) if rule is not None else None
+        t.values[node] = _freeze_unknown(t, node, strict, unsupported) if axes is None else axes
+
+
+def _attribute(t: Tracer, node: fx.Node) -> Axes:
+    """Parameters and persistent buffers start with fresh channels; constants are free."""
+    info: TensorInfo = t.captured.info[node]
+    if node.target not in t.captured.persistent:
+        return tuple(map(ax.free, info.shape))
+    if not info.dtype.is_floating_point:
+        return tuple(map(ax.fixed, info.shape))
+    t.bound.add(node)
+    return tuple(ax.labelled(t.channels.fresh(size)) if size > 1 else ax.fixed(size) for size in info.shape)
+
+
+def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> Any:
+    """Freezes everything that an op without a rule touches; what it makes of free values is free as well."""
+    touched = False
+    pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+    make = ax.free if pure and node not in t.bound and _made_of_literals(t, node) else ax.fixed
+    for source in node.all_input_nodes:
+        values = t.values.get(source)
+        for axes in values if isinstance(values, list) else [values]:
+            for axis in axes or ():
+                touched |= ax.is_labelled(axis)
+                t.freeze(node, axis, "an op without a rule,")
+    if touched:
+        unsupported.append((str(node.target), str(node.meta.get("module", ""))))
+        if strict:
+            lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
+            raise UnsupportedOpError(
+                f"{node.target} in module {node.meta.get('module', '?')!r} ({lines[-1] if lines else 'no source line'})"
+                " has no coupling rule; without strict=True everything it touches is kept as it is"
+            )
+    info = t.captured.info.get(node)
+    if isinstance(info, TensorInfo):
+        return tuple(map(make, info.shape))
+    if isinstance(info, (list, tuple)):
+        return [tuple(map(make, i.shape)) if isinstance(i, TensorInfo) else None for i in info]
+    return None
+
+
+def _freeze_memory(t: Tracer, node: fx.Node) -> None:
+    """Freezes what a write that capture has left in place may reach: the target, and all that it is a view of."""
+    source: Any = node.args[0]
+    while isinstance(source, fx.Node) and t.is_tensor(source):
+        for axis in t.values[source]:
+            t.freeze(node, axis, "an in-place write")
+        views = source.op == "call_function" and (source.target in _MAYBE_VIEWS or _returns_view(source.target))
+        source = source.args[0] if views else None
+
+
+def _returns_view(target: Any) -> bool:
+    """Whether an op's result shares the memory of its first operand."""
+    if target is operator.getitem:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and any(r.alias_info for r in target._schema.returns)
+
+
+def _made_of_literals(t: Tracer, node: fx.Node) -> bool:
+    """Whether all operands are free in every dimension, sizes of one aside."""
+    info = t.captured.info
+    tensors = [source for source in node.all_input_nodes if not isinstance(info.get(source), int)]
+    known = [t.values.get(source) for source in tensors if info.get(source) is not None]
+    return all(isinstance(axes, tuple) and all(not a or ax.is_free(a) for a in axes) for axes in known)
+
+
+def _parameter_axes(t: Tracer) -> tuple[ParameterAxis, ...]:
+    read = {(c.weight, c.weight_dim) for c in t.contractions if c.axis}
+    found = []
+    for node, axes in t.values.items():
+        if node.op != "get_attr" or node not in t.bound:
+            continue
+        name = str(node.target)
+        is_parameter = isinstance(fetch(t.captured.module, name), torch.nn.Parameter)
+        for dim, axis in enumerate(axes):
+            reads = (node, dim) in read
+            makes = is_parameter and len(axes) > 1 and not reads
+            found += [
+                ParameterAxis(name, dim, t.channels.resolve(labels), is_parameter, reads, makes)
+                for labels in ax.labels_of(axis)
+            ]
+    return tuple(found)
+
+
+def _frozen(coupling: Coupling) -> Iterable[Frozen]:
+    for node, axes in coupling.values.items():
+        if node.op != "get_attr" or node.target not in coupling.captured.persistent or axes is None:
+            continue
+        for dim, axis in enumerate(axes):
+            for labels in ax.labels_of(axis):
+                resolved = coupling.channels.resolve(labels)
+                held = ~resolved.any(axis=1) if resolved.shape[1] else np.ones(len(labels), bool)
+                if held.any():
+                    reason = coupling.channels.reason(labels[held]) or "fixed"
+                    if not reason.startswith("the kernel"):
+                        yield Frozen(str(node.target), dim, int(held.sum()), len(labels), reason)

@@ -1,0 +1,210 @@
+"""Bench: models side by side, over batch sizes and backends, latency and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import CalibrationError, FxpruneError, brief
+from fxprune.budget.setting import BACKENDS, Setting, circumstances, threads_set
+from fxprune.capturing.exported import untouched
+from fxprune.data.batch import read_batch
+from fxprune.data.batches import device_of
+from fxprune.latency.measure import Timing, interleaved
+from fxprune.latency.memory import parameter_bytes, peak_bytes
+from fxprune.runtimes.backends import Runner, moved, runner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRow:
+    """One model under one setting.
+
+    Attributes:
+        model: its name.
+        backend: how it was run.
+        batch_size: samples a call.
+        ms: the median of the samples; milliseconds a call.
+        error: the standard error of that median, as a share of it.
+        ratio: to the first model's latency, the median over the rounds in which all took their turn; None where that one
+            did not run.
+        parameter_bytes: of parameters and buffers, each once.
+        peak_bytes: memory that one call needs at its highest beside the model and its inputs; None where the backend
+            does not tell.
+    """
+
+    model: str
+    backend: str
+    batch_size: int
+    ms: float
+    error: float
+    ratio: float | None
+    parameter_bytes: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What `bench` measured; ``print(bench)`` is a table.
+
+    Attributes:
+        rows: by backend, batch size and model.
+        device: where.
+        threads: that an operator might use on the CPU.
+        failed: why a backend did not run a model, a line each.
+    """
+
+    rows: tuple[BenchRow, ...]
+    device: str
+    threads: int
+    failed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Returns the table."""
+        rows = [
+            (
+                r.backend, r.batch_size, r.model, f"{r.ms:.3f}", f"{100 * r.error:.1f} %", "-" if r.ratio is None else f"{r.ratio:.3f}",
+                _mib(r.parameter_bytes), "-" if r.peak_bytes is None else _mib(r.peak_bytes),
+            )
+            for r in self.rows
+        ]  # fmt: skip
+        headers = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
+        align = ("left", "right", "left", *["right"] * 5)
+        text = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
+        return "\n".join([circumstances(self.device, self.threads), text, *self.failed])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "rows": [asdict(row) for row in self.rows],
+            "failed": list(self.failed),
+        }
+
+
+def bench(
+    models: Mapping[str, nn.Module] | Sequence[nn.Module], example: Any = None, *, batch_sizes: Sequence[int] = (1,),
+    backends: Sequence[str] = ("eager",), threads: int | None = None, device: str | torch.device | None = None,
+    repeats: int = 11, seconds: float = 2.0,
+) -> Bench:  # fmt: skip
+    """Measures models in turns: median latency, its ratio to the first model's, weights and peak memory.
+
+    Args:
+        models: by name, or a sequence: ``(dense, pruned)`` of two. They stay as they are, and run in eval mode.
+        example: one batch as calibration data have it; its first dimension is the batch. None where a model is fxprune's
+            own, whose plan knows the shapes.
+        batch_sizes: the example's samples are repeated to these.
+        backends: among ``"eager"``, ``"compiled"`` and ``"onnxruntime"``.
+        threads: that an operator may use on the CPU; by default as many as torch uses now.
+        device: where; by default where the first model is.
+        repeats: samples of each model, at least.
+        seconds: for each model and setting, about, once there are ``repeats`` samples.
+
+    Raises:
+        FxpruneError: no model, a malformed argument, or no backend ran.
+        CalibrationError: the example is no batch.
+    """
+    named = _named(models)
+    where = str(device or device_of(next(iter(named.values()))))
+    settings = [Setting.of(where, size, backend, threads) for backend in backends for size in batch_sizes]
+    if not settings:
+        raise FxpruneError(f"bench: expected a batch size and one of {', '.join(BACKENDS)}, got none")
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise FxpruneError(f"bench: repeats: expected an int of at least 1, got {repeats!r}")
+    call = _example(example, named)
+    rows: list[BenchRow] = []
+    failed: list[str] = []
+    with ExitStack() as stack:
+        here = {name: moved(model, where) for name, model in named.items()}
+        for model in here.values():
+            stack.enter_context(untouched(model, training=False))
+        for setting in settings:
+            rows += _measured(here, _resized(call, setting), setting, repeats, seconds, failed)
+    if not rows:
+        raise FxpruneError("bench: nothing ran: " + "; ".join(failed))
+    return Bench(tuple(rows), where, settings[0].threads, tuple(dict.fromkeys(failed)))
+
+
+def _named(models: Any) -> dict[str, nn.Module]:
+    if isinstance(models, Mapping):
+        named = {str(name): model for name, model in models.items()}
+    else:
+        listed = [models] if isinstance(models, nn.Module) else list(models)
+        names = ("dense", "pruned") if len(listed) == 2 else tuple(f"model {i}" for i in range(len(listed)))
+        named = dict(zip(names, listed, strict=True))
+    strange = [name for name, model in named.items() if not isinstance(model, nn.Module)]
+    if not named or strange:
+        got = type(named[strange[0]]).__name__ if strange else "none"
+        raise FxpruneError(f"bench: expected models by name, or (dense, pruned), got {got}")
+    return named
+
+
+def _example(example: Any, named: Mapping[str, nn.Module]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example is not None:
+        args, kwargs, _ = read_batch(example, 0)
+        return tuple(args), dict(kwargs)
+    for model in named.values():
+        plan = getattr(getattr(model, "record", None), "plan", None)
+        if plan is not None:
+            args, kwargs = plan.example.call(model, device_of(model))
+            return tuple(args), dict(kwargs)
+    raise CalibrationError("bench: example: expected a batch, got None, and no model is fxprune's own")
+
+
+def _resized(call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the call at the setting's batch size and device: every tensor as long as the first is a batch."""
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not tensors:
+        raise CalibrationError("bench: example: expected a batch with a tensor, got none")
+    size = len(tensors[0])
+
+    def fit(leaf: Tensor) -> Tensor:
+        if leaf.ndim and len(leaf) == size:
+            leaf = leaf[torch.arange(setting.batch_size, device=leaf.device) % size]
+        return leaf.to(setting.device)
+
+    resized: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(Tensor, fit, call)
+    return resized
+
+
+def _measured(
+    models: Mapping[str, nn.Module], call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting, repeats: int,
+    seconds: float, failed: list[str],
+) -> list[BenchRow]:  # fmt: skip
+    ready: dict[str, Runner] = {}
+    with threads_set(setting.threads):
+        for name, model in models.items():
+            try:
+                run = runner(model, *call, setting)
+                with torch.inference_mode():
+                    run()
+                ready[name] = run
+            except FxpruneError as error:
+                failed.append(f"{name}: {error}")
+            except Exception as error:  # the model's own, such as a batch that is fixed
+                failed.append(f"{name}: {setting}: {brief(error)}")
+        if not ready:
+            return []
+        timings: list[Timing] = interleaved(
+            list(ready.values()), repeats=repeats, seconds=seconds, device=setting.device
+        )
+        peaks = [peak_bytes(run, setting) for run in ready.values()]
+    first = timings[0] if next(iter(models)) in ready else None
+    return [
+        BenchRow(
+            model=name, backend=setting.backend, batch_size=setting.batch_size, ms=timing.ms, error=timing.error,
+            ratio=None if first is None else timing.beside(first), parameter_bytes=parameter_bytes(models[name]), peak_bytes=peak,
+        )
+        for name, timing, peak in zip(ready, timings, peaks, strict=True)
+    ]  # fmt: skip
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

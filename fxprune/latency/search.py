@@ -1,0 +1,197 @@
+"""Meet a latency: solve under the predicted latency, build, measure, correct the prediction, and solve again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from fxprune._base.errors import BudgetError
+from fxprune.bridging.bridge import Bridged
+from fxprune.budget.budget import Budget
+from fxprune.budget.setting import Setting
+from fxprune.budget.solver import Solution
+from fxprune.coupling.interpreter import Coupling
+from fxprune.latency.layout import layout_of
+from fxprune.latency.operation import Operation
+from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
+from fxprune.latency.table import Table
+from fxprune.reporting.latency import Latency
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.slicing import slice_graph
+
+#: Models that are built and measured at most before the best of them is taken.
+ROUNDS = 5
+
+#: The solver aims at this share of the limit, and a model that is measured between two others is taken at once: no closer to
+#: the limit than ``SAFE``, so that it is met when the final model is measured again.
+AIM, CLOSE, SAFE = 0.98, 0.95, 0.99
+
+#: Shares of units removed, of the models that the table is calibrated against first: the two ends of the solver's way.
+ANCHORS = (0.0, 1.0)
+
+Answer = tuple[Bridged, Solution]
+
+
+class Decide(Protocol):
+    """Solves under a budget and a bound on the latency, or for a share removed from every group."""
+
+    def __call__(
+        self, budget: Budget | None, *, ratios: float | None = None,
+        latency: Callable[[Coupling], LatencyBound] | None = None,
+    ) -> Answer:  # fmt: skip
+        """Returns the units that go."""
+        ...
+
+
+class Times(Protocol):
+    """What measures: `fxprune.latency.stopwatch.Stopwatch`."""
+
+    setting: Setting
+
+    def operation(self, operation: Operation, widths: tuple[int, ...]) -> float | None:
+        """Returns the milliseconds of an operation, None if it cannot run alone."""
+        ...
+
+    def models(self, models: Sequence[nn.Module]) -> list[float]:
+        """Returns the milliseconds of the original and of each model, timed in turns."""
+        ...
+
+
+@dataclass(slots=True)
+class Meeting:
+    """The way to a latency.
+
+    Attributes:
+        times: what measures.
+        budget: whose ``latency`` or ``latency_ms`` is to be met.
+        table: of single operations.
+        calibration: what whole models took.
+        dense_ms: of the original, when it was measured first.
+        predicted_ms: for the model that was chosen, before one of its shape was measured.
+        aim: share of the limit that the solver stays below.
+    """
+
+    times: Times
+    budget: Budget
+    table: Table
+    calibration: Calibration = field(default_factory=Calibration)
+    dense_ms: float = 0.0
+    predicted_ms: float = 0.0
+    aim: float = AIM
+    _models: dict[int, tuple[Coupling, LatencyModel]] = field(default_factory=dict)
+
+    def solve(self, decide: Decide, coupling: Coupling) -> Answer:
+        """Returns the largest model found whose measured latency is within the limit.
+
+        If none of those measured is, the fastest of them: `measured` then says by how much it is over.
+
+        Args:
+            decide: the solver.
+            coupling: of the captured model.
+
+        Raises:
+            BudgetError: not even the smallest model is predicted to be within the limit; says what that takes.
+        """
+        self.aim = AIM
+        whole, whole_ms = self._calibrate(decide, coupling)
+        if self.budget.params is self.budget.macs is None and whole_ms <= self.limit_ms:
+            self.predicted_ms = whole_ms
+            return whole
+        tried: list[tuple[float, float, Answer]] = []  # latency, as predicted, and what it is the latency of
+        seen: set[bytes] = set()
+        for _ in range(ROUNDS):
+            answer = self._next(decide, bool(tried))
+            if answer is None:
+                break
+            removed = answer[1].removed
+            if removed.tobytes() in seen:
+                break
+            seen.add(removed.tobytes())
+            predicted = self.bound(answer[0].coupling).predicted(removed)
+            ms = self._measure([answer])[0]
+            tried.append((ms, predicted, answer))
+            if CLOSE * self.limit_ms <= ms <= SAFE * self.limit_ms:
+                break
+        within = [entry for entry in tried if entry[0] <= SAFE * self.limit_ms]
+        within = within or [entry for entry in tried if entry[0] <= self.limit_ms]
+        best = max(within, key=_first) if within else min(tried, key=_first)
+        self.predicted_ms = best[1]
+        return best[2]
+
+    def _next(self, decide: Decide, tried: bool) -> Answer | None:
+        """Returns what to build next; None where the prediction, by now corrected, leaves nothing that fits."""
+        try:
+            return decide(self.budget, latency=self.bound)
+        except BudgetError:
+            if tried:
+                return None
+            self.aim = 1.0  # no room to aim below the limit
+            return decide(self.budget, latency=self.bound)
+
+    def original_ms(self) -> float:
+        """Measures the original and returns its milliseconds."""
+        return self.times.models([])[0]
+
+    @property
+    def limit_ms(self) -> float:
+        """What the model may take."""
+        return self._limit(self.dense_ms)
+
+    def bound(self, coupling: Coupling) -> LatencyBound:
+        """Returns the bound for the model, or for what bridges have left of it."""
+        return LatencyBound(self._model(coupling), self.calibration, self.aim * self.limit_ms)
+
+    def measured(self, pruned: nn.Module) -> Latency:
+        """Measures the model that came out, in turns with the original."""
+        dense, ms = self.times.models([pruned])
+        return Latency(
+            dense_ms=dense,
+            measured_ms=ms,
+            predicted_ms=self.predicted_ms * (dense / self.dense_ms if self.budget.latency else 1.0),
+            limit_ms=self._limit(dense),
+            backend=self.times.setting.backend,
+            batch_size=self.times.setting.batch_size,
+            device=self.times.setting.device,
+            threads=self.times.setting.threads,
+        )
+
+    def _limit(self, dense_ms: float) -> float:
+        absolute = self.budget.latency_ms
+        return float(absolute) if absolute is not None else float(self.budget.latency or 1.0) * dense_ms
+
+    def _model(self, coupling: Coupling) -> LatencyModel:
+        if id(coupling) not in self._models:
+            setting = self.times.setting
+            layout = layout_of(coupling, setting.batch_size, fused=setting.backend != "eager")
+            self.table.fill(step.operation for step in layout.steps)
+            self._models[id(coupling)] = (coupling, LatencyModel(layout, self.table))
+        return self._models[id(coupling)][1]
+
+    def _calibrate(self, decide: Decide, coupling: Coupling) -> tuple[Answer, float]:
+        """Measures whole models from nothing removed to everything that may be; returns the first and its latency."""
+        self._model(coupling)
+        answers = [decide(None, ratios=share) for share in ANCHORS]
+        return answers[0], self._measure(answers)[0]
+
+    def _measure(self, answers: Sequence[Answer]) -> list[float]:
+        """Measures models and notes what they took, for the next prediction.
+
+        For a share the times are those that the machine would have needed when the original was measured first.
+        """
+        models = [
+            emit(bridged.captured, slice_graph(bridged.coupling, solution.removed)) for bridged, solution in answers
+        ]
+        dense, *found = self.times.models(models)
+        self.dense_ms = self.dense_ms or dense
+        if self.budget.latency is not None:
+            found = [ms * self.dense_ms / dense for ms in found]
+        for (bridged, solution), ms in zip(answers, found, strict=True):
+            self.calibration.add(self._model(bridged.coupling).sum(solution.removed), ms)
+        return found
+
+
+def _first(entry: tuple[float, Any, Any]) -> float:
+    return entry[0]

@@ -1,0 +1,1 @@
+"""What an operator is: one declaration each, and what its rules work with."""

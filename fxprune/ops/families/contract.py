@@ -1,0 +1,156 @@
+"""Linear, matmul, bmm, addmm, einsum: one rule for every sum of products, told by its subscripts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes, Axis
+from fxprune.ops.registry import register
+from fxprune.ops.tracer import Tracer
+from fxprune.ops.twin import Twin
+
+
+def product(
+    t: Tracer, node: fx.Node, operands: Sequence[Any], subscripts: Sequence[Sequence[str]], out: Sequence[str]
+) -> Axes:
+    """Couples a sum of products: axes with one subscript are one axis, those not in ``out`` are contracted.
+
+    Before: linear x[b, i], w[o, i].  After: x's and w's i are the same channels, the result is [b, o].
+    """
+    found: dict[str, list[Axis]] = {}
+    sizes: dict[str, int] = {}
+    for operand, letters in zip(operands, subscripts, strict=True):
+        axes, example = t.axes(operand, node), t.example(operand)
+        for letter, axis, size in zip(letters, axes, example, strict=True):
+            found.setdefault(letter, []).append(axis)
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    axis_of = {letter: ax.broadcast(t.channels, axes, t.where(node)) for letter, axes in found.items()}
+    _note_weights(t, operands, subscripts, axis_of, out)
+    macs = math.prod(sizes.values())
+    weight = next((w for w in operands[1:] if w.op == "get_attr"), None) if len(operands) == 2 else None
+    loops = list(axis_of.values())
+    contracted = [letter for letter in axis_of if letter not in out]
+    if not contracted:  # an outer product sums nothing, but it counts
+        t.contract(node, operands[0], 0, (), loops, macs, weight)
+    for number, letter in enumerate(contracted):
+        facing = [
+            (x, list(names).index(letter)) for x, names in zip(operands, subscripts, strict=True) if letter in names
+        ]
+        other = facing[1] if len(facing) > 1 else None
+        t.contract(
+            node, *facing[0], axis_of[letter], loops if number == 0 else [], macs if number == 0 else 0, weight,
+            other[1] if other is not None else 1, None if other is None or other[0] is weight else other,
+        )  # fmt: skip
+    if weight is None and len(operands) == 2:
+        shared = {letter for letter in subscripts[0] if letter in subscripts[1] and letter in out}
+        rest = [axis for letter, axis in axis_of.items() if letter not in shared]
+        _mark_heads(t, tuple(axis_of[letter] for letter in shared), rest)
+    return tuple(axis_of[letter] for letter in out)
+
+
+def _note_weights(
+    t: Tracer, operands: Sequence[Any], subscripts: Sequence[Sequence[str]], axis_of: Mapping[str, Axis], out: Sequence[str]
+) -> None:  # fmt: skip
+    """Tells the axes that a weight makes, those of layers side by side, and experts, where these are added up."""
+    weights = [t.weight(x) for x in operands]
+    for x, letters, weight in zip(operands, subscripts, weights, strict=True):
+        if weight is None or None not in weights:  # learned tokens through a layer
+            continue
+        others = {letter for y, names in zip(operands, subscripts, strict=True) if y is not x for letter in names}
+        t.made += [labels for n in letters if n in out and n not in others for labels in ax.labels_of(axis_of[n])]
+        if len(t.shape(weight)) > 2:
+            t.stacked += [labels for n in letters for labels in ax.labels_of(axis_of[n])]
+    for letter, axis in axis_of.items():
+        if letter not in out:
+            t.experts(axis)
+
+
+def _linear(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    lead = [f"b{i}" for i in range(len(t.shape(a.input)) - 1)]
+    out = ["o"] if len(t.shape(a.weight)) == 2 else []
+    axes = product(t, node, [a.input, a.weight], [[*lead, "i"], [*out, "i"]], [*lead, *out])
+    if a.bias is not None:
+        bias = t.axes(a.bias, node)
+        axes = (*axes[:-1], t.relate(node, axes[-1], bias[0])) if bias else axes
+    return axes
+
+
+def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    left = a.self
+    right = next(v for k, v in vars(a).items() if k in ("other", "mat2", "vec", "tensor"))
+    n, m = len(t.shape(left)), len(t.shape(right))
+    batch = [f"b{i}" for i in range(max(n, m, 2) - 2, 0, -1)]  # aligned at the right
+    rows = ["m"] if n > 1 else []
+    columns = ["n"] if m > 1 else []
+    left_names = [*batch[len(batch) - max(n - 2, 0) :], *rows, "k"]
+    right_names = [*batch[len(batch) - max(m - 2, 0) :], "k", *columns]
+    return product(t, node, [left, right], [left_names, right_names], [*batch, *rows, *columns])
+
+
+def _mark_heads(t: Tracer, batch: Axes, rest: Sequence[Axis]) -> None:
+    """A batch axis with channels of a product of two activations is what the field calls heads."""
+    if not any(ax.is_labelled(axis) for axis in batch):
+        return
+    for axis in batch:
+        ax.mark(t.channels, axis, "head")
+    for axis in rest:
+        ax.mark(t.channels, axis, "head_dim")
+
+
+def _addmm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    left, right = (a.mat1, a.mat2) if hasattr(a, "mat1") else (a.batch1, a.batch2)
+    batch = ["b"] if len(t.shape(left)) == 3 else []
+    axes = product(t, node, [left, right], [[*batch, "m", "k"], [*batch, "k", "n"]], [*batch, "m", "n"])
+    added = t.axes(a.self, node)
+    pad: Axes = ((),) * (len(axes) - len(added))
+    return tuple(ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True))
+
+
+def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    left, _, right = a.equation.replace(" ", "").partition("->")
+    names = left.split(",")
+    if "->" not in a.equation or any(len(set(part)) != len(part) for part in [*names, right]) or "." in a.equation:
+        return None
+    return product(t, node, a.tensors, [list(part) for part in names], list(right))
+
+
+def _grouped_mm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: tokens[n, k] sorted by expert, weight[e, k, m], ends[e].  After: [n, m]; e goes if nobody is sent there."""
+    values = [value for value in vars(a).values() if t.is_tensor(value)]
+    if len(t.shape(values[0])) != 2 or len(t.shape(values[1])) != 3:
+        return None
+    tokens, (experts, inner, outer) = t.axes(values[0], node), t.axes(values[1], node)
+    t.freeze(node, tokens[0], "the tokens")
+    if len(values) == 3 and t.within(t.axes(values[2], node)[0], t.routed):
+        t.relate(node, experts, t.axes(values[2], node)[0])
+        t.statistic(node)
+    else:
+        t.freeze(node, experts, "the experts")
+    inner = t.relate(node, tokens[1], inner)
+    macs = math.prod(t.example(values[0])) * t.example(values[1])[2]
+    t.contract(node, values[0], 1, inner, (inner, outer), macs)
+    return (tokens[0], outer)
+
+
+def _twin_grouped_mm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    """Multiplies by the experts that stay; the rows of ``ends`` that are gone say nothing."""
+    arguments = {name: t.value(value) for name, value in vars(a).items()}
+    names = [name for name, value in arguments.items() if isinstance(value, Tensor)][:3]
+    for name in names:
+        axes = t.axes(getattr(a, name), node)
+        over = [(d, axis) for d, axis in enumerate(axes) if (name, d) not in ((names[0], 0), (names[1], 2))]
+        arguments[name] = t.gather(arguments[name], over)
+    return t.run(node, **arguments)  # type: ignore[no-any-return]
+
+
+register(["linear.default"], _linear)
+register(["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm, twin=_twin_grouped_mm)
+register(["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default", "vdot.default"], _matmul)
+register(["addmm.default", "baddbmm.default"], _addmm)
+register(["einsum.default"], _einsum)

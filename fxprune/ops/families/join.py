@@ -1,0 +1,219 @@
+"""Cat, stack, split, slice, select, index, pad, roll: labels are concatenated, cut and picked."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes, Axis
+from fxprune.ops.registry import register
+from fxprune.ops.slicer import Edit, Slicer
+from fxprune.ops.tracer import Tracer
+
+
+def _cat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, c], y[b, d].  After: [b, c + d], each with its own channels."""
+    operands = [x for x in a.tensors if t.shape(x) != (0,)]  # the legacy empty tensor
+    axes = [t.axes(x, node) for x in operands]
+    rank = len(t.shape(node))
+    dim = a.dim % rank
+    result: list[Axis] = []
+    for d in range(rank):
+        column = [x[d] for x in axes]
+        joined = ax.concat if d == dim else ax.broadcast
+        if d == dim and any(t.dynamic(x, d) for x in operands):
+            for axis in column:
+                t.freeze(node, axis, "a dynamic axis")
+            result.append(ax.fixed(t.shape(node)[d]))
+        else:
+            result.append(joined(t.channels, column, t.where(node)))
+    return tuple(result)
+
+
+def _stack(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: n times x[b, c].  After: [n, b, c]; n stays."""
+    axes = [t.axes(x, node) for x in a.tensors]
+    dim = a.dim % len(t.shape(node))
+    joined = [ax.broadcast(t.channels, column, t.where(node)) for column in zip(*axes, strict=True)]
+    return (*joined[:dim], ax.fixed(len(axes)), *joined[dim:])
+
+
+def _split(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes] | None:
+    """Before: x[b, c].  After: [b, c0], [b, c1], ..., each with the channels of its part."""
+    x = t.axes(a.self, node)
+    dim = a.dim % len(x)
+    if not all(isinstance(size, int) for size in a.split_sizes):
+        return None
+    parts, start = [], 0
+    for size in a.split_sizes:
+        part = ax.take(t.channels, x[dim], start, start + size, 1, t.where(node))
+        parts.append((*x[:dim], part, *x[dim + 1 :]))
+        start += size
+    return parts
+
+
+def _pieces(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """Before: x[b, c], b known only at run time.  After: [b / 2, c], [b / 2, c]; what is cut stays."""
+    x = t.axes(a.self, node)
+    dim = a.dim % len(x)
+    t.freeze(node, x[dim], "a part known only at run time")
+    return [(*x[:dim], ax.fixed(part.shape[dim]), *x[dim + 1 :]) for part in t.parts(node)]
+
+
+def _slice_split(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    return Edit({"split_sizes": [s.count(part[a.dim]) for part in s.axes(node)]})
+
+
+def _bounds(a: SimpleNamespace, size: int) -> tuple[int, int, int] | None:
+    """Returns static (start, stop, step) within the size, or None if they are known only at run time."""
+    ends = (0 if a.start is None else a.start, sys.maxsize if a.end is None else a.end)
+    if not all(isinstance(end, int) for end in (*ends, a.step)):
+        return None
+    return slice(*ends, a.step).indices(size)
+
+
+def _slice(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, c].  After: [b, c[start:end:step]], with the channels of that part."""
+    x = list(t.axes(a.self, node))
+    dim = a.dim % len(x)
+    bounds = None if t.dynamic(a.self, dim) else _bounds(a, t.shape(a.self)[dim])
+    if bounds is None:
+        t.freeze(node, x[dim], "a part known only at run time")
+        x[dim] = ax.fixed(t.shape(node)[dim])
+    else:
+        x[dim] = ax.take(t.channels, x[dim], *bounds, t.where(node))
+    return tuple(x)
+
+
+def _slice_slice(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    axis = s.axes(a.self, node)[a.dim]
+    if not s.changed(axis):
+        return Edit()
+    bounds = _bounds(a, ax.size_of(axis))
+    if bounds is None:
+        return Edit()
+    start, stop, step = bounds
+    before = s.kept_before(axis, start)
+    if step == 1:
+        return Edit({"start": before, "end": s.kept_before(axis, stop)})
+    wanted = np.zeros(ax.size_of(axis), bool)
+    wanted[start:stop:step] = True
+    positions = np.flatnonzero(wanted[s.index(axis)])
+    return Edit({"self": a.self, "dim": a.dim, "index": positions}, torch.ops.aten.index_select.default)
+
+
+def _select(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, n, c], n = 0.  After: [b, c]; coordinate 0 of n stays, the others are free to go."""
+    x = t.axes(a.self, node)
+    dim = a.dim % len(x)
+    picked = x[dim]
+    if ax.is_labelled(picked):
+        if t.dynamic(a.self, dim) or not isinstance(a.index, int):
+            t.freeze(node, picked, "a selected axis")
+        else:
+            index = a.index % ax.size_of(picked)
+            part = ax.take(t.channels, picked, index, index + 1, 1, t.where(node))
+            t.freeze(node, part, "the selected coordinate")
+    return (*x[:dim], *x[dim + 1 :])
+
+
+def _slice_select(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    axis = s.axes(a.self, node)[a.dim]
+    return Edit({"index": s.kept_before(axis, a.index % ax.size_of(axis))} if s.changed(axis) else {})
+
+
+def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: table[n, c] at positions [i, j].  After: [i, j, c]; rows that are indexed stay."""
+    x = t.axes(a.self, node)
+    indices = [*a.indices, *[None] * (len(x) - len(a.indices))]
+    indexed = [d for d, index in enumerate(indices) if index is not None]
+    if len(indices) != len(x) or not indexed:
+        for positions in (a.self, *a.indices):
+            t.follow(node, (), positions, "an indexed axis")
+        return None
+    if (pointed := t.pointed(a.self)) is not None:
+        t.point(node, pointed)
+    for dim in indexed:
+        t.follow(node, x[dim], indices[dim], "an indexed axis")
+        for axis in t.axes(indices[dim], node):
+            t.freeze(node, axis, "an index")
+    count = len(t.shape(node)) - (len(x) - len(indexed))
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
+    at = indexed[0] if adjacent else 0
+    rest = [axis for d, axis in enumerate(x) if d not in indexed]
+    picked = [ax.fixed(size) for size in t.shape(node)[at : at + count]]
+    return (*rest[:at], *picked, *rest[at:])
+
+
+def _along(what: str) -> Any:
+    """Returns the rule of ops that move data along some dims and treat all others alike."""
+
+    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+        x = list(t.axes(a.self, node))
+        dims = getattr(a, "dims", None) if hasattr(a, "dims") else a.dim
+        dims = range(len(x)) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
+        for dim in dims:
+            t.freeze(node, x[dim], what)
+            x[dim] = ax.fixed(t.shape(node)[dim])
+        return tuple(x)
+
+    return rule
+
+
+def _embedding(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: weight[v, c], indices[b, n].  After: [b, n, c]; rows stay unless the indices follow them."""
+    rows, columns = t.axes(a.weight, node)
+    t.follow(node, rows, a.indices, "the rows")
+    lead = [t.freeze(node, axis, "an index") for axis in t.axes(a.indices, node)]
+    return (*lead, columns)
+
+
+def _pad(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, c], 2 zeros on each side of c.  After: [b, 2 + c + 2]; the zeros are channels of their own."""
+    x = list(t.axes(a.self, node))
+    pad = a.pad
+    for i in range(0, len(pad), 2):
+        dim = len(x) - 1 - i // 2
+        before, after = pad[i], pad[i + 1]
+        if before == 0 and after == 0:
+            continue
+        static = all(isinstance(n, int) and n >= 0 for n in (before, after)) and not t.dynamic(a.self, dim)
+        if not ax.is_labelled(x[dim]) or not static or getattr(a, "mode", "constant") != "constant":
+            t.freeze(node, x[dim], "a padded axis")
+            x[dim] = ax.fixed(t.shape(node)[dim])
+            continue
+        sides = [t.new_axis(node, n, dynamic=n < 2) if n else () for n in (before, after)]
+        parts = [part for part, n in ((sides[0], before), (x[dim], 1), (sides[1], after)) if n]
+        t.note(node, **{f"before{dim}": sides[0], f"after{dim}": sides[1]})
+        x[dim] = ax.concat(t.channels, parts, t.where(node))
+    return tuple(x)
+
+
+def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    pad = list(a.pad)
+    rank = len(s.axes(node))
+    for i in range(0, len(pad), 2):
+        dim = rank - 1 - i // 2
+        if s.changed(s.axes(node)[dim]):
+            pad[i] = s.count(s.noted(node, f"before{dim}")) if pad[i] else 0
+            pad[i + 1] = s.count(s.noted(node, f"after{dim}")) if pad[i + 1] else 0
+    return Edit({"pad": pad})
+
+
+register(["cat.default", "concat.default"], _cat)
+register(["stack.default"], _stack)
+register(["split_with_sizes.default"], _split, slice=_slice_split)
+register(["chunk.default", "split.Tensor"], _pieces)
+register(["slice.Tensor"], _slice, slice=_slice_slice, carries=True)
+register(["select.int"], _select, slice=_slice_select, carries=True)
+register(["index.Tensor"], _index, positions=("self", "indices"))
+register(["roll.default"], _along("the rolled axis"))
+register(["flip.default"], _along("the flipped axis"))
+register(["embedding.default"], _embedding, positions=("indices",))
+register(["pad.default", "constant_pad_nd.default"], _pad, slice=_slice_pad)

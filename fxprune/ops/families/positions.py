@@ -1,0 +1,171 @@
+"""Positions of an axis that shrinks: what a router chose, and how it is looked up, counted and spread out again.
+
+Among fewer experts a position is another number, in the same order. The masked twin keeps the numbers of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune._base.names import fetch
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes, Axis
+from fxprune.ops.families.elementwise import pointwise
+from fxprune.ops.registry import register
+from fxprune.ops.slicer import Edit, Slicer
+from fxprune.ops.tracer import Tracer
+
+
+def _beside(t: Tracer, node: fx.Node, operands: Sequence[Any], dim: int) -> list[Axis]:
+    """Relates the axes of some operands in all dimensions but one; where the sizes differ, they stay."""
+    shapes = [t.shape(x) for x in operands]
+    columns = list(zip(*(t.axes(x, node) for x in operands), strict=True))
+    result = []
+    for d, column in enumerate(columns):
+        if d != dim and len({shape[d] for shape in shapes}) == 1:
+            result.append(ax.broadcast(t.channels, column, t.where(node)))
+            continue
+        for axis in column if d != dim else ():
+            t.freeze(node, axis, "a part")
+        result.append(ax.fixed(t.shape(node)[d]))
+    return result
+
+
+def _gather(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, e], chosen[b, k] positions of e.  After: [b, k]."""
+    index = a.index if hasattr(a, "index") else a.indices
+    x, at = t.axes(a.self, node), t.axes(index, node)
+    if t.pointed(index) is None or a.dim is None:
+        for axis in (*x, *at):
+            t.freeze(node, axis, "a gathered axis")
+        t.follow(node, (), index, "a gathered axis")
+        return tuple(ax.fixed(size) for size in t.shape(node))
+    dim = a.dim % len(x)
+    result = _beside(t, node, (a.self, index), dim)
+    t.follow(node, x[dim], index, "a gathered axis")
+    result[dim] = at[dim]
+    return tuple(result)
+
+
+def _scatter(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: x[b, e], chosen[b, k] positions of e, weight[b, k].  After: [b, e]."""
+    if t.pointed(a.index) is None:
+        return None
+    sources = [a.src] if hasattr(a, "src") else []
+    x = t.axes(a.self, node)
+    dim = a.dim % len(x)
+    result = _beside(t, node, (a.self, a.index, *sources), dim)
+    for operand in (a.index, *sources):
+        t.freeze(node, t.axes(operand, node)[dim], "what is spread out")
+    t.follow(node, x[dim], a.index, "the axis that is written to")
+    result[dim] = x[dim]
+    return tuple(result)
+
+
+def _index_select(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: table[n, c] at positions [i].  After: [i, c]; n stays unless the positions follow it."""
+    x = list(t.axes(a.self, node))
+    t.follow(node, x[a.dim], a.index, "an indexed axis")
+    x[a.dim] = ax.fixed(t.shape(node)[a.dim % len(x)])
+    return tuple(x)
+
+
+def _one_hot(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: chosen[b, k] positions of e.  After: [b, k, e]."""
+    pointed = t.pointed(a.self)
+    if pointed is None or ax.size_of(pointed) != a.num_classes:
+        t.follow(node, (), a.self, "other positions")
+        return None
+    return (*t.axes(a.self, node), pointed)
+
+
+def _slice_one_hot(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    axes = s.axes(node)
+    return Edit({"num_classes": s.count(axes[-1])} if s.changed(axes[-1]) else {})
+
+
+def _histc(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: positions[n] of e, a bin for each of e.  After: [e]."""
+    pointed = t.pointed(a.self)
+    if pointed is None or (ax.size_of(pointed), 0) != (a.bins, a.min) or a.max not in (a.bins, a.bins - 1):
+        t.follow(node, (), a.self, "other bins")
+        return None
+    for axis in t.axes(a.self, node):
+        t.freeze(node, axis, "what is counted")
+    return (pointed,)
+
+
+def _slice_histc(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    (axis,) = s.axes(node)
+    if not s.changed(axis):
+        return Edit()
+    return Edit({"bins": s.count(axis), "max": s.count(axis) + a.max - a.bins})
+
+
+def _compare(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: chosen[b, k, 1] positions of e, 0, 1, ... [e].  After: [b, k, e]."""
+    for positions, numbers in ((a.self, a.other), (a.other, a.self)):
+        if t.pointed(positions) is not None:
+            dim = _numbered(t, numbers)
+            axis = t.axes(numbers, node)[dim] if dim is not None else ()
+            if dim is not None and dim >= -len(t.shape(positions)) and t.shape(positions)[dim] != 1:
+                axis = ()
+            t.follow(node, axis, positions, "a comparison")
+            t.note(node, numbers=axis)
+    return pointwise(t, node, a)
+
+
+def _numbered(t: Tracer, node: fx.Node) -> int | None:
+    """Returns the dimension (from the end) along which a value made of literals counts 0, 1, 2 ..., if it does."""
+    shape = t.shape(node)
+    long = [d - len(shape) for d, size in enumerate(shape) if size != 1]
+    if node in t.bound or len(long) != 1 or any(t.dynamic(node, d) for d in range(len(shape))):
+        return None
+    source: Any = node
+    while source.op == "call_function" and source.target in _MOVES:
+        source = source.args[0]
+    if source.op == "get_attr":
+        value = fetch(t.captured.module, str(source.target))
+        counted = isinstance(value, Tensor) and value.tolist() == list(range(shape[long[0]]))
+        return long[0] if counted else None
+    starts = {
+        torch.ops.aten.arange.default: (),
+        torch.ops.aten.arange.start: (0,),
+        torch.ops.aten.arange.start_step: (0,),
+    }
+    first = starts.get(source.target)
+    step = source.args[2:3] if source.target is torch.ops.aten.arange.start_step else ()
+    fits = first is not None and source.args[: len(first)] == first and step in ((), (1,))
+    return long[0] if fits else None
+
+
+_MOVES = {
+    torch.ops.aten.unsqueeze.default, torch.ops.aten.view.default, torch.ops.aten.reshape.default,
+    torch.ops.aten.to.dtype, torch.ops.aten.expand.default,
+}  # fmt: skip
+
+
+def _slice_compare(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    """Before: chosen == [0, 1, 2, 3].  After: chosen == [0, 1, 2], when one is gone."""
+    axis = s.noted(node, "numbers") if s.has_note(node, "numbers") else ()
+    if not s.changed(axis):
+        return Edit()
+    name = next(
+        name for name in ("self", "other") if any(f is axis[0] for x in s.axes(getattr(a, name), node) for f in x)
+    )
+    shape = [1 if not x else -1 for x in s.axes(getattr(a, name), node)]
+    return Edit({name: np.arange(s.count(axis)).reshape(shape)})
+
+
+register(["gather.default", "take_along_dim.default"], _gather, positions=("index", "indices"))
+register(["scatter.src", "scatter.value", "scatter_add.default"], _scatter, positions=("index",))
+register(["index_select.default"], _index_select, positions=("index",))
+register(["one_hot.default"], _one_hot, slice=_slice_one_hot, positions=("self",))
+register(["histc.default"], _histc, slice=_slice_histc, positions=("self",))
+register(["eq.Tensor", "ne.Tensor"], _compare, slice=_slice_compare, positions=("self", "other"))

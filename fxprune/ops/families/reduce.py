@@ -1,0 +1,202 @@
+"""Reductions, scans and choices: a statistic over an axis that may shrink, or an axis that stays.
+
+A softmax, a scan and the positions that a choice returns fix their axis, unless a linear layer makes it: a router's
+outputs, one for each expert. Those may go, and the softmax is then over the experts that stay.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes, Axis, is_labelled
+from fxprune.ops.registry import register
+from fxprune.ops.tracer import Tracer
+from fxprune.ops.twin import Twin
+
+
+def _dims(a: SimpleNamespace, rank: int) -> list[int]:
+    dim = getattr(a, "dim", None)
+    dims = [dim] if isinstance(dim, int) else list(dim) if dim else list(range(rank))
+    return [d % rank for d in dims]
+
+
+def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, n, c] over n.  After: [b, c]; what goes from n is not counted."""
+    x = t.axes(a.self, node)
+    shrinking = [d for d in _dims(a, len(x)) if is_labelled(x[d])] if x else []
+    if shrinking:
+        t.statistic(node)
+        stay = math.prod(t.example(a.self)[d] for d in _dims(a, len(x)) if d not in shrinking)
+        for d in shrinking:
+            t.keep_least(x[d], math.floor(_correction(a) / stay) + 1)
+            t.experts(x[d])
+    return _left(t, node, a)
+
+
+def _correction(a: SimpleNamespace) -> float:
+    """Returns what a variance takes from the count that it divides by; 0 for other reductions."""
+    if hasattr(a, "unbiased"):
+        return float(a.unbiased)
+    correction = getattr(a, "correction", 0)
+    return 1.0 if correction is None else float(correction)
+
+
+def _left(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Returns the axes that a reduction leaves."""
+    x = t.axes(a.self, node)
+    dims = _dims(a, len(x)) if x else []
+    if getattr(a, "keepdim", False):
+        return tuple(() if d in dims else axis for d, axis in enumerate(x))
+    return tuple(axis for d, axis in enumerate(x) if d not in dims)
+
+
+def _twin_reduce(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
+    axes = t.axes(a.self, node)
+    arguments = {name: t.value(value) for name, value in vars(a).items()}
+    over = [(d, axes[d]) for d in _dims(a, len(axes))]
+    return t.run(node, **(arguments | {"self": t.gather(arguments["self"], over)}))
+
+
+def _reduce_pair(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """As a reduction, with a second result: indices, or the mean beside the variance."""
+    axes = _reduce(t, node, a)
+    return [axes, axes]
+
+
+def _indexing_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """A reduction like any other where nobody reads the positions; otherwise a choice among outputs, or all stay."""
+    if all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
+        return _reduce_pair(t, node, a)
+    x = t.axes(a.self, node)
+    axes = _left(t, node, a)
+    if not (x and isinstance(a.dim, int) and _choose(t, node, x[a.dim], 1, result=1)):
+        for d in _dims(a, len(x)):
+            t.freeze(node, x[d], "an axis whose positions are returned")
+    return [axes, axes]
+
+
+def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = t.axes(a.self, node)
+    if not (x and a.dim is not None and _choose(t, node, x[a.dim], 1, result=None)):
+        for d in _dims(a, len(x)):
+            t.freeze(node, x[d], "an axis whose positions are returned")
+    return _left(t, node, a)
+
+
+def _choose(t: Tracer, node: fx.Node, axis: Axis, k: int, result: int | None) -> bool:
+    """Before: x[b, e], e made by a router.  After: the best k of what stays of e, and where they are.
+
+    Returns whether e may shrink: k of them stay, in one factor, and whoever reads the positions knows what they are.
+    """
+    widest = max((factor.size for factor in axis if factor.labels is not None), default=0)
+    if not t.within(axis, t.made) or k > widest or k >= ax.size_of(axis):
+        return False
+    t.point(node, axis, result)
+    if not t.within(axis, t.made):
+        return False
+    t.statistic(node)
+    t.keep_least(axis, k)
+    t.route(axis)
+    if result is None or any(user.args[1] == result for user in node.users):
+        ax.mark(t.channels, axis, "expert")
+    return True
+
+
+def _twin_choose(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
+    """Chooses among what stays, and says where that is in the whole; what is not there is not a number."""
+    x = t.value(a.self)
+    axes = t.axes(a.self, node)
+    over = [(d, axes[d]) for d in _dims(a, len(axes))]
+    kept = t.kept(over[0][1], x.device) if len(over) == 1 else None
+    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"self": t.gather(x, over)}
+    missing = max(getattr(a, "k", 0) - len(kept), 0) if kept is not None else 0
+    if missing:  # a score asks for it, the solver never does
+        arguments["k"] -= missing
+    found = t.run(node, **arguments)
+    if kept is None:
+        return found
+    if isinstance(found, Tensor):
+        return kept[found]
+    values, where = found
+    if missing:
+        shape = list(values.shape)
+        shape[a.dim] = missing
+        values = torch.cat([values, values.new_full(shape, math.nan)], a.dim)
+        where = torch.cat([where, where.narrow(a.dim, 0, 1).expand(shape)], a.dim)
+    return values, kept[where]
+
+
+def _scan(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Softmax, cumulative sums: every position depends on all others, so all stay unless a linear layer makes them."""
+    x = list(t.axes(a.self, node))
+    if x and t.within(x[a.dim], t.made):
+        t.statistic(node)
+        t.route(x[a.dim])
+    elif x:
+        t.freeze(node, x[a.dim], "the normalised or scanned axis")
+    return tuple(x)
+
+
+def _twin_scan(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    x = t.value(a.self)
+    over = [(a.dim % x.dim(), t.axes(a.self, node)[a.dim])]
+    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"self": t.gather(x, over)}
+    return t.scatter(t.run(node, **arguments), over, [x.shape[a.dim]])
+
+
+def _argsort(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = list(t.axes(a.self, node))
+    if x:
+        t.freeze(node, x[a.dim], "the sorted axis")
+    return tuple(x)
+
+
+def _sorted(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """Everything in order: the axis stays; positions of another axis keep their order as that one shrinks."""
+    x = list(t.axes(a.self, node))
+    t.freeze(node, x[a.dim], "the sorted axis")
+    x[a.dim] = ax.fixed(t.shape(a.self)[a.dim])
+    if (pointed := t.pointed(a.self)) is not None:
+        t.point(node, pointed, 0)
+    return [tuple(x), tuple(x)]
+
+
+def _topk(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
+    """Before: x[b, e].  After: [b, k] and where they were; e goes as `_choose` says."""
+    x = list(t.axes(a.self, node))
+    if not _choose(t, node, x[a.dim], a.k, result=1):
+        t.freeze(node, x[a.dim], "the sorted axis")
+    x[a.dim] = ax.fixed(a.k)
+    return [tuple(x), tuple(x)]
+
+
+register(
+    [
+        "mean.default", "mean.dim", "sum.default", "sum.dim_IntList", "amax.default", "amin.default", "prod.dim_int",
+        "var.correction", "var.dim", "std.correction", "std.dim", "logsumexp.default", "any.dim", "all.dim",
+        "norm.ScalarOpt_dim", "nansum.default", "any.default", "all.default", "linalg_vector_norm.default",
+    ],
+    _reduce,
+    twin=_twin_reduce,
+)  # fmt: skip
+register(
+    ["var_mean.correction", "var_mean.dim", "std_mean.correction", "aminmax.default"], _reduce_pair, twin=_twin_reduce
+)
+register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce, twin=_twin_choose)
+register(["argmax.default", "argmin.default"], _arg_reduce, twin=_twin_choose)
+register(
+    ["softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default", "cumsum.default", "cumprod.default",
+     "logcumsumexp.default"],
+    _scan,
+    twin=_twin_scan,
+)  # fmt: skip
+register(["argsort.default", "argsort.stable"], _argsort, positions=("self",))
+register(["sort.default", "sort.stable"], _sorted, positions=("self",))
+register(["topk.default"], _topk, twin=_twin_choose)

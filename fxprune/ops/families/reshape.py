@@ -1,0 +1,204 @@
+"""Reshape, permute, transpose, squeeze, expand, repeat and what is made of them: labels move or repeat."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.algebra import axes as ax
+from fxprune.algebra.axes import Axes, Axis
+from fxprune.ops.registry import register
+from fxprune.ops.slicer import Edit, Slicer
+from fxprune.ops.tracer import Tracer
+
+
+def _reshape(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [b, n, h * d].  After: [b, n, h, d], where a channel is a row h or a position d of every row."""
+    return t.reshape(node, t.axes(a.self, node), t.shape(node))
+
+
+def _slice_sizes(name: str) -> Any:
+    def slice(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+        sizes = [s.resize(size, axis) for size, axis in zip(getattr(a, name), s.axes(node), strict=True)]
+        return Edit({name: sizes})
+
+    return slice
+
+
+def _permute(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = t.axes(a.self, node)
+    return tuple(x[dim] for dim in a.dims)
+
+
+def _swap(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = list(t.axes(a.self, node))
+    first, second = [v for k, v in vars(a).items() if k != "self"] or [-1, 0]
+    if len(x) > 1:
+        x[first], x[second] = x[second], x[first]
+    return tuple(x)
+
+
+def _movedim(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = t.axes(a.self, node)
+    sources, targets = ([d] if isinstance(d, int) else list(d) for d in (a.source, a.destination))
+    sources, targets = [d % len(x) for d in sources], [d % len(x) for d in targets]
+    rest = iter(d for d in range(len(x)) if d not in sources)
+    order = [sources[targets.index(d)] if d in targets else next(rest) for d in range(len(x))]
+    return tuple(x[d] for d in order)
+
+
+def _unsqueeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x = t.axes(a.self, node)
+    dim = a.dim % (len(x) + 1)
+    return (*x[:dim], (), *x[dim:])
+
+
+def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    x, shape = t.axes(a.self, node), t.shape(a.self)
+    dims = getattr(a, "dim", range(len(x)))
+    dropped = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
+    dropped = {d for d in dropped if shape[d] == 1}
+    for dim in dropped:
+        t.freeze(node, x[dim], "the size of one that is dropped")
+    return tuple(axis for dim, axis in enumerate(x) if dim not in dropped)
+
+
+def _slice_squeeze(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    """Names what is dropped: an axis that shrinks to one stays."""
+    x = s.axes(a.self, node)
+    dims = getattr(a, "dim", range(len(x)))
+    wanted = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
+    dropped = [d for d in sorted(wanted) if ax.size_of(x[d]) == 1]
+    return Edit({"self": a.self, "dim": dropped}, torch.ops.aten.squeeze.dims)
+
+
+def _expand(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [h, 1, d] to [h, r, d].  After: r are channels of their own, as the literal can be edited."""
+    x = t.axes(a.self, node)
+    shape = t.shape(node)
+    x = ((),) * (len(shape) - len(x)) + x
+    result: list[Axis] = []
+    for dim, (axis, size) in enumerate(zip(x, shape, strict=True)):
+        if ax.size_of(axis) == size:
+            result.append(axis)
+            continue
+        t.freeze(node, axis, "the size of one that is broadcast")
+        result.append(t.new_axis(node, size, t.dynamic(node, dim)))
+    return tuple(result)
+
+
+def _repeat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [c] three times.  After: [(3 x c)], where a channel is a copy, or position c of every copy."""
+    x = t.axes(a.self, node)
+    counts = list(a.repeats if hasattr(a, "repeats") else a.dims)
+    counts = [1] * (len(x) - len(counts)) + counts
+    x = ((),) * (len(counts) - len(x)) + x
+    copies = tuple(
+        t.new_axis(node, 1 if count == 1 else t.shape(node)[dim] // ax.size_of(axis), not isinstance(count, int))
+        for dim, (axis, count) in enumerate(zip(x, counts, strict=True))
+    )
+    t.note(node, **{str(dim): axis for dim, axis in enumerate(copies)})
+    return tuple((*copy, *axis) for copy, axis in zip(copies, x, strict=True))
+
+
+def _slice_repeat(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    name = "repeats" if hasattr(a, "repeats") else "dims"
+    counts = list(getattr(a, name))
+    counts = [1] * (len(s.axes(node)) - len(counts)) + counts
+    return Edit({name: [s.resize(count, s.noted(node, str(dim))) for dim, count in enumerate(counts)]})
+
+
+def _repeat_interleave(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
+    """Before: [h] each twice.  After: [(h x 2)]."""
+    x = list(t.axes(a.self, node))
+    if a.dim is None or not isinstance(a.repeats, int):
+        return None
+    copies = t.new_axis(node, a.repeats, dynamic=False)
+    t.note(node, copies=copies)
+    x[a.dim] = (*x[a.dim], *copies)
+    return tuple(x)
+
+
+def _slice_repeat_interleave(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    return Edit({"repeats": s.count(s.noted(node, "copies")), "output_size": None})
+
+
+def _pixel_shuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [c * r * r, h, w].  After: [c, h * r, w * r]; r is a literal, so its positions stay."""
+    *lead, channel, h, w = t.axes(a.self, node)
+    r = a.upscale_factor
+    c, r1, r2 = t.reshape(node, [channel], [t.shape(node)[-3], r, r])
+    for axis in (r1, r2):
+        t.freeze(node, axis, "the upscale factor")
+    return (*lead, c, (*h, *r1), (*w, *r2))
+
+
+def _pixel_unshuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [c, h * r, w * r].  After: [c * r * r, h, w], where a channel takes its r * r positions along."""
+    *lead, channel, h, w = t.axes(a.self, node)
+    r = a.downscale_factor
+    height, width = t.shape(node)[-2:]
+    h, r1 = t.reshape(node, [h], [height, r])
+    w, r2 = t.reshape(node, [w], [width, r])
+    for axis in (r1, r2):
+        t.freeze(node, axis, "the downscale factor")
+    return (*lead, (*channel, *r1, *r2), h, w)
+
+
+def _channel_shuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [b, g * c].  After: [b, c * g]."""
+    x = t.axes(a.self, node)
+    group, inner = t.reshape(node, [x[1]], [a.groups, t.shape(node)[1] // a.groups])
+    t.note(node, groups=group)
+    return (x[0], (*inner, *group), *x[2:])
+
+
+def _slice_channel_shuffle(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    return Edit({"groups": s.count(s.noted(node, "groups"))})
+
+
+def _im2col(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [b, c, h, w].  After: [b, c * kernel, positions]."""
+    *lead, channel, h, w = t.axes(a.self, node)
+    for axis in (h, w):
+        t.freeze(node, axis, "the spatial axis")
+    kernel = ax.fixed(a.kernel_size[0] * a.kernel_size[1])
+    return (*lead, (*channel, *kernel), ax.fixed(t.shape(node)[-1]))
+
+
+def _col2im(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [b, c * kernel, positions].  After: [b, c, h, w]."""
+    *lead, columns, positions = t.axes(a.self, node)
+    t.freeze(node, positions, "the positions")
+    channel, kernel = t.reshape(node, [columns], [t.shape(node)[-3], a.kernel_size[0] * a.kernel_size[1]])
+    t.freeze(node, kernel, "the kernel")
+    return (*lead, channel, *(ax.fixed(size) for size in t.shape(node)[-2:]))
+
+
+def _unfold(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: [b, n].  After: [b, windows, size], all of n needed where it is."""
+    x = list(t.axes(a.self, node))
+    t.freeze(node, x[a.dimension], "the unfolded axis")
+    x[a.dimension] = ax.fixed(t.shape(node)[a.dimension % len(x)])
+    return (*x, ax.fixed(a.size))
+
+
+register(["reshape.default"], _reshape, slice=_slice_sizes("shape"), carries=True)
+register(["view.default", "_unsafe_view.default"], _reshape, slice=_slice_sizes("size"), carries=True)
+register(["permute.default"], _permute, carries=True)
+register(["transpose.int", "t.default", "swapaxes.default", "swapdims.default"], _swap, carries=True)
+register(["movedim.int", "movedim.intlist", "moveaxis.int", "moveaxis.intlist"], _movedim, carries=True)
+register(["unsqueeze.default"], _unsqueeze, carries=True)
+register(["squeeze.default", "squeeze.dim", "squeeze.dims"], _squeeze, slice=_slice_squeeze, carries=True)
+register(["expand.default"], _expand, slice=_slice_sizes("size"), carries=True)
+register(["repeat.default", "tile.default"], _repeat, slice=_slice_repeat)
+register(["repeat_interleave.self_int"], _repeat_interleave, slice=_slice_repeat_interleave)
+register(["pixel_shuffle.default"], _pixel_shuffle)
+register(["pixel_unshuffle.default"], _pixel_unshuffle)
+register(["channel_shuffle.default"], _channel_shuffle, slice=_slice_channel_shuffle)
+register(["im2col.default"], _im2col)
+register(["col2im.default"], _col2im)
+register(["unfold.default"], _unfold)

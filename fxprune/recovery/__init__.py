@@ -1,0 +1,1 @@
+"""Recover: new values for what is kept, so that it makes up for what goes."""

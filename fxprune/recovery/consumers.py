@@ -1,0 +1,198 @@
+"""The layers that read pruned channels: their columns, and where a constant shift of their output can go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from fxprune._base.names import fetch
+from fxprune.algebra.channels import Mask
+from fxprune.coupling.interpreter import Coupling
+from fxprune.ops.registry import bind
+
+_CONVS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default,
+          torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv3d.padding}  # fmt: skip
+_LINEAR = torch.ops.aten.linear.default
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Home:
+    """The tensor that takes a constant shift of a layer's output: ``tensor += sign * shift``."""
+
+    tensor: str
+    sign: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Consumer:
+    """A linear layer or convolution that reads channels of which some go.
+
+    Its input becomes a matrix with ``groups * columns`` columns, its weight ``[groups, outputs, columns]``.
+
+    Attributes:
+        node: the op in the captured graph.
+        weight: the weight's name.
+        bias: the bias' name, if there is one.
+        arguments: the op's arguments by name.
+        groups: convolution groups.
+        kept: for each group which columns stay, ``[groups, columns]``.
+        rows: which outputs stay, ``[groups, outputs]``.
+        home: where a shift goes, or None.
+    """
+
+    node: fx.Node
+    weight: str
+    bias: str | None
+    arguments: SimpleNamespace
+    groups: int
+    kept: Mask
+    rows: Mask
+    home: Home | None
+
+    @property
+    def source(self) -> fx.Node:
+        """The node that gives the layer's input."""
+        source: fx.Node = self.arguments.input
+        return source
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Returns a weight as ``[groups, outputs, columns]``."""
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def samples(self, shape: Sequence[int]) -> int:
+        """Returns how many samples an output of this shape holds: tokens, or batch times positions."""
+        sizes = shape[:-1] if self.node.target is _LINEAR else (shape[0], *shape[2:])
+        return int(np.prod(sizes))
+
+    def columns(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns chosen samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel."""
+        if self.node.target is _LINEAR:
+            return x.reshape(-1, 1, x.shape[-1])[rows]
+        windows = _windows(x, self.arguments)  # [b, *positions, c, *kernel]
+        place = torch.unravel_index(rows, windows.shape[: x.dim() - 1])
+        return windows[place].reshape(len(rows), self.groups, -1)
+
+    def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
+        """Returns chosen samples of an output, or anything of its shape, as ``[rows, groups, outputs]``."""
+        if self.node.target is not _LINEAR:
+            y = y.movedim(1, -1)
+        return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
+
+    def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
+        """Returns which samples of an output of this shape count: all, or a random part that is ample and fits."""
+        count, columns = self.samples(shape), self.kept.shape[1]
+        most = min(max(8192, 32 * columns), max(memory_limit // (16 * columns * self.groups), 1))
+        if count <= most:
+            return torch.arange(count)
+        return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch))
+
+
+def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * n if len(values) == 1 else values
+
+
+def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
+    """Before: x[b, c, *space].  After: a view [b, *positions, c, *kernel]."""
+    kernel = a.kernel
+    n = len(kernel)
+    stride, dilation = _tuple(a.stride, n), _tuple(a.dilation, n)
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if a.padding == "same":
+        pads = [(r // 2, r - r // 2) for r in reach]
+    else:
+        sizes = (0,) * n if a.padding == "valid" else _tuple(a.padding, n)
+        pads = [(p, p) for p in sizes]
+    x = functional.pad(x, [p for pair in reversed(pads) for p in pair])
+    for dim in range(n):
+        x = x.unfold(2 + dim, reach[dim] + 1, stride[dim])[..., :: dilation[dim]]
+    return x.movedim(1, n + 1)
+
+
+def find_consumers(coupling: Coupling, removed: Mask, *, every: bool = False) -> tuple[list[Consumer], list[str]]:
+    """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone.
+
+    Args:
+        coupling: of the captured graph.
+        removed: a flag for each channel id.
+        every: also the layers whose input could lose channels, or nothing, but does not.
+    """
+    slicer = coupling.slicer(removed)
+    module = coupling.captured.module
+    uses: dict[str, int] = {}
+    for contraction in coupling.contractions:
+        if contraction.weight is not None and contraction.axis:
+            uses[str(contraction.weight.target)] = uses.get(str(contraction.weight.target), 0) + 1
+    found: list[Consumer] = []
+    notes: list[str] = []
+    for contraction in coupling.contractions:
+        node, weight = contraction.node, contraction.weight
+        hit = slicer.changed(contraction.axis)
+        if weight is None or not (hit or every):
+            continue
+        name = str(weight.target)
+        a = bind(node)
+        size = fetch(module, name).shape
+        groups = getattr(a, "groups", 1)
+        if node.target not in _CONVS and node.target is not _LINEAR:
+            notes.append(f"{name}: no compensation for {node.target}")
+        elif uses[name] > 1 or len(weight.users) > 1:
+            notes.append(f"{name}: used more than once")
+        elif groups > 1 and size[1] == 1:
+            continue  # depthwise: nothing is left to take over
+        elif node.target in _CONVS and len(coupling.captured.info[a.input].shape) != len(size):
+            notes.append(f"{name}: an input without a batch")
+        else:
+            a.kernel = tuple(size[2:])
+            channels, outputs = slicer.mask(contraction.axis), slicer.mask(coupling.values[weight][0])
+            channels = np.ones(size[1] * groups, bool) if channels is None else channels
+            kept = np.repeat(channels.reshape(groups, -1), int(np.prod(size[2:])), axis=1)
+            rows = (np.ones(size[0], bool) if outputs is None else outputs).reshape(groups, -1)
+            bias = _parameter(coupling, a.bias)
+            found.append(Consumer(node, name, bias, a, groups, kept, rows, _home(coupling, node, bias)))
+    return found, notes
+
+
+def _parameter(coupling: Coupling, node: fx.Node | None) -> str | None:
+    """Returns the name of a tensor that this op alone uses and that may be changed."""
+    if node is None or node.op != "get_attr" or len(node.users) > 1 or node.target not in coupling.captured.persistent:
+        return None
+    return str(node.target)
+
+
+def _home(coupling: Coupling, node: fx.Node, bias: str | None) -> Home | None:
+    """A shift goes into the bias, or into the running mean of a batch norm that alone reads the output."""
+    if bias is not None:
+        return Home(bias, 1)
+    if bind(node).bias is not None or len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.target is _BATCH_NORM and not bind(user).training:
+        mean = _parameter(coupling, bind(user).running_mean)
+        return Home(mean, -1) if mean else None
+    return None
+
+
+def tensor_of(coupling: Coupling, changed: Mapping[str, Tensor], name: str) -> Tensor:
+    """Returns a parameter or buffer at full size, as recovery has left it so far."""
+    value: Tensor = changed[name] if name in changed else fetch(coupling.captured.module, name).detach()
+    return value
+
+
+def apply_update(
+    coupling: Coupling, changed: dict[str, Tensor], consumer: Consumer, update: Tensor, shift: Tensor
+) -> None:
+    """Adds ``update[groups, outputs, columns]`` to the weight and ``shift[groups, outputs]`` to its home."""
+    weight = tensor_of(coupling, changed, consumer.weight)
+    new = consumer.matrix(weight).double() + update
+    changed[consumer.weight] = new.reshape(weight.shape).to(weight.dtype)
+    if consumer.home is not None:
+        home = tensor_of(coupling, changed, consumer.home.tensor)
+        changed[consumer.home.tensor] = (home.double() + consumer.home.sign * shift.reshape(-1)).to(home.dtype)

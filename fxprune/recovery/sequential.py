@@ -1,0 +1,223 @@
+"""Sequential covariance with residual drift: layer after layer, from what the pruned model really feeds it.
+
+For each consumer in topological order the kept weights are regressed on the inputs that the already pruned and
+recovered model gives, towards the dense model's output plus what the skip connection beside it has lost so far:
+``T = y_dense + (skip_dense - skip_pruned) / s`` with ``s = gamma / sqrt(running_var + eps)`` of the batch norm in
+between, with a ridge towards the old weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from fxprune.algebra.channels import Mask
+from fxprune.coupling.interpreter import Coupling
+from fxprune.ops.registry import bind
+from fxprune.recovery.consumers import Consumer, apply_update, tensor_of
+from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.twin.interpreter import Run
+
+_PASSING = {torch.ops.aten.dropout.default, torch.ops.fxprune.mark.default}
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+#: A batch norm scale below this share of the layer's largest cannot pass a correction on.
+_TINY = 1e-2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """The skip connection that a layer's output is added to, the batch norm in between, and the sum."""
+
+    skip: fx.Node
+    norm: fx.Node | None
+    total: fx.Node
+
+
+def find_drift(node: fx.Node) -> Drift | None:
+    """Returns the other operand of the addition that a layer's output goes into, if that is all it does."""
+    norm = None
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if user.target is torch.ops.aten.add.Tensor:
+            a = bind(user)
+            other = a.other if a.self is node else a.self
+            if a.alpha != 1 or not isinstance(other, fx.Node) or other is node:
+                return None
+            return Drift(other, norm, user)
+        if user.target is _BATCH_NORM and norm is None and user.args[0] is node and not bind(user).training:
+            norm = user
+        elif user.target not in _PASSING:
+            return None
+        node = user
+    return None
+
+
+def sequential(
+    coupling: Coupling, removed: Mask, consumers: Sequence[Consumer], inputs: Iterable[Sequence[Tensor]], *,
+    ridge: float, memory_limit: int,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Returns full-size replacements of the consumers' weights, biases and running means.
+
+    All batches advance together, node by node, if the values that are alive fit into ``memory_limit`` bytes;
+    otherwise every consumer has its own pass from the start.
+    """
+    changed: dict[str, Tensor] = {}
+    by_node = {consumer.node: consumer for consumer in consumers}
+    drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
+    order = _order(coupling, drifts)
+    march = _March(coupling, removed, order, drifts, changed, memory_limit)
+    batches = list(inputs) if march.fits(inputs) else None
+    if batches is not None:
+        march.together(batches, by_node, ridge)
+        return changed
+    for node in order:
+        if node in by_node:
+            march.alone(inputs, by_node[node], ridge)
+    return changed
+
+
+def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
+    """Returns the graph's nodes with every skip before the layer it is added to, where that is possible."""
+    nodes = list(coupling.captured.module.graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    graph: nx.DiGraph[fx.Node] = nx.DiGraph()
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from((source, node) for node in nodes for source in node.all_input_nodes)
+    for node, drift in list(drifts.items()):
+        if place[drift.skip] < place[node]:
+            continue
+        if nx.has_path(graph, node, drift.skip):
+            del drifts[node]
+        else:
+            graph.add_edge(drift.skip, node)
+    return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
+
+
+class _March:
+    """Dense model and masked twin side by side."""
+
+    def __init__(
+        self, coupling: Coupling, removed: Mask, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift],
+        changed: dict[str, Tensor], memory_limit: int,
+    ) -> None:  # fmt: skip
+        self.coupling, self.order, self.drifts, self.changed = coupling, order, drifts, changed
+        self.memory_limit = memory_limit
+        self.dense, self.pruned = Run(coupling), Run(coupling, removed, changed)
+        self.last: dict[fx.Node, list[fx.Node]] = {}
+        seen: set[fx.Node] = set()
+        for node in reversed(order):
+            needed = [*node.all_input_nodes, *([drifts[node].skip] if node in drifts else [])]
+            for source in dict.fromkeys(needed):
+                if source not in seen:
+                    seen.add(source)
+                    self.last.setdefault(node, []).append(source)
+
+    def fits(self, inputs: Iterable[Sequence[Tensor]]) -> bool:
+        """Returns whether all batches' live values stay within half the limit, judged by the first batch."""
+        sizes: dict[fx.Node, int] = {}
+        peak = count = 0
+        for batch in inputs:
+            count += 1
+            if count > 1:
+                continue
+            values: dict[fx.Node, Any] = {}
+            feed = iter(batch)
+            for node in self.order:
+                values[node] = self.dense.step(node, values, feed)
+                if node.op != "get_attr" and isinstance(values[node], Tensor):
+                    sizes[node] = values[node].numel() * values[node].element_size()
+                peak = max(peak, sum(sizes.values()))
+                for source in self.last.get(node, ()):
+                    values.pop(source)
+                    sizes.pop(source, None)
+        return 2 * count * peak <= self.memory_limit // 2
+
+    def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer], ridge: float) -> None:
+        """Advances all batches node by node."""
+        dense: list[dict[fx.Node, Any]] = [{} for _ in batches]
+        pruned: list[dict[fx.Node, Any]] = [{} for _ in batches]
+        feeds = [(iter(batch), iter(batch)) for batch in batches]
+        for node in self.order:
+            for i, (dense_feed, _) in enumerate(feeds):
+                dense[i][node] = self.dense.step(node, dense[i], dense_feed)
+            if node in consumers:
+                moments = Moments()
+                for i, (d, p) in enumerate(zip(dense, pruned, strict=True)):
+                    self._observe(consumers[node], moments, d, p, i)
+                self._fit(consumers[node], moments, ridge)
+                self._refresh(consumers[node], pruned)
+            for i, (_, pruned_feed) in enumerate(feeds):
+                pruned[i][node] = self.pruned.step(node, pruned[i], pruned_feed)
+            for source in self.last.get(node, ()):
+                for values in (*dense, *pruned):
+                    del values[source]
+
+    def _refresh(self, consumer: Consumer, pruned: Sequence[dict[fx.Node, Any]]) -> None:
+        """Hands the consumer's new weight and shift to the runs that hold the old ones."""
+        names = {consumer.weight} | ({consumer.home.tensor} if consumer.home is not None else set())
+        for node in self.order:
+            if node.op == "get_attr" and node.target in names:
+                for values in pruned:
+                    if node in values:
+                        values[node] = self.pruned.step(node, values, iter(()))
+
+    def alone(self, inputs: Iterable[Sequence[Tensor]], consumer: Consumer, ridge: float) -> None:
+        """Runs every batch from the start up to one consumer."""
+        moments = Moments()
+        for number, batch in enumerate(inputs):
+            dense: dict[fx.Node, Any] = {}
+            pruned: dict[fx.Node, Any] = {}
+            feeds = iter(batch), iter(batch)
+            for node in self.order:
+                dense[node] = self.dense.step(node, dense, feeds[0])
+                if node is consumer.node:
+                    self._observe(consumer, moments, dense, pruned, number)
+                    break
+                pruned[node] = self.pruned.step(node, pruned, feeds[1])
+                for source in self.last.get(node, ()):
+                    del dense[source], pruned[source]
+        self._fit(consumer, moments, ridge)
+
+    def _observe(
+        self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int
+    ) -> None:
+        """Adds one batch: the pruned model's columns against what its output lacks."""
+        node = consumer.node
+        target = dense[node] - self.pruned.step(node, pruned, iter(()))
+        if node in self.drifts:
+            drift = self.drifts[node]
+            lost = dense[drift.skip] - pruned[drift.skip]
+            if lost.shape == target.shape:
+                target = target + lost * self._inverse_scale(drift.norm, target)
+        rows = consumer.choose(target.shape, self.memory_limit, number)
+        moments.add(consumer.columns(pruned[consumer.source], rows), consumer.outputs(target, rows))
+
+    def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:
+        if norm is None:
+            return torch.ones((), dtype=like.dtype, device=like.device)
+        a = bind(norm)
+        var = tensor_of(self.coupling, self.changed, str(a.running_var.target))
+        scale = 1 / torch.sqrt(var + a.eps)
+        if a.weight is not None:
+            scale = scale * tensor_of(self.coupling, self.changed, str(a.weight.target))
+        inverse = torch.where(scale.abs() > _TINY * scale.abs().max(), 1 / scale, 0.0)
+        return inverse.reshape(1, -1, *[1] * (like.dim() - 2))
+
+    def _fit(self, consumer: Consumer, moments: Moments, ridge: float) -> None:
+        if consumer.home is None:
+            moments.raw()
+        shape = (consumer.groups, consumer.rows.shape[1], consumer.kept.shape[1])
+        update = torch.zeros(shape, dtype=torch.float64, device=moments.xx.device)
+        shift = torch.zeros(shape[:2], dtype=torch.float64, device=moments.xx.device)
+        masks = torch.from_numpy(consumer.kept).to(update.device)
+        for g in range(consumer.groups):
+            kept = masks[g]
+            gain = ridge_solve(moments.xx[g][kept][:, kept], moments.tx[g][:, kept], ridge)
+            update[g][:, kept] = gain
+            shift[g] = moments.mean_t[g] - gain @ moments.mean_x[g][kept]
+        apply_update(self.coupling, self.changed, consumer, update, shift)

@@ -1,0 +1,1 @@
+"""Reports: what a compilation did, as data, as text and as pages."""

@@ -1,0 +1,175 @@
+"""The sections of a report's page that have charts: widths, scores, and where parameters, MACs and time go."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from fxprune.reporting.html import charts
+from fxprune.reporting.html.rows import table
+from fxprune.reporting.record import GroupRow, Report
+from fxprune.reporting.tables import counted, percent, share
+
+#: The layers that a cost chart shows; the table has all.
+LAYERS = 20
+
+#: If the costliest layers have less than this share together, the chart takes alike layers together instead.
+MOST = 0.75
+
+#: How kinds of unit are called on the page.
+KINDS = {
+    "channel": "Channels", "expert": "Experts", "head": "Heads", "kv_group": "Key and value heads", "head_dim": "Dimensions of heads",
+    "block": "Blocks",
+}  # fmt: skip
+
+_DIGITS = re.compile(r"(?<![^._])\d+(?![^._])")
+
+_KEPT_REMOVED_CUT = (("after", "stay"), ("removed", "go"), ("cut", "the cut"))
+
+
+def widths(groups: Sequence[GroupRow]) -> dict[str, Any] | None:
+    """Returns the widths before and after, a chart for each kind of unit; None without groups."""
+    if not groups:
+        return None
+    touched = [row for row in groups if row.after < row.before]
+    text = f"{len(touched)} of {counted(len(groups), 'group')} lose units."
+    if touched:
+        least = min(touched, key=lambda row: row.after / max(row.before, 1))
+        text += (
+            f" The narrowest is left with {percent(least.before, least.after)}: {least.name}, "
+            f"{least.before} to {least.after}."
+        )
+    rows = [(r.name, r.kind, ", ".join(r.layers), r.before, r.after, percent(r.before, r.after)) for r in groups]
+    return {
+        "text": text,
+        "charts": [
+            _widths_of(f"widths-{index}", kind, groups, text)
+            for index, kind in enumerate(dict.fromkeys(row.kind for row in groups))
+        ],
+        "table": table(
+            "Units of every group, before and after", ("group", "kind", "layers", "before", "after", "kept"), rows
+        ),
+    }
+
+
+def _widths_of(anchor: str, kind: str, groups: Sequence[GroupRow], text: str) -> dict[str, Any]:
+    """Returns the chart of the groups of one kind: next to channels, the few heads would not show."""
+    rows = [row for row in groups if row.kind == kind]
+    name = KINDS.get(kind, kind)
+    names = tuple(row.name.replace(f":{kind}", "") for row in rows)
+    bars = charts.Bars(names, tuple(row.before for row in rows), tuple(row.after for row in rows))
+    title = f"{name} of every group, before and after"
+    return {"name": name, "chart": charts.widths(anchor, bars, name, title, text)}
+
+
+def scores(found: Report) -> dict[str, Any] | None:
+    """Returns how the units rank and where the cut lies; None if nothing was ranked."""
+    summary = found.scores
+    if summary is None or not summary.groups or not any((*summary.kept, *summary.removed)):
+        return None
+    below, above = summary.astray
+    if summary.cut is None:
+        text = f"Ranked by {summary.unit}; every group has a cut of its own."
+        if not any(summary.removed):
+            text = f"Ranked by {summary.unit}; nothing goes."
+    else:
+        text = f"Ranked by {summary.unit}, low goes first. The cut lies at {summary.cut:.3g}."
+        astray = [f"{counted(below, 'unit')} below it {'stays' if below == 1 else 'stay'}"] if below else []
+        astray += [f"{counted(above, 'unit')} above it {'goes' if above == 1 else 'go'}"] if above else []
+        if astray:
+            text += (
+                f" {' and '.join(astray)}: minimum widths, multiples, what goes together and the exact "
+                "budget decide there."
+            )
+    bins = [
+        (f"{low:.4g} to {high:.4g}", kept, removed)
+        for (low, high), kept, removed in zip(pairwise(summary.edges), summary.kept, summary.removed, strict=True)
+    ]
+    groups = []
+    for group in summary.groups:
+        total = [a + b for a, b in zip(group.kept, group.removed, strict=True)]
+        filled = [i for i, count in enumerate(total) if count]
+        low, high = (summary.edges[filled[0]], summary.edges[filled[-1] + 1]) if filled else (math.nan, math.nan)
+        cut = "-" if group.cut is None else f"{group.cut:.4g}"
+        groups.append(
+            (group.name, sum(group.kept), sum(group.removed), f"{low:.4g}", f"{high:.4g}")
+            + (() if summary.cut is not None else (cut,))
+        )
+    heads = ("group", "stay", "go", "lowest bin from", "highest bin to")
+    return {
+        "text": text,
+        "legend": _KEPT_REMOVED_CUT if any(summary.removed) else _KEPT_REMOVED_CUT[:1],
+        "overall": charts.distribution(summary, "How many units have which score, and where the cut is", text),
+        "overall_table": table("Units by score", (summary.unit, "stay", "go"), bins),
+        "groups": charts.strips(summary, "How the scores of every group are distributed", text),
+        "groups_table": table("Units by group", heads if summary.cut is not None else (*heads, "cut"), groups),
+    }
+
+
+def costs(found: Report) -> list[dict[str, Any]]:
+    """Returns where parameters, MACs and the time of the compilation go."""
+    parts = []
+    for key, name, unit in (("params", "Parameters", "parameters"), ("macs", "MACs", "MACs per sample")):
+        rows = [(row.name, *getattr(row, key)) for row in found.layers if any(getattr(row, key))]
+        if not rows:
+            continue
+        top, text = _top(rows, unit)
+        title = f"{name} by layer"
+        parts.append(
+            {
+                "title": title,
+                "text": text,
+                "legend": (("before", "before"), ("after", "after")),
+                "chart": charts.costs(key, charts.Bars(*zip(*top, strict=True)), unit, title, text),
+                "table": table(
+                    f"{title}, front to back",
+                    ("layer", "before", "after", "kept"),
+                    [(*row, percent(*row[1:])) for row in rows],
+                ),
+            }
+        )
+    if found.seconds:
+        total = sum(found.seconds.values())
+        longest = max(found.seconds, key=lambda stage: found.seconds[stage])
+        text = f"{total:.2f} s in all; {longest} took {share(total, found.seconds[longest]):.0f} % of it."
+        parts.append(
+            {
+                "title": "Time of the compilation",
+                "text": text,
+                "legend": (),
+                "chart": charts.seconds(list(found.seconds), list(found.seconds.values()), "Seconds by stage", text),
+                "table": table(
+                    "Seconds by stage",
+                    ("stage", "seconds"),
+                    [(stage, f"{value:.2f}") for stage, value in found.seconds.items()],
+                ),
+            }
+        )
+    return parts
+
+
+def _top(rows: Sequence[tuple[str, int, int]], unit: str) -> tuple[list[tuple[str, int, int]], str]:
+    """Returns the costliest layers; where many are alike, those that differ in numbers alone together."""
+    total, left = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    shown = sorted(rows, key=lambda row: -row[1])[:LAYERS]
+    what = f"{counted(len(rows), 'layer')}, costliest first"
+    if sum(row[1] for row in shown) < MOST * total:
+        alike: dict[str, list[tuple[str, int, int]]] = {}
+        for row in rows:
+            alike.setdefault(_DIGITS.sub("*", row[0]), []).append(row)
+        together = [
+            (name if len(same) > 1 else same[0][0], sum(row[1] for row in same), sum(row[2] for row in same))
+            for name, same in alike.items()
+        ]
+        shown = sorted(together, key=lambda row: -row[1])[:LAYERS]
+        what = f"{counted(len(rows), 'layer')}, those that differ in numbers alone together, costliest first"
+    first, before, after = shown[0]
+    seen = share(total, sum(row[1] for row in shown))
+    rest = "" if seen > 99.95 else f" The chart shows {seen:.1f} % of them, the table all."
+    return shown, (
+        f"{what}. {first} had {share(total, before):.1f} % of the {unit} and has "
+        f"{share(left, after):.1f} % of what is left.{rest}"
+    )

@@ -1,0 +1,83 @@
+"""The page of a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fxprune.reporting.html.render import rendered
+from fxprune.reporting.html.rows import table
+from fxprune.reporting.tables import percent
+
+if TYPE_CHECKING:
+    from fxprune.reporting.pareto import Point, Sweep
+
+
+def sweep_page(sweep: Sweep) -> str:
+    """Returns a sweep as one HTML page that needs no other file and no network.
+
+    Raises:
+        MissingExtraError: matplotlib or jinja2 is not installed.
+    """
+    return rendered("sweep.html.j2", lambda: _contents(sweep))
+
+
+def _contents(sweep: Sweep) -> dict[str, Any]:
+    heads, rows = sweep.table()
+    there = [p for p in sweep.points if p.cost is not None]
+    costs: list[tuple[str, str, Callable[[Point], float], float | None]] = [
+        ("params", "parameters", lambda p: p.cost.params if p.cost else math.nan, sweep.before.params),
+        ("macs", "MACs per sample", lambda p: p.cost.macs if p.cost else math.nan, sweep.before.macs),
+    ]
+    if sweep.dense_ms is not None:
+        costs.append(("latency", "milliseconds a call", lambda p: p.latency_ms or math.nan, sweep.dense_ms))
+    best = sweep.pareto
+    facts = [("Dense", f"{sweep.before.params:,} parameters, {sweep.before.macs:,} MACs per sample")]
+    if sweep.dense_value is not None:
+        facts.append((f"Dense {sweep.quality_name}", f"{sweep.dense_value:.4f}"))
+    if sweep.dense_ms is not None:
+        facts.append(("Dense latency", f"{sweep.dense_ms:.3g} ms"))
+    marked = [["yes" if cell == "*" else cell for cell in row] for row in rows]
+    return {
+        "points": len(sweep.points),
+        "methods": list(dict.fromkeys(p.method for p in sweep.points)),
+        "facts": facts,
+        "plots": [_plot(sweep, *cost) for cost in costs],
+        "table": table("All points", heads, marked),
+        "lead": f"{len(best)} of {len(sweep.points)} points are beaten by no other one"
+        + (f"; {len(sweep.points) - len(there)} could not be had." if len(there) < len(sweep.points) else "."),
+        "best": [
+            f"{p.method}: {percent(sweep.before.params, p.cost.params)} of the parameters, "
+            f"{percent(sweep.before.macs, p.cost.macs)} of the MACs, {sweep.quality_name} {p.quality:.4f}"
+            for p in best
+            if p.cost is not None
+        ],
+        "failures": sweep.failures,
+    }
+
+
+def _plot(sweep: Sweep, name: str, label: str, cost: Callable[[Point], float], dense: float | None) -> dict[str, Any]:
+    from fxprune.reporting.html import charts
+
+    good = [p for p in sweep.points if p.quality is not None and math.isfinite(p.quality) and cost(p) == cost(p)]
+    methods = dict.fromkeys(p.method for p in good)
+    series = [
+        (m, [cost(p) for p in good if p.method == m], [p.quality or 0.0 for p in good if p.method == m])
+        for m in methods
+    ]
+    front: list[tuple[float, float]] = []
+    for point in sorted(good, key=lambda p: (cost(p), -(p.quality or 0.0))):
+        if not front or (point.quality or 0.0) > front[-1][1]:
+            front.append((cost(point), point.quality or 0.0))
+    quality = 1.0 if sweep.dense_value is None else sweep.dense_value
+    title = f"{sweep.quality_name.capitalize()} against {label}"
+    many = "s" if len(methods) != 1 else ""
+    text = f"{len(good)} points of {len(methods)} method{many}; higher and further left is better."
+    return {
+        "title": title,
+        "text": text,
+        "chart": charts.tradeoff(
+            name, series, front, None if dense is None else (dense, quality), (label, sweep.quality_name), title, text
+        ),
+    }

@@ -1,0 +1,253 @@
+"""The points of a sweep, and which of them are worth having."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from typing import Any
+
+from tabulate import tabulate
+
+from fxprune._base.errors import BudgetError
+from fxprune._base.files import write_text
+from fxprune.budget.budget import Budget
+from fxprune.budget.cost import Cost
+from fxprune.reporting.record import Report
+from fxprune.reporting.tables import percent
+
+#: What the quality is called where no ``evaluate`` is given.
+FIDELITY = "fidelity"
+
+_SCHEMA = 1
+
+#: Columns of text.
+_WORDS = {"method", "budget", "pareto", "note"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One budget with one method.
+
+    Attributes:
+        method: the criterion's name.
+        budget: what was asked for.
+        cost: parameters, MACs of one sample, and bytes that are left; None if the budget is out of reach.
+        fidelity: the share of the dense outputs' variance that is left (`fxprune.reporting.fidelity`).
+        agreement: the share of samples for which the dense model's first choice is still the first; None if
+            the outputs are no class scores.
+        value: what ``evaluate`` gave.
+        latency_ms: milliseconds of a call with the first calibration batch, if it was measured.
+        verified: whether it equals its masked twin, as `Report.verified` says.
+        seconds: that this point took, without what it shares with others.
+        why: why there is no model.
+        report: the whole report, with the plan.
+    """
+
+    method: str
+    budget: Budget
+    cost: Cost | None = None
+    fidelity: float | None = None
+    agreement: float | None = None
+    value: float | None = None
+    latency_ms: float | None = None
+    verified: bool | None = None
+    seconds: float = 0.0
+    why: str = ""
+    report: Report | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def quality(self) -> float | None:
+        """What points are compared by: ``value`` if there is one, else ``fidelity``."""
+        return self.fidelity if self.value is None else self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What `fxprune.sweep` found: ``print`` it for a table, ``to_dict()`` is JSON data, ``to_html()`` a page.
+
+    Attributes:
+        points: one for each method and budget, in the order in which they were given.
+        before: cost of the dense model.
+        dense_value: what ``evaluate`` gave for the dense model.
+        dense_ms: milliseconds of a call of the dense model.
+        quality_name: what ``Point.quality`` is.
+    """
+
+    points: tuple[Point, ...]
+    before: Cost
+    dense_value: float | None = None
+    dense_ms: float | None = None
+    quality_name: str = FIDELITY
+
+    @property
+    def pareto(self) -> tuple[Point, ...]:
+        """The points that no other one beats: as good, nowhere larger or slower, and somewhere ahead."""
+        there = [(point, _standing(point)) for point in self.points]
+        return tuple(
+            point
+            for point, mine in there
+            if mine is not None
+            and not any(other is not None and other != mine and _beats(other, mine) for _, other in there)
+        )
+
+    def best(
+        self, *, params: float | int | None = None, macs: float | int | None = None,
+        latency_ms: float | None = None,
+    ) -> Point:  # fmt: skip
+        """Returns the point of the highest quality within bounds; of equal ones the smallest.
+
+        Args:
+            params: most parameters; a float is a share of the dense model's, an int is absolute.
+            macs: most MACs, likewise.
+            latency_ms: most milliseconds.
+
+        Raises:
+            BudgetError: no point lies within them, or there is no latency to compare.
+        """
+        if latency_ms is not None and all(point.latency_ms is None for point in self.points):
+            raise BudgetError("best: expected a sweep with latency=True to choose by latency_ms, got one without")
+        limits = Budget(params=params, macs=macs).limits(self.before) if (params, macs) != (None, None) else {}
+        good = [
+            point
+            for point in self.points
+            if (standing := _standing(point)) is not None
+            and all(standing.cost[i] <= limit for i, limit in limits.items())
+            and (latency_ms is None or (point.latency_ms is not None and point.latency_ms <= latency_ms))
+        ]
+        if not good:
+            least = min((p.cost.params for p in self.points if p.cost is not None), default=None)
+            small = "no point has a model" if least is None else f"the smallest point has {least:,} parameters"
+            raise BudgetError(f"best: no point lies within these bounds; {small}: sweep smaller budgets")
+        return min(good, key=lambda p: (-(p.quality or 0.0), p.cost or self.before))
+
+    def __str__(self) -> str:
+        """Returns the table; a star marks the points that no other one beats."""
+        heads, rows = self.table()
+        align = ["left" if head in _WORDS else "right" for head in heads]
+        size = f"{self.before.params:,} parameters, {self.before.macs:,} MACs dense"
+        title = f"fxprune: {len(self.points)} points, {size}"
+        dense = [
+            text
+            for text, there in (
+                (f"{self.quality_name} {_shown(self.dense_value)}", self.dense_value is not None),
+                (f"{self.dense_ms or 0:.3g} ms", self.dense_ms is not None),
+            )
+            if there
+        ]
+        title += "".join(f", {text}" for text in dense)
+        body = tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=align)
+        return "\n".join([title, body, *self.failures])
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why there is no model, a line for each point without one."""
+        return tuple(f"{point.method}, {budget_text(point.budget)}: {point.why}" for point in self.points if point.why)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Returns heads and rows as text; columns that would be empty are left out."""
+        best = {id(point) for point in self.pareto}
+        columns: list[tuple[str, Callable[[Point], str], bool]] = [
+            ("method", lambda p: p.method, True),
+            ("budget", lambda p: budget_text(p.budget), True),
+            ("parameters", lambda p: "" if p.cost is None else f"{p.cost.params:,}", True),
+            ("kept", lambda p: "" if p.cost is None else percent(self.before.params, p.cost.params), True),
+            ("MACs kept", lambda p: "" if p.cost is None else percent(self.before.macs, p.cost.macs), True),
+            ("ms", lambda p: "" if p.latency_ms is None else f"{p.latency_ms:.3g}", self.dense_ms is not None),
+            (self.quality_name, lambda p: _shown(p.value), self.quality_name != FIDELITY),
+            ("fidelity", lambda p: _shown(p.fidelity), True),
+            ("agreement", lambda p: _shown(p.agreement), any(p.agreement is not None for p in self.points)),
+            ("pareto", lambda p: "*" if id(p) in best else "", True),
+            ("note", lambda p: "no model" if p.why else "", any(p.why for p in self.points)),
+        ]
+        shown = [(head, cell) for head, cell, there in columns if there]
+        return [head for head, _ in shown], [[cell(point) for _, cell in shown] for point in self.points]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the reports as JSON data; what is not finite becomes None."""
+        best = {id(point) for point in self.pareto}
+        return {
+            "schema": _SCHEMA,
+            "before": self.before._asdict(),
+            "quality": self.quality_name,
+            "dense_value": _finite(self.dense_value),
+            "dense_ms": _finite(self.dense_ms),
+            "points": [
+                {
+                    "method": point.method,
+                    "budget": _budget_dict(point.budget),
+                    "cost": None if point.cost is None else point.cost._asdict(),
+                    **{
+                        key: _finite(getattr(point, key))
+                        for key in ("fidelity", "agreement", "value", "latency_ms", "seconds")
+                    },
+                    "verified": point.verified,
+                    "why": point.why,
+                    "pareto": id(point) in best,
+                }
+                for point in self.points
+            ],
+        }
+
+    def to_html(self) -> str:
+        """Returns a self-contained page with the plots and the table.
+
+        Raises:
+            MissingExtraError: matplotlib or jinja2 is not installed.
+        """
+        from fxprune.reporting.html.sweep_page import sweep_page
+
+        return sweep_page(self)
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Writes the page to a file, whole or not at all.
+
+        Raises:
+            MissingExtraError: matplotlib or jinja2 is not installed.
+            OSError: it cannot be written.
+        """
+        write_text(path, self.to_html())
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What points are compared by."""
+
+    quality: float
+    cost: tuple[float, ...]
+
+
+def _standing(point: Point) -> _Standing | None:
+    if point.cost is None or point.quality is None or math.isnan(point.quality):
+        return None
+    slow = () if point.latency_ms is None else (point.latency_ms,)
+    return _Standing(point.quality, (point.cost.params, point.cost.macs, *slow))
+
+
+def _beats(one: _Standing, other: _Standing) -> bool:
+    return one.quality >= other.quality and all(a <= b for a, b in zip(one.cost, other.cost, strict=True))
+
+
+def budget_text(budget: Budget) -> str:
+    """Returns what a budget asks for, in words."""
+    parts = []
+    for name, label in (("params", "parameters"), ("macs", "MACs"), ("latency", "latency")):
+        bound = getattr(budget, name)
+        if bound is not None:
+            parts.append(f"{100 * bound:.4g} % {label}" if isinstance(bound, float) else f"{bound:,} {label}")
+    if budget.latency_ms is not None:
+        parts.append(f"{budget.latency_ms:g} ms")
+    return ", ".join(parts)
+
+
+def _budget_dict(budget: Budget) -> dict[str, Any]:
+    return {key: value for key, value in asdict(budget).items() if value is not None}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,298 @@
+"""The report: what a compilation did, how much smaller the model is, and the certificate that it is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fxprune._base import untrusted
+from fxprune._base.errors import FxpruneError, PlanError
+from fxprune.reporting.distribution import ScoreSummary
+from fxprune.reporting.latency import Latency
+from fxprune.reporting.text import as_text
+from fxprune.rewriting.plan import Plan
+
+Change = tuple[int, int]
+
+_SCHEMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One group of units: how many there were and how many are left.
+
+    Attributes:
+        name: the group's name.
+        kind: ``channel``, ``expert``, ``head``, ``kv_group``, ``head_dim`` or ``block``.
+        layers: the layers whose parameters it touches.
+        before: units of the original.
+        after: units that are kept.
+        makers: how many of the layers, the first ones, make the units; the others read them. None if that is not
+            known.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    before: int
+    after: int
+    makers: int | None = None
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The layers that make the units; all of them where it is not known which read them."""
+        return self.layers[: self.makers]
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The layers that read the units."""
+        return () if self.makers is None else self.layers[self.makers :]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """What one layer costs.
+
+    Attributes:
+        name: the module that owns the parameters, or in which the products take place.
+        params: its parameters (before, after).
+        macs: its multiply-accumulates for one sample at the example's sizes (before, after).
+    """
+
+    name: str
+    params: Change
+    macs: Change
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRow:
+    """Coordinates of one axis that could not be removed.
+
+    Attributes:
+        tensor: the parameter's name.
+        axis: which of its axes.
+        coordinates: how many coordinates of that axis.
+        reason: what holds them.
+    """
+
+    tensor: str
+    axis: int
+    coordinates: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a compilation did. ``print(report)`` is a table, ``to_dict()`` the same as JSON data.
+
+    Attributes:
+        params: parameters (before, after), counted over the captured graph.
+        macs: multiply-accumulates of one sample at the example's sizes (before, after).
+        bytes: bytes of the parameters and persistent buffers (before, after).
+        method: the criterion's name.
+        groups: the groups of units, before and after.
+        units_removed: the number of units that are gone.
+        verified: True if the pruned model equals its masked twin; False if it does not; None if that could
+            not be told, or was not asked for.
+        max_error: the largest relative error of the comparison.
+        tolerance: what it had to stay below.
+        dtype: the precision of the comparison, e.g. ``"float64"``.
+        frozen: what could not be removed, and why.
+        collapsed: names of the layers that are gone.
+        dropped: parameters of the original that its forward never reaches: gone, and not in ``params``.
+        skipped: corrections that were not made, e.g. a shift without a bias to hold it, each with its reason.
+        seconds: stage -> seconds.
+        notes: anything else worth knowing.
+        layers: parameters and MACs by layer, front to back; they add up to ``params`` and ``macs``.
+        scores: how the units rank and where the cut fell, if they were scored at once.
+        latency: predicted and measured, if the budget bounds it.
+        plan: the plan, if there is one.
+    """
+
+    params: Change
+    macs: Change
+    bytes: Change
+    method: str
+    groups: tuple[GroupRow, ...] = ()
+    units_removed: int = 0
+    verified: bool | None = None
+    max_error: float | None = None
+    tolerance: float | None = None
+    dtype: str = ""
+    frozen: tuple[FrozenRow, ...] = ()
+    collapsed: tuple[str, ...] = ()
+    dropped: int = 0
+    skipped: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    scores: ScoreSummary | None = None
+    latency: Latency | None = None
+    plan: Plan | None = None
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """The parts that were captured, where the whole could not be; the figures are about them."""
+        return () if self.plan is None else self.plan.islands
+
+    def __str__(self) -> str:
+        """Returns the tables: groups, totals, what is frozen and why, and the certificate."""
+        return as_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the plan as JSON data; a number that is not finite becomes text."""
+        return {
+            "schema": _SCHEMA,
+            "params": list(self.params),
+            "macs": list(self.macs),
+            "bytes": list(self.bytes),
+            "method": self.method,
+            "units_removed": self.units_removed,
+            "verified": self.verified,
+            "max_error": _writable(self.max_error),
+            "tolerance": _writable(self.tolerance),
+            "dtype": self.dtype,
+            "groups": [
+                [row.name, row.kind, list(row.layers), row.before, row.after, row.makers] for row in self.groups
+            ],
+            "frozen": [[row.tensor, row.axis, row.coordinates, row.reason] for row in self.frozen],
+            "collapsed": list(self.collapsed),
+            "dropped": self.dropped,
+            "skipped": list(self.skipped),
+            "seconds": {stage: float(value) for stage, value in self.seconds.items()},
+            "notes": list(self.notes),
+            "layers": [[row.name, *row.params, *row.macs] for row in self.layers],
+            "scores": None if self.scores is None else self.scores.to_dict(),
+            "latency": None if self.latency is None else self.latency.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, *, plan: Plan | None = None, what: str = "report") -> Report:
+        """Returns the report that ``to_dict`` gave.
+
+        Args:
+            data: the JSON data.
+            plan: the plan to go with it.
+            what: its name in messages.
+
+        Raises:
+            PlanError: the data are damaged, or of a newer format; says where.
+        """
+        untrusted.check_schema(untrusted.mapping(data, what).get("schema", _SCHEMA), what, (1, _SCHEMA))
+        since = () if data.get("schema") == 1 else _SINCE_2
+        found = untrusted.record(data, what, {*_READERS, "schema"} - {*_SINCE_2} | {*since})
+        values: dict[str, Any] = {
+            key: read(found[key], f"{what}: {key}") for key, read in _READERS.items() if key in found
+        }
+        return cls(**values, plan=plan)
+
+
+def report(pruned: nn.Module) -> Report:
+    """Returns the report of a pruned model.
+
+    Raises:
+        FxpruneError: fxprune did not make this model.
+    """
+    found = getattr(pruned, "record", None)
+    if not isinstance(found, Report):
+        raise FxpruneError(
+            f"expected a model that fxprune.compile or fxprune.load returned, got {type(pruned).__name__}"
+        )
+    return found
+
+
+def attach(pruned: nn.Module, found: Report) -> nn.Module:
+    """Returns the model, its report noted where `report` finds it."""
+    pruned.record = found  # type: ignore[assignment]
+    return pruned
+
+
+def _writable(value: float | None) -> float | str | None:
+    return str(value) if value is not None and not math.isfinite(value) else value
+
+
+def _read_maybe_number(value: Any, where: str) -> float | None:
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    return None if value is None else float(untrusted.number(value, where))
+
+
+def _read_change(value: Any, where: str) -> Change:
+    before, after = _read_row(value, where, untrusted.integer, untrusted.integer)
+    return before, after
+
+
+def _read_names(value: Any, where: str) -> tuple[str, ...]:
+    return untrusted.sequence_of(value, where, untrusted.string)
+
+
+def _read_row(value: Any, where: str, *readers: Callable[[Any, str], Any]) -> tuple[Any, ...]:
+    row = untrusted.sequence(value, where)
+    if len(row) != len(readers):
+        raise untrusted.refusal(value, where, f"{len(readers)} entries")
+    return tuple(read(entry, where) for read, entry in zip(readers, row, strict=True))
+
+
+def _read_groups(value: Any, where: str) -> tuple[GroupRow, ...]:
+    readers = (untrusted.string, untrusted.string, _read_names, untrusted.integer, untrusted.integer)
+
+    def read(row: Any, here: str) -> GroupRow:
+        # format 1 does not tell who makes and who reads
+        old = isinstance(row, list) and len(row) == len(readers)
+        found = GroupRow(*_read_row(row, here, *readers, *(() if old else (_read_maybe_count,))))
+        if found.makers is not None and found.makers > len(found.layers):
+            raise PlanError(f"{here}: {found.makers} of {len(found.layers)} layers make its units")
+        return found
+
+    return untrusted.sequence_of(value, where, read)
+
+
+def _read_maybe_count(value: Any, where: str) -> int | None:
+    return None if value is None else untrusted.integer(value, where)
+
+
+def _read_layers(value: Any, where: str) -> tuple[LayerRow, ...]:
+    def read(row: Any, here: str) -> LayerRow:
+        name, *counts = _read_row(row, here, untrusted.string, *[untrusted.integer] * 4)
+        return LayerRow(name, (counts[0], counts[1]), (counts[2], counts[3]))
+
+    return untrusted.sequence_of(value, where, read)
+
+
+def _read_scores(value: Any, where: str) -> ScoreSummary | None:
+    return None if value is None else ScoreSummary.from_dict(value, where)
+
+
+def _read_frozen(value: Any, where: str) -> tuple[FrozenRow, ...]:
+    readers = (untrusted.string, untrusted.integer, untrusted.integer, untrusted.string)
+    return untrusted.sequence_of(value, where, lambda row, here: FrozenRow(*_read_row(row, here, *readers)))
+
+
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "params": _read_change,
+    "macs": _read_change,
+    "bytes": _read_change,
+    "method": untrusted.string,
+    "units_removed": untrusted.integer,
+    "verified": lambda value, where: None if value is None else untrusted.boolean(value, where),
+    "max_error": _read_maybe_number,
+    "tolerance": _read_maybe_number,
+    "dtype": untrusted.string,
+    "groups": _read_groups,
+    "frozen": _read_frozen,
+    "collapsed": _read_names,
+    "dropped": untrusted.integer,
+    "skipped": _read_names,
+    "seconds": lambda value, where: untrusted.mapping_of(value, where, untrusted.number),
+    "notes": _read_names,
+    "layers": _read_layers,
+    "scores": _read_scores,
+    "latency": lambda value, where: None if value is None else Latency.from_dict(value, where),
+}
+
+#: What format 1 has not.
+_SINCE_2 = ("layers", "scores", "latency")

@@ -1,0 +1,230 @@
+"""The plan: which coordinates of which tensors stay, as plain data with a stable JSON form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune._base import untrusted
+from fxprune._base.errors import PlanError
+from fxprune.data.example import ExampleSpec
+
+SCHEMA = 1
+
+Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
+Shape = tuple[int, ...]
+
+_FIELDS = (
+    "schema", "method", "seed", "budget", "before", "after", "versions", "example",
+    "islands", "collapsed", "bridged", "remade", "shapes", "keep",
+)  # fmt: skip
+_COUNTS = ("params", "macs", "bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a compilation decided. It applies to every instance of the same architecture.
+
+    Attributes:
+        keep: parameter or buffer name -> axis -> kept coordinates, ascending; only axes that lose some.
+        shapes: the shape of every parameter and persistent buffer of the original graph: its fingerprint.
+        collapsed: names of the layers that are gone.
+        bridged: names of the groups on the only path that are gone, in the order in which they were bridged.
+        islands: names of the parts that were captured, where the whole could not be (see `fxprune.compiler.islands`).
+        remade: weights that a bridge has made anew -> their shape before anything is removed from them.
+        before: ``params``, ``macs`` (of one sample) and ``bytes`` of the original.
+        after: the same of the pruned model.
+        budget: the bounds asked for, e.g. ``{"params": 0.5}``; None if layer-wise ratios were.
+        method: the criterion's name.
+        seed: the seed.
+        example: the call that the model was captured with, without its values.
+        versions: of fxprune, torch and python.
+        schema: the version of this format.
+    """
+
+    keep: Kept
+    shapes: Mapping[str, Shape]
+    collapsed: tuple[str, ...] = ()
+    bridged: tuple[str, ...] = ()
+    remade: Mapping[str, Shape] = field(default_factory=dict)
+    islands: tuple[str, ...] = ()
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    budget: Mapping[str, float | int] | None = None
+    method: str
+    seed: int
+    example: ExampleSpec
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Returns the plan as text, a line for each tensor and a checksum at the end; stable."""
+        body = self._body()
+        lines = [f"{_json(key)}: {_pretty(body[key])}" for key in _FIELDS]
+        lines.append(f'"sha256": {_json(_digest(body))}')
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, what: str = "plan") -> Plan:
+        """Returns the plan that ``to_json`` wrote; every value is checked, nothing in the text is executed.
+
+        Args:
+            text: the JSON.
+            what: its name in messages.
+
+        Raises:
+            PlanError: the text is damaged, altered, or of a newer format; says where.
+        """
+        data = untrusted.decode(text, what)
+        _check_schema(data.get("schema"), what)
+        data = untrusted.record(data, what, (*_FIELDS, "sha256"))
+        shapes = untrusted.mapping_of(data["shapes"], f"{what}: shapes", _shape)
+        budget = data["budget"]
+        remade = untrusted.mapping_of(data["remade"], f"{what}: remade", _shape)
+        if strange := [name for name in remade if name not in shapes]:
+            raise PlanError(f"{what}: remade[{strange[0]!r:.80}]: no such tensor in shapes")
+        plan = cls(
+            keep=_kept(data["keep"], {**shapes, **remade}, f"{what}: keep"),
+            shapes=shapes,
+            bridged=untrusted.sequence_of(data["bridged"], f"{what}: bridged", untrusted.string),
+            remade=remade,
+            islands=untrusted.sequence_of(data["islands"], f"{what}: islands", untrusted.string),
+            collapsed=untrusted.sequence_of(data["collapsed"], f"{what}: collapsed", untrusted.string),
+            before=_counts(data["before"], f"{what}: before"),
+            after=_counts(data["after"], f"{what}: after"),
+            budget=None if budget is None else untrusted.mapping_of(budget, f"{what}: budget", untrusted.number),
+            method=untrusted.string(data["method"], f"{what}: method"),
+            seed=untrusted.signed(data["seed"], f"{what}: seed"),
+            example=ExampleSpec.from_dict(data["example"], f"{what}: example"),
+            versions=untrusted.mapping_of(data["versions"], f"{what}: versions", untrusted.string),
+        )
+        if untrusted.string(data["sha256"], f"{what}: sha256") != _digest(plan._body()):
+            raise PlanError(f"{what}: its checksum does not match: it was changed after it was written")
+        return plan
+
+    def _body(self) -> dict[str, Any]:
+        """Returns everything but the checksum, as JSON data in a fixed order."""
+        return {
+            "schema": self.schema,
+            "method": self.method,
+            "seed": self.seed,
+            "budget": None if self.budget is None else dict(sorted(self.budget.items())),
+            "before": {key: int(self.before[key]) for key in _COUNTS if key in self.before},
+            "after": {key: int(self.after[key]) for key in _COUNTS if key in self.after},
+            "versions": dict(sorted(self.versions.items())),
+            "example": self.example.to_dict(),
+            "islands": list(self.islands),
+            "collapsed": list(self.collapsed),
+            "bridged": list(self.bridged),
+            "remade": {name: [int(size) for size in shape] for name, shape in sorted(self.remade.items())},
+            "shapes": {name: [int(size) for size in shape] for name, shape in sorted(self.shapes.items())},
+            "keep": {
+                name: {str(axis): [int(index) for index in axes[axis]] for axis in sorted(axes)}
+                for name, axes in sorted(self.keep.items())
+            },
+        }
+
+
+def check_fits(plan: Plan, model: nn.Module | Mapping[str, Sequence[int]]) -> None:
+    """Makes sure that a plan was made for this architecture.
+
+    Args:
+        plan: the plan.
+        model: the original model, which may have tensors that the graph never reaches; or the shapes of a
+            captured graph's parameters and persistent buffers, which must be the plan's exactly.
+
+    Raises:
+        PlanError: a tensor is missing, too many, or of another shape; names the first ones.
+    """
+    exact = not isinstance(model, nn.Module)
+    found = _shapes_of(model) if isinstance(model, nn.Module) else model
+    faults = []
+    for name, shape in plan.shapes.items():
+        if name not in found:
+            faults.append(f"{name}: expected {list(shape)}, the model has no such tensor")
+        elif tuple(found[name]) != tuple(shape):
+            faults.append(f"{name}: expected {list(shape)}, got {list(found[name])}")
+    if exact:
+        faults += [f"{name}: unknown to the plan" for name in found if name not in plan.shapes]
+    if faults:
+        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise PlanError("the plan was made for another model:\n  " + "\n  ".join(faults[:5]) + more)
+
+
+def _shapes_of(model: nn.Module) -> dict[str, Shape]:
+    tensors: dict[str, Any] = dict(model.state_dict(keep_vars=True))
+    tensors.update(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def _check_schema(schema: Any, what: str) -> None:
+    if type(schema) is int and schema > SCHEMA:
+        raise PlanError(f"{what}: format {schema} is newer than this fxprune reads (up to {SCHEMA}): upgrade fxprune")
+    if schema != SCHEMA or type(schema) is not int:
+        raise PlanError(f"{what}: schema: expected {SCHEMA}, got {schema!r:.40}")
+
+
+def _shape(value: Any, where: str) -> Shape:
+    return untrusted.sequence_of(value, where, untrusted.integer)
+
+
+def _counts(value: Any, where: str) -> dict[str, int]:
+    untrusted.record(value, where, _COUNTS)
+    return untrusted.mapping_of(value, where, untrusted.integer)
+
+
+def _kept(value: Any, shapes: Mapping[str, Shape], where: str) -> dict[str, dict[int, tuple[int, ...]]]:
+    result: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in untrusted.mapping(value, where).items():
+        here = f"{where}[{name!r:.80}]"
+        if name not in shapes:
+            raise PlanError(f"{here}: no such tensor in shapes")
+        kept = {}
+        for key, indices in untrusted.mapping(axes, here).items():
+            axis = _axis(key, shapes[name], here)
+            kept[axis] = _indices(indices, shapes[name][axis], f"{here}[{axis}]")
+        if not kept:
+            raise PlanError(f"{here}: no axis")
+        result[name] = kept
+    return result
+
+
+def _axis(key: str, shape: Shape, where: str) -> int:
+    axes = {str(axis): axis for axis in range(len(shape))}
+    if key not in axes:
+        raise PlanError(f"{where}: expected an axis of a tensor of shape {list(shape)}, got {key!r:.40}")
+    return axes[key]
+
+
+def _indices(value: Any, size: int, where: str) -> tuple[int, ...]:
+    indices = tuple(untrusted.sequence(value, where))
+    if any(type(index) is not int for index in indices) or (indices and indices[0] < 0):
+        raise untrusted.refusal(value, where, "indices from 0")
+    if any(first >= second for first, second in pairwise(indices)):
+        raise PlanError(f"{where}: expected ascending indices, each once")
+    if indices and indices[-1] >= size:
+        raise PlanError(f"{where}: index {indices[-1]} is out of range for {size} coordinates")
+    if len(indices) == size:
+        raise PlanError(f"{where}: nothing is removed; expected only axes that lose coordinates")
+    return indices
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json(body).encode()).hexdigest()
+
+
+def _pretty(value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return _json(value)
+    return "{\n" + ",\n".join(f"  {_json(key)}: {_json(entry)}" for key, entry in value.items()) + "\n}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,251 @@
+"""The emitted module: a `GraphModule` that keeps the model's call, and survives copy, pickle and save."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from fxprune.capturing.binding import same
+from fxprune.capturing.call import CallSpec
+
+_PLAIN_DEFAULTS = (type(None), bool, int, str)
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+class CallCodeGen(CodeGen):
+    """Writes a ``forward`` with the original signature, around a graph of flat inputs and one flat output tuple.
+
+    Before/after: a graph of ``x, mask`` becomes ``def forward(self, batch, mode = 'sum', **kwargs)``, whose first line
+    finds ``x`` and ``mask`` in ``batch`` and refuses a ``mode`` other than the captured one.
+    """
+
+    def __init__(self, call: CallSpec) -> None:
+        super().__init__()
+        self.call = call
+        self.binding = call.binding()
+
+    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
+        """Returns the head of ``forward`` and the line that turns its arguments into the graph's inputs."""
+        head = f"def {self._func_name}({', '.join(self._parameters())}){maybe_return_annotation}:"
+        targets = "".join(f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self")
+        given = ", ".join(self.call.signature.parameters)
+        return f"{head}\n    {targets and f'{targets}= '}_inputs_of(({given}{',' if given else ''}))"
+
+    def generate_output(self, output_args: Any, *, repr_fn: Callable[[object], str] | None = None, **_: Any) -> str:
+        """Returns the statement that gives the flat outputs the structure of the original's."""
+        return f"return _outputs_of({(repr_fn or repr)(list(output_args))})"
+
+    def process_inputs(self, *args: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        """Returns the graph's inputs for positional arguments.
+
+        `torch.fx.Interpreter` calls this, and so does `torch.export.export(strict=False)`, which appends the values of
+        keyword arguments without their names: they must come in the order of the signature.
+        """
+        try:
+            bound = self.call.signature.bind(*args)
+            bound.apply_defaults()
+            return tuple(self.binding.inputs(tuple(bound.arguments.values())))
+        except TypeError:
+            leaves = pytree.tree_leaves(args)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            known = [*self.call.literals, *(p.default for p in self.call.signature.parameters.values())]
+            others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+            expected = all(any(same(leaf, value) for value in known) for leaf in others)
+            if not expected or len(tensors) != sum(name is not None for name in self.call.placeholders):
+                raise
+            return tuple(tensors)
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """Returns the outputs in the structure of the original's; for `torch.fx.Interpreter`."""
+        return self.binding.outputs(outputs)
+
+    def additional_globals(self) -> list[tuple[str, Any]]:
+        """Returns what the generated code refers to."""
+        parameters = self.call.signature.parameters.values()
+        defaults = [(_global_name(p), p.default) for p in parameters if not _is_plain(p)]
+        return [*defaults, ("_inputs_of", self.binding.inputs), ("_outputs_of", self.binding.outputs)]
+
+    def _parameters(self) -> list[str]:
+        texts = ["self"]
+        previous: Any = inspect.Parameter.POSITIONAL_ONLY
+        for parameter in self.call.signature.parameters.values():
+            kind = parameter.kind
+            if previous is inspect.Parameter.POSITIONAL_ONLY and kind is not previous and len(texts) > 1:
+                texts.append("/")
+            if kind is inspect.Parameter.KEYWORD_ONLY and previous < inspect.Parameter.VAR_POSITIONAL:
+                texts.append("*")
+            default = repr(parameter.default) if _is_plain(parameter) else _global_name(parameter)
+            given = parameter.default is not parameter.empty
+            texts.append(f"{_STARS.get(kind, '')}{parameter.name}{f' = {default}' if given else ''}")
+            previous = kind
+        if previous is inspect.Parameter.POSITIONAL_ONLY and len(texts) > 1:
+            texts.append("/")
+        return texts
+
+
+def _is_plain(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty or type(parameter.default) in _PLAIN_DEFAULTS
+
+
+def _global_name(parameter: inspect.Parameter) -> str:
+    return f"_default_{parameter.name}"
+
+
+class PrunedModule(fx.GraphModule):
+    """A pruned model: an ordinary, trainable `torch.fx.GraphModule` with the call of the original.
+
+    ``copy.copy``, ``copy.deepcopy``, ``pickle`` and ``torch.save`` keep its signature, its output types, tied
+    parameters and `record`. Node ``meta`` is not kept.
+
+    Args:
+        root: a tree of modules and tensors with every target of ``graph``; it is taken over, not copied.
+        graph: flat inputs, one flat output tuple.
+        call: the call of the original, or None for the graph's own.
+        class_name: shown by ``repr``.
+    """
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, call: CallSpec | None, class_name: str = "PrunedModule"
+    ) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[held] = root.__dict__[held]
+        self._record: Any = None
+        if call is not None:
+            graph.set_codegen(CallCodeGen(_without_annotations(call)))
+        self.graph = graph
+
+    @property
+    def record(self) -> Any:
+        """What fxprune noted about the compilation; kept by copy, pickle and save."""
+        return self._record
+
+    @record.setter
+    def record(self, value: Any) -> None:
+        self._record = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._recipe(), self._own_state()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
+        clone = _rebuild(*self._recipe())
+        memo[id(self)] = clone
+        clone._restore(copy.deepcopy(self._own_state(), memo))
+        return clone
+
+    def __copy__(self) -> PrunedModule:
+        clone = _rebuild(*self._recipe())
+        state = self._own_state()
+        clone._restore({k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in state.items()})
+        return clone
+
+    def _recipe(self) -> tuple[tuple[_Row, ...], CallSpec | None, str]:
+        return _write_rows(self.graph), getattr(self.graph._codegen, "call", None), type(self).__name__
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.__setstate__(state)  # type: ignore[no-untyped-call]
+
+    def _own_state(self) -> dict[str, Any]:
+        """Returns the attributes, without those that `GraphModule` makes anew from a graph."""
+        return {name: value for name, value in self.__dict__.items() if name not in _FX_STATE}
+
+
+def _without_annotations(call: CallSpec) -> CallSpec:
+    """Drops the annotations: they need not pickle, and name types that the result does not need."""
+    bare = [p.replace(annotation=p.empty) for p in call.signature.parameters.values()]
+    return dataclasses.replace(call, signature=inspect.Signature(bare))
+
+
+# -- the graph as plain data ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Ref:
+    """A node among the arguments of another, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Op:
+    """A torch operator by its name: the operators themselves do not pickle."""
+
+    name: str
+
+
+_Row = tuple[str, str, Any, Any, Any]
+
+
+def _write_rows(graph: fx.Graph) -> tuple[_Row, ...]:
+    """Returns the nodes as tuples (op, name, target, args, kwargs) that pickle."""
+    return tuple(
+        (node.op, node.name, _write_target(node.target), _map(node.args, _write_ref), _map(node.kwargs, _write_ref))
+        for node in graph.nodes
+    )
+
+
+def _read_rows(rows: Sequence[_Row]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for op, name, target, args, kwargs in rows:
+        args, kwargs = _map(args, _read_ref, nodes), _map(kwargs, _read_ref, nodes)
+        nodes[name] = graph.create_node(op, _read_target(target), args, kwargs, name=name)
+    return graph
+
+
+def _write_target(target: Any) -> Any:
+    if isinstance(target, OpOverload):
+        return _Op(str(target))
+    if isinstance(target, HigherOrderOperator):
+        return _Op(f"higher_order.{target._name}")
+    return target
+
+
+def _read_target(target: Any) -> Any:
+    if not isinstance(target, _Op):
+        return target
+    found: Any = torch.ops
+    for part in target.name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _write_ref(value: Any) -> Any:
+    return _Ref(value.name) if isinstance(value, fx.Node) else value
+
+
+def _read_ref(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    return nodes[value.name] if isinstance(value, _Ref) else value
+
+
+def _map(value: Any, change: Callable[..., Any], *extra: Any) -> Any:
+    """Returns plain containers for fx's immutable ones, ``change`` applied to what they hold."""
+    if isinstance(value, slice):
+        return slice(*(_map(part, change, *extra) for part in (value.start, value.stop, value.step)))
+    if isinstance(value, Mapping):
+        return {key: _map(item, change, *extra) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_map(item, change, *extra) for item in value)
+    return [_map(item, change, *extra) for item in value] if isinstance(value, list) else change(value, *extra)
+
+
+def _rebuild(rows: Sequence[_Row], call: CallSpec | None, class_name: str) -> PrunedModule:
+    """Returns the module of a graph, its tensors and submodules still missing."""
+    return PrunedModule(nn.Module(), _read_rows(rows), call, class_name)
+
+
+_BARE = _rebuild((), None, "PrunedModule")
+_FX_STATE = frozenset(_BARE.__dict__) - frozenset(nn.Module().__dict__) - {"meta", "_record"}
+
+#: Names that a child of an emitted module cannot have, since the module needs them for itself.
+RESERVED = frozenset(dir(_BARE))

@@ -1,0 +1,218 @@
+"""Slice: the captured graph with fewer channels, every size told by a label."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune._base.names import fetch, place
+from fxprune.algebra.axes import Axes, Axis
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.capturing.captured import TensorInfo
+from fxprune.coupling.branches import host_of, removed_collapse
+from fxprune.coupling.constants import constant_value
+from fxprune.coupling.interpreter import Coupling
+from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.slicer import Scaled
+
+
+def slice_graph(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """Returns the captured graph without the flagged channels; the captured one stays as it is.
+
+    Args:
+        coupling: labels for every value of the graph.
+        removed: a flag for each channel id.
+        tensors: full-size replacements of parameters and buffers, by name (what recovery gives).
+    """
+    return _Writer(coupling, removed, tensors or {}).run()
+
+
+def keep_indices(coupling: Coupling, removed: Mask) -> dict[str, dict[int, Ids]]:
+    """Returns, for each parameter or persistent buffer that shrinks, the kept indices of each axis that does."""
+    slicer = coupling.slicer(removed)
+    kept: dict[str, dict[int, Ids]] = {}
+    for node, axes in coupling.values.items():
+        if node.op == "get_attr" and axes is not None and node.target in coupling.captured.persistent:
+            changed = {dim: slicer.index(axis) for dim, axis in enumerate(axes) if slicer.changed(axis)}
+            if changed:
+                kept[str(node.target)] = changed
+    return kept
+
+
+class _Writer:
+    def __init__(self, coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor]) -> None:
+        self.coupling = coupling
+        self.slicer = coupling.slicer(removed)
+        self.collapse = removed_collapse(coupling, removed)
+        self.tensors = tensors
+        self.source = coupling.captured.module
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.nodes: dict[fx.Node, fx.Node] = {}
+        self.parts: dict[tuple[fx.Node, int, bytes], fx.Node] = {}
+        self.constants = 0
+
+    def run(self) -> fx.GraphModule:
+        for node in self.source.graph.nodes:
+            if node in self.collapse.frontier:
+                self._freeze_constant(node)
+            elif node in self.collapse.live or node.op == "placeholder":
+                self.nodes[node] = self._node(node)
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph)
+
+    def _freeze_constant(self, node: fx.Node) -> None:
+        """A branch that has collapsed leaves a constant for each channel, at home in the branch's last bias."""
+        dim = self.collapse.constant[node]
+        value = constant_value(self.coupling, self.slicer, self.collapse.constant, node, self.tensors, {})
+        value = value.to(self.coupling.captured.info[node].dtype)
+        axis = self.coupling.values[node][dim]
+        if self.slicer.changed(axis):
+            value = value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
+        host = host_of(self.coupling, self.collapse, node)
+        if host is None:
+            if value.any():
+                self.nodes[node] = self._constant(value)
+            return
+        original = fetch(self.source, host)
+        flat: Tensor = value.reshape(-1)
+        if isinstance(original, nn.Parameter):
+            flat = nn.Parameter(flat, requires_grad=original.requires_grad)
+        place(self.root, host, flat, persistent=True)
+        home = self.graph.get_attr(host)
+        self.nodes[node] = self.graph.call_function(torch.ops.aten.reshape.default, (home, list(value.shape)))
+
+    def _node(self, node: fx.Node) -> fx.Node:
+        if node.op == "get_attr":
+            return self._attribute(node)
+        if node.target is torch.ops.aten.add.Tensor and (left := self._zero_operand(node)) is not None:
+            return self._operand(left, node)
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
+        rule = rule_of(node.target)
+        if rule is None or rule.slice is None:
+            return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
+        arguments = bind(node)
+        edit = rule.slice(self.slicer, node, arguments)
+        if edit.target is not None:
+            return self._copy(node, edit.target, (), self._map(node, dict(edit.arguments)))
+        args, kwargs = list(node.args), dict(node.kwargs)
+        for name, value in edit.arguments.items():
+            position = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)
+            if position < len(args):
+                args[position] = value
+            elif name in kwargs or value != getattr(arguments, name):
+                kwargs[name] = value
+        return self._copy(node, node.target, self._map(node, tuple(args)), self._map(node, kwargs))
+
+    def _zero_operand(self, node: fx.Node) -> fx.Node | None:
+        """Returns what is left of an addition whose other operand was a branch that collapsed to zero."""
+        operands = node.args[:2]
+        gone = [x in self.collapse.frontier and x not in self.nodes for x in operands]
+        left = operands[0] if gone[1] else operands[1] if gone[0] else None
+        return left if isinstance(left, fx.Node) else None
+
+    def _copy(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        copy = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
+        copy.meta = {key: value for key, value in node.meta.items() if key != "val"}
+        return copy
+
+    def _map(self, reader: fx.Node, value: Any) -> Any:
+        """Rewrites an argument: nodes, run-time sizes that scale, index arrays."""
+        if isinstance(value, fx.Node):
+            return self._operand(value, reader)
+        if isinstance(value, Scaled):
+            return self._scaled(value)
+        if isinstance(value, np.ndarray):
+            return self._constant(torch.from_numpy(value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._map(reader, item) for item in value)
+        if isinstance(value, dict):
+            return {key: self._map(reader, item) for key, item in value.items()}
+        return value
+
+    def _scaled(self, size: Scaled) -> fx.Node:
+        node, up, down = size.node, size.numerator, size.denominator
+        if node.target is operator.mul and isinstance(node.args[1], int) and node.args[1] * up % down == 0:
+            base, factor = node.args[0], node.args[1] * up // down
+            assert isinstance(base, fx.Node)
+            return self.graph.call_function(operator.mul, (self.nodes[base], factor))
+        grown = self.graph.call_function(operator.mul, (self.nodes[node], up))
+        return self.graph.call_function(operator.floordiv, (grown, down))
+
+    def _operand(self, value: fx.Node, reader: fx.Node) -> fx.Node:
+        """Returns a value as its reader needs it: a part, where the value itself depends on no parameter."""
+        axes = self.coupling.edges.get((reader, value))
+        result = self.nodes[value]
+        if axes is None:
+            return result
+        for dim, axis in enumerate(axes):
+            if self.slicer.changed(axis):
+                result = self._part(result, value, dim, axis)
+        return result
+
+    def _part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
+        info: TensorInfo = self.coupling.captured.info[value]
+        if info.shape[dim] != info.example[dim]:
+            return self._part_of_dynamic(node, value, dim, axis)
+        return self._static_part(node, value, dim, axis)
+
+    def _part_of_dynamic(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
+        """Before: x[b * h], b known only at run time.  After: x.unflatten(0, (-1, h)), a part of h, flat again."""
+        free = max((f for f in axis if f.labels is None), key=lambda f: f.size)
+        sizes = [-1 if f is free else f.size for f in axis]
+        part = self.graph.call_function(torch.ops.aten.unflatten.int, (node, dim, sizes))
+        for offset, factor in enumerate(axis):
+            if self.slicer.changed((factor,)):
+                part = self._static_part(part, value, dim + offset, (factor,))
+        ends = (dim, dim + len(axis) - 1)
+        part = self.graph.call_function(torch.ops.aten.flatten.using_ints, (part, *ends))
+        part.meta["module"] = value.meta.get("module")
+        return part
+
+    def _static_part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
+        index = self.slicer.index(axis)
+        key = (node, dim, index.tobytes())
+        if key not in self.parts:
+            if node.op == "get_attr" and isinstance(constant := fetch(self.root, str(node.target)), Tensor):
+                part = self._constant(constant.index_select(dim, torch.from_numpy(index).to(constant.device)))
+            elif len(index) and index[-1] - index[0] + 1 == len(index):
+                ends = (int(index[0]), int(index[-1]) + 1)
+                part = self.graph.call_function(torch.ops.aten.slice.Tensor, (node, dim, *ends))
+            else:
+                where = self._constant(torch.from_numpy(index))
+                part = self.graph.call_function(torch.ops.aten.index_select.default, (node, dim, where))
+            part.meta["module"] = value.meta.get("module")
+            self.parts[key] = part
+        return self.parts[key]
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        name = f"_constant_{self.constants}"
+        self.constants += 1
+        device = next((p.device for p in self.source.parameters()), torch.device("cpu"))
+        self.root.register_buffer(name, tensor.to(device), persistent=False)
+        return self.graph.get_attr(name)
+
+    def _attribute(self, node: fx.Node) -> fx.Node:
+        name = str(node.target)
+        value = fetch(self.source, name)
+        if isinstance(value, Tensor):
+            value = self._sliced(node, name, value)
+        place(self.root, name, value, persistent=name in self.coupling.captured.persistent)
+        return self._copy(node, name, (), {})
+
+    def _sliced(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
+        axes: Axes = self.coupling.values[node] or ()
+        result = self.tensors.get(name, value).detach()
+        if isinstance(self.coupling.captured.info[node], TensorInfo):
+            for dim, axis in enumerate(axes):
+                if self.slicer.changed(axis):
+                    index = torch.from_numpy(self.slicer.index(axis)).to(result.device)
+                    result = result.index_select(dim, index)
+        return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result

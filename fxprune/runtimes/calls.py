@@ -1,0 +1,160 @@
+"""The call that a file is made for: the user's example, or the one that the model was compiled with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import ExportError
+from fxprune.capturing.normalize.dtypes import main_dtype
+from fxprune.compiler.islands import calls_of
+from fxprune.data.batches import device_of
+from fxprune.data.example import TensorSpec
+from fxprune.reporting.record import Report
+
+#: (args, kwargs)
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What is to be exported, and how it is called.
+
+    Attributes:
+        module: the model, or a part of it.
+        call: one call.
+        filled: whether the call holds values of the user's; else zeros.
+        varying: for each tensor of the call the dimensions whose size differed in compilation; empty if
+            unknown.
+    """
+
+    module: nn.Module
+    call: Call
+    filled: bool
+    varying: tuple[tuple[int, ...], ...]
+
+
+def requested(model: nn.Module, example: Any, part: str | None) -> Request:
+    """Returns what is to be exported: with the example's call, or the one that the model was compiled with.
+
+    Raises:
+        ExportError: the example has no usable form, there is no such part, or no call is known.
+    """
+    call = None if example is None else _given(example)
+    module = model if part is None else _submodule(model, part)
+    recorded = _recorded(model, part)
+    specs = [] if recorded is None else [x for x in pytree.tree_leaves(recorded) if isinstance(x, TensorSpec)]
+    if call is not None:
+        call = call if part is None else _call_within(model, part, call)
+        return Request(module, call, True, _varying(specs, call))
+    if recorded is None:
+        raise ExportError(_unknown(model, part))
+    device, dtype = device_of(module), main_dtype(module.parameters())
+
+    def zeros(spec: TensorSpec) -> Tensor:
+        made = spec.zeros(device, 0)
+        return made.to(dtype) if dtype is not None and made.is_floating_point() else made
+
+    args, kwargs = pytree.tree_map_only(TensorSpec, zeros, recorded)
+    call = _by_name(module, args, kwargs)
+    return Request(module, call, False, _varying(specs, call))
+
+
+def _given(example: Any) -> Call:
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, tuple):
+        pair = len(example) == 2 and isinstance(example[0], tuple) and isinstance(example[1], dict)
+        return (example[0], dict(example[1])) if pair else (example, {})
+    raise ExportError(
+        "example: expected a tensor, a tuple of arguments, a dict of keyword arguments or (args, kwargs), "
+        f"got {type(example).__name__}"
+    )
+
+
+def _submodule(model: nn.Module, part: str) -> nn.Module:
+    try:
+        return model.get_submodule(part)
+    except AttributeError as error:
+        raise ExportError(f"part={part!r}: the model has no such submodule") from error
+
+
+def _call_within(model: nn.Module, part: str, call: Call) -> Call:
+    found = calls_of(model, [part], call)[part]
+    if not found:
+        raise ExportError(f"part={part!r}: the model does not call it on the example")
+    return found[0]
+
+
+def islands_of(model: nn.Module) -> tuple[str, ...]:
+    """Returns the parts that a model was compiled in; none if it was compiled whole, or not at all."""
+    found = getattr(model, "record", None)
+    return found.islands if isinstance(found, Report) else ()
+
+
+def _recorded(model: nn.Module, part: str | None) -> Call | None:
+    """Returns the call that a model, or a part of it, was compiled with: a `TensorSpec` for each tensor."""
+    found, islands = getattr(model, "record", None), islands_of(model)
+    if not isinstance(found, Report) or found.plan is None or not found.plan.example.structure:
+        return None
+    example = found.plan.example
+    arguments = pytree.tree_unflatten(example.leaves, pytree.treespec_loads(example.structure))
+    if part in islands:
+        args, kwargs = arguments["calls"][islands.index(part)][0]
+        return tuple(args), dict(kwargs)
+    if part is not None or islands:
+        return None
+    known = signature(model.forward)
+    bound = known.bind_partial()
+    bound.arguments.update({name: arguments[name] for name in known.parameters if name in arguments})
+    return bound.args, bound.kwargs
+
+
+def _unknown(model: nn.Module, part: str | None) -> str:
+    if part is not None:
+        return f"part={part!r}: no call of it is known: pass example=, a call of the model"
+    if islands := islands_of(model):
+        return (
+            "the model was compiled in parts, so that no call of the whole is known: pass example=, or "
+            f"export a part: part={islands[0]!r}"
+        )
+    kind = type(model).__name__
+    return f"{kind} was not compiled by fxprune, so that no call of it is known: pass example="
+
+
+def _varying(specs: Sequence[TensorSpec], call: Call) -> tuple[tuple[int, ...], ...]:
+    """Returns the dimensions that varied, if the call has as many tensors of the same ranks."""
+    ranks = [x.ndim for x in tensors_of(call)]
+    return tuple(spec.dynamic for spec in specs) if ranks == [len(spec.shape) for spec in specs] else ()
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Returns a call without what is no tensor: a single argument by position, several by name.
+
+    A call that needs more than that stays as it is.
+    """
+    known = signature(model.forward)
+    bound = known.bind(*args, **kwargs)
+    collector = next((p.name for p in known.parameters.values() if p.kind is Parameter.VAR_KEYWORD), "")
+    given = {name: value for name, value in bound.arguments.items() if name != collector}
+    given |= bound.arguments.get(collector, {})
+    tensors = {name: value for name, value in given.items() if tensors_of(value)}
+    try:
+        known.bind(**tensors)
+    except TypeError:  # another argument has to be there, or one cannot be given by name
+        return args, kwargs
+    if len(tensors) == 1 and next(iter(known.parameters)) in tensors:
+        return tuple(tensors.values()), {}
+    return (), tensors
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    """Returns the tensors in a nest of containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -1,0 +1,157 @@
+"""Runs a written file beside the module that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import ExportError, brief
+from fxprune.runtimes.calls import Call, tensors_of
+from fxprune.runtimes.program import Program
+from fxprune.runtimes.sizes import other_sizes, resized, sizes_of
+
+#: Runs a file: a call in, the tensors that come out, in order.
+Runner: TypeAlias = Callable[[Call], Sequence[Tensor]]
+
+
+def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
+    """Returns the calls that a file has to stand: at the example's sizes, and at others if they are free.
+
+    Args:
+        program: what was written.
+        filled: whether its call has values to compare with; else they are drawn.
+        single: try a batch of one as well, if the batch is free and the module itself takes it.
+
+    Raises:
+        ExportError: the module fails at sizes that the program takes.
+    """
+    symbolic = program.symbolic()
+    call = program.call if filled else _drawn(program)
+    own = sizes_of(symbolic, tensors_of(call))
+    found = [call]
+    for sizes in other_sizes(own, program.exported.range_constraints):
+        other = resized(call, symbolic, sizes)
+        try:
+            program.run(other)
+        except Exception as error:
+            raise ExportError(
+                f"the exported graph takes {shown(program, other)}, the model fails there ({error}): pass "
+                "dynamic_batch=False or dynamic_shapes="
+            ) from error
+        found.append(other)
+    one = own | {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
+    if single and one != own:
+        other = resized(call, symbolic, one)
+        try:
+            program.run(other)
+        except Exception:  # then no file can be compared there
+            return found
+        found.append(other)
+    return found
+
+
+def worst_difference(program: Program, calls: Sequence[Call], run: Runner, tolerance: float, what: str) -> float:
+    """Returns the largest relative difference between a file's outputs and the module's, over all calls.
+
+    Raises:
+        ExportError: one is above the tolerance, or the outputs are of other shapes, or prove nothing.
+    """
+    worst = 0.0
+    for call in calls:
+        expected = program.run(call)
+        try:
+            got = run(call)
+        except ExportError:
+            raise
+        except Exception as error:
+            raise ExportError(f"{what} fails for {shown(program, call)}: {brief(error)}") from error
+        if len(got) != len(expected):
+            raise ExportError(f"{what} gives {len(got)} outputs, the model {len(expected)}")
+        for value, want, have in zip(program.outputs, expected, got, strict=True):
+            error_of = difference(want, have.to(want.device))
+            if not error_of <= tolerance:
+                raise ExportError(
+                    f"{what} differs from the model: output {value.name!r} of {list(have.shape)} by "
+                    f"{error_of:.2e} of its magnitude, tolerance {tolerance:.0e}, for "
+                    f"{shown(program, call)}; nothing was written" + _hint(want, have)
+                )
+            worst = max(worst, error_of)
+    return worst
+
+
+def difference(expected: Tensor, got: Tensor) -> float:
+    """Returns max |got - expected| over max |expected|.
+
+    It is infinite where shapes, types, integers or what is not finite differ.
+    """
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return 0.0 if torch.equal(expected, got) else float("inf")
+    expected, got = (x.detach().to(torch.complex128 if x.is_complex() else torch.float64) for x in (expected, got))
+    finite = expected.isfinite()
+    if not torch.equal(finite, got.isfinite()) or not torch.equal(
+        expected[~finite].nan_to_num(), got[~finite].nan_to_num()
+    ):
+        return float("inf")
+    if not finite.any():
+        return float("nan")
+    scale = float(expected[finite].abs().max())
+    error = float((got[finite] - expected[finite]).abs().max())
+    return error / scale if scale else error
+
+
+def _hint(expected: Tensor, got: Tensor) -> str:
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return f" (expected {list(expected.shape)} {expected.dtype}, got {list(got.shape)} {got.dtype})"
+    if not expected.is_floating_point():
+        return " (integers and booleans must be equal)" if not expected.is_complex() else ""
+    if not expected.isfinite().any():
+        return " (the model gives nothing finite here: pass an example= with real values)"
+    return ""
+
+
+def shown(program: Program, call: Call) -> str:
+    """Returns a call's inputs and their shapes, for messages."""
+    pairs = zip(program.inputs, tensors_of(call), strict=True)
+    return ", ".join(f"{value.name} {list(tensor.shape)}" for value, tensor in pairs)
+
+
+def _drawn(program: Program) -> Call:
+    """Returns the program's call with random values: normal numbers, integers within its tables."""
+    generator = torch.Generator().manual_seed(0)
+    rows = iter(_rows(program.exported, [value.name for value in program.inputs]))
+
+    def draw(like: Tensor) -> Tensor:
+        high = next(rows)
+        if like.is_floating_point() or like.is_complex():
+            return torch.randn(like.shape, generator=generator).to(like)
+        if like.dtype is not torch.uint8:
+            drawn = torch.randint(0, high, like.shape, generator=generator)
+            if like.ndim and high > 1:
+                drawn[..., 0] = 1  # a row of a mask must not be empty
+            return drawn.to(like)
+        return torch.randint(0, 256, like.shape, generator=generator).to(like)
+
+    drawn: Call = pytree.tree_map_only(Tensor, draw, program.call)
+    return drawn
+
+
+def _rows(exported: ExportedProgram, names: Sequence[str]) -> list[int]:
+    """Returns for each input how many integers it may hold: as many as its tables have rows, or 2."""
+    nodes = {node.name: node for node in exported.graph.nodes}
+    return [min((size for size in map(_table, nodes[name].users) if size), default=2) for name in names]
+
+
+def _table(user: fx.Node) -> int:
+    if user.target is not torch.ops.aten.embedding.default:
+        return 0
+    weight: Any = user.args[0]
+    return int(weight.meta["val"].shape[0])

@@ -1,0 +1,202 @@
+"""Export: a model as one file for a runtime, compared with the model before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune._base.errors import CaptureError, ExportError
+from fxprune._base.files import fresh_directory, sync
+from fxprune.capturing.source import unwrapped
+from fxprune.runtimes import aoti, onnx, pt2
+from fxprune.runtimes.calls import islands_of, requested, tensors_of
+from fxprune.runtimes.compare import Runner, trials, worst_difference
+from fxprune.runtimes.program import Program, Value, trace
+from fxprune.runtimes.quantization import quantize
+
+__all__ = ["Exported", "Value", "export", "quantize"]
+
+Writer = Callable[[Program, Path, int | None], tuple[Runner, int | None]]
+
+#: suffix -> (format, what runs the file, writer); the longest suffix that fits counts
+_FORMATS: dict[str, tuple[str, str, Writer]] = {
+    ".aoti.pt2": ("AOTInductor package", "AOTInductor", aoti.write),
+    ".onnx": ("ONNX", "onnxruntime", onnx.write),
+    ".pt2": ("torch.export", "torch.export.load", pt2.write),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What `export` wrote, and how closely it was found to follow the model.
+
+    Attributes:
+        path: the file.
+        format: ``"ONNX"``, ``"torch.export"`` or ``"AOTInductor package"``.
+        bytes: of the file and those beside it.
+        beside: files that must stay beside it: the weights of an ONNX model above 1.5 GB.
+        max_error: the largest difference of an output, over the largest magnitude of that output.
+        tolerance: what it had to stay below.
+        compared: for every call that was compared, the shapes of its inputs.
+        inputs: of the file, in order; a size that may change has a name.
+        outputs: likewise.
+        opset: of an ONNX file.
+        torch: the version that wrote it.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    beside: tuple[Path, ...] = ()
+    max_error: float
+    tolerance: float
+    compared: tuple[tuple[tuple[int, ...], ...], ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    opset: int | None = None
+    torch: str = torch.__version__
+
+    def __str__(self) -> str:
+        """Returns the file, what goes in and comes out, and what was compared."""
+        opset = "" if self.opset is None else f", opset {self.opset}"
+        calls = "; ".join(", ".join(str(list(shape)) for shape in call) for call in self.compared)
+        return "\n".join([
+            f"{self.path}: {self.format}{opset}, {self.bytes:,} bytes",
+            *(f"beside it: {path.name}" for path in self.beside),
+            f"inputs: {', '.join(map(str, self.inputs))}",
+            f"outputs: {', '.join(map(str, self.outputs))}",
+            f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for "
+            f"{calls}",
+        ])  # fmt: skip
+
+
+def export(
+    pruned: nn.Module,
+    path: str | PathLike[str],
+    example: Any = None,
+    *,
+    part: str | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+    tolerance: float = 1e-4,
+    opset: int | None = None,
+) -> Exported:
+    """Writes a model to one file, which gets its name only if it was run and gives what the model gives.
+
+    The path's suffix says what is written: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
+    onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), or ``.aoti.pt2``
+    (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler).
+    TorchScript has no part in it.
+
+    The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
+    where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its
+    place; whatever goes wrong, a file that was there before stays. Outputs of classes of their own
+    (`ModelOutput`) become plain dicts, so that nothing but torch is needed to load the file. The model stays
+    bit-identical and in its mode.
+
+    Args:
+        pruned: what `fxprune.compile` or `fxprune.load` returned, trained further or not; or, with
+            ``example``, any module that `torch.export` can capture.
+        path: where to; the directory must exist.
+        example: a call in the form in which the file will be called: a tensor, a tuple of positional
+            arguments, a dict of keyword arguments, or ``(args, kwargs)``. By default the call that the model
+            was compiled with, with random values: one argument by position, several by name.
+        part: the name of a submodule to export in the model's stead, such as one of the report's ``islands``
+            of a detector that cannot be exported whole; ``example`` is then still a call of the model.
+        dynamic_batch: the file takes any batch; False fixes the batch of the example.
+        dynamic_shapes: as `torch.export.export` takes it, in place of the choice made here: the batch, the
+            length of token ids, and whatever varied in compilation.
+        tolerance: what may be between the outputs: the largest difference over the largest magnitude.
+            Integers and booleans must be equal.
+        opset: the ONNX opset; the exporter's own by default.
+
+    Raises:
+        ExportError: the path, the example or a size is unusable; the file could not be written; or an output
+            differs, says which and by how much.
+        CaptureError: `torch.export` cannot capture the model; names module and line.
+        MissingExtraError: a package is not installed.
+        OSError: the file cannot be written.
+    """
+    target = Path(path).absolute()
+    form, runtime, write = _checked(target, opset)
+    model = _checked_model(pruned)
+    request = requested(model, example, part)
+    try:
+        program = trace(request, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    except CaptureError as error:
+        raise _with_parts(request.module, error) from error
+    calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
+    with fresh_directory(target) as fresh:
+        run, found = write(program, fresh / target.name, opset)
+        difference = worst_difference(program, calls, run, tolerance, f"{target.name}, run by {runtime},")
+        del run  # it may hold the file open
+        written = _put(fresh, target)
+    return Exported(
+        path=target,
+        format=form,
+        bytes=sum(file.stat().st_size for file in written),
+        beside=tuple(file for file in written if file != target),
+        max_error=difference,
+        tolerance=tolerance,
+        compared=tuple(tuple(tuple(x.shape) for x in tensors_of(call)) for call in calls),
+        inputs=program.inputs,
+        outputs=program.outputs,
+        opset=found,
+    )
+
+
+def _checked(target: Path, opset: int | None) -> tuple[str, str, Writer]:
+    """Returns the format that a path asks for."""
+    suffix = next((suffix for suffix in _FORMATS if target.name.endswith(suffix)), None)
+    if suffix is None or target.name == suffix:
+        raise ExportError(
+            f"{target}: expected a file name that ends in .onnx, .pt2 (torch.export) or .aoti.pt2 (AOTInductor)"
+        )
+    if opset is not None and suffix != ".onnx":
+        raise ExportError(f"opset={opset}: only an .onnx file has an opset, got {target.name}")
+    if target.is_dir():
+        raise ExportError(f"{target}: expected a file name, got a directory: add a name such as model{suffix}")
+    if not target.parent.is_dir():
+        raise ExportError(f"{target.parent}: there is no such directory: make it first")
+    return _FORMATS[suffix]
+
+
+def _checked_model(pruned: Any) -> nn.Module:
+    if not isinstance(pruned, nn.Module):
+        raise ExportError(f"expected a torch.nn.Module, got {type(pruned).__name__}")
+    model = unwrapped(pruned)
+    if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in model.state_dict().values()):
+        raise ExportError("the model lies on the meta device and has no values to export: load them first")
+    return model
+
+
+def _with_parts(model: nn.Module, error: CaptureError) -> CaptureError:
+    """Returns the error, with a word on parts that can be exported where the whole cannot."""
+    parts = islands_of(model)
+    if not parts:
+        return error
+    return CaptureError(
+        "the model cannot be exported whole, only its parts: pass "
+        f"{' or '.join(f'part={part!r}' for part in parts)}. {error}"
+    )
+
+
+def _put(fresh: Path, target: Path) -> Sequence[Path]:
+    """Renames what was written to its place, the file itself last, and returns the paths."""
+    files = sorted(fresh.iterdir(), key=lambda file: file.name == target.name)
+    for file in files:
+        sync(file)
+    if len(files) > 1:
+        target.unlink(missing_ok=True)  # rather no file than one beside another's weights
+    for file in files:
+        file.replace(target.parent / file.name)
+    if target.suffix == ".onnx" and len(files) == 1:
+        target.with_name(f"{target.name}.data").unlink(missing_ok=True)  # another export's weights
+    sync(target.parent)
+    return [target.parent / file.name for file in files]

@@ -1,0 +1,204 @@
+"""A model as an exported program: what goes in, what comes out, and which sizes are free."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import ExportError
+from fxprune.capturing.exported import export, untouched
+from fxprune.capturing.prepared import Example, prepare
+from fxprune.data.batch import short
+from fxprune.runtimes.calls import Call, Request, tensors_of
+from fxprune.runtimes.sizes import expression, named_shape, names_of
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor that goes into a file or comes out; a size that may change is a name, or made of names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """An exported program of a module.
+
+    Attributes:
+        module: what was exported.
+        exported: the program; its outputs are plain containers.
+        call: what it was exported with.
+        inputs: the tensors of a call, in order.
+        outputs: the tensors that come out, in order.
+        names: of the sizes that may change: the program's symbol -> name.
+    """
+
+    module: nn.Module
+    exported: ExportedProgram
+    call: Call
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    names: Mapping[Any, str]
+
+    def symbolic(self) -> list[Tensor]:
+        """Returns the inputs' fake tensors, whose free sizes are symbols."""
+        return _inputs(self.exported)
+
+    def run(self, call: Call) -> list[Tensor]:
+        """Returns what the module itself gives in evaluation mode: its tensors, in order."""
+        return tensors_of(_run(self.module, call))
+
+
+def trace(request: Request, *, dynamic_batch: bool, dynamic_shapes: Any) -> Program:
+    """Returns a module as a program, exported in evaluation mode; the module stays as it is.
+
+    Raises:
+        CaptureError: it cannot be exported.
+        ExportError: the batch is to be free and is not.
+    """
+    module = request.module
+    example = _keywords_kept(prepare(module, *request.call), request.call)
+    chosen = dynamic_shapes is not None
+    if chosen or not dynamic_batch:
+        example = _unrepeated(example, request)
+    free = _with_free(example, request.varying, dynamic_batch)
+    exported = export(module, _emptied(free), dynamic_shapes)  # a file keeps its example: none of the user's data
+    call = example.bound.args, example.bound.kwargs
+    pairs = zip(example.leaves, example.batch, strict=True)
+    batched = [flag for leaf, flag in pairs if isinstance(leaf, Tensor)]
+    symbolic, labels = _inputs(exported), _input_names(exported)
+    if dynamic_batch and not chosen:
+        _insist_on_batch(symbolic, labels, batched)
+    names = names_of(symbolic, labels, batched)
+    outputs = _run(module, call)
+    _give_plain(exported, outputs)
+    return Program(
+        module=module,
+        exported=exported,
+        call=call,
+        inputs=tuple(_value(label, x, names) for label, x in zip(labels, symbolic, strict=True)),
+        outputs=tuple(_value(name, x, names) for name, x in _outputs(exported, _plain(outputs))),
+        names=names,
+    )
+
+
+def _run(module: nn.Module, call: Call) -> Any:
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, call)  # a model may write into its inputs
+    with untouched(module, training=False), torch.no_grad():
+        return module(*args, **kwargs)
+
+
+def _keywords_kept(example: Example, call: Call) -> Example:
+    """Returns the example so that what was given by name is passed by name."""
+    parameters: list[inspect.Parameter] = []
+    by_name = False  # from the first argument that was given by name on, all are
+    for name, parameter in example.signature.parameters.items():
+        by_name = by_name or name in call[1]
+        if by_name and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+        elif not by_name or parameter.kind is not parameter.VAR_POSITIONAL:
+            parameters.append(parameter)
+    signature = example.signature.replace(parameters=parameters)
+    bound = inspect.BoundArguments(signature, example.bound.arguments)
+    return dataclasses.replace(example, signature=signature, bound=bound)
+
+
+def _unrepeated(example: Example, request: Request) -> Example:
+    """Returns the example with the sizes that were given: `prepare` makes two samples of one."""
+    given = inspect.signature(request.module.forward).bind(*request.call[0], **request.call[1])
+    tensors = iter(tensors_of(dict(given.arguments)))
+    return _holding(example, [next(tensors).clone() if isinstance(x, Tensor) else x for x in example.leaves])
+
+
+def _emptied(example: Example) -> Example:
+    """Returns the example with zeros: export looks at shapes only."""
+    return _holding(example, [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in example.leaves])
+
+
+def _holding(example: Example, leaves: Sequence[Any]) -> Example:
+    arguments = {**example.bound.arguments, **pytree.tree_unflatten(list(leaves), example.spec)}
+    bound = inspect.BoundArguments(example.signature, OrderedDict(arguments))
+    return dataclasses.replace(example, bound=bound, leaves=tuple(leaves))
+
+
+def _with_free(example: Example, varying: Sequence[Sequence[int]], dynamic_batch: bool) -> Example:
+    """Returns the example with the dimensions free that varied in compilation, and the batch or not."""
+    more = iter(varying or [()] * len(example.leaves))
+    dynamic = []
+    for leaf, dims, flag in zip(example.leaves, example.dynamic, example.batch, strict=True):
+        found = {*dims, *(next(more) if isinstance(leaf, Tensor) else ())}
+        dynamic.append(tuple(sorted(found if dynamic_batch or not flag else found - {0})))
+    return dataclasses.replace(example, dynamic=tuple(dynamic))
+
+
+def _insist_on_batch(symbolic: Sequence[Tensor], labels: Sequence[str], batched: Sequence[bool]) -> None:
+    flagged = [(x, label) for x, label, flag in zip(symbolic, labels, batched, strict=True) if flag]
+    if not flagged:
+        return
+    lead, label = min(flagged, key=lambda pair: pair[0].ndim < 2)  # as in capture: the first that has rows
+    if expression(lead.shape[0]) is None:
+        raise ExportError(
+            f"the model's graph holds for {label} of {list(lead.shape)} only, the batch is not free: pass "
+            "dynamic_batch=False to write a file for that batch"
+        )
+
+
+def _inputs(exported: ExportedProgram) -> list[Tensor]:
+    nodes = {node.name: node for node in exported.graph.nodes}
+    return [nodes[name].meta["val"] for name in _input_names(exported)]
+
+
+def _input_names(exported: ExportedProgram) -> list[str]:
+    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    names = [name for name in exported.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
+    return [name for name in names if isinstance(nodes[name].meta.get("val"), Tensor)]
+
+
+def _plain(value: Any) -> Any:
+    """Returns dicts, lists and tuples in place of their subclasses."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return tuple(_plain(item) for item in value) if isinstance(value, tuple) else value
+
+
+def _give_plain(exported: ExportedProgram, outputs: Any) -> None:
+    """Has a program return plain containers, so that nothing but torch is needed to load it."""
+    leaves, structure = pytree.tree_flatten(_plain(outputs))
+    entry = exported.module_call_graph[0].signature
+    same = [id(leaf) for leaf in leaves] == [id(leaf) for leaf in pytree.tree_leaves(outputs)]
+    if same and entry is not None:
+        entry.out_spec = structure
+
+
+def _outputs(exported: ExportedProgram, outputs: Any) -> list[tuple[str, Tensor]]:
+    """Returns the name and fake value of each tensor that comes out; names follow the containers' keys."""
+    nodes = {node.name: node for node in exported.graph.nodes}
+    found: list[tuple[str, Tensor]] = []
+    paths = pytree.tree_leaves_with_path(outputs)
+    for (path, leaf), source in zip(paths, exported.graph_signature.user_outputs, strict=True):
+        if isinstance(leaf, Tensor):
+            keys = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+            name = "_".join(keys)
+            clear = name and not name[0].isdigit() and name not in nodes
+            found.append((name if clear else "_".join(["output", *keys]), nodes[str(source)].meta["val"]))
+    return found
+
+
+def _value(name: str, value: Tensor, names: Mapping[Any, str]) -> Value:
+    return Value(name, short(value.dtype), named_shape(value, names))

@@ -1,0 +1,119 @@
+"""Integers of eight bits: torchao's post-training quantization of exported programs (PT2E)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune._base.errors import ExportError, FxpruneError, brief
+from fxprune._base.extras import need
+from fxprune.capturing.source import unwrapped
+from fxprune.data.batches import Batches, check_weights, device_of
+from fxprune.reporting.record import Report, attach
+from fxprune.runtimes.calls import Request, requested, tensors_of
+from fxprune.runtimes.program import trace
+
+_ATEN = torch.ops.aten
+
+#: operator -> what torchao's quantizers call it
+_SOURCES: dict[Any, Any] = {
+    _ATEN.conv2d.default: nn.Conv2d,
+    _ATEN.linear.default: nn.Linear,
+    _ATEN.add.Tensor: operator.add,
+    _ATEN.add_.Tensor: operator.add,
+    _ATEN.relu.default: nn.ReLU,
+    _ATEN.relu_.default: nn.ReLU,
+    _ATEN.hardtanh.default: nn.Hardtanh,
+    _ATEN.hardswish.default: nn.Hardswish,
+    _ATEN.silu.default: nn.SiLU,
+}
+
+
+def quantize(
+    pruned: nn.Module,
+    calib_data: Any,
+    *,
+    quantizer: Any = None,
+    forward_args: Callable[[Any], Any] | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+) -> nn.Module:
+    """Returns a copy of a model that computes in int8 what can be.
+
+    It is a graph with quantize and dequantize operators. Weights are rounded to int8 by output channel,
+    activations to uint8 over the range that calibration shows. `export` writes it to any of its formats
+    (``QuantizeLinear`` and ``DequantizeLinear`` in ONNX); with ``torch._inductor.config.freezing`` on,
+    `torch.compile` makes int8 kernels of it on x86. Its outputs are an approximation:
+    measure the accuracy. It is for evaluation, not for training. Its report is the pruned model's.
+
+    Args:
+        pruned: what `fxprune.compile` or `fxprune.load` returned, fine-tuned before, or any module that
+            `torch.export` can capture; it stays as it is. On the CPU.
+        calib_data: batches as `fxprune.compile` takes them; a few hundred samples are enough.
+        quantizer: a quantizer of torchao's; by default its ``X86InductorQuantizer`` with its default
+            configuration.
+        forward_args: makes ``(args, kwargs)`` of a batch that has another form.
+        dynamic_batch: see `export`.
+        dynamic_shapes: see `export`.
+
+    Raises:
+        CalibrationError: the data are unusable.
+        CaptureError: `torch.export` cannot capture the model.
+        ExportError: torchao cannot quantize it, or nothing of it.
+        MissingExtraError: torchao is not installed.
+    """
+    if not isinstance(pruned, nn.Module):
+        raise ExportError(f"quantize: expected a torch.nn.Module, got {type(pruned).__name__}")
+    flow = need("torchao.quantization.pt2e.quantize_pt2e", "quantize", "int8")
+    model = unwrapped(pruned)
+    check_weights(model)
+    batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
+    first = batches.first()
+    request = requested(model, (first.args, first.kwargs), None)
+    request = replace(request, varying=_varying(request, batches))
+    program = trace(request, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    chosen = quantizer or _x86()
+    try:
+        observed = flow.prepare_pt2e(_with_sources(program.exported.module()), chosen)
+        with torch.no_grad():
+            for batch in batches:
+                observed(*batch.args, **batch.kwargs)
+        quantized: fx.GraphModule = flow.convert_pt2e(observed)
+    except FxpruneError:  # of the data
+        raise
+    except Exception as error:  # torchao fails in its own ways
+        raise ExportError(f"torchao cannot quantize the model: {brief(error)}") from error
+    if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
+        raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
+    result = fx.GraphModule(quantized, quantized.graph, "QuantizedModule").eval()  # an exported one refuses eval()
+    found = getattr(model, "record", None)
+    return attach(result, found) if isinstance(found, Report) else result
+
+
+def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
+    """Returns the dimensions that vary: in compilation, or among the first batches."""
+    own = tensors_of(request.call)
+    dims = [set(known) for known in request.varying or [()] * len(own)]
+    for batch in batches.shapes(among=16):
+        for found, x, y in zip(dims, own, tensors_of((batch.args, batch.kwargs)), strict=True):
+            found |= {d for d, (a, b) in enumerate(zip(x.shape, y.shape, strict=True)) if a != b and d > 0}
+    return tuple(tuple(sorted(found)) for found in dims)
+
+
+def _with_sources(graph: Any) -> Any:
+    """Returns a graph whose nodes say what they stand for: torchao asks, older torch does not tell."""
+    for node in graph.graph.nodes:
+        source = _SOURCES.get(node.target)
+        if source is not None and node.meta.get("source_fn_stack") is None:
+            node.meta["source_fn_stack"] = [(node.name, source)]
+    return graph
+
+
+def _x86() -> Any:
+    found = need("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", "quantize", "int8")
+    return found.X86InductorQuantizer().set_global(found.get_default_x86_inductor_quantization_config())

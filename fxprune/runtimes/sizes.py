@@ -1,0 +1,113 @@
+"""The sizes of a program's inputs that may change: their names, and other values for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.runtimes.calls import Call
+
+#: symbol of a program -> size
+Sizes: TypeAlias = Mapping[Any, int]
+
+
+def expression(size: Any) -> Any:
+    """Returns the expression of a size that may change, None for a fixed one."""
+    found = size.node.expr if isinstance(size, torch.SymInt) else None
+    return found if found is not None and found.free_symbols else None
+
+
+def sizes_of(inputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> dict[Any, int]:
+    """Returns the size that each symbol has in a call.
+
+    Args:
+        inputs: the program's, with symbolic shapes.
+        tensors: the call's.
+    """
+    found: dict[Any, int] = {}
+    for symbolic, tensor in zip(inputs, tensors, strict=True):
+        for size, actual in zip(symbolic.shape, tensor.shape, strict=True):
+            form = expression(size)
+            if form is not None and len(form.free_symbols) == 1:
+                (symbol,) = form.free_symbols
+                found.setdefault(symbol, _solved(form, symbol, int(actual)))
+    return found
+
+
+def _solved(form: Any, symbol: Any, size: int) -> int:
+    """Returns the symbol's value, where an expression that is linear in it has this size."""
+    base, step = (int(form.subs({symbol: value})) for value in (0, 1))
+    return (size - base) // (step - base)
+
+
+def names_of(inputs: Sequence[Tensor], labels: Sequence[str], batched: Sequence[bool]) -> dict[Any, str]:
+    """Returns a name for each symbol.
+
+    It is ``batch``, ``length`` for the first row length of ids, ``image_2`` (input, dimension) otherwise.
+    """
+    found: dict[Any, str] = {}
+    for symbolic, label, flag in zip(inputs, labels, batched, strict=True):
+        for dim, size in enumerate(symbolic.shape):
+            form = expression(size)
+            if form is None or not form.is_Symbol or form in found:
+                continue
+            if dim == 0 and flag:
+                found[form] = "batch"
+                continue
+            ids = symbolic.ndim == 2 and not symbolic.is_floating_point()
+            found[form] = "length" if ids and "length" not in found.values() else f"{label}_{dim}"
+    return found
+
+
+def named_shape(value: Tensor, names: Mapping[Any, str]) -> tuple[int | str, ...]:
+    """Returns a shape with names, and expressions of names, for the sizes that may change."""
+    return tuple(
+        int(size) if (form := expression(size)) is None else _renamed(str(form), names) for size in value.shape
+    )
+
+
+def _renamed(form: str, names: Mapping[Any, str]) -> str:
+    by_symbol = {str(symbol): name for symbol, name in names.items()}
+    return re.sub(r"\w+", lambda word: by_symbol.get(word[0], word[0]), form)
+
+
+def other_sizes(own: Sizes, bounds: Mapping[Any, Any]) -> Iterator[dict[Any, int]]:
+    """Yields all free sizes changed at once, within their bounds; nothing if there are none.
+
+    Symbols of one size change alike: a mask has the length of what it masks, whether or not the program says
+    so.
+    """
+    grown = dict(own)
+    for size in dict.fromkeys(own.values()):
+        alike = [symbol for symbol, value in own.items() if value == size]
+        fits = (n for n in (size + 1, size - 1, 2 * size) if all(_within(n, bounds.get(s)) for s in alike))
+        if (other := next(fits, None)) is not None:
+            grown |= dict.fromkeys(alike, other)
+    if grown != own:
+        yield grown
+
+
+def _within(size: int, bounds: Any) -> bool:
+    return size > 1 and (bounds is None or bool(bounds.lower <= size <= bounds.upper))
+
+
+def resized(call: Call, inputs: Sequence[Tensor], sizes: Sizes) -> Call:
+    """Returns a call at other sizes: what it holds is repeated from the start, or cut."""
+    shapes = iter(inputs)
+
+    def fit(tensor: Tensor) -> Tensor:
+        for dim, size in enumerate(next(shapes).shape):
+            form = expression(size)
+            if form is not None:
+                wanted = int(form.subs(sizes))
+                order = torch.arange(wanted, device=tensor.device) % tensor.shape[dim]
+                tensor = tensor.index_select(dim, order)
+        return tensor.clone()
+
+    made: Call = pytree.tree_map_only(Tensor, fit, call)
+    return made

@@ -1,0 +1,1 @@
+"""What criteria share: passes with masks, with gradients, and statistics of what layers read."""

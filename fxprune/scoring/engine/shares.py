@@ -1,0 +1,55 @@
+"""How units of different groups compare: each as a share of what is left of its group when its turn comes.
+
+LAMP (Lee et al. 2021, arXiv 2010.07611, Eq. 3) is the share ``s_u / sum of s_v over s_v >= s_u``: the last unit of a
+group is worth the whole group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fxprune.scoring.scorer import Context, accumulate
+
+#: Scores count up to so many times this quantile of their group's: a few units of a transformer carry nearly all of a
+#: layer's activations, up to 1e5 times the quantile, and would make all others look like nothing beside them.
+_LIMIT, _QUANTILE = 4.0, 0.9
+
+
+def without_outliers(rising: Tensor) -> Tensor:
+    """Returns the scores of one group, which rise, each at most four times the 0.9 quantile of those above zero."""
+    positive = rising[rising > 0]
+    return rising.clamp(max=_LIMIT * float(positive[int(_QUANTILE * (len(positive) - 1))])) if len(positive) else rising
+
+
+def shares(rising: Tensor) -> Tensor:
+    """Returns each score of one group, which rise, as a share of itself and all that follow."""
+    left = rising.flip(0).cumsum(0).flip(0)
+    return rising / left.clamp_min(torch.finfo(rising.dtype).tiny)
+
+
+def remaining_share(scores: Mapping[str, Tensor], beside: Mapping[str, float]) -> dict[str, Tensor]:
+    """Returns each score as a share of what is left of its group, outliers cut, times the group's whole.
+
+    The whole says in how many layers the group matters, since its cost is that of all of them: the scores' sum, which
+    counts the layers on the side that the criterion looks at (those that make the group, or those that read it), and
+    ``beside``, which counts the other side (see `layers_that`).
+    """
+    result = {}
+    for name, score in scores.items():
+        order = score.argsort(stable=True)
+        share = torch.empty_like(score)
+        share[order] = shares(without_outliers(score[order]))
+        result[name] = share * (score.sum() + beside[name])
+    return result
+
+
+def layers_that(context: Context, *, read: bool) -> dict[str, float]:
+    """Returns for each group how many layers read it, or make it: of each layer, the share that the group takes up."""
+    total = context.zeros()
+    for axis in context.coupling.axes:
+        if axis.reads if read else axis.makes:
+            accumulate(total, axis.labels, torch.full((len(axis.labels),), 1 / len(axis.labels)))
+    return {name: float(share.sum()) for name, share in context.by_group(total).items()}

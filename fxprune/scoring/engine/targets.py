@@ -1,0 +1,135 @@
+"""Where IPPRO puts its offset: the filters of each layer that makes units, and the values around its activation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune._base.names import fetch
+from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.units import ParameterAxis
+from fxprune.ops.families.elementwise import pointwise
+from fxprune.ops.registry import bind, rule_of
+
+#: Layers by the name of their op; a convolution's channels stand in front of its positions, others' stand last.
+_CONVS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+_LAST = {"linear", "embedding"}
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One use of a target layer.
+
+    Attributes:
+        x: the target layer's output.
+        psi: the output of the elementwise op on ``x``; ``x`` itself where there is none, which stands for the identity.
+        dim: the channel dimension of ``x``, from the end.
+    """
+
+    x: fx.Node
+    psi: fx.Node
+    dim: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """The filters of one layer that makes units, and where its output can be read.
+
+    Attributes:
+        axes: the parameter axes of the layer's weight along which a filter is a coordinate; all of one dimension.
+        size: the number of coordinates.
+        filters: (parameter, dimension): a filter is what stands at its coordinate in all of them.
+        sites: every use of the layer; none where a parameter is used as it stands.
+    """
+
+    axes: tuple[ParameterAxis, ...]
+    size: int
+    filters: tuple[tuple[str, int], ...]
+    sites: tuple[Site, ...]
+
+
+def find_targets(coupling: Coupling, kind: str) -> tuple[Target, ...]:
+    """Returns one target for each parameter dimension that makes units.
+
+    Args:
+        coupling: of the captured graph.
+        kind: ``"gamma"`` or ``"gamma_beta"`` for the scale (and shift) of the batch norm behind a layer, where every
+            use of the layer has one; ``"weight"`` for the layer's own weight throughout.
+    """
+    is_unit = np.zeros(len(coupling.channels), bool)
+    is_unit[coupling.units] = True
+    nodes = {str(n.target): n for n in coupling.values if n.op == "get_attr"}
+    by_dimension: dict[tuple[str, int], list[ParameterAxis]] = {}
+    for axis in coupling.axes:
+        if axis.makes and is_unit[axis.labels].any():
+            by_dimension.setdefault((axis.tensor, axis.dim), []).append(axis)
+    return tuple(_target(coupling, nodes[name], dim, tuple(axes), kind) for (name, dim), axes in by_dimension.items())
+
+
+def _target(coupling: Coupling, weight: fx.Node, dim: int, axes: tuple[ParameterAxis, ...], kind: str) -> Target:
+    name, size = str(weight.target), len(axes[0].labels)
+    uses = list(_uses(coupling, weight, dim))
+    norms = [_norm_behind(node) for node, _ in uses]
+    if kind != "weight" and uses and all(norm is not None for norm in norms):
+        found = [norm for norm in norms if norm is not None]
+        names = dict.fromkeys(name for norm in found for name in _scale_and_shift(norm, kind))
+        sites = tuple(_site(coupling, norm, 1) for norm in found)
+        return Target(axes, size, tuple((name, 0) for name in names), sites)
+    return Target(axes, size, ((name, dim),), tuple(_site(coupling, node, at) for node, at in uses))
+
+
+def _uses(coupling: Coupling, weight: fx.Node, dim: int) -> Iterator[tuple[fx.Node, int]]:
+    """Yields (layer's op, channel dimension of its output) of every use of a weight that is a layer's weight."""
+    rank = fetch(coupling.captured.module, str(weight.target)).dim()
+    for user in weight.users:
+        op = _op(user)
+        if op not in _CONVS | _LAST or bind(user).weight is not weight:
+            continue
+        makes = 1 if op == "embedding" or "transpose" in op else 0
+        if dim == makes:
+            yield user, -1 if op in _LAST else 1 - rank
+
+
+def _op(node: fx.Node) -> str:
+    target = node.target
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def _norm_behind(node: fx.Node) -> fx.Node | None:
+    """Returns the batch norm that alone reads a layer's output, if it has a scale and a shift of its own."""
+    reader = _only_user(node)
+    if reader is None or reader.target is not _BATCH_NORM:
+        return None
+    a = bind(reader)
+    own = all(isinstance(p, fx.Node) and p.op == "get_attr" for p in (a.weight, a.bias))
+    return reader if own and a.input is node else None
+
+
+def _scale_and_shift(norm: fx.Node, kind: str) -> Iterable[str]:
+    a = bind(norm)
+    return [str(p.target) for p in ((a.weight, a.bias) if kind == "gamma_beta" else (a.weight,))]
+
+
+def _site(coupling: Coupling, x: fx.Node, dim: int) -> Site:
+    if dim > 0:
+        dim -= len(coupling.captured.info[x].shape)
+    return Site(x, _activation(coupling, x), dim)
+
+
+def _activation(coupling: Coupling, x: fx.Node) -> fx.Node:
+    """Returns the op that alone reads ``x`` and maps it element by element, else ``x``."""
+    reader = _only_user(x)
+    if reader is None or reader.op != "call_function" or reader.all_input_nodes != [x]:
+        return x
+    rule, info = rule_of(reader.target), coupling.captured.info.get(reader)
+    elementwise = rule is not None and rule.couple is pointwise
+    return reader if elementwise and getattr(info, "dtype", torch.bool).is_floating_point else x
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None

@@ -1,0 +1,79 @@
+"""The loss that gradient methods differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import CalibrationError
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+def default_loss(outputs: Any, targets: Any) -> Tensor:
+    """Returns the mean loss of a batch.
+
+    The outputs' own ``loss`` is not used: a captured graph does not know the targets. Logits are the entry ``logits`` of
+    the outputs, else their first floating tensor.
+
+    Args:
+        outputs: what the model returns.
+        targets: class numbers ``[batch, *positions]`` for logits ``[batch, classes, *positions]``, or for logits
+            ``[*, classes]`` of the same leading shape (tokens); values of the logits' own shape for a squared error; or
+            probabilities are not told apart from values: pass a loss of your own.
+
+    Raises:
+        CalibrationError: outputs and targets do not fit each other.
+    """
+    logits = logits_of(outputs)
+    if not isinstance(targets, Tensor):
+        kind = type(targets).__name__
+        raise CalibrationError(f"calibration data: targets: expected a tensor, got {kind}; or pass loss=")
+    if targets.is_floating_point():
+        if targets.shape != logits.shape:
+            raise _unfit(logits, targets)
+        return functional.mse_loss(logits, targets.to(logits.dtype))
+    if targets.shape == (logits.shape[0], *logits.shape[2:]):
+        return functional.cross_entropy(logits, targets.long())
+    if targets.shape == logits.shape[:-1]:
+        return functional.cross_entropy(logits.flatten(0, -2), targets.long().flatten())
+    raise _unfit(logits, targets)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Returns the entry ``logits`` of a model's outputs, else their first floating tensor.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    leaves = [named] if isinstance(named, Tensor) else pytree.tree_leaves(outputs)
+    found = next((x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.dim()), None)
+    if found is None:
+        raise CalibrationError("the model returns no floating tensor to take for logits; pass loss=")
+    return found
+
+
+def log_probabilities(outputs: Any) -> tuple[Tensor, int]:
+    """Returns the log of the softmax of a model's logits in float64, and the dimension of the classes.
+
+    Classes lie along dimension 1; along the last one for outputs of rank 3 (tokens).
+    """
+    logits = logits_of(outputs).double()
+    dim = logits.dim() - 1 if logits.dim() in (1, 3) else 1
+    return logits.log_softmax(dim), dim
+
+
+def _unfit(logits: Tensor, targets: Tensor) -> CalibrationError:
+    got = f"{str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}"
+    return CalibrationError(
+        f"calibration data: targets {got} do not fit outputs {list(logits.shape)}: expected class numbers "
+        f"[{logits.shape[0]}{', ...' if logits.dim() > 2 else ''}], or values of the outputs' shape; or pass loss="
+    )
+
+
+__all__ = ["Loss", "default_loss", "log_probabilities", "logits_of"]

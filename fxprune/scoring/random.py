@@ -1,0 +1,30 @@
+"""Random: the baseline that every criterion has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.scoring.scorer import Context, register_scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """Uniform scores; the same seed gives the same scores."""
+
+    name: str = "random"
+    needs: tuple[str, ...] = ()
+    per_cost: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def score(self, context: Context) -> dict[str, Tensor]:
+        """Returns one draw from [0, 1) for each unit."""
+        generator = torch.Generator().manual_seed(context.seed)
+        return {g.name: torch.rand(len(g.units), generator=generator) for g in context.coupling.groups}
+
+
+register_scorer("random", Random)

@@ -1,0 +1,190 @@
+"""What a criterion is: a small class that gives every unit a score; low goes first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxprune._base.errors import ScorerError
+from fxprune.capturing.inputs import Flat, Inputs, inputs_of
+from fxprune.coupling.interpreter import Coupling
+from fxprune.scoring.loss import Loss, default_loss
+
+#: The score of every unit of a group that stays, whatever the budget.
+STAYS = float("inf")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a scorer works with.
+
+    Attributes:
+        coupling: groups, parameter axes, contractions and the captured graph.
+        inputs: the graph's flat inputs, batch by batch, with their targets on demand; may be gone through again
+            and again.
+        seed: for scorers that draw.
+        loss: ``loss(outputs, targets)`` for gradient methods, a mean over samples; ``outputs`` as the model gives them.
+        memory_limit: bytes for statistics and values that are alive.
+        progress: show a progress bar on a terminal.
+        cache_dir: where long scoring keeps what it has, to go on after an interruption.
+    """
+
+    coupling: Coupling
+    inputs: Inputs
+    seed: int = 0
+    loss: Loss = default_loss
+    memory_limit: int = 2 << 30
+    progress: bool = False
+    cache_dir: Path | None = None
+
+    def by_group(self, per_channel: npt.NDArray[np.float64]) -> dict[str, Tensor]:
+        """Returns scores by group from one value for each channel id (see `accumulate`)."""
+        units = self.coupling.units
+        return {g.name: torch.from_numpy(per_channel[units[g.units]]) for g in self.coupling.groups}
+
+    def zeros(self) -> npt.NDArray[np.float64]:
+        """Returns one zero for each channel id."""
+        return np.zeros(len(self.coupling.channels))
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A pruning criterion.
+
+    Attributes:
+        name: how it is called in reports.
+        needs: what it reads: any of ``"weights"``, ``"activations"``, ``"gradients"``, ``"masked outputs"``.
+        per_cost: whether scores are importances, to be divided by what a unit costs before units of different
+            layers are ranked together; False ranks the scores as they are.
+        defaults: what `fxprune.compile` uses unless the caller says otherwise, e.g. ``{"recover": "covariance"}``.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def needs(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def per_cost(self) -> bool: ...  # noqa: D102
+
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def score(self, context: Context) -> Mapping[str, Tensor]:
+        """Returns for each group's name a score for each of its units, ``[len(group.units)]``.
+
+        A group that is to stay has `STAYS` throughout.
+        """
+        ...
+
+
+_SCORERS: dict[str, Callable[[], Scorer]] = {}
+
+
+def register_scorer(name: str, factory: Callable[[], Scorer]) -> None:
+    """Makes a criterion available as ``method=name``.
+
+    Raises:
+        ScorerError: the name is taken.
+    """
+    if name in _SCORERS:
+        raise ScorerError(f"a scorer named {name!r} is registered already")
+    _SCORERS[name] = factory
+
+
+def scorer_of(method: str | Scorer) -> Scorer:
+    """Returns a scorer by name, or the scorer itself.
+
+    Raises:
+        ScorerError: no scorer of that name, or an object that is none; lists the names there are.
+    """
+    if isinstance(method, str):
+        if method not in _SCORERS:
+            raise ScorerError(f"unknown method {method!r}; known methods: {', '.join(sorted(_SCORERS))}")
+        return _SCORERS[method]()
+    lacks = [part for part in ("name", "needs", "per_cost", "defaults") if not hasattr(method, part)]
+    if inspect.isclass(method) or not callable(getattr(method, "score", None)) or lacks:
+        wanted = ".score(context), .name, .needs, .per_cost and .defaults"
+        raise ScorerError(f"method must be a name or an object with {wanted}, got {method!r}")
+    return method
+
+
+def score(
+    coupling: Coupling, inputs: Iterable[Flat], method: str | Scorer, seed: int = 0, *, loss: Loss | None = None,
+    memory_limit: int = 2 << 30, progress: bool = False, cache_dir: str | PathLike[str] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Scores every unit and writes the scores on the graph's nodes.
+
+    ``node.meta["fxprune"]`` of a parameter's node becomes ``{axis: scores of its coordinates}``, NaN where frozen.
+
+    Args:
+        coupling: what may go.
+        inputs: the graph's flat inputs, batch by batch.
+        method: a registered name or a `Scorer`.
+        seed: for scorers that draw.
+        loss: ``loss(outputs, targets)`` for methods that need gradients; see `fxprune.scoring.loss.default_loss`.
+        memory_limit: bytes for statistics and values that are alive.
+        progress: show a progress bar on a terminal.
+        cache_dir: a folder where long scoring keeps what it has, to go on after an interruption.
+
+    Raises:
+        ScorerError: an unknown method, or unusable scores.
+    """
+    scorer = scorer_of(method)
+    folder = None if cache_dir is None else Path(cache_dir)
+    context = Context(coupling, inputs_of(inputs), seed, loss or default_loss, memory_limit, progress, folder)
+    scores = scorer.score(context)
+    annotate(coupling, unit_scores(coupling, scores))
+    return dict(scores)
+
+
+def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+    """Returns one score for each unit.
+
+    Raises:
+        ScorerError: scores are missing, of the wrong length or not finite, unless the whole group `STAYS`.
+    """
+    if not isinstance(scores, Mapping):
+        raise ScorerError(f"a scorer returns scores by the group's name, got {type(scores).__name__}")
+    values = np.zeros(len(coupling.units))
+    for group in coupling.groups:
+        if group.name not in scores:
+            raise ScorerError(f"no scores for group {group.name!r}; a scorer returns one tensor for every group")
+        score = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
+        if score.shape != (len(group.units),):
+            raise ScorerError(f"group {group.name!r} has {len(group.units)} units, got scores of shape {score.shape}")
+        if not np.isfinite(score).all() and not (score == STAYS).all():
+            raise ScorerError(f"group {group.name!r}: {int((~np.isfinite(score)).sum())} scores are not finite")
+        values[group.units] = score
+    return values
+
+
+def annotate(coupling: Coupling, scores: npt.NDArray[np.float64]) -> None:
+    """Writes the units' scores on the parameters' nodes."""
+    per_channel = np.full(len(coupling.channels), np.nan)
+    per_channel[coupling.units] = scores
+    nodes = {str(node.target): node for node in coupling.values if node.op == "get_attr"}
+    for node in nodes.values():
+        node.meta.pop("fxprune", None)
+    for axis in coupling.axes:
+        values = np.full(len(axis.labels), np.nan)
+        for column in axis.labels.T:
+            values = np.fmin(values, per_channel[column])
+        nodes[axis.tensor].meta.setdefault("fxprune", {})[axis.dim] = torch.from_numpy(values)
+
+
+def accumulate(per_channel: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], values: Tensor) -> None:
+    """Adds a value for each coordinate to the channels in its label."""
+    column = values.detach().cpu().double().numpy()
+    for k in range(labels.shape[1]):
+        np.add.at(per_channel, labels[:, k], column)

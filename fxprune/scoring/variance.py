@@ -1,0 +1,140 @@
+"""Variance of what a unit sends on (VBP, arXiv 2507.12988): a unit that hardly varies is replaced by its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune._base.names import fetch
+from fxprune.ops.tracer import Contraction
+from fxprune.scoring.engine.scope import check_scope, within
+from fxprune.scoring.engine.shares import layers_that, remaining_share
+from fxprune.scoring.scorer import Context, accumulate, register_scorer
+from fxprune.twin.interpreter import Run
+
+
+class Welford:
+    """Mean and variance of each coordinate along one dimension, streamed in float64 (Welford 1962; Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.squares = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, value: Tensor, dim: int) -> None:
+        """Takes in a batch; every dimension but ``dim`` is a sample."""
+        x = value.movedim(dim, -1).reshape(-1, value.shape[dim])
+        n = len(x)
+        variance, mean = torch.var_mean(x.double() if x.numel() < 1 << 22 else x, dim=0, correction=0)
+        variance, mean = variance.double(), mean.double()
+        if not self.count:
+            self.count, self.mean, self.squares = n, mean, variance * n
+            return
+        step, total = mean - self.mean, self.count + n
+        self.squares = self.squares + variance * n + step.square() * (self.count * n / total)
+        self.mean = self.mean + step * (n / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance (biased)."""
+        return self.squares / max(self.count, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Variance:
+    """The variance that a unit brings into the layers that read it.
+
+    Attributes:
+        weighted: multiply a coordinate's variance by the squared norm of the reader's weights for it, as a share of
+            the reader's whole; False gives VBP's raw variance, ranked as it is.
+        scope: ``"all"``, or ``"mlp"``: only hidden units of MLPs may go (see `fxprune.scoring.engine.scope.mlp_groups`).
+    """
+
+    weighted: bool = True
+    scope: str = "all"
+    name: str = "variance"
+    needs: tuple[str, ...] = ("activations",)
+    per_cost: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=lambda: {"recover": "covariance"})
+
+    def __post_init__(self) -> None:
+        """Refuses a scope that there is not."""
+        check_scope(self.scope)
+
+    def score(self, context: Context) -> dict[str, Tensor]:
+        """Returns, summed over readers and coordinates, ``Var[x_i] * |W_i|^2`` (weighted) or ``Var[x_i]``.
+
+        Raises:
+            NothingToPruneError: ``scope="mlp"``, and the model has no MLP.
+        """
+        scores = self._all(context)
+        if self.weighted:
+            scores = remaining_share(scores, layers_that(context, read=False))
+        return within(context.coupling, scores, self.scope)
+
+    def _all(self, context: Context) -> dict[str, Tensor]:
+        coupling = context.coupling
+        readers = [c for c in coupling.contractions if c.axis]
+        moments: dict[tuple[fx.Node, int], Welford] = {}
+        for contraction in readers:
+            moments.setdefault((contraction.source, contraction.dim), Welford())
+            if contraction.other is not None:
+                moments.setdefault(contraction.other, Welford())
+        wanted: dict[fx.Node, list[tuple[int, Welford]]] = {}
+        for (node, dim), welford in moments.items():
+            wanted.setdefault(node, []).append((dim, welford))
+        run = Run(coupling)
+        with torch.no_grad():
+            for batch in context.inputs:
+                for node, values in run.steps(batch):
+                    for dim, welford in wanted.get(node, ()):
+                        welford.add(values[node], dim)
+        total = context.zeros()
+        for contraction in readers:
+            self._add(context, total, contraction, moments)
+        return context.by_group(total)
+
+    def _add(
+        self, context: Context, total: Any, contraction: Contraction, moments: Mapping[tuple[fx.Node, int], Welford]
+    ) -> None:
+        labels = [context.coupling.channels.resolve(f.labels) for f in contraction.axis if f.labels is not None]
+        if not any(rows.shape[1] for rows in labels):
+            return
+        values = moments[contraction.source, contraction.dim].variance
+        if self.weighted:
+            values = values * _sensitivity(context, contraction, moments, values)
+            values = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+        shape = [factor.size for factor in contraction.axis]
+        cube = values.reshape(shape)
+        for i, factor in enumerate(contraction.axis):
+            if factor.labels is not None:
+                rest = [d for d in range(len(shape)) if d != i]
+                accumulate(
+                    total, context.coupling.channels.resolve(factor.labels), cube.sum(dim=rest) if rest else cube
+                )
+
+
+def _sensitivity(
+    context: Context, contraction: Contraction, moments: Mapping[tuple[fx.Node, int], Welford], like: Tensor
+) -> Tensor:
+    """Returns how much of a coordinate's variance the reader passes on: the squared norm of what multiplies it."""
+    if contraction.weight is not None:
+        weight = fetch(context.coupling.captured.module, str(contraction.weight.target)).detach()
+        dim = contraction.weight_dim
+        groups = len(like) // weight.shape[dim]  # of a grouped convolution: each has columns and outputs of its own
+        parts = weight.double().square().unflatten(0, (groups, -1))
+        squares: Tensor = parts.transpose(1, dim + 1).flatten(2).sum(dim=2)
+        return squares.flatten()
+    if contraction.other is not None:
+        other = moments[contraction.other]
+        return other.variance + other.mean.square()
+    return torch.ones_like(like)
+
+
+register_scorer("variance", Variance)
+register_scorer("vbp", lambda: Variance(False, "mlp", "vbp", per_cost=False, defaults={"recover": "mean_shift"}))

@@ -1,0 +1,1 @@
+"""Artifacts: a pruned model as files, and plans applied to files."""

@@ -1,0 +1,96 @@
+"""The classes of modules that a stored graph may hold, each with the options that make it anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune._base import untrusted
+from fxprune._base.errors import PlanError
+from fxprune.ops.layers import FeatureDropout, Recurrent, ScaledDotProductAttention
+from fxprune.storage.graph.silent import Lost, StochasticDepth, recognise
+from fxprune.storage.graph.values import Unstorable, plain, to_json
+
+_CONV = "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode"
+_NORM = "num_features eps momentum affine track_running_stats"
+
+#: Class -> its options: attributes of the same name, but for ``bias``, which says whether there is one.
+_OPTIONS: dict[type[nn.Module], str] = {
+    nn.Module: "",
+    nn.Identity: "",
+    nn.Conv1d: _CONV, nn.Conv2d: _CONV, nn.Conv3d: _CONV,
+    nn.ConvTranspose1d: f"{_CONV} output_padding",
+    nn.ConvTranspose2d: f"{_CONV} output_padding",
+    nn.ConvTranspose3d: f"{_CONV} output_padding",
+    nn.Linear: "in_features out_features bias",
+    nn.BatchNorm1d: _NORM, nn.BatchNorm2d: _NORM, nn.BatchNorm3d: _NORM,
+    nn.InstanceNorm1d: _NORM, nn.InstanceNorm2d: _NORM, nn.InstanceNorm3d: _NORM,
+    nn.LayerNorm: "normalized_shape eps elementwise_affine bias",
+    nn.RMSNorm: "normalized_shape eps elementwise_affine",
+    nn.GroupNorm: "num_groups num_channels eps affine",
+    nn.PReLU: "num_parameters",
+    nn.Embedding: "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse",
+    nn.Dropout: "p inplace", nn.Dropout1d: "p inplace", nn.Dropout2d: "p inplace", nn.Dropout3d: "p inplace",
+    nn.AlphaDropout: "p inplace", nn.FeatureAlphaDropout: "p inplace",
+    nn.RReLU: "lower upper inplace",
+    FeatureDropout: "p",
+    ScaledDotProductAttention: "dropout_p",
+    Recurrent: "op names options",
+    StochasticDepth: "p batch scale",
+    Lost: "what",
+}  # fmt: skip
+_CLASSES = {cls.__name__: cls for cls in _OPTIONS}
+_RECURRENT = ("has_biases", "num_layers", "dropout", "bidirectional", "batch_first")
+_RECURRENT_OPS = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+
+
+def describe_layer(module: nn.Module, path: str) -> tuple[str, dict[str, Any]]:
+    """Returns the name of a module's class and its options, as JSON data.
+
+    Raises:
+        Unstorable: a module of another class, which does something in evaluation mode.
+    """
+    known = module if type(module) in _OPTIONS else recognise(module)
+    if known is None:
+        cls = type(module)
+        raise Unstorable(f"{path!r} is a {cls.__module__}.{cls.__qualname__}, which a file may not name")
+    names = _OPTIONS[type(known)].split()
+    values = {name: getattr(known, name) for name in names}
+    if "bias" in values:
+        values["bias"] = values["bias"] is not None
+    return type(known).__name__, {name: to_json(value) for name, value in values.items()}
+
+
+def make_layer(name: str, options: Any, where: str) -> nn.Module:
+    """Returns a module of a known class, its tensors on the meta device.
+
+    Raises:
+        PlanError: an unknown class, or options that it does not take.
+    """
+    if name not in _CLASSES:
+        raise PlanError(f"{where}: expected a layer such as 'Conv2d', got {name!r:.80}")
+    cls = _CLASSES[name]
+    found = untrusted.record(options, where, _OPTIONS[cls].split())
+    values = {key: plain(value, f"{where}: {key}") for key, value in found.items()}
+    if cls is Recurrent:
+        return _recurrent(values, where)
+    with untrusted.reading(where):
+        module: nn.Module = cls(**values, device="meta") if cls in _WITH_TENSORS else cls(**values)
+    return module
+
+
+def _recurrent(values: dict[str, Any], where: str) -> Recurrent:
+    op, names, options = values["op"], values["names"], values["options"]
+    if op not in _RECURRENT_OPS:
+        raise untrusted.refusal(op, where, f"one of {', '.join(_RECURRENT_OPS)}")
+    if not isinstance(names, tuple):
+        raise untrusted.refusal(names, where, "a tuple of names")
+    names = tuple(untrusted.string(name, where) for name in names)
+    return Recurrent(op, names, **untrusted.record(options, where, _RECURRENT))
+
+
+_WITH_TENSORS = frozenset(
+    cls for cls, options in _OPTIONS.items()
+    if options.split()[:1] and options.split()[0].startswith(("in_", "num_", "normalized_"))
+)  # fmt: skip
