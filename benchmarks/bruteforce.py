@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from tests import blocks_image as image
 from tests import blocks_tokens as tokens
 from tests import small

@@ -19,7 +19,8 @@ from torch import nn
 
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 
 Case = tuple[str, dict[str, float], float, float]
 

@@ -24,7 +24,8 @@ from fxprune.algebra.channels import Mask
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.recovery.recovery import recover
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph

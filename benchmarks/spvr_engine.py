@@ -19,7 +19,8 @@ from common.timing import measured
 
 from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.scoring.engine.masking import masked_scores
 from fxprune.scoring.scorer import Context
 from fxprune.scoring.spvr import assign, correlations, disagreement

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.scoring import score
 from fxprune.scoring.spvr import Spvr
 from fxprune.twin.interpreter import Run

@@ -21,11 +21,12 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import Captured, capture
-from fxprune.compiler.api import apply, compile
+from fxprune.compiler.api import compile
 from fxprune.compiler.explanation import Explanation, explain
 from fxprune.compiler.sweeping import sweep
 from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.latency import Bench, Latency, bench
 from fxprune.ops import families as _rules
 from fxprune.recovery.recovery import recover
@@ -39,9 +40,10 @@ from fxprune.rewriting.slicing import slice_graph as rewrite
 from fxprune.runtimes.exporting import Exported, export, quantize
 from fxprune.runtimes.generation import for_generation
 from fxprune.scoring import Context, Scorer, register_scorer, score
+from fxprune.storage.application import apply
 from fxprune.storage.artifact import load, save
 from fxprune.training import History, Recipe, finetune, retrain
-from fxprune.twin.interpreter import Certificate, verify
+from fxprune.twin.certificate import Certificate, verify
 
 _keep_old_names()
 

@@ -29,7 +29,7 @@ from torch import Tensor, fx
 
 from fxprune._base.names import fetch
 from fxprune.capturing.captured import Captured
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from tests.bruteforce_cuts import STAYS, Box, Demands
 from tests.bruteforce_ops import Call, demand
 

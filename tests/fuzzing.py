@@ -21,10 +21,12 @@ from fxprune.budget.depth import may_vanish
 from fxprune.budget.solver import Solution, solve
 from fxprune.capturing.captured import Captured, capture
 from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import keep_indices, slice_graph
-from fxprune.twin.interpreter import Run, verify
+from fxprune.twin.certificate import verify
+from fxprune.twin.interpreter import Run
 from tests.networks import KINDS, Network, expected_units, networks
 from tests.util import fingerprint, randomise
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from tests.rules.common import Fn, prepared
 
 

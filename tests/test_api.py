@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.data.batches import Batches, device_of
+from fxprune.data.batches import Batches
+from fxprune.data.checks import device_of
 from tests.util import randomise
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune._base.errors import BudgetError, CalibrationError, NothingToPruneError, ScorerError
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring import score
 from fxprune.scoring.chip import ChannelIndependence, norm_changes
 from fxprune.scoring.engine.shares import layers_that, remaining_share

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.capturing.captured import capture
 from fxprune.coupling.blocks import has_blocks, with_blocks
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.scoring.scorer import _SCORERS
 from fxprune.scoring.spvr import disagreement
 from tests.rules.common import Fn, prepared

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.bridging.bridge import bridge
 from fxprune.capturing.captured import capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.plan import Plan
 from fxprune.twin.interpreter import Run
 from tests.util import fingerprint

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune.algebra.channels import Mask
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.budget.solver import solve
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.rewriting.slicing import slice_graph
 from tests import small
 from tests.rules import test_attention, test_contract, test_conv

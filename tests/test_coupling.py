@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from fxprune._base.errors import UnsupportedOpError
 from fxprune.algebra import axes as ax
 from fxprune.budget.cost import cost_model
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.coupling.units import Group
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import verify
+from fxprune.twin.certificate import verify
 from tests import small
 from tests.rules.common import Fn, prepared
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fxprune._base.errors import CalibrationError
-from fxprune.data.batches import Batches, check_weights, device_of, need_targets, non_finite, probe
+from fxprune.data.batches import Batches, need_targets
+from fxprune.data.checks import check_weights, device_of, non_finite, probe
 from tests.util import fingerprint
 
 X, Y = torch.randn(8, 3), torch.arange(8)

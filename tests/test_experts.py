@@ -13,9 +13,11 @@ from torch import Tensor, nn
 import fxprune
 from fxprune._base.errors import BudgetError, NothingToPruneError
 from fxprune.capturing.captured import capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import Run, verify
+from fxprune.twin.certificate import verify
+from fxprune.twin.interpreter import Run
 from tests.util import randomise
 
 EXPERTS, CHOSEN = 6, 2

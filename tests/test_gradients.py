@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fxprune._base.errors import CalibrationError
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring.engine.gradients import by_unit, gradients
 from fxprune.scoring.loss import default_loss
 from fxprune.twin.interpreter import Run

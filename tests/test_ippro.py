@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune._base.errors import CalibrationError, ScorerError
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring import score, scorer_of
 from fxprune.scoring.engine.targets import find_targets
 from fxprune.scoring.ippro import (

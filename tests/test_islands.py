@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.compiler.islands import calls_of, find_islands
+from fxprune.compiler.islands import find_islands
+from fxprune.data.calls import calls_of
 from tests.util import fingerprint, randomise
 
 

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 import fxprune
 from fxprune._base.errors import NothingToPruneError, ScorerError
 from fxprune.budget.solver import solve
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.unit_scores import STAYS
 from fxprune.scoring import score, scorer_of
 from fxprune.scoring.engine.elimination import Reader, eliminate
 from fxprune.scoring.engine.scope import mlp_groups
 from fxprune.scoring.joint import Joint, allocate
-from fxprune.scoring.scorer import STAYS
 from fxprune.scoring.variance import Variance
 from tests import small
 from tests.rules.common import Fn, prepared

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring.engine.masking import masked_scores
 from fxprune.scoring.engine.suffix import Suffix
 from fxprune.scoring.scorer import Context

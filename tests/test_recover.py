@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.captured import capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.recovery.moments import Moments, ridge_solve
 from fxprune.recovery.recovery import METHODS, recover
 from fxprune.recovery.sequential import find_drift
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import verify
+from fxprune.twin.certificate import verify
 from tests.rules.common import Fn, removal
 
 TINY = 1e-10

@@ -20,7 +20,7 @@ from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.scoring import score
-from fxprune.twin.interpreter import verify
+from fxprune.twin.certificate import verify
 from tests.blocks_tokens import Attention, Encoder, Position, Reduced
 from tests.fuzzing import Case, Pruning, compiled, run
 from tests.networks import Network

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import ScorerError
 from fxprune.capturing.inputs import PlainInputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring import register_scorer, score, scorer_of
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.magnitude import Magnitude

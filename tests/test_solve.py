@@ -19,9 +19,9 @@ from fxprune.budget.constraints import Constraints
 from fxprune.budget.cost import Cost, CostModel, cost_model
 from fxprune.budget.solver import Solution, solve
 from fxprune.coupling.branches import vanishing_groups
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import verify
+from fxprune.twin.certificate import verify
 from tests import small
 from tests.rules.common import Fn, prepared
 

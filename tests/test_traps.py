@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.capturing.captured import capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import verify
+from fxprune.twin.certificate import verify
 from tests.rules.common import Fn, certify, groups_of, prepared, removal
 from tests.test_verify import network
 from tests.util import randomise

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import keep_indices, slice_graph
-from fxprune.twin.interpreter import Run, lifted
+from fxprune.twin.certificate import lifted
+from fxprune.twin.interpreter import Run
 from tests.rules.common import Fn, prepared
 from tests.test_verify import Compiled, changed, compiled
 from tests.util import fingerprint

@@ -18,10 +18,12 @@ import fxprune
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.captured import capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import keep_indices, slice_graph
-from fxprune.twin.interpreter import Certificate, Run, verify
+from fxprune.twin.certificate import Certificate, verify
+from fxprune.twin.interpreter import Run
 from tests import small
 from tests.rules.common import removal
 from tests.util import fingerprint, randomise

@@ -23,7 +23,8 @@ from fxprune.capturing.normalize import drop_dead
 from fxprune.capturing.shapes import REFUSALS, describe, replay
 from fxprune.capturing.sizes import Sizes
 from fxprune.coupling.blocks import has_blocks, with_blocks
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.coupling.units import Group
 from fxprune.ops.registry import bind
 from fxprune.ops.tracer import Contraction

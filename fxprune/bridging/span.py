@@ -13,7 +13,7 @@ from torch import fx
 
 from fxprune.algebra.axes import Axis, labels_of
 from fxprune.capturing.captured import TensorInfo
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.tracer import Contraction

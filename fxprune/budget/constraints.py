@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fxprune._base.errors import IgnoredPatternWarning
 from fxprune._base.names import layer_of
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
 

@@ -18,7 +18,7 @@ from fxprune._base.names import fetch
 from fxprune.algebra.axes import labels_of, size_of
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 
 
 class Cost(NamedTuple):

@@ -15,7 +15,7 @@ from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import cost_model
 from fxprune.budget.solver import Bound, Floats, Solution, ranking, solve
 from fxprune.coupling.branches import vanishing_groups
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 
 
 def solve_with_bridges(

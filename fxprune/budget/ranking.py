@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.algebra.channels import Ids, Mask
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
 

@@ -26,9 +26,9 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups, matches, names_of
 from fxprune.budget.cost import Cost, CostModel, cost_model
 from fxprune.budget.ranking import Pool, pools_of
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.unit_scores import STAYS, unit_scores
 from fxprune.coupling.units import Group
-from fxprune.scoring.scorer import STAYS, unit_scores
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, torch.Tensor]

@@ -6,9 +6,8 @@ import functools
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from copy import copy
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from fxprune._base.modes import untouched
 from fxprune.capturing.blame import capture_error, watching
 from fxprune.capturing.prepared import Example
 
@@ -68,49 +68,6 @@ def _spelled_out(forward: Callable[..., Any], signature: Signature, extra: Itera
 
     vars(spelled_out)["__signature__"] = signature.replace(parameters=[*fixed, *added])
     return spelled_out
-
-
-@contextmanager
-def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Set all training flags to ``training`` and restore every module's attributes on leaving.
-
-    The flags are set one by one, since a model's own ``train()`` may do more than that.
-    """
-    modules = list(model.modules())
-    before = [_snapshot(module) for module in modules]
-    try:
-        for module in modules:
-            module.__dict__["training"] = training
-        yield
-    finally:
-        for module, state in zip(modules, before, strict=True):
-            _restore(module, state)
-
-
-def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Return a module's attributes, each with a copy of its content if it is a dict or a list."""
-    return {
-        name: (value, copy(value) if isinstance(value, (dict, list)) else None) for name, value in vars(module).items()
-    }
-
-
-def _restore(module: nn.Module, state: Mapping[str, tuple[Any, Any]]) -> None:
-    attributes = vars(module)
-    for name in attributes.keys() - state.keys():
-        del attributes[name]
-    for name, (value, content) in state.items():
-        if attributes.get(name) is not value:
-            attributes[name] = value
-        if isinstance(value, dict) and not _same(list(value.items()), list(content.items())):
-            value.clear()
-            value.update(content)
-        elif isinstance(value, list) and not _same(list(enumerate(value)), list(enumerate(content))):
-            value[:] = content
-
-
-def _same(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
-    """Say whether two lists of items have the same keys and the very same values, in order."""
-    return len(a) == len(b) and all(k == other and v is w for (k, v), (other, w) in zip(a, b, strict=True))
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune._base.modes import untouched
 from fxprune.capturing.blame import Watch, watching
-from fxprune.capturing.exported import untouched
 from fxprune.capturing.normalize.edit import aten, is_op
 from fxprune.capturing.prepared import Example
 from fxprune.capturing.source import Source

@@ -7,22 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import PlanError
-from fxprune.bridging.bridge import Bridged, bridge
+from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.budget.solver import Solution
-from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import CalibrationInputs
-from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.arguments import check_steps, check_types, constraints_of, target_of
 from fxprune.compiler.finish import Job, finish, insist
@@ -31,20 +27,18 @@ from fxprune.compiler.progress import Stages
 from fxprune.compiler.put_back import put_back
 from fxprune.compiler.steps import at_full_size, in_steps
 from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.data.batch import Batch
-from fxprune.data.batches import Batches, check_weights, device_of, probe, without_values
+from fxprune.data.batches import Batches
+from fxprune.data.checks import check_weights, device_of, probe, without_values
 from fxprune.latency.start import liked_widths, meeting_of
 from fxprune.recovery.recovery import check_recovery
-from fxprune.reporting.building import make_report, removed_by, shapes_of
+from fxprune.reporting.building import make_report, removed_by
 from fxprune.reporting.record import attach, report
-from fxprune.rewriting.emission import emit
-from fxprune.rewriting.plan import Plan, check_fits
-from fxprune.rewriting.slicing import slice_graph
 from fxprune.scoring import Scorer, score, scorer_of
 from fxprune.scoring.loss import Loss
-from fxprune.storage.shards import Shards, apply_to_files
-from fxprune.twin.interpreter import verify as verify_against_twin
+from fxprune.twin.certificate import verify as verify_against_twin
 
 #: Stands for "whatever the method prefers".
 AUTO: Literal["auto"] = "auto"
@@ -227,58 +221,3 @@ def _in_steps(
     found = make_report(coupling, bridged, solution, plan, certificate, last.skipped, last.seconds)
     latency = last.latency and replace(last.latency, dense_ms=dense_ms or last.latency.dense_ms)
     return attach(pruned, replace(found, latency=latency, notes=(*found.notes, *notes)))
-
-
-@overload
-def apply(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module: ...
-
-
-@overload
-def apply(model: Plan, plan: str | PathLike[str], out: str | PathLike[str]) -> Shards: ...
-
-
-def apply(model: Any, plan: Any, out: Any = None) -> Any:
-    """Applies a plan to another instance of the architecture that it was made for; weights are sliced, not recovered.
-
-    ``apply(model, plan)`` returns the pruned model. ``apply(plan, "in/*.safetensors", "out/")`` slices the weights from
-    files to files without ever holding the model (see `fxprune.storage.shards.apply_to_files`).
-
-    Raises:
-        PlanError: the plan does not fit this model, or these files.
-        TypeError: an output directory without files, or files without one.
-    """
-    if isinstance(model, Plan) != (out is not None):
-        raise TypeError("apply: expected (model, plan), or (plan, files, out) with a directory to write to")
-    return _apply_to_model(model, plan) if out is None else apply_to_files(model, plan, out)
-
-
-def _apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
-    if not isinstance(plan, Plan):
-        raise PlanError(f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one")
-    whole = unwrapped(runnable(model))
-    check_fits(plan, whole)
-    module = Islands(whole, plan.islands) if plan.islands else whole
-    device = device_of(module)
-    example, grown = (_at_dtype(plan.example.call(module, device, grow=grow), module) for grow in (0, 1))
-    args, kwargs = example
-    captured = capture(module if plan.islands else model, args, kwargs, batches=[grown])
-    coupling = couple(captured)
-    check_fits(plan, shapes_of(captured))
-    bridged = bridge(coupling, plan.bridged, plan.seed)
-    if bridged is None:
-        raise PlanError(f"the plan bridges {', '.join(plan.bridged)}, which this model does not allow")
-    left = bridged.coupling
-    removed = removed_by(left, plan)
-    pruned = emit(left.captured, slice_graph(left, removed))
-    solution = Solution(removed, left.units_of(removed), Cost(**plan.before), Cost(**plan.after))
-    record = make_report(coupling, bridged, solution, plan, None, (), {})
-    result = put_back(whole, plan.islands, pruned, plan, args[0])[0] if plan.islands else pruned
-    return attach(result, record)
-
-
-def _at_dtype(call: Any, model: nn.Module) -> Any:
-    """Returns a call with floating tensors of the model's dtype: it may have moved since the plan was made."""
-    dtype = main_dtype(model.parameters())
-    return pytree.tree_map_only(
-        Tensor, lambda x: x.to(dtype) if dtype is not None and x.is_floating_point() else x, call
-    )

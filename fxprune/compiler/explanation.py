@@ -15,9 +15,11 @@ from fxprune._base.names import layer_of
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.islands import capture_or_parts, captured_islands
 from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.interpreter import Coupling, Frozen, couple
+from fxprune.coupling.coupling import Coupling, Frozen
+from fxprune.coupling.interpreter import couple
 from fxprune.coupling.units import Group
-from fxprune.data.batches import Batches, device_of
+from fxprune.data.batches import Batches
+from fxprune.data.checks import device_of
 from fxprune.reporting.tables import frozen_table, table
 
 __all__ = ["Explanation", "GroupInfo", "explain"]

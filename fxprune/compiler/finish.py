@@ -17,7 +17,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.depth import solve_with_bridges
 from fxprune.capturing.inputs import CalibrationInputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.data.batch import Batch
 from fxprune.latency.search import Meeting
 from fxprune.recovery.recovery import recover as recover_weights
@@ -27,8 +27,8 @@ from fxprune.reporting.record import attach
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.scoring import Scorer
-from fxprune.twin.interpreter import Certificate
-from fxprune.twin.interpreter import verify as verify_against_twin
+from fxprune.twin.certificate import Certificate
+from fxprune.twin.certificate import verify as verify_against_twin
 
 
 class Timed(Protocol):

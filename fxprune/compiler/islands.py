@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,13 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError
+from fxprune._base.modes import untouched
 from fxprune.capturing.captured import Captured, capture
-from fxprune.capturing.exported import untouched
 from fxprune.capturing.source import unwrapped
 from fxprune.data.batch import Batch
-from fxprune.data.batches import Batches, device_of, evaluating
-
-#: (args, kwargs)
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+from fxprune.data.batches import Batches
+from fxprune.data.calls import Call, calls_of
+from fxprune.data.checks import device_of
 
 
 def capture_or_parts(
@@ -136,22 +134,6 @@ def _copied(model: nn.Module) -> nn.Module:
             "the model cannot be captured whole, and it cannot be copied to be captured in parts "
             f"({type(error).__name__}: {error}): keep files, locks and the like outside it"
         ) from error
-
-
-def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, list[Call]]:
-    """Returns the calls that each submodule gets in one evaluation-mode call of the model, tensors copied."""
-    found: dict[str, list[Call]] = {name: [] for name in names}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        for name in found:
-
-            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                found[name].append(pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (args, kwargs)))
-
-            part = model.get_submodule(name)
-            stack.enter_context(part.register_forward_pre_hook(note, with_kwargs=True))
-        model(*call[0], **call[1])
-    return found
 
 
 class Islands(nn.Module):

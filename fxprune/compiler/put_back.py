@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError
+from fxprune._base.modes import evaluating
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.captured import Captured, capture
-from fxprune.compiler.islands import Call
 from fxprune.compiler.steps import at_full_size
-from fxprune.coupling.interpreter import Coupling, couple
-from fxprune.data.batches import evaluating
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
+from fxprune.data.calls import Call
 from fxprune.reporting.building import removed_by
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.plan import Plan
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import Certificate, Run, compare, lifted
+from fxprune.twin.certificate import Certificate, compare, lifted
+from fxprune.twin.interpreter import Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)

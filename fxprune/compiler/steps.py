@@ -13,7 +13,7 @@ from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.reporting.record import report
 from fxprune.rewriting.plan import Kept, Plan
 from fxprune.rewriting.slicing import keep_indices

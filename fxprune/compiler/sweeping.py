@@ -16,9 +16,9 @@ from torch.export import ExportedProgram
 from tqdm import tqdm
 
 from fxprune._base.errors import BudgetError, ScorerError, VerificationError
+from fxprune._base.modes import evaluating, untouched
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.capturing.exported import untouched
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.source import runnable
 from fxprune.compiler.api import compile
@@ -27,9 +27,11 @@ from fxprune.compiler.finish import Job, finish
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.progress import Stages
 from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.data.batch import Batch
-from fxprune.data.batches import Batches, check_weights, device_of, evaluating, probe
+from fxprune.data.batches import Batches
+from fxprune.data.checks import check_weights, device_of, probe
 from fxprune.latency.measure import interleaved
 from fxprune.latency.start import liked_widths, meeting_of
 from fxprune.recovery.recovery import check_recovery

@@ -15,7 +15,7 @@ import numpy as np
 
 from fxprune.algebra.channels import Ids
 from fxprune.coupling.branches import collapses
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import form_groups
 
 

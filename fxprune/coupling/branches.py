@@ -18,7 +18,7 @@ from fxprune._base.names import fetch
 from fxprune.algebra.axes import size_of
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.constants import channel_dims
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 from fxprune.ops.registry import bind, mutates
 from fxprune.ops.slicer import Slicer

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxprune._base.names import fetch
 from fxprune.capturing.captured import TensorInfo
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction

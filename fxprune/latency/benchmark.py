@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CalibrationError, FxpruneError, brief
+from fxprune._base.modes import untouched
 from fxprune.budget.setting import BACKENDS, Setting, circumstances, threads_set
-from fxprune.capturing.exported import untouched
 from fxprune.data.batch import read_batch
-from fxprune.data.batches import device_of
+from fxprune.data.checks import device_of
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.memory import parameter_bytes, peak_bytes
 from fxprune.runtimes.backends import Runner, moved, runner

@@ -16,7 +16,7 @@ from fxprune.algebra.axes import Axes, Axis, labels_of
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.coupling.branches import collapse_of
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.latency.operation import Operand, Operation, Size, literal
 from fxprune.ops.registry import bind
 

@@ -13,7 +13,7 @@ from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.setting import Setting
 from fxprune.budget.solver import Solution
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.latency.layout import layout_of
 from fxprune.latency.operation import Operation
 from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel

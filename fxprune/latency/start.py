@@ -11,8 +11,8 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.setting import Setting
 from fxprune.capturing.captured import Captured
-from fxprune.coupling.interpreter import Coupling
-from fxprune.data.batches import device_of
+from fxprune.coupling.coupling import Coupling
+from fxprune.data.checks import device_of
 from fxprune.latency.layout import layout_of
 from fxprune.latency.search import Meeting
 from fxprune.latency.stopwatch import stopwatch_of

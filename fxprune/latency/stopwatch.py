@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune._base.modes import untouched
 from fxprune.budget.setting import Setting, threads_set
 from fxprune.capturing.captured import Captured
-from fxprune.capturing.exported import untouched
 from fxprune.latency.layout import example_call
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.operation import Operation

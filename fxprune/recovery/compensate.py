@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, fx
 
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.recovery.consumers import Consumer, apply_update, tensor_of
 from fxprune.recovery.moments import Moments, ridge_solve
 from fxprune.twin.interpreter import Run

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind
 
 _CONVS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default,

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.recovery.consumers import Consumer
 from fxprune.recovery.sequential import find_drift
 from fxprune.twin.interpreter import Run

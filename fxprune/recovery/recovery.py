@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxprune.algebra.channels import Mask
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.recovery.compensate import compensate
 from fxprune.recovery.consumers import find_consumers
 from fxprune.recovery.reconstruct import reconstruct

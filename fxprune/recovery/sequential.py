@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.algebra.channels import Mask
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind
 from fxprune.recovery.consumers import Consumer, apply_update, tensor_of
 from fxprune.recovery.moments import Moments, ridge_solve

@@ -20,7 +20,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.solver import Bound, Solution
 from fxprune.capturing.captured import Captured, TensorInfo
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis
 from fxprune.data.example import ExampleSpec
 from fxprune.reporting.distribution import ScoreSummary, summarize
@@ -28,7 +28,7 @@ from fxprune.reporting.layers import layer_rows
 from fxprune.reporting.record import FrozenRow, GroupRow, Report
 from fxprune.rewriting.plan import Plan
 from fxprune.rewriting.slicing import keep_indices
-from fxprune.twin.interpreter import Certificate
+from fxprune.twin.certificate import Certificate
 
 
 def make_report(

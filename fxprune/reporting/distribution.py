@@ -19,8 +19,8 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import cost_model
 from fxprune.budget.solver import Bound, ranking
-from fxprune.coupling.interpreter import Coupling
-from fxprune.scoring.scorer import STAYS
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.unit_scores import STAYS
 
 #: Bins of every histogram.
 BINS = 32

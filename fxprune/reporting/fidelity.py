@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._base.modes import evaluating
 from fxprune.data.batch import Batch
-from fxprune.data.batches import evaluating
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from fxprune._base.names import layer_of
 from fxprune.algebra.channels import Mask
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.coupling.branches import vanishing_groups
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.tracer import Contraction
 from fxprune.reporting.record import LayerRow
 

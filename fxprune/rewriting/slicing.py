@@ -16,7 +16,7 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.branches import host_of, removed_collapse
 from fxprune.coupling.constants import constant_value
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.slicer import Scaled
 

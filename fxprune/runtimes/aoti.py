@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from fxprune._base.errors import ExportError, brief
-from fxprune.runtimes.calls import Call, tensors_of
+from fxprune.data.calls import Call
+from fxprune.runtimes.calls import tensors_of
 from fxprune.runtimes.compare import Runner
 from fxprune.runtimes.program import Program
 

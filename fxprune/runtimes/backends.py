@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import FxpruneError, brief
 from fxprune._base.extras import need
 from fxprune.budget.setting import Setting
-from fxprune.data.batches import device_of
+from fxprune.data.checks import device_of
 
 #: One forward pass on inputs that do not change.
 Runner: TypeAlias = Callable[[], Any]

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError
 from fxprune.capturing.normalize.dtypes import main_dtype
-from fxprune.compiler.islands import calls_of
-from fxprune.data.batches import device_of
+from fxprune.data.calls import Call, calls_of
+from fxprune.data.checks import device_of
 from fxprune.data.example import TensorSpec
 from fxprune.reporting.record import Report
-
-#: (args, kwargs)
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError, brief
-from fxprune.runtimes.calls import Call, tensors_of
+from fxprune.data.calls import Call
+from fxprune.runtimes.calls import tensors_of
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.sizes import other_sizes, resized, sizes_of
 

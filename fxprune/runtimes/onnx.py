@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fxprune._base.errors import ExportError, brief
 from fxprune._base.extras import need
-from fxprune.runtimes.calls import Call, tensors_of
+from fxprune.data.calls import Call
+from fxprune.runtimes.calls import tensors_of
 from fxprune.runtimes.compare import Runner
 from fxprune.runtimes.program import Program
 

@@ -15,10 +15,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError
-from fxprune.capturing.exported import export, untouched
+from fxprune._base.modes import untouched
+from fxprune.capturing.exported import export
 from fxprune.capturing.prepared import Example, prepare
 from fxprune.data.batch import short
-from fxprune.runtimes.calls import Call, Request, tensors_of
+from fxprune.data.calls import Call
+from fxprune.runtimes.calls import Request, tensors_of
 from fxprune.runtimes.sizes import expression, named_shape, names_of
 
 

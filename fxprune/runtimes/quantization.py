@@ -13,7 +13,8 @@ from torch import fx, nn
 from fxprune._base.errors import ExportError, FxpruneError, brief
 from fxprune._base.extras import need
 from fxprune.capturing.source import unwrapped
-from fxprune.data.batches import Batches, check_weights, device_of
+from fxprune.data.batches import Batches
+from fxprune.data.checks import check_weights, device_of
 from fxprune.reporting.record import Report, attach
 from fxprune.runtimes.calls import Request, requested, tensors_of
 from fxprune.runtimes.program import trace

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.runtimes.calls import Call
+from fxprune.data.calls import Call
 
 #: symbol of a program -> size
 Sizes: TypeAlias = Mapping[Any, int]

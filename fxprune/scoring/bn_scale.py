@@ -12,8 +12,9 @@ from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
 from fxprune._base.names import fetch
+from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.registry import bind
-from fxprune.scoring.scorer import Context, accumulate, register_scorer
+from fxprune.scoring.scorer import Context, register_scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fxprune.algebra.axes import Axis
+from fxprune.coupling.unit_scores import accumulate
 from fxprune.scoring.engine.reads import Input, as_shares, inputs_read
-from fxprune.scoring.scorer import Context, accumulate, register_scorer
+from fxprune.scoring.scorer import Context, register_scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from torch import Tensor, fx
 from fxprune._base.errors import CalibrationError, ScorerError
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
+from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.registry import bind
 from fxprune.scoring.engine.gradients import Gradients, gradients
 from fxprune.scoring.engine.targets import Target, find_targets
-from fxprune.scoring.scorer import Context, accumulate, register_scorer
+from fxprune.scoring.scorer import Context, register_scorer
 from fxprune.twin.interpreter import Run
 
 TARGETS = ("gamma", "gamma_beta", "weight")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fxprune._base.names import fetch
+from fxprune.coupling.unit_scores import accumulate
 from fxprune.scoring.engine.shares import layers_that, remaining_share
-from fxprune.scoring.scorer import Context, accumulate, register_scorer
+from fxprune.scoring.scorer import Context, register_scorer
 
 
 @dataclass(frozen=True, slots=True)

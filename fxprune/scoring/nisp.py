@@ -15,7 +15,7 @@ from fxprune._base.errors import ScorerError
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import Axis, explicit
 from fxprune.algebra.channels import Ids
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.shares import layers_that, remaining_share

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import fetch
+from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.scope import check_scope, within
 from fxprune.scoring.engine.shares import layers_that, remaining_share
-from fxprune.scoring.scorer import Context, accumulate, register_scorer
+from fxprune.scoring.scorer import Context, register_scorer
 from fxprune.twin.interpreter import Run
 
 

@@ -148,7 +148,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
         return attach(_load_graph(source, found), summary)
     model = unwrapped(model)
     check_fits(plan, model)
-    from fxprune.compiler.api import apply
+    from fxprune.storage.application import apply
 
     _check_example(plan)
     with untrusted.reading(f"{PLAN}: the plan for this model"):

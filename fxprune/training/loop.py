@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
-from fxprune.capturing.exported import untouched
+from fxprune._base.modes import untouched
 from fxprune.data.batch import Batch
-from fxprune.data.batches import probe
+from fxprune.data.checks import probe
 from fxprune.recovery.reinit import Reset, reset_weights
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed

@@ -16,9 +16,9 @@ from torch import nn
 
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
-from fxprune.capturing.exported import untouched
+from fxprune._base.modes import untouched
 from fxprune.data.batch import ForwardArgs
-from fxprune.data.batches import check_weights, device_of
+from fxprune.data.checks import check_weights, device_of
 from fxprune.recovery.reinit import Reset, check_resettable
 from fxprune.scoring.loss import Loss
 from fxprune.training.feed import Feed, feed_of

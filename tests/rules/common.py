@@ -14,9 +14,10 @@ from fxprune.algebra.channels import Mask
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import Captured, capture
-from fxprune.coupling.interpreter import Coupling, couple
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.interpreter import Certificate, verify
+from fxprune.twin.certificate import Certificate, verify
 from tests.util import randomise
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.algebra.channels import Mask
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.twin.interpreter import Run
 from tests.rules.common import Case, Fn, certify, check, check_case, coupled, groups_of, prepared, removal
 

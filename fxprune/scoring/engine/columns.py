@@ -9,7 +9,7 @@ import numpy as np
 
 from fxprune.algebra.axes import explicit
 from fxprune.algebra.channels import Ids
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.recovery.consumers import Consumer
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import is_labelled
 from fxprune.capturing.inputs import Inputs
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.loss import Loss
 from fxprune.twin.interpreter import Run

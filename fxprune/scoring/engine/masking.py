@@ -19,7 +19,7 @@ from fxprune._base.errors import ScorerError
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.inputs import Flat
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring.engine.gradients import batch_size
 from fxprune.scoring.engine.suffix import Suffix
 from fxprune.scoring.scorer import Context

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
 from fxprune.algebra.axes import Axis, labels_of
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.scoring.engine.gradients import batch_size
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.scorer import Context

@@ -8,10 +8,10 @@ import torch
 from fxprune._base.errors import NothingToPruneError, ScorerError
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import labels_of
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
 from fxprune.ops.tracer import Contraction
-from fxprune.scoring.scorer import STAYS
 
 SCOPES = ("all", "mlp")
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fxprune.scoring.scorer import Context, accumulate
+from fxprune.coupling.unit_scores import accumulate
+from fxprune.scoring.scorer import Context
 
 #: Scores count up to so many times this quantile of their group's: a few units of a transformer carry nearly all of a
 #: layer's activations, up to 1e5 times the quantile, and would make all others look like nothing beside them.

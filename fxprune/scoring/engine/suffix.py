@@ -19,10 +19,11 @@ from torch.nn import functional
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind
 from fxprune.ops.tracer import Contraction
-from fxprune.twin.interpreter import TOLERANCE, Run, last_uses
+from fxprune.twin.certificate import TOLERANCE
+from fxprune.twin.interpreter import Run, last_uses
 
 _aten = torch.ops.aten
 _CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}

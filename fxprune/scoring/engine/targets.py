@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxprune._base.names import fetch
-from fxprune.coupling.interpreter import Coupling
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis
 from fxprune.ops.families.elementwise import pointwise
 from fxprune.ops.registry import bind, rule_of

@@ -1,0 +1,88 @@
+"""The rooms of the package in their order, and the picture of them in architecture.md: ``python docs/rooms.py`` draws it.
+
+A room imports only rooms above it in the table, modules of a room do not import each other in a circle, and nothing
+that begins with an underscore leaves its room. ``tests/test_rooms.py`` holds the code to that.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "fxprune"
+
+#: Lowest first: each imports only what stands above it. The empty name is the package itself, its public names.
+ROOMS = (
+    "_base", "algebra", "data", "capturing", "ops", "coupling", "twin", "recovery", "scoring", "bridging", "budget",
+    "rewriting", "reporting", "runtimes", "latency", "compiler", "storage", "training", "contrib", "", "cli",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported name.
+
+    Attributes:
+        module: who imports, without the package's name.
+        source: the module that it comes from, or the module that is imported.
+        name: what is imported; empty for a module.
+        line: where.
+        late: it does not run when the module is imported: it stands in a function, or is for type checkers.
+    """
+
+    module: str
+    source: str
+    name: str
+    line: int
+    late: bool = False
+
+
+def modules() -> dict[str, Path]:
+    """Returns every module of the package by its name, without the package's own."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports() -> Iterator[Import]:
+    """Yields what the package imports of itself, wherever it stands: in functions and for types as well."""
+    known = modules()
+    for module, path in known.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        now = set(tree.body)
+        for node in ast.walk(tree):
+            late = node not in now
+            if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith("fxprune."):
+                source = node.module.removeprefix("fxprune").removeprefix(".")
+                for alias in node.names:
+                    inner = f"{source}.{alias.name}".removeprefix(".")
+                    found = (inner, "") if inner in known else (source, alias.name)
+                    yield Import(module, *found, node.lineno, late)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if f"{alias.name}.".startswith("fxprune."):
+                        source = alias.name.removeprefix("fxprune").removeprefix(".")
+                        yield Import(module, source, "", node.lineno, late)
+
+
+def room_of(module: str) -> str:
+    """Returns the room of a module; empty for the package itself."""
+    return module.partition(".")[0]
+
+
+def upward() -> list[str]:
+    """Returns the imports that break the order, in words."""
+    place = {room: i for i, room in enumerate(ROOMS)}
+    return [
+        f"{i.module}:{i.line} imports {i.source} {i.name}"
+        for i in imports()
+        if place[room_of(i.source)] > place[room_of(i.module)]
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(upward()))

@@ -1,0 +1,63 @@
+"""A plan applied to another instance of the architecture that it was made for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import PlanError
+from fxprune.bridging.bridge import bridge
+from fxprune.budget.cost import Cost
+from fxprune.budget.solver import Solution
+from fxprune.capturing.captured import capture
+from fxprune.capturing.normalize.dtypes import main_dtype
+from fxprune.capturing.source import runnable, unwrapped
+from fxprune.compiler.islands import Islands
+from fxprune.compiler.put_back import put_back
+from fxprune.coupling.interpreter import couple
+from fxprune.data.checks import device_of
+from fxprune.reporting.building import make_report, removed_by, shapes_of
+from fxprune.reporting.record import attach
+from fxprune.rewriting.emission import emit
+from fxprune.rewriting.plan import Plan, check_fits
+from fxprune.rewriting.slicing import slice_graph
+
+
+def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
+    """Returns the pruned model; weights are sliced, not recovered.
+
+    Raises:
+        PlanError: the plan does not fit this model.
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one")
+    whole = unwrapped(runnable(model))
+    check_fits(plan, whole)
+    module = Islands(whole, plan.islands) if plan.islands else whole
+    device = device_of(module)
+    example, grown = (_at_dtype(plan.example.call(module, device, grow=grow), module) for grow in (0, 1))
+    args, kwargs = example
+    captured = capture(module if plan.islands else model, args, kwargs, batches=[grown])
+    coupling = couple(captured)
+    check_fits(plan, shapes_of(captured))
+    bridged = bridge(coupling, plan.bridged, plan.seed)
+    if bridged is None:
+        raise PlanError(f"the plan bridges {', '.join(plan.bridged)}, which this model does not allow")
+    left = bridged.coupling
+    removed = removed_by(left, plan)
+    pruned = emit(left.captured, slice_graph(left, removed))
+    solution = Solution(removed, left.units_of(removed), Cost(**plan.before), Cost(**plan.after))
+    record = make_report(coupling, bridged, solution, plan, None, (), {})
+    result = put_back(whole, plan.islands, pruned, plan, args[0])[0] if plan.islands else pruned
+    return attach(result, record)
+
+
+def _at_dtype(call: Any, model: nn.Module) -> Any:
+    """Returns a call with floating tensors of the model's dtype: it may have moved since the plan was made."""
+    dtype = main_dtype(model.parameters())
+    return pytree.tree_map_only(
+        Tensor, lambda x: x.to(dtype) if dtype is not None and x.is_floating_point() else x, call
+    )

@@ -1,0 +1,31 @@
+"""Calls: the arguments that a model, or a part of it, is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune._base.modes import evaluating
+
+#: (args, kwargs)
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, list[Call]]:
+    """Returns the calls that each submodule gets in one evaluation-mode call of the model, tensors copied."""
+    found: dict[str, list[Call]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name in found:
+
+            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                found[name].append(pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (args, kwargs)))
+
+            part = model.get_submodule(name)
+            stack.enter_context(part.register_forward_pre_hook(note, with_kwargs=True))
+        model(*call[0], **call[1])
+    return found

@@ -1,0 +1,158 @@
+"""Whether a model can work with its data: one device, finite weights, and a pass that succeeds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import CalibrationError
+from fxprune._base.modes import evaluating
+from fxprune.data.batch import Batch, bad_batch, short
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Returns the one device that holds the model's parameters and buffers (``cpu`` if it has none).
+
+    Raises:
+        CalibrationError: they lie on several devices.
+    """
+    places: dict[torch.device, str] = {}
+    for name, tensor in _tensors(model):
+        places.setdefault(tensor.device, name)
+    if len(places) > 1:
+        found = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise CalibrationError(f"the model: expected one device for all of it, got {found}: move it with .to(device)")
+    return next(iter(places), torch.device("cpu"))
+
+
+def without_values(model: nn.Module, needs: Sequence[str], recover: str | None, verify: bool) -> bool:
+    """Returns whether a model lies on the meta device, and nothing that is asked for needs its values.
+
+    Raises:
+        CalibrationError: something does.
+    """
+    if not any(tensor.is_meta for _, tensor in _tensors(model)):
+        return False
+    asked = [f"the method needs {' and '.join(needs)}"] if needs else []
+    asked += [f"recover={recover!r}"] if recover is not None else []
+    asked += ["verify=True"] if verify else []
+    if asked:
+        raise CalibrationError(
+            f"the model lies on the meta device and has no values to work with, but {', '.join(asked)}: choose "
+            "method='random' or a Scorer with needs=(), recover=None and verify=False, then apply the plan to the weights"
+        )
+    return True
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Returns whether a tensor is an additive mask: zeros and -Inf."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return False
+    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
+
+
+def check_weights(model: nn.Module) -> None:
+    """Makes sure that the model's parameters and buffers hold only finite numbers.
+
+    -Inf is allowed in a buffer that is no batch-norm statistic: attention masks are kept that way.
+
+    Raises:
+        CalibrationError: NaN or Inf, or no values at all; names the tensor.
+    """
+    parameters = {id(parameter) for parameter in model.parameters()}
+    statistics = {
+        id(buffer)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer in module.buffers(recurse=False)
+    }
+    for name, tensor in _tensors(model):
+        mask_like = id(tensor) not in parameters | statistics
+        if tensor.is_meta:
+            raise CalibrationError(f"the model: {name} lies on the meta device; expected values to work with")
+        if flaw := non_finite(tensor, allow_minus_inf=mask_like):
+            kind = "parameter" if id(tensor) in parameters else "buffer"
+            raise CalibrationError(f"the model: {kind} {name} holds {flaw}; expected finite numbers")
+
+
+def probe(model: nn.Module, batch: Batch) -> None:
+    """Makes sure that the model accepts a batch, by a forward pass in evaluation mode on two samples.
+
+    Buffers are copied for the pass, flags and attributes restored: the model stays as it is.
+
+    Raises:
+        CalibrationError: the model raised; tells what the batch holds and what the model's parameters are.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*batch.args, **batch.kwargs)
+    except TypeError as error:
+        kept_out = "" if batch.targets is None else " and targets, which are kept out of the call"
+        raise bad_batch(0, f"forward{signature}: {error}; got {batch}{kept_out}; see forward_args") from error
+    try:
+        _forward(model, _narrowed(batch, 2))
+    except Exception:  # a model may insist on its batch size: what counts is the batch as it is
+        _forward_or_tell(model, batch)
+
+
+def non_finite(tensor: Tensor, *, allow_minus_inf: bool = False) -> str:
+    """Returns what a tensor holds of ``"NaN"``, ``"Inf"`` or ``"-Inf"``; ``""`` for nothing of the kind."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return ""
+    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if not values.is_floating_point():
+        return ""
+    if values.element_size() == 1:  # float8 has no aminmax
+        values = values.float()
+    low, high = (float(bound) for bound in torch.aminmax(values))
+    if low != low:
+        return "NaN"
+    if high == float("inf"):
+        return "Inf"
+    return "-Inf" if low == float("-inf") and not allow_minus_inf else ""
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
+    try:
+        _forward(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        complaint = f"{type(error).__name__}: {error}"
+        wanted = _wanted(model, batch, complaint)
+        raise bad_batch(0, f"the model fails on it: {complaint}\n  expected {wanted}\n  got {batch}") from error
+
+
+def _forward(model: nn.Module, batch: Batch) -> None:
+    with evaluating(model):
+        model(*batch.args, **batch.kwargs)
+
+
+def _narrowed(batch: Batch, size: int) -> Batch:
+    def part(tensor: Tensor) -> Tensor:
+        return tensor[:size] if tensor.ndim and tensor.shape[0] == batch.size else tensor
+
+    args, kwargs = pytree.tree_map_only(Tensor, part, (batch.args, batch.kwargs))
+    return Batch(args, kwargs, None, min(size, batch.size))
+
+
+def _wanted(model: nn.Module, batch: Batch, complaint: str) -> str:
+    """Returns what the model would want instead, as far as its parameters and its complaint tell."""
+    tensors = [leaf for _, leaf in batch.leaves() if isinstance(leaf, Tensor)]
+    floating = any(tensor.is_floating_point() for tensor in tensors)
+    if "indices" in complaint and floating:
+        return "int64 or int32 indices for an embedding: convert them with .long()"
+    kinds = sorted({short(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()})
+    strange = any(short(tensor.dtype) not in kinds for tensor in tensors)
+    if kinds and strange and (floating or any(tensor.dtype == torch.uint8 for tensor in tensors)):
+        return f"{' or '.join(kinds)}, as the model's parameters are: convert the data or the model"
+    return "a batch that the model's forward accepts"
