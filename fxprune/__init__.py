@@ -11,6 +11,7 @@ from fxprune._base.errors import (
     MissingExtraError,
     NothingToPruneError,
     PlanError,
+    RuleError,
     ScorerError,
     TrainingError,
     UnsupportedOpError,
@@ -28,7 +29,8 @@ from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.latency import Bench, Latency, bench
-from fxprune.ops import families as _rules
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.recovery.recovery import recover
 from fxprune.reporting.html import write_html
 from fxprune.reporting.pareto import Sweep
@@ -75,6 +77,8 @@ __all__ = [
     "PrunedModule",
     "Recipe",
     "Report",
+    "Rule",
+    "RuleError",
     "Scorer",
     "ScorerError",
     "Sweep",
@@ -94,6 +98,7 @@ __all__ = [
     "load",
     "quantize",
     "recover",
+    "register_rule",
     "register_scorer",
     "report",
     "retrain",
@@ -107,4 +112,4 @@ __all__ = [
     "write_html",
 ]  # fmt: skip
 
-del _keep_old_names, _rules
+del _keep_old_names

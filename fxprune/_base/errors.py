@@ -18,6 +18,10 @@ class UnsupportedOpError(FxpruneError):
     """Under ``strict=True``: an operator has no coupling rule."""
 
 
+class RuleError(FxpruneError, ValueError):
+    """A declaration of an op that lacks something, or does not fit the op; names it."""
+
+
 class CalibrationError(FxpruneError, ValueError):
     """Calibration data that is empty, exhausted, not finite, or does not fit the model."""
 

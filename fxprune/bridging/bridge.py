@@ -26,15 +26,8 @@ from fxprune.coupling.blocks import has_blocks, with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.units import Group
-from fxprune.ops.registry import bind
+from fxprune.ops.registry import bind, is_kind
 from fxprune.ops.tracer import Contraction
-
-_aten = torch.ops.aten
-_POOLS = {1: _aten.avg_pool1d.default, 2: _aten.avg_pool2d.default, 3: _aten.avg_pool3d.default}
-_POOLING = {
-    _aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default,
-    _aten.avg_pool1d.default, _aten.avg_pool2d.default, _aten.avg_pool3d.default,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +120,9 @@ def _at_size(coupling: Coupling, graph: fx.Graph, span: Span, nodes: Mapping[fx.
     if all(ratio == 1 for ratio in ratios):
         return nodes[span.entry]
     with graph.inserting_before(nodes[span.exit]):
-        pool = graph.call_function(_POOLS[len(ratios)], (nodes[span.entry], ratios, ratios))
+        pool = graph.call_function(
+            getattr(torch.ops.aten, f"avg_pool{len(ratios)}d").default, (nodes[span.entry], ratios, ratios)
+        )
     pool.meta = {key: value for key, value in span.exit.meta.items() if key == "module"}
     return pool
 
@@ -185,7 +180,7 @@ def _drawn(model: nn.Module, name: str, shape: Sequence[int], like: Tensor, seed
 def _without_idle_pools(captured: Captured, module: fx.GraphModule) -> fx.GraphModule:
     """Returns the graph without poolings between which no layer is left, where the outputs keep their shapes."""
     for node in list(module.graph.nodes):
-        if node.target in _POOLING and _idle(node):
+        if is_kind(node, "pool") and _idle(node):
             trial: dict[fx.Node, fx.Node] = {}
             graph = fx.Graph()
             graph.output(graph.graph_copy(module.graph, trial))
@@ -202,7 +197,7 @@ def _idle(pool: fx.Node) -> bool:
     node: Any = pool.args[0]
     while isinstance(node, fx.Node) and node.op == "call_function" and is_pointwise(node):
         node = node.all_input_nodes[0]
-    return isinstance(node, fx.Node) and (node.target in _POOLING or node.op == "placeholder")
+    return isinstance(node, fx.Node) and (is_kind(node, "pool") or node.op == "placeholder")
 
 
 def _understood(captured: Captured, module: fx.GraphModule) -> Captured | None:

@@ -8,17 +8,14 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
 from torch import fx
 
 from fxprune.algebra.axes import Axis, labels_of
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
-from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.registry import bind, is_kind, rule_of
 from fxprune.ops.tracer import Contraction
-
-_aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +65,7 @@ def find_span(coupling: Coupling, group: Group) -> Span | None:
     if last is None or not isinstance(entry, fx.Node) or entry not in nx.ancestors(flow, last):
         return None
     way = nx.descendants(flow, last) & held
-    odd = [n for n in way if n.target is not _aten.reshape.default and _has_sizes(n)]
+    odd = [n for n in way if not is_kind(n, "reshape") and _has_sizes(n)]
     return None if odd else Span(entry, last, readers, tuple(n for n in inside if n in way and _has_sizes(n)))
 
 
@@ -137,7 +134,4 @@ def _exit(
 
 def is_pointwise(node: fx.Node) -> bool:
     """Returns whether a node works on one value, element by element."""
-    target = node.target
-    tags = getattr(target, "tags", ())
-    keeps = torch.Tag.pointwise in tags or target is _aten.dropout.default
-    return keeps and len(node.all_input_nodes) == 1
+    return is_kind(node, "elementwise", "addition") and len(node.all_input_nodes) == 1

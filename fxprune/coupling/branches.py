@@ -8,6 +8,7 @@ must keep a channel.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,10 +21,8 @@ from fxprune.algebra.channels import Mask
 from fxprune.coupling.constants import channel_dims
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
-from fxprune.ops.registry import bind, mutates
+from fxprune.ops.registry import bind, is_kind, mutates
 from fxprune.ops.slicer import Slicer
-
-_ADD = torch.ops.aten.add.Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +45,7 @@ class Collapse:
 def collapse_of(coupling: Coupling, slicer: Slicer) -> Collapse:
     """Returns what a removal leaves constant, and whether that can be emitted."""
     graph = coupling.captured.module.graph
-    starts = {
-        c.node: c for c in coupling.contractions
-        if c.weight is not None and size_of(c.axis) and not slicer.count(c.axis)
-    }  # fmt: skip
-    constant = channel_dims(coupling, starts)
+    constant = channel_dims(coupling, slicer)
     live, frontier = _reach(graph, constant)
     legal = all(_meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live)
     legal = legal and all(_filled(coupling, slicer, node) for node in live)
@@ -73,7 +68,7 @@ def _reach(graph: fx.Graph, constant: Container[fx.Node]) -> tuple[frozenset[fx.
 
 
 def _meets_skip(coupling: Coupling, node: fx.Node, user: fx.Node, live: frozenset[fx.Node]) -> bool:
-    if user.target is not _ADD:
+    if not is_kind(user, "addition"):
         return False
     a = bind(user)
     other = a.other if a.self is node else a.self
@@ -113,8 +108,8 @@ def host_of(coupling: Coupling, collapse: Collapse, node: fx.Node) -> str | None
     waiting, seen = [node], set()
     while waiting:
         current = waiting.pop(0)
-        arguments = bind(current)
-        for source in [arguments.bias] if hasattr(arguments, "bias") else current.all_input_nodes:
+        arguments = vars(bind(current)) if current.target is not operator.getitem else {}
+        for source in [arguments["bias"]] if "bias" in arguments else current.all_input_nodes:
             if source is not None and source.op == "get_attr" and _is_home(coupling, source, channels):
                 return str(source.target)
         for source in current.all_input_nodes:

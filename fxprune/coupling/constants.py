@@ -1,9 +1,9 @@
-"""Constants: what a layer without inputs leaves, one value for each channel, followed through what only moves it about."""
+"""Constants: what a layer without inputs leaves, one value for each channel, followed as far as ops keep it so."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Mapping
+import operator
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,218 +11,123 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import fetch
+from fxprune.algebra.axes import size_of
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
+from fxprune.ops.constants import Constants
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.slicer import Slicer
-from fxprune.ops.tracer import Contraction
 from fxprune.ops.twin import Twin
 
-_aten = torch.ops.aten
-_Shape = tuple[int, ...]
 
-
-def channel_dims(coupling: Coupling, starts: Mapping[fx.Node, Contraction]) -> dict[fx.Node, int]:
+def channel_dims(coupling: Coupling, slicer: Slicer) -> dict[fx.Node, int]:
     """Returns the nodes whose value is one constant for each channel, with the dimension of the channels.
 
-    Args:
-        coupling: of the captured graph.
-        starts: contractions that have nothing left to sum; what they add is the constant.
+    They begin at contractions with a weight that have nothing left to sum; what those add is the constant.
     """
     found: dict[fx.Node, int] = {}
+    starts = {
+        c.node for c in coupling.contractions
+        if c.weight is not None and size_of(c.axis) and not slicer.count(c.axis)
+    }  # fmt: skip
+    constants = Constants(coupling.captured.info, found)
     weights: set[fx.Node] = set()  # and what is computed from them alone
     for node in coupling.captured.module.graph.nodes if starts else ():
         if node.op == "get_attr" or (node.all_input_nodes and weights.issuperset(node.all_input_nodes)):
             weights.add(node)
-        elif node in starts:
-            found[node] = _of_start(coupling, starts[node])
-        elif (dim := _of_others(coupling, node, found, weights)) is not None:
-            found[node] = dim
+        elif node.op == "call_function":
+            dim = _start(constants, node) if node in starts else _follow(constants, node, weights)
+            if dim is not None:
+                found[node] = dim
     return found
 
 
-def _shape(coupling: Coupling, node: Any) -> _Shape | None:
-    info = coupling.captured.info.get(node)
-    return info.shape if isinstance(info, TensorInfo) else None
+def _start(constants: Constants, node: fx.Node) -> int | None:
+    rule = rule_of(node.target)
+    empty = rule.empty(constants, node, bind(node)) if rule is not None and rule.empty is not None else None
+    return None if empty is None else empty[0]
 
 
-def _of_start(coupling: Coupling, start: Contraction) -> int:
-    weight = _shape(coupling, start.weight)
-    spatial = len(weight) - 2 if weight is not None else 0
-    return len(coupling.captured.info[start.node].shape) - 1 - spatial
-
-
-def _of_others(
-    coupling: Coupling, node: fx.Node, found: Mapping[fx.Node, int], weights: Container[fx.Node]
-) -> int | None:
-    """Returns where the channels lie if a constant goes in, beside it nothing but weights, and nothing else comes out."""
-    sources = [s for s in node.all_input_nodes if _shape(coupling, s) is not None]
-    shape = _shape(coupling, node)
-    if shape is None or not any(s in found for s in sources) or not isinstance(node.target, torch._ops.OpOverload):
+def _follow(constants: Constants, node: fx.Node, weights: set[fx.Node]) -> int | None:
+    """Returns where the channels lie if a constant goes in, beside it nothing but weights, and a constant comes out."""
+    found = constants.found
+    sources = [s for s in node.all_input_nodes if constants.shape(s) is not None]
+    if not any(s in found for s in sources) or not all(s in found or s in weights for s in sources):
         return None
-    if not all(s in found or s in weights for s in sources):
+    if node.target is operator.getitem:
+        info = constants.info.get(node)
+        return found[sources[0]] if isinstance(info, TensorInfo) and info.dtype.is_floating_point else None
+    rule = rule_of(node.target)
+    if rule is None or constants.shape(node) is None:
         return None
-    move = _MOVES.get(node.target)
-    if move is not None:
-        source = sources[0]
-        before = _shape(coupling, source)
-        assert before is not None
-        return move(bind(node), found[source], before, shape) if source in found else None
-    mixed = _MIXES.get(node.target)
-    if mixed is not None:
-        a = bind(node)
-        x = a.input if hasattr(a, "input") else a.self
-        return mixed(coupling, a, found[x]) if [s for s in sources if s in found] == [x] else None
-    return _elementwise(coupling, sources, shape, found) if torch.Tag.pointwise in node.target.tags else None
+    a = bind(node)
+    if rule.moves is not None:
+        return rule.moves(constants, node, a) if next(iter(vars(a).values())) in found else None
+    return rule.constant(constants, node, a) if rule.constant is not None else None
 
 
-def _elementwise(coupling: Coupling, sources: list[fx.Node], shape: _Shape, found: Mapping[fx.Node, int]) -> int | None:
-    """The channels of all constants lie one above the other, and parameters vary along no other dimension."""
-    from_end = {found[s] - len(coupling.captured.info[s].shape) for s in sources if s in found}
-    if len(from_end) > 1:
-        return None
-    dim = len(shape) + from_end.pop()
-    for source in sources:
-        own = coupling.captured.info[source].shape
-        offset = len(shape) - len(own)
-        if source not in found and any(size != 1 and i + offset != dim for i, size in enumerate(own)):
-            return None
-    return dim
-
-
-def _batch_norm(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
-    return 1 if dim == 1 and not a.training else None
-
-
-def _layer_norm(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
-    """Over the channels and nothing else."""
-    behind = coupling.captured.info[a.input].shape[dim:]
-    return dim if len(behind) == len(a.normalized_shape) == 1 else None
-
-
-def _group_norm(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
-    return dim if dim == 1 else None
-
-
-def _statistic(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
-    """Over the channels, their dimension kept; or over nothing but others."""
-    rank = len(coupling.captured.info[a.self].shape)
-    over = {d % rank for d in a.dim} if a.dim else set(range(rank))
-    if a.keepdim:
-        return dim
-    return None if dim in over else dim - sum(d < dim for d in over)
-
-
-def _sum(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
-    """Over the channels alone: along another dimension a sum counts the values."""
-    rank = len(coupling.captured.info[a.self].shape)
-    return dim if a.keepdim and a.dim and {d % rank for d in a.dim} == {dim} else None
-
-
-def _pointwise_layer(coupling: Coupling, a: SimpleNamespace, dim: int) -> int | None:
-    """A linear layer, or a convolution of kernel size 1, which reads channels and makes channels."""
-    weight, x = _shape(coupling, a.weight), _shape(coupling, a.input)
-    assert weight is not None and x is not None
-    flat = all(size == 1 for size in weight[2:]) and not any(getattr(a, "padding", ()))
-    return dim if dim == len(x) - len(weight) + 1 and flat and getattr(a, "groups", 1) == 1 else None
-
-
-def _permuted(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
-    return [d % len(before) for d in a.dims].index(dim)
-
-
-def _swapped(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
-    pair = [d % len(before) for d in ([v for k, v in vars(a).items() if k != "self"] or [0, 1])]
-    return pair[1 - pair.index(dim)] if dim in pair else dim
-
-
-def _reshaped(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
-    """The dimension of the same size with as many values behind it, if there is one."""
-    behind, size = math.prod(before[dim + 1 :]), before[dim]
-    places = [d for d, s in enumerate(after) if s == size and math.prod(after[d + 1 :]) == behind]
-    return places[0] if len(places) == 1 and size > 1 else None
-
-
-def _beside(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
-    """Other dimensions than the channels' are cut, rolled or flipped."""
-    touched = [d % len(before) for d in (a.dims if hasattr(a, "dims") else [a.dim])]
-    return dim if touched and dim not in touched else None  # rolled without dims it is rolled flat
-
-
-def _kept(a: SimpleNamespace, dim: int, before: _Shape, after: _Shape) -> int | None:
-    return dim + len(after) - len(before)
-
-
-_MOVES: Mapping[Any, Callable[[SimpleNamespace, int, _Shape, _Shape], int | None]] = {
-    _aten.permute.default: _permuted,
-    **dict.fromkeys((_aten.transpose.int, _aten.t.default), _swapped),
-    **dict.fromkeys(
-        (_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.unsqueeze.default,
-         _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default), _reshaped,
-    ),
-    **dict.fromkeys((_aten.slice.Tensor, _aten.roll.default, _aten.flip.default, _aten.index_select.default), _beside),
-    **dict.fromkeys(
-        (_aten.adaptive_avg_pool1d.default, _aten.adaptive_avg_pool2d.default, _aten.upsample_nearest2d.vec,
-         _aten.dropout.default, _aten.clone.default, _aten.contiguous.default, _aten.to.dtype, _aten.expand.default,
-         _aten.expand_as.default, torch.ops.fxprune.mark.default), _kept,
-    ),
-}  # fmt: skip
-
-#: ops that mix the channels of a constant, or ask what the other dimensions are; their masked twin gives the value
-_MIXES: Mapping[Any, Callable[[Coupling, SimpleNamespace, int], int | None]] = {
-    _aten.batch_norm.default: _batch_norm,
-    _aten.group_norm.default: _group_norm,
-    **dict.fromkeys((_aten.layer_norm.default, _aten.rms_norm.default), _layer_norm),
-    **dict.fromkeys((_aten.mean.dim, _aten.amax.default), _statistic),
-    **dict.fromkeys((_aten.sum.dim_IntList, _aten.var.correction, _aten.linalg_vector_norm.default), _sum),
-    **dict.fromkeys((_aten.linear.default, _aten.conv1d.default, _aten.conv2d.default), _pointwise_layer),
-}
-
-
-def constant_value(
-    coupling: Coupling, slicer: Slicer, constant: Mapping[fx.Node, int], node: fx.Node, tensors: Mapping[str, Tensor],
-    memo: dict[fx.Node, Tensor],
-) -> Tensor:  # fmt: skip
-    """Returns a constant node's value in float64, every dimension of size one but the channels', zero where those are gone.
+class ConstantValues:
+    """The values of constants in float64: every dimension of size one but the channels', zero where those are gone.
 
     Args:
         coupling: of the captured graph.
         slicer: what stays.
         constant: what `channel_dims` returned.
-        node: one of those, or what is computed from parameters alone.
-        tensors: replacements of parameters and buffers.
-        memo: values that are known; grows.
+        tensors: replacements of parameters and buffers, by name.
     """
 
-    def get(source: fx.Node) -> Tensor:
-        return constant_value(coupling, slicer, constant, source, tensors, memo)
+    def __init__(
+        self, coupling: Coupling, slicer: Slicer, constant: Mapping[fx.Node, int], tensors: Mapping[str, Tensor]
+    ) -> None:
+        self._coupling = coupling
+        self._constants = Constants(coupling.captured.info, constant)
+        self._tensors = tensors
+        self._twin = Twin(slicer, self.of)
+        self._known: dict[fx.Node, Any] = {}
 
-    if node not in memo:
-        memo[node] = _value(coupling, Twin(slicer, get), constant, node, tensors, get)
-    return memo[node]
+    def of(self, node: fx.Node) -> Any:
+        """Returns the value of a constant node, or of what is computed from parameters alone; a tuple for several."""
+        if node not in self._known:
+            self._known[node] = self._parameter(node) if node.op == "get_attr" else self._result(node)
+        return self._known[node]
 
+    def _parameter(self, node: fx.Node) -> Tensor:
+        name = str(node.target)
+        value = self._tensors[name] if name in self._tensors else fetch(self._coupling.captured.module, name)
+        value = _lifted(value.detach())
+        axes = list(enumerate(self._coupling.values[node] or ()))
+        return self._twin.scatter(self._twin.gather(value, axes), axes, value.shape)
 
-def _value(
-    coupling: Coupling, twin: Twin, constant: Mapping[fx.Node, int], node: fx.Node, tensors: Mapping[str, Tensor],
-    get: Callable[[fx.Node], Tensor],
-) -> Tensor:  # fmt: skip
-    if node.op == "get_attr":
-        found: Tensor = fetch(coupling.captured.module, str(node.target))
-        found = _lifted(tensors.get(str(node.target), found).detach())
-        axes = list(enumerate(coupling.values[node] or ()))
-        return twin.scatter(twin.gather(found, axes), axes, found.shape)
-    shape, dim = coupling.captured.info[node].shape, constant.get(node)
-    place = [-1 if d == dim else 1 for d in range(len(shape))]
-    a = SimpleNamespace(**{name: _lifted(value) for name, value in vars(bind(node)).items()})
-    if dim is not None and any(c.node is node and not twin.count(c.axis) for c in coupling.contractions):
-        added = getattr(a, "bias", None)
-        return (get(a.weight).new_zeros(shape[dim]) if added is None else get(added)).reshape(place)
-    # a conversion may cut off decimals
-    if dim is not None and node.target in _MOVES and node.target is not _aten.to.dtype:
-        return get(next(s for s in node.all_input_nodes if s in constant)).reshape(place)
-    rule = rule_of(node.target)
-    result: Tensor = rule.twin(twin, node, a) if rule and rule.twin else twin.run(node, **twin.value(vars(a)))
-    return result
+    def _result(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            value, index = self.of(node.all_input_nodes[0]), node.args[1]
+            # of an op that moves its operand all parts have the same value
+            return value[index] if isinstance(value, (tuple, list)) and isinstance(index, int) else value
+        rule, a = rule_of(node.target), bind(node)
+        if node in self._constants.found:
+            if any(c.node is node and not self._twin.count(c.axis) for c in self._coupling.contractions):
+                return self._empty(node, a)
+            if rule is not None and rule.moves is not None:
+                return self._placed(node, self.of(next(iter(vars(a).values()))))
+        arguments = {name: _lifted(value) for name, value in vars(a).items()}
+        if rule is not None and rule.twin is not None:
+            return rule.twin(self._twin, node, SimpleNamespace(**arguments))
+        return self._twin.run(node, **self._twin.value(arguments))
+
+    def _empty(self, node: fx.Node, a: SimpleNamespace) -> Tensor:
+        rule = rule_of(node.target)
+        found = None if rule is None or rule.empty is None else rule.empty(self._constants, node, a)
+        assert found is not None, f"{node}: it began a branch of constants"
+        dim, added = found
+        if added is not None:
+            return self._placed(node, self.of(added))
+        device = next((p.device for p in self._coupling.captured.module.parameters()), torch.device("cpu"))
+        size = (self._constants.shape(node) or ())[dim]
+        return self._placed(node, torch.zeros(size, dtype=torch.float64, device=device))
+
+    def _placed(self, node: fx.Node, value: Tensor) -> Tensor:
+        dim = self._constants.found[node]
+        return value.reshape([-1 if d == dim else 1 for d in range(self._constants.rank(node))])
 
 
 def _lifted(value: Any) -> Any:

@@ -13,18 +13,15 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxprune._base.errors import UnsupportedOpError
+from fxprune._base.errors import RuleError, UnsupportedOpError
 from fxprune._base.names import fetch
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
 from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis, form_groups
-from fxprune.ops.registry import bind, mutates, rule_of
+from fxprune.ops.registry import bind, may_alias, mutates, rule_of
 from fxprune.ops.tracer import Tracer
-
-#: Ops that return a view where they can, and a copy elsewhere.
-_MAYBE_VIEWS = {torch.ops.aten.reshape.default, torch.ops.aten.contiguous.default}
 
 
 def couple(captured: Captured, *, strict: bool = False) -> Coupling:
@@ -76,7 +73,23 @@ def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, 
             _freeze_memory(t, node)
         rule = rule_of(node.target)
         axes = rule.couple(t, node, bind(node)) if rule is not None else None
+        if axes is not None:
+            _check(node, axes, info)
         t.values[node] = _freeze_unknown(t, node, strict, unsupported) if axes is None else axes
+
+
+def _check(node: fx.Node, axes: Any, info: Any) -> None:
+    """Makes sure that a rule gave axes for every dimension of every result.
+
+    Raises:
+        RuleError: it did not; names the op.
+    """
+    several = isinstance(axes, list)
+    got = [None if one is None else tuple(map(ax.size_of, one)) for one in (axes if several else [axes])]
+    parts = info if isinstance(info, (list, tuple)) else [info]
+    expected = [part.shape if isinstance(part, TensorInfo) else None for part in parts]
+    if got != expected or several != isinstance(info, (list, tuple)):
+        raise RuleError(f"{node.target}: couple: expected axes of sizes {expected}, got {got} for {node.format_node()}")
 
 
 def _attribute(t: Tracer, node: fx.Node) -> Axes:
@@ -123,15 +136,8 @@ def _freeze_memory(t: Tracer, node: fx.Node) -> None:
     while isinstance(source, fx.Node) and t.is_tensor(source):
         for axis in t.values[source]:
             t.freeze(node, axis, "an in-place write")
-        views = source.op == "call_function" and (source.target in _MAYBE_VIEWS or _returns_view(source.target))
+        views = source.op == "call_function" and (source.target is operator.getitem or may_alias(source.target))
         source = source.args[0] if views else None
-
-
-def _returns_view(target: Any) -> bool:
-    """Whether an op's result shares the memory of its first operand."""
-    if target is operator.getitem:
-        return True
-    return isinstance(target, torch._ops.OpOverload) and any(r.alias_info for r in target._schema.returns)
 
 
 def _made_of_literals(t: Tracer, node: fx.Node) -> bool:

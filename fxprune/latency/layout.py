@@ -18,15 +18,7 @@ from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.coupling.branches import collapse_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.latency.operation import Operand, Operation, Size, literal
-from fxprune.ops.registry import bind
-
-aten = torch.ops.aten
-
-#: Ops that do nothing in an evaluation, move no memory where they can do without, or only copy, as told by literals.
-_IDLE = {
-    aten.reshape.default, aten.contiguous.default, aten.dropout.default,
-    aten.repeat.default, aten.tile.default, aten.repeat_interleave.self_int,
-}  # fmt: skip
+from fxprune.ops.registry import bind, rule_of
 
 
 class _UnmeasuredError(Exception):
@@ -158,9 +150,10 @@ def _size(info: TensorInfo, dim: int, batch: tuple[int, int], batch_size: int) -
 def _works(node: fx.Node) -> bool:
     """Whether a node computes: it is an operator, and does not merely return a view."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target in _IDLE:
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
         return False
-    return not any(result.alias_info for result in target._schema.returns)
+    rule = rule_of(target)
+    return not (rule is not None and rule.idle) and not any(result.alias_info for result in target._schema.returns)
 
 
 class _Reader:

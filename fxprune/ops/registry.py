@@ -1,76 +1,97 @@
-"""The rule tables: for each ATen op, how it couples axes, how it is sliced, and how its masked twin runs.
-
-A rule is a pure function; an op's entries stand together in its family's file. An op with no entry is frozen.
-"""
+"""The table of declarations: from an op to its rule. An op without one is frozen."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import importlib
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
-if TYPE_CHECKING:
-    from fxprune.algebra.axes import Axes
-    from fxprune.ops.slicer import Edit, Slicer
-    from fxprune.ops.tracer import Tracer
-    from fxprune.ops.twin import Twin
+from fxprune._base.errors import RuleError
+from fxprune.ops.rule import Rule, check_rule, check_schema
 
-Couple = Callable[["Tracer", fx.Node, SimpleNamespace], "Axes | list[Axes] | None"]
-Slice = Callable[["Slicer", fx.Node, SimpleNamespace], "Edit"]
-TwinRule = Callable[["Twin", fx.Node, SimpleNamespace], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What is known about one op.
-
-    ``couple`` returns the axes of the result and relates those of the operands; ``slice`` returns the arguments that
-    change when channels go; ``twin`` runs the op on full-size values as if the removed channels were not there.
-    ``positions`` are the operands that may hold positions of an axis that shrinks, ``carries`` says that the result is
-    made of the first operand's values, as they are.
-    """
-
-    couple: Couple
-    slice: Slice | None = None
-    twin: TwinRule | None = None
-    positions: tuple[str, ...] = ()
-    carries: bool = False
-
+#: The name under which the rule of all ops stands that PyTorch tags as pointwise and that have none of their own.
+POINTWISE = "pointwise"
 
 _RULES: dict[Any, Rule] = {}
 _LATER: dict[str, Rule] = {}  # of ops that nobody has registered yet, by name
 
 
-def register(
-    names: Iterable[str], couple: Couple, slice: Slice | None = None, twin: TwinRule | None = None, *,
-    positions: tuple[str, ...] = (), carries: bool = False,
-) -> None:  # fmt: skip
-    """Enters one rule for several ops (``"conv2d.default"``, of the ``aten`` namespace unless another is named).
+def register_rule(ops: str | Iterable[str], rule: Rule) -> None:
+    """Declares one or several ops; from then on they are coupled, sliced and run as the rule says.
 
-    An overload that this torch does not have is passed over; one of another library's namespace counts as soon as
-    that library is there.
+    Args:
+        ops: names such as ``"conv2d.default"``, of the ``aten`` namespace unless another is named
+            (``"mylib::blend.default"``); several in a string are parted by spaces. An overload that this torch does not have
+            is passed over; an op of another library counts as soon as that library is there.
+        rule: the declaration.
 
     Raises:
-        KeyError: an op has a rule already.
+        RuleError: an op has a rule already, or the declaration lacks something (see `Rule`); names the op.
     """
-    rule = Rule(couple, slice, twin, positions, carries)
-    for name in names:
+    _fill()
+    for name in ops.split() if isinstance(ops, str) else ops:
+        check_rule(name, rule)
+        if name == POINTWISE:
+            _enter(name, name, rule)
+            continue
         namespace, _, rest = name.rpartition("::")
         packet, _, overload = rest.partition(".")
-        try:
-            op = getattr(getattr(getattr(torch.ops, namespace or "aten"), packet), overload or "default")
-        except (AttributeError, RuntimeError):
-            if namespace:
-                _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = rule
-            continue
-        if op in _RULES:
-            raise KeyError(f"{op} has a rule already")
-        _RULES[op] = rule
+        target = _find(namespace or "aten", packet, overload or "default")
+        if target is not None:
+            check_schema(name, target, rule)
+            _enter(target, name, rule)
+        elif namespace:
+            _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = rule
+
+
+def _enter(target: Any, name: str, rule: Rule) -> None:
+    if target in _RULES:
+        raise RuleError(f"{name}: it has a rule already; an op is declared once")
+    _RULES[target] = rule
+
+
+def _find(namespace: str, packet: str, overload: str) -> Any:
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except (AttributeError, RuntimeError):
+        return None
+
+
+@functools.cache
+def _fill() -> None:
+    """Enters fxprune's own rules, the first time that anybody asks."""
+    importlib.import_module("fxprune.ops.families")
+
+
+def rule_of(target: Any) -> Rule | None:
+    """Returns the rule of an op: its own entry, or that of pointwise ops where PyTorch tags it so and it is pure."""
+    _fill()
+    if target in _RULES:
+        return _RULES[target]
+    if str(target) in _LATER:
+        check_schema(str(target), target, _LATER[str(target)])
+        _RULES[target] = _LATER.pop(str(target))
+        return _RULES[target]
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return None
+    return _RULES[POINTWISE] if torch.Tag.pointwise in target.tags else None
+
+
+def is_kind(node: Any, *kinds: str) -> bool:
+    """Returns whether a value is a call of an op of one of these kinds."""
+    rule = rule_of(node.target) if isinstance(node, fx.Node) and node.op == "call_function" else None
+    return rule is not None and rule.kind in kinds
+
+
+def conducts(node: fx.Node) -> bool:
+    """Returns whether a node hands its first operand on unchanged in an evaluation."""
+    rule = rule_of(node.target) if node.op == "call_function" else None
+    return rule is not None and rule.conducts
 
 
 def mutates(node: fx.Node) -> bool:
@@ -78,33 +99,25 @@ def mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
-def rule_of(target: Any) -> Rule | None:
-    """Returns the rule of an op: its own entry, or that of pointwise ops where PyTorch tags it so and it is pure."""
-    if target in _RULES:
-        return _RULES[target]
-    if str(target) in _LATER:
-        return _LATER[str(target)]
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return None
-    return _RULES["pointwise"] if torch.Tag.pointwise in target.tags else None
-
-
-def register_pointwise(couple: Couple) -> None:
-    """Enters the rule for every op that PyTorch tags as pointwise."""
-    if "pointwise" in _RULES:
-        raise KeyError("pointwise ops have a rule already")
-    _RULES["pointwise"] = Rule(couple)
+def may_alias(target: Any) -> bool:
+    """Returns whether an op's result may share the memory of its first operand."""
+    rule = rule_of(target)
+    if rule is not None and rule.view:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and any(r.alias_info for r in target._schema.returns)
 
 
 def registered() -> dict[Any, Rule]:
     """Returns a copy of the table."""
+    _fill()
     return dict(_RULES)
 
 
 @functools.lru_cache(maxsize=4096)
 def _schema(target: Any) -> tuple[tuple[str, Any, bool], ...]:
-    return tuple((a.name, a.default_value if a.has_default_value() else None, a.kwarg_only)
-                 for a in target._schema.arguments)  # fmt: skip
+    return tuple(
+        (a.name, a.default_value if a.has_default_value() else None, a.kwarg_only) for a in target._schema.arguments
+    )
 
 
 def bind(node: fx.Node) -> SimpleNamespace:

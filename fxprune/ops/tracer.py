@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxprune._base.errors import RuleError
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis, Factor
 from fxprune.algebra.channels import Channels, Ids
@@ -164,7 +165,14 @@ class Tracer:
         return ax.reshape(self.channels, axes, sizes, f"reshape of {self.where(node)}")
 
     def note(self, node: fx.Node, **axes: Axis) -> None:
-        """Keeps axes under a name for the op's slice and twin rules."""
+        """Keeps axes under a name for the op's slice and twin rules.
+
+        Raises:
+            RuleError: the op's declaration has neither.
+        """
+        rule = rule_of(node.target)
+        if rule is None or (rule.slice is None and rule.twin is None):
+            raise RuleError(f"{node.target}: it notes {', '.join(axes)}, but declares no slice= or twin= to read that")
         self.notes.setdefault(node, {}).update(axes)
 
     def contract(
@@ -182,7 +190,14 @@ class Tracer:
         self.contractions.append(Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other))
 
     def statistic(self, node: fx.Node) -> None:
-        """Records that an op takes a statistic over an axis that may shrink."""
+        """Records that an op takes a statistic over an axis that may shrink.
+
+        Raises:
+            RuleError: the op's declaration does not say so.
+        """
+        rule = rule_of(node.target)
+        if rule is None or not rule.statistic:
+            raise RuleError(f"{node.target}: it takes a statistic, but does not declare statistic=True and twin=")
         self.statistics.add(node)
 
     def keep_least(self, axis: Axis, least: int) -> None:

@@ -14,12 +14,7 @@ from torch.nn import functional
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
-from fxprune.ops.registry import bind
-
-_CONVS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default,
-          torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv3d.padding}  # fmt: skip
-_LINEAR = torch.ops.aten.linear.default
-_BATCH_NORM = torch.ops.aten.batch_norm.default
+from fxprune.ops.registry import bind, is_kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +63,12 @@ class Consumer:
 
     def samples(self, shape: Sequence[int]) -> int:
         """Returns how many samples an output of this shape holds: tokens, or batch times positions."""
-        sizes = shape[:-1] if self.node.target is _LINEAR else (shape[0], *shape[2:])
+        sizes = shape[:-1] if is_kind(self.node, "linear") else (shape[0], *shape[2:])
         return int(np.prod(sizes))
 
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns chosen samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel."""
-        if self.node.target is _LINEAR:
+        if is_kind(self.node, "linear"):
             return x.reshape(-1, 1, x.shape[-1])[rows]
         windows = _windows(x, self.arguments)  # [b, *positions, c, *kernel]
         place = torch.unravel_index(rows, windows.shape[: x.dim() - 1])
@@ -81,7 +76,7 @@ class Consumer:
 
     def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
         """Returns chosen samples of an output, or anything of its shape, as ``[rows, groups, outputs]``."""
-        if self.node.target is not _LINEAR:
+        if not is_kind(self.node, "linear"):
             y = y.movedim(1, -1)
         return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
 
@@ -141,13 +136,13 @@ def find_consumers(coupling: Coupling, removed: Mask, *, every: bool = False) ->
         a = bind(node)
         size = fetch(module, name).shape
         groups = getattr(a, "groups", 1)
-        if node.target not in _CONVS and node.target is not _LINEAR:
+        if not is_kind(node, "linear", "conv"):
             notes.append(f"{name}: no compensation for {node.target}")
         elif uses[name] > 1 or len(weight.users) > 1:
             notes.append(f"{name}: used more than once")
         elif groups > 1 and size[1] == 1:
             continue  # depthwise: nothing is left to take over
-        elif node.target in _CONVS and len(coupling.captured.info[a.input].shape) != len(size):
+        elif is_kind(node, "conv") and len(coupling.captured.info[a.input].shape) != len(size):
             notes.append(f"{name}: an input without a batch")
         else:
             a.kernel = tuple(size[2:])
@@ -174,7 +169,7 @@ def _home(coupling: Coupling, node: fx.Node, bias: str | None) -> Home | None:
     if bind(node).bias is not None or len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    if user.target is _BATCH_NORM and not bind(user).training:
+    if is_kind(user, "batch_norm") and not bind(user).training:
         mean = _parameter(coupling, bind(user).running_mean)
         return Home(mean, -1) if mean else None
     return None

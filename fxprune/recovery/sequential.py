@@ -18,13 +18,11 @@ from torch import Tensor, fx
 
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
-from fxprune.ops.registry import bind
+from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.consumers import Consumer, apply_update, tensor_of
 from fxprune.recovery.moments import Moments, ridge_solve
 from fxprune.twin.interpreter import Run
 
-_PASSING = {torch.ops.aten.dropout.default, torch.ops.fxprune.mark.default}
-_BATCH_NORM = torch.ops.aten.batch_norm.default
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
 _TINY = 1e-2
 
@@ -43,15 +41,15 @@ def find_drift(node: fx.Node) -> Drift | None:
     norm = None
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if user.target is torch.ops.aten.add.Tensor:
+        if is_kind(user, "addition"):
             a = bind(user)
             other = a.other if a.self is node else a.self
             if a.alpha != 1 or not isinstance(other, fx.Node) or other is node:
                 return None
             return Drift(other, norm, user)
-        if user.target is _BATCH_NORM and norm is None and user.args[0] is node and not bind(user).training:
+        if is_kind(user, "batch_norm") and norm is None and user.args[0] is node and not bind(user).training:
             norm = user
-        elif user.target not in _PASSING:
+        elif not conducts(user):
             return None
         node = user
     return None

@@ -8,18 +8,17 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxprune._base.errors import FxpruneError
 from fxprune._base.names import fetch, place
 from fxprune.capturing.captured import MARK, Captured, TensorInfo
-from fxprune.ops.layers import NOISES, Noise, ScaledDotProductAttention
+from fxprune.ops.layers import ScaledDotProductAttention
+from fxprune.ops.modules import Noise
+from fxprune.ops.registry import is_kind, rule_of
 from fxprune.rewriting.owners import Call, Owners, arguments, find_call, join
 from fxprune.rewriting.pruned import RESERVED, PrunedModule
 from fxprune.rewriting.tree import build_tree
-
-_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 @dataclass(slots=True)
@@ -108,9 +107,9 @@ def _find_extras(emission: _Emission, graph: fx.Graph) -> None:
             continue
         if node.target is MARK:
             _restore_marked(emission, node)
-        elif node.target in NOISES:
-            _restore_noise(emission, node)
-        elif node.target is _ATTENTION and node.meta.get("dropout_p", 0.0) > 0:
+        elif (noise := _noise_of(node)) is not None:
+            _restore_noise(emission, node, noise)
+        elif is_kind(node, "attention") and node.meta.get("dropout_p", 0.0) > 0:
             _restore_attention(emission, node)
 
 
@@ -123,8 +122,12 @@ def _restore_marked(emission: _Emission, node: fx.Node) -> None:
     emission.calls[node] = path, (values["x"],)
 
 
-def _restore_noise(emission: _Emission, node: fx.Node) -> None:
-    noise = NOISES[node.target]  # type: ignore[index]
+def _noise_of(node: fx.Node) -> Noise | None:
+    rule = rule_of(node.target) if node.op == "call_function" else None
+    return rule.module if rule is not None and isinstance(rule.module, Noise) else None
+
+
+def _restore_noise(emission: _Emission, node: fx.Node, noise: Noise) -> None:
     values = arguments(node)
     if values[noise.flag]:
         return

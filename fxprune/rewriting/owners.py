@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 
 from fxprune._base.names import layer_of
-from fxprune.ops.layers import RECIPES, Recipe, Site
+from fxprune.ops.modules import Layer, Site
+from fxprune.ops.registry import rule_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +94,29 @@ def find_call(
         used: all names of all those tensors.
         rank: number of dimensions of the result, if known.
     """
-    recipe = RECIPES.get(node.target) if isinstance(node.target, OpOverload) else None
-    if recipe is None:
+    rule = rule_of(node.target) if node.op == "call_function" else None
+    layer = rule.module if rule is not None else None
+    if not isinstance(layer, Layer):
         return None
     values = arguments(node)
     innermost = owners.modules.get(node.meta.get("module", "\0"))
-    paths = [path for path in _candidates(recipe, values, owners) if _fits(path, recipe, values, owners, used)]
+    paths = [path for path in _candidates(layer, values, owners) if _fits(path, layer, values, owners, used)]
     if not paths:
         return None
     owner = min((owners.modules[path] for path in paths), key=lambda owner: owner is not innermost)
-    held = {attr: str(operand.target) for attr, operand in _operands(recipe, values, owner) if operand is not None}
-    module = recipe.build(Site(owner, values, {attr: tensors[name] for attr, name in held.items()}, rank))
+    held = {attr: str(operand.target) for attr, operand in _operands(layer, values, owner) if operand is not None}
+    module = layer.build(Site(owner, values, {attr: tensors[name] for attr, name in held.items()}, rank))
     borrowed = innermost is not None and innermost is not owner
-    if module is None or (borrowed and not _agrees(module, owner, recipe)):
+    if module is None or (borrowed and not _agrees(module, owner, layer)):
         return None
-    literals = {name: value for name, value in values.items() if name not in {*recipe.inputs, *recipe.roles}}
-    inputs = tuple(values[name] for name in recipe.inputs)
+    literals = {name: value for name, value in values.items() if name not in {*layer.inputs, *layer.roles}}
+    inputs = tuple(values[name] for name in layer.inputs)
     return Call(owners.paths[id(owner)], module, inputs, (node.target, literals, held))
 
 
-def _candidates(recipe: Recipe, values: Mapping[str, Any], owners: Owners) -> Iterator[str]:
+def _candidates(layer: Layer, values: Mapping[str, Any], owners: Owners) -> Iterator[str]:
     """Yields each path that owns the first tensor operand, under any of its names."""
-    for argument in recipe.roles:
+    for argument in layer.roles:
         value = values[argument]
         first = value[0] if isinstance(value, Sequence) else value
         if first is None:
@@ -123,15 +124,15 @@ def _candidates(recipe: Recipe, values: Mapping[str, Any], owners: Owners) -> It
         if isinstance(first, fx.Node) and first.op == "get_attr":
             for name in owners.names(str(first.target)):
                 path = layer_of(name)
-                if isinstance(owners.modules.get(path), recipe.owners):
+                if isinstance(owners.modules.get(path), layer.owners):
                     yield path
         return
 
 
-def _operands(recipe: Recipe, values: Mapping[str, Any], owner: nn.Module) -> list[tuple[str, Any]]:
+def _operands(layer: Layer, values: Mapping[str, Any], owner: nn.Module) -> list[tuple[str, Any]]:
     """Returns the owner's attributes that the call stands for, each with its operand (a node or None)."""
     pairs: list[tuple[str, Any]] = []
-    for argument, attribute in recipe.roles.items():
+    for argument, attribute in layer.roles.items():
         value = values[argument]
         if isinstance(value, Sequence):
             pairs += zip(getattr(owner, attribute), value, strict=True)
@@ -140,9 +141,9 @@ def _operands(recipe: Recipe, values: Mapping[str, Any], owner: nn.Module) -> li
     return pairs
 
 
-def _fits(path: str, recipe: Recipe, values: Mapping[str, Any], owners: Owners, used: Set[str]) -> bool:
+def _fits(path: str, layer: Layer, values: Mapping[str, Any], owners: Owners, used: Set[str]) -> bool:
     """Says whether every operand is the owner's own attribute, and what the call lacks nobody else reads."""
-    for attribute, operand in _operands(recipe, values, owners.modules[path]):
+    for attribute, operand in _operands(layer, values, owners.modules[path]):
         name = join(path, attribute)
         if operand is None and name in used:
             return False
@@ -151,9 +152,9 @@ def _fits(path: str, recipe: Recipe, values: Mapping[str, Any], owners: Owners, 
     return True
 
 
-def _agrees(module: nn.Module, owner: nn.Module, recipe: Recipe) -> bool:
+def _agrees(module: nn.Module, owner: nn.Module, layer: Layer) -> bool:
     """Says whether a call outside the owner's forward has the owner's hyper-parameters."""
-    return recipe.borrow and all(getattr(module, name, None) == getattr(owner, name, None) for name in recipe.agree)
+    return layer.borrow and all(getattr(module, name, None) == getattr(owner, name, None) for name in layer.agree)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune._base.errors import RuleError
 from fxprune._base.names import fetch, place
 from fxprune.algebra.axes import Axes, Axis
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.branches import host_of, removed_collapse
-from fxprune.coupling.constants import constant_value
+from fxprune.coupling.constants import ConstantValues
 from fxprune.coupling.coupling import Coupling
-from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.registry import bind, is_kind, rule_of
 from fxprune.ops.slicer import Scaled
 
 
@@ -70,7 +71,7 @@ class _Writer:
     def _freeze_constant(self, node: fx.Node) -> None:
         """A branch that has collapsed leaves a constant for each channel, at home in the branch's last bias."""
         dim = self.collapse.constant[node]
-        value = constant_value(self.coupling, self.slicer, self.collapse.constant, node, self.tensors, {})
+        value = ConstantValues(self.coupling, self.slicer, self.collapse.constant, self.tensors).of(node)
         value = value.to(self.coupling.captured.info[node].dtype)
         axis = self.coupling.values[node][dim]
         if self.slicer.changed(axis):
@@ -91,7 +92,7 @@ class _Writer:
     def _node(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
             return self._attribute(node)
-        if node.target is torch.ops.aten.add.Tensor and (left := self._zero_operand(node)) is not None:
+        if is_kind(node, "addition") and (left := self._zero_operand(node)) is not None:
             return self._operand(left, node)
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
@@ -102,6 +103,9 @@ class _Writer:
         edit = rule.slice(self.slicer, node, arguments)
         if edit.target is not None:
             return self._copy(node, edit.target, (), self._map(node, dict(edit.arguments)))
+        if strange := [name for name in edit.arguments if name not in rule.literals]:
+            expected = ", ".join(rule.literals)
+            raise RuleError(f"{node.target}: slice: expected edits of {expected}, got {strange[0]}")
         args, kwargs = list(node.args), dict(node.kwargs)
         for name, value in edit.arguments.items():
             position = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError, brief
 from fxprune.data.calls import Call
+from fxprune.ops.registry import is_kind
 from fxprune.runtimes.calls import tensors_of
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.sizes import other_sizes, resized, sizes_of
@@ -152,7 +153,7 @@ def _rows(exported: ExportedProgram, names: Sequence[str]) -> list[int]:
 
 
 def _table(user: fx.Node) -> int:
-    if user.target is not torch.ops.aten.embedding.default:
+    if not is_kind(user, "embedding"):
         return 0
     weight: Any = user.args[0]
     return int(weight.meta["val"].shape[0])

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxprune._base.errors import ScorerError
 from fxprune._base.names import fetch
 from fxprune.coupling.unit_scores import accumulate
-from fxprune.ops.registry import bind
+from fxprune.ops.registry import bind, is_kind
 from fxprune.scoring.scorer import Context, register_scorer
 
 
@@ -57,7 +57,7 @@ class BatchNormScale:
 
 def _scales(module: fx.GraphModule) -> set[str]:
     """Returns the names of the batch norms' scales."""
-    norms = [node for node in module.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    norms = [node for node in module.graph.nodes if is_kind(node, "batch_norm")]
     weights = [bind(node).weight for node in norms]
     return {str(w.target) for w in weights if isinstance(w, fx.Node) and w.op == "get_attr"}
 

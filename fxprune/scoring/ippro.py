@@ -14,7 +14,7 @@ from fxprune._base.errors import CalibrationError, ScorerError
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
 from fxprune.coupling.unit_scores import accumulate
-from fxprune.ops.registry import bind
+from fxprune.ops.registry import bind, is_kind
 from fxprune.scoring.engine.gradients import Gradients, gradients
 from fxprune.scoring.engine.targets import Target, find_targets
 from fxprune.scoring.scorer import Context, register_scorer
@@ -80,7 +80,7 @@ class BatchStatistics(Run):
         Raises:
             CalibrationError: a channel has a single value in the batch, hence no variance.
         """
-        if node.target is not torch.ops.aten.batch_norm.default:
+        if not is_kind(node, "batch_norm"):
             return super().step(node, values, feed)
         a = bind(node)
         x, weight, bias = fx.node.map_arg((a.input, a.weight, a.bias), values.__getitem__)

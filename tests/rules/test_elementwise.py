@@ -23,6 +23,7 @@ UNARY: dict[str, Unary] = {
     "dropout": lambda x: A.dropout(x, 0.5, False),
     "feature_dropout": lambda x: A.feature_dropout(x, 0.5, False),
     "alpha_dropout": lambda x: A.alpha_dropout(x, 0.5, False),
+    "feature_alpha_dropout": lambda x: A.feature_alpha_dropout(x, 0.5, False),
     "zeros_like": lambda x: x + torch.zeros_like(x),
     "ones_like": lambda x: x * torch.ones_like(x),
     "full_like": lambda x: x * torch.full_like(x, 2.0),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxprune
 from fxprune.capturing.captured import Captured, capture
+from fxprune.coupling.interpreter import couple as couple_graph
 from fxprune.ops import registry
-from fxprune.ops.registry import bind, register, register_pointwise, registered, rule_of
+from fxprune.ops.registry import bind, register_rule, registered, rule_of
+from fxprune.ops.rule import Rule
+from fxprune.ops.slicer import Edit
+from fxprune.rewriting.slicing import slice_graph
 from tests.rules import (
     test_attention,
     test_contract,
@@ -93,65 +97,113 @@ def test_an_excuse_is_not_given_for_what_is_seen() -> None:
     assert not set.union(*UNSEEN.values()) & names
 
 
-def _source(rule: Any) -> str:
-    return inspect.getsource(rule) + "".join(
-        inspect.getsource(cell.cell_contents)
-        for cell in rule.__closure__ or ()
-        if inspect.isfunction(cell.cell_contents)
-    )
+#: Arguments that hold sizes, counts or places: where they speak of an axis that may shrink, the rule declares them.
+SIZES = {"size", "sizes", "shape", "split_sizes", "repeats", "dims", "normalized_shape", "groups", "num_groups", "pad"}
 
-
-@pytest.mark.parametrize("op", [op for op in registered() if op != "pointwise"], ids=str)
-def test_tables_agree(op: Any) -> None:
-    rule = registered()[op]
-    source = _source(rule.couple)
-    if "t.note(" in source or "new_axis(" in source:
-        assert rule.slice is not None, "it keeps axes or makes some, and its arguments follow them"
-    if "t.statistic(" in source or (
-        "_reduce(" in source and "indexing" not in rule.couple.__name__ and "arg" not in rule.couple.__name__
-    ):
-        assert rule.twin is not None, "it may be recorded as a statistic"
-
-
-LITERALS = {
-    "size",
-    "sizes",
-    "shape",
-    "split_sizes",
-    "repeats",
-    "dims",
-    "normalized_shape",
-    "groups",
-    "num_groups",
-    "pad",
-}
-
-
-@pytest.mark.parametrize("op", [op for op in registered() if op != "pointwise"], ids=str)
-def test_ops_with_size_literals_have_a_slice_rule(op: Any) -> None:
-    literal = {a.name for a in op._schema.arguments if "int" in str(a.type).lower() and a.name in LITERALS}
-    if literal and op not in NO_SLICE:
-        assert registered()[op].slice is not None, literal
-
-
-#: Their literals name dimensions or sizes of free or fixed axes.
+#: Their literals name dimensions, or sizes of free or fixed axes.
 NO_SLICE = {
     *(op for op, rule in registered().items() if rule.couple.__module__.endswith(".create")),
     A.permute.default, A.roll.default, A.flip.default, A.unfold.default,
 }  # fmt: skip
 
 
-def test_registering_twice_raises() -> None:
-    def couple(*_: Any) -> None:
-        return None
+@pytest.mark.parametrize("op", [op for op in registered() if op != "pointwise"], ids=str)
+def test_what_holds_sizes_is_declared(op: Any) -> None:
+    literal = {a.name for a in op._schema.arguments if "int" in str(a.type).lower() and a.name in SIZES}
+    if op not in NO_SLICE:
+        assert literal <= set(registered()[op].literals), literal
 
-    with pytest.raises(KeyError, match=r"aten\.linear\.default has a rule already"):
-        register(["linear.default"], couple)
-    with pytest.raises(KeyError, match="pointwise ops have a rule already"):
-        register_pointwise(couple)
+
+def couple(t: Any, node: fx.Node, a: Any) -> None:
+    """Freezes what the op touches."""
+
+
+def other(c: Any, node: fx.Node, a: Any) -> Any:
+    """Stands for a rule of any kind."""
+
+
+@pytest.mark.parametrize(
+    ("ops", "rule", "message"),
+    [
+        ("linear.default", Rule(couple), r"linear\.default: it has a rule already"),
+        ("pointwise", Rule(couple), "pointwise: it has a rule already"),
+        ("triu.default", couple, r"triu\.default: expected a fxprune\.Rule, got function: write Rule"),
+        ("triu.default", Rule(lambda t, node: ()), r"triu\.default: couple: expected .*\(context, node, arguments\), got \(t, node\)"),
+        ("triu.default", Rule(None), r"triu\.default: couple: expected a function of .*, got None"),  # type: ignore[arg-type]
+        ("triu.default", Rule(couple, twin=len), r"triu\.default: twin: expected a function of .*, got \(obj, /\)"),  # type: ignore[arg-type]
+        ("triu.default", Rule(couple, statistic=True), r"triu\.default: statistic=True needs twin="),
+        ("triu.default", Rule(couple, literals=("diagonal",)), r"triu\.default: literals= needs slice="),
+        ("triu.default", Rule(couple, slice=other), r"triu\.default: slice= needs literals="),
+        ("triu.default", Rule(couple, moves=other, constant=other), r"triu\.default: expected moves= or constant=, got both"),
+        ("triu.default", Rule(couple, literals=("k",), slice=other), r"triu\.default: literals: .* self, diagonal, got 'k'"),
+        ("triu.default", Rule(couple, positions=("at",)), r"triu\.default: positions: .* self, diagonal, got 'at'"),
+        ("abs_.default", Rule(couple, in_place=True), r"abs_\.default: in_place=True, but there is no aten::abs__"),
+    ],
+)  # fmt: skip
+def test_a_declaration_that_lacks_something_is_refused(ops: str, rule: Any, message: str) -> None:
     before = registered()
-    register(["no_such_op.default", "nowhere::op.default", "linear.no_such_overload"], couple)
+    with pytest.raises(fxprune.RuleError, match=message):
+        register_rule(ops, rule)
     assert registered() == before
+
+
+def test_ops_that_are_not_there_are_passed_over() -> None:
+    before = registered()
+    register_rule("no_such_op.default nowhere::op.default linear.no_such_overload", Rule(couple))
+    assert registered() == before
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers rules that are gone afterwards."""
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    return register_rule
+
+
+class Tri(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.triu(self.up(x)))
+
+
+def test_what_a_rule_does_undeclared_is_refused(declared: Any) -> None:
+    """A statistic, a note that nobody reads, axes of another size, an argument that is not declared: all name the op."""
+
+    def statistic(t: Any, node: fx.Node, a: Any) -> Any:
+        t.statistic(node)
+        return t.axes(a.self, node)
+
+    def note(t: Any, node: fx.Node, a: Any) -> Any:
+        t.note(node, kept=t.axes(a.self, node)[0])
+        return t.axes(a.self, node)
+
+    def short(t: Any, node: fx.Node, a: Any) -> Any:
+        return t.axes(a.self, node)[:1]
+
+    captured = capture(Tri().eval(), (torch.randn(3, 4),))
+    for rule, message in (
+        (statistic, r"aten\.triu\.default: it takes a statistic, but does not declare"),
+        (note, r"aten\.triu\.default: it notes kept, but declares no slice="),
+        (short, r"aten\.triu\.default: couple: expected axes of sizes .*, got"),
+    ):
+        registry._RULES.pop(A.triu.default, None)
+        declared("triu.default", Rule(rule))
+        with pytest.raises(fxprune.RuleError, match=message):
+            couple_graph(captured)
+
+
+def test_an_argument_that_is_edited_undeclared_is_refused(declared: Any) -> None:
+    def rule(t: Any, node: fx.Node, a: Any) -> Any:
+        return t.axes(a.self, node)
+
+    declared("triu.default", Rule(rule, literals=("diagonal",), slice=lambda s, node, a: Edit({"self": a.self})))
+    coupling = couple_graph(capture(Tri().eval(), (torch.randn(3, 4),)))
+    assert coupling.groups
+    with pytest.raises(fxprune.RuleError, match=r"aten\.triu\.default: slice: expected edits of diagonal, got self"):
+        slice_graph(coupling, coupling.removed_mask([0]))
 
 
 def test_rules_of_ops_without_an_entry() -> None:

@@ -9,7 +9,8 @@ from torch import fx
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
-from fxprune.ops.registry import register
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 
 
@@ -49,4 +50,4 @@ def _mask(t: Tracer, node: fx.Node, mask: Axes, lead: list[Axis]) -> None:
             t.relate(node, axis, mask_axis)
 
 
-register(["scaled_dot_product_attention.default"], _attention)
+register_rule("scaled_dot_product_attention.default", Rule(_attention, kind="attention"))

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants
+from fxprune.ops.modules import Layer, Site, affine
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 from fxprune.ops.twin import Twin
 
@@ -82,8 +85,7 @@ def _linear(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    left = a.self
-    right = next(v for k, v in vars(a).items() if k in ("other", "mat2", "vec", "tensor"))
+    left, right = a.self, _right(a)
     n, m = len(t.shape(left)), len(t.shape(right))
     batch = [f"b{i}" for i in range(max(n, m, 2) - 2, 0, -1)]  # aligned at the right
     rows = ["m"] if n > 1 else []
@@ -91,6 +93,12 @@ def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     left_names = [*batch[len(batch) - max(n - 2, 0) :], *rows, "k"]
     right_names = [*batch[len(batch) - max(m - 2, 0) :], "k", *columns]
     return product(t, node, [left, right], [left_names, right_names], [*batch, *rows, *columns])
+
+
+def _right(a: SimpleNamespace) -> fx.Node:
+    """Returns the second operand of a product, whose name differs among the ops."""
+    found: fx.Node = next(v for k, v in vars(a).items() if k in ("other", "mat2", "vec", "tensor"))
+    return found
 
 
 def _mark_heads(t: Tracer, batch: Axes, rest: Sequence[Axis]) -> None:
@@ -112,12 +120,17 @@ def _addmm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return tuple(ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True))
 
 
+def _letters(equation: str) -> tuple[list[str], str]:
+    """Before: "bi,oi->bo".  After: ["bi", "oi"], "bo"."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    return left.split(","), right
+
+
 def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
-    left, _, right = a.equation.replace(" ", "").partition("->")
-    names = left.split(",")
-    if "->" not in a.equation or any(len(set(part)) != len(part) for part in [*names, right]) or "." in a.equation:
+    names, out = _letters(a.equation)
+    if "->" not in a.equation or "." in a.equation or any(len(set(part)) != len(part) for part in [*names, out]):
         return None
-    return product(t, node, a.tensors, [list(part) for part in names], list(right))
+    return product(t, node, a.tensors, [list(part) for part in names], list(out))
 
 
 def _grouped_mm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
@@ -149,8 +162,54 @@ def _twin_grouped_mm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     return t.run(node, **arguments)  # type: ignore[no-any-return]
 
 
-register(["linear.default"], _linear)
-register(["_grouped_mm.default", "transformers::grouped_mm_fallback.default"], _grouped_mm, twin=_twin_grouped_mm)
-register(["matmul.default", "mm.default", "bmm.default", "mv.default", "dot.default", "vdot.default"], _matmul)
-register(["addmm.default", "baddbmm.default"], _addmm)
-register(["einsum.default"], _einsum)
+def _of_linear(site: Site) -> nn.Module | None:
+    weight = site.tensors["weight"]
+    if weight.dim() != 2:
+        return None
+    return nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in site.tensors, device="meta")
+
+
+def _empty_linear(c: Constants, node: fx.Node, a: SimpleNamespace) -> tuple[int, fx.Node | None] | None:
+    return (c.rank(node) - 1, a.bias) if c.rank(a.weight) == 2 else None
+
+
+def _empty_matmul(c: Constants, node: fx.Node, a: SimpleNamespace) -> tuple[int, fx.Node | None] | None:
+    return (c.rank(node) - 1, None) if c.rank(_right(a)) > 1 else None
+
+
+def _empty_addmm(c: Constants, node: fx.Node, a: SimpleNamespace) -> tuple[int, fx.Node | None] | None:
+    return (1, a.self) if c.rank(a.self) == 1 and a.beta == 1 else None
+
+
+def _empty_einsum(c: Constants, node: fx.Node, a: SimpleNamespace) -> tuple[int, fx.Node | None] | None:
+    names, out = _letters(a.equation)
+    made = [letter for letter in names[1] if letter in out and letter not in names[0]]
+    return (out.index(made[0]), None) if len(names) == 2 and len(made) == 1 else None
+
+
+def _linear_of_constant(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """A linear layer over the channels."""
+    dim = c.only(node, a.input)
+    return dim if dim == c.rank(a.input) - 1 and c.rank(a.weight) == 2 else None
+
+
+register_rule(
+    "linear.default",
+    Rule(
+        _linear,
+        kind="linear",
+        constant=_linear_of_constant,
+        empty=_empty_linear,
+        module=Layer((nn.Linear,), _of_linear, affine()),
+    ),
+)
+register_rule(
+    "_grouped_mm.default transformers::grouped_mm_fallback.default",
+    Rule(_grouped_mm, twin=_twin_grouped_mm, statistic=True),
+)
+register_rule(
+    "matmul.default mm.default bmm.default mv.default dot.default vdot.default", Rule(_matmul, empty=_empty_matmul)
+)
+register_rule("addmm.default", Rule(_addmm, empty=_empty_addmm))
+register_rule("baddbmm.default", Rule(_addmm))
+register_rule("einsum.default", Rule(_einsum, empty=_empty_einsum))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.algebra.axes import Axes, Axis, fixed
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants
+from fxprune.ops.modules import Layer, Site, affine
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 
@@ -90,9 +95,56 @@ def _slice_groups(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     return Edit({} if fixed_count else {"groups": s.count(s.noted(node, "groups"))})
 
 
-register([f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")], _conv, slice=_slice_groups)
-register(
-    ["conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"],
-    _conv_transpose,
-    slice=_slice_groups,
-)
+def _channel(c: Constants, node: fx.Node, a: SimpleNamespace) -> int:
+    return c.rank(node) - c.rank(a.weight) + 1
+
+
+def _empty(c: Constants, node: fx.Node, a: SimpleNamespace) -> tuple[int, fx.Node | None]:
+    return _channel(c, node, a), a.bias
+
+
+def _of_constant(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """A pointwise convolution: it reads channels and makes channels."""
+    dim = c.only(node, a.input)
+    flat = all(size == 1 for size in (c.shape(a.weight) or ())[2:]) and not any(a.padding)
+    return dim if dim == _channel(c, node, a) and flat and a.groups == 1 else None
+
+
+def _module(cls: type[nn.Module], spatial: int, transposed: bool = False) -> Layer:
+    def build(site: Site) -> nn.Module:
+        weight, groups = site.tensors["weight"], site.values["groups"]
+        first, second = weight.shape[0], weight.shape[1] * groups
+        padding = site.values["padding"]
+        options: dict[str, Any] = {"output_padding": site.sizes("output_padding", spatial)} if transposed else {}
+        return cls(
+            in_channels=first if transposed else second,
+            out_channels=second if transposed else first,
+            kernel_size=tuple(weight.shape[2:]),
+            stride=site.sizes("stride", spatial),
+            padding=padding if isinstance(padding, str) else site.sizes("padding", spatial),
+            dilation=site.sizes("dilation", spatial),
+            groups=groups,
+            bias="bias" in site.tensors,
+            device="meta",
+            **options,
+        )
+
+    return Layer((cls,), build, affine(), agree=("stride", "padding", "dilation", "output_padding"))
+
+
+for _n, _cls in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+    _rule = Rule(_conv, slice=_slice_groups, literals=("groups",), kind="conv", empty=_empty, module=_module(_cls, _n))
+    register_rule(f"conv{_n}d.default", replace(_rule, constant=_of_constant))
+    register_rule(f"conv{_n}d.padding", _rule)
+for _n, _transposed in ((1, nn.ConvTranspose1d), (2, nn.ConvTranspose2d), (3, nn.ConvTranspose3d)):
+    register_rule(
+        f"conv_transpose{_n}d.{'input' if _n > 1 else 'default'}",
+        Rule(
+            _conv_transpose,
+            slice=_slice_groups,
+            literals=("groups",),
+            kind="conv_transpose",
+            empty=_empty,
+            module=_module(_transposed, _n, transposed=True),
+        ),
+    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
-from fxprune.ops.registry import register, register_pointwise
+from fxprune.ops.constants import elementwise, kept
+from fxprune.ops.layers import FeatureDropout
+from fxprune.ops.modules import Layer, Noise, Site
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 
 
@@ -58,30 +63,55 @@ def _glu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return tuple(x)
 
 
-register_pointwise(pointwise)
-register(
-    ["to.dtype", "clone.default", "contiguous.default", "alias.default", "detach.default"], pointwise, carries=True
+def _of_prelu(site: Site) -> nn.Module:
+    return nn.PReLU(site.tensors["weight"].numel(), device="meta")
+
+
+_ELEMENTWISE = Rule(pointwise, kind="elementwise", constant=elementwise)
+_SAME = Rule(pointwise, kind="elementwise", moves=kept, conducts=True)
+
+register_rule("pointwise", _ELEMENTWISE)
+register_rule("add.Tensor", replace(_ELEMENTWISE, kind="addition"))
+register_rule(
+    "relu.default gelu.default silu.default hardtanh.default hardswish.default sigmoid.default",
+    replace(_ELEMENTWISE, in_place=True),
 )
-register(
-    [
-        "dropout.default", "fxprune::mark.default",
-        "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default", "rand_like.default",
-        "randn_like.default", "type_as.default", "_to_copy.default",
-        "lift_fresh_copy.default", "feature_dropout.default", "alpha_dropout.default",
-        "hardsigmoid.default", "hardswish.default", "hardtanh.default", "relu6.default", "selu.default",
-        "silu.default", "gelu.default", "mish.default", "leaky_relu.default", "elu.default", "celu.default",
-        "softplus.default", "log_sigmoid.default", "softsign.default", "rrelu.default", "threshold.default",
-        "masked_fill.Scalar", "masked_fill.Tensor", "where.self", "where.ScalarOther", "where.ScalarSelf",
-        "where.Scalar", "expand_as.default", "square.default", "nan_to_num.default", "rsub.Scalar", "rsub.Tensor",
-        "hardshrink.default", "softshrink.default", "__and__.Tensor", "__or__.Tensor", "__xor__.Tensor",
-        "__and__.Scalar", "__or__.Scalar", "div.Tensor_mode", "div.Scalar_mode", "floor_divide.default",
-        "min.other", "max.other", "clip.default", "clamp.Tensor", "isfinite.default",
-        "isnan.default", "isinf.default", "logical_not.default", "bernoulli.p", "lerp.Scalar", "lerp.Tensor",
-        "addcmul.default", "addcdiv.default",
-    ],
-    pointwise,
-)  # fmt: skip
-register(["prelu.default", "_prelu_kernel.default"], _prelu)
-register(["native_dropout.default"], _native_dropout)
-register(["outer.default", "ger.default"], _outer)
-register(["glu.default"], _glu)
+register_rule(
+    "hardsigmoid.default relu6.default selu.default mish.default leaky_relu.default elu.default celu.default "
+    "softplus.default log_sigmoid.default softsign.default threshold.default masked_fill.Scalar masked_fill.Tensor "
+    "where.self where.ScalarOther where.ScalarSelf where.Scalar square.default nan_to_num.default rsub.Scalar rsub.Tensor "
+    "hardshrink.default softshrink.default __and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar "
+    "div.Tensor_mode div.Scalar_mode floor_divide.default min.other max.other clip.default clamp.Tensor isfinite.default "
+    "isnan.default isinf.default logical_not.default lerp.Scalar lerp.Tensor addcmul.default addcdiv.default",
+    _ELEMENTWISE,
+)
+register_rule(
+    "zeros_like.default ones_like.default full_like.default empty_like.default rand_like.default randn_like.default "
+    "bernoulli.p",
+    Rule(pointwise, kind="elementwise"),
+)
+register_rule("to.dtype", replace(_ELEMENTWISE, carries=True, view=True))  # it may cut off decimals
+register_rule("_to_copy.default type_as.default", replace(_ELEMENTWISE, view=True))
+register_rule("clone.default alias.default detach.default", replace(_SAME, carries=True))
+register_rule("contiguous.default", replace(_SAME, carries=True, view=True, idle=True))
+register_rule("lift_fresh_copy.default fxprune::mark.default", _SAME)
+register_rule("expand_as.default", replace(_SAME, conducts=False))
+for _name, _owners, _module in (
+    ("dropout", (nn.Dropout,), nn.Dropout),
+    ("feature_dropout", (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), FeatureDropout),
+    ("alpha_dropout", (nn.AlphaDropout,), nn.AlphaDropout),
+    ("feature_alpha_dropout", (nn.FeatureAlphaDropout,), nn.FeatureAlphaDropout),
+):
+    _noise = Noise(_owners, "train", ("p",), _module)
+    register_rule(f"{_name}.default", replace(_SAME, view=True, idle=True, module=_noise))
+register_rule(
+    "rrelu.default", replace(_ELEMENTWISE, module=Noise((nn.RReLU,), "training", ("lower", "upper"), nn.RReLU, "self"))
+)
+register_rule(
+    "prelu.default",
+    Rule(_prelu, constant=elementwise, module=Layer((nn.PReLU,), _of_prelu, {"weight": "weight"}, ("self",))),
+)
+register_rule("_prelu_kernel.default", Rule(_prelu, constant=elementwise))
+register_rule("native_dropout.default", Rule(_native_dropout))
+register_rule("outer.default ger.default", Rule(_outer))
+register_rule("glu.default", Rule(_glu))

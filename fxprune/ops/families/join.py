@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants, beside
+from fxprune.ops.modules import Layer, Site
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 
@@ -206,14 +209,57 @@ def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     return Edit({"pad": pad})
 
 
-register(["cat.default", "concat.default"], _cat)
-register(["stack.default"], _stack)
-register(["split_with_sizes.default"], _split, slice=_slice_split)
-register(["chunk.default", "split.Tensor"], _pieces)
-register(["slice.Tensor"], _slice, slice=_slice_slice, carries=True)
-register(["select.int"], _select, slice=_slice_select, carries=True)
-register(["index.Tensor"], _index, positions=("self", "indices"))
-register(["roll.default"], _along("the rolled axis"))
-register(["flip.default"], _along("the flipped axis"))
-register(["embedding.default"], _embedding, positions=("indices",))
-register(["pad.default", "constant_pad_nd.default"], _pad, slice=_slice_pad)
+def _beside_indexed(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """Before: x[b, n, c] at positions of n.  After: c is still the last."""
+    dim = c.first(node, a)
+    indexed = [d for d, index in enumerate(a.indices) if index is not None]
+    behind = bool(indexed) and dim > indexed[-1] and indexed[-1] - indexed[0] == len(indexed) - 1
+    return dim + c.rank(node) - c.rank(a.self) if behind else None
+
+
+def _selected(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    dim, gone = c.first(node, a), a.dim % c.rank(a.self)
+    return None if dim == gone else dim - (gone < dim)
+
+
+def _padded(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """What is padded with values from beside stays constant."""
+    dim, rank = c.first(node, a), c.rank(node)
+    touched = {rank - 1 - i // 2 for i, size in enumerate(a.pad) if size != 0}
+    return dim if getattr(a, "mode", "constant") != "constant" and dim not in touched else None
+
+
+def _of_embedding(site: Site) -> nn.Module | None:
+    if getattr(site.owner, "max_norm", None) is not None:  # the graph renormalises the rows by an op of its own
+        return None
+    rows, columns = site.tensors["weight"].shape
+    padding = site.values["padding_idx"]
+    return nn.Embedding(
+        rows,
+        columns,
+        padding_idx=None if padding < 0 else padding,
+        scale_grad_by_freq=site.values["scale_grad_by_freq"],
+        sparse=site.values["sparse"],
+        device="meta",
+    )
+
+
+_EMBEDDING = Layer(
+    (nn.Embedding,),
+    _of_embedding,
+    {"weight": "weight"},
+    ("indices",),
+    agree=("padding_idx", "scale_grad_by_freq", "sparse"),
+)
+
+register_rule("cat.default concat.default", Rule(_cat))
+register_rule("stack.default", Rule(_stack))
+register_rule("split_with_sizes.default", Rule(_split, slice=_slice_split, literals=("split_sizes",), moves=beside))
+register_rule("chunk.default split.Tensor", Rule(_pieces, moves=beside))
+register_rule("slice.Tensor", Rule(_slice, slice=_slice_slice, literals=("start", "end"), carries=True, moves=beside))
+register_rule("select.int", Rule(_select, slice=_slice_select, literals=("index",), carries=True, moves=_selected))
+register_rule("index.Tensor", Rule(_index, positions=("self", "indices"), moves=_beside_indexed))
+register_rule("roll.default", Rule(_along("the rolled axis"), moves=beside))
+register_rule("flip.default", Rule(_along("the flipped axis"), moves=beside))
+register_rule("embedding.default", Rule(_embedding, positions=("indices",), kind="embedding", module=_EMBEDDING))
+register_rule("pad.default constant_pad_nd.default", Rule(_pad, slice=_slice_pad, literals=("pad",), moves=_padded))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxprune.algebra.axes import Axes, Axis, is_labelled
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants
+from fxprune.ops.modules import Layer, Site, affine
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 from fxprune.ops.twin import Twin
@@ -117,7 +123,104 @@ def _twin_weight_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     return t.scatter(t.run(node, **arguments), over, [v.shape[d] for d, _ in over])
 
 
-register(["_weight_norm.default"], _weight_norm, twin=_twin_weight_norm)
-register(["batch_norm.default", "instance_norm.default"], _channel_norm, twin=_twin_channel_norm)
-register(["layer_norm.default", "rms_norm.default"], _layer_norm, slice=_slice_layer_norm, twin=_twin_layer_norm)
-register(["group_norm.default"], _group_norm, slice=_slice_group_norm, twin=_twin_group_norm)
+def _batch_norm_of_constant(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    return 1 if c.only(node, a.input) == 1 and not a.training else None
+
+
+def _layer_norm_of_constant(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """Over the channels and nothing else."""
+    dim = c.only(node, a.input)
+    return dim if dim == c.rank(a.input) - 1 and len(a.normalized_shape) == 1 else None
+
+
+def _group_norm_of_constant(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    return 1 if c.only(node, a.input) == 1 else None
+
+
+def _with_statistics(flag: str, base: type[nn.Module], *plain: type[nn.Module]) -> Layer:
+    """Returns how batch or instance norms are built; ``plain`` are the classes for one, two and three dimensions."""
+    by_rank = {2: plain[0], 3: plain[0], 4: plain[1], 5: plain[2]}
+
+    def build(site: Site) -> nn.Module | None:
+        tracked = "running_mean" in site.tensors
+        own = next((cls for cls in plain if isinstance(site.owner, cls)), None)
+        cls = own or (by_rank.get(site.rank) if site.rank is not None else None)
+        if cls is None or site.values[flag] == tracked:
+            return None
+        return cls(
+            num_features=next(iter(site.tensors.values())).shape[0],
+            eps=site.values["eps"],
+            momentum=site.owner.momentum,
+            affine="weight" in site.tensors,
+            track_running_stats=tracked,
+            device="meta",
+        )
+
+    return Layer((base,), build, affine("running_mean", "running_var"), borrow=False)
+
+
+def _of_layer_norm(site: Site) -> nn.Module | None:
+    weight = site.tensors.get("weight")
+    if weight is None:
+        return None
+    return nn.LayerNorm(tuple(weight.shape), site.values["eps"], bias="bias" in site.tensors, device="meta")
+
+
+def _of_rms_norm(site: Site) -> nn.Module:
+    return nn.RMSNorm(tuple(site.tensors["weight"].shape), site.values["eps"], device="meta")
+
+
+def _of_group_norm(site: Site) -> nn.Module | None:
+    weight = site.tensors.get("weight")
+    if weight is None:
+        return None
+    return nn.GroupNorm(site.values["num_groups"], weight.shape[0], site.values["eps"], device="meta")
+
+
+_CHANNELS = Rule(_channel_norm, twin=_twin_channel_norm, statistic=True)
+_LAYER = Rule(
+    _layer_norm,
+    slice=_slice_layer_norm,
+    literals=("normalized_shape",),
+    twin=_twin_layer_norm,
+    statistic=True,
+    constant=_layer_norm_of_constant,
+)
+
+register_rule("_weight_norm.default", Rule(_weight_norm, twin=_twin_weight_norm, statistic=True))
+register_rule(
+    "batch_norm.default",
+    replace(
+        _CHANNELS,
+        kind="batch_norm",
+        constant=_batch_norm_of_constant,
+        module=_with_statistics("training", _BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    ),
+)
+register_rule(
+    "instance_norm.default",
+    replace(
+        _CHANNELS,
+        module=_with_statistics(
+            "use_input_stats", _InstanceNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+        ),
+    ),
+)
+register_rule(
+    "layer_norm.default", replace(_LAYER, module=Layer((nn.LayerNorm,), _of_layer_norm, affine(), agree=("eps",)))
+)
+register_rule(
+    "rms_norm.default", replace(_LAYER, module=Layer((nn.RMSNorm,), _of_rms_norm, {"weight": "weight"}, agree=("eps",)))
+)
+register_rule(
+    "group_norm.default",
+    Rule(
+        _group_norm,
+        slice=_slice_group_norm,
+        literals=("num_groups",),
+        twin=_twin_group_norm,
+        statistic=True,
+        constant=_group_norm_of_constant,
+        module=Layer((nn.GroupNorm,), _of_group_norm, affine(), agree=("eps",)),
+    ),
+)

@@ -16,8 +16,10 @@ from torch import Tensor, fx
 from fxprune._base.names import fetch
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
+from fxprune.ops.constants import beside, elementwise
 from fxprune.ops.families.elementwise import pointwise
-from fxprune.ops.registry import register
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 
@@ -163,9 +165,13 @@ def _slice_compare(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     return Edit({name: np.arange(s.count(axis)).reshape(shape)})
 
 
-register(["gather.default", "take_along_dim.default"], _gather, positions=("index", "indices"))
-register(["scatter.src", "scatter.value", "scatter_add.default"], _scatter, positions=("index",))
-register(["index_select.default"], _index_select, positions=("index",))
-register(["one_hot.default"], _one_hot, slice=_slice_one_hot, positions=("self",))
-register(["histc.default"], _histc, slice=_slice_histc, positions=("self",))
-register(["eq.Tensor", "ne.Tensor"], _compare, slice=_slice_compare, positions=("self", "other"))
+register_rule("gather.default", Rule(_gather, positions=("index",)))
+register_rule("take_along_dim.default", Rule(_gather, positions=("indices",)))
+register_rule("scatter.src scatter.value scatter_add.default", Rule(_scatter, positions=("index",)))
+register_rule("index_select.default", Rule(_index_select, positions=("index",), moves=beside))
+register_rule("one_hot.default", Rule(_one_hot, slice=_slice_one_hot, literals=("num_classes",), positions=("self",)))
+register_rule("histc.default", Rule(_histc, slice=_slice_histc, literals=("bins", "max"), positions=("self",)))
+register_rule(
+    "eq.Tensor ne.Tensor",
+    Rule(_compare, slice=_slice_compare, literals=("self", "other"), positions=("self", "other"), constant=elementwise),
+)

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
-from fxprune.ops.registry import register
+from fxprune.ops.layers import Recurrent
+from fxprune.ops.modules import Layer, Site
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 from fxprune.ops.twin import Twin
 
@@ -146,5 +149,16 @@ def _one_cell(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | list[Axes]
     return list(results) if len(states) > 1 else results[0]
 
 
-register([f"{name}.input" for name in _GATES], _recurrent, twin=_twin)
-register([f"{name}_cell.default" for name in _GATES], _one_cell)
+def _module(op: str, cls: type[nn.Module]) -> Layer:
+    def build(site: Site) -> nn.Module | None:
+        if site.values["train"]:
+            return None
+        names = ("has_biases", "num_layers", "dropout", "bidirectional", "batch_first")
+        return Recurrent(op, tuple(site.tensors), **{name: site.values[name] for name in names})
+
+    return Layer((cls,), build, {"params": "_flat_weights_names"}, ("input", "hx"), borrow=False)
+
+
+for _name, _cls in (("lstm", nn.LSTM), ("gru", nn.GRU), ("rnn_tanh", nn.RNN), ("rnn_relu", nn.RNN)):
+    register_rule(f"{_name}.input", Rule(_recurrent, twin=_twin, statistic=True, module=_module(_name, _cls)))
+    register_rule(f"{_name}_cell.default", Rule(_one_cell))

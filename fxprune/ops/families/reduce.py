@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor, fx
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis, is_labelled
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 from fxprune.ops.twin import Twin
 
@@ -177,26 +180,43 @@ def _topk(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     return [tuple(x), tuple(x)]
 
 
-register(
-    [
-        "mean.default", "mean.dim", "sum.default", "sum.dim_IntList", "amax.default", "amin.default", "prod.dim_int",
-        "var.correction", "var.dim", "std.correction", "std.dim", "logsumexp.default", "any.dim", "all.dim",
-        "norm.ScalarOpt_dim", "nansum.default", "any.default", "all.default", "linalg_vector_norm.default",
-    ],
-    _reduce,
-    twin=_twin_reduce,
-)  # fmt: skip
-register(
-    ["var_mean.correction", "var_mean.dim", "std_mean.correction", "aminmax.default"], _reduce_pair, twin=_twin_reduce
+def _of_others(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """Over the channels, their dimension kept; or over nothing but others, which changes no constant."""
+    dim = c.only(node, a.self)
+    over = _dims(a, c.rank(a.self))
+    if dim is None or a.keepdim:
+        return dim
+    return None if dim in over else dim - sum(d < dim for d in over)
+
+
+def _of_channels(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """Over the channels alone: along another dimension a sum counts the values."""
+    dim = c.only(node, a.self)
+    return dim if a.keepdim and a.dim and _dims(a, c.rank(a.self)) == [dim] else None
+
+
+_REDUCE = Rule(_reduce, twin=_twin_reduce, statistic=True)
+_CHOICE = Rule(_indexing_reduce, twin=_twin_choose, statistic=True)
+
+register_rule("mean.dim amax.default amin.default", replace(_REDUCE, constant=_of_others))
+register_rule("sum.dim_IntList var.correction linalg_vector_norm.default", replace(_REDUCE, constant=_of_channels))
+register_rule(
+    "mean.default sum.default prod.dim_int var.dim std.correction std.dim logsumexp.default any.dim all.dim "
+    "norm.ScalarOpt_dim nansum.default any.default all.default",
+    _REDUCE,
 )
-register(["max.dim", "min.dim", "median.dim", "mode.default"], _indexing_reduce, twin=_twin_choose)
-register(["argmax.default", "argmin.default"], _arg_reduce, twin=_twin_choose)
-register(
-    ["softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default", "cumsum.default", "cumprod.default",
-     "logcumsumexp.default"],
-    _scan,
-    twin=_twin_scan,
-)  # fmt: skip
-register(["argsort.default", "argsort.stable"], _argsort, positions=("self",))
-register(["sort.default", "sort.stable"], _sorted, positions=("self",))
-register(["topk.default"], _topk, twin=_twin_choose)
+register_rule(
+    "var_mean.correction var_mean.dim std_mean.correction aminmax.default",
+    Rule(_reduce_pair, twin=_twin_reduce, statistic=True),
+)
+register_rule("max.dim min.dim", replace(_CHOICE, constant=_of_others))
+register_rule("median.dim mode.default", _CHOICE)
+register_rule("argmax.default argmin.default", Rule(_arg_reduce, twin=_twin_choose, statistic=True))
+register_rule(
+    "softmax.int _softmax.default log_softmax.int _log_softmax.default cumsum.default cumprod.default "
+    "logcumsumexp.default",
+    Rule(_scan, twin=_twin_scan, statistic=True),
+)
+register_rule("argsort.default argsort.stable", Rule(_argsort, positions=("self",)))
+register_rule("sort.default sort.stable", Rule(_sorted, positions=("self",)))
+register_rule("topk.default", Rule(_topk, twin=_twin_choose, statistic=True))

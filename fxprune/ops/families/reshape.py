@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +13,9 @@ from torch import fx
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants, beside, kept
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Couple, Rule, Where
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 
@@ -28,26 +33,34 @@ def _slice_sizes(name: str) -> Any:
     return slice
 
 
-def _permute(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    x = t.axes(a.self, node)
-    return tuple(x[dim] for dim in a.dims)
+def _permutation(a: SimpleNamespace, rank: int) -> list[int]:
+    """Returns for each dimension of the result which one of the operand it is."""
+    return [dim % rank for dim in a.dims]
 
 
-def _swap(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    x = list(t.axes(a.self, node))
+def _swapped(a: SimpleNamespace, rank: int) -> list[int]:
+    order = list(range(rank))
     first, second = [v for k, v in vars(a).items() if k != "self"] or [-1, 0]
-    if len(x) > 1:
-        x[first], x[second] = x[second], x[first]
-    return tuple(x)
+    if rank > 1:
+        order[first], order[second] = order[second], order[first]
+    return order
 
 
-def _movedim(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    x = t.axes(a.self, node)
+def _moved(a: SimpleNamespace, rank: int) -> list[int]:
     sources, targets = ([d] if isinstance(d, int) else list(d) for d in (a.source, a.destination))
-    sources, targets = [d % len(x) for d in sources], [d % len(x) for d in targets]
-    rest = iter(d for d in range(len(x)) if d not in sources)
-    order = [sources[targets.index(d)] if d in targets else next(rest) for d in range(len(x))]
-    return tuple(x[d] for d in order)
+    sources, targets = [d % rank for d in sources], [d % rank for d in targets]
+    rest = iter(d for d in range(rank) if d not in sources)
+    return [sources[targets.index(d)] if d in targets else next(rest) for d in range(rank)]
+
+
+def _reorder(order: Callable[[SimpleNamespace, int], Sequence[int]]) -> Couple:
+    """Returns the rule of ops that put dimensions in another order."""
+
+    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+        x = t.axes(a.self, node)
+        return tuple(x[dim] for dim in order(a, len(x)))
+
+    return rule
 
 
 def _unsqueeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -186,19 +199,78 @@ def _unfold(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return (*x, ax.fixed(a.size))
 
 
-register(["reshape.default"], _reshape, slice=_slice_sizes("shape"), carries=True)
-register(["view.default", "_unsafe_view.default"], _reshape, slice=_slice_sizes("size"), carries=True)
-register(["permute.default"], _permute, carries=True)
-register(["transpose.int", "t.default", "swapaxes.default", "swapdims.default"], _swap, carries=True)
-register(["movedim.int", "movedim.intlist", "moveaxis.int", "moveaxis.intlist"], _movedim, carries=True)
-register(["unsqueeze.default"], _unsqueeze, carries=True)
-register(["squeeze.default", "squeeze.dim", "squeeze.dims"], _squeeze, slice=_slice_squeeze, carries=True)
-register(["expand.default"], _expand, slice=_slice_sizes("size"), carries=True)
-register(["repeat.default", "tile.default"], _repeat, slice=_slice_repeat)
-register(["repeat_interleave.self_int"], _repeat_interleave, slice=_slice_repeat_interleave)
-register(["pixel_shuffle.default"], _pixel_shuffle)
-register(["pixel_unshuffle.default"], _pixel_unshuffle)
-register(["channel_shuffle.default"], _channel_shuffle, slice=_slice_channel_shuffle)
-register(["im2col.default"], _im2col)
-register(["col2im.default"], _col2im)
-register(["unfold.default"], _unfold)
+def _reshaped(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """The dimension of the same size with as many values behind it, if there is one."""
+    before, after, dim = c.shape(a.self) or (), c.shape(node) or (), c.first(node, a)
+    behind, size = math.prod(before[dim + 1 :]), before[dim]
+    places = [d for d, s in enumerate(after) if s == size and math.prod(after[d + 1 :]) == behind]
+    return places[0] if len(places) == 1 and size > 1 else None
+
+
+def _reordered(order: Callable[[SimpleNamespace, int], Sequence[int]]) -> Where:
+    """Returns where a dimension goes under an order of the operand's dimensions."""
+
+    def where(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+        return list(order(a, c.rank(a.self))).index(c.first(node, a))
+
+    return where
+
+
+def _repeated(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """Other dimensions than the channels' are repeated."""
+    dim = kept(c, node, a)
+    counts = list(a.repeats if hasattr(a, "repeats") else a.dims)
+    return dim if dim is not None and ([1] * (c.rank(node) - len(counts)) + counts)[dim] == 1 else None
+
+
+def _interleaved(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    return None if a.dim is None else beside(c, node, a)
+
+
+def _shuffled(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    return 1 if c.only(node, a.self) == 1 else None
+
+
+def _windows(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    dim = c.first(node, a)
+    return None if dim == a.dimension % c.rank(a.self) else dim
+
+
+def _reordering(order: Callable[[SimpleNamespace, int], Sequence[int]]) -> Rule:
+    return Rule(_reorder(order), carries=True, moves=_reordered(order))
+
+
+_VIEW = Rule(_reshape, kind="reshape", carries=True, moves=_reshaped, view=True, idle=True)
+_SQUEEZE = Rule(_squeeze, slice=_slice_squeeze, carries=True, moves=_reshaped)
+
+register_rule("reshape.default", replace(_VIEW, slice=_slice_sizes("shape"), literals=("shape",)))
+register_rule("view.default _unsafe_view.default", replace(_VIEW, slice=_slice_sizes("size"), literals=("size",)))
+register_rule("permute.default", _reordering(_permutation))
+register_rule("transpose.int t.default swapaxes.default swapdims.default", _reordering(_swapped))
+register_rule("movedim.int movedim.intlist moveaxis.int moveaxis.intlist", _reordering(_moved))
+register_rule("unsqueeze.default", Rule(_unsqueeze, carries=True, moves=_reshaped))
+register_rule("squeeze.dim squeeze.dims", replace(_SQUEEZE, literals=("dim",)))
+register_rule("squeeze.default", replace(_SQUEEZE, literals=("self",)))
+register_rule("expand.default", Rule(_expand, slice=_slice_sizes("size"), literals=("size",), carries=True, moves=kept))
+_REPEAT = Rule(_repeat, slice=_slice_repeat, moves=_repeated, idle=True)
+register_rule("repeat.default", replace(_REPEAT, literals=("repeats",)))
+register_rule("tile.default", replace(_REPEAT, literals=("dims",)))
+register_rule(
+    "repeat_interleave.self_int",
+    Rule(
+        _repeat_interleave,
+        slice=_slice_repeat_interleave,
+        literals=("repeats", "output_size"),
+        moves=_interleaved,
+        idle=True,
+    ),
+)
+register_rule("pixel_shuffle.default", Rule(_pixel_shuffle))
+register_rule("pixel_unshuffle.default", Rule(_pixel_unshuffle))
+register_rule(
+    "channel_shuffle.default",
+    Rule(_channel_shuffle, slice=_slice_channel_shuffle, literals=("groups",), constant=_shuffled),
+)
+register_rule("im2col.default", Rule(_im2col))
+register_rule("col2im.default", Rule(_col2im))
+register_rule("unfold.default", Rule(_unfold, moves=_windows))

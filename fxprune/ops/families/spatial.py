@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 from torch import fx
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
-from fxprune.ops.registry import register
+from fxprune.ops.constants import Constants, kept
+from fxprune.ops.registry import register_rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 
 
@@ -48,20 +51,34 @@ def _sampled(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return (batch, x[1], *(ax.fixed(size) for size in t.shape(node)[2:]))
 
 
+def _averaged(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    """The mean of a window is the constant, unless zeros around the map count, or the divisor is another."""
+    padding = [a.padding] if isinstance(a.padding, int) else a.padding
+    zeros = any(padding) and a.count_include_pad
+    return None if zeros or getattr(a, "divisor_override", None) is not None else kept(c, node, a)
+
+
 for _n in (1, 2, 3):
-    register(
-        [f"avg_pool{_n}d.default", f"max_pool{_n}d.default", f"adaptive_avg_pool{_n}d.default",
-         f"_adaptive_avg_pool{_n}d.default",
-         *(f"upsample_nearest{_n}d.{o}" for o in ("default", "vec")),
-         *(f"_upsample_nearest_exact{_n}d.{o}" for o in ("default", "vec"))],
-        _windows(_n),
-    )  # fmt: skip
-    register([f"max_pool{_n}d_with_indices.default", f"adaptive_max_pool{_n}d.default"], _with_indices(_n))
-register(
-    [f"{name}.{overload}" for overload in ("default", "vec") for name in (
-        "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")],
-    _windows(2),
-)  # fmt: skip
-register(["upsample_linear1d.default", "upsample_linear1d.vec"], _windows(1))
-register(["upsample_trilinear3d.default", "upsample_trilinear3d.vec"], _windows(3))
-register(["grid_sampler.default"], _sampled)
+    _pool = Rule(_windows(_n), moves=kept)
+    register_rule(f"avg_pool{_n}d.default", replace(_pool, kind="pool", moves=_averaged))
+    register_rule(f"max_pool{_n}d.default", replace(_pool, kind="pool"))
+    register_rule(f"adaptive_avg_pool{_n}d.default _adaptive_avg_pool{_n}d.default", _pool)
+    register_rule(
+        f"max_pool{_n}d_with_indices.default adaptive_max_pool{_n}d.default", Rule(_with_indices(_n), moves=kept)
+    )
+    register_rule(
+        " ".join(
+            f"{name}{_n}d.{o}" for name in ("upsample_nearest", "_upsample_nearest_exact") for o in ("default", "vec")
+        ),
+        _pool,
+    )
+for _name, _n in (
+    ("upsample_linear1d", 1),
+    ("upsample_bilinear2d", 2),
+    ("upsample_bicubic2d", 2),
+    ("_upsample_bilinear2d_aa", 2),
+    ("_upsample_bicubic2d_aa", 2),
+    ("upsample_trilinear3d", 3),
+):
+    register_rule(f"{_name}.default {_name}.vec", Rule(_windows(_n), moves=kept))
+register_rule("grid_sampler.default", Rule(_sampled))

@@ -20,21 +20,16 @@ from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
-from fxprune.ops.registry import bind
+from fxprune.ops.registry import bind, is_kind, may_alias, rule_of
+from fxprune.ops.rule import in_place_form
 from fxprune.ops.tracer import Contraction
 from fxprune.twin.certificate import TOLERANCE
 from fxprune.twin.interpreter import Run, last_uses
 
-_aten = torch.ops.aten
-_CONVS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
-_FRESH = {*_CONVS, _aten.linear.default, _aten.add.Tensor, _aten.batch_norm.default, _aten.mul.Tensor}
-_IN_PLACE: dict[Any, Callable[..., Any]] = {
-    _aten.relu.default: _aten.relu_.default, _aten.gelu.default: _aten.gelu_.default,
-    _aten.silu.default: _aten.silu_.default, _aten.hardtanh.default: _aten.hardtanh_.default,
-    _aten.hardswish.default: _aten.hardswish_.default, _aten.sigmoid.default: _aten.sigmoid_.default,
-}  # fmt: skip
-
 Values = dict[fx.Node, Any]
+
+#: Kinds of op whose result is theirs alone, to be overwritten by the activation behind.
+_FRESH = ("conv", "linear", "addition", "batch_norm", "elementwise")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,19 +193,20 @@ class Suffix:
             return folded(operands)
         args = fx.node.map_arg(node.args, operands.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, operands.__getitem__)
+        rule = rule_of(node.target)
+        if rule is not None and rule.in_place and not keeps and self._is_own(node, own):
+            return in_place_form(node.target)(*args, **kwargs)
         target: Any = node.target
-        if target in _IN_PLACE and not keeps and self._is_own(node, own):
-            target = _IN_PLACE[target]
         return target(*args, **kwargs)
 
     def _is_own(self, node: fx.Node, own: set[fx.Node]) -> bool:
         """Whether the first operand's memory belongs to this pass and nobody else reads it."""
         source = node.args[0]
         while isinstance(source, fx.Node) and source in own and len(source.users) == 1:
-            if source in self._folded and source.target is _aten.batch_norm.default:
+            if source in self._folded and is_kind(source, "batch_norm"):
                 source = source.args[0]  # folded away: the convolution's own result
                 continue
-            return source.target in _FRESH
+            return is_kind(source, *_FRESH) and not may_alias(source.target)
         return False
 
     def _twin(self, cone: Cone, mask: Mask, dense: Values) -> Any:
@@ -311,10 +307,10 @@ def _fold(coupling: Coupling) -> dict[fx.Node, Callable[[Values], Any]]:
     """Returns how to run convolutions with the batch norm behind them folded in, and those batch norms."""
     folded: dict[fx.Node, Callable[[Values], Any]] = {}
     for norm in coupling.captured.module.graph.nodes:
-        if norm.target is not _aten.batch_norm.default or bind(norm).training:
+        if not is_kind(norm, "batch_norm") or bind(norm).training:
             continue
         conv = norm.args[0]
-        if conv.target not in _CONVS or len(conv.users) != 1:
+        if not is_kind(conv, "conv") or len(conv.users) != 1:
             continue
         tensors = [
             bind(conv).weight,

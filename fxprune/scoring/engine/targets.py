@@ -12,13 +12,10 @@ from torch import fx
 from fxprune._base.names import fetch
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis
-from fxprune.ops.families.elementwise import pointwise
-from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.registry import bind, is_kind
 
-#: Layers by the name of their op; a convolution's channels stand in front of its positions, others' stand last.
-_CONVS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-_LAST = {"linear", "embedding"}
-_BATCH_NORM = torch.ops.aten.batch_norm.default
+#: Layers whose channels stand last; a convolution's stand in front of its positions.
+_LAST = ("linear", "embedding")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,23 +84,17 @@ def _uses(coupling: Coupling, weight: fx.Node, dim: int) -> Iterator[tuple[fx.No
     """Yields (layer's op, channel dimension of its output) of every use of a weight that is a layer's weight."""
     rank = fetch(coupling.captured.module, str(weight.target)).dim()
     for user in weight.users:
-        op = _op(user)
-        if op not in _CONVS | _LAST or bind(user).weight is not weight:
+        if not is_kind(user, *_LAST, "conv", "conv_transpose") or bind(user).weight is not weight:
             continue
-        makes = 1 if op == "embedding" or "transpose" in op else 0
+        makes = 1 if is_kind(user, "embedding", "conv_transpose") else 0
         if dim == makes:
-            yield user, -1 if op in _LAST else 1 - rank
-
-
-def _op(node: fx.Node) -> str:
-    target = node.target
-    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+            yield user, -1 if is_kind(user, *_LAST) else 1 - rank
 
 
 def _norm_behind(node: fx.Node) -> fx.Node | None:
     """Returns the batch norm that alone reads a layer's output, if it has a scale and a shift of its own."""
     reader = _only_user(node)
-    if reader is None or reader.target is not _BATCH_NORM:
+    if reader is None or not is_kind(reader, "batch_norm"):
         return None
     a = bind(reader)
     own = all(isinstance(p, fx.Node) and p.op == "get_attr" for p in (a.weight, a.bias))
@@ -126,9 +117,8 @@ def _activation(coupling: Coupling, x: fx.Node) -> fx.Node:
     reader = _only_user(x)
     if reader is None or reader.op != "call_function" or reader.all_input_nodes != [x]:
         return x
-    rule, info = rule_of(reader.target), coupling.captured.info.get(reader)
-    elementwise = rule is not None and rule.couple is pointwise
-    return reader if elementwise and getattr(info, "dtype", torch.bool).is_floating_point else x
+    dtype = getattr(coupling.captured.info.get(reader), "dtype", torch.bool)
+    return reader if is_kind(reader, "elementwise", "addition") and dtype.is_floating_point else x
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
