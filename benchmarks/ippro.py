@@ -24,9 +24,10 @@ from fxprune.algebra.channels import Mask
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import PlainInputs
+from fxprune.compiler.by_hand import recover
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
-from fxprune.recovery.recovery import recover
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.scoring import score
@@ -82,7 +83,7 @@ class Setting:
         images, labels = self.train
         inputs = self.inputs(images[:COVARIANCE], labels[:COVARIANCE])
         recovery = recover(self.coupling, removed, inputs, method)
-        graph = slice_graph(self.coupling, removed, recovery.tensors)
+        graph = slice_graph(Selection(self.coupling, removed, recovery.tensors))
         return emit(self.coupling.captured, graph)
 
     def top1(self, scores: Scores, ratio: float, method: str | None) -> float:
@@ -111,10 +112,10 @@ def masking(setting: Setting, group: str, images: int = 128) -> tuple[Tensor, Te
     """Returns by how much masking each unit alone raises the mean loss, and how far it moves the outputs (KL)."""
     coupling = setting.coupling
     x, y = setting.train[0][:images], setting.train[1][:images]
-    dense = Run(coupling)((x,))[0].double().log_softmax(1)
+    dense = Run(Selection.nothing(coupling))((x,))[0].double().log_softmax(1)
     rises, moves = [], []
     for unit in next(g.units for g in coupling.groups if g.name == group).tolist():
-        (logits,) = Run(coupling, coupling.removed_mask([unit]))((x,))
+        (logits,) = Run(Selection(coupling, coupling.removed_mask([unit])))((x,))
         masked = logits.double().log_softmax(1)
         rises.append(F.nll_loss(masked, y) - F.nll_loss(dense, y))
         moves.append(F.kl_div(masked, dense, reduction="batchmean", log_target=True))

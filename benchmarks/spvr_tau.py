@@ -24,6 +24,7 @@ from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import PlainInputs
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.scoring import score
 from fxprune.scoring.spvr import Spvr
 from fxprune.twin.interpreter import Run
@@ -47,8 +48,8 @@ def trained(x: Tensor, y: Tensor, epochs: int, seed: int) -> nn.Module:
 def errors(coupling: Coupling, x: Tensor, y: Tensor | None) -> Tensor:
     """Returns for each hidden unit how many predictions are wrong when it is masked (``y`` None: unlike unmasked)."""
     (group,) = coupling.groups
-    truth = Run(coupling)((x,))[0].argmax(1) if y is None else y
-    masked = (Run(coupling, coupling.removed_mask([unit]))((x,))[0] for unit in group.units)
+    truth = Run(Selection.nothing(coupling))((x,))[0].argmax(1) if y is None else y
+    masked = (Run(Selection(coupling, coupling.removed_mask([unit])))((x,))[0] for unit in group.units)
     return torch.tensor([float((output.argmax(1) != truth).sum()) for output in masked])
 
 

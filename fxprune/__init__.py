@@ -11,6 +11,7 @@ from fxprune._base.errors import (
     MissingExtraError,
     NothingToPruneError,
     PlanError,
+    RecoveryError,
     RuleError,
     ScorerError,
     TrainingError,
@@ -22,30 +23,32 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import Captured, capture
-from fxprune.compiler.api import compile
+from fxprune.compiler.by_hand import recover, rewrite, verify
+from fxprune.compiler.compiling import compile
 from fxprune.compiler.explanation import Explanation, explain
+from fxprune.compiler.options import Options
 from fxprune.compiler.sweeping import sweep
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.latency import Bench, Latency, bench
 from fxprune.ops.registry import register_rule
 from fxprune.ops.rule import Rule
-from fxprune.recovery.recovery import recover
+from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
 from fxprune.reporting.html import write_html
 from fxprune.reporting.pareto import Sweep
 from fxprune.reporting.record import Report, report
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.plan import Plan
 from fxprune.rewriting.pruned import PrunedModule
-from fxprune.rewriting.slicing import slice_graph as rewrite
 from fxprune.runtimes.exporting import Exported, export, quantize
 from fxprune.runtimes.generation import for_generation
 from fxprune.scoring import Context, Scorer, register_scorer, score
 from fxprune.storage.application import apply
 from fxprune.storage.artifact import load, save
 from fxprune.training import History, Recipe, finetune, retrain
-from fxprune.twin.certificate import Certificate, verify
+from fxprune.twin.certificate import Certificate
 
 _keep_old_names()
 
@@ -72,15 +75,21 @@ __all__ = [
     "Latency",
     "MissingExtraError",
     "NothingToPruneError",
+    "Options",
     "Plan",
     "PlanError",
     "PrunedModule",
     "Recipe",
+    "Recovered",
+    "Recovery",
+    "RecoveryContext",
+    "RecoveryError",
     "Report",
     "Rule",
     "RuleError",
     "Scorer",
     "ScorerError",
+    "Selection",
     "Sweep",
     "TrainingError",
     "UnsupportedOpError",
@@ -98,6 +107,7 @@ __all__ = [
     "load",
     "quantize",
     "recover",
+    "register_recovery",
     "register_rule",
     "register_scorer",
     "report",

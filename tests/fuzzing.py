@@ -20,12 +20,13 @@ from fxprune.budget.cost import cost_model
 from fxprune.budget.depth import may_vanish
 from fxprune.budget.solver import Solution, solve
 from fxprune.capturing.captured import Captured, capture
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import keep_indices, slice_graph
-from fxprune.twin.certificate import verify
 from fxprune.twin.interpreter import Run
 from tests.networks import KINDS, Network, expected_units, networks
 from tests.util import fingerprint, randomise
@@ -128,7 +129,11 @@ def _run(case: Case, outcome: Outcome, mutate: bool) -> None:
     coupling = _coupled(captured, pruning)
     for size in (BATCH, OTHER_BATCH):
         given = network.example(size, pruning.seed + size)
-        _same(_leaves(model(*given)), Run(coupling)(captured.call.flatten(given, {})), "the captured graph")
+        _same(
+            _leaves(model(*given)),
+            Run(Selection.nothing(coupling))(captured.call.flatten(given, {})),
+            "the captured graph",
+        )
     outcome.units = len(coupling.units)
     outcome.missing = missing(coupling, expected_units(model))
     try:
@@ -137,7 +142,7 @@ def _run(case: Case, outcome: Outcome, mutate: bool) -> None:
         outcome.status = "nothing"
         return
     outcome.removed, outcome.params = len(solution.units), (solution.before.params, solution.after.params)
-    sliced = slice_graph(coupling, solution.removed)
+    sliced = slice_graph(Selection(coupling, solution.removed))
     pruned = emit(captured, sliced)
     promises(model, pruned, solution)
     proofs = []
@@ -159,7 +164,7 @@ def compiled(model: nn.Module, batch: tuple[Tensor, ...], pruning: Pruning) -> t
     captured = capture(model, batch)
     coupling = _coupled(captured, pruning)
     solution = solution_of(coupling, pruning)
-    return coupling, solution, emit(captured, slice_graph(coupling, solution.removed))
+    return coupling, solution, emit(captured, slice_graph(Selection(coupling, solution.removed)))
 
 
 def _coupled(captured: Captured, pruning: Pruning) -> Coupling:
@@ -232,7 +237,7 @@ def wrong_plan_detected(
     coupling: Coupling, solution: Solution, sliced: fx.GraphModule, batch: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> bool | None:
     """Shifts one kept index of one weight axis, and returns whether verification finds it out; None if there is none."""
-    for name, axes in keep_indices(coupling, solution.removed).items():
+    for name, axes in keep_indices(Selection(coupling, solution.removed)).items():
         original = (
             coupling.captured.module.get_parameter(name)
             if name in dict(coupling.captured.module.named_parameters())

@@ -16,6 +16,7 @@ from fxprune.bridging.bridge import bridge
 from fxprune.capturing.captured import capture
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.plan import Plan
 from fxprune.twin.interpreter import Run
 from tests.util import fingerprint
@@ -59,7 +60,7 @@ def _ops(coupling: Coupling) -> list[str]:
 
 
 def _run(coupling: Coupling, x: Tensor) -> Tensor:
-    (y,) = Run(coupling)((x,))
+    (y,) = Run(Selection.nothing(coupling))((x,))
     return y
 
 

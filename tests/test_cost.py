@@ -15,6 +15,7 @@ from fxprune.algebra.channels import Mask
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.budget.solver import solve
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import slice_graph
 from tests import small
 from tests.rules import test_attention, test_contract, test_conv
@@ -23,7 +24,7 @@ from tests.rules.common import Case, coupled, removal
 
 def counted(coupling: Coupling, removed: Mask, args: tuple[Any, ...]) -> tuple[int, int, int]:
     """Returns parameters, MACs of the whole batch, and bytes, of the sliced graph."""
-    sliced = slice_graph(coupling, removed)
+    sliced = slice_graph(Selection(coupling, removed))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         sliced(*args)
     state = {**dict(sliced.named_parameters()), **sliced.state_dict()}

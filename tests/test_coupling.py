@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from fxprune._base.errors import UnsupportedOpError
 from fxprune.algebra import axes as ax
 from fxprune.budget.cost import cost_model
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import Group
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import verify
 from tests import small
 from tests.rules.common import Fn, prepared
 
@@ -370,7 +371,7 @@ def test_each_unit_can_go_by_itself(name: str) -> None:
     for unit in range(len(coupling.units)):
         removed = coupling.removed_mask([unit])
         assert counts(removed).all()  # no axis is left without any coordinate
-        sliced = slice_graph(coupling, removed)
+        sliced = slice_graph(Selection(coupling, removed))
         state = {**dict(sliced.named_parameters()), **dict(sliced.named_buffers())}
         on = _coordinates(coupling, unit)
         for index, axis in enumerate(coupling.axes):
@@ -385,6 +386,6 @@ def test_one_unit_is_not_another(name: str) -> None:
     pairs = [g.units[:2] for g in coupling.groups if len(g.units) > 1]
     assert pairs
     for one, other in pairs:
-        sliced = slice_graph(coupling, coupling.removed_mask([one]))
+        sliced = slice_graph(Selection(coupling, coupling.removed_mask([one])))
         certificate = verify(coupling, coupling.removed_mask([other]), sliced, (args, {}))
         assert certificate.verified is False, (one, other, certificate)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 import fxprune
 from fxprune._base.errors import BudgetError, NothingToPruneError
 from fxprune.capturing.captured import capture
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import verify
 from fxprune.twin.interpreter import Run
 from tests.util import randomise
 
@@ -123,7 +124,7 @@ def test_random_sets_of_units_are_verified(how: str) -> None:
             least = CHOSEN if group.kind == "expert" else 2
             flags[group.units[torch.randperm(len(group.units), generator=generator)[:least].numpy()]] = False
         removed = coupling.removed_mask(flags.nonzero().flatten().tolist())
-        certificate = verify(coupling, removed, slice_graph(coupling, removed), ((X,), {}))
+        certificate = verify(coupling, removed, slice_graph(Selection(coupling, removed)), ((X,), {}))
         assert certificate.verified, (seed, flags[experts], certificate)
 
 
@@ -135,7 +136,7 @@ def test_the_twin_is_not_the_model_with_zeros_for_weights(how: str) -> None:
     with torch.no_grad():
         net.mixture.up[:2] = 0
         net.mixture.down[:2] = 0
-    (twin,) = Run(coupling, removed)([X])
+    (twin,) = Run(Selection(coupling, removed))([X])
     assert not torch.allclose(twin, net(X))
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fxprune._base.errors import CalibrationError
 from fxprune.capturing.inputs import PlainInputs
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.scoring.engine.gradients import by_unit, gradients
 from fxprune.scoring.loss import default_loss
 from fxprune.twin.interpreter import Run
@@ -28,7 +29,7 @@ def _change(coupling: Coupling, flat: tuple[Tensor, ...], unit: int, share: floa
             masked = super()._masked(node, source, values)
             return values[source] + share * (masked - values[source])
 
-    (dense,) = Run(coupling)(flat)
+    (dense,) = Run(Selection.nothing(coupling))(flat)
     (less,) = Damped(coupling, coupling.removed_mask([unit]))(flat)
     return (less - dense).flatten(1).sum(dim=1) / share
 

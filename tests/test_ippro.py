@@ -14,6 +14,7 @@ import fxprune
 from fxprune._base.errors import CalibrationError, ScorerError
 from fxprune.capturing.inputs import PlainInputs
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.scoring import score, scorer_of
 from fxprune.scoring.engine.targets import find_targets
 from fxprune.scoring.ippro import (
@@ -221,7 +222,7 @@ def test_the_training_pass_is_the_model_in_training_mode_and_changes_nothing() -
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     torch.testing.assert_close(found, copy.deepcopy(model).train()(x))
-    assert not torch.allclose(found, Run(coupling)((x,))[0])
+    assert not torch.allclose(found, Run(Selection.nothing(coupling))((x,))[0])
 
 
 def test_a_batch_without_variance_is_refused() -> None:

@@ -104,25 +104,25 @@ def test_parts_share_one_budget_and_the_whole_is_verified(detector: nn.Module, r
 
 
 def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeypatch: Any) -> None:
-    from fxprune.compiler import put_back
+    from fxprune.compiler import reassembly
 
-    whole = put_back.at_full_size
-    monkeypatch.setattr(put_back, "at_full_size", lambda *a: {k: v - 0.05 for k, v in whole(*a).items()})
+    whole = reassembly.at_full_size
+    monkeypatch.setattr(reassembly, "at_full_size", lambda *a: {k: v - 0.05 for k, v in whole(*a).items()})
     with pytest.raises(fxprune.VerificationError):
         _pruned(detector)
 
 
 def test_a_difference_is_looked_at_once_more_in_float64(detector: nn.Module, monkeypatch: Any) -> None:
     """Rounding may tip a box over a threshold; the first look is made to fail, the second compares the same way."""
-    from fxprune.compiler import put_back
+    from fxprune.compiler import reassembly
 
-    compare, looks = put_back.compare, []
+    compare, looks = reassembly.compare, []
 
     def look(expected: Any, got: Any) -> Any:
         looks.append(compare(expected, got))
         return looks[-1] if len(looks) > 1 else replace(looks[0], verified=False)
 
-    monkeypatch.setattr(put_back, "compare", look)
+    monkeypatch.setattr(reassembly, "compare", look)
     assert fxprune.report(_pruned(detector)).verified
     first, second = looks
     assert second.verified and second.dtype == first.dtype and second.max_error <= first.max_error

@@ -21,6 +21,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.budget.setting import Setting
 from fxprune.compiler.steps import schedule
+from fxprune.coupling.selection import Selection
 from fxprune.latency import start
 from fxprune.latency.layout import example_call, layout_of
 from fxprune.latency.measure import Timing, interleaved
@@ -141,7 +142,7 @@ def test_the_layout_tells_the_shapes_of_the_sliced_model(name: str, share: float
     removed = removal(coupling, 0, share)
     layout = layout_of(coupling, 5)
     counts = layout.counts(removed)
-    shapes = _shapes(slice_graph(coupling, removed), coupling.captured, 5)
+    shapes = _shapes(slice_graph(Selection(coupling, removed)), coupling.captured, 5)
     live = layout.live(removed)
     assert {step.node for step in live if step.operation.contracts} == {c.node for c in coupling.contractions if c.macs}
     for step in live:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.capturing.inputs import PlainInputs
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.scoring.engine.masking import masked_scores
 from fxprune.scoring.engine.suffix import Suffix
 from fxprune.scoring.scorer import Context
@@ -61,13 +62,13 @@ def _left(coupling: Coupling, units: np.ndarray) -> bool:
 def _naive(coupling: Coupling, batches: list[Tensor], sets: dict[str, list[np.ndarray]]) -> dict[str, Tensor]:
     found = {name: torch.zeros(len(parts), dtype=torch.float64) for name, parts in sets.items()}
     for x in batches:
-        (dense,) = Run(coupling)((x,))
+        (dense,) = Run(Selection.nothing(coupling))((x,))
         for group in coupling.groups:
             for i, part in enumerate(sets[group.name]):
                 if not _left(coupling, group.units[part]):
                     found[group.name][i] = float("inf")
                     continue
-                (masked,) = Run(coupling, coupling.removed_mask(group.units[part]))((x,))
+                (masked,) = Run(Selection(coupling, coupling.removed_mask(group.units[part])))((x,))
                 found[group.name][i] += disagreement(dense, masked)
     return found
 
@@ -99,7 +100,7 @@ def test_several_masks_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     list(suffix.masked(cone, masks, suffix.dense((x,), cone.frontier), len(x)))
     assert passes == [16, 1, 16]
     for mask, (output,) in zip(masks, outputs, strict=True):
-        torch.testing.assert_close(output, Run(coupling, mask)((x,))[0])
+        torch.testing.assert_close(output, Run(Selection(coupling, mask))((x,))[0])
 
 
 def test_only_what_lies_behind_a_mask_runs() -> None:

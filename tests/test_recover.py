@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.captured import capture
+from fxprune.compiler.by_hand import recover, verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.recovery.moments import Moments, ridge_solve
-from fxprune.recovery.recovery import METHODS, recover
 from fxprune.recovery.sequential import find_drift
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import verify
 from tests.rules.common import Fn, removal
 
 TINY = 1e-10
+
+METHODS = ("mean_shift", "covariance", "sequential", "reconstruct")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class Pair:
     def error(self, method: str | None, **options: Any) -> float:
         """Returns how far the recovered network is from the dense one, relative to its spread."""
         recovery = recover(self.coupling, self.removed, self.batches, method, **options)
-        pruned = emit(self.coupling.captured, slice_graph(self.coupling, self.removed, recovery.tensors))
+        pruned = emit(self.coupling.captured, slice_graph(Selection(self.coupling, self.removed, recovery.tensors)))
         dense, got = (torch.cat([m(*batch) for batch in self.batches]).detach() for m in (self.model, pruned))
         assert verify(
             self.coupling, self.removed, pruned, (self.batches[0], {}), tensors=recovery.tensors

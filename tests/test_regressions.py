@@ -16,11 +16,12 @@ from fxprune.algebra.channels import Channels
 from fxprune.budget.cost import Cost
 from fxprune.budget.solver import solve
 from fxprune.capturing.captured import capture
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.scoring import score
-from fxprune.twin.certificate import verify
 from tests.blocks_tokens import Attention, Encoder, Position, Reduced
 from tests.fuzzing import Case, Pruning, compiled, run
 from tests.networks import Network
@@ -109,7 +110,7 @@ def test_a_statistic_with_a_dtype_is_lifted(reduce: str) -> None:
     x = (torch.randn(4, 5, generator=torch.Generator().manual_seed(0)),)
     coupling = couple(capture(randomise(model.eval(), 0), x))
     removed = removal(coupling, 0, 0.4)
-    module = emit(coupling.captured, slice_graph(coupling, removed))
+    module = emit(coupling.captured, slice_graph(Selection(coupling, removed)))
     assert verify(coupling, removed, module, (x, {}), dtype=torch.float64).verified is True
 
 

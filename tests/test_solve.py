@@ -18,10 +18,11 @@ from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.cost import Cost, CostModel, cost_model
 from fxprune.budget.solver import Solution, solve
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.branches import vanishing_groups
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import verify
 from tests import small
 from tests.rules.common import Fn, prepared
 
@@ -332,7 +333,7 @@ def _collapsed(name: str) -> tuple[Coupling, Solution, CostModel, Any]:
 @pytest.mark.parametrize("name", BRANCHES)
 def test_a_branch_without_channels_leaves_its_constant(name: str) -> None:
     coupling, solution, model, args = _collapsed(name)
-    sliced = slice_graph(coupling, solution.removed)
+    sliced = slice_graph(Selection(coupling, solution.removed))
     certificate = verify(coupling, solution.removed, sliced, (args, {}))
     assert certificate.verified, certificate
     kept = {n for n, _ in sliced.named_parameters() if n.startswith("branch")}
@@ -376,7 +377,7 @@ def test_collapse_under_a_budget_keeps_every_promise() -> None:
                 solution = _solved(coupling, share, seed, min_keep=0, model=model, vanishing=vanishing)
             except BudgetError:
                 break
-            sliced = slice_graph(coupling, solution.removed)
+            sliced = slice_graph(Selection(coupling, solution.removed))
             assert (
                 sum(p.numel() for p in sliced.parameters()) == solution.after.params <= share * solution.before.params
             )

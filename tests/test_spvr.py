@@ -17,6 +17,7 @@ from fxprune.capturing.captured import capture
 from fxprune.capturing.inputs import PlainInputs
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.scoring import score
 from fxprune.scoring.engine.families import families, round_scores
 from fxprune.scoring.kl import divergence
@@ -101,9 +102,9 @@ def test_score_is_that_of_the_unit_s_set() -> None:
     coupling = prepared(model, (x[:4],))[1]
     (found,) = score(coupling, PlainInputs([(x[:25],), (x[25:],)]), Spvr(group_size=2)).values()
     sets = assign(correlations(Context(coupling, PlainInputs([(x,)])))["a"], 2)
-    (dense,) = Run(coupling)((x,))
+    (dense,) = Run(Selection.nothing(coupling))((x,))
     for part in sets:
-        (masked,) = Run(coupling, coupling.removed_mask(coupling.groups[0].units[part]))((x,))
+        (masked,) = Run(Selection(coupling, coupling.removed_mask(coupling.groups[0].units[part])))((x,))
         torch.testing.assert_close(found[part], torch.full((len(part),), disagreement(dense, masked)).double())
 
 
@@ -195,7 +196,7 @@ def test_dense_prediction_from_scores_to_a_smaller_network() -> None:
         dense = model(images)
         for group in coupling.groups[::3]:
             for part in assign(related[group.name], 3):
-                masked = Run(coupling, coupling.removed_mask(group.units[part]))([images])[0]
+                masked = Run(Selection(coupling, coupling.removed_mask(group.units[part])))([images])[0]
                 assert torch.allclose(
                     found[group.name][part], torch.tensor(disagreement(dense, masked), dtype=torch.float64), atol=1e-5
                 )

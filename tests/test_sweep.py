@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune import Budget, BudgetError, CalibrationError, ScorerError
 from fxprune.budget.cost import Cost
+from fxprune.compiler import stages
 from fxprune.data.batches import Batches
 from fxprune.reporting.fidelity import Reference
 from fxprune.reporting.pareto import Point, Sweep
@@ -77,17 +77,16 @@ def test_every_point_is_what_compile_gives() -> None:
 
 
 def test_capture_couple_and_score_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["fxprune.compiler.sweeping"]  # fxprune.sweep is the function
     calls: list[str] = []
 
     def counted(name: str, original: Any) -> Any:
         return lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1]
 
-    for name in ("capture_or_parts", "couple"):
-        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    for name in ("capture_or_parts", "couple_graph"):
+        monkeypatch.setattr(stages, name, counted(name, getattr(stages, name)))
     scorers = [Counting(), Counting()]
     found = fxprune.sweep(model(), DATA, [0.8, 0.6, 0.4], scorers, recover=None, verify=False, progress=False)
-    assert calls == ["capture_or_parts", "couple"] and [s.asked for s in scorers] == [1, 1]
+    assert calls == ["capture_or_parts", "couple_graph"] and [s.asked for s in scorers] == [1, 1]
     assert len(found.points) == 6 and all(p.cost is not None for p in found.points)
 
 

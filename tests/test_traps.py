@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.capturing.captured import capture
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import verify
 from tests.rules.common import Fn, certify, groups_of, prepared, removal
 from tests.test_verify import network
 from tests.util import randomise
@@ -38,7 +39,7 @@ def couple_fn(function: Callable[..., Any], *args: Tensor, **parts: Any) -> Coup
 def pruned_at(coupling: Coupling, share: float = 0.5) -> PrunedModule:
     removed = removal(coupling, 0, share)
     assert removed.any()
-    return emit(coupling.captured, slice_graph(coupling, removed))
+    return emit(coupling.captured, slice_graph(Selection(coupling, removed)))
 
 
 def compiled(model: nn.Module, data: list[Any], budget: float = 0.6, **options: Any) -> PrunedModule:

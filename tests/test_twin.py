@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxprune.coupling.selection import Selection
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import keep_indices, slice_graph
 from fxprune.twin.certificate import lifted
@@ -50,7 +51,7 @@ def layers(function: Callable[..., Any], *, units: int | None = None, **parts: A
 
 
 def kept(case: Compiled) -> Tensor:
-    return torch.from_numpy(keep_indices(case.coupling, case.removed)["a.weight"][0])
+    return torch.from_numpy(keep_indices(Selection(case.coupling, case.removed))["a.weight"][0])
 
 
 # -- statistics over what is kept --------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_statistics_run_over_what_is_kept(name: str) -> None:
     assert case.coupling.statistics
     weights = {n: case.original(n) for n in ("a.weight", "a.bias", "b.weight", "b.bias")}
     y, here = F.linear(case.args[0], weights["a.weight"], weights["a.bias"]), kept(case)
-    (twin,) = Run(case.coupling, case.removed)(case.args)
+    (twin,) = Run(Selection(case.coupling, case.removed))(case.args)
     right = F.linear(statistic(y[:, here]), weights["b.weight"][:, here], weights["b.bias"])
     torch.testing.assert_close(twin, right, rtol=1e-12, atol=1e-12)
     assert case.certificate().verified is True
@@ -98,7 +99,7 @@ def test_zeroed_weights_are_not_the_twin() -> None:
     (x,) = case.args
     with torch.no_grad():
         pruned = case.module(x)
-        torch.testing.assert_close(Run(case.coupling, case.removed)([x])[0], pruned)
+        torch.testing.assert_close(Run(Selection(case.coupling, case.removed))([x])[0], pruned)
         for names in (["a.weight", "a.bias"], ["n.weight", "n.bias"]):
             for tensor in map(model.get_parameter, names):
                 tensor[gone] = 0
@@ -309,6 +310,6 @@ def test_outputs_of_another_form(change: Callable[[Any], Any], note: str) -> Non
 
 def test_the_sliced_graph_and_the_emitted_module_are_both_checked() -> None:
     case = layers(lambda m, y: m.b(y.relu()))
-    sliced = slice_graph(case.coupling, case.removed)
+    sliced = slice_graph(Selection(case.coupling, case.removed))
     assert case.certificate(sliced).verified is True
     assert case.certificate(emit(case.coupling.captured, sliced)).verified is True

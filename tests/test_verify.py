@@ -18,11 +18,13 @@ import fxprune
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.captured import capture
+from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
-from fxprune.rewriting.emission import emit
+from fxprune.coupling.selection import Selection
+from fxprune.rewriting.emission import emit, emitted
 from fxprune.rewriting.slicing import keep_indices, slice_graph
-from fxprune.twin.certificate import Certificate, verify
+from fxprune.twin.certificate import Certificate
 from fxprune.twin.interpreter import Run
 from tests import small
 from tests.rules.common import removal
@@ -60,7 +62,7 @@ class Compiled:
 def compiled(coupling: Coupling, args: tuple[Tensor, ...], removed: Mask | None = None) -> Compiled:
     removed = removal(coupling, 0, 0.4) if removed is None else removed
     assert removed.any()
-    return Compiled(coupling, removed, emit(coupling.captured, slice_graph(coupling, removed)), args)
+    return Compiled(coupling, removed, emit(coupling.captured, slice_graph(Selection(coupling, removed))), args)
 
 
 @functools.cache
@@ -118,7 +120,7 @@ def test_the_share_that_goes_does_not_matter(name: str, share: float) -> None:
 def test_a_plan_that_removes_nothing_is_the_model_itself() -> None:
     coupling = coupling_of("residual")
     nothing = np.zeros(len(coupling.channels), bool)
-    module = emit(coupling.captured, slice_graph(coupling, nothing))
+    module = emit(coupling.captured, slice_graph(Selection(coupling, nothing)))
     certificate = verify(coupling, nothing, module, (small.example("residual"), {}))
     assert certificate.verified is True and certificate.max_error == 0
 
@@ -133,7 +135,7 @@ def test_module_and_batch_are_left_alone(name: str) -> None:
 
 
 def test_a_run_keeps_no_value_longer_than_it_is_needed() -> None:
-    run = Run(coupling_of("residual"))
+    run = Run(Selection.nothing(coupling_of("residual")))
     alive = [sum(n.op == "call_function" for n in values) for _, values in run.steps(small.example("residual"))]
     assert max(alive) <= 4 < len(alive) / 8
 
@@ -160,7 +162,7 @@ def test_a_wrong_channel_in_one_tensor(name: str) -> None:
     case = network(name)
     tensors = floats(case.module)
     kinds = set()
-    for key, axes in keep_indices(case.coupling, case.removed).items():
+    for key, axes in keep_indices(Selection(case.coupling, case.removed)).items():
         original = case.original(key)
         for dim, kept in axes.items():
             gone = np.setdiff1d(np.arange(original.shape[dim]), kept)
@@ -181,7 +183,7 @@ def test_a_wrong_channel_in_one_tensor(name: str) -> None:
 def test_two_channels_in_the_wrong_order_in_one_tensor(name: str) -> None:
     case = network(name)
     tensors = floats(case.module)
-    for key, axes in keep_indices(case.coupling, case.removed).items():
+    for key, axes in keep_indices(Selection(case.coupling, case.removed)).items():
         for dim in axes:
             tensor = tensors[key]
             if tensor.shape[dim] > 1:
@@ -280,7 +282,7 @@ def test_recovered_weights_are_checked_as_they_are() -> None:
     coupling = coupling_of("residual")
     removed = removal(coupling, 0, 0.4)
     changed = {key: tensor * 1.5 for key, tensor in floats(coupling.captured.module).items() if "two" in key}
-    module = emit(coupling.captured, slice_graph(coupling, removed, changed))
+    module = emit(coupling.captured, slice_graph(Selection(coupling, removed, changed)))
     batch = (small.example("residual"), {})
     assert verify(coupling, removed, module, batch, tensors=changed).verified is True
     assert verify(coupling, removed, module, batch).verified is False
@@ -288,12 +290,12 @@ def test_recovered_weights_are_checked_as_they_are() -> None:
 
 def test_compile_refuses_what_its_own_emission_gets_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> nn.Module:
-        module = emit(*args)
+        module = emitted(*args)
         with torch.no_grad():
             next(module.parameters())[0] *= 1.01
         return module
 
-    monkeypatch.setattr("fxprune.compiler.finish.emit", broken)
+    monkeypatch.setattr("fxprune.compiler.stages.emitted", broken)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     before, data = fingerprint(model), [torch.randn(6, 5)]

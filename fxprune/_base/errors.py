@@ -38,6 +38,10 @@ class ScorerError(FxpruneError, ValueError):
     """An unknown method, or a scorer that returned something unusable."""
 
 
+class RecoveryError(FxpruneError, ValueError):
+    """An unknown recovery, or one that returned something unusable."""
+
+
 class VerificationError(FxpruneError):
     """The pruned model does not compute what its masked twin computes."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from typing import Any
 
 from fxprune._base.errors import BudgetError
 from fxprune.budget.cost import Cost
 from fxprune.budget.setting import Setting, check_setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Budget:
     """Upper bounds on the pruned model; a float is a share of the original, an int is absolute.
 
@@ -38,6 +39,17 @@ class Budget:
     batch_size: int = 1
     backend: str = "eager"
     threads: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the bounds are the same; one parameter (an int) is not all parameters (a float)."""
+        return isinstance(other, Budget) and self._bounds() == other._bounds()
+
+    def __hash__(self) -> int:
+        return hash(self._bounds())
+
+    def _bounds(self) -> tuple[tuple[Any, bool], ...]:
+        shares = {"params": isinstance(self.params, float), "macs": isinstance(self.macs, float)}
+        return tuple((getattr(self, entry.name), shares.get(entry.name, False)) for entry in fields(self))
 
     def __post_init__(self) -> None:
         """Checks the bounds."""
@@ -108,12 +120,17 @@ def as_budget(budget: float | Budget) -> Budget:
     """Returns a budget; a bare float is a share of parameters.
 
     Raises:
-        BudgetError: the value is neither a float in (0, 1] nor a Budget.
+        BudgetError: the value is neither a float in (0, 1] nor a Budget; an int might be a share or a number.
     """
     if isinstance(budget, Budget):
         return budget
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
         raise BudgetError(f"budget must be a share such as 0.5 or a fxprune.Budget, got {budget!r}")
+    if isinstance(budget, int):
+        share = "1.0 for all parameters" if budget == 1 else "a float in (0, 1] for a share of parameters"
+        raise BudgetError(
+            f"budget={budget} is an int: write {share}, or Budget(params={budget}) for so many parameters"
+        )
     if not 0 < budget <= 1:
         raise BudgetError(
             f"budget must lie in (0, 1] as a share of parameters, got {budget}; for absolute numbers use Budget(params=...)"

@@ -27,6 +27,7 @@ from fxprune.budget.constraints import Constraints, free_groups, matches, names_
 from fxprune.budget.cost import Cost, CostModel, cost_model
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS, unit_scores
 from fxprune.coupling.units import Group
 
@@ -39,16 +40,24 @@ class Solution:
     """The channels to remove, with the cost before and after.
 
     Attributes:
-        removed: a flag for each channel id.
-        units: the numbers of the removed units.
+        selection: what goes, of which coupled model.
         before: cost of the model as captured.
         after: cost once the units are gone.
     """
 
-    removed: Mask
-    units: Ids
+    selection: Selection
     before: Cost
     after: Cost
+
+    @property
+    def removed(self) -> Mask:
+        """A flag for each channel id."""
+        return self.selection.removed
+
+    @property
+    def units(self) -> Ids:
+        """The numbers of the removed units."""
+        return self.selection.units
 
 
 class Bound(Protocol):
@@ -126,8 +135,7 @@ def solve(
         assert budget is not None
         density = ranking(coupling, scores, model, budget if per_cost else None, bound)
         flags = _global(coupling, model, density, values, pools, budget.limits(before), before, may_vanish, bound)
-    units = np.flatnonzero(flags[coupling.units])
-    return Solution(flags, units, before, model.of(flags))
+    return Solution(Selection(coupling, flags), before, model.of(flags))
 
 
 def ranking(

@@ -16,14 +16,14 @@ from fxprune.capturing.captured import capture
 from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.islands import Islands
-from fxprune.compiler.put_back import put_back
+from fxprune.compiler.reassembly import put_back
 from fxprune.coupling.interpreter import couple
 from fxprune.data.checks import device_of
-from fxprune.reporting.building import make_report, removed_by, shapes_of
+from fxprune.reporting.building import Outcome, make_report
 from fxprune.reporting.record import attach
-from fxprune.rewriting.emission import emit
+from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.plan import Plan, check_fits
-from fxprune.rewriting.slicing import slice_graph
+from fxprune.rewriting.planning import selection_of, shapes_of
 
 
 def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
@@ -37,8 +37,7 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
     whole = unwrapped(runnable(model))
     check_fits(plan, whole)
     module = Islands(whole, plan.islands) if plan.islands else whole
-    device = device_of(module)
-    example, grown = (_at_dtype(plan.example.call(module, device, grow=grow), module) for grow in (0, 1))
+    example, grown = (_at_dtype(plan.example.call(module, device_of(module), grow=grow), module) for grow in (0, 1))
     args, kwargs = example
     captured = capture(module if plan.islands else model, args, kwargs, batches=[grown])
     coupling = couple(captured)
@@ -46,13 +45,11 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
     bridged = bridge(coupling, plan.bridged, plan.seed)
     if bridged is None:
         raise PlanError(f"the plan bridges {', '.join(plan.bridged)}, which this model does not allow")
-    left = bridged.coupling
-    removed = removed_by(left, plan)
-    pruned = emit(left.captured, slice_graph(left, removed))
-    solution = Solution(removed, left.units_of(removed), Cost(**plan.before), Cost(**plan.after))
-    record = make_report(coupling, bridged, solution, plan, None, (), {})
-    result = put_back(whole, plan.islands, pruned, plan, args[0])[0] if plan.islands else pruned
-    return attach(result, record)
+    solution = Solution(selection_of(bridged.coupling, plan), Cost(**plan.before), Cost(**plan.after))
+    pruned: nn.Module = emitted(solution.selection)
+    if plan.islands:
+        pruned, _ = put_back(whole, plan, pruned, args[0])
+    return attach(pruned, make_report(Outcome(coupling=coupling, solution=solution, plan=plan)))
 
 
 def _at_dtype(call: Any, model: nn.Module) -> Any:

@@ -7,47 +7,90 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
-from fxprune._base.names import fetch
-from fxprune.algebra.channels import Mask
+from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
-from fxprune.budget.cost import Cost
-from fxprune.coupling.coupling import Coupling
-from fxprune.reporting.record import report
+from fxprune.budget.cost import Cost, cost_model
+from fxprune.budget.solver import Solution
+from fxprune.capturing.source import unwrapped
+from fxprune.compiler.stages import verify
+from fxprune.compiler.state import State
+from fxprune.coupling.selection import Selection
+from fxprune.reporting.building import Outcome, make_report
+from fxprune.reporting.record import attach
 from fxprune.rewriting.plan import Kept, Plan
-from fxprune.rewriting.slicing import keep_indices
+from fxprune.rewriting.planning import selection_of
+from fxprune.rewriting.slicing import at_full_size
+from fxprune.twin.certificate import Certificate
 
 
-def in_steps(
-    once: Callable[[nn.Module, Budget], nn.Module],
-    model: nn.Module,
-    budget: Budget,
-    before: Cost,
-    steps: int,
-    dense_ms: float | None = None,
-) -> tuple[nn.Module, Plan]:
-    """Returns the model pruned in several compilations, each on what the one before left, and the plan of them all.
+def in_steps(state: State, straight: Callable[[State], State]) -> State:
+    """Returns the state of a model pruned in several compilations, each on what the one before left.
 
     After step i of n a bound stands at ``full * share^(i / n)``: every step removes the same share of what is there.
+    Plan, report and certificate are those of the whole way.
 
     Args:
-        once: compiles a model to an absolute budget.
-        model: the original.
-        budget: of the last step.
-        before: the cost of the original.
-        steps: how many.
-        dense_ms: the latency of the original, where the budget bounds it.
+        state: with the coupling of the original.
+        straight: compiles a model in one step.
     """
-    current: nn.Module = model
-    plans: list[Plan] = []
-    for number in range(1, steps + 1):
-        pruned = once(current, schedule(budget, before, number / steps, dense_ms))
-        plan = report(pruned).plan
-        assert plan is not None
-        plans.append(plan)
-        current = pruned
-    return pruned, combined(plans)
+    assert state.budget is not None
+    before = cost_model(state.coupling).of(Selection.nothing(state.coupling).removed)
+    dense_ms = None if state.search is None else state.search.original_ms()
+    model = unwrapped(state.module)
+    done: list[State] = []
+    for number in range(1, state.options.steps + 1):
+        budget = schedule(state.budget, before, number / state.options.steps, dense_ms)
+        done.append(straight(replace(state, source=model, module=model, budget=budget, captured=None, notes=())))
+        model = done[-1].pruned
+    return _whole(state, done, before, dense_ms)
+
+
+def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | None) -> State:
+    """Returns the state at the end of the last step, with what is said of the whole way."""
+    plan, last = combined([_plan(step) for step in done]), done[-1]
+    selection = selection_of(state.coupling, plan)
+    state = replace(
+        state,
+        pruned=last.pruned,
+        skipped=last.skipped,
+        bridged=Bridged(state.coupling.captured, state.coupling),
+        solution=Solution(selection, before, Cost(**plan.after)),
+    )
+    if plan.collapsed:  # a collapsed branch leaves its constant in a tensor that the twin reads: step by step, then
+        certificate = together([step.certificate for step in done])
+    else:
+        whole = replace(state, selection=selection.with_tensors(at_full_size(selection, last.pruned)))
+        certificate = verify(replace(whole, options=replace(state.options, verify_dtype=torch.float64))).certificate
+    latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
+    report = make_report(
+        Outcome(
+            coupling=state.coupling,
+            solution=state.solution,
+            plan=plan,
+            certificate=certificate,
+            skipped=last.skipped,
+            seconds=last.report.seconds,
+            latency=latency,
+            notes=state.notes,
+        )
+    )
+    return replace(state, certificate=certificate, report=report, pruned=attach(last.pruned, report))
+
+
+def _plan(state: State) -> Plan:
+    assert state.report.plan is not None
+    return state.report.plan
+
+
+def together(certificates: Sequence[Certificate | None]) -> Certificate | None:
+    """Returns what certificates of steps say of the whole way: it is verified if every step is."""
+    found = [certificate for certificate in certificates if certificate is not None]
+    if not found or len(found) < len(certificates):
+        return None
+    doubtful = next((c for c in found if c.verified is not True), None)
+    worst = max(found, key=lambda c: c.max_error / c.tolerance)
+    return worst if doubtful is None else replace(worst, verified=doubtful.verified, note=doubtful.note)
 
 
 def schedule(budget: Budget, before: Cost, progress: float, dense_ms: float | None = None) -> Budget:
@@ -88,20 +131,3 @@ def _after(keep: Kept, then: Kept, shapes: Mapping[str, tuple[int, ...]]) -> Kep
             held = result.setdefault(name, {}).get(axis, tuple(range(shapes[name][axis])))
             result[name][axis] = tuple(held[index] for index in kept)
     return result
-
-
-def at_full_size(coupling: Coupling, removed: Mask, pruned: nn.Module) -> dict[str, Tensor]:
-    """Returns a pruned model's parameters and buffers at their places in tensors of the original's size."""
-    values = pruned.state_dict()
-    kept = keep_indices(coupling, removed)
-    found = {}
-    for node in coupling.values:
-        name = str(node.target)
-        if node.op == "get_attr" and name in values:
-            whole = fetch(coupling.captured.module, name).detach().clone()
-            index = [torch.arange(size) for size in whole.shape]
-            for axis, positions in kept.get(name, {}).items():
-                index[axis] = torch.from_numpy(positions)
-            whole[torch.meshgrid(*index, indexing="ij")] = values[name]
-            found[name] = whole
-    return found

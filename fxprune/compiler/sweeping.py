@@ -3,66 +3,60 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
+from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.errors import BudgetError, ScorerError, VerificationError
 from fxprune._base.modes import evaluating, untouched
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.capturing.inputs import CalibrationInputs
-from fxprune.capturing.source import runnable
-from fxprune.compiler.api import compile
-from fxprune.compiler.arguments import check_types, constraints_of
-from fxprune.compiler.finish import Job, finish
-from fxprune.compiler.islands import capture_or_parts
-from fxprune.compiler.progress import Stages
-from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.interpreter import couple
+from fxprune.compiler import stages
+from fxprune.compiler.clock import Clock
+from fxprune.compiler.options import AUTO, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.pipeline import on_parts
+from fxprune.compiler.state import State
+from fxprune.coupling.selection import Selection
 from fxprune.data.batch import Batch
-from fxprune.data.batches import Batches
-from fxprune.data.checks import check_weights, device_of, probe
+from fxprune.data.checks import check_weights, device_of
 from fxprune.latency.measure import interleaved
-from fxprune.latency.start import liked_widths, meeting_of
-from fxprune.recovery.recovery import check_recovery
+from fxprune.recovery.protocol import Recovery
 from fxprune.reporting.fidelity import Reference
 from fxprune.reporting.pareto import FIDELITY, Point, Sweep
-from fxprune.reporting.record import report
-from fxprune.scoring import Scorer, score, scorer_of
 from fxprune.scoring.loss import Loss
+from fxprune.scoring.scorer import Scorer, scorer_of
 
 
-def sweep(
+@spelled_out
+def sweep(  # noqa: D417  # the options are described as `Options` has them
     model: nn.Module | ExportedProgram,
     calib_data: Any,
     budgets: float | Budget | Iterable[float | Budget],
-    methods: str | Scorer | Iterable[str | Scorer] = ("variance",),
+    methods: MethodName | str | Scorer | Iterable[MethodName | str | Scorer] = ("variance",),
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
     latency: bool = False,
-    units: str | Sequence[str] = ("channel", "expert", "head", "head_dim", "kv_group"),
+    units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
     round_to: int | Literal["auto"] = 1,
-    min_keep: int | Literal["auto"] = "auto",
-    recover: str | None = "auto",
-    ridge: float = 1e-2,
+    min_keep: int | Literal["auto"] = AUTO,
+    recover: RecoveryOption | str | Recovery | None = AUTO,
+    ridge: float = RIDGE,
     loss: Loss | None = None,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
     verify: bool = True,
     verify_dtype: torch.dtype | None = None,
-    memory_limit: int = 2 << 30,
+    memory_limit: int = MEMORY_LIMIT,
     cache_dir: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -75,7 +69,8 @@ def sweep(
 
     Args:
         model: as `fxprune.compile` takes it, with values; it is left as it is.
-        calib_data: batches, as `fxprune.compile` takes them; fidelity is measured on all of them.
+        calib_data: batches, as `fxprune.compile` takes them; fidelity is measured on all of them. Batches and dense outputs
+            are kept up to ``memory_limit`` bytes.
         budgets: shares of parameters, or budgets.
         methods: names or scorers.
         evaluate: gives a model's quality, higher is better; called with the dense model and each pruned one, in
@@ -83,22 +78,7 @@ def sweep(
             By default points are compared by fidelity: the share of the dense outputs' variance that is left.
         latency: whether the milliseconds of a call with the first batch are measured, in turns with the dense
             model.
-        units: as `fxprune.compile` takes it, like all that follow.
-        ignore: the same.
-        round_to: the same.
-        min_keep: the same.
-        recover: the same.
-        ridge: the same.
-        loss: the same.
-        forward_args: the same.
-        dynamic_shapes: the same.
-        strict: the same.
-        verify: the same.
-        verify_dtype: the same.
-        memory_limit: the same; batches and dense outputs are kept up to so many bytes.
-        cache_dir: the same.
-        seed: the same.
-        progress: the same; one bar counts the points.
+        (options)
 
     Returns:
         One point for each method and budget. A budget that is out of reach, or a result that fails
@@ -110,92 +90,54 @@ def sweep(
         TypeError: ``evaluate`` is no function, or gives no number.
         FxpruneError: whatever else `fxprune.compile` raises for this model and these data.
     """
-    wanted = _budgets(budgets)
-    scorers = _scorers(methods)
-    check_types(model, forward_args, verify_dtype, seed)
+    options = Options.of(locals())
+    wanted, scorers = _budgets(budgets), _scorers(methods)
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"evaluate: expected a function of a model, got {evaluate!r:.80}")
-    kinds = constraints_of(units, ignore, round_to, 1).kinds
-    settings: list[tuple[int, str | None]] = []
     for scorer in scorers:
-        least = scorer.defaults.get("min_keep", 1) if min_keep == "auto" else min_keep
-        how = scorer.defaults.get("recover", "covariance") if recover == "auto" else recover
-        check_recovery(how, ridge, memory_limit)
-        constraints_of(units, ignore, round_to, least)
-        settings.append((least, how))
-
-    module = runnable(model)
-    batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
-    first = batches.first()
-    check_weights(module)
-    probe(module, first)
-    again = partial(
-        compile, model, calib_data, units=units, ignore=ignore, round_to=round_to, ridge=ridge, loss=loss,
-        strict=strict, forward_args=forward_args, dynamic_shapes=dynamic_shapes, verify=verify,
-        verify_dtype=verify_dtype, memory_limit=memory_limit, cache_dir=cache_dir, seed=seed, progress=False,
-    )  # fmt: skip
-    judge = _Judge(module, first, Reference(module, batches, memory_limit), evaluate, latency)
+        options.resolve(scorer)
+    state = stages.prepare(model, calib_data, wanted[0], replace(options, method=scorers[0]))
+    check_weights(state.module)
+    reference = Reference(state.module, state.batches, memory_limit)
+    judge = _Judge(state.module, state.first, reference, evaluate, latency)
     points: list[Point] = []
-    bar = tqdm(total=len(scorers) * len(wanted), desc="fxprune sweep", unit="point", disable=None if progress else True)
-    with bar:
-        shared = _Shared.of(model, module, batches, dynamic_shapes, strict, "block" in kinds)
-        for scorer, (least, how) in zip(scorers, settings, strict=True):
-            make: Callable[[Budget], nn.Module]
-            if shared is None:
-                make = partial(again, method=scorer, min_keep=least, recover=how)
-            else:
-                scores = score(
-                    shared.coupling, shared.inputs, scorer, seed, loss=loss, memory_limit=memory_limit,
-                    progress=progress, cache_dir=cache_dir,
-                )  # fmt: skip
-                job = Job(
-                    coupling=shared.coupling, inputs=shared.inputs, first=first,
-                    constraints=constraints_of(units, ignore, round_to, least), recover=how, ridge=ridge,
-                    memory_limit=memory_limit, verify=verify, verify_dtype=verify_dtype, seed=seed,
-                )  # fmt: skip
-                make = partial(shared.finished, job, scorer, scores, auto=round_to == "auto", cache_dir=cache_dir)
-            for budget in wanted:
+    with tqdm(
+        total=len(scorers) * len(wanted), desc="fxprune sweep", unit="point", disable=None if progress else True
+    ) as bar:
+        state = _coupled(state)
+        for scorer in scorers:
+            for budget, make in _ways(stages.with_method(state, options, scorer), wanted):
                 points.append(judge.point(scorer.name, budget, make))
                 bar.update()
     return Sweep(
-        points=tuple(points), before=_before(points, shared), dense_value=judge.dense_value,
+        points=tuple(points),
+        before=_before(points, state),
+        dense_value=judge.dense_value,
         dense_ms=judge.dense_ms,
         quality_name=FIDELITY if evaluate is None else "value",
-    )  # fmt: skip
+    )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
-    """What all points have in common: the captured model, coupled."""
+def _coupled(state: State) -> State:
+    """Returns what all points have in common; parts of a model are each captured anew."""
+    state = stages.capture(state)
+    return state if state.captured is None else stages.couple(state)
 
-    module: nn.Module
-    coupling: Coupling
-    inputs: CalibrationInputs
 
-    @classmethod
-    def of(
-        cls, model: nn.Module | ExportedProgram, module: nn.Module, batches: Batches, dynamic_shapes: Any,
-        strict: bool, blocks: bool,
-    ) -> _Shared | None:  # fmt: skip
-        """Captures and couples; None where the model has to be taken in parts, each captured for itself."""
-        captured, _ = capture_or_parts(model, batches, dynamic_shapes, strict)
-        if captured is None:
-            return None
-        coupling = couple(captured, strict=strict)
-        return cls(module, with_blocks(coupling) if blocks else coupling, CalibrationInputs(captured, batches))
+def _ways(state: State, budgets: Sequence[Budget]) -> Iterator[tuple[Budget, Callable[[], State]]]:
+    """Yields each budget with what compiles the model to it; scored once, if it was captured whole."""
+    if state.captured is not None:
+        state = stages.score(state)
+    for budget in budgets:
+        yield budget, partial(_compiled, replace(state, budget=budget, clock=Clock(False)))
 
-    def finished(
-        self, job: Job, scorer: Scorer, scores: Mapping[str, Tensor], budget: Budget, *, auto: bool,
-        cache_dir: str | PathLike[str] | None,
-    ) -> nn.Module:  # fmt: skip
-        """Returns the model for one budget."""
-        notes: tuple[str, ...] = ()
-        if auto:
-            constraints, notes = liked_widths(self.module, self.coupling, budget, job.constraints)
-            job = replace(job, constraints=constraints)
-        captured = self.coupling.captured
-        meeting = meeting_of(self.module, captured, budget, job.constraints, cache_dir=cache_dir)
-        return finish(job, scorer, scores, budget, Stages(False), meeting=meeting, notes=notes)
+
+def _compiled(state: State) -> State:
+    if state.captured is None:
+        return on_parts(replace(state, options=replace(state.options, progress=False)))
+    if state.options.round_to == AUTO:
+        state = stages.widths(state)
+    return stages.from_scored(stages.latency_search(replace(state, options=replace(state.options, progress=False))))
 
 
 @dataclass(slots=True, eq=False)
@@ -210,16 +152,16 @@ class _Judge:
     dense_value: float | None = None
     dense_ms: float | None = None
 
-    def point(self, method: str, budget: Budget, make: Callable[[Budget], nn.Module]) -> Point:
+    def point(self, method: str, budget: Budget, make: Callable[[], State]) -> Point:
         if self.evaluate is not None and self.dense_value is None:
             self.dense_value = _value(self.evaluate, self.dense)
         start = time.perf_counter()
         try:
-            pruned = make(budget)
+            done = make()
         except (BudgetError, VerificationError) as error:
             return Point(method=method, budget=budget, why=str(error), seconds=time.perf_counter() - start)
         seconds = time.perf_counter() - start
-        found = report(pruned)
+        pruned, found = done.pruned, done.report
         close = self.reference.of(pruned)
         return Point(
             method=method, budget=budget, seconds=seconds, verified=found.verified, report=found,
@@ -255,9 +197,9 @@ def _scorers(methods: Any) -> list[Scorer]:
     return found
 
 
-def _before(points: Sequence[Point], shared: _Shared | None) -> Cost:
-    if shared is not None:
-        return cost_model(shared.coupling).of(np.zeros(len(shared.coupling.channels), bool))
+def _before(points: Sequence[Point], state: State) -> Cost:
+    if state.captured is not None:
+        return cost_model(state.coupling).of(Selection.nothing(state.coupling).removed)
     for point in points:
         if point.report is not None:
             return Cost(point.report.params[0], point.report.macs[0], point.report.bytes[0])

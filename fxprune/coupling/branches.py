@@ -17,7 +17,6 @@ from torch import fx
 
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import size_of
-from fxprune.algebra.channels import Mask
 from fxprune.coupling.constants import channel_dims
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
@@ -124,10 +123,3 @@ def _is_home(coupling: Coupling, node: fx.Node, channels: int) -> bool:
     if coupling.captured.info[node].shape != (channels,) or len(node.users) != 1:
         return False
     return isinstance(fetch(coupling.captured.module, str(node.target)), torch.nn.Parameter)
-
-
-def removed_collapse(coupling: Coupling, removed: Mask) -> Collapse:
-    """Returns the collapse that a removal brings about, which the solver has made sure is legal."""
-    collapse = collapse_of(coupling, coupling.slicer(removed))
-    assert collapse.legal, "a group that must keep a channel has lost all of them"
-    return collapse

@@ -17,6 +17,7 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.coupling.branches import collapse_of
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.latency.operation import Operand, Operation, Size, literal
 from fxprune.ops.registry import bind, rule_of
 
@@ -162,7 +163,7 @@ class _Reader:
     def __init__(self, coupling: Coupling, batch_size: int) -> None:
         self._coupling = coupling
         self._batch_size = batch_size
-        self._slicer = coupling.slicer(np.zeros(len(coupling.channels), bool))
+        self._slicer = Selection.nothing(coupling).slicer
         self._numbers: dict[tuple[tuple[int, ...], bytes], int] = {}
         self._known: dict[int, tuple[Ids, int | None]] = {}  # holds the array: its id must stay its own
         self.factors: list[Ids] = []

@@ -19,8 +19,7 @@ from fxprune.latency.operation import Operation
 from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
 from fxprune.latency.table import Table
 from fxprune.reporting.latency import Latency
-from fxprune.rewriting.emission import emit
-from fxprune.rewriting.slicing import slice_graph
+from fxprune.rewriting.emission import emitted
 
 #: Models that are built and measured at most before the best of them is taken.
 ROUNDS = 5
@@ -181,9 +180,7 @@ class Meeting:
 
         For a share the times are those that the machine would have needed when the original was measured first.
         """
-        models = [
-            emit(bridged.captured, slice_graph(bridged.coupling, solution.removed)) for bridged, solution in answers
-        ]
+        models = [emitted(solution.selection) for _, solution in answers]
         dense, *found = self.times.models(models)
         self.dense_ms = self.dense_ms or dense
         if self.budget.latency is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from torch.nn import functional
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind
 
 
@@ -111,15 +112,14 @@ def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
     return x.movedim(1, n + 1)
 
 
-def find_consumers(coupling: Coupling, removed: Mask, *, every: bool = False) -> tuple[list[Consumer], list[str]]:
+def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[Consumer], list[str]]:
     """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone.
 
     Args:
-        coupling: of the captured graph.
-        removed: a flag for each channel id.
+        selection: what goes.
         every: also the layers whose input could lose channels, or nothing, but does not.
     """
-    slicer = coupling.slicer(removed)
+    coupling, slicer = selection.coupling, selection.slicer
     module = coupling.captured.module
     uses: dict[str, int] = {}
     for contraction in coupling.contractions:
@@ -173,21 +173,3 @@ def _home(coupling: Coupling, node: fx.Node, bias: str | None) -> Home | None:
         mean = _parameter(coupling, bind(user).running_mean)
         return Home(mean, -1) if mean else None
     return None
-
-
-def tensor_of(coupling: Coupling, changed: Mapping[str, Tensor], name: str) -> Tensor:
-    """Returns a parameter or buffer at full size, as recovery has left it so far."""
-    value: Tensor = changed[name] if name in changed else fetch(coupling.captured.module, name).detach()
-    return value
-
-
-def apply_update(
-    coupling: Coupling, changed: dict[str, Tensor], consumer: Consumer, update: Tensor, shift: Tensor
-) -> None:
-    """Adds ``update[groups, outputs, columns]`` to the weight and ``shift[groups, outputs]`` to its home."""
-    weight = tensor_of(coupling, changed, consumer.weight)
-    new = consumer.matrix(weight).double() + update
-    changed[consumer.weight] = new.reshape(weight.shape).to(weight.dtype)
-    if consumer.home is not None:
-        home = tensor_of(coupling, changed, consumer.home.tensor)
-        changed[consumer.home.tensor] = (home.double() + consumer.home.sign * shift.reshape(-1)).to(home.dtype)

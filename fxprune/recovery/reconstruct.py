@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.names import fetch
-from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
+from fxprune.recovery.protocol import RecoveryContext
 from fxprune.recovery.sequential import find_drift
 from fxprune.twin.interpreter import Run
 
@@ -32,10 +33,7 @@ _SAMPLES = 32
 _HELD_OUT = 8
 
 
-def reconstruct(
-    coupling: Coupling, removed: Mask, consumers: Sequence[Consumer], inputs: Iterable[Sequence[Tensor]],
-    start: Mapping[str, Tensor],
-) -> dict[str, Tensor]:  # fmt: skip
+def reconstruct(context: RecoveryContext, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns full-size replacements of parameters that follow the dense model more closely than ``start``, or ``start``.
 
     Adam with a cosine, its rate a share of each tensor's size; a step for 32 samples, or for a batch where its size is
@@ -43,13 +41,12 @@ def reconstruct(
     mean error falls there.
 
     Args:
-        coupling: of the captured graph.
-        removed: a flag for each channel id.
-        consumers: the layers that lose columns; their outputs, or the sums they go into, are the targets.
-        inputs: flat graph inputs, batch by batch; gone through eleven times.
+        context: the layers that lose columns, whose outputs, or the sums they go into, are the targets; and the inputs,
+            which are gone through eleven times.
         start: what replaces parameters and buffers so far.
     """
-    blocks = _Blocks(coupling, removed, consumers, start)
+    blocks = _Blocks(context, start)
+    coupling, inputs = context.selection.coupling, context.inputs
     count = sum(1 for _ in _parts(coupling, inputs))
     held_out = {i for i in range(count) if i % _HELD_OUT == _HELD_OUT - 1} or set(range(count))
     learning = [i for i in range(count) if count < _HELD_OUT or i not in held_out]
@@ -103,12 +100,10 @@ def _size(tensor: Tensor) -> float:
 class _Blocks:
     """The dense model and the masked twin side by side, from target to target."""
 
-    def __init__(
-        self, coupling: Coupling, removed: Mask, consumers: Sequence[Consumer], start: Mapping[str, Tensor]
-    ) -> None:
-        graph, module = coupling.captured.module.graph, coupling.captured.module
-        self.coupling, self.slicer = coupling, coupling.slicer(removed)
-        self.targets = {_target(consumer) for consumer in consumers}
+    def __init__(self, context: RecoveryContext, start: Mapping[str, Tensor]) -> None:
+        self.coupling, self.slicer = context.selection.coupling, context.selection.slicer
+        graph, module = self.coupling.captured.module.graph, self.coupling.captured.module
+        self.targets = {_target(consumer) for consumer in context.consumers}
         self.targets |= {source for node in graph.nodes if node.op == "output" for source in node.all_input_nodes}
         self.tensors = dict(start)
         self.parameters: dict[str, Tensor] = {}
@@ -122,7 +117,8 @@ class _Blocks:
                 self.parameters[name] = now.to(torch.promote_types(now.dtype, torch.float32)).clone().requires_grad_()
         self.tensors |= self.parameters
         dtype = torch.float32 if halves else None  # halves are too coarse to learn in
-        self.dense, self.pruned = Run(coupling, dtype=dtype), Run(coupling, removed, self.tensors, dtype)
+        self.dense = Run(Selection.nothing(self.coupling), dtype)
+        self.pruned = Run(context.selection.with_tensors(self.tensors), dtype)
 
     def tensors_as(self, coupling: Coupling) -> dict[str, Tensor]:
         """Returns the replacements in the model's own precision."""
@@ -135,7 +131,7 @@ class _Blocks:
             wanted = {node: values[node] for node, values in self.dense.steps(inputs) if node in self.targets}
         errors = []
         with torch.set_grad_enabled(learn):
-            for node, values in self._steps(inputs):
+            for node, values in self.pruned.steps(inputs):
                 if node in self.targets and (error := self._error(node, values[node], wanted.pop(node))) is not None:
                     errors.append(float(error.detach()))
                     if error.requires_grad:
@@ -144,16 +140,6 @@ class _Blocks:
                             if held.op != "get_attr":
                                 values[held] = pytree.tree_map_only(Tensor, Tensor.detach, value)
         return sum(errors) / max(len(errors), 1)
-
-    def _steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
-        """Yields every node of the pruned model with the values that are alive, which the caller may replace."""
-        values: dict[fx.Node, Any] = {}
-        feed = iter(inputs)
-        for node in self.coupling.captured.module.graph.nodes:
-            values[node] = self.pruned.step(node, values, feed)
-            yield node, values
-            for source in self.pruned.last.get(node, ()):
-                del values[source]
 
     def _error(self, node: fx.Node, got: Any, wanted: Any) -> Tensor | None:
         """Returns the mean squared error over what is kept, as a share of the variance, if that is a number."""

@@ -8,7 +8,7 @@ between, with a ridge towards the old weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
-from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, conducts, is_kind
-from fxprune.recovery.consumers import Consumer, apply_update, tensor_of
+from fxprune.recovery.consumers import Consumer
 from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.replacements import Replacements
 from fxprune.twin.interpreter import Run
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
@@ -55,28 +57,24 @@ def find_drift(node: fx.Node) -> Drift | None:
     return None
 
 
-def sequential(
-    coupling: Coupling, removed: Mask, consumers: Sequence[Consumer], inputs: Iterable[Sequence[Tensor]], *,
-    ridge: float, memory_limit: int,
-) -> dict[str, Tensor]:  # fmt: skip
+def sequential(context: RecoveryContext) -> dict[str, Tensor]:
     """Returns full-size replacements of the consumers' weights, biases and running means.
 
-    All batches advance together, node by node, if the values that are alive fit into ``memory_limit`` bytes;
-    otherwise every consumer has its own pass from the start.
+    All batches advance together, node by node, if the values that are alive fit into the memory limit; otherwise every
+    consumer has its own pass from the start.
     """
-    changed: dict[str, Tensor] = {}
-    by_node = {consumer.node: consumer for consumer in consumers}
+    by_node = {consumer.node: consumer for consumer in context.consumers}
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
-    order = _order(coupling, drifts)
-    march = _March(coupling, removed, order, drifts, changed, memory_limit)
-    batches = list(inputs) if march.fits(inputs) else None
+    order = _order(context.selection.coupling, drifts)
+    march = _March(context, order, drifts)
+    batches = list(context.inputs) if march.fits() else None
     if batches is not None:
-        march.together(batches, by_node, ridge)
-        return changed
-    for node in order:
-        if node in by_node:
-            march.alone(inputs, by_node[node], ridge)
-    return changed
+        march.together(batches, by_node)
+    else:
+        for node in order:
+            if node in by_node:
+                march.alone(by_node[node])
+    return march.changed.tensors
 
 
 def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
@@ -99,13 +97,11 @@ def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
 class _March:
     """Dense model and masked twin side by side."""
 
-    def __init__(
-        self, coupling: Coupling, removed: Mask, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift],
-        changed: dict[str, Tensor], memory_limit: int,
-    ) -> None:  # fmt: skip
-        self.coupling, self.order, self.drifts, self.changed = coupling, order, drifts, changed
-        self.memory_limit = memory_limit
-        self.dense, self.pruned = Run(coupling), Run(coupling, removed, changed)
+    def __init__(self, context: RecoveryContext, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift]) -> None:
+        self.context, self.order, self.drifts = context, order, drifts
+        self.changed = Replacements(context.selection.coupling)
+        self.dense = Run(Selection.nothing(context.selection.coupling))
+        self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.last: dict[fx.Node, list[fx.Node]] = {}
         seen: set[fx.Node] = set()
         for node in reversed(order):
@@ -115,11 +111,11 @@ class _March:
                     seen.add(source)
                     self.last.setdefault(node, []).append(source)
 
-    def fits(self, inputs: Iterable[Sequence[Tensor]]) -> bool:
+    def fits(self) -> bool:
         """Returns whether all batches' live values stay within half the limit, judged by the first batch."""
         sizes: dict[fx.Node, int] = {}
         peak = count = 0
-        for batch in inputs:
+        for batch in self.context.inputs:
             count += 1
             if count > 1:
                 continue
@@ -133,9 +129,9 @@ class _March:
                 for source in self.last.get(node, ()):
                     values.pop(source)
                     sizes.pop(source, None)
-        return 2 * count * peak <= self.memory_limit // 2
+        return 2 * count * peak <= self.context.memory_limit // 2
 
-    def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer], ridge: float) -> None:
+    def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
         """Advances all batches node by node."""
         dense: list[dict[fx.Node, Any]] = [{} for _ in batches]
         pruned: list[dict[fx.Node, Any]] = [{} for _ in batches]
@@ -147,7 +143,7 @@ class _March:
                 moments = Moments()
                 for i, (d, p) in enumerate(zip(dense, pruned, strict=True)):
                     self._observe(consumers[node], moments, d, p, i)
-                self._fit(consumers[node], moments, ridge)
+                self._fit(consumers[node], moments)
                 self._refresh(consumers[node], pruned)
             for i, (_, pruned_feed) in enumerate(feeds):
                 pruned[i][node] = self.pruned.step(node, pruned[i], pruned_feed)
@@ -164,10 +160,10 @@ class _March:
                     if node in values:
                         values[node] = self.pruned.step(node, values, iter(()))
 
-    def alone(self, inputs: Iterable[Sequence[Tensor]], consumer: Consumer, ridge: float) -> None:
+    def alone(self, consumer: Consumer) -> None:
         """Runs every batch from the start up to one consumer."""
         moments = Moments()
-        for number, batch in enumerate(inputs):
+        for number, batch in enumerate(self.context.inputs):
             dense: dict[fx.Node, Any] = {}
             pruned: dict[fx.Node, Any] = {}
             feeds = iter(batch), iter(batch)
@@ -179,7 +175,7 @@ class _March:
                 pruned[node] = self.pruned.step(node, pruned, feeds[1])
                 for source in self.last.get(node, ()):
                     del dense[source], pruned[source]
-        self._fit(consumer, moments, ridge)
+        self._fit(consumer, moments)
 
     def _observe(
         self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int
@@ -192,21 +188,21 @@ class _March:
             lost = dense[drift.skip] - pruned[drift.skip]
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
-        rows = consumer.choose(target.shape, self.memory_limit, number)
+        rows = consumer.choose(target.shape, self.context.memory_limit, number)
         moments.add(consumer.columns(pruned[consumer.source], rows), consumer.outputs(target, rows))
 
     def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:
         if norm is None:
             return torch.ones((), dtype=like.dtype, device=like.device)
         a = bind(norm)
-        var = tensor_of(self.coupling, self.changed, str(a.running_var.target))
+        var = self.changed.value(str(a.running_var.target))
         scale = 1 / torch.sqrt(var + a.eps)
         if a.weight is not None:
-            scale = scale * tensor_of(self.coupling, self.changed, str(a.weight.target))
+            scale = scale * self.changed.value(str(a.weight.target))
         inverse = torch.where(scale.abs() > _TINY * scale.abs().max(), 1 / scale, 0.0)
         return inverse.reshape(1, -1, *[1] * (like.dim() - 2))
 
-    def _fit(self, consumer: Consumer, moments: Moments, ridge: float) -> None:
+    def _fit(self, consumer: Consumer, moments: Moments) -> None:
         if consumer.home is None:
             moments.raw()
         shape = (consumer.groups, consumer.rows.shape[1], consumer.kept.shape[1])
@@ -215,7 +211,7 @@ class _March:
         masks = torch.from_numpy(consumer.kept).to(update.device)
         for g in range(consumer.groups):
             kept = masks[g]
-            gain = ridge_solve(moments.xx[g][kept][:, kept], moments.tx[g][:, kept], ridge)
+            gain = ridge_solve(moments.xx[g][kept][:, kept], moments.tx[g][:, kept], self.context.ridge)
             update[g][:, kept] = gain
             shift[g] = moments.mean_t[g] - gain @ moments.mean_x[g][kept]
-        apply_update(self.coupling, self.changed, consumer, update, shift)
+        self.changed.add(consumer, update, shift)

@@ -1,50 +1,60 @@
-"""What is kept of a compilation: its plan and its report."""
+"""From what a compilation found to its report."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-
-from fxprune._base.errors import PlanError
-from fxprune._base.names import fetch, layer_of
-from fxprune.algebra.axes import keep_mask
-from fxprune.algebra.channels import Mask
-from fxprune.bridging.bridge import Bridged
-from fxprune.budget.budget import Budget
-from fxprune.budget.constraints import Constraints
-from fxprune.budget.solver import Bound, Solution
-from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune.budget.solver import Solution
 from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.units import ParameterAxis
-from fxprune.data.example import ExampleSpec
-from fxprune.reporting.distribution import ScoreSummary, summarize
+from fxprune.reporting.distribution import ScoreSummary
+from fxprune.reporting.latency import Latency
 from fxprune.reporting.layers import layer_rows
 from fxprune.reporting.record import FrozenRow, GroupRow, Report
 from fxprune.rewriting.plan import Plan
-from fxprune.rewriting.slicing import keep_indices
+from fxprune.rewriting.planning import gone_with
 from fxprune.twin.certificate import Certificate
 
 
-def make_report(
-    coupling: Coupling, bridged: Bridged, solution: Solution, plan: Plan, certificate: Certificate | None,
-    skipped: Sequence[str], seconds: Mapping[str, float], scores: ScoreSummary | None = None,
-) -> Report:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """What a compilation found.
+
+    Attributes:
+        coupling: of the model as it came.
+        solution: what goes of it, or of what bridges have left of it, and the cost before and after.
+        plan: the plan.
+        certificate: what the comparison with the masked twin found, if it was made.
+        skipped: what recovery left alone, and why.
+        seconds: stage -> seconds.
+        scores: how the units rank.
+        latency: predicted and measured, if it is bounded.
+        notes: anything else worth knowing.
+    """
+
+    coupling: Coupling
+    solution: Solution
+    plan: Plan
+    certificate: Certificate | None = None
+    skipped: Sequence[str] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    scores: ScoreSummary | None = None
+    latency: Latency | None = None
+    notes: Sequence[str] = ()
+
+
+def make_report(outcome: Outcome) -> Report:
     """Returns the report of a compilation: of the model as it came, and what is left of it."""
-    units = bridged.coupling.units
-    gone = _gone(bridged.coupling, solution.removed)
-    left = {g.name: int((~gone[units[g.units]]).sum()) for g in bridged.coupling.groups}
-    captured = coupling.captured
+    coupling, solution, plan, certificate = outcome.coupling, outcome.solution, outcome.plan, outcome.certificate
+    captured, left = coupling.captured, solution.selection.coupling
+    gone = gone_with(solution.selection)
+    kept = {g.name: int((~gone[left.units[g.units]]).sum()) for g in left.groups}
     groups = tuple(
-        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), left.get(g.name, 0), len(g.producers))
+        GroupRow(g.name, g.kind, (*g.producers, *g.consumers), len(g.units), kept.get(g.name, 0), len(g.producers))
         for g in coupling.groups
     )
     unused = [p for name, p in captured.model.named_parameters() if name in captured.unused]
+    doubts = [certificate.note] if certificate is not None and certificate.note else []
     return Report(
         params=(solution.before.params, solution.after.params),
         macs=(solution.before.macs, solution.after.macs),
@@ -59,138 +69,11 @@ def make_report(
         frozen=tuple(FrozenRow(f.tensor, f.dim, f.coordinates, f.reason) for f in coupling.frozen()),
         collapsed=plan.collapsed,
         dropped=sum(p.numel() for p in unused),
-        skipped=tuple(skipped),
-        seconds=dict(seconds),
-        notes=(*captured.notes, *([certificate.note] if certificate is not None and certificate.note else [])),
-        layers=layer_rows(coupling, bridged.coupling, solution.removed),
-        scores=scores,
+        skipped=tuple(outcome.skipped),
+        seconds=dict(outcome.seconds),
+        notes=(*captured.notes, *doubts, *outcome.notes),
+        layers=layer_rows(coupling, solution.selection),
+        scores=outcome.scores,
+        latency=outcome.latency,
         plan=plan,
     )
-
-
-def score_summary(
-    coupling: Coupling, bridged: Bridged, solution: Solution, scores: Mapping[str, Tensor],
-    budget: Budget | None, *, constraints: Constraints, per_cost: bool = True, bound: Bound | None = None,
-) -> ScoreSummary | None:  # fmt: skip
-    """Returns how the units of the model as it came rank, and where the cut fell (see `summarize`)."""
-    left = bridged.coupling
-    gone = _gone(left, solution.removed)
-    flags = {group.name: gone[left.units[group.units]] for group in left.groups}
-    removed = np.zeros(len(coupling.channels), bool)
-    for group in coupling.groups:  # a bridged group is not among those that are left
-        mine = flags.get(group.name)
-        removed[coupling.units[group.units]] = mine if mine is not None and len(mine) == len(group.units) else True
-    return summarize(coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost, bound=bound)
-
-
-def removed_by(coupling: Coupling, plan: Plan) -> Mask:
-    """Returns the channels that a plan removes: those whose every coordinate is gone.
-
-    Raises:
-        PlanError: the plan removes coordinates that do not go together in this model.
-    """
-
-    def kept(axis: ParameterAxis) -> Mask:
-        mask = np.ones(len(axis.labels), bool)
-        if (indices := plan.keep.get(axis.tensor, {}).get(axis.dim)) is not None:
-            mask[:] = False
-            mask[list(indices)] = True
-        return mask
-
-    removed = _nowhere(coupling, kept)
-    found = {n: {d: tuple(i.tolist()) for d, i in axes.items()} for n, axes in keep_indices(coupling, removed).items()}
-    wanted = {name: {d: tuple(i) for d, i in axes.items()} for name, axes in plan.keep.items()}
-    if found != wanted:
-        wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        raise PlanError(f"the plan keeps coordinates that do not go together in this model: {', '.join(wrong[:5])}")
-    return removed
-
-
-def _gone(coupling: Coupling, removed: Mask) -> Mask:
-    """Flags what is removed, and what goes with it since nothing of it is left."""
-    return removed | _nowhere(coupling, lambda axis: keep_mask(axis.labels, removed))
-
-
-def _nowhere(coupling: Coupling, kept: Callable[[ParameterAxis], Mask]) -> Mask:
-    """Flags the channels all of whose coordinates are gone, given which coordinates of each axis are kept."""
-    here, gone = (np.zeros(len(coupling.channels), bool) for _ in range(2))
-    for axis in coupling.axes:
-        mask = kept(axis)
-        here[axis.labels[mask]] = True
-        gone[axis.labels[~mask]] = True
-    gone &= ~here
-    gone[0] = False
-    return gone
-
-
-def make_plan(
-    coupling: Coupling, bridged: Bridged, solution: Solution, budget: Budget | None, method: str, seed: int
-) -> Plan:
-    """Returns the plan of a solution: kept indices for each parameter axis, and all it takes to apply them again."""
-    captured = coupling.captured
-    keep = keep_indices(bridged.coupling, solution.removed)
-    return Plan(
-        keep={name: {d: tuple(i.tolist()) for d, i in axes.items()} for name, axes in keep.items()},
-        shapes=shapes_of(captured),
-        collapsed=(*_spanned(coupling, bridged), *_collapsed(bridged.coupling, solution)),
-        bridged=bridged.groups,
-        remade=bridged.remade,
-        before=solution.before._asdict(),
-        after=solution.after._asdict(),
-        budget=None
-        if budget is None
-        else {k: v for k in ("params", "macs", "latency_ms", "latency") if (v := getattr(budget, k)) is not None},
-        method=method,
-        seed=seed,
-        example=_example_spec(captured),
-        versions={"fxprune": _version(), "torch": torch.__version__, "python": platform.python_version()},
-    )
-
-
-def shapes_of(captured: Captured) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter and persistent buffer that the graph uses."""
-    return {
-        str(n.target): tuple(fetch(captured.module, str(n.target)).shape)
-        for n in captured.module.graph.nodes
-        if n.op == "get_attr" and n.target in captured.persistent
-    }
-
-
-def _example_spec(captured: Captured) -> ExampleSpec:
-    call = captured.call
-    tensors = iter(captured.example)
-    nodes = iter([n for n in captured.module.graph.nodes if n.op == "placeholder"])
-    leaves, dynamic = [], []
-    for name, literal in zip(call.placeholders, call.literals, strict=True):
-        info = captured.info.get(next(nodes)) if name is not None else None
-        leaves.append(literal if name is None else next(tensors))
-        pairs = enumerate(zip(info.shape, info.example, strict=True)) if isinstance(info, TensorInfo) else ()
-        dynamic.append([d for d, (prime, size) in pairs if prime != size])
-    arguments = pytree.tree_unflatten(leaves, call.in_spec)
-    return ExampleSpec.of(arguments, dynamic)
-
-
-def _version() -> str:
-    try:
-        return version("fxprune")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _spanned(coupling: Coupling, bridged: Bridged) -> tuple[str, ...]:
-    """Returns the layers that lie under a bridge."""
-    before, after = (
-        dict.fromkeys(layer_of(name) for name in shapes_of(one)) for one in (coupling.captured, bridged.captured)
-    )
-    return tuple(layer for layer in before if layer not in after)
-
-
-def _collapsed(coupling: Coupling, solution: Solution) -> tuple[str, ...]:
-    """Returns the layers of which no weight is left."""
-    slicer = coupling.slicer(solution.removed)
-    gone: dict[str, bool] = {}
-    for node, axes in coupling.values.items():
-        if node.op == "get_attr" and node.target in coupling.captured.persistent and axes:
-            layer = layer_of(str(node.target))
-            gone[layer] = gone.get(layer, False) or any(slicer.count(axis) == 0 for axis in axes)
-    return tuple(layer for layer, empty in gone.items() if empty)

@@ -18,9 +18,10 @@ from fxprune.algebra.channels import Mask
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import cost_model
-from fxprune.budget.solver import Bound, ranking
+from fxprune.budget.solver import Bound, Solution, ranking
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import STAYS
+from fxprune.rewriting.planning import gone_with
 
 #: Bins of every histogram.
 BINS = 32
@@ -235,3 +236,17 @@ def _number(value: Any, where: str) -> float:
 
 def _number_or_none(value: Any, where: str) -> float | None:
     return None if value is None else _number(value, where)
+
+
+def score_summary(
+    coupling: Coupling, solution: Solution, scores: Mapping[str, Tensor], budget: Budget | None, *,
+    constraints: Constraints, per_cost: bool = True, bound: Bound | None = None,
+) -> ScoreSummary | None:  # fmt: skip
+    """Returns how the units of the model as it came rank, and where the cut fell (see `summarize`)."""
+    left, gone = solution.selection.coupling, gone_with(solution.selection)
+    flags = {group.name: gone[left.units[group.units]] for group in left.groups}
+    removed = np.zeros(len(coupling.channels), bool)
+    for group in coupling.groups:  # a bridged group is not among those that are left
+        mine = flags.get(group.name)
+        removed[coupling.units[group.units]] = mine if mine is not None and len(mine) == len(group.units) else True
+    return summarize(coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost, bound=bound)

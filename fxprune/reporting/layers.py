@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from fxprune._base.names import layer_of
-from fxprune.algebra.channels import Mask
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.coupling.branches import vanishing_groups
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.tracer import Contraction
 from fxprune.reporting.record import LayerRow
 
@@ -26,16 +25,14 @@ class _Part:
     contractions: list[Contraction] = field(default_factory=list)
 
 
-def layer_rows(coupling: Coupling, left: Coupling, removed: Mask) -> tuple[LayerRow, ...]:
+def layer_rows(coupling: Coupling, selection: Selection) -> tuple[LayerRow, ...]:
     """Returns parameters and MACs of every layer that has any, front to back; they add up to the model's.
 
     Args:
         coupling: of the model as it came.
-        left: of the model that is pruned: the same, or what bridges have left of it.
-        removed: a flag for each channel id of ``left``.
+        selection: what goes, of the same model or of what bridges have left of it.
     """
-    before = _costs(coupling, np.zeros(len(coupling.channels), bool))
-    after = _costs(left, removed)
+    before, after = _costs(Selection.nothing(coupling)), _costs(selection)
     nothing = Cost(0, 0, 0)
     rows = []
     for name in dict.fromkeys((*before, *after)):
@@ -45,7 +42,8 @@ def layer_rows(coupling: Coupling, left: Coupling, removed: Mask) -> tuple[Layer
     return tuple(rows)
 
 
-def _costs(coupling: Coupling, removed: Mask) -> dict[str, Cost]:
+def _costs(selection: Selection) -> dict[str, Cost]:
+    coupling, removed = selection.coupling, selection.removed
     empty = [group for group in coupling.groups if removed[coupling.units[group.units]].all()]
     vanished = vanishing_groups(coupling, empty) if empty else {}
     return {

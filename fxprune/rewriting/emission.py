@@ -13,11 +13,13 @@ from torch import fx, nn
 from fxprune._base.errors import FxpruneError
 from fxprune._base.names import fetch, place
 from fxprune.capturing.captured import MARK, Captured, TensorInfo
+from fxprune.coupling.selection import Selection
 from fxprune.ops.layers import ScaledDotProductAttention
 from fxprune.ops.modules import Noise
 from fxprune.ops.registry import is_kind, rule_of
 from fxprune.rewriting.owners import Call, Owners, arguments, find_call, join
 from fxprune.rewriting.pruned import RESERVED, PrunedModule
+from fxprune.rewriting.slicing import slice_graph
 from fxprune.rewriting.tree import build_tree
 
 
@@ -44,6 +46,11 @@ class _Emission:
     extras: dict[str, nn.Module] = field(default_factory=dict)
     aliased: dict[fx.Node, fx.Node] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+
+
+def emitted(selection: Selection) -> PrunedModule:
+    """Returns what is left of a captured model as a module of its own (see `emit`)."""
+    return emit(selection.coupling.captured, slice_graph(selection))
 
 
 def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:

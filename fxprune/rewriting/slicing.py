@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,29 +12,23 @@ from torch import Tensor, fx, nn
 from fxprune._base.errors import RuleError
 from fxprune._base.names import fetch, place
 from fxprune.algebra.axes import Axes, Axis
-from fxprune.algebra.channels import Ids, Mask
+from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import TensorInfo
-from fxprune.coupling.branches import host_of, removed_collapse
+from fxprune.coupling.branches import host_of
 from fxprune.coupling.constants import ConstantValues
-from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind, rule_of
 from fxprune.ops.slicer import Scaled
 
 
-def slice_graph(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
-    """Returns the captured graph without the flagged channels; the captured one stays as it is.
-
-    Args:
-        coupling: labels for every value of the graph.
-        removed: a flag for each channel id.
-        tensors: full-size replacements of parameters and buffers, by name (what recovery gives).
-    """
-    return _Writer(coupling, removed, tensors or {}).run()
+def slice_graph(selection: Selection) -> fx.GraphModule:
+    """Returns the captured graph without what is selected; the captured one stays as it is."""
+    return _Writer(selection).run()
 
 
-def keep_indices(coupling: Coupling, removed: Mask) -> dict[str, dict[int, Ids]]:
+def keep_indices(selection: Selection) -> dict[str, dict[int, Ids]]:
     """Returns, for each parameter or persistent buffer that shrinks, the kept indices of each axis that does."""
-    slicer = coupling.slicer(removed)
+    coupling, slicer = selection.coupling, selection.slicer
     kept: dict[str, dict[int, Ids]] = {}
     for node, axes in coupling.values.items():
         if node.op == "get_attr" and axes is not None and node.target in coupling.captured.persistent:
@@ -45,13 +38,29 @@ def keep_indices(coupling: Coupling, removed: Mask) -> dict[str, dict[int, Ids]]
     return kept
 
 
+def at_full_size(selection: Selection, pruned: nn.Module) -> dict[str, Tensor]:
+    """Returns a pruned model's parameters and buffers at their places in tensors of the original's size."""
+    values, coupling = pruned.state_dict(), selection.coupling
+    kept = keep_indices(selection)
+    found = {}
+    for node in coupling.values:
+        name = str(node.target)
+        if node.op == "get_attr" and name in values:
+            whole = fetch(coupling.captured.module, name).detach().clone()
+            index = [torch.arange(size) for size in whole.shape]
+            for axis, positions in kept.get(name, {}).items():
+                index[axis] = torch.from_numpy(positions)
+            whole[torch.meshgrid(*index, indexing="ij")] = values[name]
+            found[name] = whole
+    return found
+
+
 class _Writer:
-    def __init__(self, coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor]) -> None:
-        self.coupling = coupling
-        self.slicer = coupling.slicer(removed)
-        self.collapse = removed_collapse(coupling, removed)
-        self.tensors = tensors
-        self.source = coupling.captured.module
+    def __init__(self, selection: Selection) -> None:
+        self.coupling, self.slicer, self.collapse = selection.coupling, selection.slicer, selection.collapse
+        assert self.collapse.legal, "a group that must keep a channel has lost all of them"
+        self.tensors = selection.tensors
+        self.source = self.coupling.captured.module
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}

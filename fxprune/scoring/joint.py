@@ -20,10 +20,11 @@ from fxprune._base.errors import ScorerError
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.inputs import Flat, Inputs
+from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import Group
-from fxprune.recovery.compensate import measure
 from fxprune.recovery.consumers import Consumer, find_consumers
 from fxprune.recovery.moments import Moments
+from fxprune.recovery.statistics import measure
 from fxprune.scoring.engine.columns import Reading, readings_of
 from fxprune.scoring.engine.elimination import Reader, eliminate
 from fxprune.scoring.engine.gradients import by_unit, gradients
@@ -60,7 +61,7 @@ class Joint:
             ScorerError: no output of the model has a derivative.
         """
         coupling = context.coupling
-        consumers, _ = find_consumers(coupling, np.zeros(len(coupling.channels), bool), every=True)
+        consumers, _ = find_consumers(Selection.nothing(coupling), every=True)
         readings = readings_of(coupling, consumers)
         unread = [group for group in coupling.groups if not readings[group.name]]
         used = {r.consumer.node: r.consumer for group in readings.values() for r in group}
@@ -182,7 +183,7 @@ def _eliminate_part(
     whole = sum(16 * c.groups * c.kept.shape[1] ** 2 for c in consumers)
     limit = limit if whole <= limit else limit // len(consumers)
     with torch.no_grad():
-        found = measure(context.coupling, consumers, context.inputs, True, max(limit, 1))
+        found = measure(context.coupling, consumers, context.inputs, covariance=True, memory_limit=max(limit, 1))
     moments = {consumer.node: blocks for consumer, blocks in zip(consumers, found, strict=True)}
     for consumer in consumers:
         for _, block in moments[consumer.node] if consumer.home is None else ():

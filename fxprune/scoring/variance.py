@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import fetch
+from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.scope import check_scope, within
@@ -89,7 +90,7 @@ class Variance:
         wanted: dict[fx.Node, list[tuple[int, Welford]]] = {}
         for (node, dim), welford in moments.items():
             wanted.setdefault(node, []).append((dim, welford))
-        run = Run(coupling)
+        run = Run(Selection.nothing(coupling))
         with torch.no_grad():
             for batch in context.inputs:
                 for node, values in run.steps(batch):

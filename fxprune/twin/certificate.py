@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.algebra.channels import Mask
-from fxprune.coupling.coupling import Coupling
+from fxprune._base.errors import VerificationError
+from fxprune.coupling.selection import Selection
+from fxprune.data.calls import Call
 from fxprune.twin.interpreter import Run
 
 #: Differences of so many units in the last place of an output's largest value are rounding, whatever the tolerance.
@@ -58,24 +59,26 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 @torch.no_grad()
-def verify(
-    coupling: Coupling, removed: Mask, pruned: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]], *,
-    tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None, tolerance: float | None = None,
-) -> Certificate:  # fmt: skip
+def certify(
+    selection: Selection,
+    pruned: nn.Module,
+    batch: Call,
+    *,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+) -> Certificate:
     """Compares the emitted module with the masked twin on one batch.
 
     Args:
-        coupling: of the original graph.
-        removed: a flag for each channel id.
+        selection: what went of the original graph, and the recovered tensors.
         pruned: the emitted module.
         batch: (args, kwargs) as the model takes them.
-        tensors: full-size replacements of parameters, where recovery changed them.
         dtype: compare in this precision instead of the model's own.
         tolerance: instead of 1e-9 in float64, 1e-4 in float32.
     """
     args, kwargs = batch
-    inputs = coupling.captured.call.flatten(args, kwargs)
-    twin = Run(coupling, removed, tensors, dtype)(inputs)
+    inputs = selection.coupling.captured.call.flatten(args, kwargs)
+    twin = Run(selection, dtype)(inputs)
     if dtype is not None:
         pruned = lifted(pruned, dtype)
         args, kwargs = pytree.tree_map_only(
@@ -85,12 +88,36 @@ def verify(
     expected = [value for value in twin if value is not None]
     certificate = compare(expected, [value for value in result if value is not None], tolerance)
     if certificate.verified is False:
-        again = [value for value in Run(coupling, removed, tensors, dtype)(inputs) if value is not None]
+        again = [value for value in Run(selection, dtype)(inputs) if value is not None]
         if compare(expected, again, tolerance).verified is False:
             return replace(certificate, verified=None, note="the model draws random numbers in evaluation mode")
-    if certificate.verified is None and not _finite(twin) and _finite(Run(coupling, None, tensors, dtype)(inputs)):
-        note = "the outputs are not finite, unlike the original's"
-        return replace(certificate, verified=False, max_error=float("inf"), note=note)
+    if certificate.verified is None and not _finite(twin):
+        dense = Selection.nothing(selection.coupling, selection.tensors)
+        if _finite(Run(dense, dtype)(inputs)):
+            note = "the outputs are not finite, unlike the original's"
+            return replace(certificate, verified=False, max_error=float("inf"), note=note)
+    return certificate
+
+
+def settled(check: Callable[[torch.dtype | None], Certificate], dtype: torch.dtype | None = None) -> Certificate:
+    """Returns what a comparison found, in float64 where the model's own precision leaves doubt.
+
+    Args:
+        check: compares in a precision; None for the model's own.
+        dtype: the one precision to compare in; None to settle doubt.
+
+    Raises:
+        VerificationError: the module does not compute what the twin computes.
+    """
+    certificate = check(dtype)
+    if certificate.verified is not True and dtype is None:
+        certificate = check(torch.float64)  # rounding, or a fault?
+    if certificate.verified is False:
+        raise VerificationError(
+            f"the pruned model failed verification: error {certificate.max_error:.2e} in "
+            f"{certificate.dtype}, tolerance {certificate.tolerance:.0e}: {certificate.note}. If it does not "
+            "say why, this is a bug of fxprune: please report the model."
+        )
     return certificate
 
 

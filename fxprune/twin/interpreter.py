@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import fetch
-from fxprune.algebra.channels import Mask
-from fxprune.coupling.branches import collapse_of
-from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.tracer import Contraction
 from fxprune.ops.twin import Twin
@@ -25,28 +23,26 @@ from fxprune.ops.twin import Twin
 class Run:
     """One pass through the captured graph, node by node, values dropped after their last use.
 
-    Without ``removed`` it is the dense model; with it, the masked twin. ``tensors`` replace parameters and buffers by
-    name, and are used as they are: gradients reach those that require them. ``dtype`` lifts all floating values, explicit
-    casts included.
+    Of a selection that removes nothing it is the dense model, else the masked twin. The selection's tensors replace
+    parameters and buffers by name, and are used as they are: gradients reach those that require them.
+
+    Args:
+        selection: what goes, and what replaces tensors; its mapping of tensors is read anew at each node.
+        dtype: lifts all floating values to this precision, explicit casts included.
     """
 
-    def __init__(
-        self, coupling: Coupling, removed: Mask | None = None, tensors: Mapping[str, Tensor] | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
-        self.coupling = coupling
-        self.tensors = {} if tensors is None else tensors  # kept by reference: recovery changes it as it goes
-        self.dtype = dtype
-        self.slicer = coupling.slicer(removed) if removed is not None else None
+    def __init__(self, selection: Selection, dtype: torch.dtype | None = None) -> None:
+        self.selection, self.dtype = selection, dtype
+        self.graph = selection.coupling.captured.module.graph
+        self.slicer = selection.slicer if selection.removed.any() else None
         self.masked: dict[fx.Node, list[Contraction]] = {}
+        self.stored: frozenset[fx.Node] = frozenset()
         if self.slicer is not None:
-            for contraction in coupling.contractions:
+            for contraction in selection.coupling.contractions:
                 if self.slicer.changed(contraction.axis):
                     self.masked.setdefault(contraction.node, []).append(contraction)
-        self.stored: frozenset[fx.Node] = frozenset()
-        if self.slicer is not None and dtype is not None:
-            self.stored = frozenset(collapse_of(coupling, self.slicer).frontier)
-        self.last = last_uses(list(coupling.captured.module.graph.nodes))
+            self.stored = frozenset(selection.collapse.frontier) if dtype is not None else self.stored
+        self.last = last_uses(list(self.graph.nodes))
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         """Returns the flat outputs."""
@@ -56,11 +52,14 @@ class Run:
                 result = values[node]
         return result
 
-    def steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Mapping[fx.Node, Any]]]:
-        """Yields every node, front to back, with the values that are alive: its own and its operands' among them."""
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
+        """Yields every node, front to back, with the values that are alive: its own and its operands' among them.
+
+        The caller may replace values; the nodes that follow read what it put there.
+        """
         values: dict[fx.Node, Any] = {}
         feed = iter(inputs)
-        for node in self.coupling.captured.module.graph.nodes:
+        for node in self.graph.nodes:
             values[node] = self.step(node, values, feed)
             if node in self.stored:
                 values[node] = self._as_stored(node, values[node])
@@ -73,13 +72,13 @@ class Run:
         if node.op == "placeholder":
             return self._lift(next(feed))
         if node.op == "get_attr":
-            name = str(node.target)
-            if name in self.tensors:
-                return self._cast_up(self.tensors[name])
-            return self._lift(fetch(self.coupling.captured.module, name))
+            name, tensors = str(node.target), self.selection.tensors
+            if name in tensors:
+                return self._cast_up(tensors[name])
+            return self._lift(fetch(self.selection.coupling.captured.module, name))
         if node.op == "output":
             return fx.node.map_arg(node.args[0], values.__getitem__)
-        if self.slicer is not None and node in self.coupling.statistics:
+        if self.slicer is not None and node in self.selection.coupling.statistics:
             rule = rule_of(node.target)
             assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
             arguments = SimpleNamespace(**self._dtypes(vars(bind(node))))
@@ -99,7 +98,7 @@ class Run:
 
     def _as_stored(self, node: fx.Node, value: Tensor) -> Tensor:
         """Rounds the constant that a collapsed branch leaves: the pruned model holds it in the model's own precision."""
-        return value.to(self.coupling.captured.info[node].dtype).to(value.dtype)
+        return value.to(self.selection.coupling.captured.info[node].dtype).to(value.dtype)
 
     def _masked(self, node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
         value: Tensor = values[source]

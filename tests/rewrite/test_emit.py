@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import FxpruneError
 from fxprune.capturing.captured import MARK, Captured, capture
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.ops.layers import FeatureDropout, ScaledDotProductAttention
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
@@ -366,7 +367,7 @@ def test_a_pruned_graph_is_emitted_as_real_layers(name):
     coupling = couple(case.captured)
     chance = np.random.default_rng(0)
     units = [unit for group in coupling.groups for unit in chance.permutation(group.units)[: len(group.units) // 3]]
-    sliced = slice_graph(coupling, coupling.removed_mask(units))
+    sliced = slice_graph(Selection(coupling, coupling.removed_mask(units)))
     pruned = emit(case.captured, sliced)
     with torch.no_grad():
         expected = sliced(*case.captured.call.flatten(case.args, dict(case.kwargs)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.twin.interpreter import Run
 from tests.rules.common import Case, Fn, certify, check, check_case, coupled, groups_of, prepared, removal
 
@@ -194,7 +195,7 @@ def test_the_twin_is_the_model_without_the_experts() -> None:
     with torch.no_grad():
         small.gate.weight.copy_(full.gate.weight[kept])
         small.gate.bias.copy_(full.gate.bias[kept])
-    (twin,) = Run(coupling, _without(coupling, [1, 4]))([x])
+    (twin,) = Run(Selection(coupling, _without(coupling, [1, 4])))([x])
     torch.testing.assert_close(twin, small(x))
 
 
@@ -213,7 +214,7 @@ def test_fewer_than_are_chosen_never_stay() -> None:
 def test_a_mask_that_leaves_too_few_is_not_a_number() -> None:
     """No plan is such; a score may try it."""
     coupling, args = _prepared(_one_hot)
-    (result,) = Run(coupling, _without(coupling, [0, 1, 2, 3, 5]))(args)
+    (result,) = Run(Selection(coupling, _without(coupling, [0, 1, 2, 3, 5])))(args)
     assert result.isnan().any()
 
 

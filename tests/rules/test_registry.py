@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.capturing.captured import Captured, capture
 from fxprune.coupling.interpreter import couple as couple_graph
+from fxprune.coupling.selection import Selection
 from fxprune.ops import registry
 from fxprune.ops.registry import bind, register_rule, registered, rule_of
 from fxprune.ops.rule import Rule
@@ -203,7 +204,7 @@ def test_an_argument_that_is_edited_undeclared_is_refused(declared: Any) -> None
     coupling = couple_graph(capture(Tri().eval(), (torch.randn(3, 4),)))
     assert coupling.groups
     with pytest.raises(fxprune.RuleError, match=r"aten\.triu\.default: slice: expected edits of diagonal, got self"):
-        slice_graph(coupling, coupling.removed_mask([0]))
+        slice_graph(Selection(coupling, coupling.removed_mask([0])))
 
 
 def test_rules_of_ops_without_an_entry() -> None:

@@ -14,6 +14,7 @@ from fxprune._base.names import fetch
 from fxprune.algebra.axes import is_labelled
 from fxprune.capturing.inputs import Inputs
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.loss import Loss
 from fxprune.twin.interpreter import Run
@@ -26,9 +27,9 @@ class Gated(Run):
     the twin masks. Factors stand apart for each sample where the operand's leading dimension tells samples apart.
     """
 
-    def __init__(self, coupling: Coupling, tensors: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(coupling, None, tensors)
-        for contraction in coupling.contractions:
+    def __init__(self, selection: Selection) -> None:
+        super().__init__(selection)
+        for contraction in selection.coupling.contractions:
             if is_labelled(contraction.axis):
                 self.masked.setdefault(contraction.node, []).append(contraction)
         self.gates: list[tuple[Contraction, Tensor]] = []
@@ -87,7 +88,7 @@ def gradients(
     kept = set(nodes)
     for flat, targets in inputs.labelled(method):
         tensors = {name: fetch(coupling.captured.module, name).detach().requires_grad_() for name in wanted}
-        pass_ = Gated(coupling, tensors) if gates else (run or Run)(coupling, None, tensors)
+        pass_ = (Gated if gates else run or Run)(Selection.nothing(coupling, tensors))
         values: dict[fx.Node, Tensor] = {}
         outputs: Any = None
         with torch.enable_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fxprune._base.errors import ScorerError
 from fxprune.algebra.axes import Axis, labels_of
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.scoring.engine.gradients import batch_size
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.scorer import Context
@@ -51,7 +52,7 @@ def inputs_read(context: Context, samples: int | None, method: str) -> Iterator[
     for c in coupling.contractions:
         if any(coupling.channels.resolve(labels).shape[1] for labels in labels_of(c.axis)):
             wanted.setdefault(c.source, {}).setdefault(c.dim, Input(c.source, c.dim, c.axis))
-    run, left = Run(coupling), sys.maxsize if samples is None else samples
+    run, left = Run(Selection.nothing(coupling)), sys.maxsize if samples is None else samples
     for batch in context.inputs:
         if left <= 0:
             return

@@ -20,6 +20,7 @@ from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind, may_alias, rule_of
 from fxprune.ops.rule import in_place_form
 from fxprune.ops.tracer import Contraction
@@ -101,7 +102,7 @@ class Suffix:
         """Returns the values of the wanted nodes and of the output, in one pass over one batch."""
         keep = set(wanted)
         found: Values = {}
-        for node, values in Run(self.coupling).steps(flat):
+        for node, values in Run(Selection.nothing(self.coupling)).steps(flat):
             if node in keep or node.op == "output":
                 found[node] = values[node]
         return found
@@ -210,7 +211,7 @@ class Suffix:
         return False
 
     def _twin(self, cone: Cone, mask: Mask, dense: Values) -> Any:
-        run = Run(self.coupling, mask)
+        run = Run(Selection(self.coupling, mask))
         values: Values = {node: dense[node] for node in cone.frontier}
         last = last_uses(cone.nodes)
         for node in cone.nodes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,16 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError
 from fxprune._base.modes import evaluating
-from fxprune.algebra.channels import Mask
 from fxprune.capturing.captured import Captured, capture
-from fxprune.compiler.steps import at_full_size
-from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
-from fxprune.reporting.building import removed_by
-from fxprune.rewriting.emission import emit
+from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.plan import Plan
+from fxprune.rewriting.planning import selection_of
 from fxprune.rewriting.pruned import PrunedModule
-from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import Certificate, compare, lifted
+from fxprune.rewriting.slicing import at_full_size
+from fxprune.twin.certificate import Certificate, compare, lifted, settled
 from fxprune.twin.interpreter import Run
 
 
@@ -32,39 +31,39 @@ from fxprune.twin.interpreter import Run
 class _Part:
     """One part, what goes of it, and the pruned module that takes its place."""
 
-    captured: Captured
-    coupling: Coupling
-    removed: Mask
+    selection: Selection
     pruned: PrunedModule
 
 
 def put_back(
-    model: nn.Module, names: Sequence[str], pruned: nn.Module, plan: Plan, calls: Sequence[Sequence[Call]],
-    check: Call | None = None,
-) -> tuple[nn.Module, Certificate | None]:  # fmt: skip
-    """Returns a copy of the model in which pruned parts stand in for their originals.
+    model: nn.Module, plan: Plan, pruned: nn.Module, calls: Sequence[Sequence[Call]]
+) -> tuple[nn.Module, Callable[[Call], Certificate]]:
+    """Returns a copy of the model in which pruned parts stand in for their originals, and what compares it.
 
     Args:
         model: the whole.
-        names: of its parts.
+        plan: how its parts, ``plan.islands``, are pruned.
         pruned: `Islands`, pruned.
-        plan: how.
         calls: of each part; sizes that differ among them, the batch, and the extent of feature maps, stay free.
-        check: a call of the model; the result is compared with a copy in which masked twins stand in for the parts.
+
+    Returns:
+        The copy, and a function of a call of the model that compares it with a copy in which masked twins stand in for the
+        parts; it raises `VerificationError` where they differ.
     """
     state = pruned.state_dict()
-    found = {name: _part(model, name, mine, plan, state) for name, mine in zip(names, calls, strict=True)}
+    found = {name: _part(model, name, mine, plan, state) for name, mine in zip(plan.islands, calls, strict=True)}
     parts = {name: part for name, part in found.items() if part is not None}
     result = _with_parts(model, {name: part.pruned for name, part in parts.items()})
-    if check is None:
-        return result, None
-    twin = _with_parts(model, {name: _MaskedTwin(part) for name, part in parts.items()})
-    certificate = _compared(twin, result, check)
-    if certificate.verified is False:  # a fault, or rounding that tips a threshold? float64 tells
-        twins = {name: _InDouble(_MaskedTwin(part, torch.float64)) for name, part in parts.items()}
-        exact = {name: _InDouble(lifted(part.pruned, torch.float64)) for name, part in parts.items()}
-        certificate = _compared(_with_parts(model, twins), _with_parts(model, exact), check)
-    return result, certificate
+
+    def in_precision(call: Call, dtype: torch.dtype | None) -> Certificate:
+        twins: dict[str, nn.Module] = {name: _MaskedTwin(part, dtype) for name, part in parts.items()}
+        if dtype is None:
+            return _compared(_with_parts(model, twins), result, call)
+        exact = {name: _Within(lifted(part.pruned, dtype), dtype) for name, part in parts.items()}
+        twins = {name: _Within(twin, dtype) for name, twin in twins.items()}
+        return _compared(_with_parts(model, twins), _with_parts(model, exact), call)
+
+    return result, lambda call: settled(partial(in_precision, call))
 
 
 def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
@@ -85,12 +84,12 @@ def _part(model: nn.Module, name: str, calls: Sequence[Call], plan: Plan, state:
     captured = _captured_freely(module, calls)
     keep = {captured.ties.get(tensor, tensor): axes for tensor, axes in inside.items()}
     coupling = couple(captured)
-    removed = removed_by(coupling, replace(plan, keep=keep))
-    made = emit(captured, slice_graph(coupling, removed))
+    selection = selection_of(coupling, replace(plan, keep=keep))
+    made = emitted(selection)
     with torch.no_grad():
         for tensor, value in made.state_dict().items():
             value.copy_(state[f"{name}.{tensor}"])
-    return _Part(captured, coupling, removed, made)
+    return _Part(selection, made)
 
 
 def _captured_freely(part: nn.Module, calls: Sequence[Call]) -> Captured:
@@ -112,25 +111,24 @@ class _MaskedTwin(nn.Module):
 
     def __init__(self, part: _Part, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.call = part.captured.call
-        tensors = at_full_size(part.coupling, part.removed, part.pruned)
-        self.run = Run(part.coupling, part.removed, tensors, dtype)
+        self.call = part.selection.coupling.captured.call
+        self.run = Run(part.selection.with_tensors(at_full_size(part.selection, part.pruned)), dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.call.unflatten(self.run(self.call.flatten(args, kwargs)))
 
 
-class _InDouble(nn.Module):
-    """Runs a module of float64 among others: what comes is lifted, what leaves has the precision of what came."""
+class _Within(nn.Module):
+    """Runs a module of one precision among others: what comes is lifted, what leaves has the precision of what came."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.dtype = inner, dtype
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         floats = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
-        args, kwargs = _cast((args, kwargs), torch.float64)
-        return _cast(self.inner(*args, **kwargs), floats[0].dtype if floats else torch.float64)
+        args, kwargs = _cast((args, kwargs), self.dtype)
+        return _cast(self.inner(*args, **kwargs), floats[0].dtype if floats else self.dtype)
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:

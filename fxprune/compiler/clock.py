@@ -1,4 +1,4 @@
-"""The stages of a compilation, named, timed and shown."""
+"""The clock: the stages of a compilation, timed by name and shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 @dataclass(slots=True)
-class Stages:
+class Clock:
     """Names and times the stages, with a bar on a terminal."""
 
     progress: bool

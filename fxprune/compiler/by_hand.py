@@ -1,0 +1,82 @@
+"""The stages one by one, for those who go through them by hand: each takes a coupling and what goes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+from fxprune.algebra.channels import Mask
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
+from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, RecoveryName, check_recovery, recovered
+from fxprune.rewriting.slicing import slice_graph
+from fxprune.twin.certificate import Certificate, certify
+
+
+def recover(
+    coupling: Coupling,
+    removed: Mask,
+    inputs: Iterable[Sequence[Tensor]],
+    method: RecoveryName | str | Recovery | None,
+    *,
+    ridge: float = RIDGE,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Recovered:
+    """Compensates every linear layer and convolution that reads a removed channel.
+
+    Args:
+        coupling: of the captured graph.
+        removed: a flag for each channel id, ``[channels]``.
+        inputs: the graph's flat inputs, batch by batch.
+        method: ``"mean_shift"`` (VBP), ``"covariance"`` (statistics of the dense model), ``"sequential"`` (regression on
+            what the pruned model feeds, with residual drift), ``"reconstruct"`` (that, and then every block learns to give
+            the dense model's values, by gradient and without labels), a registered name, or a `Recovery`; None, and
+            ``"reinit"``, which `fxprune.compile` does once the layers have their sizes, change nothing here.
+        ridge: damping, as a share of the mean diagonal of the layer's covariance.
+        memory_limit: bytes for statistics and values that are alive.
+
+    Raises:
+        RecoveryError: no such recovery.
+        ValueError: a ridge or limit that is not positive.
+    """
+    check_recovery(ridge, memory_limit)
+    return recovered(method, RecoveryContext(Selection(coupling, removed), inputs, ridge, memory_limit))
+
+
+def rewrite(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """Returns the captured graph without the flagged channels; the captured one stays as it is.
+
+    Args:
+        coupling: labels for every value of the graph.
+        removed: a flag for each channel id, ``[channels]``.
+        tensors: full-size replacements of parameters and buffers, by name (what recovery gives).
+    """
+    return slice_graph(Selection(coupling, removed, tensors or {}))
+
+
+def verify(
+    coupling: Coupling,
+    removed: Mask,
+    pruned: nn.Module,
+    batch: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+) -> Certificate:
+    """Compares the emitted module with the masked twin on one batch.
+
+    Args:
+        coupling: of the original graph.
+        removed: a flag for each channel id, ``[channels]``.
+        pruned: the emitted module.
+        batch: (args, kwargs) as the model takes them.
+        tensors: full-size replacements of parameters, where recovery changed them.
+        dtype: compare in this precision instead of the model's own.
+        tolerance: instead of 1e-9 in float64, 1e-4 in float32.
+    """
+    return certify(Selection(coupling, removed, tensors or {}), pruned, batch, dtype=dtype, tolerance=tolerance)

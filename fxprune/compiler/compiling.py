@@ -1,0 +1,77 @@
+"""`fxprune.compile`: the options spelled out for the editor, and the way through the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+from fxprune.budget.budget import Budget
+from fxprune.compiler.options import AUTO, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.pipeline import run
+from fxprune.compiler.stages import prepare
+from fxprune.recovery.protocol import Recovery
+from fxprune.scoring.loss import Loss
+from fxprune.scoring.scorer import Scorer
+
+
+@spelled_out
+def compile(  # noqa: D417  # the options are described as `Options` has them
+    model: nn.Module | ExportedProgram,
+    calib_data: Any,
+    budget: float | Budget | None = None,
+    *,
+    method: MethodName | str | Scorer = "variance",
+    ratios: float | Mapping[str, float] | None = None,
+    units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
+    ignore: str | Sequence[str] = (),
+    round_to: int | Literal["auto"] = 1,
+    min_keep: int | Literal["auto"] = AUTO,
+    recover: RecoveryOption | str | Recovery | None = AUTO,
+    ridge: float = RIDGE,
+    loss: Loss | None = None,
+    forward_args: Callable[[Any], Any] | None = None,
+    dynamic_shapes: Any = None,
+    steps: int = 1,
+    strict: bool = False,
+    verify: bool = True,
+    verify_dtype: torch.dtype | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    cache_dir: str | PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Returns a smaller model that computes what the original computes without the removed channels.
+
+    It is a `PrunedModule`, i.e. a `torch.fx.GraphModule`. Where the model cannot be captured whole (a detector), it is a
+    copy of the model in which the largest parts that can be captured are each a `PrunedModule`; the budget is theirs.
+
+    Args:
+        model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the
+            meta device it is planned without weights, by a method that needs none, with ``recover=None`` and
+            ``verify=False``.
+        calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
+            ``(inputs, targets)`` or a dict of keyword arguments.
+        budget: the share of parameters to keep, in (0, 1], or a `Budget`, which may bound a measured latency; None with
+            ``ratios``.
+        (options)
+
+    Raises:
+        CaptureError: the model cannot be captured; names module and line.
+        CalibrationError: the data or the weights are unusable.
+        BudgetError: the budget is malformed or out of reach; says the smallest that can be reached.
+        NothingToPruneError: no channel may go.
+        ScorerError: an unknown method or unusable scores.
+        RecoveryError: an unknown recovery, or one that returned something unusable.
+        TypeError, ValueError: another argument is malformed.
+        UnsupportedOpError: under ``strict``, an op without a rule.
+        VerificationError: the result differs from its masked twin, a bug of fxprune; or it is not finite where the
+            original is. A wrong model is never returned.
+    """
+    options = Options.of(locals())
+    return run(prepare(model, calib_data, budget, options)).pruned

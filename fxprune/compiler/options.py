@@ -1,0 +1,185 @@
+"""Options: everything that a compilation may be told besides its model, data and budget, checked before any work begins.
+
+Nothing here imports torch: the command line reads its options and their texts from this file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+
+if TYPE_CHECKING:
+    import torch
+
+    from fxprune.budget.constraints import Constraints
+    from fxprune.recovery.protocol import Recovery
+    from fxprune.scoring.loss import Loss
+    from fxprune.scoring.scorer import Scorer
+
+#: Stands for "whatever the method prefers".
+AUTO: Literal["auto"] = "auto"
+
+UnitKind = Literal["channel", "expert", "head", "head_dim", "kv_group", "block"]
+
+MethodName = Literal[
+    "variance", "vbp", "joint", "spvr", "kl", "ippro", "ippro-literal", "taylor", "hrank", "chip", "magnitude", "l1", "l2",
+    "fpgm", "bn_scale", "nisp", "random",
+]  # fmt: skip
+
+RecoveryOption = Literal["auto", "covariance", "sequential", "reconstruct", "mean_shift", "reinit"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a model is compiled; every field is a keyword argument of `fxprune.compile`.
+
+    Attributes:
+        method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"spvr"``,
+            ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
+            ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
+        ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
+            the layers that make a group, where a group's own name comes first, then the first pattern that matches,
+            then ``"default"`` (0 if absent).
+        units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"kv_group"`` (a key and value head with all the
+            query heads that share it; ``"head"`` is then one query head of every group), ``"head_dim"``,
+            ``"expert"`` (of a mixture; it is gone from the router as well, which weighs and chooses among those that
+            stay, as many as it chooses at least), and ``"block"`` for whole residual branches (``min_keep`` is about the
+            others).
+        ignore: ``fnmatch`` patterns of layers whose channels all stay.
+        round_to: kept channels come in multiples of this; ``"auto"`` measures which multiple the hardware likes.
+        min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
+            method's own choice, mostly 1.
+        recover: ``"covariance"``, ``"sequential"``, ``"reconstruct"``, ``"mean_shift"`` (see `fxprune.recover`), a registered
+            name or a `Recovery` of one's own, None for none, or ``"auto"`` for the method's own choice; or ``"reinit"``: all
+            weights are drawn anew by their modules' own rule, to be trained from scratch. Then, with ``min_keep=0``, layers
+            on the only path may go as well, the next layer reading what they read.
+        ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
+            of it helps where calibration data are few or tokens have outliers.
+        loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.
+        forward_args: makes ``(args, kwargs)`` of a batch that has another form.
+        dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
+        steps: compile in so many steps, each scored and recovered anew on what the one before left; needs a budget.
+        strict: raise at an op without a rule instead of freezing what it touches.
+        verify: compare the result with its masked twin on the first batch.
+        verify_dtype: the precision of that comparison; by default the model's own, and float64 where that leaves doubt.
+        memory_limit: bytes that scoring and recovery may use for statistics and values that are alive.
+        cache_dir: a folder where long scoring keeps what it has, so that an interrupted run goes on where it was, and where
+            measured latencies of layers are kept.
+        seed: for methods that draw.
+        progress: show a progress bar on a terminal.
+    """
+
+    method: MethodName | str | Scorer = "variance"
+    ratios: float | Mapping[str, float] | None = None
+    units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group")
+    ignore: str | Sequence[str] = ()
+    round_to: int | Literal["auto"] = 1
+    min_keep: int | Literal["auto"] = AUTO
+    recover: RecoveryOption | str | Recovery | None = AUTO
+    ridge: float = RIDGE
+    loss: Loss | None = None
+    forward_args: Callable[[Any], Any] | None = None
+    dynamic_shapes: Any = None
+    steps: int = 1
+    strict: bool = False
+    verify: bool = True
+    verify_dtype: torch.dtype | None = None
+    memory_limit: int = MEMORY_LIMIT
+    cache_dir: str | PathLike[str] | None = None
+    seed: int = 0
+    progress: bool = True
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Returns the options among a call's arguments."""
+        return cls(**{entry.name: given[entry.name] for entry in fields(cls) if entry.name in given})
+
+    def resolve(self, scorer: Scorer) -> Options:
+        """Returns the options with the method's own choices where they are ``"auto"``, all checked.
+
+        Raises:
+            ValueError, TypeError: an option is malformed; says which, what was expected and what came.
+        """
+        found = replace(
+            self,
+            method=scorer,
+            min_keep=scorer.defaults.get("min_keep", 1) if self.min_keep == AUTO else self.min_keep,
+            recover=scorer.defaults.get("recover", "covariance") if _is_auto(self.recover) else self.recover,
+        )
+        found.constraints()
+        _check_types(found)
+        return found
+
+    def constraints(self) -> Constraints:
+        """Returns what must stay; a single kind or pattern need not stand in a tuple, and ``round_to="auto"`` is 1 for now.
+
+        Raises:
+            ValueError: an unknown kind, or a number that is too small.
+        """
+        from fxprune.budget.constraints import Constraints
+
+        kinds, patterns = ((one,) if isinstance(one, str) else tuple(one) for one in (self.units, self.ignore))
+        known = UnitKind.__args__  # type: ignore[attr-defined]
+        if unknown := [kind for kind in kinds if kind not in known] or not kinds:
+            raise ValueError(f"units must be among {', '.join(known)}, got {unknown if kinds else self.units!r}")
+        if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+            raise ValueError(f"ignore takes patterns of layer names, got {strange[0]!r}")
+        multiple, least = (1 if self.round_to == AUTO else self.round_to), self.min_keep
+        _whole("round_to", multiple, 1)
+        _whole("min_keep", least, 0)
+        return Constraints(kinds, patterns, multiple, cast("int", least))
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == AUTO
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+
+
+def _check_types(options: Options) -> None:
+    import torch
+
+    from fxprune.recovery.protocol import check_recovery
+
+    check_recovery(options.ridge, options.memory_limit)
+    _whole("steps", options.steps, 1)
+    if options.forward_args is not None and not callable(options.forward_args):
+        raise TypeError(f"forward_args: expected a function of a batch, got {options.forward_args!r:.80}")
+    dtype = options.verify_dtype
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"verify_dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    try:
+        operator.index(options.seed)
+    except TypeError:
+        raise TypeError(f"seed: expected an int, got {options.seed!r}") from None
+
+
+def described() -> dict[str, str]:
+    """Returns the text about each option, as `Options` has it, in one line."""
+    text = inspect.cleandoc(Options.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", text, re.M | re.S)
+    return {name: " ".join(body.split()) for name, body in entries}
+
+
+def spelled_out(function: F) -> F:
+    """Completes the docstring of a function that takes the options as arguments: what `Options` says of each.
+
+    The line ``(options)`` among the function's ``Args`` is where they go; those that it does not take are left out.
+    """
+    if function.__doc__:
+        taken = inspect.signature(function).parameters
+        text = "\n".join(f"        {name}: {body}" for name, body in described().items() if name in taken)
+        function.__doc__ = function.__doc__.replace("        (options)", text)
+    return function

@@ -1,0 +1,267 @@
+"""The stages of a compilation, in their order; each takes the state and returns it with what it found."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune._base.errors import BudgetError
+from fxprune.budget.budget import as_budget
+from fxprune.budget.depth import solve_with_bridges
+from fxprune.budget.solver import ratio_table
+from fxprune.capturing.inputs import CalibrationInputs
+from fxprune.capturing.source import runnable
+from fxprune.compiler.clock import Clock
+from fxprune.compiler.islands import capture_or_parts
+from fxprune.compiler.options import AUTO, Options
+from fxprune.compiler.state import State
+from fxprune.coupling.blocks import with_blocks
+from fxprune.coupling.interpreter import couple as couple_graph
+from fxprune.data.batches import Batches
+from fxprune.data.checks import check_weights, device_of, probe, without_values
+from fxprune.latency.start import liked_widths, meeting_of
+from fxprune.recovery.protocol import RecoveryContext, recovered, recovery_of
+from fxprune.reporting.building import Outcome, make_report
+from fxprune.reporting.distribution import score_summary
+from fxprune.reporting.record import attach
+from fxprune.rewriting.emission import emitted
+from fxprune.rewriting.planning import make_plan
+from fxprune.scoring.scorer import Scorer, scorer_of
+from fxprune.scoring.scorer import score as score_units
+from fxprune.twin.certificate import certify, settled
+
+
+def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, options: Options) -> State:
+    """Checks what a compilation is asked for, and that the model and the data work together.
+
+    Raises:
+        BudgetError: both a budget and ratios, neither, or a malformed one.
+        CalibrationError: the data or the weights are unusable.
+        ScorerError: an unknown method.
+        RecoveryError: an unknown recovery.
+        TypeError, ValueError: another argument is malformed.
+    """
+    scorer = scorer_of(options.method)
+    if (budget is None) == (options.ratios is None):
+        got = "neither" if budget is None else "both"
+        raise BudgetError(
+            f"give either a budget, such as 0.5 to keep half of the parameters, or ratios by layer; got {got}"
+        )
+    if options.ratios is not None:
+        ratio_table(options.ratios)
+    wanted = None if budget is None else as_budget(budget)
+    chosen = options.resolve(scorer)
+    recovery = recovery_of(chosen.recover)
+    if not isinstance(model, (nn.Module, ExportedProgram)):
+        raise TypeError(f"model: expected a torch.nn.Module or an ExportedProgram, got {model!r:.80}")
+    if chosen.steps > 1 and wanted is None:
+        raise ValueError("steps needs a budget to approach; ratios are reached in one step")
+    if chosen.steps > 1 and recovery is not None and recovery.anew:
+        raise ValueError(
+            f"steps score what the step before recovered; with recover={recovery.name!r} there is nothing to score"
+        )
+    clock = Clock(chosen.progress)
+    with clock("check"):
+        module = runnable(model)
+        batches = Batches(calib_data, device=device_of(module), forward_args=chosen.forward_args)
+        first = batches.first()
+        if not without_values(module, scorer.needs, None if recovery is None else recovery.name, chosen.verify):
+            check_weights(module)
+            probe(module, first)
+        if wanted is not None and wanted.bounds_latency:
+            wanted.setting(device_of(module))
+    return State(
+        source=model,
+        module=module,
+        options=chosen,
+        scorer=scorer,
+        recovery=recovery,
+        batches=batches,
+        first=first,
+        constraints=chosen.constraints(),
+        budget=wanted,
+        clock=clock,
+    )
+
+
+def with_method(state: State, options: Options, scorer: Scorer) -> State:
+    """Returns the state for another criterion, which may prefer other options."""
+    chosen = options.resolve(scorer)
+    recovery = recovery_of(chosen.recover)
+    return replace(
+        state, options=chosen, scorer=scorer, recovery=recovery, constraints=chosen.constraints(), clock=Clock(False)
+    )
+
+
+def capture(state: State) -> State:
+    """Finds the graph, or the parts that can be captured where the whole cannot."""
+    options = state.options
+    captured, parts = capture_or_parts(state.source, state.batches, options.dynamic_shapes, options.strict)
+    if captured is None:
+        return replace(state, parts=parts)
+    return replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
+
+
+def couple(state: State) -> State:
+    """Finds what goes together, and in what units."""
+    assert state.captured is not None
+    coupling = couple_graph(state.captured, strict=state.options.strict)
+    return replace(state, coupling=with_blocks(coupling) if "block" in state.constraints.kinds else coupling)
+
+
+def widths(state: State) -> State:
+    """Measures which multiple of channels the hardware likes."""
+    constraints, notes = liked_widths(state.module, state.coupling, state.budget, state.constraints)
+    return replace(state, constraints=constraints, notes=(*state.notes, *notes))
+
+
+def latency_search(state: State) -> State:
+    """Makes ready what meets a bound on the latency, if there is one."""
+    search = meeting_of(
+        state.module,
+        state.coupling.captured,
+        state.budget,
+        state.constraints,
+        cache_dir=state.options.cache_dir,
+        progress=state.options.progress,
+    )
+    return replace(state, search=search)
+
+
+def score(state: State) -> State:
+    """Gives every unit a score."""
+    options = state.options
+    scores = score_units(
+        state.coupling,
+        state.inputs,
+        state.scorer,
+        options.seed,
+        loss=options.loss,
+        memory_limit=options.memory_limit,
+        progress=options.progress,
+        cache_dir=options.cache_dir,
+    )
+    return replace(state, scores=scores)
+
+
+def solve(state: State) -> State:
+    """Chooses what goes, so that the budget is met."""
+    decide: Callable[..., Any] = partial(
+        solve_with_bridges,
+        state.coupling,
+        state.scores,
+        constraints=state.constraints,
+        per_cost=state.scorer.per_cost,
+        bridges=state.recovery is not None and state.recovery.anew,
+        seed=operator.index(state.options.seed),
+    )
+    if state.search is None:
+        bridged, solution = decide(state.budget, ratios=state.options.ratios)
+    else:
+        bridged, solution = state.search.solve(decide, state.coupling)
+    return replace(state, bridged=bridged, solution=solution, selection=solution.selection)
+
+
+def recover(state: State) -> State:
+    """Gives what is kept new values."""
+    options = state.options
+    context = RecoveryContext(
+        state.selection, state.inputs, options.ridge, options.memory_limit, operator.index(options.seed)
+    )
+    found = recovered(state.recovery, context)
+    return replace(state, selection=state.selection.with_tensors(found.tensors), skipped=found.skipped)
+
+
+def rewrite(state: State) -> State:
+    """Slices the graph and emits a module."""
+    return replace(state, pruned=emitted(state.selection))
+
+
+def verify(state: State) -> State:
+    """Compares the module with the masked twin.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    if not state.options.verify:
+        return state
+    batch = (state.first.args, state.first.kwargs)
+    certificate = settled(
+        lambda dtype: certify(state.selection, state.pruned, batch, dtype=dtype), state.options.verify_dtype
+    )
+    return replace(state, certificate=certificate)
+
+
+def finish(state: State) -> State:
+    """Lets the recovery change the module once it is verified, and measures it if its latency is bounded."""
+    if state.recovery is None:
+        return state
+    left = state.recovery.finish(state.pruned, operator.index(state.options.seed))
+    return replace(state, skipped=(*state.skipped, *left))
+
+
+def record(state: State) -> State:
+    """Writes plan and report, and attaches them to the module."""
+    bound = None if state.search is None else state.search.bound(state.coupling)
+    summary = score_summary(
+        state.coupling,
+        state.solution,
+        state.scores,
+        state.budget,
+        constraints=state.constraints,
+        per_cost=state.scorer.per_cost,
+        bound=bound,
+    )
+    latency = None
+    if state.search is not None:
+        with state.clock("latency"):
+            latency = state.search.measured(state.pruned)
+    plan = make_plan(
+        state.coupling,
+        state.bridged,
+        state.solution,
+        state.budget,
+        state.scorer.name,
+        operator.index(state.options.seed),
+    )
+    report = make_report(
+        Outcome(
+            coupling=state.coupling,
+            solution=state.solution,
+            plan=plan,
+            certificate=state.certificate,
+            skipped=state.skipped,
+            seconds=state.clock.seconds,
+            scores=summary,
+            latency=latency,
+            notes=state.notes,
+        )
+    )
+    return replace(state, report=report, pruned=attach(state.pruned, report))
+
+
+def to_coupled(state: State) -> State:
+    """Returns the state once the graph is coupled, and what measures is ready."""
+    state = through(state, couple)
+    if state.options.round_to == AUTO:
+        state = through(state, widths)
+    return latency_search(state)
+
+
+def from_scored(state: State) -> State:
+    """Returns the state at the end, from scores on."""
+    return record(finish(through(state, solve, recover, rewrite, verify)))
+
+
+def through(state: State, *stages: Callable[[State], State]) -> State:
+    """Goes through some stages, each timed under its name."""
+    for stage in stages:
+        with state.clock(stage.__name__):
+            state = stage(state)
+    return state

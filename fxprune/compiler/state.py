@@ -1,0 +1,88 @@
+"""The state of a compilation: what is known on the way, filled in stage by stage and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fxprune.bridging.bridge import Bridged
+from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.solver import Solution
+from fxprune.capturing.captured import Captured
+from fxprune.capturing.inputs import CalibrationInputs
+from fxprune.compiler.clock import Clock
+from fxprune.compiler.options import Options
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
+from fxprune.data.batch import Batch
+from fxprune.data.batches import Batches
+from fxprune.latency.search import Meeting
+from fxprune.recovery.protocol import Recovery
+from fxprune.reporting.record import Report
+from fxprune.scoring.scorer import Scorer
+from fxprune.twin.certificate import Certificate
+
+#: Stands where a stage has yet to put something.
+LATER: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class State:
+    """What is known of a compilation.
+
+    Attributes:
+        source: the model as it was given.
+        module: what runs it.
+        options: all of them, none ``"auto"`` but ``round_to``.
+        scorer: the criterion.
+        recovery: how what is kept makes up for what goes, if at all.
+        constraints: what must stay.
+        budget: upper bounds; None with ratios.
+        batches: the calibration data.
+        first: the batch that the result is verified on.
+        clock: times the stages and shows them.
+        notes: for the report.
+        captured: the flat graph; None where only parts of the model can be captured.
+        parts: the names of those.
+        inputs: the calibration data as the graph takes them.
+        coupling: of the graph, blocks among its units if they are asked for.
+        search: how a bound on the latency is met, if there is one.
+        scores: for each group's name a score for each unit.
+        bridged: the graph that is left where layers on the only path went.
+        solution: what goes of it.
+        selection: the same, over recovered tensors.
+        skipped: what recovery left alone, and why.
+        pruned: the emitted module.
+        certificate: what the comparison with the masked twin found, if it was made.
+        report: of it all; attached to ``pruned``.
+    """
+
+    source: nn.Module | ExportedProgram
+    module: nn.Module
+    options: Options
+    scorer: Scorer
+    recovery: Recovery | None
+    constraints: Constraints
+    budget: Budget | None
+    batches: Batches
+    first: Batch
+    clock: Clock
+    notes: tuple[str, ...] = ()
+    captured: Captured | None = None
+    parts: tuple[str, ...] = ()
+    inputs: CalibrationInputs = LATER
+    coupling: Coupling = LATER
+    search: Meeting | None = None
+    scores: Mapping[str, Tensor] = LATER
+    bridged: Bridged = LATER
+    solution: Solution = LATER
+    selection: Selection = LATER
+    skipped: tuple[str, ...] = ()
+    pruned: nn.Module = LATER
+    certificate: Certificate | None = None
+    report: Report = LATER

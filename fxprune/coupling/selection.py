@@ -1,0 +1,54 @@
+"""The selection: what goes of a coupled model, and the tensors that stand in for its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.coupling.branches import Collapse, collapse_of
+from fxprune.coupling.coupling import Coupling
+from fxprune.ops.slicer import Slicer
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What goes of a coupled model.
+
+    Attributes:
+        coupling: of the captured graph.
+        removed: a flag for each channel id, ``[channels]``.
+        tensors: full-size replacements of parameters and buffers, by name: what recovery gives.
+    """
+
+    coupling: Coupling
+    removed: Mask
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls, coupling: Coupling, tensors: Mapping[str, Tensor] | None = None) -> Selection:
+        """Returns the selection of no channel: the dense model."""
+        return cls(coupling, np.zeros(len(coupling.channels), bool), {} if tensors is None else tensors)
+
+    @cached_property
+    def slicer(self) -> Slicer:
+        """What slice and twin rules ask for the sizes that are left."""
+        return self.coupling.slicer(self.removed)
+
+    @cached_property
+    def collapse(self) -> Collapse:
+        """What becomes of branches that have lost every channel."""
+        return collapse_of(self.coupling, self.slicer)
+
+    @property
+    def units(self) -> Ids:
+        """The numbers of the units that go."""
+        return self.coupling.units_of(self.removed)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Selection:
+        """Returns the same selection over other tensors, kept by reference: recovery changes them as it goes."""
+        return replace(self, tensors=tensors)
