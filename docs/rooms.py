@@ -10,8 +10,12 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 PACKAGE = Path(__file__).parent.parent / "fxprune"
+
+#: Where the picture is.
+PICTURE = Path(__file__).parent / "rooms.svg"
 
 #: Lowest first: each imports only what stands above it. The empty name is the package itself, its public names.
 ROOMS = (
@@ -84,5 +88,39 @@ def upward() -> list[str]:
     ]
 
 
+def purpose(room: str) -> str:
+    """Returns what a room is for, in its own words."""
+    if not room:
+        return "The public names."
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def picture() -> str:
+    """Returns the rooms as SVG: a row each, and a dot in the column of every room that it imports; none lies above the diagonal."""
+    edges = {(room_of(i.module), room_of(i.source)) for i in imports()}
+    row, left, top, right = 24, 150, 120, 20
+    side = row * len(ROOMS)
+    width, height = left + side + 800, top + side + 10
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
+        "<style>text{fill:#444}.d{fill:#3b6ea5}.s{fill:#ddd}.p{fill:#888}"
+        "@media(prefers-color-scheme:dark){text{fill:#ccc}.d{fill:#7fb0e6}.s{fill:#444}.p{fill:#999}}</style>",
+    ]
+    for y, room in enumerate(ROOMS):
+        name, at = room or "fxprune", top + y * row + 17
+        x = left + y * row + 16
+        parts.append(f'<text x="{left - 10}" y="{at}" text-anchor="end">{name}</text>')
+        parts.append(f'<text transform="translate({x} {top - 8}) rotate(-60)">{name}</text>')
+        parts.append(f'<text class="p" x="{left + side + right}" y="{at}">{escape(purpose(room))}</text>')
+        for column, other in enumerate(ROOMS):
+            kind = "s" if column == y else "d" if (room, other) in edges else ""
+            if kind:
+                cx, cy = left + column * row + 12, top + y * row + 12
+                parts.append(f'<circle class="{kind}" cx="{cx}" cy="{cy}" r="{5 if kind == "d" else 3}"/>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
 if __name__ == "__main__":
-    print("\n".join(upward()))
+    PICTURE.write_text(picture(), encoding="utf-8")
+    print("\n".join(upward()) or f"{PICTURE.name}: no import goes up")

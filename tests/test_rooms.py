@@ -57,3 +57,8 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
     functions = {name for name in fxprune.__all__ if inspect.isfunction(getattr(fxprune, name))}
     parts = {part for module in rooms.modules() for part in module.split(".")}
     assert len(functions) > 20 and functions & parts == set()
+
+
+def test_the_picture_is_of_these_rooms() -> None:
+    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture(), "run: python docs/rooms.py"
+    assert f"({rooms.PICTURE.name})" in (rooms.PICTURE.parent / "architecture.md").read_text(encoding="utf-8")
