@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,6 +16,9 @@ from typing import Any, NoReturn, TypeVar
 from fxprune._base.errors import PlanError
 
 T = TypeVar("T")
+
+#: Returns a value as what it must be, once it is checked; takes the value, and where it stands, for messages.
+Reader = Callable[[Any, str], T]
 
 #: The largest integer accepted anywhere: what int64 holds.
 LARGEST = 2**63 - 1
@@ -106,6 +109,12 @@ def record(value: Any, where: str, required: Iterable[str], optional: Iterable[s
     return found
 
 
+def fields_of(value: Any, where: str, readers: Mapping[str, Reader[Any]]) -> dict[str, Any]:
+    """Returns a JSON object that has just these keys, each value read by its reader."""
+    found = record(value, where, readers)
+    return {key: read(found[key], f"{where}: {key}") for key, read in readers.items()}
+
+
 def mapping(value: Any, where: str) -> dict[str, Any]:
     """Returns a JSON object; its keys are text."""
     if not isinstance(value, dict):
@@ -113,7 +122,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return {string(key, f"{where}: a key"): entry for key, entry in value.items()}
 
 
-def mapping_of(value: Any, where: str, read: Callable[[Any, str], T]) -> dict[str, T]:
+def mapping_of(value: Any, where: str, read: Reader[T]) -> dict[str, T]:
     """Returns a JSON object whose values are all read by ``read``."""
     return {key: read(entry, f"{where}[{reprlib.repr(key)}]") for key, entry in mapping(value, where).items()}
 
@@ -125,9 +134,32 @@ def sequence(value: Any, where: str) -> list[Any]:
     return value
 
 
-def sequence_of(value: Any, where: str, read: Callable[[Any, str], T]) -> tuple[T, ...]:
+def sequence_of(value: Any, where: str, read: Reader[T]) -> tuple[T, ...]:
     """Returns a JSON array whose entries are all read by ``read``."""
     return tuple(read(entry, f"{where}[{index}]") for index, entry in enumerate(sequence(value, where)))
+
+
+def row_of(value: Any, where: str, *readers: Reader[Any]) -> tuple[Any, ...]:
+    """Returns a JSON array of as many entries as readers, each read by its own."""
+    row = sequence(value, where)
+    if len(row) != len(readers):
+        raise refusal(value, where, f"{len(readers)} entries")
+    return tuple(read(entry, where) for read, entry in zip(readers, row, strict=True))
+
+
+def maybe(read: Reader[T]) -> Reader[T | None]:
+    """Returns a reader of null, and of what ``read`` reads."""
+    return lambda value, where: None if value is None else read(value, where)
+
+
+def texts(value: Any, where: str) -> tuple[str, ...]:
+    """Returns a JSON array of text."""
+    return sequence_of(value, where, string)
+
+
+def integers(value: Any, where: str) -> tuple[int, ...]:
+    """Returns a JSON array of integers from 0."""
+    return sequence_of(value, where, integer)
 
 
 def integer(value: Any, where: str) -> int:
@@ -151,6 +183,11 @@ def number(value: Any, where: str) -> int | float:
     if type(value) is not float or not math.isfinite(value):
         raise refusal(value, where, "a number")
     return float(value)
+
+
+def real(value: Any, where: str) -> float:
+    """Returns a finite number as a float."""
+    return float(number(value, where))
 
 
 def string(value: Any, where: str) -> str:

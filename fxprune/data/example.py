@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,9 +115,9 @@ class ExampleSpec:
         Raises:
             PlanError: the data are damaged, or name a container that is not plain.
         """
-        found = untrusted.record(data, where, ("structure", "leaves"))
-        text = untrusted.string(found["structure"], f"{where}: structure")
-        leaves = untrusted.sequence_of(found["leaves"], f"{where}: leaves", _from_json)
+        leaf = partial(untrusted.sequence_of, read=_from_json)
+        found = untrusted.fields_of(data, where, {"structure": untrusted.string, "leaves": leaf})
+        text, leaves = found["structure"], found["leaves"]
         structure = _read_structure(text, f"{where}: structure")
         if structure.num_leaves != len(leaves):
             raise PlanError(f"{where}: expected {structure.num_leaves} leaves, got {len(leaves)}")
@@ -154,12 +155,11 @@ def _from_json(value: Any, where: str) -> TensorSpec | Constant:
         return _DTYPES[_dtype(data["torch.dtype"], where)]
     if data.keys() == {"torch.device"}:
         return _device(untrusted.string(data["torch.device"], where), where)
-    data = untrusted.record(value, where, ("shape", "dtype", "dynamic"))
-    shape = untrusted.sequence_of(data["shape"], f"{where}: shape", untrusted.integer)
-    dynamic = untrusted.sequence_of(data["dynamic"], f"{where}: dynamic", untrusted.integer)
-    if dynamic and max(dynamic) >= len(shape):
-        raise PlanError(f"{where}: dynamic dimension {max(dynamic)} of a tensor of shape {list(shape)}")
-    return TensorSpec(shape, _dtype(data["dtype"], f"{where}: dtype"), dynamic)
+    readers = {"shape": untrusted.integers, "dtype": _dtype, "dynamic": untrusted.integers}
+    spec = TensorSpec(**untrusted.fields_of(value, where, readers))
+    if max(spec.dynamic, default=-1) >= len(spec.shape):
+        raise PlanError(f"{where}: dynamic dimension {max(spec.dynamic)} of a tensor of shape {list(spec.shape)}")
+    return spec
 
 
 def _constant(value: Any, where: str) -> Constant:
@@ -225,6 +225,6 @@ def _check_context(kind: str, context: Any, children: int, where: str) -> None:
         if value is not None:
             raise PlanError(f"{where}: {kind} has a context")
         return
-    keys = untrusted.sequence_of(value, where, untrusted.string)
+    keys = untrusted.texts(value, where)
     if len(set(keys)) != len(keys) or len(keys) != children:
         raise PlanError(f"{where}: {kind} expected {children} different keys, got {len(keys)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -109,27 +110,14 @@ class ScoreSummary:
         Raises:
             PlanError: the data are damaged; says where.
         """
-        found = untrusted.record(data, where, ("unit", "edges", "log", "cut", "astray", "groups"))
-        edges = untrusted.sequence_of(found["edges"], f"{where}: edges", _number)
+        found = untrusted.fields_of(data, where, _READERS)
+        edges, groups = found["edges"], found["groups"]
         if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
             raise PlanError(f"{where}: edges: expected at least 2 ascending numbers, got {len(edges)}")
-        log = untrusted.boolean(found["log"], f"{where}: log")
-        if log and edges[0] <= 0:
+        if found["log"] and edges[0] <= 0:
             raise PlanError(f"{where}: edges: expected positive numbers, got {edges[0]}")
-        astray = untrusted.sequence_of(found["astray"], f"{where}: astray", untrusted.integer)
-        if len(astray) != 2:
-            raise untrusted.refusal(found["astray"], f"{where}: astray", "2 entries")
-        bins = len(edges) - 1
-        return cls(
-            unit=untrusted.string(found["unit"], f"{where}: unit"),
-            edges=edges,
-            log=log,
-            cut=_number_or_none(found["cut"], f"{where}: cut"),
-            astray=(astray[0], astray[1]),
-            groups=untrusted.sequence_of(
-                found["groups"], f"{where}: groups", lambda row, here: _read_group(row, here, bins)
-            ),
-        )
+        read = partial(_read_group, bins=len(edges) - 1)
+        return cls(**{**found, "groups": untrusted.sequence_of(groups, f"{where}: groups", read)})
 
 
 def summarize(
@@ -215,11 +203,9 @@ def _packed(counts: Counts) -> str:
 
 
 def _read_group(value: Any, where: str, bins: int) -> GroupScores:
-    row = untrusted.sequence(value, where)
-    if len(row) != 4:
-        raise untrusted.refusal(value, where, "4 entries")
-    kept, removed = (_read_counts(entry, where, bins) for entry in row[2:])
-    return GroupScores(untrusted.string(row[0], where), kept, removed, _number_or_none(row[1], where))
+    counts = partial(_read_counts, bins=bins)
+    name, cut, kept, removed = untrusted.row_of(value, where, untrusted.string, _read_cut, counts, counts)
+    return GroupScores(name, kept, removed, cut)
 
 
 def _read_counts(value: Any, where: str, bins: int) -> Counts:
@@ -230,12 +216,16 @@ def _read_counts(value: Any, where: str, bins: int) -> Counts:
     return tuple(map(int, parts)) + (0,) * (bins - len(parts))
 
 
-def _number(value: Any, where: str) -> float:
-    return float(untrusted.number(value, where))
+_read_cut = untrusted.maybe(untrusted.real)
 
-
-def _number_or_none(value: Any, where: str) -> float | None:
-    return None if value is None else _number(value, where)
+_READERS: dict[str, untrusted.Reader[Any]] = {
+    "unit": untrusted.string,
+    "edges": partial(untrusted.sequence_of, read=untrusted.real),
+    "log": untrusted.boolean,
+    "cut": _read_cut,
+    "astray": lambda value, where: untrusted.row_of(value, where, untrusted.integer, untrusted.integer),
+    "groups": untrusted.sequence,
+}
 
 
 def score_summary(

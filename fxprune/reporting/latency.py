@@ -68,9 +68,7 @@ class Latency:
             **dict.fromkeys(("backend", "device"), untrusted.string),
             **dict.fromkeys(("batch_size", "threads"), untrusted.integer),
         }
-        found = untrusted.record(data, where, readers)
-        values: dict[str, Any] = {key: read(found[key], f"{where}: {key}") for key, read in readers.items()}
-        return cls(**values)
+        return cls(**untrusted.fields_of(data, where, readers))
 
 
 def _positive(value: Any, where: str) -> float:

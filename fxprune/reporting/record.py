@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -183,11 +184,9 @@ class Report:
             PlanError: the data are damaged, or of a newer format; says where.
         """
         untrusted.check_schema(untrusted.mapping(data, what).get("schema", _SCHEMA), what, (1, _SCHEMA))
-        since = () if data.get("schema") == 1 else _SINCE_2
-        found = untrusted.record(data, what, {*_READERS, "schema"} - {*_SINCE_2} | {*since})
-        values: dict[str, Any] = {
-            key: read(found[key], f"{what}: {key}") for key, read in _READERS.items() if key in found
-        }
+        known = {key: read for key, read in _READERS.items() if data.get("schema") != 1 or key not in _SINCE_2}
+        values = untrusted.fields_of(data, what, known)
+        del values["schema"]
         return cls(**values, plan=plan)
 
 
@@ -215,83 +214,56 @@ def _writable(value: float | None) -> float | str | None:
     return str(value) if value is not None and not math.isfinite(value) else value
 
 
-def _read_maybe_number(value: Any, where: str) -> float | None:
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    return None if value is None else float(untrusted.number(value, where))
+def _read_odd(value: Any, where: str) -> float:
+    return float(value) if value in ("nan", "inf", "-inf") else untrusted.real(value, where)
 
 
 def _read_change(value: Any, where: str) -> Change:
-    before, after = _read_row(value, where, untrusted.integer, untrusted.integer)
+    before, after = untrusted.row_of(value, where, untrusted.integer, untrusted.integer)
     return before, after
 
 
-def _read_names(value: Any, where: str) -> tuple[str, ...]:
-    return untrusted.sequence_of(value, where, untrusted.string)
+def _read_group(value: Any, where: str) -> GroupRow:
+    readers = (untrusted.string, untrusted.string, untrusted.texts, untrusted.integer, untrusted.integer)
+    # format 1 does not tell who makes and who reads
+    old = isinstance(value, list) and len(value) == len(readers)
+    found = GroupRow(*untrusted.row_of(value, where, *readers, *(() if old else (untrusted.maybe(untrusted.integer),))))
+    if found.makers is not None and found.makers > len(found.layers):
+        raise PlanError(f"{where}: {found.makers} of {len(found.layers)} layers make its units")
+    return found
 
 
-def _read_row(value: Any, where: str, *readers: Callable[[Any, str], Any]) -> tuple[Any, ...]:
-    row = untrusted.sequence(value, where)
-    if len(row) != len(readers):
-        raise untrusted.refusal(value, where, f"{len(readers)} entries")
-    return tuple(read(entry, where) for read, entry in zip(readers, row, strict=True))
+def _read_layer(value: Any, where: str) -> LayerRow:
+    name, *counts = untrusted.row_of(value, where, untrusted.string, *[untrusted.integer] * 4)
+    return LayerRow(name, (counts[0], counts[1]), (counts[2], counts[3]))
 
 
-def _read_groups(value: Any, where: str) -> tuple[GroupRow, ...]:
-    readers = (untrusted.string, untrusted.string, _read_names, untrusted.integer, untrusted.integer)
-
-    def read(row: Any, here: str) -> GroupRow:
-        # format 1 does not tell who makes and who reads
-        old = isinstance(row, list) and len(row) == len(readers)
-        found = GroupRow(*_read_row(row, here, *readers, *(() if old else (_read_maybe_count,))))
-        if found.makers is not None and found.makers > len(found.layers):
-            raise PlanError(f"{here}: {found.makers} of {len(found.layers)} layers make its units")
-        return found
-
-    return untrusted.sequence_of(value, where, read)
-
-
-def _read_maybe_count(value: Any, where: str) -> int | None:
-    return None if value is None else untrusted.integer(value, where)
-
-
-def _read_layers(value: Any, where: str) -> tuple[LayerRow, ...]:
-    def read(row: Any, here: str) -> LayerRow:
-        name, *counts = _read_row(row, here, untrusted.string, *[untrusted.integer] * 4)
-        return LayerRow(name, (counts[0], counts[1]), (counts[2], counts[3]))
-
-    return untrusted.sequence_of(value, where, read)
-
-
-def _read_scores(value: Any, where: str) -> ScoreSummary | None:
-    return None if value is None else ScoreSummary.from_dict(value, where)
-
-
-def _read_frozen(value: Any, where: str) -> tuple[FrozenRow, ...]:
+def _read_frozen(value: Any, where: str) -> FrozenRow:
     readers = (untrusted.string, untrusted.integer, untrusted.integer, untrusted.string)
-    return untrusted.sequence_of(value, where, lambda row, here: FrozenRow(*_read_row(row, here, *readers)))
+    return FrozenRow(*untrusted.row_of(value, where, *readers))
 
 
-_READERS: dict[str, Callable[[Any, str], Any]] = {
+_READERS: dict[str, untrusted.Reader[Any]] = {
+    "schema": untrusted.integer,
     "params": _read_change,
     "macs": _read_change,
     "bytes": _read_change,
     "method": untrusted.string,
     "units_removed": untrusted.integer,
-    "verified": lambda value, where: None if value is None else untrusted.boolean(value, where),
-    "max_error": _read_maybe_number,
-    "tolerance": _read_maybe_number,
+    "verified": untrusted.maybe(untrusted.boolean),
+    "max_error": untrusted.maybe(_read_odd),
+    "tolerance": untrusted.maybe(_read_odd),
     "dtype": untrusted.string,
-    "groups": _read_groups,
-    "frozen": _read_frozen,
-    "collapsed": _read_names,
+    "groups": partial(untrusted.sequence_of, read=_read_group),
+    "frozen": partial(untrusted.sequence_of, read=_read_frozen),
+    "collapsed": untrusted.texts,
     "dropped": untrusted.integer,
-    "skipped": _read_names,
-    "seconds": lambda value, where: untrusted.mapping_of(value, where, untrusted.number),
-    "notes": _read_names,
-    "layers": _read_layers,
-    "scores": _read_scores,
-    "latency": lambda value, where: None if value is None else Latency.from_dict(value, where),
+    "skipped": untrusted.texts,
+    "seconds": partial(untrusted.mapping_of, read=untrusted.number),
+    "notes": untrusted.texts,
+    "layers": partial(untrusted.sequence_of, read=_read_layer),
+    "scores": untrusted.maybe(ScoreSummary.from_dict),
+    "latency": untrusted.maybe(Latency.from_dict),
 }
 
 #: What format 1 has not.

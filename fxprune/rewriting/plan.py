@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,10 +21,6 @@ SCHEMA = 1
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 Shape = tuple[int, ...]
 
-_FIELDS = (
-    "schema", "method", "seed", "budget", "before", "after", "versions", "example",
-    "islands", "collapsed", "bridged", "remade", "shapes", "keep",
-)  # fmt: skip
 _COUNTS = ("params", "macs", "bytes")
 
 
@@ -66,7 +63,7 @@ class Plan:
     def to_json(self) -> str:
         """Returns the plan as text, a line for each tensor and a checksum at the end; stable."""
         body = self._body()
-        lines = [f"{_json(key)}: {_pretty(body[key])}" for key in _FIELDS]
+        lines = [f"{_json(key)}: {_pretty(body[key])}" for key in _READERS]
         lines.append(f'"sha256": {_json(_digest(body))}')
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -82,29 +79,13 @@ class Plan:
             PlanError: the text is damaged, altered, or of a newer format; says where.
         """
         data = untrusted.decode(text, what)
-        _check_schema(data.get("schema"), what)
-        data = untrusted.record(data, what, (*_FIELDS, "sha256"))
-        shapes = untrusted.mapping_of(data["shapes"], f"{what}: shapes", _shape)
-        budget = data["budget"]
-        remade = untrusted.mapping_of(data["remade"], f"{what}: remade", _shape)
+        untrusted.check_schema(data.get("schema"), what, (SCHEMA,))
+        found = untrusted.fields_of(data, what, {**_READERS, "sha256": untrusted.string})
+        digest, shapes, remade = found.pop("sha256"), found["shapes"], found["remade"]
         if strange := [name for name in remade if name not in shapes]:
             raise PlanError(f"{what}: remade[{strange[0]!r:.80}]: no such tensor in shapes")
-        plan = cls(
-            keep=_kept(data["keep"], {**shapes, **remade}, f"{what}: keep"),
-            shapes=shapes,
-            bridged=untrusted.sequence_of(data["bridged"], f"{what}: bridged", untrusted.string),
-            remade=remade,
-            islands=untrusted.sequence_of(data["islands"], f"{what}: islands", untrusted.string),
-            collapsed=untrusted.sequence_of(data["collapsed"], f"{what}: collapsed", untrusted.string),
-            before=_counts(data["before"], f"{what}: before"),
-            after=_counts(data["after"], f"{what}: after"),
-            budget=None if budget is None else untrusted.mapping_of(budget, f"{what}: budget", untrusted.number),
-            method=untrusted.string(data["method"], f"{what}: method"),
-            seed=untrusted.signed(data["seed"], f"{what}: seed"),
-            example=ExampleSpec.from_dict(data["example"], f"{what}: example"),
-            versions=untrusted.mapping_of(data["versions"], f"{what}: versions", untrusted.string),
-        )
-        if untrusted.string(data["sha256"], f"{what}: sha256") != _digest(plan._body()):
+        plan = cls(**{**found, "keep": _kept(found["keep"], {**shapes, **remade}, f"{what}: keep")})
+        if digest != _digest(plan._body()):
             raise PlanError(f"{what}: its checksum does not match: it was changed after it was written")
         return plan
 
@@ -164,20 +145,8 @@ def _shapes_of(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
-def _check_schema(schema: Any, what: str) -> None:
-    if type(schema) is int and schema > SCHEMA:
-        raise PlanError(f"{what}: format {schema} is newer than this fxprune reads (up to {SCHEMA}): upgrade fxprune")
-    if schema != SCHEMA or type(schema) is not int:
-        raise PlanError(f"{what}: schema: expected {SCHEMA}, got {schema!r:.40}")
-
-
-def _shape(value: Any, where: str) -> Shape:
-    return untrusted.sequence_of(value, where, untrusted.integer)
-
-
 def _counts(value: Any, where: str) -> dict[str, int]:
-    untrusted.record(value, where, _COUNTS)
-    return untrusted.mapping_of(value, where, untrusted.integer)
+    return untrusted.fields_of(value, where, dict.fromkeys(_COUNTS, untrusted.integer))
 
 
 def _kept(value: Any, shapes: Mapping[str, Shape], where: str) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -228,3 +197,24 @@ def _pretty(value: Any) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+_shapes = partial(untrusted.mapping_of, read=untrusted.integers)
+
+#: In the order in which they are written.
+_READERS: dict[str, untrusted.Reader[Any]] = {
+    "schema": untrusted.integer,
+    "method": untrusted.string,
+    "seed": untrusted.signed,
+    "budget": untrusted.maybe(partial(untrusted.mapping_of, read=untrusted.number)),
+    "before": _counts,
+    "after": _counts,
+    "versions": partial(untrusted.mapping_of, read=untrusted.string),
+    "example": ExampleSpec.from_dict,
+    "islands": untrusted.texts,
+    "collapsed": untrusted.texts,
+    "bridged": untrusted.texts,
+    "remade": _shapes,
+    "shapes": _shapes,
+    "keep": untrusted.mapping,
+}

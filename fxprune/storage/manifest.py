@@ -75,8 +75,7 @@ def sealed(directory: Path, *, tensors: bool = True) -> Sealed:
         data, MANIFEST, ("format", "schema", "files", "ties", *(("no_graph",) if schema > 1 else ()))
     )
     no_graph = data.get("no_graph", "it was written by an older fxprune, without its graph")
-    if no_graph is not None:
-        no_graph = untrusted.string(no_graph, f"{MANIFEST}: no_graph")
+    no_graph = untrusted.maybe(untrusted.string)(no_graph, f"{MANIFEST}: no_graph")
     names = _names(no_graph)
     listed = untrusted.record(data["files"], f"{MANIFEST}: files", names)
     texts = {name: untrusted.read_file(directory / name) for name in names if name not in _TENSOR_FILES}

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tabulate import tabulate
@@ -71,28 +72,29 @@ class History:
         Raises:
             PlanError: it is something else.
         """
-        found = untrusted.record(data, where, ("before", "epochs"))
-        before = untrusted.mapping_of(found["before"], f"{where}: before", _number)
-        epochs = untrusted.sequence_of(found["epochs"], f"{where}: epochs", _epoch)
+        readers: dict[str, untrusted.Reader[Any]] = {
+            "before": _metrics,
+            "epochs": partial(untrusted.sequence_of, read=_epoch),
+        }
+        found = untrusted.fields_of(data, where, readers)
+        epochs = found["epochs"]
         if [epoch.number for epoch in epochs] != [*range(1, len(epochs) + 1)]:
             raise PlanError(f"{where}: epochs: expected them numbered from 1: is the file whole?")
-        return cls(before, epochs, len(epochs))
+        return cls(found["before"], epochs, len(epochs))
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _number(value: Any, where: str) -> float:
-    return math.nan if value is None else float(untrusted.number(value, where))
+def _metrics(value: Any, where: str) -> dict[str, float]:
+    found = untrusted.mapping_of(value, where, untrusted.maybe(untrusted.real))
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _epoch(row: Any, where: str) -> Epoch:
-    found = untrusted.record(row, where, [entry.name for entry in dataclasses.fields(Epoch)])
-    return Epoch(
-        untrusted.integer(found["number"], f"{where}: number"),
-        float(untrusted.number(found["loss"], f"{where}: loss")),
-        untrusted.mapping_of(found["metrics"], f"{where}: metrics", _number),
-        float(untrusted.number(found["lr"], f"{where}: lr")),
-        float(untrusted.number(found["seconds"], f"{where}: seconds")),
-    )
+    readers = {
+        "number": untrusted.integer, "loss": untrusted.real, "metrics": _metrics, "lr": untrusted.real,
+        "seconds": untrusted.real,
+    }  # fmt: skip
+    return Epoch(**untrusted.fields_of(row, where, readers))

@@ -219,7 +219,7 @@ def _read_dict(found: Mapping[str, Any], count: int, where: str) -> tuple[Any, A
 
 
 def _read_deque(found: Mapping[str, Any], count: int, where: str) -> tuple[Any, Any]:
-    length = None if found["length"] is None else untrusted.integer(found["length"], f"{where}: length")
+    length = untrusted.maybe(untrusted.integer)(found["length"], f"{where}: length")
     if length is not None and length < count:
         raise PlanError(f"{where}: {count} entries in a deque of length {length}")
     return collections.deque, length
@@ -245,7 +245,7 @@ def _read_registered(found: Mapping[str, Any], count: int, where: str) -> tuple[
 
 
 def _read_names(found: Mapping[str, Any], count: int, where: str) -> list[str]:
-    names = untrusted.sequence_of(found["names"], f"{where}: names", untrusted.string)
+    names = untrusted.texts(found["names"], f"{where}: names")
     if not len(names) == len(set(names)) == count:
         raise PlanError(f"{where}: expected {count} different names, got {len(set(names))}")
     return list(names)

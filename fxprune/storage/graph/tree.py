@@ -269,7 +269,7 @@ class _Tensors:
                 raise PlanError(f"{where}: {first!r:.80} is no parameter")
             return self.read[first], role
         found = untrusted.record(found, where, ("role", "dtype", "shape", "trains"), ("strides",))
-        shape = untrusted.sequence_of(found["shape"], f"{where}: shape", untrusted.integer)
+        shape = untrusted.integers(found["shape"], f"{where}: shape")
         trains = untrusted.boolean(found["trains"], f"{where}: trains")
         kind = dtype(found["dtype"], f"{where}: dtype")
         value = self.values(name, role)
@@ -283,7 +283,7 @@ class _Tensors:
 
 def _laid_out(value: Tensor, strides: Any, where: str) -> Tensor:
     """Returns the tensor with other steps in memory."""
-    steps = untrusted.sequence_of(strides, where, untrusted.integer)
+    steps = untrusted.integers(strides, where)
     if len(steps) != value.dim() or not _are_dense(value.shape, steps):
         raise untrusted.refusal(strides, where, f"steps that fill the memory of {list(value.shape)}")
     with untrusted.reading(where):
