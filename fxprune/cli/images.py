@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -56,19 +55,13 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    found = sorted(_below(folder))
+    places = os.walk(folder, followlinks=True)
+    files = (Path(place, name) for place, _, names in places for name in names if name.lower().endswith(SUFFIXES))
+    found = sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
     if not found:
         kinds = ", ".join(SUFFIXES[:3])
         raise InputError(f"{folder}: no images in this folder ({kinds}, ...), nor in folders below it")
     return found
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield Path(place) / name
 
 
 def read_image(path: Path, transform: Transform, channels: int) -> Tensor:
@@ -144,8 +137,7 @@ def default_shape(made: Made, prepare: Preparation) -> tuple[int, ...] | None:
         size = prepare.size or _size_of(made, preset)
         return (2, 3, size, size) if type(preset).__name__ in _STILL else None
     if made.library == "timm":
-        channels, height, width = _timm_config(made)["input_size"]
-        return (2, channels, prepare.size or height, prepare.size or width)
+        return (2, *_timm_config(made, prepare)["input_size"])
     config = getattr(made.model, "config", None)
     if getattr(made.model, "main_input_name", "") != "pixel_values":
         return None
@@ -187,29 +179,26 @@ def _torchvision(made: Made, prepare: Preparation) -> Transform:
     factory = _preset(made).transforms
     preset = factory()
     mean, std = (tuple(getattr(preset, name, default)) for name, default in (("mean", _MEAN), ("std", _STD)))
-    if type(preset).__name__ != "ImageClassification":
-        return _plain(prepare, _size_of(made, preset), mean, std)
     size = prepare.size or _size_of(made, preset)
-    ratio = preset.resize_size[0] / preset.crop_size[0]
-    changes: dict[str, Any] = {"crop_size": size, "resize_size": max(size, round(size * ratio))}
-    changes |= {name: v for name, v in (("mean", prepare.mean), ("std", prepare.std)) if v is not None}
-    transform: Transform = factory(**changes)
+    if type(preset).__name__ != "ImageClassification":
+        return _plain(prepare, size, mean, std)
+    resized = max(size, round(size * preset.resize_size[0] / preset.crop_size[0]))
+    transform: Transform = factory(
+        crop_size=size, resize_size=resized, mean=prepare.mean or mean, std=prepare.std or std
+    )
     return transform
 
 
-def _timm_config(made: Made) -> dict[str, Any]:
+def _timm_config(made: Made, prepare: Preparation) -> dict[str, Any]:
     timm = need("timm", "models", made.spec.spec)
-    config: dict[str, Any] = timm.data.resolve_model_data_config(made.model)
+    own = {"img_size": prepare.size, "mean": prepare.mean, "std": prepare.std}
+    config: dict[str, Any] = timm.data.resolve_model_data_config(made.model, own)
     return config
 
 
 def _timm(made: Made, prepare: Preparation) -> Transform:
     timm = need("timm", "models", made.spec.spec)
-    config = _timm_config(made)
-    if prepare.size is not None:
-        config["input_size"] = (config["input_size"][0], prepare.size, prepare.size)
-    config |= {name: v for name, v in (("mean", prepare.mean), ("std", prepare.std)) if v is not None}
-    transform: Transform = timm.data.create_transform(**config, is_training=False)
+    transform: Transform = timm.data.create_transform(**_timm_config(made, prepare), is_training=False)
     return transform
 
 
@@ -229,14 +218,12 @@ def _transformers(made: Made, prepare: Preparation) -> Transform:
 
 
 def _plain(prepare: Preparation, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    from torchvision.transforms import v2  # type: ignore[import-untyped]
+    from torchvision.models import ResNet18_Weights  # type: ignore[import-untyped]
 
     size = prepare.size or size
-    mean, std = prepare.mean or mean, prepare.std or std
-    transform: Transform = v2.Compose([
-        v2.Resize(round(size / 0.875)), v2.CenterCrop(size), v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std),
-    ])  # fmt: skip
+    transform: Transform = ResNet18_Weights.DEFAULT.transforms(
+        crop_size=size, resize_size=round(size / 0.875), mean=prepare.mean or mean, std=prepare.std or std
+    )
     return transform
 
 

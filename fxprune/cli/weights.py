@@ -34,23 +34,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
             first.
     """
     tensors = _without_prefix(_read(path), model)
+    try:
+        missing, unknown = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # the shapes differ
+        raise InputError(f"{path}: these weights do not fit the model: {one_line(error)[:400]}") from error
     own = model.state_dict(keep_vars=True)
-    present = {id(value) for name, value in own.items() if name in tensors}
-    # ties count once
-    missing = [name for name, value in own.items() if name not in tensors and id(value) not in present]
-    faults = [f"{name!r} is missing" for name in missing]
-    faults += [f"{name!r} is unknown to the model" for name in tensors if name not in own]
-    faults += [
-        f"{name!r} has shape {list(tensor.shape)}, the model's has {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
+    present = {id(value) for name, value in own.items() if name in tensors}  # ties count once
+    faults = [f"{name!r} is missing" for name in missing if id(own[name]) not in present]
+    faults += [f"{name!r} is unknown to the model" for name in unknown]
     if faults:
         more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
         raise InputError(f"{path}: these weights do not fit the model: {'; '.join(faults[:2])}{more}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -85,5 +79,5 @@ def _without_prefix(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, T
         prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None)
         if prefix is None:
             break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        nn.modules.utils.consume_prefix_in_state_dict_if_present(tensors, prefix)
     return tensors
