@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ class Checkpoint:
     Attributes:
         history: up to that epoch.
         weights: parameters and buffers by name.
-        optimizer: (parameter, key) -> tensor.
+        optimizer: parameter -> key -> tensor.
     """
 
     history: History
     weights: Mapping[str, Tensor]
-    optimizer: Mapping[tuple[str, str], Tensor]
+    optimizer: Mapping[str, Mapping[str, Tensor]]
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Puts weights, buffers and the optimiser's state in place."""
@@ -46,14 +46,9 @@ class Checkpoint:
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 own[name].copy_(tensor)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        state: dict[int, dict[str, Tensor]] = {}
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, parameter in enumerate(parameters):
-            name = names[id(parameter)]
-            found = {key: tensor for (owner, key), tensor in self.optimizer.items() if owner == name}
-            if found:
-                state[index] = found
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        owners = (names[parameter] for group in optimizer.param_groups for parameter in group["params"])
+        state = {index: self.optimizer[name] for index, name in enumerate(owners) if name in self.optimizer}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
@@ -77,12 +72,11 @@ def write(
     Raises:
         OSError: it cannot be written.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"weights/{name}": tensor for name, tensor in tensors_of(model).items()}
     for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{key}/{names[id(parameter)]}"] = value
+        kept = ((key, value) for key, value in state.items() if isinstance(value, Tensor))
+        tensors |= {f"optimizer/{key}/{names[parameter]}": value for key, value in kept}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {
         "format": _FORMAT,
@@ -116,7 +110,7 @@ def read(directory: Path, model: nn.Module, run: Mapping[str, Any]) -> Checkpoin
         raise PlanError(f"{path}: it is damaged: the checksum of its tensors differs; {_WAY_OUT}")
     _check_run(path, untrusted.decode(metadata["run"], f"{path}: run"), json.loads(json.dumps(run)))
     history = History.from_dict(untrusted.decode(metadata["history"], f"{path}: history"), f"{path}: history")
-    weights, optimizer = dict(_weights(tensors)), dict(_optimizer(tensors))
+    weights, optimizer = _apart(tensors)
     _check_fits(path, tensors_of(model), weights, optimizer)
     return Checkpoint(history, weights, optimizer)
 
@@ -124,19 +118,18 @@ def read(directory: Path, model: nn.Module, run: Mapping[str, Any]) -> Checkpoin
 _WAY_OUT = "pass resume=False to start anew over it, or another checkpoint_dir"
 
 
-def _weights(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
+def _apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Returns the weights and the optimiser's state, from ``weights/NAME`` and ``optimizer/KEY/NAME``."""
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for place, tensor in tensors.items():
+        kind, _, name = place.partition("/")
         if kind == "weights":
-            yield name, tensor
-
-
-def _optimizer(tensors: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    for entry, tensor in tensors.items():
-        kind, _, rest = entry.partition("/")
-        if kind == "optimizer":
-            key, _, name = rest.partition("/")
-            yield (name, key), tensor
+            weights[name] = tensor
+        elif kind == "optimizer":
+            key, _, owner = name.partition("/")
+            optimizer.setdefault(owner, {})[key] = tensor
+    return weights, optimizer
 
 
 def _check_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -149,12 +142,12 @@ def _check_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any])
 
 
 def _check_fits(
-    path: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: Mapping[tuple[str, str], Tensor]
+    path: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
     if odd := sorted(own.keys() ^ weights.keys()):
         where = "the model" if odd[0] in own else "the checkpoint"
         raise PlanError(f"{path}: it is of another model: only {where} has {odd[0]!r}; {_WAY_OUT}")
-    states = ((name, tensor) for (name, _), tensor in optimizer.items() if tensor.dim())
+    states = ((name, tensor) for name, held in optimizer.items() for tensor in held.values() if tensor.dim())
     for name, tensor in (*weights.items(), *states):
         if name not in own or own[name].shape != tensor.shape:
             expected = list(own[name].shape) if name in own else "nothing"
