@@ -22,7 +22,7 @@ from fxprune.budget.cost import Cost
 from fxprune.budget.setting import Setting
 from fxprune.compiler.steps import schedule
 from fxprune.coupling.selection import Selection
-from fxprune.latency import start
+from fxprune.latency import search, widths
 from fxprune.latency.layout import example_call, layout_of
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.operation import Operation
@@ -79,8 +79,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
         made.append(Fake(model, *example_call(captured, setting.batch_size, "cpu"), setting))
         return made[-1]
 
-    monkeypatch.setattr(start, "stopwatch_of", stopwatch_of)
-    monkeypatch.setattr(start, "store_of", lambda *_: Store())
+    for module in (search, widths):
+        monkeypatch.setattr(module, "stopwatch_of", stopwatch_of)
+    monkeypatch.setattr(search, "store_of", lambda *_: Store())
     return made
 
 

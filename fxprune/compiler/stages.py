@@ -25,7 +25,8 @@ from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.interpreter import couple as couple_graph
 from fxprune.data.batches import Batches
 from fxprune.data.checks import check_weights, device_of, probe, without_values
-from fxprune.latency.start import liked_widths, meeting_of
+from fxprune.latency.search import search_of
+from fxprune.latency.widths import liked_widths
 from fxprune.recovery.protocol import RecoveryContext, recovered, recovery_of
 from fxprune.reporting.building import Outcome, make_report
 from fxprune.reporting.distribution import score_summary
@@ -123,7 +124,7 @@ def widths(state: State) -> State:
 
 def latency_search(state: State) -> State:
     """Makes ready what meets a bound on the latency, if there is one."""
-    search = meeting_of(
+    search = search_of(
         state.module,
         state.coupling.captured,
         state.budget,

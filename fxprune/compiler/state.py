@@ -21,7 +21,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
-from fxprune.latency.search import Meeting
+from fxprune.latency.search import LatencySearch
 from fxprune.recovery.protocol import Recovery
 from fxprune.reporting.record import Report
 from fxprune.scoring.scorer import Scorer
@@ -77,7 +77,7 @@ class State:
     parts: tuple[str, ...] = ()
     inputs: CalibrationInputs = LATER
     coupling: Coupling = LATER
-    search: Meeting | None = None
+    search: LatencySearch | None = None
     scores: Mapping[str, Tensor] = LATER
     bridged: Bridged = LATER
     solution: Solution = LATER

@@ -48,9 +48,13 @@ class Timing:
 
 
 def interleaved(
-    calls: Sequence[Callable[[], Any]], *, repeats: int = 7, seconds: float = 1.0, device: str = "cpu",
+    calls: Sequence[Callable[[], Any]],
+    *,
+    repeats: int = 7,
+    seconds: float = 1.0,
+    device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Timing]:  # fmt: skip
+) -> list[Timing]:
     """Times callables in turns, so that what slows the machine down for a while slows them all.
 
     Args:

@@ -1,7 +1,8 @@
-"""Meet a latency: solve under the predicted latency, build, measure, correct the prediction, and solve again."""
+"""The search for a model within a latency: solve under the predicted one, build, measure, correct, and solve again."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,12 +12,17 @@ from torch import nn
 from fxprune._base.errors import BudgetError
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints
 from fxprune.budget.setting import Setting
 from fxprune.budget.solver import Solution
+from fxprune.capturing.captured import Captured
 from fxprune.coupling.coupling import Coupling
+from fxprune.data.checks import device_of
 from fxprune.latency.layout import layout_of
 from fxprune.latency.operation import Operation
 from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
+from fxprune.latency.stopwatch import stopwatch_of
+from fxprune.latency.store import store_of
 from fxprune.latency.table import Table
 from fxprune.reporting.latency import Latency
 from fxprune.rewriting.emission import emitted
@@ -38,9 +44,12 @@ class Decide(Protocol):
     """Solves under a budget and a bound on the latency, or for a share removed from every group."""
 
     def __call__(
-        self, budget: Budget | None, *, ratios: float | None = None,
+        self,
+        budget: Budget | None,
+        *,
+        ratios: float | None = None,
         latency: Callable[[Coupling], LatencyBound] | None = None,
-    ) -> Answer:  # fmt: skip
+    ) -> Answer:
         """Returns the units that go."""
         ...
 
@@ -60,8 +69,8 @@ class Times(Protocol):
 
 
 @dataclass(slots=True)
-class Meeting:
-    """The way to a latency.
+class LatencySearch:
+    """Searches the largest model whose measured latency is within a budget.
 
     Attributes:
         times: what measures.
@@ -188,6 +197,27 @@ class Meeting:
         for (bridged, solution), ms in zip(answers, found, strict=True):
             self.calibration.add(self._model(bridged.coupling).sum(solution.removed), ms)
         return found
+
+
+def search_of(
+    model: nn.Module,
+    captured: Captured,
+    budget: Budget | None,
+    constraints: Constraints,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> LatencySearch | None:
+    """Returns what searches for the latency that a budget bounds, or None if it bounds none.
+
+    Raises:
+        BudgetError: the budget's device is not here, or the model does not take batches of its size.
+    """
+    if budget is None or not budget.bounds_latency:
+        return None
+    times = stopwatch_of(model, captured, budget.setting(device_of(model)))
+    store = store_of(times.setting, cache_dir)
+    return LatencySearch(times, budget, Table(times.operation, store, constraints.round_to, progress=progress))
 
 
 def _first(entry: tuple[float, Any, Any]) -> float:

@@ -129,10 +129,8 @@ class Table:
         start = self.clock()
         shares: list[float] = []
         self.known.clear()
-        with tqdm(
-            total=len(new) * len(LEVELS), desc="fxprune latency", leave=False,
-            disable=None if self.progress else True,
-        ) as bar:  # fmt: skip
+        hidden = None if self.progress else True  # None: unless there is a terminal
+        with tqdm(total=len(new) * len(LEVELS), desc="fxprune latency", leave=False, disable=hidden) as bar:
             for level in LEVELS:
                 shares += level
                 for curve in new:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
-from fxprune.latency.layout import Layout
+from torch import nn
+
+from fxprune.budget.budget import Budget
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.setting import Setting
+from fxprune.coupling.coupling import Coupling
+from fxprune.data.checks import device_of
+from fxprune.latency.layout import Layout, layout_of
 from fxprune.latency.operation import Operation
+from fxprune.latency.stopwatch import stopwatch_of
 
 #: The multiples that are tried.
 MULTIPLES = (1, 2, 4, 8, 16, 32)
@@ -20,6 +29,24 @@ HOT, ROOM = 4, 64
 
 #: Returns the milliseconds of an operation at several widths, timed in turns; none if it cannot run alone.
 Compare: TypeAlias = Callable[[Operation, Sequence[tuple[int, ...]]], list[float]]
+
+
+def liked_widths(
+    model: nn.Module, coupling: Coupling, budget: Budget | None, constraints: Constraints
+) -> tuple[Constraints, tuple[str, ...]]:
+    """Returns the constraints with the multiple that the hardware likes, and why it is that one.
+
+    It is measured where the budget's latency is, or else where the model is, with the example's batch.
+    """
+    captured = coupling.captured
+    if budget is not None and budget.bounds_latency:
+        setting = budget.setting(device_of(model))
+    else:
+        size = next((len(leaf) for leaf in captured.example if leaf.ndim), 1)
+        setting = Setting.of(device_of(model), size)
+    layout = layout_of(coupling, setting.batch_size, fused=True)
+    multiple, why = liked_multiple(layout, stopwatch_of(model, captured, setting).compare)
+    return replace(constraints, round_to=multiple), (why,)
 
 
 def liked_multiple(layout: Layout, compare: Compare) -> tuple[int, str]:
