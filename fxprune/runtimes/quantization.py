@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,20 +20,8 @@ from fxprune.reporting.record import Report, attach
 from fxprune.runtimes.calls import Request, requested, tensors_of
 from fxprune.runtimes.program import trace
 
-_ATEN = torch.ops.aten
-
-#: operator -> what torchao's quantizers call it
-_SOURCES: dict[Any, Any] = {
-    _ATEN.conv2d.default: nn.Conv2d,
-    _ATEN.linear.default: nn.Linear,
-    _ATEN.add.Tensor: operator.add,
-    _ATEN.add_.Tensor: operator.add,
-    _ATEN.relu.default: nn.ReLU,
-    _ATEN.relu_.default: nn.ReLU,
-    _ATEN.hardtanh.default: nn.Hardtanh,
-    _ATEN.hardswish.default: nn.Hardswish,
-    _ATEN.silu.default: nn.SiLU,
-}
+#: The layers of torch by their names in lower case.
+_LAYERS = {name.lower(): layer for name, layer in vars(nn).items() if inspect.isclass(layer)}
 
 
 def quantize(
@@ -109,10 +98,18 @@ def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
 def _with_sources(graph: Any) -> Any:
     """Returns a graph whose nodes say what they stand for: torchao asks, older torch does not tell."""
     for node in graph.graph.nodes:
-        source = _SOURCES.get(node.target)
+        source = _source(node.target)
         if source is not None and node.meta.get("source_fn_stack") is None:
             node.meta["source_fn_stack"] = [(node.name, source)]
     return graph
+
+
+def _source(target: Any) -> Any:
+    """Returns what torchao's quantizers call an operator: the layer of its name, or Python's own operator; else None."""
+    if not isinstance(target, torch._ops.OpOverload) or target._overloadname not in ("default", "Tensor"):
+        return None
+    name = target._schema.name.partition("::")[2].rstrip("_").replace("_", "")
+    return _LAYERS.get(name) or getattr(operator, name, None)
 
 
 def _x86() -> Any:
