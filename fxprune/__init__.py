@@ -1,6 +1,7 @@
 """fxprune: a compiler for structured pruning of PyTorch models."""
 
 from fxprune._base.errors import (
+    BackendError,
     BudgetError,
     CalibrationError,
     CaptureError,
@@ -32,6 +33,9 @@ from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
+from fxprune.deployment.exporting import Exported, export
+from fxprune.deployment.generation import for_generation
+from fxprune.deployment.quantization import quantize
 from fxprune.latency import Bench, Latency, bench
 from fxprune.ops.registry import register_rule
 from fxprune.ops.rule import Rule
@@ -42,8 +46,7 @@ from fxprune.reporting.record import Report, report
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.plan import Plan
 from fxprune.rewriting.pruned import PrunedModule
-from fxprune.runtimes.exporting import Exported, export, quantize
-from fxprune.runtimes.generation import for_generation
+from fxprune.runtimes import Runtime, register_runtime
 from fxprune.scoring import Context, Scorer, register_scorer, score
 from fxprune.storage.application import apply
 from fxprune.storage.artifact import load, save
@@ -55,6 +58,7 @@ _keep_old_names()
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendError",
     "Bench",
     "Budget",
     "BudgetError",
@@ -87,6 +91,7 @@ __all__ = [
     "Report",
     "Rule",
     "RuleError",
+    "Runtime",
     "Scorer",
     "ScorerError",
     "Selection",
@@ -109,6 +114,7 @@ __all__ = [
     "recover",
     "register_recovery",
     "register_rule",
+    "register_runtime",
     "register_scorer",
     "report",
     "retrain",

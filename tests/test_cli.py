@@ -24,7 +24,6 @@ from torch import nn
 
 import fxprune
 from fxprune._base.errors import FxpruneWarning
-from fxprune.budget.setting import threads_set
 from fxprune.cli import images, main, saved
 from fxprune.cli.data import DataSpec, load_data
 from fxprune.cli.errors import is_the_users, one_line
@@ -34,6 +33,7 @@ from fxprune.cli.models import Made, ModelSpec, device_named, make
 from fxprune.cli.values import amount, literal
 from fxprune.cli.weights import load_weights
 from fxprune.contrib import demo
+from fxprune.runtimes.setting import threads_set
 
 MODELS = """
 import torch

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.contrib import demo
+from fxprune.deployment.comparison import difference
 from fxprune.runtimes import onnx as onnx_files
-from fxprune.runtimes.compare import difference
 from fxprune.runtimes.sizes import other_sizes
 from tests.small import Residual
 from tests.test_islands import Detector
@@ -407,7 +407,7 @@ def test_an_interruption_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.bin", r"model\.bin: expected a file name that ends in \.onnx, \.pt2 .* or \.aoti\.pt2"),
+        ("model.bin", r"model\.bin: expected a file name that ends in one of \.onnx .*, \.pt2 .*, \.aoti\.pt2"),
         (".onnx", "expected a file name that ends in"),
         ("folder.onnx", "expected a file name, got a directory"),
         ("missing/model.onnx", "missing: there is no such directory"),

@@ -19,7 +19,6 @@ import fxprune
 from fxprune._base.errors import BudgetError, CalibrationError, FxpruneError, PlanError
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
-from fxprune.budget.setting import Setting
 from fxprune.compiler.steps import schedule
 from fxprune.coupling.selection import Selection
 from fxprune.latency import search, widths
@@ -33,6 +32,7 @@ from fxprune.latency.widths import MULTIPLES, liked_multiple
 from fxprune.reporting.latency import Latency
 from fxprune.reporting.record import Report
 from fxprune.rewriting.slicing import slice_graph
+from fxprune.runtimes.setting import Setting
 from tests import small
 from tests.rules.common import removal
 
@@ -439,7 +439,7 @@ def test_steps_approach_a_latency(network: Any, clock: list[Fake]) -> None:
         ({"latency": 0.5, "latency_ms": 3.0}, "either latency .* or latency_ms"),
         (
             {"latency": 0.5, "backend": "tensorrt"},
-            "backend: expected one of eager, compiled, onnxruntime, got 'tensorrt'",
+            "backend: expected one of eager, compiled, onnxruntime, torch.export, aotinductor.*, got 'tensorrt'",
         ),
         ({"latency": 0.5, "batch_size": 0}, "batch_size: expected an int of at least 1, got 0"),
         ({"latency": 0.5, "threads": 1.5}, "threads: expected an int of at least 1, got 1.5"),

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fxprune
 from fxprune._base.errors import CalibrationError, FxpruneError, PlanError, TrainingError
-from fxprune.budget.setting import threads_set
 from fxprune.contrib import demo
+from fxprune.runtimes.setting import threads_set
 from fxprune.training import RECIPES, History, Recipe, finetune, retrain
 from fxprune.training.checkpoint import FILE
 from fxprune.training.objective import Objective

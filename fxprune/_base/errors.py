@@ -5,6 +5,9 @@ Each message says what was expected, what came, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FxpruneError(Exception):
     """Root of all errors that fxprune raises on purpose."""
@@ -42,6 +45,10 @@ class RecoveryError(FxpruneError, ValueError):
     """An unknown recovery, or one that returned something unusable."""
 
 
+class BackendError(FxpruneError, ValueError):
+    """A runtime that lacks something, or whose name or suffix is taken; names it."""
+
+
 class VerificationError(FxpruneError):
     """The pruned model does not compute what its masked twin computes."""
 
@@ -76,3 +83,19 @@ def brief(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]:.400}" if lines else type(error).__name__
+
+
+@contextmanager
+def raised_as(kind: type[FxpruneError], what: str) -> Iterator[None]:
+    """Raises whatever another library fails with as an error of ours that says what failed; our own pass.
+
+    Args:
+        kind: of the error.
+        what: failed, such as ``"torch.onnx cannot write the model"``.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:  # compilers, exporters and runtimes each fail in their own ways
+        raise kind(f"{what}: {brief(error)}") from error

@@ -15,7 +15,7 @@ MOVED = {
     "example": "data.example",
     "latency.bench": "latency.benchmark",
     "latency.record": "reporting.latency",
-    "latency.setting": "budget.setting",
+    "latency.setting": "runtimes.setting",
     "plan": "rewriting.plan",
     "points": "reporting.pareto",
     "report": "reporting.record",

@@ -9,7 +9,8 @@ from typing import Any
 
 from fxprune._base.errors import BudgetError
 from fxprune.budget.cost import Cost
-from fxprune.budget.setting import Setting, check_setting
+from fxprune.runtimes.registry import BackendName
+from fxprune.runtimes.setting import Setting, check_setting
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +24,8 @@ class Budget:
         latency: the share of the original's latency, instead of ``latency_ms``.
         device: where the latency is measured; by default where the model is.
         batch_size: samples of a call whose latency is measured.
-        backend: ``"eager"``, ``"compiled"`` (`torch.compile`) or ``"onnxruntime"``.
+        backend: the name of a runtime: ``"eager"``, ``"compiled"`` (`torch.compile`), ``"onnxruntime"``, ``"torch.export"``,
+            ``"aotinductor"``, or one of your own (`fxprune.register_runtime`).
         threads: that an operator may use on the CPU; by default as many as torch uses.
 
     Raises:
@@ -37,7 +39,7 @@ class Budget:
     latency: float | None = None
     device: str | None = None
     batch_size: int = 1
-    backend: str = "eager"
+    backend: BackendName | str = "eager"
     threads: int | None = None
 
     def __eq__(self, other: object) -> bool:

@@ -29,3 +29,8 @@ def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, li
             stack.enter_context(part.register_forward_pre_hook(note, with_kwargs=True))
         model(*call[0], **call[1])
     return found
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    """Returns the tensors in a nest of containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]

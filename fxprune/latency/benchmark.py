@@ -14,12 +14,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CalibrationError, FxpruneError, brief
 from fxprune._base.modes import untouched
-from fxprune.budget.setting import BACKENDS, Setting, circumstances, threads_set
 from fxprune.data.batch import read_batch
+from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
-from fxprune.latency.measure import Timing, interleaved
+from fxprune.latency.measure import interleaved
 from fxprune.latency.memory import parameter_bytes, peak_bytes
-from fxprune.runtimes.backends import Runner, moved, runner
+from fxprune.runtimes.registry import BackendName, Run, names
+from fxprune.runtimes.running import moved, ready
+from fxprune.runtimes.setting import Setting, circumstances, threads_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,13 @@ class BenchRow:
     parameter_bytes: int
     peak_bytes: int | None
 
+    def cells(self) -> tuple[str, ...]:
+        """Returns it as a row of a table: backend, batch, model, ms, its error, ratio, weights, peak."""
+        ratio = "-" if self.ratio is None else f"{self.ratio:.3f}"
+        peak = "-" if self.peak_bytes is None else _mib(self.peak_bytes)
+        times = f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio
+        return (self.backend, str(self.batch_size), self.model, *times, _mib(self.parameter_bytes), peak)
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -67,16 +76,10 @@ class Bench:
 
     def __str__(self) -> str:
         """Returns the table."""
-        rows = [
-            (
-                r.backend, r.batch_size, r.model, f"{r.ms:.3f}", f"{100 * r.error:.1f} %", "-" if r.ratio is None else f"{r.ratio:.3f}",
-                _mib(r.parameter_bytes), "-" if r.peak_bytes is None else _mib(r.peak_bytes),
-            )
-            for r in self.rows
-        ]  # fmt: skip
         headers = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
         align = ("left", "right", "left", *["right"] * 5)
-        text = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
+        cells = [row.cells() for row in self.rows]
+        text = tabulate(cells, headers, tablefmt="simple", disable_numparse=True, colalign=align)
         return "\n".join([circumstances(self.device, self.threads), text, *self.failed])
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,10 +93,16 @@ class Bench:
 
 
 def bench(
-    models: Mapping[str, nn.Module] | Sequence[nn.Module], example: Any = None, *, batch_sizes: Sequence[int] = (1,),
-    backends: Sequence[str] = ("eager",), threads: int | None = None, device: str | torch.device | None = None,
-    repeats: int = 11, seconds: float = 2.0,
-) -> Bench:  # fmt: skip
+    models: Mapping[str, nn.Module] | Sequence[nn.Module],
+    example: Any = None,
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    backends: Sequence[BackendName | str] = ("eager",),
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    repeats: int = 11,
+    seconds: float = 2.0,
+) -> Bench:
     """Measures models in turns: median latency, its ratio to the first model's, weights and peak memory.
 
     Args:
@@ -101,7 +110,8 @@ def bench(
         example: one batch as calibration data have it; its first dimension is the batch. None where a model is fxprune's
             own, whose plan knows the shapes.
         batch_sizes: the example's samples are repeated to these.
-        backends: among ``"eager"``, ``"compiled"`` and ``"onnxruntime"``.
+        backends: runtimes by name: ``"eager"``, ``"compiled"``, ``"onnxruntime"``, ``"torch.export"``,
+            ``"aotinductor"``, or one of your own (`register_runtime`).
         threads: that an operator may use on the CPU; by default as many as torch uses now.
         device: where; by default where the first model is.
         repeats: samples of each model, at least.
@@ -115,7 +125,7 @@ def bench(
     where = str(device or device_of(next(iter(named.values()))))
     settings = [Setting.of(where, size, backend, threads) for backend in backends for size in batch_sizes]
     if not settings:
-        raise FxpruneError(f"bench: expected a batch size and one of {', '.join(BACKENDS)}, got none")
+        raise FxpruneError(f"bench: expected a batch size and one of {', '.join(names())}, got none")
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise FxpruneError(f"bench: repeats: expected an int of at least 1, got {repeats!r}")
     call = _example(example, named)
@@ -146,7 +156,7 @@ def _named(models: Any) -> dict[str, nn.Module]:
     return named
 
 
-def _example(example: Any, named: Mapping[str, nn.Module]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _example(example: Any, named: Mapping[str, nn.Module]) -> Call:
     if example is not None:
         args, kwargs, _ = read_batch(example, 0)
         return tuple(args), dict(kwargs)
@@ -158,7 +168,7 @@ def _example(example: Any, named: Mapping[str, nn.Module]) -> tuple[tuple[Any, .
     raise CalibrationError("bench: example: expected a batch, got None, and no model is fxprune's own")
 
 
-def _resized(call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _resized(call: Call, setting: Setting) -> Call:
     """Returns the call at the setting's batch size and device: every tensor as long as the first is a batch."""
     tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor) and leaf.ndim]
     if not tensors:
@@ -170,40 +180,49 @@ def _resized(call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting) -> 
             leaf = leaf[torch.arange(setting.batch_size, device=leaf.device) % size]
         return leaf.to(setting.device)
 
-    resized: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(Tensor, fit, call)
+    resized: Call = pytree.tree_map_only(Tensor, fit, call)
     return resized
 
 
 def _measured(
-    models: Mapping[str, nn.Module], call: tuple[tuple[Any, ...], dict[str, Any]], setting: Setting, repeats: int,
-    seconds: float, failed: list[str],
-) -> list[BenchRow]:  # fmt: skip
-    ready: dict[str, Runner] = {}
+    models: Mapping[str, nn.Module], call: Call, setting: Setting, repeats: int, seconds: float, failed: list[str]
+) -> list[BenchRow]:
     with threads_set(setting.threads):
-        for name, model in models.items():
-            try:
-                run = runner(model, *call, setting)
-                with torch.inference_mode():
-                    run()
-                ready[name] = run
-            except FxpruneError as error:
-                failed.append(f"{name}: {error}")
-            except Exception as error:  # the model's own, such as a batch that is fixed
-                failed.append(f"{name}: {setting}: {brief(error)}")
-        if not ready:
+        runs = _ready(models, call, setting, failed)
+        if not runs:
             return []
-        timings: list[Timing] = interleaved(
-            list(ready.values()), repeats=repeats, seconds=seconds, device=setting.device
-        )
-        peaks = [peak_bytes(run, setting) for run in ready.values()]
-    first = timings[0] if next(iter(models)) in ready else None
+        timings = interleaved(list(runs.values()), repeats=repeats, seconds=seconds, device=setting.device)
+        peaks = [peak_bytes(run, setting) for run in runs.values()]
+    first = timings[0] if next(iter(models)) in runs else None
     return [
         BenchRow(
-            model=name, backend=setting.backend, batch_size=setting.batch_size, ms=timing.ms, error=timing.error,
-            ratio=None if first is None else timing.beside(first), parameter_bytes=parameter_bytes(models[name]), peak_bytes=peak,
+            model=name,
+            backend=setting.backend,
+            batch_size=setting.batch_size,
+            ms=timing.ms,
+            error=timing.error,
+            ratio=None if first is None else timing.beside(first),
+            parameter_bytes=parameter_bytes(models[name]),
+            peak_bytes=peak,
         )
-        for name, timing, peak in zip(ready, timings, peaks, strict=True)
-    ]  # fmt: skip
+        for name, timing, peak in zip(runs, timings, peaks, strict=True)
+    ]
+
+
+def _ready(models: Mapping[str, nn.Module], call: Call, setting: Setting, failed: list[str]) -> dict[str, Run]:
+    """Returns what runs each model, once it has run; says of the others why they do not."""
+    runs: dict[str, Run] = {}
+    for name, model in models.items():
+        try:
+            run = ready(model, *call, setting)
+            with torch.inference_mode():
+                run()
+            runs[name] = run
+        except FxpruneError as error:
+            failed.append(f"{name}: {setting}: {' '.join(str(error).split())}")
+        except Exception as error:  # the model's own, such as a batch that is fixed
+            failed.append(f"{name}: {setting}: {brief(error)}")
+    return runs
 
 
 def _mib(count: int) -> str:

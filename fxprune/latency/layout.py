@@ -74,7 +74,7 @@ def layout_of(coupling: Coupling, batch_size: int, *, fused: bool = False) -> La
     Args:
         coupling: of the captured model.
         batch_size: samples a call.
-        fused: leave out all but the contractions: the backend fuses what lies between them.
+        fused: leave out all but the contractions: the runtime fuses what lies between them.
 
     Raises:
         BudgetError: the batch of the captured call is fixed at another size.

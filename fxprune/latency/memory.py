@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.budget.setting import Setting
+from fxprune.runtimes.setting import Setting
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -22,14 +22,14 @@ def parameter_bytes(model: nn.Module) -> int:
 def peak_bytes(run: Callable[[], Any], setting: Setting) -> int | None:
     """Returns the memory that torch has given out during one call at its highest, above what was given out before.
 
-    None for ONNX Runtime, which has its own allocator and does not tell, and for a compiled model on a CPU. What an
-    operator takes and gives back within itself is not seen there; a compiled model is one such operator.
+    None where the runtime does not take its memory from torch. On a CPU what an operator takes and gives back within
+    itself is not seen, so that there is none for a runtime that is one large operator there.
     """
-    on_gpu = torch.device(setting.device).type == "cuda"
-    if setting.backend == "onnxruntime" or (setting.backend == "compiled" and not on_gpu):
+    kind = torch.device(setting.device).type
+    if kind not in setting.runtime.peak_on:
         return None
     with torch.inference_mode():
-        if on_gpu:
+        if kind == "cuda":
             torch.cuda.reset_peak_memory_stats(setting.device)
             before = torch.cuda.memory_allocated(setting.device)
             run()

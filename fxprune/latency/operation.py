@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.budget.setting import Setting
+from fxprune.runtimes.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from fxprune._base.errors import BudgetError
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
-from fxprune.budget.setting import Setting
 from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
 from fxprune.coupling.coupling import Coupling
@@ -26,6 +25,7 @@ from fxprune.latency.store import store_of
 from fxprune.latency.table import Table
 from fxprune.reporting.latency import Latency
 from fxprune.rewriting.emission import emitted
+from fxprune.runtimes.setting import Setting
 
 #: Models that are built and measured at most before the best of them is taken.
 ROUNDS = 5
@@ -173,7 +173,7 @@ class LatencySearch:
     def _model(self, coupling: Coupling) -> LatencyModel:
         if id(coupling) not in self._models:
             setting = self.times.setting
-            layout = layout_of(coupling, setting.batch_size, fused=setting.backend != "eager")
+            layout = layout_of(coupling, setting.batch_size, fused=setting.runtime.fuses)
             self.table.fill(step.operation for step in layout.steps)
             self._models[id(coupling)] = (coupling, LatencyModel(layout, self.table))
         return self._models[id(coupling)][1]

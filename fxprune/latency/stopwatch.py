@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from fxprune._base.modes import untouched
-from fxprune.budget.setting import Setting, threads_set
 from fxprune.capturing.captured import Captured
 from fxprune.latency.layout import example_call
 from fxprune.latency.measure import Timing, interleaved
 from fxprune.latency.operation import Operation
-from fxprune.runtimes.backends import Runner, moved, runner
+from fxprune.runtimes.registry import Run
+from fxprune.runtimes.running import moved, ready
+from fxprune.runtimes.setting import Setting, threads_set
 
 #: An operation is measured for about this long; at each of several widths that are compared; and a whole model.
 OPERATION_SECONDS, COMPARISON_SECONDS, MODEL_SECONDS = 0.02, 0.1, 2.0
@@ -36,7 +37,7 @@ class Stopwatch:
     original: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    _reference: Runner | None = field(default=None, repr=False)
+    _reference: Run | None = field(default=None, repr=False)
 
     def operation(self, operation: Operation, widths: tuple[int, ...]) -> float | None:
         """Returns the milliseconds of an operation run alone, eagerly, at its quickest; None if it cannot be."""
@@ -71,8 +72,8 @@ class Stopwatch:
             timings = interleaved(runs, seconds=MODEL_SECONDS, device=self.setting.device)
         return [timings[0].ms * timing.beside(timings[0]) for timing in timings]
 
-    def _runner(self, model: nn.Module) -> Runner:
-        return runner(moved(model, self.setting.device).eval(), self.args, self.kwargs, self.setting)
+    def _runner(self, model: nn.Module) -> Run:
+        return ready(moved(model, self.setting.device).eval(), self.args, self.kwargs, self.setting)
 
 
 def stopwatch_of(model: nn.Module, captured: Captured, setting: Setting) -> Stopwatch:

@@ -12,7 +12,7 @@ import torch
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune._base.files import write_text
-from fxprune.budget.setting import Setting, device_name
+from fxprune.runtimes.setting import Setting, device_name
 
 _FORMAT = "fxprune latency table"
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
-from fxprune.budget.setting import Setting
 from fxprune.coupling.coupling import Coupling
 from fxprune.data.checks import device_of
 from fxprune.latency.layout import Layout, layout_of
 from fxprune.latency.operation import Operation
 from fxprune.latency.stopwatch import stopwatch_of
+from fxprune.runtimes.setting import Setting
 
 #: The multiples that are tried.
 MULTIPLES = (1, 2, 4, 8, 16, 32)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fxprune._base import untrusted
-from fxprune.budget.setting import Setting
+from fxprune.runtimes.setting import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Latency:
         measured_ms: of the pruned model.
         predicted_ms: what the cost table had predicted for it before any model of its shape was measured.
         limit_ms: what it may take; of a share, that share of ``dense_ms``.
-        backend: ``eager``, ``compiled`` or ``onnxruntime``.
+        backend: what ran the models, by its name.
         batch_size: samples a call.
         device: where.
         threads: that an operator may use on the CPU.

@@ -1,1 +1,24 @@
-"""Runtimes: what runs a model, and writes it to a file that is compared before it gets its name."""
+"""Runtimes: what runs a model, one class each; export, bench and latency find it by its suffix or its name."""
+
+from fxprune.runtimes.aoti import AotInductor
+from fxprune.runtimes.compiled import Compiled
+from fxprune.runtimes.eager import Eager
+from fxprune.runtimes.onnx import OnnxRuntime
+from fxprune.runtimes.pt2 import TorchExport
+from fxprune.runtimes.registry import FileRuntime, Runtime, register_runtime
+from fxprune.runtimes.running import from_file
+
+__all__ = [
+    "AotInductor",
+    "Compiled",
+    "Eager",
+    "FileRuntime",
+    "OnnxRuntime",
+    "Runtime",
+    "TorchExport",
+    "from_file",
+    "register_runtime",
+]
+
+for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor()):
+    register_runtime(_runtime)

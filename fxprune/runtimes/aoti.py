@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from fxprune._base.errors import ExportError, brief
-from fxprune.data.calls import Call
-from fxprune.runtimes.calls import tensors_of
-from fxprune.runtimes.compare import Runner
+from fxprune._base.errors import ExportError, brief, raised_as
 from fxprune.runtimes.program import Program
+from fxprune.runtimes.registry import Loaded, Run
+from fxprune.runtimes.running import from_file
+from fxprune.runtimes.setting import Setting
 
 
-def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int | None]:
-    """Compiles a program into a package, loads it and returns what runs it.
+@dataclass(frozen=True, slots=True)
+class AotInductor:
+    """Runs a package that was compiled ahead of time; on a CPU its memory is that of a single operator."""
 
-    Raises:
-        ExportError: there is no C++ compiler, or it cannot be compiled or loaded.
-    """
-    _need_compiler()
-    from torch import _inductor
+    name: str = "aotinductor"
+    fuses: bool = True
+    devices: tuple[str, ...] = ()
+    peak_on: tuple[str, ...] = ("cuda",)
+    suffix: str = ".aoti.pt2"
+    format: str = "AOTInductor package"
 
-    try:
-        with torch.no_grad():
+    def write(self, program: Program, path: Path) -> None:
+        """Compiles a program into a package.
+
+        Raises:
+            ExportError: there is no C++ compiler, or it cannot be compiled.
+        """
+        _need_compiler()
+        from torch import _inductor
+
+        with raised_as(ExportError, "AOTInductor cannot compile the model"), torch.no_grad():
             _inductor.aoti_compile_and_package(program.exported, package_path=str(path))
-        module = _inductor.aoti_load_package(str(path))
-    except Exception as error:  # compilers fail in their own ways
-        raise ExportError(f"AOTInductor cannot compile the model: {brief(error)}") from error
 
-    def run(call: Call) -> list[torch.Tensor]:
-        with torch.no_grad():
-            return tensors_of(module(*call[0], **call[1]))
+    def load(self, path: Path, program: Program) -> Loaded:
+        """Returns the package.
 
-    return run, None
+        Raises:
+            ExportError: it cannot be loaded.
+        """
+        from torch import _inductor
+
+        with raised_as(ExportError, "AOTInductor cannot load its package"):
+            package: Loaded = _inductor.aoti_load_package(str(path))
+        return package
+
+    def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
+        """Returns a call of the package, compiled for the sizes of these arguments and the threads that torch has now."""
+        return from_file(self, model, args, kwargs)
 
 
 def _need_compiler() -> None:

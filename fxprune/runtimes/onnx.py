@@ -2,61 +2,134 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fxprune._base.errors import ExportError, brief
+from fxprune._base.errors import ExportError, raised_as
 from fxprune._base.extras import need
-from fxprune.data.calls import Call
-from fxprune.runtimes.calls import tensors_of
-from fxprune.runtimes.compare import Runner
+from fxprune.data.calls import Call, tensors_of
 from fxprune.runtimes.program import Program
+from fxprune.runtimes.registry import Loaded, Run
+from fxprune.runtimes.running import at_these_sizes
+from fxprune.runtimes.setting import Setting
 
 #: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
 INLINE_LIMIT = 1536 << 20
 
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-def write(program: Program, path: Path, opset: int | None) -> tuple[Runner, int | None]:
-    """Writes a program as ONNX and returns what runs it, and the opset; if it is large, in two files.
 
-    Raises:
-        ExportError: an operator has no ONNX form, or onnxruntime does not take the file.
-        MissingExtraError: a package is not installed.
+@dataclass(frozen=True, slots=True)
+class OnnxRuntime:
+    """Runs a session of onnxruntime, which has its own memory and does not tell.
+
+    Attributes:
+        opset: of the files; by default the exporter's own.
     """
-    for name in ("onnx", "onnxscript"):
-        need(name, "export", "an .onnx file")
+
+    name: str = "onnxruntime"
+    fuses: bool = True
+    devices: tuple[str, ...] = tuple(_PROVIDERS)
+    peak_on: tuple[str, ...] = ()
+    suffix: str = ".onnx"
+    format: str = "ONNX"
+    opset: int | None = None
+
+    def write(self, program: Program, path: Path) -> int:
+        """Writes a program as ONNX, in two files if it is large, and returns the opset.
+
+        Raises:
+            ExportError: an operator has no ONNX form.
+            MissingExtraError: a package is not installed.
+        """
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            need(package, "export", "an .onnx file")
+        with raised_as(ExportError, "torch.onnx cannot write the model"):
+            written: Any = torch.onnx.export(
+                program.exported,
+                dynamo=True,
+                verbose=False,
+                opset_version=self.opset,
+                input_names=[value.name for value in program.inputs],
+                output_names=[value.name for value in program.outputs],
+            )
+            written.rename_axes({str(symbol): name for symbol, name in program.names.items()})
+            weights = sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor))
+            written.save(path, external_data=weights > INLINE_LIMIT)
+        return int(written.model.opset_imports[""])
+
+    def load(self, path: Path, program: Program) -> Loaded:
+        """Returns what runs a file on the CPU.
+
+        Raises:
+            ExportError: onnxruntime does not take the file.
+            MissingExtraError: it is not installed.
+        """
+        session = _session(path, torch.device("cpu"), 0)
+
+        def run(*args: Any, **kwargs: Any) -> list[Tensor]:
+            return [torch.from_numpy(array) for array in session.run(None, _feeds(session, program, (args, kwargs)))]
+
+        return run
+
+    def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
+        """Returns a run of a session on the setting's device; on a GPU inputs and outputs stay there.
+
+        Raises:
+            ExportError: an operator has no ONNX form, or onnxruntime does not take the model.
+            MissingExtraError: a package is not installed.
+        """
+        program, device = at_these_sizes(model, args, kwargs), torch.device(setting.device)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            self.write(program, path)
+            session = _session(path, device, setting.threads)
+        feeds = _feeds(session, program, program.call)
+        return (lambda: session.run(None, feeds)) if device.type == "cpu" else _bound(session, feeds, device)
+
+
+def _session(path: Path, device: torch.device, threads: int) -> Any:
+    """Returns a session; 0 threads are as many as onnxruntime likes."""
     onnxruntime = need("onnxruntime", "export", "an .onnx file")
-    try:
-        written: Any = torch.onnx.export(
-            program.exported,
-            dynamo=True,
-            verbose=False,
-            opset_version=opset,
-            input_names=[value.name for value in program.inputs],
-            output_names=[value.name for value in program.outputs],
-        )
-        written.rename_axes({str(symbol): name for symbol, name in program.names.items()})
-        weights = sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor))
-        written.save(path, external_data=weights > INLINE_LIMIT)
-    except Exception as error:  # exporters fail in their own ways
-        raise ExportError(f"torch.onnx cannot write the model: {brief(error)}") from error
-    try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # so do runtimes
-        raise ExportError(f"onnxruntime does not take the file: {brief(error)}") from error
+    provider = _PROVIDERS[device.type]
+    if provider not in (known := onnxruntime.get_available_providers()):
+        raise ExportError(f"this onnxruntime has no provider for {str(device)!r}, only {', '.join(known)}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    chosen = provider if device.type == "cpu" else (provider, {"device_id": device.index or 0})
+    with raised_as(ExportError, "onnxruntime does not take the file"):
+        return onnxruntime.InferenceSession(path, options, providers=[chosen])
 
-    def run(call: Call) -> list[Tensor]:
-        given = {value.name: _array(x) for value, x in zip(program.inputs, tensors_of(call), strict=True)}
-        taken = [entry.name for entry in session.get_inputs()]
-        return [torch.from_numpy(array) for array in session.run(None, {name: given[name] for name in taken})]
 
-    return run, int(written.model.opset_imports[""])
+def _feeds(session: Any, program: Program, call: Call) -> dict[str, Any]:
+    """Returns a call's arrays by name: those that the session still reads."""
+    taken = [entry.name for entry in session.get_inputs()]
+    given = {value.name: _array(x) for value, x in zip(program.inputs, tensors_of(call), strict=True)}
+    return {name: given[name] for name in taken}
 
 
 def _array(tensor: Tensor) -> Any:
     if tensor.dtype is torch.bfloat16:
-        raise ExportError("onnxruntime takes numpy's arrays, which have no bfloat16: export pruned.float(), or .half()")
+        raise ExportError(
+            "onnxruntime takes numpy's arrays, which have no bfloat16: use a copy of the model as .float(), or .half()"
+        )
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def _bound(session: Any, feeds: Mapping[str, Any], device: torch.device) -> Run:
+    """Returns a run on a GPU that copies nothing to it and nothing back."""
+    from onnxruntime import OrtValue
+
+    binding, index = session.io_binding(), device.index or 0
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value, "cuda", index))
+    for entry in session.get_outputs():
+        binding.bind_output(entry.name, "cuda", index)
+    return lambda: session.run_with_iobinding(binding)

@@ -19,8 +19,7 @@ from fxprune._base.modes import untouched
 from fxprune.capturing.exported import export
 from fxprune.capturing.prepared import Example, prepare
 from fxprune.data.batch import short
-from fxprune.data.calls import Call
-from fxprune.runtimes.calls import Request, tensors_of
+from fxprune.data.calls import Call, tensors_of
 from fxprune.runtimes.sizes import expression, named_shape, names_of
 
 
@@ -65,19 +64,33 @@ class Program:
         return tensors_of(_run(self.module, call))
 
 
-def trace(request: Request, *, dynamic_batch: bool, dynamic_shapes: Any) -> Program:
+def trace(
+    module: nn.Module,
+    call: Call,
+    varying: Sequence[Sequence[int]] = (),
+    *,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+) -> Program:
     """Returns a module as a program, exported in evaluation mode; the module stays as it is.
+
+    Args:
+        module: what is exported.
+        call: one call of it.
+        varying: for each tensor of the call the dimensions that are free beside those that always are; none if
+            empty.
+        dynamic_batch: whether the batch is free.
+        dynamic_shapes: as `torch.export.export` takes it, instead of all that; nothing is free if it is empty.
 
     Raises:
         CaptureError: it cannot be exported.
         ExportError: the batch is to be free and is not.
     """
-    module = request.module
-    example = _keywords_kept(prepare(module, *request.call), request.call)
+    example = _keywords_kept(prepare(module, *call), call)
     chosen = dynamic_shapes is not None
     if chosen or not dynamic_batch:
-        example = _unrepeated(example, request)
-    free = _with_free(example, request.varying, dynamic_batch)
+        example = _unrepeated(example, module, call)
+    free = _with_free(example, varying, dynamic_batch)
     exported = export(module, _emptied(free), dynamic_shapes)  # a file keeps its example: none of the user's data
     call = example.bound.args, example.bound.kwargs
     pairs = zip(example.leaves, example.batch, strict=True)
@@ -119,9 +132,9 @@ def _keywords_kept(example: Example, call: Call) -> Example:
     return dataclasses.replace(example, signature=signature, bound=bound)
 
 
-def _unrepeated(example: Example, request: Request) -> Example:
+def _unrepeated(example: Example, module: nn.Module, call: Call) -> Example:
     """Returns the example with the sizes that were given: `prepare` makes two samples of one."""
-    given = inspect.signature(request.module.forward).bind(*request.call[0], **request.call[1])
+    given = inspect.signature(module.forward).bind(*call[0], **call[1])
     tensors = iter(tensors_of(dict(given.arguments)))
     return _holding(example, [next(tensors).clone() if isinstance(x, Tensor) else x for x in example.leaves])
 

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fxprune._base.errors import CaptureError, ExportError
+from fxprune._base.errors import CaptureError, ExportError, raised_as
 from fxprune._base.files import fresh_directory, sync
 from fxprune.capturing.source import unwrapped
-from fxprune.runtimes import aoti, onnx, pt2
-from fxprune.runtimes.calls import islands_of, requested, tensors_of
-from fxprune.runtimes.compare import Runner, trials, worst_difference
-from fxprune.runtimes.program import Program, Value, trace
-from fxprune.runtimes.quantization import quantize
-
-__all__ = ["Exported", "Value", "export", "quantize"]
-
-Writer = Callable[[Program, Path, int | None], tuple[Runner, int | None]]
-
-#: suffix -> (format, what runs the file, writer); the longest suffix that fits counts
-_FORMATS: dict[str, tuple[str, str, Writer]] = {
-    ".aoti.pt2": ("AOTInductor package", "AOTInductor", aoti.write),
-    ".onnx": ("ONNX", "onnxruntime", onnx.write),
-    ".pt2": ("torch.export", "torch.export.load", pt2.write),
-}
+from fxprune.data.calls import tensors_of
+from fxprune.deployment.comparison import trials, worst_difference
+from fxprune.deployment.request import islands_of, requested
+from fxprune.runtimes.program import Value, trace
+from fxprune.runtimes.registry import FileRuntime, runtime_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +27,7 @@ class Exported:
 
     Attributes:
         path: the file.
-        format: ``"ONNX"``, ``"torch.export"`` or ``"AOTInductor package"``.
+        format: ``"ONNX"``, ``"torch.export"``, ``"AOTInductor package"``, or what another runtime calls its files.
         bytes: of the file and those beside it.
         beside: files that must stay beside it: the weights of an ONNX model above 1.5 GB.
         max_error: the largest difference of an output, over the largest magnitude of that output.
@@ -66,14 +55,14 @@ class Exported:
         """Returns the file, what goes in and comes out, and what was compared."""
         opset = "" if self.opset is None else f", opset {self.opset}"
         calls = "; ".join(", ".join(str(list(shape)) for shape in call) for call in self.compared)
-        return "\n".join([
+        lines = [
             f"{self.path}: {self.format}{opset}, {self.bytes:,} bytes",
             *(f"beside it: {path.name}" for path in self.beside),
             f"inputs: {', '.join(map(str, self.inputs))}",
             f"outputs: {', '.join(map(str, self.outputs))}",
-            f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for "
-            f"{calls}",
-        ])  # fmt: skip
+            f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
+        ]
+        return "\n".join(lines)
 
 
 def export(
@@ -89,10 +78,10 @@ def export(
 ) -> Exported:
     """Writes a model to one file, which gets its name only if it was run and gives what the model gives.
 
-    The path's suffix says what is written: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
-    onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), or ``.aoti.pt2``
-    (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler).
-    TorchScript has no part in it.
+    The path's suffix says which runtime writes it: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
+    onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), ``.aoti.pt2``
+    (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), or that of a
+    runtime of your own (`register_runtime`). TorchScript has no part in it.
 
     The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
     where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its
@@ -124,22 +113,27 @@ def export(
         OSError: the file cannot be written.
     """
     target = Path(path).absolute()
-    form, runtime, write = _checked(target, opset)
+    runtime = _checked(target, opset)
     model = _checked_model(pruned)
     request = requested(model, example, part)
     try:
-        program = trace(request, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+        program = trace(
+            request.module, request.call, request.varying, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
+        )
     except CaptureError as error:
         raise _with_parts(request.module, error) from error
     calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
     with fresh_directory(target) as fresh:
-        run, found = write(program, fresh / target.name, opset)
-        difference = worst_difference(program, calls, run, tolerance, f"{target.name}, run by {runtime},")
-        del run  # it may hold the file open
+        with raised_as(ExportError, f"{runtime.name} cannot write the model"):
+            found = runtime.write(program, fresh / target.name)
+            loaded = runtime.load(fresh / target.name, program)
+        what = f"{target.name}, run by {runtime.name},"
+        difference = worst_difference(program, calls, loaded, tolerance, what)
+        del loaded  # it may hold the file open
         written = _put(fresh, target)
     return Exported(
         path=target,
-        format=form,
+        format=runtime.format,
         bytes=sum(file.stat().st_size for file in written),
         beside=tuple(file for file in written if file != target),
         max_error=difference,
@@ -151,20 +145,18 @@ def export(
     )
 
 
-def _checked(target: Path, opset: int | None) -> tuple[str, str, Writer]:
-    """Returns the format that a path asks for."""
-    suffix = next((suffix for suffix in _FORMATS if target.name.endswith(suffix)), None)
-    if suffix is None or target.name == suffix:
-        raise ExportError(
-            f"{target}: expected a file name that ends in .onnx, .pt2 (torch.export) or .aoti.pt2 (AOTInductor)"
-        )
-    if opset is not None and suffix != ".onnx":
+def _checked(target: Path, opset: int | None) -> FileRuntime:
+    """Returns the runtime that a path asks for, with the opset if one is wanted."""
+    runtime = runtime_for(target)
+    takes_opset = "opset" in getattr(runtime, "__dataclass_fields__", {})
+    if opset is not None and not takes_opset:
         raise ExportError(f"opset={opset}: only an .onnx file has an opset, got {target.name}")
     if target.is_dir():
-        raise ExportError(f"{target}: expected a file name, got a directory: add a name such as model{suffix}")
+        raise ExportError(f"{target}: expected a file name, got a directory: add a name such as model{runtime.suffix}")
     if not target.parent.is_dir():
         raise ExportError(f"{target.parent}: there is no such directory: make it first")
-    return _FORMATS[suffix]
+    chosen: FileRuntime = runtime if opset is None else replace(cast(Any, runtime), opset=opset)
+    return chosen
 
 
 def _checked_model(pruned: Any) -> nn.Module:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.runtimes.quantization import _source
+from fxprune.deployment.quantization import _source
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError
 from fxprune.capturing.normalize.dtypes import main_dtype
-from fxprune.data.calls import Call, calls_of
+from fxprune.data.calls import Call, calls_of, tensors_of
 from fxprune.data.checks import device_of
 from fxprune.data.example import TensorSpec
 from fxprune.reporting.record import Report
@@ -150,8 +150,3 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if len(tensors) == 1 and next(iter(known.parameters)) in tensors:
         return tuple(tensors.values()), {}
     return (), tensors
-
-
-def tensors_of(values: Any) -> list[Tensor]:
-    """Returns the tensors in a nest of containers, in order."""
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]

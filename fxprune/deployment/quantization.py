@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxprune._base.errors import ExportError, FxpruneError, brief
+from fxprune._base.errors import ExportError, raised_as
 from fxprune._base.extras import need
 from fxprune.capturing.source import unwrapped
 from fxprune.data.batches import Batches
+from fxprune.data.calls import tensors_of
 from fxprune.data.checks import check_weights, device_of
+from fxprune.deployment.request import Request, requested
 from fxprune.reporting.record import Report, attach
-from fxprune.runtimes.calls import Request, requested, tensors_of
 from fxprune.runtimes.program import trace
 
 #: The layers of torch by their names in lower case.
@@ -65,19 +65,20 @@ def quantize(
     batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
     first = batches.first()
     request = requested(model, (first.args, first.kwargs), None)
-    request = replace(request, varying=_varying(request, batches))
-    program = trace(request, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    program = trace(
+        request.module,
+        request.call,
+        _varying(request, batches),
+        dynamic_batch=dynamic_batch,
+        dynamic_shapes=dynamic_shapes,
+    )
     chosen = quantizer or _x86()
-    try:
+    with raised_as(ExportError, "torchao cannot quantize the model"):
         observed = flow.prepare_pt2e(_with_sources(program.exported.module()), chosen)
         with torch.no_grad():
             for batch in batches:
                 observed(*batch.args, **batch.kwargs)
         quantized: fx.GraphModule = flow.convert_pt2e(observed)
-    except FxpruneError:  # of the data
-        raise
-    except Exception as error:  # torchao fails in its own ways
-        raise ExportError(f"torchao cannot quantize the model: {brief(error)}") from error
     if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
         raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
     result = fx.GraphModule(quantized, quantized.graph, "QuantizedModule").eval()  # an exported one refuses eval()

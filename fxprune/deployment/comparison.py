@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import ExportError, brief
-from fxprune.data.calls import Call
+from fxprune._base.errors import ExportError, raised_as
+from fxprune.data.calls import Call, tensors_of
 from fxprune.ops.registry import is_kind
-from fxprune.runtimes.calls import tensors_of
 from fxprune.runtimes.program import Program
+from fxprune.runtimes.registry import Loaded
 from fxprune.runtimes.sizes import other_sizes, resized, sizes_of
-
-#: Runs a file: a call in, the tensors that come out, in order.
-Runner: TypeAlias = Callable[[Call], Sequence[Tensor]]
 
 
 def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
@@ -57,7 +54,7 @@ def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
     return found
 
 
-def worst_difference(program: Program, calls: Sequence[Call], run: Runner, tolerance: float, what: str) -> float:
+def worst_difference(program: Program, calls: Sequence[Call], loaded: Loaded, tolerance: float, what: str) -> float:
     """Returns the largest relative difference between a file's outputs and the module's, over all calls.
 
     Raises:
@@ -66,12 +63,8 @@ def worst_difference(program: Program, calls: Sequence[Call], run: Runner, toler
     worst = 0.0
     for call in calls:
         expected = program.run(call)
-        try:
-            got = run(call)
-        except ExportError:
-            raise
-        except Exception as error:
-            raise ExportError(f"{what} fails for {shown(program, call)}: {brief(error)}") from error
+        with raised_as(ExportError, f"{what} fails for {shown(program, call)}"), torch.no_grad():
+            got = tensors_of(loaded(*call[0], **call[1]))
         if len(got) != len(expected):
             raise ExportError(f"{what} gives {len(got)} outputs, the model {len(expected)}")
         for value, want, have in zip(program.outputs, expected, got, strict=True):

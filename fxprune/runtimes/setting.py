@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from fxprune._base.errors import BudgetError
-
-#: How a model is run.
-BACKENDS = ("eager", "compiled", "onnxruntime")
+from fxprune.runtimes.registry import BackendName, Runtime, runtime_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +22,22 @@ class Setting:
     Attributes:
         device: as `torch.device` takes it.
         batch_size: samples in a call.
-        backend: one of `BACKENDS`.
+        backend: the name of a runtime.
         threads: that an operator may use on the CPU.
     """
 
     device: str
     batch_size: int
-    backend: str
+    backend: BackendName | str
     threads: int
 
     @classmethod
     def of(
-        cls, device: str | torch.device, batch_size: int = 1, backend: str = "eager", threads: int | None = None
+        cls,
+        device: str | torch.device,
+        batch_size: int = 1,
+        backend: BackendName | str = "eager",
+        threads: int | None = None,
     ) -> Setting:
         """Returns the setting, checked; ``threads`` defaults to as many as torch uses now.
 
@@ -52,6 +54,15 @@ class Setting:
             raise BudgetError(f"device: expected one that is here, got {str(where)!r}") from error
         return cls(str(where), batch_size, backend, threads or torch.get_num_threads())
 
+    @property
+    def runtime(self) -> Runtime:
+        """What runs a model.
+
+        Raises:
+            BudgetError: none of that name is registered in this process.
+        """
+        return runtime_of(self.backend)
+
     def __str__(self) -> str:
         """Returns it in words, e.g. ``eager, batch 1, cpu, 2 threads``."""
         return f"{self.backend}, batch {self.batch_size}, {circumstances(self.device, self.threads)}"
@@ -63,8 +74,7 @@ def check_setting(device: Any, batch_size: Any, backend: Any, threads: Any) -> N
     Raises:
         BudgetError: says what was expected and what came.
     """
-    if backend not in BACKENDS:
-        raise BudgetError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    runtime_of(backend)
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         missing = name == "threads" and value is None
         if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

@@ -1,0 +1,171 @@
+"""What a runtime is, and those that are known: by name for what is timed, by suffix for what is written."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeGuard
+
+from torch import nn
+
+from fxprune._base.errors import BackendError, BudgetError, ExportError
+
+if TYPE_CHECKING:
+    from fxprune.runtimes.program import Program
+    from fxprune.runtimes.setting import Setting
+
+#: The names of the runtimes that are there from the start; `register_runtime` adds others.
+BackendName: TypeAlias = Literal["eager", "compiled", "onnxruntime", "torch.export", "aotinductor"]
+
+#: One forward pass on inputs that do not change.
+Run: TypeAlias = Callable[[], Any]
+
+#: A model that was read from a file: takes a call, gives the tensors that come out, in order, in any containers.
+Loaded: TypeAlias = Callable[..., Any]
+
+
+class Runtime(Protocol):
+    """What runs a model: a small frozen class whose fields say what others would have to know it by name for.
+
+    Attributes:
+        name: as ``backend=`` takes it.
+        fuses: whether it fuses what lies between contractions with them, so that a table of latencies need not
+            hold it.
+        devices: the kinds of device (``torch.device.type``) that it runs on; none are all.
+        peak_on: those of ``"cpu"`` and ``"cuda"`` on which torch gives it its memory, operator by operator, and can
+            tell its peak.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def fuses(self) -> bool: ...  # noqa: D102
+
+    @property
+    def devices(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def peak_on(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
+        """Returns what runs a model once, ready to be timed: compiled, loaded, its inputs where they are read.
+
+        Args:
+            model: on the setting's device, in eval mode; it stays as it is.
+            args: positional arguments, on the device, of the setting's batch size.
+            kwargs: keyword arguments, likewise.
+            setting: where, and with how many threads.
+        """
+        ...
+
+
+class FileRuntime(Runtime, Protocol):
+    """A runtime that writes a model to a file and runs that.
+
+    Attributes:
+        suffix: of its files, such as ``".onnx"``; empty if it writes none after all.
+        format: what such a file is called.
+    """
+
+    @property
+    def suffix(self) -> str: ...  # noqa: D102
+
+    @property
+    def format(self) -> str: ...  # noqa: D102
+
+    def write(self, program: Program, path: Path) -> int | None:
+        """Writes a program; what it needs beside the file lies in the same directory, which is empty before.
+
+        Returns:
+            The opset of the file, if its format has such.
+        """
+        ...
+
+    def load(self, path: Path, program: Program) -> Loaded:
+        """Returns what runs a file, called as the program's module is; `export` compares the two."""
+        ...
+
+
+_PARTS: dict[str, Any] = {"name": str, "fuses": bool, "devices": tuple, "peak_on": tuple, "runner": Callable}
+_FILE_PARTS: dict[str, Any] = {"suffix": str, "format": str, "write": Callable, "load": Callable}
+
+_RUNTIMES: dict[str, Runtime] = {}
+
+
+def register_runtime(runtime: Runtime) -> None:
+    """Makes a runtime known: to `fxprune.bench` and `Budget` by name, to `fxprune.export` by suffix if it has one.
+
+    Args:
+        runtime: an object with the parts of `Runtime`; with those of `fxprune.runtimes.FileRuntime` as well if it
+            writes files.
+
+    Raises:
+        BackendError: a part is missing or malformed, or the name or the suffix is taken.
+    """
+    _check_parts(runtime)
+    if runtime.name in _RUNTIMES:
+        raise BackendError(f"a runtime named {runtime.name!r} is registered already")
+    if writes(runtime):
+        owner = next((known.name for known in _writers() if known.suffix == runtime.suffix), None)
+        if owner is not None:
+            raise BackendError(f"runtime {runtime.name!r}: {owner!r} writes {runtime.suffix} files already")
+    _RUNTIMES[runtime.name] = runtime
+
+
+def _check_parts(runtime: Any) -> None:
+    if inspect.isclass(runtime):
+        raise BackendError(f"expected a runtime, got the class {runtime.__name__}: register {runtime.__name__}()")
+    parts = _PARTS | (_FILE_PARTS if any(hasattr(runtime, part) for part in _FILE_PARTS) else {})
+    if lacks := [part for part in parts if not hasattr(runtime, part)]:
+        raise BackendError(f"expected a runtime with {', '.join(parts)}; {runtime!r:.80} lacks {', '.join(lacks)}")
+    for part, kind in parts.items():
+        value = getattr(runtime, part)
+        fits = isinstance(value, kind) and (kind is not tuple or all(isinstance(item, str) for item in value))
+        if not fits:
+            wanted = "strings in a tuple" if kind is tuple else f"a {kind.__name__.lower()}"
+            raise BackendError(f"runtime {runtime!r:.80}: {part}: expected {wanted}, got {value!r:.80}")
+    if not runtime.name:
+        raise BackendError(f"runtime {runtime!r:.80}: name: expected one, got ''")
+    if writes(runtime) and not (runtime.suffix.startswith(".") and len(runtime.suffix) > 1):
+        raise BackendError(f"runtime {runtime.name!r}: suffix: expected one such as '.onnx', got {runtime.suffix!r}")
+
+
+def writes(runtime: Runtime) -> TypeGuard[FileRuntime]:
+    """Returns whether a runtime writes files."""
+    return bool(getattr(runtime, "suffix", ""))
+
+
+def _writers() -> list[FileRuntime]:
+    return [runtime for runtime in _RUNTIMES.values() if writes(runtime)]
+
+
+def runtime_of(name: Any) -> Runtime:
+    """Returns a runtime by its name.
+
+    Raises:
+        BudgetError: there is none; lists those there are.
+    """
+    found = _RUNTIMES.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise BudgetError(f"backend: expected one of {', '.join(_RUNTIMES)}, got {name!r}")
+    return found
+
+
+def runtime_for(target: Path) -> FileRuntime:
+    """Returns the runtime that writes a file of this name: the one with the longest suffix that fits.
+
+    Raises:
+        ExportError: there is none; lists the suffixes there are.
+    """
+    fitting = [r for r in _writers() if target.name.endswith(r.suffix) and target.name != r.suffix]
+    if not fitting:
+        known = ", ".join(f"{runtime.suffix} ({runtime.format})" for runtime in _writers())
+        raise ExportError(f"{target}: expected a file name that ends in one of {known}")
+    return max(fitting, key=lambda runtime: len(runtime.suffix))
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of all runtimes, in the order in which they were registered."""
+    return tuple(_RUNTIMES)
