@@ -42,16 +42,17 @@ from fxprune.ops.rule import Rule
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
 from fxprune.reporting.html import write_html
 from fxprune.reporting.pareto import Sweep
-from fxprune.reporting.record import Report, report
+from fxprune.results.attached import report
+from fxprune.results.certificate import Certificate
+from fxprune.results.plan import Plan
+from fxprune.results.record import Report
 from fxprune.rewriting.emission import emit
-from fxprune.rewriting.plan import Plan
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.runtimes import Runtime, register_runtime
 from fxprune.scoring import Context, Scorer, register_scorer, score
 from fxprune.storage.application import apply
 from fxprune.storage.artifact import load, save
 from fxprune.training import History, Recipe, finetune, retrain
-from fxprune.twin.certificate import Certificate
 
 _keep_old_names()
 

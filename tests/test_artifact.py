@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune._base import files
 from fxprune._base.errors import FxpruneError, MissingExtraError, PlanError
-from fxprune.rewriting.plan import _digest
+from fxprune.results.plan import _digest
 from fxprune.storage import artifact, manifest
 from tests.util import fingerprint, randomise
 

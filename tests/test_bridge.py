@@ -17,7 +17,7 @@ from fxprune.capturing.captured import capture
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
-from fxprune.rewriting.plan import Plan
+from fxprune.results.plan import Plan
 from fxprune.twin.interpreter import Run
 from tests.util import fingerprint
 

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 import fxprune
 from fxprune._base.errors import PlanError
 from fxprune.capturing.call import CallSpec
-from fxprune.rewriting.plan import _digest
+from fxprune.results.plan import _digest
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage import artifact
 from fxprune.storage import graph as stored

@@ -22,7 +22,8 @@ from fxprune._base.errors import FxpruneError, MissingExtraError
 from fxprune.latency import Latency
 from fxprune.reporting.html import page, write_html
 from fxprune.reporting.html.rows import Branch, group_views, tree
-from fxprune.reporting.record import FrozenRow, GroupRow, LayerRow, Report, report
+from fxprune.results.attached import report
+from fxprune.results.record import FrozenRow, GroupRow, LayerRow, Report
 from tests.test_report import a_summary, make_report
 
 HOSTILE = '<script>alert("x")</script>'
@@ -183,7 +184,7 @@ def test_the_order_in_which_versions_were_noted_does_not_matter() -> None:
 def test_a_report_of_format_1_has_a_page() -> None:
     data = make_report().to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency"):
+    for key in ("layers", "scores", "latency", "doubt"):
         data.pop(key, None)
     words = " ".join(Page(page(Report.from_dict(data))).text)
     assert "layer1.0.conv2" in words and "Read by" not in words

@@ -29,8 +29,8 @@ from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
 from fxprune.latency.store import Store, store_of
 from fxprune.latency.table import Table
 from fxprune.latency.widths import MULTIPLES, liked_multiple
-from fxprune.reporting.latency import Latency
-from fxprune.reporting.record import Report
+from fxprune.results.latency import Latency
+from fxprune.results.record import Report
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.runtimes.setting import Setting
 from tests import small

@@ -13,7 +13,7 @@ import pytest
 
 import fxprune
 from fxprune.reporting.html import write_html
-from fxprune.reporting.record import GroupRow
+from fxprune.results.record import GroupRow
 from tests.test_html import HOSTILE, full_report
 from tests.test_sweep import small_sweep
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from fxprune._base.errors import PlanError
 from fxprune.data.example import ExampleSpec
-from fxprune.rewriting import plan as plan_module
-from fxprune.rewriting.plan import SCHEMA, Plan, check_fits
+from fxprune.results import plan as plan_module
+from fxprune.results.plan import SCHEMA, Plan, check_fits
 
 
 def make_plan(**changes: Any) -> Plan:

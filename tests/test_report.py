@@ -15,9 +15,11 @@ from torch import nn
 
 import fxprune
 from fxprune._base.errors import FxpruneError, PlanError
-from fxprune.reporting.distribution import GroupScores, ScoreSummary, _edges
-from fxprune.reporting.record import FrozenRow, GroupRow, LayerRow, Report, report
-from fxprune.reporting.tables import ROWS
+from fxprune.reporting.distribution import _edges
+from fxprune.results.attached import report
+from fxprune.results.record import FrozenRow, GroupRow, LayerRow, Report
+from fxprune.results.scores import GroupScores, ScoreSummary
+from fxprune.results.tables import ROWS
 from tests.small import NETWORKS
 
 
@@ -125,13 +127,13 @@ def test_reports_of_format_1_stay_readable() -> None:
     found = make_report()
     data = found.to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency"):
+    for key in ("layers", "scores", "latency", "doubt"):
         data.pop(key, None)
     assert Report.from_dict(data) == found
     assert found.groups[0].producers == found.groups[0].layers and found.groups[0].consumers == ()
 
 
-@pytest.mark.parametrize("schema", [3, 1000])
+@pytest.mark.parametrize("schema", [4, 1000])
 def test_newer_formats_are_refused(schema: int) -> None:
     data = make_report().to_dict() | {"schema": schema, "surprise": 1}
     with pytest.raises(PlanError, match=f"format {schema} is not one that this fxprune reads .*upgrade"):
@@ -139,7 +141,7 @@ def test_newer_formats_are_refused(schema: int) -> None:
 
 
 def test_a_format_that_is_none() -> None:
-    with pytest.raises(PlanError, match="schema: expected one of 1, 2, got 0"):
+    with pytest.raises(PlanError, match="schema: expected one of 1, 2, 3, got 0"):
         Report.from_dict(make_report().to_dict() | {"schema": 0})
 
 

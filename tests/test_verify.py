@@ -22,9 +22,9 @@ from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
+from fxprune.results.certificate import Certificate
 from fxprune.rewriting.emission import emit, emitted
 from fxprune.rewriting.slicing import keep_indices, slice_graph
-from fxprune.twin.certificate import Certificate
 from fxprune.twin.interpreter import Run
 from tests import small
 from tests.rules.common import removal

@@ -11,17 +11,17 @@ from typing import Any
 MOVED = {
     "capture.call": "capturing.call",
     "cost": "budget.cost",
-    "distribution": "reporting.distribution",
+    "distribution": "results.scores",
     "example": "data.example",
     "latency.bench": "latency.benchmark",
-    "latency.record": "reporting.latency",
+    "latency.record": "results.latency",
     "latency.setting": "runtimes.setting",
-    "plan": "rewriting.plan",
+    "plan": "results.plan",
     "points": "reporting.pareto",
-    "report": "reporting.record",
+    "report": "results.record",
     "rewrite.modules": "ops.layers",
     "rewrite.pruned": "rewriting.pruned",
-    "verify": "twin.interpreter",
+    "verify": "results.certificate",
 }
 
 

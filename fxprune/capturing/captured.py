@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.build import build, clean, unreached
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.flatten import flatten
@@ -24,7 +25,7 @@ from fxprune.capturing.training import restore_training
 __all__ = ["MARK", "CallSpec", "Captured", "TensorInfo", "capture"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Captured:
     """A model as one flat, normalised graph of ATen operators.
 
@@ -53,6 +54,29 @@ class Captured:
     ties: dict[str, str]
     unused: frozenset[str]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Returns what was captured, how it is called, and what the graph does not keep."""
+        return text_summary(f"fxprune.Captured: {type(self.model).__name__}", (f"{a}: {b}" for a, b in self._facts()))
+
+    def _repr_html_(self) -> str:
+        return html_summary(f"fxprune.Captured: {type(self.model).__name__}", self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        nodes = list(self.module.graph.nodes)
+        given = [self.info[node] for node in nodes if node.op == "placeholder"]
+        sizes = [
+            str([f"{e}?" if s != e else e for s, e in zip(x.shape, x.example, strict=True)]).replace("'", "")
+            for x in given
+        ]
+        calls = sum(node.op == "call_function" for node in nodes)
+        return [
+            ("inputs", ", ".join(sizes) + " (? where any size goes)"),
+            ("operators", f"{calls:,}"),
+            ("parameters and buffers", f"{len(self.persistent):,}"),
+            ("parameters never reached", f"{len(self.unused):,}"),
+            *(("note", note) for note in self.notes),
+        ]
 
 
 def capture(

@@ -14,7 +14,7 @@ from fxprune.cli.errors import InputError
 from fxprune.cli.files import check_directory
 from fxprune.cli.models import make, model_options, spec_of
 from fxprune.cli.say import tell
-from fxprune.rewriting.plan import Plan
+from fxprune.results.plan import Plan
 from fxprune.storage.manifest import PLAN
 
 _SUFFIX = ".safetensors"

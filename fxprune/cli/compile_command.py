@@ -17,7 +17,7 @@ from fxprune.cli.files import check_directory, check_file
 from fxprune.cli.models import make, model_options, spec_of
 from fxprune.cli.say import tell
 from fxprune.cli.values import amount, fetch
-from fxprune.reporting.record import attach
+from fxprune.results.attached import attach
 from fxprune.scoring import scorer_of
 
 _BUDGET, _METHOD = "Budget", "Method"

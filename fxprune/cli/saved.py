@@ -13,7 +13,7 @@ from fxprune._base.errors import FxpruneWarning, PlanError
 from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError
 from fxprune.cli.models import Made, device_named, make, model_options, spec_of
-from fxprune.rewriting.plan import check_fits
+from fxprune.results.plan import check_fits
 from fxprune.storage.artifact import load_report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -20,13 +20,14 @@ from fxprune.compiler.reassembly import put_back
 from fxprune.coupling.interpreter import couple
 from fxprune.data.checks import device_of
 from fxprune.reporting.building import Outcome, make_report
-from fxprune.reporting.record import attach
+from fxprune.results.attached import attach
+from fxprune.results.plan import Plan, check_fits
 from fxprune.rewriting.emission import emitted
-from fxprune.rewriting.plan import Plan, check_fits
 from fxprune.rewriting.planning import selection_of, shapes_of
+from fxprune.rewriting.pruned import PrunedModule
 
 
-def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
+def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModule:
     """Returns the pruned model; weights are sliced, not recovered.
 
     Raises:
@@ -49,7 +50,7 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module:
     pruned: nn.Module = emitted(solution.selection)
     if plan.islands:
         pruned, _ = put_back(whole, plan, pruned, args[0])
-    return attach(pruned, make_report(Outcome(coupling=coupling, solution=solution, plan=plan)))
+    return attach(cast("PrunedModule", pruned), make_report(Outcome(coupling=coupling, solution=solution, plan=plan)))
 
 
 def _at_dtype(call: Any, model: nn.Module) -> Any:

@@ -13,8 +13,9 @@ from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, RecoveryName, check_recovery, recovered
+from fxprune.results.certificate import Certificate
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import Certificate, certify
+from fxprune.twin.certificate import certify
 
 
 def recover(

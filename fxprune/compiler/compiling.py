@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from fxprune.compiler.options import AUTO, MethodName, Options, RecoveryOption, 
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.recovery.protocol import Recovery
+from fxprune.rewriting.pruned import PrunedModule
 from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer
 
@@ -45,11 +46,12 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     cache_dir: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> nn.Module:
+) -> PrunedModule:
     """Returns a smaller model that computes what the original computes without the removed channels.
 
-    It is a `PrunedModule`, i.e. a `torch.fx.GraphModule`. Where the model cannot be captured whole (a detector), it is a
-    copy of the model in which the largest parts that can be captured are each a `PrunedModule`; the budget is theirs.
+    It is a `PrunedModule`, i.e. a `torch.fx.GraphModule`, with ``report``, ``plan`` and ``certificate``. Where the model cannot
+    be captured whole (a detector), it is a copy of the model, with the same three, in which the largest parts that can be
+    captured are each a `PrunedModule`; the budget is theirs.
 
     Args:
         model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the
@@ -74,4 +76,4 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
             original is. A wrong model is never returned.
     """
     options = Options.of(locals())
-    return run(prepare(model, calib_data, budget, options)).pruned
+    return cast("PrunedModule", run(prepare(model, calib_data, budget, options)).pruned)

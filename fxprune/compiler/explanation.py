@@ -20,7 +20,7 @@ from fxprune.coupling.interpreter import couple
 from fxprune.coupling.units import Group
 from fxprune.data.batches import Batches
 from fxprune.data.checks import device_of
-from fxprune.reporting.tables import frozen_table, table
+from fxprune.results.tables import frozen_table, table
 
 __all__ = ["Explanation", "GroupInfo", "explain"]
 

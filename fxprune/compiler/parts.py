@@ -11,7 +11,7 @@ from fxprune.compiler.reassembly import put_back
 from fxprune.compiler.state import State
 from fxprune.data.batches import Batches
 from fxprune.data.checks import device_of
-from fxprune.reporting.record import attach
+from fxprune.results.attached import attach
 
 
 def in_parts(state: State, compiled: Callable[[State], State]) -> State:

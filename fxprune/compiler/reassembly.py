@@ -18,12 +18,13 @@ from fxprune.capturing.captured import Captured, capture
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
+from fxprune.results.certificate import Certificate
+from fxprune.results.plan import Plan
 from fxprune.rewriting.emission import emitted
-from fxprune.rewriting.plan import Plan
 from fxprune.rewriting.planning import selection_of
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.rewriting.slicing import at_full_size
-from fxprune.twin.certificate import Certificate, compare, lifted, settled
+from fxprune.twin.certificate import compare, lifted, settled
 from fxprune.twin.interpreter import Run
 
 

@@ -30,7 +30,7 @@ from fxprune.latency.widths import liked_widths
 from fxprune.recovery.protocol import RecoveryContext, recovered, recovery_of
 from fxprune.reporting.building import Outcome, make_report
 from fxprune.reporting.distribution import score_summary
-from fxprune.reporting.record import attach
+from fxprune.results.attached import attach
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.planning import make_plan
 from fxprune.scoring.scorer import Scorer, scorer_of

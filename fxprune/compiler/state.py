@@ -23,9 +23,9 @@ from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
 from fxprune.latency.search import LatencySearch
 from fxprune.recovery.protocol import Recovery
-from fxprune.reporting.record import Report
+from fxprune.results.certificate import Certificate
+from fxprune.results.record import Report
 from fxprune.scoring.scorer import Scorer
-from fxprune.twin.certificate import Certificate
 
 #: Stands where a stage has yet to put something.
 LATER: Any = None

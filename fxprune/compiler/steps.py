@@ -17,11 +17,11 @@ from fxprune.compiler.stages import verify
 from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
 from fxprune.reporting.building import Outcome, make_report
-from fxprune.reporting.record import attach
-from fxprune.rewriting.plan import Kept, Plan
+from fxprune.results.attached import attach
+from fxprune.results.certificate import Certificate
+from fxprune.results.plan import Kept, Plan
 from fxprune.rewriting.planning import selection_of
 from fxprune.rewriting.slicing import at_full_size
-from fxprune.twin.certificate import Certificate
 
 
 def in_steps(state: State, straight: Callable[[State], State]) -> State:

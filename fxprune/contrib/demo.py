@@ -21,7 +21,8 @@ from torch.utils.data import TensorDataset
 from fxprune._base.extras import need
 from fxprune.budget.budget import as_budget
 from fxprune.compiler.compiling import compile as compile_model
-from fxprune.reporting.record import Report, report
+from fxprune.results.attached import report
+from fxprune.results.record import Report
 from fxprune.runtimes.setting import threads_set
 from fxprune.scoring import scorer_of
 from fxprune.storage import artifact

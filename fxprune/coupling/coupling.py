@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 from torch import fx
 
+from fxprune._base.shown import html_summary, text_summary
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
 from fxprune.algebra.channels import Channels, Ids, Mask
@@ -18,6 +19,7 @@ from fxprune.capturing.captured import Captured
 from fxprune.coupling.units import Group, ParameterAxis
 from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction
+from fxprune.results.tables import few
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Frozen:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Coupling:
     """What `couple` found; plain data, the graph is untouched.
 
@@ -118,6 +120,16 @@ class Coupling:
             lines.append(f"{group.name}: {len(group.units)} {group.kind} units on {parts}")
         lines += [f"frozen {f.tensor}[{f.dim}]: {f.coordinates}/{f.size}, {f.reason}" for f in self.frozen()]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Returns how many groups there are, and a line for each."""
+        lines = (f"{g.name}: {len(g.units)} {g.kind} units, made by {few(g.producers, 2) or '-'}" for g in self.groups)
+        return text_summary(f"fxprune.Coupling: {len(self.groups)} groups, {len(self.units):,} units", lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(g.name, g.kind, len(g.units), few(g.producers, 3), few(g.consumers, 3)) for g in self.groups]
+        facts = [("units", f"{len(self.units):,}"), ("axes with frozen coordinates", len(self.frozen()))]
+        return html_summary("fxprune.Coupling", facts, ("group", "kind", "units", "made by", "read by"), rows)
 
     def to_networkx(self) -> nx.Graph[str]:
         """Returns a bipartite graph of groups and parameter axes, edges weighted by coordinates a unit."""

@@ -15,7 +15,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.ops.slicer import Slicer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """What goes of a coupled model.
 
@@ -48,6 +48,9 @@ class Selection:
     def units(self) -> Ids:
         """The numbers of the units that go."""
         return self.coupling.units_of(self.removed)
+
+    def __repr__(self) -> str:
+        return f"fxprune.Selection: {len(self.units)} of {len(self.coupling.units)} units, {len(self.tensors)} replaced tensors"
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Selection:
         """Returns the same selection over other tensors, kept by reference: recovery changes them as it goes."""

@@ -17,7 +17,7 @@ from fxprune.data.batches import Batches
 from fxprune.data.calls import tensors_of
 from fxprune.data.checks import check_weights, device_of
 from fxprune.deployment.request import Request, requested
-from fxprune.reporting.record import Report, attach
+from fxprune.results.attached import attach, report_if_any
 from fxprune.runtimes.program import trace
 
 #: The layers of torch by their names in lower case.
@@ -82,8 +82,8 @@ def quantize(
     if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
         raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
     result = fx.GraphModule(quantized, quantized.graph, "QuantizedModule").eval()  # an exported one refuses eval()
-    found = getattr(model, "record", None)
-    return attach(result, found) if isinstance(found, Report) else result
+    found = report_if_any(model)
+    return result if found is None else attach(result, found)
 
 
 def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:

@@ -15,7 +15,7 @@ from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.data.calls import Call, calls_of, tensors_of
 from fxprune.data.checks import device_of
 from fxprune.data.example import TensorSpec
-from fxprune.reporting.record import Report
+from fxprune.results.attached import report_if_any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,14 +92,14 @@ def _call_within(model: nn.Module, part: str, call: Call) -> Call:
 
 def islands_of(model: nn.Module) -> tuple[str, ...]:
     """Returns the parts that a model was compiled in; none if it was compiled whole, or not at all."""
-    found = getattr(model, "record", None)
-    return found.islands if isinstance(found, Report) else ()
+    found = report_if_any(model)
+    return () if found is None else found.islands
 
 
 def _recorded(model: nn.Module, part: str | None) -> Call | None:
     """Returns the call that a model, or a part of it, was compiled with: a `TensorSpec` for each tensor."""
-    found, islands = getattr(model, "record", None), islands_of(model)
-    if not isinstance(found, Report) or found.plan is None or not found.plan.example.structure:
+    found, islands = report_if_any(model), islands_of(model)
+    if found is None or found.plan is None or not found.plan.example.structure:
         return None
     example = found.plan.example
     arguments = pytree.tree_unflatten(example.leaves, pytree.treespec_loads(example.structure))

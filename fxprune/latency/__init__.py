@@ -1,6 +1,6 @@
 """Latency: measured, predicted from a table of measured layers, and met as a budget."""
 
 from fxprune.latency.benchmark import Bench, BenchRow, bench
-from fxprune.reporting.latency import Latency
+from fxprune.results.latency import Latency
 
 __all__ = ["Bench", "BenchRow", "Latency", "bench"]

@@ -19,6 +19,7 @@ from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
 from fxprune.latency.measure import interleaved
 from fxprune.latency.memory import parameter_bytes, peak_bytes
+from fxprune.results.attached import report_if_any
 from fxprune.runtimes.registry import BackendName, Run, names
 from fxprune.runtimes.running import moved, ready
 from fxprune.runtimes.setting import Setting, circumstances, threads_set
@@ -161,7 +162,8 @@ def _example(example: Any, named: Mapping[str, nn.Module]) -> Call:
         args, kwargs, _ = read_batch(example, 0)
         return tuple(args), dict(kwargs)
     for model in named.values():
-        plan = getattr(getattr(model, "record", None), "plan", None)
+        found = report_if_any(model)
+        plan = None if found is None else found.plan
         if plan is not None:
             args, kwargs = plan.example.call(model, device_of(model))
             return tuple(args), dict(kwargs)

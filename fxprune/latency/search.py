@@ -23,7 +23,7 @@ from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
 from fxprune.latency.stopwatch import stopwatch_of
 from fxprune.latency.store import store_of
 from fxprune.latency.table import Table
-from fxprune.reporting.latency import Latency
+from fxprune.results.latency import Latency
 from fxprune.rewriting.emission import emitted
 from fxprune.runtimes.setting import Setting
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from fxprune.budget.solver import Solution
 from fxprune.coupling.coupling import Coupling
-from fxprune.reporting.distribution import ScoreSummary
-from fxprune.reporting.latency import Latency
 from fxprune.reporting.layers import layer_rows
-from fxprune.reporting.record import FrozenRow, GroupRow, Report
-from fxprune.rewriting.plan import Plan
+from fxprune.results.certificate import Certificate
+from fxprune.results.latency import Latency
+from fxprune.results.plan import Plan
+from fxprune.results.record import FrozenRow, GroupRow, Report
+from fxprune.results.scores import ScoreSummary
 from fxprune.rewriting.planning import gone_with
-from fxprune.twin.certificate import Certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,4 +76,5 @@ def make_report(outcome: Outcome) -> Report:
         scores=outcome.scores,
         latency=outcome.latency,
         plan=plan,
+        doubt="" if certificate is None else certificate.note,
     )

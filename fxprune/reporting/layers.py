@@ -14,7 +14,7 @@ from fxprune.coupling.branches import vanishing_groups
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.tracer import Contraction
-from fxprune.reporting.record import LayerRow
+from fxprune.results.record import LayerRow
 
 
 @dataclass(slots=True)

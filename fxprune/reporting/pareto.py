@@ -14,8 +14,8 @@ from fxprune._base.errors import BudgetError
 from fxprune._base.files import write_text
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
-from fxprune.reporting.record import Report
-from fxprune.reporting.tables import percent
+from fxprune.results.record import Report
+from fxprune.results.tables import percent
 
 #: What the quality is called where no ``evaluate`` is given.
 FIDELITY = "fidelity"

@@ -23,7 +23,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import ParameterAxis
 from fxprune.data.example import ExampleSpec
-from fxprune.rewriting.plan import Plan
+from fxprune.results.plan import Plan
 from fxprune.rewriting.slicing import keep_indices
 
 

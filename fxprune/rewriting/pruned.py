@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capturing.binding import same
 from fxprune.capturing.call import CallSpec
+from fxprune.results.attached import attach, report_if_any
+from fxprune.results.certificate import Certificate
+from fxprune.results.plan import Plan
+from fxprune.results.record import Report
 
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -105,14 +109,25 @@ class PrunedModule(fx.GraphModule):
     """A pruned model: an ordinary, trainable `torch.fx.GraphModule` with the call of the original.
 
     ``copy.copy``, ``copy.deepcopy``, ``pickle`` and ``torch.save`` keep its signature, its output types, tied
-    parameters and `record`. Node ``meta`` is not kept.
+    parameters and the report. Node ``meta`` is not kept.
 
     Args:
         root: a tree of modules and tensors with every target of ``graph``; it is taken over, not copied.
         graph: flat inputs, one flat output tuple.
         call: the call of the original, or None for the graph's own.
         class_name: shown by ``repr``.
+
+    Attributes:
+        report: what the compilation did; like plan and certificate absent until `fxprune.compile`, ``apply`` or ``load``
+            attaches it, or where the model has a part of that name: `fxprune.report` finds it in any case.
+        plan: what went, as data.
+        certificate: what the comparison with the masked twin found; None if there was none.
     """
+
+    if TYPE_CHECKING:
+        report: Report
+        plan: Plan
+        certificate: Certificate | None
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, call: CallSpec | None, class_name: str = "PrunedModule"
@@ -120,19 +135,9 @@ class PrunedModule(fx.GraphModule):
         super().__init__(nn.Module(), fx.Graph(), class_name)
         for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[held] = root.__dict__[held]
-        self._record: Any = None
         if call is not None:
             graph.set_codegen(CallCodeGen(_without_annotations(call)))
         self.graph = graph
-
-    @property
-    def record(self) -> Any:
-        """What fxprune noted about the compilation; kept by copy, pickle and save."""
-        return self._record
-
-    @record.setter
-    def record(self, value: Any) -> None:
-        self._record = value
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._recipe(), self._own_state()
@@ -140,20 +145,23 @@ class PrunedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         clone = _rebuild(*self._recipe())
         memo[id(self)] = clone
-        clone._restore(copy.deepcopy(self._own_state(), memo))
+        clone.__setstate__(copy.deepcopy(self._own_state(), memo))
         return clone
 
     def __copy__(self) -> PrunedModule:
         clone = _rebuild(*self._recipe())
         state = self._own_state()
-        clone._restore({k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in state.items()})
+        clone.__setstate__({k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in state.items()})
         return clone
 
     def _recipe(self) -> tuple[tuple[_Row, ...], CallSpec | None, str]:
         return _write_rows(self.graph), getattr(self.graph._codegen, "call", None), type(self).__name__
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.__setstate__(state)  # type: ignore[no-untyped-call]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores what was pickled; a module that an earlier version pickled has a report, but not by that name."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if (found := report_if_any(self)) is not None:
+            attach(self, found)
 
     def _own_state(self) -> dict[str, Any]:
         """Returns the attributes, without those that `GraphModule` makes anew from a graph."""
@@ -245,7 +253,7 @@ def _rebuild(rows: Sequence[_Row], call: CallSpec | None, class_name: str) -> Pr
 
 
 _BARE = _rebuild((), None, "PrunedModule")
-_FX_STATE = frozenset(_BARE.__dict__) - frozenset(nn.Module().__dict__) - {"meta", "_record"}
+_FX_STATE = frozenset(_BARE.__dict__) - frozenset(nn.Module().__dict__) - {"meta"}
 
 #: Names that a child of an emitted module cannot have, since the module needs them for itself.
 RESERVED = frozenset(dir(_BARE))

@@ -9,12 +9,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune.compiler.application import apply_to_model
-from fxprune.rewriting.plan import Plan
+from fxprune.results.plan import Plan
+from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage.shards import Shards, apply_to_files
 
 
 @overload
-def apply(model: nn.Module | ExportedProgram, plan: Plan) -> nn.Module: ...
+def apply(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModule: ...
 
 
 @overload

@@ -22,8 +22,10 @@ from fxprune.capturing.normalize.dtypes import renew_anchor
 from fxprune.capturing.source import unwrapped
 from fxprune.data.example import TensorSpec
 from fxprune.reporting.html import page
-from fxprune.reporting.record import Report, attach, report
-from fxprune.rewriting.plan import Plan, check_fits
+from fxprune.results.attached import attach, report
+from fxprune.results.plan import Plan, check_fits
+from fxprune.results.record import Report
+from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage.graph import Role, Unstorable, describe, rebuild, tensors_of
 from fxprune.storage.manifest import (
     CONSTANTS,
@@ -123,7 +125,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         put_in_place(fresh, target)
 
 
-def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> PrunedModule:
     """Returns the pruned model that ``save`` wrote, in evaluation mode.
 
     Nothing of the files is executed, and no module is imported that they name. Without ``model`` the graph, its modules and its
@@ -268,7 +270,7 @@ def _identity(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
-def _load_graph(source: Path, found: Sealed) -> nn.Module:
+def _load_graph(source: Path, found: Sealed) -> PrunedModule:
     """Returns the module that the graph describes, with the tensors of both files, each in memory of its own."""
     if found.no_graph is not None:
         raise PlanError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxprune._base.errors import PlanError
 from fxprune._base.files import fresh_directory, put_in_place
-from fxprune.rewriting.plan import Plan
+from fxprune.results.plan import Plan
 
 #: Ends the name of the file that says which shard holds which tensor, as transformers writes it.
 _INDEX = ".index.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import VerificationError
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
+from fxprune.results.certificate import Certificate
 from fxprune.twin.interpreter import Run
 
 #: Differences of so many units in the last place of an output's largest value are rounding, whatever the tolerance.
@@ -22,26 +23,6 @@ ROUNDING = 16
 
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What a comparison with the masked twin found.
-
-    Attributes:
-        verified: True if every output agrees, False if one does not, None if an output is degenerate (constant over
-            the batch, or not finite), so that agreement would say nothing.
-        max_error: the largest ``max |a - b| / max |a - mean of a over the batch|`` of all outputs.
-        tolerance: what it had to stay below.
-        dtype: the precision of the comparison.
-        note: why it is not verified.
-    """
-
-    verified: bool | None
-    max_error: float
-    tolerance: float
-    dtype: str
-    note: str = ""
 
 
 def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:

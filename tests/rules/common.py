@@ -18,8 +18,8 @@ from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
+from fxprune.results.certificate import Certificate
 from fxprune.rewriting.slicing import slice_graph
-from fxprune.twin.certificate import Certificate
 from tests.util import randomise
 
 

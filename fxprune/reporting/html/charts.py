@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from fxprune.reporting.distribution import ScoreSummary
 from fxprune.reporting.html.svg import ROLES, embedded
+from fxprune.results.scores import ScoreSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,9 @@ from torch import nn
 from fxprune._base.files import write_text
 from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import Table, group_views, table, tree
-from fxprune.reporting.record import FrozenRow, Report, report
-from fxprune.reporting.tables import counted, percent, share
+from fxprune.results.attached import report
+from fxprune.results.record import FrozenRow, Report
+from fxprune.results.tables import counted, percent, share
 
 
 def page(pruned_or_report: nn.Module | Report) -> str:

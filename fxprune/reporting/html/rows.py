@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxprune.reporting.distribution import GroupScores, ScoreSummary
-from fxprune.reporting.record import GroupRow
-from fxprune.reporting.tables import percent
+from fxprune.results.record import GroupRow
+from fxprune.results.scores import GroupScores, ScoreSummary
+from fxprune.results.tables import percent
 
 #: Up to so many groups stand in one list.
 FLAT = 12

@@ -10,8 +10,8 @@ from typing import Any
 
 from fxprune.reporting.html import charts
 from fxprune.reporting.html.rows import table
-from fxprune.reporting.record import GroupRow, Report
-from fxprune.reporting.tables import counted, percent, share
+from fxprune.results.record import GroupRow, Report
+from fxprune.results.tables import counted, percent, share
 
 #: The layers that a cost chart shows; the table has all.
 LAYERS = 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import table
-from fxprune.reporting.tables import percent
+from fxprune.results.tables import percent
 
 if TYPE_CHECKING:
     from fxprune.reporting.pareto import Point, Sweep

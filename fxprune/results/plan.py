@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune._base.shown import html_summary, text_summary
 from fxprune.data.example import ExampleSpec
 
 SCHEMA = 1
@@ -24,7 +25,7 @@ Shape = tuple[int, ...]
 _COUNTS = ("params", "macs", "bytes")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan:
     """What a compilation decided. It applies to every instance of the same architecture.
 
@@ -59,6 +60,27 @@ class Plan:
     example: ExampleSpec
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __repr__(self) -> str:
+        """Returns what it keeps, a line for each tensor that shrinks."""
+        return text_summary(self._title(), (f"{name}: {before} -> {after}" for name, before, after in self._changes()))
+
+    def _repr_html_(self) -> str:
+        facts = [(key, value) for key, value in self.versions.items()]
+        return html_summary(self._title(), facts, ("tensor", "shape", "kept"), self._changes())
+
+    def _title(self) -> str:
+        gone = "".join(
+            f", {len(names)} {what}"
+            for what, names in (("collapsed", self.collapsed), ("bridged", self.bridged))
+            if names
+        )
+        return f"fxprune.Plan: {self.method}, {self.before['params']:,} -> {self.after['params']:,} parameters{gone}"
+
+    def _changes(self) -> Iterator[tuple[str, list[int], list[int]]]:
+        for name, axes in self.keep.items():
+            before = list(self.remade.get(name, self.shapes[name]))
+            yield name, before, [len(axes[d]) if d in axes else size for d, size in enumerate(before)]
 
     def to_json(self) -> str:
         """Returns the plan as text, a line for each tensor and a checksum at the end; stable."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from fxprune._base import untrusted
-from fxprune._base.errors import FxpruneError, PlanError
-from fxprune.reporting.distribution import ScoreSummary
-from fxprune.reporting.latency import Latency
-from fxprune.reporting.text import as_text
-from fxprune.rewriting.plan import Plan
+from fxprune._base.errors import PlanError
+from fxprune.results.certificate import Certificate
+from fxprune.results.latency import Latency
+from fxprune.results.plan import Plan
+from fxprune.results.scores import ScoreSummary
+from fxprune.results.text import as_html, as_text, in_brief
 
 Change = tuple[int, int]
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class FrozenRow:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
     """What a compilation did. ``print(report)`` is a table, ``to_dict()`` the same as JSON data.
 
@@ -112,6 +111,7 @@ class Report:
         scores: how the units rank and where the cut fell, if they were scored at once.
         latency: predicted and measured, if the budget bounds it.
         plan: the plan, if there is one.
+        doubt: why it is not verified; empty if it is, or was not compared.
     """
 
     params: Change
@@ -134,6 +134,20 @@ class Report:
     scores: ScoreSummary | None = None
     latency: Latency | None = None
     plan: Plan | None = None
+    doubt: str = ""
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Fills in what a report that an earlier version pickled does not have."""
+        defaults = [None if entry.default is MISSING else entry.default for entry in fields(self)]
+        for entry, value in zip(fields(self), [*state, *defaults[len(state) :]], strict=True):
+            object.__setattr__(self, entry.name, value)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the comparison with the masked twin found; None if there was none."""
+        if not self.dtype or self.max_error is None or self.tolerance is None:
+            return None
+        return Certificate(self.verified, self.max_error, self.tolerance, f"torch.{self.dtype}", self.doubt)
 
     @property
     def islands(self) -> tuple[str, ...]:
@@ -143,6 +157,13 @@ class Report:
     def __str__(self) -> str:
         """Returns the tables: groups, totals, what is frozen and why, and the certificate."""
         return as_text(self)
+
+    def __repr__(self) -> str:
+        """Returns the totals and the certificate, a line each."""
+        return in_brief(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the plan as JSON data; a number that is not finite becomes text."""
@@ -169,6 +190,7 @@ class Report:
             "layers": [[row.name, *row.params, *row.macs] for row in self.layers],
             "scores": None if self.scores is None else self.scores.to_dict(),
             "latency": None if self.latency is None else self.latency.to_dict(),
+            "doubt": self.doubt,
         }
 
     @classmethod
@@ -183,31 +205,12 @@ class Report:
         Raises:
             PlanError: the data are damaged, or of a newer format; says where.
         """
-        untrusted.check_schema(untrusted.mapping(data, what).get("schema", _SCHEMA), what, (1, _SCHEMA))
-        known = {key: read for key, read in _READERS.items() if data.get("schema") != 1 or key not in _SINCE_2}
+        schema = untrusted.mapping(data, what).get("schema", _SCHEMA)
+        untrusted.check_schema(schema, what, range(1, _SCHEMA + 1))
+        known = {key: read for key, read in _READERS.items() if _SINCE.get(key, 1) <= schema}
         values = untrusted.fields_of(data, what, known)
         del values["schema"]
         return cls(**values, plan=plan)
-
-
-def report(pruned: nn.Module) -> Report:
-    """Returns the report of a pruned model.
-
-    Raises:
-        FxpruneError: fxprune did not make this model.
-    """
-    found = getattr(pruned, "record", None)
-    if not isinstance(found, Report):
-        raise FxpruneError(
-            f"expected a model that fxprune.compile or fxprune.load returned, got {type(pruned).__name__}"
-        )
-    return found
-
-
-def attach(pruned: nn.Module, found: Report) -> nn.Module:
-    """Returns the model, its report noted where `report` finds it."""
-    pruned.record = found  # type: ignore[assignment]
-    return pruned
 
 
 def _writable(value: float | None) -> float | str | None:
@@ -264,7 +267,8 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
     "layers": partial(untrusted.sequence_of, read=_read_layer),
     "scores": untrusted.maybe(ScoreSummary.from_dict),
     "latency": untrusted.maybe(Latency.from_dict),
+    "doubt": untrusted.string,
 }
 
-#: What format 1 has not.
-_SINCE_2 = ("layers", "scores", "latency")
+#: The format in which an entry came, if not in the first.
+_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3}

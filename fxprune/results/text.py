@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fxprune.reporting.tables import elided, few, frozen_table, percent, table
+from fxprune._base.shown import html_summary, text_summary
+from fxprune.results.tables import elided, few, frozen_table, percent, table
 
 if TYPE_CHECKING:
-    from fxprune.reporting.record import GroupRow, Report
+    from fxprune.results.record import Report
 
 
 def as_text(report: Report) -> str:
     """Returns the tables: totals, groups, what is frozen and why, lists of names and the certificate."""
     frozen = frozen_table((row.reason, f"{row.tensor}[{row.axis}]", row.coordinates) for row in report.frozen)
-    parts = [_totals(report), _groups(report.groups), frozen, _lists(report), _certificate(report)]
+    parts = [_totals(report), _groups(report), frozen, _lists(report), _certificate(report)]
     return "\n\n".join(part for part in parts if part)
+
+
+def in_brief(report: Report) -> str:
+    """Returns totals and certificate, a line each."""
+    sizes = (f"{name}: {before:,} -> {after:,} ({percent(before, after)})" for name, (before, after) in _sizes(report))
+    units = f"{report.units_removed:,} units removed from {_touched(report)} of {len(report.groups)} groups"
+    lines = [*sizes, units, _certificate(report), "print() shows groups, what is frozen and why, and the rest"]
+    return text_summary(f"fxprune.Report: {report.method}", lines)
+
+
+def as_html(report: Report) -> str:
+    """Returns totals, groups and certificate as HTML, for notebooks."""
+    facts = [(name, f"{a:,} -> {b:,} ({percent(a, b)})") for name, (a, b) in _sizes(report)]
+    rows = [(row.name, row.kind, row.before, row.after, percent(row.before, row.after)) for row in report.groups]
+    heads = ("group", "kind", "before", "after", "kept")
+    return html_summary(f"fxprune: {report.method}", [*facts, ("certificate", _certificate(report))], heads, rows)
+
+
+def _sizes(report: Report) -> tuple[tuple[str, tuple[int, int]], ...]:
+    return ("parameters", report.params), ("MACs per sample", report.macs), ("bytes", report.bytes)
+
+
+def _touched(report: Report) -> int:
+    return sum(row.after < row.before for row in report.groups)
 
 
 def _totals(report: Report) -> str:
     rows = [
         (name, f"{before:,}", f"{after:,}", percent(before, after), _factor(before, after))
-        for name, (before, after) in (
-            ("parameters", report.params), ("MACs per sample", report.macs), ("bytes", report.bytes),
-        )
-    ]  # fmt: skip
+        for name, (before, after) in _sizes(report)
+    ]
     return table(f"fxprune: {report.method}", rows, ("", "before", "after", "kept", "smaller"))
 
 
-def _groups(groups: Sequence[GroupRow]) -> str:
+def _groups(report: Report) -> str:
+    groups = report.groups
     if not groups:
         return ""
     rows = [
         (row.name, row.kind, few(row.layers, 2), row.before, row.after, percent(row.before, row.after))
         for row in groups
     ]
-    touched = sum(row.after < row.before for row in groups)
-    title = f"groups: {len(groups)}, of which {touched} lose units"
+    title = f"groups: {len(groups)}, of which {_touched(report)} lose units"
     return table(title, elided(rows), ("group", "kind", "layers", "before", "after", "kept"))
 
 

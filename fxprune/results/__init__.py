@@ -1,0 +1,1 @@
+"""Results: what is kept of a compilation, as plain data with a text and a JSON form."""
