@@ -288,12 +288,12 @@ def test_a_name_that_a_graph_module_needs_is_refused():
     class Clash(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.code = nn.Linear(2, 2)
+            self.to_folder = nn.Linear(2, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.code(x)
+            return self.to_folder(x)
 
-    with pytest.raises(FxpruneError, match=r"'code', which a torch\.fx\.GraphModule needs"):
+    with pytest.raises(FxpruneError, match=r"'to_folder', which a torch\.fx\.GraphModule needs"):
         emit_of(Clash(), torch.randn(2, 2))
 
 
