@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from fxprune._base.errors import CaptureError
 from fxprune.capturing.flatten import Flat
 from fxprune.capturing.state import State, hang
 
@@ -16,9 +17,24 @@ def build(flat: Flat, state: State) -> fx.GraphModule:
     root = hang(((name, tensor) for name, tensor in flat.tensors.items() if name in used), state.persistent)
     for name, block in flat.submodules.items():
         root.add_module(name, block)
+    _check_names(root)
     module = fx.GraphModule(root, flat.graph)
     _copy_persistence(root, module)
     return module
+
+
+def _check_names(root: nn.Module) -> None:
+    """Refuse names of parts that a graph module has uses of its own for.
+
+    Raises:
+        CaptureError: there is one; says which.
+    """
+    needed = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
+    if clash := [name for held in (root._modules, root._parameters, root._buffers) for name in held if name in needed]:
+        raise CaptureError(
+            f"the model calls a part of itself {clash[0]!r}, which a torch.fx.GraphModule needs for itself: "
+            "rename that attribute, or wrap the model in a module that holds it"
+        )
 
 
 def _copy_persistence(source: nn.Module, target: nn.Module) -> None:

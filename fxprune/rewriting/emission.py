@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune._base.errors import FxpruneError
 from fxprune._base.names import fetch, place
 from fxprune.capturing.captured import MARK, Captured, TensorInfo
 from fxprune.coupling.selection import Selection
@@ -18,7 +17,7 @@ from fxprune.ops.layers import ScaledDotProductAttention
 from fxprune.ops.modules import Noise
 from fxprune.ops.registry import is_kind, rule_of
 from fxprune.rewriting.owners import Call, Owners, arguments, find_call, join
-from fxprune.rewriting.pruned import RESERVED, PrunedModule
+from fxprune.rewriting.pruned import PrunedModule
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.rewriting.tree import build_tree
 
@@ -63,9 +62,6 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
     Args:
         captured: the captured model: its modules give the hyper-parameters that a graph cannot say.
         sliced: a flat graph like ``captured.module``, with its tensors sliced and its literals edited.
-
-    Raises:
-        FxpruneError: if a submodule's name is one that a graph module needs for itself.
     """
     emission = _begin(captured.model, sliced)
     ranks = {node.name: len(info.shape) for node, info in captured.info.items() if isinstance(info, TensorInfo)}
@@ -74,7 +70,6 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
     root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors)
     for path, module in emission.extras.items():
         place(root, path, module)
-    _check_names(root)
     pruned = PrunedModule(root, _write_graph(emission, sliced.graph), captured.call, type(captured.model).__name__)
     pruned.graph.lint()
     return pruned.eval()
@@ -214,12 +209,3 @@ def _write_graph(emission: _Emission, sliced: fx.Graph) -> fx.Graph:
             args, kwargs = fx.map_arg(node.args, copied), fx.map_arg(node.kwargs, copied)
             copies[node] = graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
     return graph
-
-
-def _check_names(root: nn.Module) -> None:
-    clashes = [name for held in (root._modules, root._parameters, root._buffers) for name in held if name in RESERVED]
-    if clashes:
-        raise FxpruneError(
-            f"the model calls a part of itself {clashes[0]!r}, which a torch.fx.GraphModule needs for itself: "
-            "rename that attribute, or wrap the model in a module that holds it"
-        )

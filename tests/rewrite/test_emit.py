@@ -284,16 +284,17 @@ def test_a_bias_used_elsewhere_is_not_given_to_the_layer():
     assert type(pruned.linear) is nn.Module
 
 
-def test_a_name_that_a_graph_module_needs_is_refused():
+@pytest.mark.parametrize("name", ["code", "to_folder", "graph", "meta"])
+def test_a_name_that_a_graph_module_needs_is_refused(name: str):
     class Clash(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.to_folder = nn.Linear(2, 2)
+            self.add_module(name, nn.Linear(2, 2))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.to_folder(x)
+            return getattr(self, name)(x)
 
-    with pytest.raises(FxpruneError, match=r"'to_folder', which a torch\.fx\.GraphModule needs"):
+    with pytest.raises(FxpruneError, match=rf"{name!r}, which a torch\.fx\.GraphModule needs"):
         emit_of(Clash(), torch.randn(2, 2))
 
 
