@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common.cli import begin, name_of, parser
+from common.cli import begin, guarded, name_of, parser
 from common.results import record
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -317,7 +317,7 @@ def main() -> None:
     made.add_argument("--only", nargs="+", help="networks")
     made.add_argument("--verbose", action="store_true", help="every difference, axis by axis")
     options = begin(made)
-    names = options.only or list(NETWORKS)[:: 10 if options.quick else 1]
+    names = options.only or list(NETWORKS)[:: 20 if options.quick else 1]
     rows = []
     for name in tqdm(names, disable=None):
         coupling, found, cuts, seconds = judge(name, options.seed)
@@ -332,4 +332,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -9,7 +9,7 @@ from typing import Any
 
 from common import zoo
 from common.audit import macs, params, removed_channels, restorable
-from common.cli import begin, name_of, parser
+from common.cli import begin, guarded, name_of, parser
 from common.results import record
 
 import fxprune
@@ -62,7 +62,7 @@ def main() -> None:
     options = begin(parser(__doc__.splitlines()[0], MODELS))
     shares = [round(0.95 - i * 0.9 / 19, 4) for i in range(20)]
     if options.quick:
-        shares = shares[::6]
+        shares = shares[::9]
     rows = [row for entry in zoo.select(options.models) for row in sweep(entry, shares, options.seed)]
     notes = [
         "Restorable: groups of which one more unit would have fitted. Exact: the report's figures against "
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

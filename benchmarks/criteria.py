@@ -13,9 +13,8 @@ from typing import Any, TypeAlias
 
 from common import cifar, resnet_cifar
 from common.audit import macs
-from common.bisection import within_macs
-from common.cli import begin, name_of, parser, resumable, skip
-from common.data import MissingDataError
+from common.bisection import STEPS, within_macs
+from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.kept import Kept
 from common.results import record
 from common.scored import scored
@@ -35,7 +34,7 @@ INNER = ("conv1", "layer*.conv2")  # what makes a stage's stream; it stays
 Test: TypeAlias = tuple[Tensor, Tensor]
 
 
-def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
+def peer(model: nn.Module, importance: str, share: float, steps: int) -> nn.Module:
     """Returns Torch-Pruning's pruned network at most at a share of the MACs, by bisection of its global ratio."""
     import torch_pruning as tp
 
@@ -54,7 +53,7 @@ def peer(model: nn.Module, importance: str, share: float) -> nn.Module:
         pruner.step()
         return trial
 
-    return within_macs(prune, model, x[:1], share)
+    return within_macs(prune, model, x[:1], share, steps)
 
 
 def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test, options: Any) -> None:
@@ -80,9 +79,9 @@ def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test
         kept.add(key, partial(row, key))
 
 
-def peer_row(model: nn.Module, importance: str, share: float, test: Test) -> dict[str, Any]:
+def peer_row(model: nn.Module, importance: str, share: float, test: Test, steps: int) -> dict[str, Any]:
     """Returns the values of one of Torch-Pruning's rows."""
-    pruned = peer(model, importance, share)
+    pruned = peer(model, importance, share, steps)
     x = test[0][:1]
     return {"kept": round(macs(pruned, x) / macs(model, x), 4), "top1": round(cifar.accuracy(pruned, *test), 2)}
 
@@ -96,20 +95,20 @@ def main() -> None:
     made.add_argument("--recoveries", nargs="+", default=list(RECOVERIES))
     made.add_argument("--name", default="criteria", help="of the record")
     options = begin(made)
-    try:
-        images, labels = cifar.test_set(500 if options.quick else options.test)
-        model = resnet_cifar.resnet(56)
-    except MissingDataError as error:
-        skip(error)
+    needs("torch_pruning")
+    if options.quick:
+        options.criteria, options.recoveries, options.macs, options.test = ["l1"], ["mean_shift"], [0.5], 250
+    images, labels = cifar.test_set(options.test)
+    model = resnet_cifar.resnet(resnet_cifar.depth_of(options))
     calibration = cifar.batches(*cifar.train_set(512 if options.quick else 2048), 256)
     test = (images, labels)
     kept = Kept(options.rows)
-    for method in options.criteria[:2] if options.quick else options.criteria:
+    for method in options.criteria:
         ours(kept, model, calibration, method, test, options)
     for importance in PEERS[:1] if options.quick else PEERS:
         for share in options.macs:
             key = {"criterion": f"Torch-Pruning {importance}", "recover": "none", "macs": share}
-            kept.add(key, partial(peer_row, model, importance, share, test))
+            kept.add(key, partial(peer_row, model, importance, share, test, 2 if options.quick else STEPS))
     notes = [
         f"{len(labels)} test images; inner channels only (ignore={INNER}), one global ranking each; recovery from 2,048 train "
         f"images, scores from 512 ({SCORED}).",
@@ -121,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

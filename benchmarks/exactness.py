@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from common import torch_pruning, zoo
 from common.audit import params, removed_channels, restorable, units_removed
-from common.cli import begin, name_of, parser
+from common.cli import begin, guarded, name_of, needs, parser
 from common.results import previous, record, table
 from torch import nn
 
@@ -151,10 +151,13 @@ def main() -> None:
         "--resume", action="store_true", help="keep the rows of the last record, add the missing networks"
     )
     options = begin(made)
+    options.no_peer |= options.quick
+    if not options.no_peer:
+        needs("torch_pruning")
     name = name_of("exactness", options)
     rows = [r for r in previous(name) if r["verified"] is True] if options.resume else []
     done = {row["model"] for row in rows}
-    for entry in zoo.select(options.models, fast=options.quick):
+    for entry in zoo.select(options.models):
         if entry.name in done:
             continue
         try:
@@ -174,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -7,15 +7,14 @@ Needs the shared data folder. ``python benchmarks/ippro.py [--part why | finetun
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from common import cifar, resnet_cifar
-from common.cli import begin, name_of, parser, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, parser
 from common.results import record
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +43,10 @@ PASSES = (  # target, batch norm in training mode, data
 )  # fmt: skip
 BATCH = 32  # of fine-tuning
 COVARIANCE = 1024  # images for recovery
-TRUTH = ("layer1.4.conv1", "layer2.4.conv1")  # blocks whose units are masked one by one
+TRUTH = {
+    56: ("layer1.4.conv1", "layer2.4.conv1"),
+    20: ("layer1.1.conv1",),
+}  # units that are masked one by one, by depth
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +57,7 @@ class Setting:
     train: tuple[Tensor, Tensor]  # images and labels for statistics and recovery
     test: tuple[Tensor, Tensor]
     count: int  # images a scoring pass sees
+    truth: tuple[str, ...]  # groups whose units are masked one by one
     seed: int
 
     def inputs(self, images: Tensor, labels: Tensor) -> PlainInputs:
@@ -165,7 +168,7 @@ def explanations(setting: Setting, context: Context, first: Any, l1: Scores) -> 
     """Yields what the scores measure: agreement of two halves of the data, and with the loss when a unit is masked."""
     again = collect(Context(setting.coupling, setting.data("next")), Ippro())
     inner = [g.name for g in setting.coupling.groups if g.name.startswith("layer")]
-    truths = {name: masking(setting, name) for name in TRUTH}
+    truths = {name: masking(setting, name) for name in setting.truth}
     compared: dict[str, Scores] = {"l1": l1}
     for reading in READINGS:
         one, two = (combine(context, found, Ippro(reading=reading)) for found in (first, again))
@@ -244,7 +247,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int, seed: in
         schedule.step()
 
 
-def notes_of(part: str, steps: int) -> list[str]:
+def notes_of(part: str, steps: int, truth: Iterable[str]) -> list[str]:
     """Returns what the columns mean."""
     if part == "finetune":
         return [
@@ -261,7 +264,7 @@ def notes_of(part: str, steps: int) -> list[str]:
         f"Columns 0.2 and 0.4: share of inner channels removed, no recovery; cov: covariance, {COVARIANCE} images.",
         "agreement: Spearman of the scores of two disjoint sets of images, mean over blocks. loss rise, output "
         "moved: Spearman with the rise of the loss and with the KL divergence from the dense output when a unit is "
-        f"masked alone (128 images, mean over {' and '.join(TRUTH)}).",
+        f"masked alone (128 images, mean over {' and '.join(truth)}).",
     ]
 
 
@@ -273,15 +276,13 @@ def main() -> None:
     made.add_argument("--part", choices=("cells", "why", "finetune"), default="cells")
     made.add_argument("--steps", type=int, default=150, help="of fine-tuning")
     options = begin(made)
-    try:
-        test = cifar.test_set(250 if options.quick else options.test)
-        train_images = cifar.train_set()
-        model = resnet_cifar.resnet(56)
-    except MissingDataError as error:
-        skip(error)
-    count, steps = (128, 2) if options.quick else (options.images, options.steps)
+    test = cifar.test_set(100 if options.quick else options.test)
+    train_images = cifar.train_set(128 if options.quick else None)
+    depth = resnet_cifar.depth_of(options)
+    model = resnet_cifar.resnet(depth)
+    count, steps = (64, 2) if options.quick else (options.images, options.steps)
     coupling = couple(capture(model, (train_images[0][:8],)))
-    setting = Setting(coupling, train_images, test, count, options.seed)
+    setting = Setting(coupling, train_images, test, count, TRUTH[depth], options.seed)
     lines = {"cells": cells(setting, options.quick), "why": why(setting), "finetune": finetuned(setting, steps)}
     rows: list[dict[str, Any]] = []
     if options.part != "why":
@@ -291,11 +292,11 @@ def main() -> None:
         rows.append(line)
         print(line, flush=True)
     notes = [f"{len(test[1])} test images; a scoring pass sees {count} train images."]
-    notes += notes_of(options.part, steps)
+    notes += notes_of(options.part, steps, setting.truth)
     base = "ippro" if options.part == "cells" else f"ippro_{options.part}"
     title = "IPPRO on CIFAR-10 ResNet-56, top-1 in percent"
     print(record(name_of(base, options), rows, title=title, seed=options.seed, notes=notes))
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

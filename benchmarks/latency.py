@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torchvision
 from common.audit import macs
-from common.bisection import within_macs
-from common.cli import begin, name_of, parser, resumable
+from common.bisection import STEPS, within_macs
+from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.kept import Kept
 from common.results import record
 from torch import nn
@@ -30,15 +30,15 @@ WITHIN = 0.15  # a prediction may differ from what is measured by this share
 PROMISED = 0.85  # of the speed-up that the MACs promise, at batch 16
 
 
-def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """Returns a network of torchvision, its weights random, and a batch."""
+def build(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
+    """Returns a network of torchvision, its weights random, and a batch of images of that size."""
     torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, 224, 224)
+    return torchvision.models.get_model(name, weights=None).eval(), torch.randn(2, 3, size, size)
 
 
 def budget_row(name: str, share: float, backend: str, batch: int, options: Any) -> dict[str, Any]:
     """Returns what came of a share of the latency: predicted, measured, and whether both are as they should be."""
-    model, x = build(name)
+    model, x = build(name, options.size)
     budget = fxprune.Budget(latency=share, batch_size=batch, backend=backend, threads=options.threads)
     try:
         pruned = fxprune.compile(
@@ -60,21 +60,23 @@ def budget_row(name: str, share: float, backend: str, batch: int, options: Any) 
         "met": found.met,
         "macs kept": round(report.macs[1] / report.macs[0], 4),
         "solve s": round(report.seconds["solve"], 1),
-        "round_to": _multiple(report),
+        "round_to": _multiple(report, options.round_to),
     }
 
 
-def _multiple(report: fxprune.Report) -> int | None:
-    """Returns the widths that `round_to="auto"` chose."""
+def _multiple(report: fxprune.Report, round_to: int | str) -> int | None:
+    """Returns what the widths are multiples of: as asked for, or what `round_to="auto"` chose."""
+    if round_to != "auto":
+        return int(round_to)
     found = [n.split(":")[0].removeprefix("round_to=") for n in report.notes if n.startswith("round_to=")]
     return int(found[0]) if found else None
 
 
-def ours(name: str, round_to: int | str) -> Callable[[], nn.Module]:
+def ours(name: str, size: int, round_to: int | str) -> Callable[[], nn.Module]:
     """Returns what makes the pruned model whose speed is measured."""
 
     def make() -> nn.Module:
-        model, x = build(name)
+        model, x = build(name, size)
         options: dict[str, Any] = {"method": "l1", "recover": None, "round_to": round_to, "progress": False}
         if name.startswith("vit"):
             return fxprune.compile(model, [x], ratios={"encoder.layers.*.mlp.0": MLP}, **options)
@@ -83,11 +85,11 @@ def ours(name: str, round_to: int | str) -> Callable[[], nn.Module]:
     return make
 
 
-def peer(name: str, share: float, multiple: int | None = None) -> nn.Module:
+def peer(name: str, options: Any, share: float, multiple: int | None = None) -> nn.Module:
     """Returns Torch-Pruning's network at most at a share of the MACs; for a ViT its MLPs alone lose units."""
     import torch_pruning as tp
 
-    model, x = build(name)
+    model, x = build(name, options.size)
 
     def prune(ratio: float) -> nn.Module:
         trial = copy.deepcopy(model)
@@ -101,7 +103,7 @@ def peer(name: str, share: float, multiple: int | None = None) -> nn.Module:
         pruner.step()
         return trial
 
-    return within_macs(prune, model, x[:1], share)
+    return within_macs(prune, model, x[:1], share, 2 if options.quick else STEPS)
 
 
 def speed_rows(name: str, kept: Kept, options: Any) -> None:
@@ -116,13 +118,17 @@ def speed_rows(name: str, kept: Kept, options: Any) -> None:
         for key in keys.values():
             kept.add(key, dict)
         return
-    dense, x = build(name)
-    models = {"dense": dense, "fxprune": ours(name, 1)(), "fxprune, wide": ours(name, options.round_to)()}
+    dense, x = build(name, options.size)
+    made = {"fxprune": 1, "fxprune, wide": options.round_to}
+    models = {"dense": dense} | {label: ours(name, options.size, widths)() for label, widths in made.items()}
     base = macs(dense, x[:1])
-    share, multiple = (macs(models["fxprune"], x[:1]) / base, _multiple(fxprune.report(models["fxprune, wide"])))
+    share, multiple = (
+        macs(models["fxprune"], x[:1]) / base,
+        _multiple(fxprune.report(models["fxprune, wide"]), options.round_to),
+    )
     for label, width in (("Torch-Pruning", None), ("Torch-Pruning, wide", multiple)):
         try:
-            models[label] = peer(name, share, width)
+            models[label] = peer(name, options, share, width)
         except Exception as error:  # the peer fails in many ways, and its absence is a result
             print(f"{label} on {name}: {type(error).__name__}: {error}"[:200])
     shares = {label: macs(model, x[:1]) / base for label, model in models.items()}
@@ -155,6 +161,7 @@ def main() -> None:
     made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--models", nargs="+", default=MODELS, help="names of torchvision's models")
     made.add_argument("--parts", nargs="+", default=["budgets", "speed"], choices=["budgets", "speed"])
+    made.add_argument("--size", type=int, default=224, help="height and width of the images")
     made.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.6, 0.4])
     made.add_argument("--backends", nargs="+", default=["eager", "compiled", "onnxruntime"])
     made.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 16])
@@ -163,12 +170,11 @@ def main() -> None:
     made.add_argument("--seconds", type=float, default=20.0, help="for each model and setting, about")
     options = begin(made)
     if options.quick:
-        options.models, options.shares, options.backends = (
-            options.models[:1],
-            options.shares[:1],
-            options.backends[:1],
-        )
-        options.batch_sizes, options.repeats, options.seconds = options.batch_sizes[:1], 5, 1.0
+        options.models, options.size, options.round_to = ["resnet18"], 64, 8
+        options.shares, options.backends = options.shares[:1], options.backends[:1]
+        options.batch_sizes, options.repeats, options.seconds = options.batch_sizes[:1], 5, 0.5
+    if "speed" in options.parts:
+        needs("torch_pruning")
     kept = Kept(options.rows)
     if "budgets" in options.parts:
         for name, backend, share in itertools.product(options.models, options.backends, options.shares):
@@ -210,4 +216,4 @@ def _notes(part: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

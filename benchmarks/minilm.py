@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from common import minilm
 from common.audit import params
-from common.cli import begin, name_of, parser, resumable, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.kept import Kept
 from common.results import record
 from common.scored import scored
@@ -85,9 +84,9 @@ def key_of(ratio: float, tool: str, criterion: str, allocation: str, recover: st
     }  # fmt: skip
 
 
-def measured(pruned: nn.Module) -> dict[str, Any]:
-    """Returns what is measured of every network."""
-    return {"spearman": round(minilm.spearman(pruned), 4), "params": params(pruned)}
+def measured(pruned: nn.Module, count: int | None) -> dict[str, Any]:
+    """Returns what is measured of every network, on ``count`` pairs of sentences (None: on all)."""
+    return {"spearman": round(minilm.spearman(pruned, count=count), 4), "params": params(pruned)}
 
 
 def ours(
@@ -106,7 +105,7 @@ def ours(
         )  # fmt: skip
         seconds = round(time.perf_counter() - start, 1)
         return {
-            "dev": round(minilm.spearman(pruned, "dev"), 4), **measured(pruned), "scored": round(scoring, 1),
+            "dev": round(minilm.spearman(pruned, "dev", options.pairs), 4), **measured(pruned, options.pairs), "scored": round(scoring, 1),
             "seconds": seconds, "verified": fxprune.report(pruned).verified,
         }  # fmt: skip
 
@@ -114,14 +113,16 @@ def ours(
         kept.add(key, partial(row, key))
 
 
-def peer_row(model: nn.Module, batch: dict[str, Tensor], key: dict[str, Any], seed: int) -> dict[str, Any]:
+def peer_row(
+    model: nn.Module, batch: dict[str, Tensor], key: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
     """Returns the values of one of Torch-Pruning's rows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
+        torch.manual_seed(options.seed)
         start = time.perf_counter()
         pruned = peer(model, batch, key["criterion"], key["ratio"], key["allocation"] == "global")
-    return {"dev": None, **measured(pruned), "seconds": round(time.perf_counter() - start, 1)}
+    return {"dev": None, **measured(pruned, options.pairs), "seconds": round(time.perf_counter() - start, 1)}
 
 
 def main() -> None:
@@ -131,27 +132,31 @@ def main() -> None:
     made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
     made.add_argument("--recoveries", nargs="+", default=list(RECOVERIES))
     made.add_argument("--sentences", type=int, default=2048, help="train sentences for scores and recovery")
+    made.add_argument("--pairs", type=int, help="pairs of sentences that are judged; by default all")
     options = begin(made)
-    try:
-        model = minilm.encoder()
-        data = minilm.calibration(128 if options.quick else options.sentences)
-    except MissingDataError as error:
-        skip(error)
+    if options.quick:
+        options.ratios, options.criteria, options.recoveries = [0.5], ["magnitude"], ["none", "mean_shift"]
+        options.sentences, options.pairs = 32, 32
+    needs("torch_pruning", "scipy")
+    model = minilm.encoder()
+    data = minilm.calibration(options.sentences)
     kept = Kept(options.rows)
     dense = {"ratio": 0.0, "tool": "", "criterion": "dense", "allocation": "", "recover": ""}
-    kept.add(dense, lambda: {"dev": None, **measured(model), "scored": None, "seconds": None, "verified": None})
-    ratios = options.ratios[:1] if options.quick else options.ratios
-    for method in options.criteria[:1] if options.quick else options.criteria:
-        ours(kept, model, data, method, ratios, options)
-    for importance in PEERS:
-        for ratio, allocation in itertools.product(ratios, ALLOCATIONS):
+    kept.add(
+        dense,
+        lambda: {"dev": None, **measured(model, options.pairs), "scored": None, "seconds": None, "verified": None},
+    )
+    for method in options.criteria:
+        ours(kept, model, data, method, options.ratios, options)
+    for importance in list(PEERS)[: 1 if options.quick else None]:
+        for ratio, allocation in itertools.product(options.ratios, ALLOCATIONS):
             key = key_of(ratio, "Torch-Pruning", importance, allocation, "none")
-            kept.add(key, partial(peer_row, model, data[0], key, options.seed))
+            kept.add(key, partial(peer_row, model, data[0], key, options))
     notes = [
         *chosen(kept.rows[1:]),
         "Spearman on the STS-B test split (the dense encoder is published with 0.8203), and on the dev split to choose on.",
         "Ratio: the share of all MLP hidden units removed, alike in each layer or by one global ranking of theirs.",
-        f"Scores and statistics from {128 if options.quick else options.sentences} unpadded train sentences, grouped by "
+        f"Scores and statistics from {options.sentences} unpadded train sentences, grouped by "
         "length, so that padding is in none of them. scored: seconds of the scoring, done once for a criterion.",
         *kept.notes,
     ]
@@ -160,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from common import minilm
-from common.cli import begin, name_of, parser, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, needs, parser
 from common.results import record
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ def offset(dense: Tensor, pruned: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def why(model: nn.Module, variants: dict[str, nn.Module]) -> list[dict[str, Any]]:
+def why(model: nn.Module, variants: dict[str, nn.Module], count: int | None) -> list[dict[str, Any]]:
     """Shows what each recovery does to the embeddings: the mean cosine of unrelated pairs, offset, and the rest.
 
     ``centred`` is Spearman's correlation once the mean embedding is subtracted: it tells whether a common offset
@@ -40,7 +39,7 @@ def why(model: nn.Module, variants: dict[str, nn.Module]) -> list[dict[str, Any]
     """
     from scipy.stats import spearmanr
 
-    first, second, score = minilm.pairs("test")
+    first, second, score = minilm.pairs("test", count)
     dense = minilm.embed(model, first)
     rows = []
     for name, variant in {"dense": model, **variants}.items():
@@ -78,13 +77,13 @@ class Masked:
         ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
         self.content = (ids != CLS) & (ids != SEP)
 
-    def run(self, how: str, constant: str, ratio: float, seed: int) -> dict[str, Any]:
+    def run(self, how: str, constant: str, seed: int, count: int | None) -> dict[str, Any]:
         """Returns one line: which units go, and which tokens the mean that stands for them is taken over."""
         generator, hooks = torch.Generator().manual_seed(seed), []
         for layer, values in zip(self.layers, self.values, strict=True):
             weight = layer.weight.square().sum(0)
             worth = values.var(0) * weight if how == "variance" else torch.rand(len(weight), generator=generator)
-            gone = worth.argsort()[: int(ratio * len(worth))]
+            gone = worth.argsort()[: len(worth) // 2]
             rows = values[self.content] if constant == "content tokens" else values
             fill = rows[:, gone].mean(0) * (constant != "nothing")
             hooks.append(
@@ -94,7 +93,7 @@ class Masked:
                     )
                 )
             )
-        line = {"criterion": how, "mean over": constant, "spearman": round(minilm.spearman(self.model), 4)}
+        line = {"criterion": how, "mean over": constant, "spearman": round(minilm.spearman(self.model, count=count), 4)}
         for hook in hooks:
             hook.remove()
         return line
@@ -103,15 +102,14 @@ class Masked:
 def main() -> None:
     """Prints and records the two tables."""
     options = begin(parser(__doc__.splitlines()[0]))
-    try:
-        model = minilm.encoder()
-        calibration = minilm.calibration(512)
-    except MissingDataError as error:
-        skip(error)
+    needs("scipy")
+    model = minilm.encoder()
+    few, pairs = (32, 32) if options.quick else (512, None)
+    calibration = minilm.calibration(few)
     with torch.no_grad():
         masked = Masked(model, calibration)
         means = [
-            masked.run(how, constant, 0.5, options.seed)
+            masked.run(how, constant, options.seed, pairs)
             for how in ("variance", "random")
             for constant in ("nothing", "all tokens", "content tokens")
         ]
@@ -124,14 +122,14 @@ def main() -> None:
     print(record(name_of("minilm-tokens", options), means, title=title, seed=options.seed, notes=notes))
     variants: dict[str, nn.Module] = {
         f"variance, {recover or 'none'}": fxprune.compile(
-            model, minilm.calibration(2048 if recover == "covariance" and not options.quick else 512), ratios=RATIOS,
+            model, minilm.calibration(2048 if recover == "covariance" and not options.quick else few), ratios=RATIOS,
             recover=recover, seed=options.seed, progress=False,
         )
         for recover in (None, "mean_shift", "covariance")
     }  # fmt: skip
     title = "What the recoveries do to MiniLM's embeddings (variance, 50 % of the MLP units)"
-    print(record(name_of("minilm-why", options), why(model, variants), title=title, seed=options.seed))
+    print(record(name_of("minilm-why", options), why(model, variants, pairs), title=title, seed=options.seed))
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

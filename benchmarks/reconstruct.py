@@ -8,11 +8,10 @@ from __future__ import annotations
 from functools import partial
 
 from common import cifar, resnet_cifar
-from common.cli import begin, name_of, parser, resumable, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, parser, resumable
 from common.kept import Kept
 from common.results import record
-from resnet56 import run
+from resnet56 import STATISTICS, run
 
 
 def main() -> None:
@@ -21,17 +20,14 @@ def main() -> None:
     made.add_argument("--ratios", nargs="+", type=float, default=[0.4, 0.6])
     made.add_argument("--criteria", nargs="+", default=["l1", "l2"])
     options = begin(made)
-    try:
-        images, labels = cifar.test_set(500 if options.quick else 10_000)
-        model = resnet_cifar.resnet(56)
-    except MissingDataError as error:
-        skip(error)
-    kept = Kept(options.rows)
+    images, labels = cifar.test_set(250 if options.quick else 10_000)
+    model = resnet_cifar.resnet(resnet_cifar.depth_of(options))
+    kept, most = Kept(options.rows), 128 if options.quick else STATISTICS
     for ratio in options.ratios[:1] if options.quick else options.ratios:
         for method in options.criteria[:1] if options.quick else options.criteria:
             for recover in ("sequential", "reconstruct"):
                 key = {"ratio": ratio, "criterion": method, "recover": recover}
-                target = {"ratios": {"layer*.conv1": ratio, "default": 0.0}, "seed": options.seed}
+                target = {"ratios": {"layer*.conv1": ratio, "default": 0.0}, "seed": options.seed, "most": most}
                 kept.add(key, partial(run, model, images, labels, method, recover, **target))
     notes = [
         f"{len(labels)} test images; the dense network is published with 93.39 on all 10,000.",
@@ -44,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

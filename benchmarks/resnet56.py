@@ -11,8 +11,7 @@ from typing import Any
 
 from common import cifar, resnet_cifar
 from common.audit import params
-from common.cli import begin, name_of, parser, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, parser
 from common.results import record
 
 import fxprune
@@ -29,9 +28,11 @@ CALIBRATION = {
 STATISTICS = 2560  # images for the criterion
 
 
-def run(model: Any, images: Any, labels: Any, method: str, recover: str | None, **target: Any) -> dict[str, Any]:
-    """Compiles once and returns one line of the table."""
-    count = max(CALIBRATION[recover], STATISTICS if method == "variance" else 0)
+def run(
+    model: Any, images: Any, labels: Any, method: str, recover: str | None, most: int = STATISTICS, **target: Any
+) -> dict[str, Any]:
+    """Compiles once, with ``most`` train images at most, and returns one line of the table."""
+    count = min(most, max(CALIBRATION[recover], STATISTICS if method == "variance" else 0))
     train = cifar.batches(*cifar.train_set(count), 32 if recover == "reconstruct" else 256)
     start = time.perf_counter()
     pruned = fxprune.compile(
@@ -56,20 +57,20 @@ def main() -> None:
     made.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.4, 0.6])
     made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
     options = begin(made)
-    try:
-        images, labels = cifar.test_set(2000 if options.quick else 10_000)
-        model = resnet_cifar.resnet(56)
-    except MissingDataError as error:
-        skip(error)
+    if options.quick:
+        options.ratios, options.criteria = [0.4], ["l1"]
+    images, labels = cifar.test_set(250 if options.quick else 10_000)
+    model = resnet_cifar.resnet(resnet_cifar.depth_of(options))
     rows: list[dict[str, Any]] = [
         {"target": "dense", "top1": round(cifar.accuracy(model, images, labels), 2), "params": params(model)}
     ]
     targets = [(f"ratio {r}", {"ratios": {"layer*.conv1": r, "default": 0.0}}) for r in options.ratios]
-    targets.append(("budget 0.5", {"budget": 0.5}))
+    targets += [] if options.quick else [("budget 0.5", {"budget": 0.5})]
+    most = 128 if options.quick else STATISTICS
     for name, target in targets:
         for method in options.criteria:
             for recover in RECOVERIES:
-                line = run(model, images, labels, method, recover, seed=options.seed, **target)
+                line = run(model, images, labels, method, recover, most, seed=options.seed, **target)
                 rows.append({"target": name, **line})
                 print(rows[-1], flush=True)
     notes = [
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from common.audit import params
-from common.cli import begin, name_of, parser, resumable
+from common.cli import begin, guarded, name_of, parser, resumable
 from common.kept import Kept
 from common.results import record
 from common.scenes import UNet, mean_iou, scenes
@@ -65,7 +65,8 @@ def main() -> None:
     made.add_argument("--samples", type=int, default=128, help="scenes that scores and recovery see")
     options = begin(made)
     if options.quick:
-        options.scenes, options.epochs, options.samples = 200, 1, 32
+        options.scenes, options.epochs, options.samples = 64, 1, 16
+        options.shares, options.methods = [0.5], ["l1"]
     train, test = TensorDataset(*scenes(options.scenes)), scenes(options.scenes // 4, test=True)
     model = trained(UNet(), train, options.epochs, options.seed)
     kept = Kept(options.rows)
@@ -80,7 +81,6 @@ def main() -> None:
         "scored in s": None,
     }
     kept.add(dense, lambda: values)
-    options.shares = options.shares[:1] if options.quick else options.shares
     for method in options.methods:
         ours(kept, model, train, test, method, options)
     notes = [
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

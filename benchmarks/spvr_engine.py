@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import cifar, resnet_cifar
-from common.cli import begin, name_of, parser, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, parser
 from common.results import record
 from common.timing import measured
 
@@ -65,12 +64,9 @@ def main() -> None:
     made.add_argument("--samples", type=int, default=512)
     made.add_argument("--every", type=int, default=1, help="only every so many sets, in both")
     options = begin(made)
-    samples, every = (128, 12) if options.quick else (options.samples, options.every)
-    try:
-        batches = [x for x, _ in cifar.batches(*cifar.train_set(samples), 256)]
-        model = resnet_cifar.resnet(56)
-    except MissingDataError as error:
-        skip(error)
+    samples, every = (32, 24) if options.quick else (options.samples, options.every)
+    batches = [x for x, _ in cifar.batches(*cifar.train_set(samples), 256)]
+    model = resnet_cifar.resnet(resnet_cifar.depth_of(options))
     coupling = couple(capture(model, (batches[0][:2],)))
     inputs = PlainInputs([(x,) for x in batches])
     related = correlations(Context(coupling, inputs))
@@ -110,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

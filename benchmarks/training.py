@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from common import cifar, resnet_cifar
 from common.audit import params
-from common.cli import begin, name_of, parser, skip
-from common.data import MissingDataError
+from common.cli import begin, guarded, name_of, parser
 from common.results import record
 from common.vgg import Vgg, load_half, save_half
 from torch import Tensor, nn
@@ -229,13 +228,18 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints and records the table of one part."""
     options = arguments()
-    try:
-        images, labels = cifar.test_set(options.test)
-        train = cifar.augmented(*train_set(options.images))
-        images, labels = images.to(options.device), labels.to(options.device)
-        rows = PARTS[options.part](Setting(options, train, images, labels))
-    except MissingDataError as error:
-        skip(error)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.quick:  # which shall train, not find what the last quick run left
+            options.cache = Path(folder)
+        tabulated(options)
+
+
+def tabulated(options: argparse.Namespace) -> None:
+    """Prints and records the table of one part."""
+    images, labels = cifar.test_set(options.test)
+    train = cifar.augmented(*train_set(options.images))
+    images, labels = images.to(options.device), labels.to(options.device)
+    rows = PARTS[options.part](Setting(options, train, images, labels))
     notes = [
         f"{options.images} train images, random crop (4) and flip, {options.epochs} epochs, recipe {options.recipe!r} with lr "
         f"{options.lr} and {options.warmup} epochs of warm-up, batch 128; {len(labels)} test images; device {options.device}, "
@@ -258,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from common import torch_pruning
 from common.architectures import select
-from common.cli import begin, name_of, parser, resumable
+from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.coverage import BUDGETS, examine
 from common.kept import Kept
 from common.results import record
@@ -111,11 +111,15 @@ def main() -> None:
     made.add_argument("--peer-limit", type=float, default=60.0, help="seconds that Torch-Pruning may take")
     made.add_argument("--name", default="zoo", help="of the record")
     options = begin(made)
+    if options.quick:
+        options.models, options.no_peer = options.models or ["written:mobilenet"], True
+    if not options.no_peer:
+        needs("torch_pruning")
     chosen = select(options.collections, options.models)
     worker = Worker(partial(ours, options.seed), options.threads, options.limit)
     peer = None if options.no_peer else Worker(theirs, options.threads, options.peer_limit)
     kept = Kept(options.rows)
-    for entry in chosen[::10] if options.quick else chosen:
+    for entry in chosen:
         key = {"collection": entry.collection, "model": entry.name.partition(":")[2]}
         kept.add(key, partial(row, entry.name, worker, peer))
     notes = [
@@ -129,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -12,7 +12,9 @@ from common.audit import macs
 STEPS = 8
 
 
-def within_macs(prune: Callable[[float], nn.Module], model: nn.Module, x: Tensor, share: float) -> nn.Module:
+def within_macs(
+    prune: Callable[[float], nn.Module], model: nn.Module, x: Tensor, share: float, steps: int = STEPS
+) -> nn.Module:
     """Returns the largest network that bisection finds within a share of the model's MACs.
 
     Args:
@@ -20,12 +22,13 @@ def within_macs(prune: Callable[[float], nn.Module], model: nn.Module, x: Tensor
         model: the dense network.
         x: one call of it.
         share: of its MACs, at most.
+        steps: of the bisection.
 
     Raises:
         RuntimeError: no ratio reaches it.
     """
     base, low, high, best = macs(model, x), 0.0, 0.95, None
-    for _ in range(STEPS):
+    for _ in range(steps):
         ratio = (low + high) / 2
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

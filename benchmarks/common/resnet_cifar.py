@@ -6,6 +6,8 @@ and ResNet-56 gives 93.39 % on the 10,000 test images.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -69,6 +71,11 @@ def resnet(depth: int, pretrained: bool = True) -> CifarResNet:
     if pretrained:
         model.load_state_dict(load_file(shared_file(f"models/cifar10-resnet{depth}.safetensors")), strict=True)
     return model.eval()
+
+
+def depth_of(options: argparse.Namespace) -> int:
+    """Returns the depth that the tables are about, 56; quick runs take the smallest."""
+    return 20 if options.quick else 56
 
 
 def main() -> None:

@@ -18,10 +18,16 @@ from tabulate import tabulate
 
 from . import ROOT
 
-FOLDER = ROOT / "benchmarks" / "results"
+VARIABLE = "FXPRUNE_RESULTS"
+QUICK = "-quick"  # what the name of a quick run's record ends with
 PACKAGES = ("torch", "torchvision", "transformers", "torch-pruning", "fxprune", "numpy")
 
 Row = Mapping[str, Any]
+
+
+def folder() -> Path:
+    """Returns where records are written: ``$FXPRUNE_RESULTS``, or ``benchmarks/results``."""
+    return Path(os.environ.get(VARIABLE) or ROOT / "benchmarks" / "results")
 
 
 def table(rows: Sequence[Row], style: str = "simple") -> str:
@@ -30,7 +36,7 @@ def table(rows: Sequence[Row], style: str = "simple") -> str:
 
 
 def record(name: str, rows: Sequence[Row], *, title: str, seed: int | None = None, notes: Sequence[str] = ()) -> str:
-    """Writes ``results/NAME.json`` and ``results/NAME.md``, and returns the table as text.
+    """Writes ``NAME.json`` and ``NAME.md`` to `folder`, and returns the table as text.
 
     Args:
         name: file name without suffix.
@@ -39,7 +45,9 @@ def record(name: str, rows: Sequence[Row], *, title: str, seed: int | None = Non
         seed: the seed the run took, if any.
         notes: what a reader must know to judge the figures.
     """
-    FOLDER.mkdir(exist_ok=True)
+    folder().mkdir(exist_ok=True)
+    if name.endswith(QUICK):
+        notes = [*notes, "A quick run, of less than the text above says: no result."]
     context = {
         "title": title,
         "command": " ".join(["python", _program(), *map(_without_folder, sys.argv[1:])]),
@@ -50,14 +58,14 @@ def record(name: str, rows: Sequence[Row], *, title: str, seed: int | None = Non
         "notes": list(notes),
     }
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    (FOLDER / f"{name}.json").write_text(json.dumps({**context, "rows": plain}, indent=1, allow_nan=False) + "\n")
-    (FOLDER / f"{name}.md").write_text(_markdown(context, rows))
+    (folder() / f"{name}.json").write_text(json.dumps({**context, "rows": plain}, indent=1, allow_nan=False) + "\n")
+    (folder() / f"{name}.md").write_text(_markdown(context, rows))
     return table(rows)
 
 
 def previous(name: str) -> list[dict[str, Any]]:
     """Returns the rows of an earlier record of that name, none if there is none."""
-    path = FOLDER / f"{name}.json"
+    path = folder() / f"{name}.json"
     return list(json.loads(path.read_text())["rows"]) if path.exists() else []
 
 

@@ -115,7 +115,7 @@ def _dense(name: str) -> _Dense:
         found = select(names=[name])[0].build()
         model, calls = found.model, [(found.args, dict(found.kwargs))]
     else:
-        entry = zoo.ZOO[name]
+        entry = zoo.select([name])[0]
         model = entry.build()
         batches = [entry.batch(count) for count in (1, 3)]
         calls = [((), batch) if isinstance(batch, dict) else ((batch,), {}) for batch in batches]
