@@ -1,6 +1,7 @@
 """Seconds for each stage of the compiler, peak memory, and Torch-Pruning's build and prune in the same run.
 
-``python benchmarks/compile_time.py [--models NAME...] [--quick]``
+Or the same stages beside those of another revision, compiled in turns: ``--against``.
+``python benchmarks/compile_time.py [--models NAME...] [--repeats N] [--against REVISION] [--quick]``
 """
 
 from __future__ import annotations
@@ -12,35 +13,37 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import torch_pruning, zoo
-from common.cli import begin, name_of, parser
+from common import ROOT, torch_pruning, zoo
+from common.cli import begin, guarded, name_of, needs, parser
 from common.results import record
+from common.revisions import unpacked
 from common.timing import measured
+from common.turns import Compiler, in_turns
 from torch import nn
 
 import fxprune
 from tests.util import randomise
 
-REPEAT = 5
 MODELS = ["resnet50", "densenet121", "vit_b_16", "swin_t"]
+SHORT = 0.01  # seconds; a shorter stage is not compared
 
 
-def stages(entry: zoo.Entry, seed: int, recover: str | None = None) -> dict[str, Any]:
+def stages(entry: zoo.Entry, seed: int, repeats: int) -> dict[str, Any]:
     """Returns the seconds of each stage of one compilation, as its report records them."""
     model, batch = entry.build(), entry.batch(2, seed=seed)
     randomise(model, seed, *(((), batch) if isinstance(batch, dict) else ((batch,), None)))
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     gc.collect()
     spans, runs = [], []
-    for _ in range(REPEAT):
+    for _ in range(repeats):
         with measured() as span:
-            pruned = fxprune.compile(
-                model, [batch], 0.5, method="magnitude", recover=recover, progress=False, seed=seed
-            )
+            pruned = fxprune.compile(model, [batch], 0.5, method="magnitude", recover=None, progress=False, seed=seed)
         spans.append(span)
         runs.append(fxprune.report(pruned).seconds)
         del pruned
@@ -68,9 +71,9 @@ def activations(entry: zoo.Entry, seed: int) -> int:
     return total
 
 
-def line(entry: zoo.Entry, seed: int, threads: int) -> dict[str, Any]:
+def line(entry: zoo.Entry, seed: int, threads: int, repeats: int) -> dict[str, Any]:
     """Measures one network, fxprune and its peer, and returns one line of the table."""
-    ours = stages(entry, seed)
+    ours = stages(entry, seed, repeats)
     peer = torch_pruning.prune(entry.name, 0.5, threads=threads, attempts=3, limit=60)
     seconds = ours["seconds"]
     middle = sum(seconds.get(stage, 0.0) for stage in ("couple", "solve", "rewrite"))
@@ -89,18 +92,66 @@ def line(entry: zoo.Entry, seed: int, threads: int) -> dict[str, Any]:
     }
 
 
+def compared(name: str, then: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields a line for each stage of one network's compilation: what it was, what it is, and the ratio."""
+    trees = {"then": then, "now": ROOT, "again": then}
+    with ExitStack() as stack:
+        compilers = {
+            key: stack.enter_context(Compiler(tree, name, options.seed, options.threads)) for key, tree in trees.items()
+        }
+        found = in_turns(compilers, options.repeats)
+    for stage in found["now"][0]:
+        values = {key: [answer.get(stage, 0.0) for answer in answers] for key, answers in found.items()}
+        if statistics.median(values["then"]) < SHORT:
+            continue
+        yield {
+            "model": name, "stage": stage, "then": round(statistics.median(values["then"]), 3),
+            "now": round(statistics.median(values["now"]), 3), "now / then": _ratio(values["now"], values["then"]),
+            "then again / then": _ratio(values["again"], values["then"]),
+        }  # fmt: skip
+
+
+def _ratio(values: list[float], others: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(values, others, strict=True)), 3)
+
+
+def against(options: argparse.Namespace) -> None:
+    """Prints and records the stages of this tree beside those of a revision."""
+    rows = []
+    with unpacked(options.against) as tree:
+        for name in options.models:
+            for row in compared(name, tree, options):
+                rows.append(row)
+                print(row, flush=True)
+    notes = [
+        f"Three processes for each network take turns in {options.repeats} rounds after one that does not count: the package as "
+        f"it was at {options.against}, as it is, and as it was once more. Seconds (peak: MB) are medians over the rounds, ratios "
+        "medians of the rounds' ratios; `then again / then` is of the same code twice, which is the noise.",
+        f"Magnitude, recover=None, one batch of 2, half of the parameters; stages of at least {SHORT * 1000:.0f} ms.",
+    ]
+    title = f"A compilation now and at {options.against}, in turns"
+    print(record(name_of("compile_time_against", options), rows, title=title, seed=options.seed, notes=notes))
+
+
 def main() -> None:
     """Prints and records the table; each network is measured in a fresh process, the first call warmed up."""
     made = parser(__doc__.splitlines()[0], MODELS)
+    made.add_argument("--repeats", type=int, default=5, help="compilations of each network")
+    made.add_argument("--against", metavar="REVISION", help="a revision of the repository to compare with, in turns")
     made.add_argument("--worker", help=argparse.SUPPRESS)
     options = begin(made)
+    options.repeats = 1 if options.quick else options.repeats
     if options.worker:
-        fxprune.compile(*_warm(), progress=False, recover=None, method="magnitude")
-        print(json.dumps(line(zoo.ZOO[options.worker], options.seed, options.threads)))
+        print(json.dumps(warm_line(options.worker, options)))
         return
-    rows = [_in_process(name, options) for name in (options.models[:1] if options.quick else options.models)]
+    if options.against:
+        against(options)
+        return
+    needs("torch_pruning")
+    measure = warm_line if options.quick else _in_process
+    rows = [measure(name, options) for name in options.models]
     notes = [
-        f"Seconds of a compile to half of the parameters (magnitude, recover=None, one batch of 2), medians of {REPEAT}, "
+        f"Seconds of a compile to half of the parameters (magnitude, recover=None, one batch of 2), medians of {options.repeats}, "
         "in a fresh process after one compile of a toy network. Torch-Pruning: dependency graph + prune step of one "
         "attempt, within 60 s.",
         "verify is two forward passes of the batch, the masked twin's at full size and the pruned model's (and two more "
@@ -112,15 +163,23 @@ def main() -> None:
     print(record(name_of("compile_time", options), rows, title=title, seed=options.seed, notes=notes))
 
 
-def _warm() -> tuple[Any, ...]:
+def warm_line(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures one network in this process, warmed up."""
+    fxprune.compile(*_toy(), progress=False, recover=None, method="magnitude")
+    (entry,) = zoo.select([name])
+    return line(entry, options.seed, options.threads, options.repeats)
+
+
+def _toy() -> tuple[Any, ...]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     return net, [torch.randn(4, 3, 8, 8)], 0.8
 
 
-def _in_process(name: str, options: Any) -> dict[str, Any]:
+def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--seed", str(options.seed)]
+    command += ["--repeats", str(options.repeats)]
     done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)
     lines = [text for text in done.stdout.splitlines() if text.startswith("{")]
     if not lines:
@@ -131,4 +190,4 @@ def _in_process(name: str, options: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)
