@@ -72,7 +72,7 @@ def main() -> None:
     made.add_argument("--most", type=int, default=4, help="blocks in a row at most")
     options = begin(made)
     began = time.perf_counter()
-    count = options.count // 200 if options.quick else options.count
+    count = options.count // 500 if options.quick else options.count
     results: list[Result] = []
     for number, kind in enumerate(KINDS):  # a seed of its own for each kind: equal seeds give equal token networks
         results += draw(kind, math.ceil(count / len(KINDS)), options.most, options.seed + 1000 * number)

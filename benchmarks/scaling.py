@@ -72,11 +72,16 @@ def measure(family: str, depth: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def row(family: str, depth: int, repeats: int, threads: int) -> dict[str, Any]:
-    """Returns one line of the table: medians over processes."""
+def in_process(family: str, depth: int, threads: int) -> dict[str, Any]:
+    """Measures one model in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", family, str(depth), "--threads", str(threads)]
-    done = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(repeats)]
-    found = [json.loads(text.splitlines()[-1]) for text in done]
+    done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(done.splitlines()[-1])
+    return found
+
+
+def row(family: str, depth: int, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one line of the table: medians over processes."""
     median = {key: statistics.median(one[key] for one in found) for key in found[0]}
     work = median["couple"] + median["solve"]
     return {
@@ -101,7 +106,11 @@ def main() -> None:
     sizes = [("ResNet", 18)] if options.quick else sizes
     rows = []
     for family, depth in sizes:
-        rows.append(row(family, depth, 1 if options.quick else options.repeats, options.threads))
+        if options.quick:
+            found = [measure(family, depth)]
+        else:
+            found = [in_process(family, depth, options.threads) for _ in range(options.repeats)]
+        rows.append(row(family, depth, found))
         print(rows[-1], flush=True)
     notes = [
         f"Built on the meta device, batch of 2; random scores, a budget of {BUDGET} of the parameters; medians of processes.",

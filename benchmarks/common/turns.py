@@ -80,7 +80,7 @@ def _serve(tree: str, name: str, seed: int, threads: int) -> None:
     import fxprune
 
     assert Path(fxprune.__file__).is_relative_to(tree), f"{fxprune.__file__} is not of {tree}"
-    sys.path.append(str(ROOT))
+    sys.path.insert(1, str(ROOT))  # before an installed package, whose folder may be another checkout
     import torch
 
     from benchmarks.common import zoo
