@@ -135,9 +135,7 @@ NETWORKS: dict[str, Made] = {
     "plain CNN, batch norm": images(image.Conv(6), image.Conv(4, kernel=1)),
     "flatten into a linear layer": images(image.Conv(4), image.Resize("max"), head="flatten"),
     "residual, gate, groups": (small.NETWORKS["residual"][0], small.image),
-    "residual blocks": images(
-        image.Residual((image.Conv(4),)), image.Residual((image.Conv(6),), "project", out=6)
-    ),
+    "residual blocks": images(image.Residual((image.Conv(4),)), image.Residual((image.Conv(6),), "project", out=6)),
     "bottleneck": images(image.Residual((image.Conv(2, kernel=1), image.Conv(2)), norm="batch")),
     "padded shortcut": images(image.Residual((image.Conv(4),), "pad", out=7)),
     "half a shortcut": images(image.Residual((image.Conv(4),), "half")),
@@ -155,12 +153,22 @@ NETWORKS: dict[str, Made] = {
     "pixel unshuffle first": images(image.Pixel(up_first=False, manual=True, width=2)),
     "squeeze and excitation": images(image.SqueezeExcite(3), image.Conv(4)),
     "gate of channels and places": function(
-        _cbam, IMAGE, stem=_conv(3, 4, 3, padding=1), down=(4, 3), up=(3, 4), place=_conv(2, 1, 3, padding=1),
+        _cbam,
+        IMAGE,
+        stem=_conv(3, 4, 3, padding=1),
+        down=(4, 3),
+        up=(3, 4),
+        place=_conv(2, 1, 3, padding=1),
         head=(4, 2),
     ),
     "U-Net": function(
-        _unet, IMAGE, one=_conv(3, 4, 3, padding=1), two=_conv(4, 6, 3, padding=1),
-        up=lambda: nn.ConvTranspose2d(6, 3, 2, 2), mix=_conv(7, 4, 3, padding=1), out=_conv(4, 2, 1),
+        _unet,
+        IMAGE,
+        one=_conv(3, 4, 3, padding=1),
+        two=_conv(4, 6, 3, padding=1),
+        up=lambda: nn.ConvTranspose2d(6, 3, 2, 2),
+        mix=_conv(7, 4, 3, padding=1),
+        out=_conv(4, 2, 1),
     ),
     "group norm": images(image.Conv(6, norm="group"), image.Conv(4, norm="one")),
     "instance and layer norm": images(image.Conv(4, norm="tracked"), image.Conv(4, norm="layer")),
@@ -221,20 +229,19 @@ NETWORKS: dict[str, Made] = {
         lambda m, x: m.head(m.rnn(x)[0][:, -1]), TOKENS, rnn=lambda: nn.LSTM(5, 3, 2, batch_first=True), head=(3, 2)
     ),
     "GRU, both directions": function(
-        lambda m, x: m.head(m.rnn(m.stem(x))[0].mean(0)), TOKENS, stem=(5, 4), head=(6, 2),
+        lambda m, x: m.head(m.rnn(m.stem(x))[0].mean(0)),
+        TOKENS,
+        stem=(5, 4),
+        head=(6, 2),
         rnn=lambda: nn.GRU(4, 3, bidirectional=True),
     ),
     "a written-out GRU": function(_cell, TOKENS, inner=(5, 12), outer=(4, 12), head=(4, 2)),
-    "a square view": function(
-        lambda m, x: m.b(m.a(x).unflatten(1, (3, 3)).sin().flatten(1)), ROW, a=(5, 9), b=(9, 2)
-    ),
+    "a square view": function(lambda m, x: m.b(m.a(x).unflatten(1, (3, 3)).sin().flatten(1)), ROW, a=(5, 9), b=(9, 2)),
     "a layer on its own result": function(
         lambda m, x: m.c(m.b(m.b(m.a(x)).relu()).relu()), ROW, a=(5, 4), b=(4, 4), c=(4, 2)
     ),
-    "a weight read both ways": function(
-        lambda m, x: m.b(m.a(x).relu() @ m.a.weight), ROW, a=(5, 6), b=(5, 2)
-    ),
-}  # fmt: skip
+    "a weight read both ways": function(lambda m, x: m.b(m.a(x).relu() @ m.a.weight), ROW, a=(5, 6), b=(5, 2)),
+}
 
 
 #: Why trying finds more than `couple` offers.

@@ -105,10 +105,13 @@ def compared(name: str, then: Path, options: argparse.Namespace) -> Iterator[dic
         if statistics.median(values["then"]) < SHORT:
             continue
         yield {
-            "model": name, "stage": stage, "then": round(statistics.median(values["then"]), 3),
-            "now": round(statistics.median(values["now"]), 3), "now / then": _ratio(values["now"], values["then"]),
+            "model": name,
+            "stage": stage,
+            "then": round(statistics.median(values["then"]), 3),
+            "now": round(statistics.median(values["now"]), 3),
+            "now / then": _ratio(values["now"], values["then"]),
             "then again / then": _ratio(values["again"], values["then"]),
-        }  # fmt: skip
+        }
 
 
 def _ratio(values: list[float], others: list[float]) -> float:

@@ -71,10 +71,14 @@ def main() -> None:
             ours = [100 * (solution.after[i] / solution.before[i] - 1) for i in (1, 0)]
             rows.append(
                 {
-                    "network": name, "ratios": label, "MACs %": round(ours[0], 1), "published": macs,
-                    "params %": round(ours[1], 1), "published params": params,
+                    "network": name,
+                    "ratios": label,
+                    "MACs %": round(ours[0], 1),
+                    "published": macs,
+                    "params %": round(ours[1], 1),
+                    "published params": params,
                 }
-            )  # fmt: skip
+            )
     title = "Counts at the ratios of IPPRO's Appendix C"
     print(record(name_of("counts", options), rows, title=title, seed=options.seed, notes=[]))
 

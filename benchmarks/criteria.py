@@ -24,8 +24,21 @@ from torch.nn import functional as F
 import fxprune
 
 CRITERIA = (
-    "joint", "variance", "l1", "l2", "taylor", "fpgm", "bn_scale", "kl", "spvr", "hrank", "chip", "nisp", "ippro", "random",
-)  # fmt: skip
+    "joint",
+    "variance",
+    "l1",
+    "l2",
+    "taylor",
+    "fpgm",
+    "bn_scale",
+    "kl",
+    "spvr",
+    "hrank",
+    "chip",
+    "nisp",
+    "ippro",
+    "random",
+)
 RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
 PEERS = ("GroupMagnitudeImportance", "GroupTaylorImportance", "FPGMImportance", "BNScaleImportance")
 SCORED = {"kl": 128, "spvr": 128, "chip": 8, "hrank": 256, "joint": 1024}  # images; 512 for the others
@@ -68,9 +81,15 @@ def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test
 
     def row(key: dict[str, Any]) -> dict[str, Any]:
         pruned = fxprune.compile(
-            model, calibration, fxprune.Budget(macs=key["macs"]), method=criterion, ignore=INNER,
-            recover=None if key["recover"] == "none" else key["recover"], seed=options.seed, progress=False,
-        )  # fmt: skip
+            model,
+            calibration,
+            fxprune.Budget(macs=key["macs"]),
+            method=criterion,
+            ignore=INNER,
+            recover=None if key["recover"] == "none" else key["recover"],
+            seed=options.seed,
+            progress=False,
+        )
         before, after = fxprune.report(pruned).macs
         top1 = round(cifar.accuracy(pruned, *test), 2)
         return {"kept": round(after / before, 4), "scored in s": round(seconds, 1), "top1": top1}

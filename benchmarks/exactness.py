@@ -74,9 +74,16 @@ def _compile(model: nn.Module, batch: zoo.Batch, entry: zoo.Entry, seed: int, **
     elif entry.other is not None:
         shapes = entry.dynamic_shapes()
     return fxprune.compile(
-        model, batches, target.pop("budget", None), method="magnitude", recover=None,
-        dynamic_shapes=shapes, seed=seed, progress=False, **target,
-    )  # fmt: skip
+        model,
+        batches,
+        target.pop("budget", None),
+        method="magnitude",
+        recover=None,
+        dynamic_shapes=shapes,
+        seed=seed,
+        progress=False,
+        **target,
+    )
 
 
 def _heads(model: nn.Module, batch: zoo.Batch, entry: zoo.Entry, seed: int) -> str:

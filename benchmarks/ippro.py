@@ -38,9 +38,14 @@ from fxprune.twin.interpreter import Run
 Scores = Mapping[str, Tensor]
 READINGS = ("literal", "reversed", "absolute", "absolute_offset")
 PASSES = (  # target, batch norm in training mode, data
-    ("gamma", False, "plain"), ("gamma_beta", False, "plain"), ("weight", False, "plain"), ("gamma", True, "plain"),
-    ("gamma", False, "augmented"), ("gamma", True, "augmented"), ("gamma", False, "balanced"),
-)  # fmt: skip
+    ("gamma", False, "plain"),
+    ("gamma_beta", False, "plain"),
+    ("weight", False, "plain"),
+    ("gamma", True, "plain"),
+    ("gamma", False, "augmented"),
+    ("gamma", True, "augmented"),
+    ("gamma", False, "balanced"),
+)
 BATCH = 32  # of fine-tuning
 COVARIANCE = 1024  # images for recovery
 TRUTH = {
@@ -139,9 +144,11 @@ def cells(setting: Setting, quick: bool) -> Iterator[dict[str, Any]]:
         collected = collect(context, Ippro(target=target, batch_statistics=statistics))
         first = first or collected
         where = {
-            "target": target, "batch norm": "training" if statistics else "evaluation", "data": data,
+            "target": target,
+            "batch norm": "training" if statistics else "evaluation",
+            "data": data,
             "pass seconds": round(time.perf_counter() - start),
-        }  # fmt: skip
+        }
         for reading in READINGS:
             scores = combine(context, collected, Ippro(target=target, reading=reading))
             found = {"0.2": setting.top1(scores, 0.2, None)}
@@ -198,10 +205,15 @@ def why(setting: Setting, images: int = 256) -> Iterator[dict[str, Any]]:
     for name, scores in criteria(setting).items():
         removed = setting.removed(scores, 0.2)
         ranks = [
-            variance[g.name].argsort().argsort()[torch.from_numpy(removed[setting.coupling.units[g.units]])]
-            .double().mean() / (len(g.units) - 1)
-            for g in setting.coupling.groups if g.name.startswith("layer")
-        ]  # fmt: skip
+            variance[g.name]
+            .argsort()
+            .argsort()[torch.from_numpy(removed[setting.coupling.units[g.units]])]
+            .double()
+            .mean()
+            / (len(g.units) - 1)
+            for g in setting.coupling.groups
+            if g.name.startswith("layer")
+        ]
         rank = round(float(torch.stack(ranks).mean()), 3)
         line: dict[str, Any] = {"criterion": name, "variance rank": rank}
         run = Faded(setting.coupling, removed)

@@ -42,9 +42,16 @@ def budget_row(name: str, share: float, backend: str, batch: int, options: Any) 
     budget = fxprune.Budget(latency=share, batch_size=batch, backend=backend, threads=options.threads)
     try:
         pruned = fxprune.compile(
-            model, [x], budget, method="l1", recover=None, verify=False, round_to=options.round_to, seed=options.seed,
+            model,
+            [x],
+            budget,
+            method="l1",
+            recover=None,
+            verify=False,
+            round_to=options.round_to,
+            seed=options.seed,
             progress=False,
-        )  # fmt: skip
+        )
     except fxprune.BudgetError as error:
         return {"error": str(error)[:120]}
     report = fxprune.report(pruned)
@@ -134,9 +141,14 @@ def speed_rows(name: str, kept: Kept, options: Any) -> None:
     shares = {label: macs(model, x[:1]) / base for label, model in models.items()}
     for backend, batch in cases:
         found = fxprune.bench(
-            models, x, batch_sizes=(batch,), backends=(backend,), threads=options.threads, repeats=options.repeats,
+            models,
+            x,
+            batch_sizes=(batch,),
+            backends=(backend,),
+            threads=options.threads,
+            repeats=options.repeats,
             seconds=options.seconds,
-        )  # fmt: skip
+        )
         for line in found.failed:
             print(line)
         for row in found.rows:

@@ -57,9 +57,13 @@ def peer(model: nn.Module, batch: dict[str, Tensor], importance: str, ratio: flo
     hidden = {m for path, m in trial.named_modules() if path.endswith("intermediate.dense")}
     others = [m for m in trial.modules() if isinstance(m, nn.Linear | nn.LayerNorm | nn.Embedding) and m not in hidden]
     pruner = tp.pruner.BasePruner(
-        trial, batch, importance=getattr(tp.importance, name)(**options), global_pruning=globally,
-        pruning_ratio=ratio, ignored_layers=others,
-    )  # fmt: skip
+        trial,
+        batch,
+        importance=getattr(tp.importance, name)(**options),
+        global_pruning=globally,
+        pruning_ratio=ratio,
+        ignored_layers=others,
+    )
     pruner.step()
     return trial
 
@@ -79,9 +83,7 @@ def chosen(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def key_of(ratio: float, tool: str, criterion: str, allocation: str, recover: str) -> dict[str, Any]:
     """Returns what tells a row from all others."""
-    return {
-        "ratio": ratio, "tool": tool, "criterion": criterion, "allocation": allocation, "recover": recover
-    }  # fmt: skip
+    return {"ratio": ratio, "tool": tool, "criterion": criterion, "allocation": allocation, "recover": recover}
 
 
 def measured(pruned: nn.Module, count: int | None) -> dict[str, Any]:
@@ -100,14 +102,22 @@ def ours(
     def row(key: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         pruned = fxprune.compile(
-            model, data, **target(model, key["ratio"], key["allocation"]), method=criterion, seed=options.seed,
-            recover=None if key["recover"] == "none" else key["recover"], progress=False,
-        )  # fmt: skip
+            model,
+            data,
+            **target(model, key["ratio"], key["allocation"]),
+            method=criterion,
+            seed=options.seed,
+            recover=None if key["recover"] == "none" else key["recover"],
+            progress=False,
+        )
         seconds = round(time.perf_counter() - start, 1)
         return {
-            "dev": round(minilm.spearman(pruned, "dev", options.pairs), 4), **measured(pruned, options.pairs), "scored": round(scoring, 1),
-            "seconds": seconds, "verified": fxprune.report(pruned).verified,
-        }  # fmt: skip
+            "dev": round(minilm.spearman(pruned, "dev", options.pairs), 4),
+            **measured(pruned, options.pairs),
+            "scored": round(scoring, 1),
+            "seconds": seconds,
+            "verified": fxprune.report(pruned).verified,
+        }
 
     for key in keys:
         kept.add(key, partial(row, key))

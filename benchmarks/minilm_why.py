@@ -122,11 +122,15 @@ def main() -> None:
     print(record(name_of("minilm-tokens", options), means, title=title, seed=options.seed, notes=notes))
     variants: dict[str, nn.Module] = {
         f"variance, {recover or 'none'}": fxprune.compile(
-            model, minilm.calibration(2048 if recover == "covariance" and not options.quick else few), ratios=RATIOS,
-            recover=recover, seed=options.seed, progress=False,
+            model,
+            minilm.calibration(2048 if recover == "covariance" and not options.quick else few),
+            ratios=RATIOS,
+            recover=recover,
+            seed=options.seed,
+            progress=False,
         )
         for recover in (None, "mean_shift", "covariance")
-    }  # fmt: skip
+    }
     title = "What the recoveries do to MiniLM's embeddings (variance, 50 % of the MLP units)"
     print(record(name_of("minilm-why", options), why(model, variants, pairs), title=title, seed=options.seed))
 

@@ -66,10 +66,15 @@ def measure(family: str, depth: int) -> dict[str, Any]:
     solution = timed("solve", partial(fxprune.solve, coupling, scores, fxprune.Budget(params=BUDGET)))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "params": sum(p.numel() for p in model.parameters()), "nodes": len(captured.module.graph.nodes),
-        "channels": len(coupling.channels), "units": len(coupling.units), **seconds, "grown MB": (after - before) / 1024,
-        "peak MB": after / 1024, "kept": solution.after.params / solution.before.params,
-    }  # fmt: skip
+        "params": sum(p.numel() for p in model.parameters()),
+        "nodes": len(captured.module.graph.nodes),
+        "channels": len(coupling.channels),
+        "units": len(coupling.units),
+        **seconds,
+        "grown MB": (after - before) / 1024,
+        "peak MB": after / 1024,
+        "kept": solution.after.params / solution.before.params,
+    }
 
 
 def in_process(family: str, depth: int, threads: int) -> dict[str, Any]:
@@ -85,12 +90,16 @@ def row(family: str, depth: int, found: list[dict[str, Any]]) -> dict[str, Any]:
     median = {key: statistics.median(one[key] for one in found) for key in found[0]}
     work = median["couple"] + median["solve"]
     return {
-        "family": family, "depth": depth, **{key: int(median[key]) for key in ("params", "nodes", "channels", "units")},
+        "family": family,
+        "depth": depth,
+        **{key: int(median[key]) for key in ("params", "nodes", "channels", "units")},
         **{f"{stage} s": round(median[stage], 2) for stage in ("capture", "couple", "solve")},
         "capture ms a node": round(1e3 * median["capture"] / median["nodes"], 2),
         "couple + solve us a channel": round(1e6 * work / median["channels"], 1),
-        "grown MB": round(median["grown MB"]), "peak MB": round(median["peak MB"]), "kept": round(median["kept"], 4),
-    }  # fmt: skip
+        "grown MB": round(median["grown MB"]),
+        "peak MB": round(median["peak MB"]),
+        "kept": round(median["kept"], 4),
+    }
 
 
 def main() -> None:

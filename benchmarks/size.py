@@ -17,9 +17,7 @@ from common.results import record
 from common.revisions import PACKAGE, unpacked
 
 #: The rooms that a model goes through to become smaller; all others are the rim.
-CORE = (
-    "algebra", "capturing", "ops", "coupling", "twin", "recovery", "scoring", "bridging", "budget", "rewriting",
-)  # fmt: skip
+CORE = ("algebra", "capturing", "ops", "coupling", "twin", "recovery", "scoring", "bridging", "budget", "rewriting")
 
 #: Where folders and files went that stood elsewhere before there were rooms; the longest match counts.
 BEFORE = {

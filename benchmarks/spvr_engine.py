@@ -83,10 +83,12 @@ def main() -> None:
                 results[name] = work()
             rows.append(
                 {
-                    "by": name, "sets": sum(map(len, sets.values())), "seconds": round(time.perf_counter() - start, 1),
+                    "by": name,
+                    "sets": sum(map(len, sets.values())),
+                    "seconds": round(time.perf_counter() - start, 1),
                     "peak MB": round(span.peak_bytes / 1e6),
                 }
-            )  # fmt: skip
+            )
             print(rows[-1], flush=True)
     ours, theirs = (torch.cat(list(results[name].values())) for name in ("engine", "naive"))
     rows[0]["times faster"] = round(rows[1]["seconds"] / rows[0]["seconds"], 2)

@@ -57,9 +57,15 @@ class Setting:
         o = self.options
         where = f"{name}-{o.images}x{o.epochs}-{o.lr}-{o.warmup}-{o.seed}"
         return {
-            "recipe": o.recipe, "epochs": o.epochs, "lr": o.lr, "warmup": o.warmup, "seed": o.seed, "progress": False,
-            "checkpoint_dir": o.cache / where, "mixed_precision": o.precision,
-        }  # fmt: skip
+            "recipe": o.recipe,
+            "epochs": o.epochs,
+            "lr": o.lr,
+            "warmup": o.warmup,
+            "seed": o.seed,
+            "progress": False,
+            "checkpoint_dir": o.cache / where,
+            "mixed_precision": o.precision,
+        }
 
     def place(self, model: nn.Module) -> nn.Module:
         """Puts a model on the device, channels last, which is the faster order on CPUs too."""
@@ -98,17 +104,29 @@ def finetune(setting: Setting) -> list[dict[str, Any]]:
     top1 = setting.accuracy(dense)
     rows: list[dict[str, Any]] = [
         {
-            "network": name, "method": "dense", "MACs kept": 1.0, "params": params(dense), "before": None, "top1": top1,
-            "to dense": 0.0, "published": None, "s an epoch": None,
+            "network": name,
+            "method": "dense",
+            "MACs kept": 1.0,
+            "params": params(dense),
+            "before": None,
+            "top1": top1,
+            "to dense": 0.0,
+            "published": None,
+            "s an epoch": None,
         }
-    ]  # fmt: skip
+    ]
     calibration = cifar.batches(*cifar.train_set(512 if options.quick else 2048), 256)
     for share in options.macs:
         for method in options.methods:
             pruned = fxprune.compile(
-                dense, calibration, fxprune.Budget(macs=share), method=method,
-                recover=None if options.recover == "none" else options.recover, seed=options.seed, progress=False,
-            )  # fmt: skip
+                dense,
+                calibration,
+                fxprune.Budget(macs=share),
+                method=method,
+                recover=None if options.recover == "none" else options.recover,
+                seed=options.seed,
+                progress=False,
+            )
             setting.place(pruned)
             before = setting.accuracy(pruned)
             print(f"{name} {method} at {share}: {before} before", flush=True)
@@ -118,11 +136,17 @@ def finetune(setting: Setting) -> list[dict[str, Any]]:
             after, macs = setting.accuracy(pruned), fxprune.report(pruned).macs
             rows.append(
                 {
-                    "network": name, "method": method, "MACs kept": round(macs[1] / macs[0], 4), "params": params(pruned),
-                    "before": before, "top1": after, "to dense": round(after - top1, 2),
-                    "published": IPPRO.get((options.depth, share)), "s an epoch": seconds(history),
+                    "network": name,
+                    "method": method,
+                    "MACs kept": round(macs[1] / macs[0], 4),
+                    "params": params(pruned),
+                    "before": before,
+                    "top1": after,
+                    "to dense": round(after - top1, 2),
+                    "published": IPPRO.get((options.depth, share)),
+                    "s an epoch": seconds(history),
                 }
-            )  # fmt: skip
+            )
             print(rows[-1], flush=True)
             setting.keep(pruned, label)
     return rows
@@ -151,17 +175,31 @@ def scratch(setting: Setting) -> list[dict[str, Any]]:
     top1 = setting.accuracy(dense)
     rows: list[dict[str, Any]] = [
         {
-            "removed %": 0, "params": params(dense), "convs": 13, "MACs %": 100.0, "top1": top1, "to dense": 0.0,
-            "published": SPVR[0.0], "published to dense": 0.0, "s an epoch": spent,
+            "removed %": 0,
+            "params": params(dense),
+            "convs": 13,
+            "MACs %": 100.0,
+            "top1": top1,
+            "to dense": 0.0,
+            "published": SPVR[0.0],
+            "published to dense": 0.0,
+            "s an epoch": spent,
         }
-    ]  # fmt: skip
+    ]
     print(rows[-1], flush=True)
     data = [cifar.train_set(options.samples)[0]]
     for share in options.shares:
         pruned = fxprune.compile(
-            dense, data, 1 - share, method="spvr", min_keep=0, recover="reinit", seed=options.seed, progress=False,
+            dense,
+            data,
+            1 - share,
+            method="spvr",
+            min_keep=0,
+            recover="reinit",
+            seed=options.seed,
+            progress=False,
             cache_dir=options.cache / "scores",
-        )  # fmt: skip
+        )
         setting.place(pruned)
         report = fxprune.report(pruned)
         history = fxprune.retrain(pruned, setting.train, **setting.arguments(f"{stem}-spvr-{share}"))
@@ -170,12 +208,17 @@ def scratch(setting: Setting) -> list[dict[str, Any]]:
         convs = [row.after for row in report.groups if row.after]
         rows.append(
             {
-                "removed %": 100 * share, "params": params(pruned), "convs": len(convs),
-                "MACs %": round(100 * report.macs[1] / report.macs[0], 2), "top1": after, "to dense": round(after - top1, 2),
-                "published": published, "published to dense": published and round(published - SPVR[0.0], 2),
+                "removed %": 100 * share,
+                "params": params(pruned),
+                "convs": len(convs),
+                "MACs %": round(100 * report.macs[1] / report.macs[0], 2),
+                "top1": after,
+                "to dense": round(after - top1, 2),
+                "published": published,
+                "published to dense": published and round(published - SPVR[0.0], 2),
                 "s an epoch": seconds(history),
             }
-        )  # fmt: skip
+        )
         print(rows[-1], convs, flush=True)
         setting.keep(pruned, f"{stem}-spvr-{share}")
     return rows

@@ -55,10 +55,16 @@ def trained(options: Any, cache: Path) -> Vgg:
     model = Vgg(16, 10, width)
     if not path.exists():
         history = fxprune.retrain(
-            model.to(memory_format=torch.channels_last), cifar.augmented(*cifar.train_set(options.images), BATCH),
-            recipe="spvr", epochs=options.epochs, lr=LR, warmup=WARMUP, seed=options.seed,
-            checkpoint_dir=cache / stem, progress=False,
-        )  # fmt: skip
+            model.to(memory_format=torch.channels_last),
+            cifar.augmented(*cifar.train_set(options.images), BATCH),
+            recipe="spvr",
+            epochs=options.epochs,
+            lr=LR,
+            warmup=WARMUP,
+            seed=options.seed,
+            checkpoint_dir=cache / stem,
+            progress=False,
+        )
         print(history, flush=True)
         save_half(model, path)
     model = Vgg(16, 10, width)
@@ -96,18 +102,29 @@ def cheapest(pruned: nn.Module, x: torch.Tensor) -> int:
 def ours(model: nn.Module, data: Any, share: float, options: Any, cache: Path) -> Network:
     """Returns SPvR's network without ``share`` of the parameters; the scores come from the first call's file."""
     pruned = fxprune.compile(
-        model, data, 1 - share, method=Spvr(group_size=options.group_size), min_keep=0, recover="reinit",
-        cache_dir=cache / "scores", seed=options.seed, progress=False,
-    )  # fmt: skip
+        model,
+        data,
+        1 - share,
+        method=Spvr(group_size=options.group_size),
+        min_keep=0,
+        recover="reinit",
+        cache_dir=cache / "scores",
+        seed=options.seed,
+        progress=False,
+    )
     report = fxprune.report(pruned)
     if params(pruned) != report.params[1]:
         raise RuntimeError(f"the report says {report.params[1]} parameters, the network has {params(pruned)}")
     line = {
-        "removed %": 100 * share, "by": "fxprune spvr", "params": report.params[1],
+        "removed %": 100 * share,
+        "by": "fxprune spvr",
+        "params": report.params[1],
         "short of budget": int((1 - share) * report.params[0] + 1e-6) - report.params[1],
-        "cheapest unit": cheapest(pruned, data[0][:2]), **depth(pruned),
-        "MACs %": round(100 * report.macs[1] / report.macs[0], 2), "verified": report.verified,
-    }  # fmt: skip
+        "cheapest unit": cheapest(pruned, data[0][:2]),
+        **depth(pruned),
+        "MACs %": round(100 * report.macs[1] / report.macs[0], 2),
+        "verified": report.verified,
+    }
     widths = [row.after for row in report.groups if row.after]
     print(f"{share}: widths {widths}; bridged {report.plan.bridged}", flush=True)  # type: ignore[union-attr]
     return Network({**line, "widths": " ".join(map(str, widths))}, pruned)
@@ -121,9 +138,13 @@ def peer(model: nn.Module, share: float, x: torch.Tensor) -> Network:
     for _ in range(12):
         ratio, trial = (low + high) / 2, copy.deepcopy(model)
         tp.pruner.BasePruner(
-            trial, x, importance=tp.importance.GroupMagnitudeImportance(), global_pruning=True,
-            pruning_ratio=ratio, ignored_layers=[trial.classifier],
-        ).step()  # fmt: skip
+            trial,
+            x,
+            importance=tp.importance.GroupMagnitudeImportance(),
+            global_pruning=True,
+            pruning_ratio=ratio,
+            ignored_layers=[trial.classifier],
+        ).step()
         if params(trial) <= (1 - share) * base:
             best, high = trial, ratio
         else:
@@ -134,10 +155,13 @@ def peer(model: nn.Module, share: float, x: torch.Tensor) -> Network:
     widths = [m.out_channels for m in best.modules() if isinstance(m, nn.Conv2d)]
     pools = sum(isinstance(m, nn.MaxPool2d) for m in best.modules())
     line |= {
-        "params": params(best), "short of budget": int((1 - share) * base + 1e-6) - params(best),
-        "convs": len(widths), "pools": pools, "MACs %": round(100 * macs(best, x) / macs(model, x), 2),
+        "params": params(best),
+        "short of budget": int((1 - share) * base + 1e-6) - params(best),
+        "convs": len(widths),
+        "pools": pools,
+        "MACs %": round(100 * macs(best, x) / macs(model, x), 2),
         "widths": " ".join(map(str, widths)),
-    }  # fmt: skip
+    }
     return Network(line, best.eval())
 
 
@@ -180,9 +204,16 @@ def tabulated(options: argparse.Namespace) -> None:
     print(f"dense: {params(model)} parameters, top-1 {top1:.2f} %", flush=True)
     x = images[:1]
     dense = {
-        "removed %": 0, "by": "dense", "params": params(model), "short of budget": None, "cheapest unit": None,
-        "convs": 13, "pools": 5, "MACs %": 100.0, "verified": None,
-    }  # fmt: skip
+        "removed %": 0,
+        "by": "dense",
+        "params": params(model),
+        "short of budget": None,
+        "cheapest unit": None,
+        "convs": 13,
+        "pools": 5,
+        "MACs %": 100.0,
+        "verified": None,
+    }
     networks = [Network(dense, model)]
     for share in SHARES[-1:] if options.quick else SHARES:
         networks.append(ours(model, data, share, options, options.cache))

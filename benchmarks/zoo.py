@@ -53,7 +53,11 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
     }
     for budget in BUDGETS:
         outcome = found.get(str(budget), {})
-        row |= {f"at {budget}": outcome.get("status"), f"kept {budget}": outcome.get("kept"), f"error {budget}": outcome.get("error")}  # fmt: skip
+        row |= {
+            f"at {budget}": outcome.get("status"),
+            f"kept {budget}": outcome.get("kept"),
+            f"error {budget}": outcome.get("error"),
+        }
     stages = found["seconds"]
     row["capture s"], row["couple s"] = stages.get("capture"), stages.get("couple")
     why = [
@@ -73,9 +77,11 @@ def peer_line(found: dict[str, Any]) -> dict[str, Any]:
     share, runs = found.get("share"), found.get("runs", False)
     reached = runs and share is not None and share <= BUDGETS[0]
     return {
-        "Torch-Pruning": "runs" if reached else "misses the budget" if runs else "fails", "its kept": share,
-        "its s": round(sum(spent), 2) if spent else None, "its error": found.get("error", ""),
-    }  # fmt: skip
+        "Torch-Pruning": "runs" if reached else "misses the budget" if runs else "fails",
+        "its kept": share,
+        "its s": round(sum(spent), 2) if spent else None,
+        "its error": found.get("error", ""),
+    }
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:

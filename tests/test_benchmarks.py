@@ -29,8 +29,12 @@ def run(path: Path, results: Path, *arguments: str) -> dict[str, list[dict[str, 
     """Runs a script on one core, and returns the rows that it records, by the name of the record."""
     done = subprocess.run(
         [sys.executable, str(path), "--quick", "--threads", "1", *arguments],
-        env={**os.environ, "FXPRUNE_RESULTS": str(results)}, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        env={**os.environ, "FXPRUNE_RESULTS": str(results)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     if done.returncode == SKIPPED:
         pytest.skip(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
@@ -152,9 +156,14 @@ def test_every_room_of_the_core_is_there(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_where_the_old_layout_went(monkeypatch: pytest.MonkeyPatch) -> None:
     size = script("size", monkeypatch, "size")
     expected = {
-        "capture/normalize/fold.py": "capturing", "rewrite/slice.py": "rewriting", "rewrite/span.py": "bridging",
-        "latency/setting.py": "budget", "latency/table.py": "latency", "coupling.py": "coupling", "__init__.py": "",
-    }  # fmt: skip
+        "capture/normalize/fold.py": "capturing",
+        "rewrite/slice.py": "rewriting",
+        "rewrite/span.py": "bridging",
+        "latency/setting.py": "budget",
+        "latency/table.py": "latency",
+        "coupling.py": "coupling",
+        "__init__.py": "",
+    }
     assert {path: size["former_room"](path) for path in expected} == expected
     with pytest.raises(SystemExit, match=r"fxprune/unheard\.py: add it"):
         size["former_room"]("unheard.py")

@@ -66,9 +66,15 @@ def in_islands(call: Call, share: float, found: dict[str, Any]) -> dict[str, Any
     """Returns what came of one budget for a model that can only be captured in parts; adds what the parts are."""
     try:
         pruned = fxprune.compile(
-            call.model, [(call.args, dict(call.kwargs))], share, method="l2", recover=None,
-            forward_args=lambda batch: batch, verify_dtype=torch.float64, progress=False,
-        )  # fmt: skip
+            call.model,
+            [(call.args, dict(call.kwargs))],
+            share,
+            method="l2",
+            recover=None,
+            forward_args=lambda batch: batch,
+            verify_dtype=torch.float64,
+            progress=False,
+        )
     except (fxprune.BudgetError, fxprune.NothingToPruneError) as error:
         return refused(error)
     report = fxprune.report(pruned)
@@ -96,9 +102,12 @@ def described(coupling: fxprune.Coupling) -> dict[str, Any]:
     for held in coupling.frozen():
         reasons[held.reason] += held.coordinates
     return {
-        "units": dict(kinds), "groups": len(coupling.groups), "removable": round(1 - least.params / max(whole.params, 1), 4),
-        "frozen": dict(reasons.most_common(8)), "unsupported": sorted({op for op, _ in coupling.unsupported}),
-    }  # fmt: skip
+        "units": dict(kinds),
+        "groups": len(coupling.groups),
+        "removable": round(1 - least.params / max(whole.params, 1), 4),
+        "frozen": dict(reasons.most_common(8)),
+        "unsupported": sorted({op for op, _ in coupling.unsupported}),
+    }
 
 
 def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float) -> dict[str, Any]:

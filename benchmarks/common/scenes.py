@@ -63,9 +63,13 @@ class UNet(nn.Module):
 
 def _level(inputs: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(inputs, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
 
 
 @torch.no_grad()

@@ -45,6 +45,14 @@ def scored(model: nn.Module, method: str, data: Any, seed: int, **options: Any) 
 
     start = time.perf_counter()
     fxprune.compile(
-        model, data, ratios=0.0, method=Scoring(defaults={}), recover=None, verify=False, seed=seed, progress=False, **options,
-    )  # fmt: skip
+        model,
+        data,
+        ratios=0.0,
+        method=Scoring(defaults={}),
+        recover=None,
+        verify=False,
+        seed=seed,
+        progress=False,
+        **options,
+    )
     return Scored(method, held["scores"], scorer.per_cost, {}), time.perf_counter() - start

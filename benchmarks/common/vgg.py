@@ -26,9 +26,7 @@ class Vgg(nn.Module):
         for count, size in zip(STAGES[depth], WIDTHS, strict=True):
             for _ in range(count):
                 outputs = round(size * width)
-                layers += [
-                    nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-                ]  # fmt: skip
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
                 inputs = outputs
             layers.append(nn.MaxPool2d(2))
         self.features, self.classifier = nn.Sequential(*layers), nn.Linear(inputs, classes)

@@ -13,9 +13,20 @@ from . import Architecture, Call
 
 #: Edge of the images by name pattern, the first that matches; what the model takes at least, or enough to have windows.
 _EDGES = {
-    "inception_v3": 96, "maxvit_t": 224, "swin*": 112, "vit_h_14": 56, "vit_b_32": 128, "vit_l_32": 128, "raft_*": 128, "ssd300*": 300,
-    "ssdlite*": 320, "*_fpn*": 128, "s3d": 224, "mvit*": 224, "*": 64,
-}  # fmt: skip
+    "inception_v3": 96,
+    "maxvit_t": 224,
+    "swin*": 112,
+    "vit_h_14": 56,
+    "vit_b_32": 128,
+    "vit_l_32": 128,
+    "raft_*": 128,
+    "ssd300*": 300,
+    "ssdlite*": 320,
+    "*_fpn*": 128,
+    "s3d": 224,
+    "mvit*": 224,
+    "*": 64,
+}
 _FRAMES = {"mvit*": 16, "s3d": 16, "*": 4}
 
 
@@ -59,8 +70,12 @@ def entries() -> list[Architecture]:
     import torchvision.models as tv
 
     groups = {
-        "": tv, "segmentation": tv.segmentation, "video": tv.video, "optical_flow": tv.optical_flow, "detection": tv.detection,
-    }  # fmt: skip
+        "": tv,
+        "segmentation": tv.segmentation,
+        "video": tv.video,
+        "optical_flow": tv.optical_flow,
+        "detection": tv.detection,
+    }
     return [
         Architecture("torchvision", f"torchvision:{name}", partial(_build, group, name))
         for group, module in groups.items()

@@ -90,9 +90,8 @@ class TemporalBlock(nn.Module):
         conv1 = weight_norm(nn.Conv1d(inputs, outputs, kernel, padding=padding, dilation=dilation))
         conv2 = weight_norm(nn.Conv1d(outputs, outputs, kernel, padding=padding, dilation=dilation))
         self.net = nn.Sequential(
-            conv1, Chomp1d(padding), nn.ReLU(), nn.Dropout(0.2),
-            conv2, Chomp1d(padding), nn.ReLU(), nn.Dropout(0.2),
-        )  # fmt: skip
+            conv1, Chomp1d(padding), nn.ReLU(), nn.Dropout(0.2), conv2, Chomp1d(padding), nn.ReLU(), nn.Dropout(0.2)
+        )
         self.downsample = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:

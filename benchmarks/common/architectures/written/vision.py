@@ -165,9 +165,13 @@ def groupnorm_resnet() -> nn.Module:
 
 def weight_standardised() -> nn.Module:
     body = nn.Sequential(
-        WSConv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(),
-        WSConv2d(16, 32, 3, stride=2, padding=1), nn.GroupNorm(4, 32), nn.ReLU(),
-    )  # fmt: skip
+        WSConv2d(3, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        WSConv2d(16, 32, 3, stride=2, padding=1),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+    )
     return Classifier(body, 32)
 
 
