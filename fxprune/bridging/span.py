@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 from torch import fx
 
@@ -16,6 +15,9 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 from fxprune.ops.registry import bind, is_kind, rule_of
 from fxprune.ops.tracer import Contraction
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +39,8 @@ class Span:
 
 def find_span(coupling: Coupling, group: Group) -> Span | None:
     """Returns what has to be spanned for a group to go; None if it is not on an only path."""
+    import networkx as nx
+
     ids = coupling.units[group.units]
     graph = coupling.captured.module.graph
     inside = [n for n in graph.nodes if n.op == "call_function" and _carries(coupling, n, ids)]
@@ -117,6 +121,8 @@ def _exit(
     flow: nx.DiGraph[fx.Node], inside: Sequence[fx.Node], readers: Sequence[Contraction], spent: Sequence[fx.Node]
 ) -> fx.Node | None:
     """Returns the first value after all that needs parameters, through which all that is read outside comes."""
+    import networkx as nx
+
     held = set(inside)
     for node in inside:
         if any(node is not one and node not in nx.descendants(flow, one) for one in spent):

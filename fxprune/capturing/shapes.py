@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxprune._base.errors import CaptureError
 from fxprune._base.names import fetch
@@ -127,6 +126,8 @@ def _at_example(symbolic: Sequence[Sequence[Any]], concrete: Sequence[tuple[int,
 
 
 def _call(node: fx.Node, env: dict[fx.Node, Any], sizes: Sizes) -> Any:
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     target: Callable[..., Any] = node.target  # type: ignore[assignment]
     value = node.meta.get("val")
     if any(tag in getattr(target, "tags", ()) for tag in _DYNAMIC) and free_unbacked_symbols(value):

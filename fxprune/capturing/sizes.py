@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy  # type: ignore[import-untyped]
 import torch
+
+if TYPE_CHECKING:
+    import sympy  # type: ignore[import-untyped]
 
 __all__ = ["Sizes", "assign", "static"]
 
@@ -39,6 +41,8 @@ class Sizes:
     def value(self, expr: Any) -> int:
         """Return the value of a sympy expression; unseen symbols (data-dependent sizes) get fresh primes."""
         if expr not in self._cache:
+            import sympy
+
             for symbol in sorted(expr.free_symbols - self.primes.keys(), key=str):
                 self.primes[symbol] = next(p for p in _candidates() if p not in self.primes.values())
             self._cache[expr] = int(expr.xreplace({s: sympy.Integer(p) for s, p in self.primes.items()}))
@@ -76,10 +80,14 @@ def assign(batch: list[sympy.Symbol], others: list[sympy.Symbol], upper: Mapping
 
 
 def _candidates() -> Iterator[int]:
+    import sympy
+
     yield from _PRIMES
     yield from sympy.primerange(_PRIMES[-1] + 1, 10 * _BATCH)
 
 
 def _prime_below(limit: int, taken: set[int]) -> int:
     """Return the largest free prime up to ``limit``, or ``limit`` itself if there is none."""
+    import sympy
+
     return next((n for n in range(limit, 1, -1) if n not in taken and sympy.isprime(n)), limit)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 from torch import fx
 
@@ -20,6 +19,9 @@ from fxprune.coupling.units import Group, ParameterAxis
 from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction
 from fxprune.results.tables import few
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class Coupling:
 
     def to_networkx(self) -> nx.Graph[str]:
         """Returns a bipartite graph of groups and parameter axes, edges weighted by coordinates a unit."""
+        import networkx as nx
+
         graph: nx.Graph[str] = nx.Graph()
         for axis in self.axes:
             graph.add_node(f"{axis.tensor}[{axis.dim}]", kind="axis", size=len(axis.labels))

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
@@ -118,6 +117,8 @@ def _merge_groups(
     pairs: tuple[Ids, Ids, Ids],
 ) -> Ids:  # fmt: skip
     """Joins groups that one layer makes: same kind and coordinates a unit, and none on another's coordinates."""
+    import networkx as nx
+
     merged: nx.utils.UnionFind[int] = nx.utils.UnionFind(range(int(group_of.max(initial=-1)) + 1))
     pair_unit, pair_axis, counts = pairs
     block = KINDS.index("block")

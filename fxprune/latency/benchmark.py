@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -77,6 +76,8 @@ class Bench:
 
     def __str__(self) -> str:
         """Returns the table."""
+        from tabulate import tabulate
+
         headers = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
         align = ("left", "right", "left", *["right"] * 5)
         cells = [row.cells() for row in self.rows]

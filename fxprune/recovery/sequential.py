@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import Tensor, fx
 
@@ -79,6 +78,8 @@ def sequential(context: RecoveryContext) -> dict[str, Tensor]:
 
 def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
     """Returns the graph's nodes with every skip before the layer it is added to, where that is possible."""
+    import networkx as nx
+
     nodes = list(coupling.captured.module.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     graph: nx.DiGraph[fx.Node] = nx.DiGraph()

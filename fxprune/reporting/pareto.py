@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
-from tabulate import tabulate
-
 from fxprune._base.errors import BudgetError
 from fxprune._base.files import write_text
 from fxprune.budget.budget import Budget
@@ -124,6 +122,8 @@ class Sweep:
 
     def __str__(self) -> str:
         """Returns the table; a star marks the points that no other one beats."""
+        from tabulate import tabulate
+
         heads, rows = self.table()
         align = ["left" if head in _WORDS else "right" for head in heads]
         size = f"{self.before.params:,} parameters, {self.before.macs:,} MACs dense"

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 #: The rows of a table that are printed; the middle of a longer one is left out.
 ROWS = 24
 
@@ -23,6 +21,8 @@ def table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, 
         headers: of the columns.
         width: characters after which a column of words is broken; None never breaks one.
     """
+    from tabulate import tabulate
+
     numeric = [header in _NUMERIC for header in headers]
     return f"{title}\n" + tabulate(
         rows, headers, tablefmt="simple", disable_numparse=True,

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tabulate import tabulate
-
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 
@@ -49,6 +47,8 @@ class History:
     resumed_at: int = 0
 
     def __str__(self) -> str:
+        from tabulate import tabulate
+
         names = list(self.before)
         rows: list[list[Any]] = [["before", None, *self.before.values(), None, None]] if names else []
         for epoch in self.epochs:

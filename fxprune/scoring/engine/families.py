@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor
 
 from fxprune.coupling.units import Group
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def families(groups: Sequence[Group]) -> list[tuple[str, ...]]:
@@ -18,6 +21,8 @@ def families(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     cycle: the stream leads to the inside of a block, and that back to the stream. The inside of a block with a
     projection beside it lies on no cycle; it belongs to the stream that it leads to.
     """
+    import networkx as nx
+
     groups = [group for group in groups if group.kind != "block"]
     made: dict[str, list[str]] = {}
     for group in groups:
