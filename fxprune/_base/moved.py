@@ -33,6 +33,8 @@ class _Moved(ModuleType):
         self.__dict__["_new"] = f"fxprune.{new}"
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # who goes through all modules and asks each for its file is to import nothing
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(self.__dict__["_new"]), name)
 
 

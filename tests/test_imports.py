@@ -1,0 +1,78 @@
+"""What is imported when: nothing heavy before it is used, and no torch for help; every public name is found."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fxprune
+
+
+def imported_by(code: str, *, before: str = "pass") -> set[str]:
+    """Returns what some code imports, in a process of its own, in which other code has run already."""
+    code = f"import sys\n{before}\nown = set(sys.modules)\n{code}\nprint(*sys.modules.keys() - own)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def typed_places() -> dict[str, str]:
+    """Returns where a type checker looks for each public name."""
+    tree = ast.parse(Path(fxprune.__file__).read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    return {
+        alias.asname or alias.name: f"{node.module}.{alias.name}".removeprefix("fxprune.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+# -- the package --------------------------------------------------------------------------------------------------
+
+
+def test_the_names_their_places_and_their_types_agree() -> None:
+    assert typed_places() == fxprune._PLACES
+    assert fxprune.__all__ == sorted(fxprune._PLACES) and set(fxprune.__all__) <= set(dir(fxprune))
+
+
+@pytest.mark.parametrize("name", fxprune.__all__)
+def test_a_public_name_is_what_stands_at_its_place(name: str) -> None:
+    found: dict[str, object] = {}
+    exec(f"from fxprune import {name}", found)
+    module, _, inner = fxprune._PLACES[name].rpartition(".")
+    assert found[name] is getattr(importlib.import_module(f"fxprune.{module}"), inner)
+
+
+def test_another_name_is_an_error_that_says_so() -> None:
+    with pytest.raises(AttributeError, match=r"module 'fxprune' has no attribute 'prune'"):
+        fxprune.prune  # noqa: B018
+    with pytest.raises(ImportError, match="prune"):
+        exec("from fxprune import prune")
+
+
+def test_the_package_alone_imports_no_torch() -> None:
+    found = imported_by("import fxprune; fxprune.__version__; fxprune.PlanError")
+    assert "torch" not in found and "numpy" not in found
+
+
+def test_going_through_all_modules_imports_nothing() -> None:
+    # inspect.getmodule does so; the modules under their old names are to stay asleep
+    found = imported_by("import fxprune\nfor m in list(sys.modules.values()): hasattr(m, '__file__')")
+    assert "fxprune.report" in found and "torch" not in found
+
+
+def test_all_public_names_import_little_that_torch_does_not() -> None:
+    ours = imported_by("import fxprune\nfor name in fxprune.__all__: getattr(fxprune, name)", before="import torch")
+    assert {f"fxprune.{place.rpartition('.')[0]}" for place in fxprune._PLACES.values()} <= ours
+    libraries = {name for name in ours if name.partition(".")[0] not in sys.stdlib_module_names}
+    libraries = {name for name in libraries if not name.startswith(("fxprune", "numpy."))}
+    assert libraries <= {"safetensors", "safetensors._safetensors_rust", "safetensors.torch"}
+
+
+def test_whoever_looks_a_rule_up_finds_it() -> None:
+    imported_by("import torch\nfrom fxprune.ops.registry import rule_of\nassert rule_of(torch.ops.aten.conv2d.default)")
