@@ -810,6 +810,9 @@ def test_help_and_version() -> None:
     assert done("--version").stdout == f"fxprune {fxprune.__version__}\n"
     text = done("--help").stdout
     assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+    assert len(main.examples) == 3 and all(f"\n  {line}\n" in text for line in main.examples) and "\\b" not in text
+    for line in main.examples:
+        assert_parses(line)
     assert "[default: 0.25]" in done("demo", "-h").stdout
 
 

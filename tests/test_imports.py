@@ -76,3 +76,34 @@ def test_all_public_names_import_little_that_torch_does_not() -> None:
 
 def test_whoever_looks_a_rule_up_finds_it() -> None:
     imported_by("import torch\nfrom fxprune.ops.registry import rule_of\nassert rule_of(torch.ops.aten.conv2d.default)")
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+
+RUN = """
+from click.testing import CliRunner
+from fxprune.cli import main
+
+def run(*argv, **settings):
+    found = CliRunner().invoke(main, argv, prog_name="fxprune", **settings)
+    assert found.exit_code == 0 and found.output, (argv, found)
+    return found.output
+"""
+
+
+def test_help_and_version_import_no_torch() -> None:
+    found = imported_by(f"{RUN}\nrun('--help'), run('--version')\nfor name in main.commands: run(name, '--help')")
+    assert "click" in found and "torch" not in found and "numpy" not in found
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("fxprune re", "report"), ("fxprune compile --bud", "--budget"), ("fxprune compile net --lab", "--labels")],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_imports_no_torch(shell: str, words: str, expected: str) -> None:
+    last = words.rpartition(" ")[2]
+    place = {"COMP_WORDS": words, "COMP_CWORD": last if shell == "fish" else str(words.count(" "))}
+    env = {**place, "_FXPRUNE_COMPLETE": f"{shell}_complete"}
+    found = imported_by(f"{RUN}\nassert {expected!r} in run(env={env!r})")
+    assert "torch" not in found

@@ -12,9 +12,8 @@ import fxprune
 from fxprune.cli.command import Command, option
 from fxprune.cli.errors import InputError
 from fxprune.cli.files import check_directory
-from fxprune.cli.models import make, model_options, spec_of
+from fxprune.cli.model_options import model_options, spec_of
 from fxprune.cli.say import tell
-from fxprune.results.plan import Plan
 from fxprune.storage.manifest import PLAN
 
 _SUFFIX = ".safetensors"
@@ -36,6 +35,8 @@ def apply(plan: str, targets: tuple[str, ...], out: str, quiet: bool, **options:
     weights are sliced, not recovered. FILES are .safetensors files, a quoted pattern, or a folder of them:
     only one is in memory at a time.
     """
+    from fxprune.cli.models import make
+
     found = read_plan(plan)
     check_directory(out)
     pattern = _pattern(targets)
@@ -51,10 +52,10 @@ def apply(plan: str, targets: tuple[str, ...], out: str, quiet: bool, **options:
         click.echo(f"{fxprune.report(pruned)}\n\nsaved: the model in {out}")
 
 
-def read_plan(path: str) -> Plan:
+def read_plan(path: str) -> fxprune.Plan:
     """Returns the plan of a file, or of a directory that ``fxprune.save`` wrote."""
     file = Path(path) / PLAN if Path(path).is_dir() else Path(path)
-    return Plan.from_json(file.read_bytes(), what=str(file))
+    return fxprune.Plan.from_json(file.read_bytes(), what=str(file))
 
 
 def _pattern(targets: tuple[str, ...]) -> str | None:

@@ -9,7 +9,7 @@ import click
 
 import fxprune
 from fxprune.cli.command import Command, option
-from fxprune.cli.saved import dense_of, dense_options, load_pruned
+from fxprune.cli.model_options import dense_options
 from fxprune.cli.say import tell
 from fxprune.cli.values import counts
 
@@ -37,6 +37,8 @@ def bench(
     The models take turns, so that a busy machine is unfair to none; medians, their errors, and the ratio to
     the dense model. Shapes are those that the model was compiled with.
     """
+    from fxprune.cli.saved import dense_of, load_pruned
+
     dense = dense_of(options, quiet=True)
     pruned = load_pruned(directory, dense, options["device"])
     if dense is None:

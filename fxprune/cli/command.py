@@ -18,12 +18,22 @@ class Option(click.Option):
         self.section = section
 
 
-class Command(click.Command):
-    """A command with examples; each of them is a line that can be pasted."""
+class WithExamples(click.Command):
+    """A command whose help ends with examples; each of them is a line that can be pasted."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the examples, unbroken."""
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.examples))
+
+
+class Command(WithExamples):
+    """A command whose help shows its options by section."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options by section, those of no section last."""
@@ -37,12 +47,6 @@ class Command(click.Command):
         for title, rows in (*sections.items(), ("Options", last)):
             with formatter.section(title):
                 formatter.write_dl(rows, col_max=26)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the examples, unbroken."""
-        if self.examples:
-            with formatter.section("Examples"):
-                formatter.write("".join(f"  {line}\n" for line in self.examples))
 
 
 def option(*names: str, section: str = "Options", **settings: Any) -> Callable[[Function], Function]:

@@ -11,14 +11,12 @@ import click
 import fxprune
 from fxprune._base.files import write_text
 from fxprune.cli.command import Command, option
-from fxprune.cli.data import data_options, data_spec, load_data
+from fxprune.cli.data_options import data_options, data_spec
 from fxprune.cli.errors import InputError
 from fxprune.cli.files import check_directory, check_file
-from fxprune.cli.models import make, model_options, spec_of
+from fxprune.cli.model_options import model_options, spec_of
 from fxprune.cli.say import tell
 from fxprune.cli.values import amount, fetch
-from fxprune.results.attached import attach
-from fxprune.scoring import scorer_of
 
 _BUDGET, _METHOD = "Budget", "Method"
 
@@ -86,6 +84,11 @@ def compile_model(
     MODEL is torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory. What is written
     is a directory for `fxprune report`, `export`, `bench` and `finetune`, and for fxprune.load.
     """
+    from fxprune.cli.data import load_data
+    from fxprune.cli.models import make
+    from fxprune.results.attached import attach
+    from fxprune.scoring import scorer_of
+
     meta = options["meta"]
     _check_outputs(out, plan, dry_run, meta)
     scorer = scorer_of(options["method"])

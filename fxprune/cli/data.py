@@ -3,110 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import click
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.cli.arrays import read_arrays
-from fxprune.cli.command import option, together
+from fxprune.cli.data_options import DataSpec, Preparation
 from fxprune.cli.errors import InputError
-from fxprune.cli.images import (
-    Preparation,
-    class_names,
-    classes_of,
-    default_shape,
-    image_files,
-    read_image,
-    transform_of,
-)
+from fxprune.cli.images import class_names, classes_of, default_shape, image_files, read_image, transform_of
 from fxprune.cli.models import Made
 from fxprune.cli.say import warn
 from fxprune.cli.texts import TABLES, read_table, tokenise
-from fxprune.cli.values import fetch, floats, is_reference, kind_of
+from fxprune.cli.values import fetch, is_reference, kind_of
 
 _FORMS = (
     "a folder of images, an .npz, .txt, .csv or .tsv file, package.module:loader, or random:SHAPE such as "
     "random:32x3x224x224"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSpec:
-    """Where data come from.
-
-    Attributes:
-        source: a path, ``package.module:loader`` or ``random:SHAPE``.
-        name: the option's name, for messages.
-        samples: how many to take at most, drawn at random where there are more.
-        batch_size: samples a batch.
-        images: how images are prepared.
-        labels: ``"auto"``: targets where they are wanted; ``"none"``: never.
-        column: of a table, the text.
-        label_column: of a table, the class.
-        tokenizer: a name or folder, if not the model's own.
-        max_length: tokens a text.
-        seed: of what is drawn.
-    """
-
-    source: str
-    name: str = "--calib"
-    samples: int = 256
-    batch_size: int = 32
-    images: Preparation = field(default_factory=Preparation)
-    labels: Literal["auto", "none"] = "auto"
-    column: str | None = None
-    label_column: str | None = None
-    tokenizer: str | None = None
-    max_length: int = 128
-    seed: int = 0
-
-
-def data_options(name: str, *, required: bool, samples: int = 256) -> Callable[[Any], Any]:
-    """Returns the options that say which data, for `data_spec`."""
-    section = "Data"
-    numbers: dict[str, Any] = {"type": floats, "metavar": "X,Y,Z", "section": section}
-    return together(
-        option(name, "source", metavar="DATA", required=required, section=section, help=(
-            "A folder of images (searched through; a subfolder for each class where targets are needed), an "
-            ".npz file (an array for each input by its name, and `labels`), a .txt file (a text a line), a "
-            ".csv or .tsv file, package.module:loader (batches, or a function that returns them), or "
-            "random:SHAPE for trying out.")),
-        option("--samples", type=click.IntRange(1), default=samples, section=section,
-               help="Take at most so many."),
-        option("--batch-size", type=click.IntRange(1), default=32, section=section, help="Samples a batch."),
-        option("--image-size", type=click.IntRange(1), section=section,
-               help="Height and width of images; else what the model's library says."),
-        option("--mean", help="Mean of each colour, of values in [0, 1]; else the library's.", **numbers),
-        option("--std", help="Standard deviation of each colour.", **numbers),
-        option("--channels", type=click.Choice(["1", "3"]), default="3", section=section,
-               help="1 for grey images."),
-        option("--labels", type=click.Choice(["auto", "none"]), default="auto", section=section,
-               help="auto: classes from subfolders where the method needs targets."),
-        option("--column", section=section, help="The column of a table that holds the text."),
-        option("--label-column", section=section, help="The column of a table that holds the class."),
-        option("--tokenizer", metavar="NAME|DIR", section=section, help="If not the model's own."),
-        option("--max-length", type=click.IntRange(1), default=128, section=section, help="Tokens a text."),
-    )  # fmt: skip
-
-
-def data_spec(options: Mapping[str, Any], name: str, *, source: str | None = None, seed: int = 0) -> DataSpec:
-    """Returns the spec that the options of `data_options` describe."""
-    images = Preparation(
-        size=options["image_size"], mean=options["mean"], std=options["std"],
-        channels=int(options["channels"]),
-    )  # fmt: skip
-    return DataSpec(
-        source=options["source"] if source is None else source, name=name, samples=options["samples"],
-        batch_size=options["batch_size"], images=images, labels=options["labels"], column=options["column"],
-        label_column=options["label_column"], tokenizer=options["tokenizer"],
-        max_length=options["max_length"], seed=seed,
-    )  # fmt: skip
 
 
 def load_data(spec: DataSpec, made: Made, *, targets: bool = False) -> Any:

@@ -6,7 +6,6 @@ import click
 
 from fxprune.cli.command import Command, option
 from fxprune.cli.errors import InputError
-from fxprune.contrib import demo as demonstration
 
 
 @click.command(
@@ -23,5 +22,7 @@ def demo(seed: int, budget: float, method: str, out: str | None) -> None:
 
     Then the dense, the pruned and the fine-tuned network are compared. Under a minute.
     """
+    from fxprune.contrib import demo as demonstration
+
     if not demonstration.run(seed=seed, budget=budget, method=method, out=out).reloaded:
         raise InputError("the saved model, loaded again, differs")

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+import fxprune
 from fxprune.cli.command import Command, option
-from fxprune.cli.data import data_options, data_spec, example_of, load_data
-from fxprune.cli.models import make, model_options, spec_of
-from fxprune.compiler.explanation import explain as explain_model
+from fxprune.cli.data_options import data_options, data_spec
+from fxprune.cli.model_options import model_options, spec_of
 
 
 @click.command(cls=Command, short_help="Say what could be pruned, and what holds the rest.", examples=[
@@ -38,10 +38,13 @@ def explain(
     (names, or patterns such as 'layer1.*') only what concerns these. Nothing is scored; without --calib the
     library's own input size is used.
     """
+    from fxprune.cli.data import example_of, load_data
+    from fxprune.cli.models import make
+
     made = make(spec_of(model, options, meta=meta), quiet=True)
     spec = data_spec(options, "--calib")
     data = load_data(spec, made) if spec.source is not None else example_of(made, spec.images)
-    found = explain_model(made.model, data, layers=layers, units=units, strict=strict)
+    found = fxprune.explain(made.model, data, layers=layers, units=units, strict=strict)
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif form == "dot":

@@ -9,7 +9,7 @@ import click
 import fxprune
 from fxprune.cli.command import Command, option
 from fxprune.cli.files import check_file
-from fxprune.cli.saved import dense_of, dense_options, load_pruned
+from fxprune.cli.model_options import dense_options
 
 
 @click.command(cls=Command, short_help="Write a pruned model as ONNX or a torch program.", examples=[
@@ -34,6 +34,8 @@ def export(
     FILE ends in .onnx for ONNX, .pt2 for torch.export or .aoti.pt2 for AOTInductor. What is written is
     read again, run, and compared with the model.
     """
+    from fxprune.cli.saved import dense_of, load_pruned
+
     check_file(file)
     dense = dense_of(options, quiet=True)
     given: dict[str, Any] = {"part": part, "opset": opset, "tolerance": tolerance}

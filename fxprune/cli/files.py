@@ -7,9 +7,6 @@ import tempfile
 from pathlib import Path
 
 from fxprune.cli.errors import InputError
-from fxprune.storage.artifact import check_target
-
-__all__ = ["check_directory", "check_file"]
 
 
 def check_directory(out: str | os.PathLike[str]) -> None:
@@ -19,6 +16,8 @@ def check_directory(out: str | os.PathLike[str]) -> None:
         PlanError: it holds something other than an artifact.
         OSError: it cannot be written.
     """
+    from fxprune.storage.artifact import check_target
+
     check_target(out)
     _check_writable(Path(out).resolve().parent)
 

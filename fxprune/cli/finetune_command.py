@@ -9,11 +9,10 @@ import click
 
 import fxprune
 from fxprune.cli.command import Command, option
-from fxprune.cli.data import data_options, data_spec, load_data
+from fxprune.cli.data_options import data_options, data_spec
 from fxprune.cli.errors import InputError
 from fxprune.cli.files import check_directory
-from fxprune.cli.models import Made, ModelSpec
-from fxprune.cli.saved import dense_of, dense_options, load_pruned
+from fxprune.cli.model_options import ModelSpec, dense_options
 from fxprune.cli.values import pair
 
 _TRAINING = "Training"
@@ -46,6 +45,10 @@ def finetune(directory: str, out: str, as_json: bool, quiet: bool, **options: An
     Targets are classes from subfolders, `labels` of an .npz file or --label-column; with --distill they may
     be missing.
     """
+    from fxprune.cli.data import load_data
+    from fxprune.cli.models import Made
+    from fxprune.cli.saved import dense_of, load_pruned
+
     check_directory(out)
     if options["distill"] and (options["model"] is None or options["weights"] is None):
         raise InputError("--distill: expected the dense model as teacher: --model MODEL --weights NAME|FILE")

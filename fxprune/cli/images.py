@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fxprune._base.extras import need
+from fxprune.cli.data_options import Preparation
 from fxprune.cli.errors import InputError, one_line
 from fxprune.cli.models import Made
 
@@ -20,33 +20,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 Transform = Callable[[Image.Image], Tensor]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preparation:
-    """What the user says about images; None leaves it to the model's library.
-
-    Attributes:
-        size: height and width in pixels.
-        mean: a channel's mean, of values in [0, 1].
-        std: its standard deviation.
-        channels: 1 for grey, 3 for colour.
-
-    Raises:
-        InputError: ``mean`` or ``std`` cannot be one.
-    """
-
-    size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        for name, values in (("--mean", self.mean), ("--std", self.std)):
-            if values is not None and len(values) not in (1, self.channels):
-                raise InputError(f"{name}: expected one number, or one a channel ({self.channels}), got {len(values)}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise InputError(f"--std: expected numbers above 0, got {', '.join(map(str, self.std))}")
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import fxprune
 from fxprune._base.errors import FxpruneWarning
 from fxprune.cli.apply_command import apply
 from fxprune.cli.bench_command import bench
+from fxprune.cli.command import WithExamples
 from fxprune.cli.compile_command import compile_model
 from fxprune.cli.demo_command import demo
 from fxprune.cli.errors import is_the_users, one_line
@@ -36,7 +37,7 @@ class Failure(click.ClickException):
         click.echo(f"fxprune: error: {self.message}", err=True, file=file)
 
 
-class Program(click.Group):
+class Program(WithExamples, click.Group):
     """A group of commands with one error handler."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -80,22 +81,22 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 @click.group(
-    name="fxprune", cls=Program,
+    name="fxprune",
+    cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)  # fmt: skip
+    examples=[
+        "fxprune demo",
+        "fxprune compile torchvision:resnet18 --weights DEFAULT --calib images/ --budget 0.5 --out half",
+        "fxprune report half",
+    ],
+)
 @click.version_option(fxprune.__version__, prog_name="fxprune", message="%(prog)s %(version)s")
 @click.option("--traceback", is_flag=True, help="Show where an error came from, instead of one line.")
 def main(traceback: bool) -> None:
-    r"""A compiler for structured pruning of PyTorch models.
+    """A compiler for structured pruning of PyTorch models.
 
     It takes a model, finds which channels must go together, meets a budget of parameters, MACs or latency,
     and writes a smaller, dense, ordinary model that is verified against the original.
-
-    \b
-    Start with:
-      fxprune demo
-      fxprune compile torchvision:resnet18 --weights DEFAULT --calib images/ --budget 0.5 --out half
-      fxprune report half
     """
 
 

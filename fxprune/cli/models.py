@@ -7,9 +7,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,50 +18,18 @@ import torch
 from torch import nn
 
 from fxprune._base.extras import need
-from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError, one_line, suggestion
+from fxprune.cli.model_options import ModelSpec, is_file
 from fxprune.cli.say import warn
-from fxprune.cli.values import fetch, is_reference, pair
-from fxprune.cli.weights import is_file, load_weights
+from fxprune.cli.values import fetch, is_reference
+from fxprune.cli.weights import load_weights
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 
-#: What stands for "the weights that the library recommends", and for none at all.
-TRAINED, NONE = ("DEFAULT", "PRETRAINED"), ("NONE", "RANDOM")
+#: What stands for "the weights that the library recommends".
+TRAINED = ("DEFAULT", "PRETRAINED")
 
 _FORMS = "torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """How a model is made.
-
-    Attributes:
-        spec: where it comes from, e.g. ``"torchvision:resnet50"``.
-        weights: a name such as ``DEFAULT``, a file, ``"none"``, or None: none, with a warning.
-        args: keyword arguments of what makes it.
-        config: fields of a transformers configuration.
-        head: the class of a transformers model, e.g. ``AutoModelForSequenceClassification``.
-        seed: of random weights.
-        device: where it goes.
-        meta: make it without memory, on the meta device.
-    """
-
-    spec: str
-    weights: str | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    head: str | None = None
-    seed: int = 0
-    device: str = "cpu"
-    meta: bool = False
-
-    @property
-    def named(self) -> str | None:
-        """The name of weights that the library has; None for a file's, or for none."""
-        if self.weights is None or self.weights.upper() in NONE or is_file(self.weights):
-            return None
-        return self.weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,30 +53,6 @@ class Made:
         changed = [("arg", self.spec.args), ("config", self.spec.config)]
         more = "".join(f" --{word} {k}={v}" for word, values in changed for k, v in values.items())
         return f"{self.spec.spec}{weights}{more}" + (f" --head {self.spec.head}" if self.spec.head else "")
-
-
-def model_options(section: str = "Model") -> Callable[[Any], Any]:
-    """Returns the options that say more about a model, for `spec_of`."""
-    return together(
-        option("--weights", metavar="NAME|FILE", section=section, help=(
-            "Trained weights: DEFAULT (the library's own), the name of one of its sets, or a .safetensors "
-            "or .pt file (a state dict; nothing in it is executed). Without them the weights are random.")),
-        option("--arg", "args", type=pair, metavar="KEY=VALUE", multiple=True, section=section,
-               help="A keyword argument of what makes the model, e.g. num_classes=10. Repeatable."),
-        option("--config", type=pair, metavar="KEY=VALUE", multiple=True, section=section,
-               help="A field of a transformers configuration, e.g. num_hidden_layers=4. Repeatable."),
-        option("--head", metavar="CLASS", section=section,
-               help="A transformers class, e.g. AutoModelForSequenceClassification; else its own."),
-        option("--device", default="cpu", section=section, help="Where it runs: cpu, cuda, cuda:1, mps."),
-    )  # fmt: skip
-
-
-def spec_of(model: str, options: Mapping[str, Any], *, seed: int = 0, meta: bool = False) -> ModelSpec:
-    """Returns the spec that the options of `model_options` describe."""
-    return ModelSpec(
-        spec=model, weights=options["weights"], args=dict(options["args"]), config=dict(options["config"]),
-        head=options["head"], device=options["device"], seed=seed, meta=meta,
-    )  # fmt: skip
 
 
 def make(spec: ModelSpec, *, quiet: bool = False) -> Made:

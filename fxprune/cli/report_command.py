@@ -6,9 +6,9 @@ import json
 
 import click
 
+import fxprune
 from fxprune.cli.command import Command, option
 from fxprune.cli.files import check_file
-from fxprune.storage.artifact import load_report
 
 
 @click.command(cls=Command, short_help="Print what a compilation did.", examples=[
@@ -25,12 +25,12 @@ def report(directory: str, as_json: bool, html: str | None) -> None:
     Widths before and after, totals, what is frozen and why, and the certificate that the model equals its
     masked twin.
     """
+    from fxprune.storage.artifact import load_report
+
     found = load_report(directory)
     if html is not None:
         check_file(html)
-        from fxprune.reporting.html import write_html
-
-        write_html(found, html)
+        fxprune.write_html(found, html)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif html is None:

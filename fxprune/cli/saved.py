@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 import fxprune
 from fxprune._base.errors import FxpruneWarning, PlanError
-from fxprune.cli.command import option, together
 from fxprune.cli.errors import InputError
-from fxprune.cli.models import Made, device_named, make, model_options, spec_of
+from fxprune.cli.model_options import spec_of
+from fxprune.cli.models import Made, device_named, make
 from fxprune.results.plan import check_fits
 from fxprune.storage.artifact import load_report
-
-
-def dense_options(why: str) -> Callable[[Any], Any]:
-    """Returns the options that name the dense model beside a directory; ``why`` ends the help."""
-    return together(
-        option("--model", metavar="MODEL", section="Model", help=f"The dense model, as for compile: {why}."),
-        model_options(),
-    )
 
 
 def dense_of(options: Mapping[str, Any], *, quiet: bool = False) -> Made | None:

@@ -12,18 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxprune.cli.errors import InputError, one_line
-from fxprune.cli.values import kind_of
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 #: Where checkpoints of training scripts keep the state dict, and what wrappers put before its names.
 _INSIDE = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
-
-
-def is_file(weights: str) -> bool:
-    """Returns whether this names a file rather than a set of weights."""
-    return bool(kind_of(weights, SUFFIXES)) or Path(weights).exists()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
