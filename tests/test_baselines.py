@@ -20,14 +20,14 @@ from fxprune.scoring.chip import ChannelIndependence, norm_changes
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.fpgm import distances
 from fxprune.scoring.hrank import FeatureRank
-from fxprune.scoring.scorer import _SCORERS, Context
+from fxprune.scoring.scorer import Context, registered
 from fxprune.scoring.taylor import Taylor
 from tests import small
 from tests.rules.common import Fn, prepared
 from tests.test_gradients import Attention
 from tests.util import randomise
 
-METHODS = sorted(_SCORERS)
+METHODS = sorted(registered())
 BASELINES = ["bn_scale", "chip", "fpgm", "hrank", "nisp", "taylor"]
 
 

@@ -16,7 +16,7 @@ from fxprune.capturing.captured import capture
 from fxprune.coupling.blocks import has_blocks, with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
-from fxprune.scoring.scorer import _SCORERS
+from fxprune.scoring.scorer import registered
 from fxprune.scoring.spvr import disagreement
 from tests.rules.common import Fn, prepared
 from tests.util import randomise
@@ -203,7 +203,7 @@ def test_spvr_takes_the_least_blocks_and_the_plan_is_kept(tmp_path: Path) -> Non
     assert torch.equal(fxprune.load(tmp_path / "out", model)(x), pruned(x))
 
 
-@pytest.mark.parametrize("method", sorted(set(_SCORERS) - {"vbp"}))  # vbp is for the hidden units of MLPs
+@pytest.mark.parametrize("method", sorted(registered().keys() - {"vbp"}))  # vbp is for the hidden units of MLPs
 def test_every_criterion_scores_blocks(method: str) -> None:
     model, x = _network()
     labels = torch.arange(len(x)) % 4

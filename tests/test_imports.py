@@ -78,6 +78,23 @@ def test_whoever_looks_a_rule_up_finds_it() -> None:
     imported_by("import torch\nfrom fxprune.ops.registry import rule_of\nassert rule_of(torch.ops.aten.conv2d.default)")
 
 
+REGISTER = """
+def taken(register, *what):
+    try:
+        register(*what)
+    except fxprune.FxpruneError as error:
+        return "already" in str(error)
+
+assert taken(fxprune.register_rule, "relu.default", fxprune.Rule(couple=print))
+assert taken(fxprune.register_scorer, "l1", object)
+assert taken(fxprune.register_recovery, "covariance", object)
+"""
+
+
+def test_own_names_are_taken_before_anybody_looks_one_up() -> None:
+    imported_by(REGISTER, before="import fxprune")
+
+
 # -- the command line ---------------------------------------------------------------------------------------------
 
 RUN = """

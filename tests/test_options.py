@@ -15,7 +15,7 @@ from torch import nn
 import fxprune
 from fxprune.algebra.channels import KINDS
 from fxprune.compiler import options
-from fxprune.scoring import scorer
+from fxprune.scoring.scorer import registered
 
 FIELDS = {entry.name: entry.default for entry in dataclasses.fields(fxprune.Options)}
 OWN = {"compile": {"model", "calib_data", "budget"},
@@ -47,7 +47,7 @@ def test_every_option_is_described() -> None:
 
 
 def test_the_names_in_the_types_are_those_that_are_registered() -> None:
-    assert set(get_args(options.MethodName)) == set(scorer._SCORERS)
+    assert set(get_args(options.MethodName)) == set(registered())
     assert set(get_args(options.UnitKind)) == set(KINDS)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,9 +125,16 @@ def register_recovery(name: str, factory: Callable[[], Recovery]) -> None:
     """
     if not isinstance(name, str) or not name or name == "auto":
         raise RecoveryError(f"a recovery is registered under a name, got {name!r}")
+    _fill()
     if name in _RECOVERIES:
         raise RecoveryError(f"a recovery named {name!r} is registered already")
     _RECOVERIES[name] = factory
+
+
+@functools.cache
+def _fill() -> None:
+    """Registers the recoveries that come with fxprune, the first time that anybody asks."""
+    importlib.import_module("fxprune.recovery.builtin")
 
 
 def recovery_of(method: str | Recovery | None) -> Recovery | None:
@@ -134,8 +143,7 @@ def recovery_of(method: str | Recovery | None) -> Recovery | None:
     Raises:
         RecoveryError: there is no recovery of that name, or the object is none; lists the names there are.
     """
-    import fxprune.recovery.builtin  # noqa: F401  # registers those that come with fxprune
-
+    _fill()
     if method is None:
         return None
     if isinstance(method, str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,9 +97,22 @@ def register_scorer(name: str, factory: Callable[[], Scorer]) -> None:
     Raises:
         ScorerError: the name is taken.
     """
+    _fill()
     if name in _SCORERS:
         raise ScorerError(f"a scorer named {name!r} is registered already")
     _SCORERS[name] = factory
+
+
+@functools.cache
+def _fill() -> None:
+    """Registers fxprune's own criteria, the first time that anybody asks."""
+    importlib.import_module("fxprune.scoring.criteria")
+
+
+def registered() -> dict[str, Callable[[], Scorer]]:
+    """Returns every criterion's name and what makes it."""
+    _fill()
+    return dict(_SCORERS)
 
 
 def scorer_of(method: str | Scorer) -> Scorer:
@@ -107,9 +122,10 @@ def scorer_of(method: str | Scorer) -> Scorer:
         ScorerError: no scorer of that name, or an object that is none; lists the names there are.
     """
     if isinstance(method, str):
-        if method not in _SCORERS:
-            raise ScorerError(f"unknown method {method!r}; known methods: {', '.join(sorted(_SCORERS))}")
-        return _SCORERS[method]()
+        known = registered()
+        if method not in known:
+            raise ScorerError(f"unknown method {method!r}; known methods: {', '.join(sorted(known))}")
+        return known[method]()
     lacks = [part for part in ("name", "needs", "per_cost", "defaults") if not hasattr(method, part)]
     if inspect.isclass(method) or not callable(getattr(method, "score", None)) or lacks:
         wanted = ".score(context), .name, .needs, .per_cost and .defaults"
