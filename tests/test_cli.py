@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import re
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -32,6 +33,7 @@ from fxprune.cli.main import HINT
 from fxprune.cli.models import Made, ModelSpec, device_named, make
 from fxprune.cli.values import amount, literal
 from fxprune.cli.weights import load_weights
+from fxprune.compiler.options import MethodName, RecoveryOption, UnitKind
 from fxprune.contrib import demo
 from fxprune.runtimes.setting import threads_set
 
@@ -776,6 +778,18 @@ def test_fxprune_s_own_warnings_are_shown_once_each(monkeypatch: pytest.MonkeyPa
 
 
 COMMANDS = sorted(main.commands)
+
+
+def test_the_options_of_compile_are_those_of_the_package() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(fxprune.Options)}
+    found = {parameter.name: parameter for parameter in main.commands["compile"].params}
+    not_here = {"dynamic_shapes", "verify_dtype", "memory_limit"}
+    assert defaults.keys() - found.keys() == {*not_here, "verify", "progress"}  # --no-verify and --quiet
+    assert all(found[name].default == default for name, default in defaults.items() if name in found)
+    texts = {name: " ".join(str(parameter.help).split()) for name, parameter in found.items() if name in defaults}
+    assert "as a share of the mean variance" in texts["ridge"] and "``" not in "".join(texts.values())
+    for name, names in (("method", MethodName), ("recover", RecoveryOption), ("units", UnitKind)):
+        assert all(each in texts[name] for each in get_args(names))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

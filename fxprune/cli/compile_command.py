@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -17,60 +19,88 @@ from fxprune.cli.files import check_directory, check_file
 from fxprune.cli.model_options import model_options, spec_of
 from fxprune.cli.say import tell
 from fxprune.cli.values import amount, fetch
+from fxprune.compiler.options import MethodName, Options, RecoveryOption, UnitKind, described
 
 _BUDGET, _METHOD = "Budget", "Method"
 
+_OPTIONS = Options()
 
-@click.command("compile", cls=Command, short_help="Compile a model to a budget and save it.", examples=[
-    "fxprune compile torchvision:resnet50 --weights DEFAULT --calib images/ --budget 0.5 --out half",
-    "fxprune compile timm:vit_tiny_patch16_224 --weights DEFAULT --calib images/ --macs 50% --out half",
-    "fxprune compile transformers:./my-bert --weights DEFAULT --calib texts.txt --budget 0.7 --out small",
-    "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
-])  # fmt: skip
+
+def of_field(field: str, *names: str, section: str = _METHOD, **settings: Any) -> Callable[[Any], Any]:
+    """Returns the option for a field of `Options`: with its default, and its text where no other is given."""
+    text = re.sub(r"[`\"]", "", described().get(field, ""))
+    settings = {"default": getattr(_OPTIONS, field), "help": text[:1].upper() + text[1:], **settings}
+    return option(*(names or (f"--{field.replace('_', '-')}",)), section=section, **settings)
+
+
+def known(names: Any) -> str:
+    """Returns the names of a ``Literal`` in a row."""
+    return ", ".join(get_args(names))
+
+
+@click.command(
+    "compile",
+    cls=Command,
+    short_help="Compile a model to a budget and save it.",
+    examples=[
+        "fxprune compile torchvision:resnet50 --weights DEFAULT --calib images/ --budget 0.5 --out half",
+        "fxprune compile timm:vit_tiny_patch16_224 --weights DEFAULT --calib images/ --macs 50% --out half",
+        "fxprune compile transformers:./my-bert --weights DEFAULT --calib texts.txt --budget 0.7 --out small",
+        "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
+    ],
+)
 @click.argument("model")
-@option("--budget", type=float, metavar="SHARE", section=_BUDGET,
-        help="Share of parameters to keep, in (0, 1].")  # fmt: skip
+@option("--budget", type=float, metavar="SHARE", section=_BUDGET, help="Share of parameters to keep, in (0, 1].")
 @option("--params", type=amount, section=_BUDGET, help="Parameters to keep: 0.5, 50% or 1.2M.")
-@option("--macs", type=amount, section=_BUDGET,
-        help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G.")  # fmt: skip
-@option("--latency", type=float, metavar="SHARE", section=_BUDGET,
-        help="Share of the measured latency to keep.")  # fmt: skip
+@option("--macs", type=amount, section=_BUDGET, help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G.")
+@option("--latency", type=float, metavar="SHARE", section=_BUDGET, help="Share of the measured latency to keep.")
 @option("--latency-ms", type=float, section=_BUDGET, help="Milliseconds of a call, as measured.")
-@option("--latency-batch", type=int, section=_BUDGET,
-        help="Samples of the call that is measured; 1 by default.")  # fmt: skip
+@option("--latency-batch", type=int, section=_BUDGET, help="Samples of the call that is measured; 1 by default.")
 @option("--latency-backend", metavar="NAME", section=_BUDGET, help="eager, compiled or onnxruntime.")
 @option("--latency-threads", type=int, section=_BUDGET, help="That an operator may use on the CPU meanwhile.")
-@option("--ratio", "ratios", multiple=True, metavar="[PATTERN=]SHARE", section=_BUDGET, help=(
-        "Instead of a budget, the share of units to remove from every group, or from those of the layers "
-        "that match, e.g. 'layer*.conv1=0.4'. Repeatable."))  # fmt: skip
-@option("--round-to", metavar="N", section=_BUDGET,
-        help="Kept channels come in multiples of this; auto measures which.")  # fmt: skip
-@option("--min-keep", metavar="N", section=_BUDGET,
-        help="Channels that every group keeps; 0 lets branches go.")  # fmt: skip
-@option("--ignore", multiple=True, metavar="PATTERN", section=_BUDGET, help="Layers whose channels all stay.")
-@option("--units", multiple=True, metavar="KIND", section=_BUDGET, help=(
-        "Kinds of unit that may go: channel, head, kv_group, head_dim, expert, block. Repeatable; all but "
-        "block by default."))  # fmt: skip
-@option("--method", default="variance", section=_METHOD,
-        help="Criterion: variance, joint, l1, taylor, spvr, ippro, ...")  # fmt: skip
-@option("--recover", default="auto", section=_METHOD, help=(
-        "covariance, sequential, reconstruct, mean_shift, reinit or none; auto: the method's own "
-        "choice."))  # fmt: skip
-@option("--ridge", type=float, section=_METHOD, help="Damping of covariance and sequential.")
-@option("--steps", type=int, default=1, section=_METHOD, help="Prune in so many steps.")
-@option("--loss", metavar="package.module:f", section=_METHOD,
-        help="loss(outputs, targets); else cross-entropy.")  # fmt: skip
-@option("--forward-args", metavar="package.module:f", section=_METHOD,
-        help="Makes (args, kwargs) of a batch that has another form.")  # fmt: skip
-@option("--seed", type=int, default=0, section=_METHOD, help="Of everything that is drawn.")
-@option("--strict", is_flag=True, section=_METHOD, help="Stop at an op without a rule.")
+@of_field(
+    "ratios",
+    "--ratio",
+    "ratios",
+    multiple=True,
+    metavar="[PATTERN=]SHARE",
+    section=_BUDGET,
+    help="Instead of a budget, the share of units to remove from every group, or from those of the layers "
+    "that match, e.g. 'layer*.conv1=0.4'. Repeatable.",
+)
+@of_field("round_to", type=str, metavar="N", section=_BUDGET)
+@of_field("min_keep", type=str, metavar="N", section=_BUDGET)
+@of_field("ignore", multiple=True, metavar="PATTERN", section=_BUDGET)
+@of_field(
+    "units",
+    multiple=True,
+    metavar="KIND",
+    section=_BUDGET,
+    help=f"Kinds of unit that may go: {known(UnitKind)}. Repeatable.",
+)
+@of_field("method", type=str, metavar="NAME", help=f"Criterion: {known(MethodName)}.")
+@of_field(
+    "recover",
+    type=str,
+    metavar="NAME",
+    help=(f"How the rest makes up for what goes: {known(RecoveryOption)} or none; auto is the method's own choice."),
+)
+@of_field("ridge", type=float)
+@of_field("steps", type=int)
+@of_field("loss", metavar="package.module:f", help="A function of (outputs, targets); else cross-entropy.")
+@of_field("forward_args", metavar="package.module:f")
+@of_field("seed", type=int, help="Of everything that is drawn.")
+@of_field("strict", is_flag=True)
 @option("--no-verify", is_flag=True, section=_METHOD, help="Leave out the comparison with the masked twin.")
-@option("--cache-dir", metavar="DIR", section=_METHOD, help="Where long scoring keeps what it has.")
+@of_field("cache_dir", metavar="DIR")
 @data_options("--calib", required=True)
 @model_options()
-@option("--meta", is_flag=True, section="Model", help=(
-        "Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its "
-        "files."))  # fmt: skip
+@option(
+    "--meta",
+    is_flag=True,
+    section="Model",
+    help="Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its files.",
+)
 @option("--out", metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
 @option("--plan", metavar="FILE", help="Write the plan there as well, as JSON.")
 @option("--dry-run", is_flag=True, help="Only print what would go; nothing is written.")
@@ -133,34 +163,32 @@ def _check_outputs(out: str | None, plan: str | None, dry_run: bool, meta: bool)
 
 #: option -> field of a Budget
 _BOUNDS = {
-    "params": "params", "macs": "macs", "latency": "latency", "latency_ms": "latency_ms",
-    "latency_batch": "batch_size", "latency_backend": "backend", "latency_threads": "threads",
-}  # fmt: skip
+    "params": "params",
+    "macs": "macs",
+    "latency": "latency",
+    "latency_ms": "latency_ms",
+    "latency_batch": "batch_size",
+    "latency_backend": "backend",
+    "latency_threads": "threads",
+}
 
 
 def _wanted(options: Any) -> dict[str, Any]:
-    """Returns the keyword arguments of ``fxprune.compile``; what is not given stays its default."""
+    """Returns the keyword arguments of ``fxprune.compile``, but for those that depend on what is to be written."""
     bounds = {name: options[option] for option, name in _BOUNDS.items() if options[option] is not None}
     if options["budget"] is not None and bounds:
         if "params" in bounds:
             raise InputError("--budget is a share of parameters, and so is --params: give one of them")
         bounds["params"] = options["budget"]
-    given: dict[str, Any] = {"steps": options["steps"], "seed": options["seed"], "strict": options["strict"]}
+    given = {name: options[name] for name in ("units", "ignore", "ridge", "steps", "strict", "cache_dir", "seed")}
     if bounds:
         given["budget"] = fxprune.Budget(**bounds)
     elif options["budget"] is not None:
         given["budget"] = options["budget"]
     if options["ratios"]:
         given["ratios"] = _ratios(options["ratios"])
-    for name in ("units", "ignore"):
-        if options[name]:
-            given[name] = options[name]
-    for name in ("ridge", "cache_dir"):
-        if options[name] is not None:
-            given[name] = options[name]
     for name in ("round_to", "min_keep"):
-        if options[name] is not None:
-            given[name] = _whole(name, options[name])
+        given[name] = _whole(name, options[name])
     for name in ("loss", "forward_args"):
         if options[name] is not None:
             given[name] = fetch(options[name], f"--{name.replace('_', '-')}")
@@ -191,5 +219,5 @@ def _recover(options: Any, scorer: Any, plan_only: bool) -> str | None:
     """Returns what ``recover`` is to be: a plan alone needs none, unless it depends on it."""
     asked = str(options["recover"])
     chosen = None if asked.lower() == "none" else asked
-    own = scorer.defaults.get("recover", "covariance") if chosen == "auto" else chosen
+    own = Options(recover=chosen).resolve(scorer).recover
     return None if plan_only and own != "reinit" and options["steps"] == 1 else chosen
