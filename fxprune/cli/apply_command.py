@@ -19,10 +19,14 @@ from fxprune.storage.manifest import PLAN
 _SUFFIX = ".safetensors"
 
 
-@click.command(cls=Command, short_help="Apply a plan to a model, or to its weights in files.", examples=[
-    "fxprune apply half/plan.json torchvision:resnet18 --weights mine.safetensors --out mine-half",
-    "fxprune apply plan.json 'checkpoint/*.safetensors' --out checkpoint-half",
-])  # fmt: skip
+@click.command(
+    cls=Command,
+    short_help="Apply a plan to a model, or to its weights in files.",
+    examples=[
+        "fxprune apply half/plan.json torchvision:resnet18 --weights mine.safetensors --out mine-half",
+        "fxprune apply plan.json 'checkpoint/*.safetensors' --out checkpoint-half",
+    ],
+)
 @click.argument("plan")
 @click.argument("targets", nargs=-1, required=True, metavar="MODEL|FILES")
 @option("--out", metavar="DIR", required=True, help="Where the result goes; new or empty.")

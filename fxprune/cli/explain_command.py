@@ -13,12 +13,16 @@ from fxprune.cli.data_options import data_options, data_spec
 from fxprune.cli.model_options import model_options, spec_of
 
 
-@click.command(cls=Command, short_help="Say what could be pruned, and what holds the rest.", examples=[
-    "fxprune explain torchvision:resnet18",
-    "fxprune explain torchvision:resnet18 layer1.0.conv1",
-    "fxprune explain timm:vit_tiny_patch16_224 --units block --json",
-    "fxprune explain package.module:factory --calib random:2x3x32x32 --dot | dot -Tsvg -o groups.svg",
-])  # fmt: skip
+@click.command(
+    cls=Command,
+    short_help="Say what could be pruned, and what holds the rest.",
+    examples=[
+        "fxprune explain torchvision:resnet18",
+        "fxprune explain torchvision:resnet18 layer1.0.conv1",
+        "fxprune explain timm:vit_tiny_patch16_224 --units block --json",
+        "fxprune explain package.module:factory --calib random:2x3x32x32 --dot | dot -Tsvg -o groups.svg",
+    ],
+)
 @click.argument("model")
 @click.argument("layers", nargs=-1, metavar="[LAYER]...")
 @option("--json", "form", flag_value="json", help="As JSON.")
@@ -29,9 +33,14 @@ from fxprune.cli.model_options import model_options, spec_of
 @model_options()
 @data_options("--calib", required=False)
 def explain(
-    model: str, layers: tuple[str, ...], form: str | None, units: tuple[str, ...], strict: bool, meta: bool,
+    model: str,
+    layers: tuple[str, ...],
+    form: str | None,
+    units: tuple[str, ...],
+    strict: bool,
+    meta: bool,
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Says which channels of MODEL must go together, and what can never go and why.
 
     MODEL is torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory. With LAYERs

@@ -18,19 +18,29 @@ from fxprune.cli.values import pair
 _TRAINING = "Training"
 
 
-@click.command(cls=Command, short_help="Train a pruned model on.", examples=[
-    "fxprune finetune half --data new/ --model torchvision:resnet50 --weights DEFAULT --distill --out tuned",
-    "fxprune finetune half --data package.module:train_loader --epochs 5 --lr 1e-4 --out tuned",
-    "fxprune finetune half --data train.npz --validation test.npz --set label_smoothing=0.1 --out tuned",
-])  # fmt: skip
+@click.command(
+    cls=Command,
+    short_help="Train a pruned model on.",
+    examples=[
+        "fxprune finetune half --data new/ --model torchvision:resnet50 --weights DEFAULT --distill --out tuned",
+        "fxprune finetune half --data package.module:train_loader --epochs 5 --lr 1e-4 --out tuned",
+        "fxprune finetune half --data train.npz --validation test.npz --set label_smoothing=0.1 --out tuned",
+    ],
+)
 @click.argument("directory", metavar="DIR")
 @option("--recipe", default="default", section=_TRAINING, help="default, spvr, ippro or vbp.")
 @option("--epochs", type=int, section=_TRAINING, help="In place of the recipe's.")
 @option("--lr", type=float, section=_TRAINING, help="The highest learning rate, in place of the recipe's.")
-@option("--set", "changes", type=pair, metavar="KEY=VALUE", multiple=True, section=_TRAINING,
-        help="Another field of the recipe, e.g. label_smoothing=0.1. Repeatable.")  # fmt: skip
-@option("--distill", is_flag=True, section=_TRAINING,
-        help="The dense model (--model, --weights) is the teacher.")  # fmt: skip
+@option(
+    "--set",
+    "changes",
+    type=pair,
+    metavar="KEY=VALUE",
+    multiple=True,
+    section=_TRAINING,
+    help="Another field of the recipe, e.g. label_smoothing=0.1. Repeatable.",
+)
+@option("--distill", is_flag=True, section=_TRAINING, help="The dense model (--model, --weights) is the teacher.")
 @option("--validation", metavar="DATA", section=_TRAINING, help="Data to measure on, in the forms of --data.")
 @option("--checkpoint-dir", metavar="DIR", section=_TRAINING, help="Go on from here after an interruption.")
 @option("--seed", type=int, default=0, section=_TRAINING, help="Of everything that is drawn.")
@@ -61,13 +71,18 @@ def finetune(directory: str, out: str, as_json: bool, quiet: bool, **options: An
         return load_data(spec, about, targets=not options["distill"])
 
     history = fxprune.finetune(
-        pruned, read(options["source"], "--data"), recipe=options["recipe"], epochs=options["epochs"],
+        pruned,
+        read(options["source"], "--data"),
+        recipe=options["recipe"],
+        epochs=options["epochs"],
         lr=options["lr"],
         teacher=dense.model if options["distill"] and dense is not None else None,
         validation=None if options["validation"] is None else read(options["validation"], "--validation"),
-        checkpoint_dir=options["checkpoint_dir"], seed=options["seed"], progress=not quiet,
+        checkpoint_dir=options["checkpoint_dir"],
+        seed=options["seed"],
+        progress=not quiet,
         **dict(options["changes"]),
-    )  # fmt: skip
+    )
     fxprune.save(pruned, out)
     if as_json:
         click.echo(json.dumps(history.to_dict(), indent=1))

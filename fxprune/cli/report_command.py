@@ -11,11 +11,11 @@ from fxprune.cli.command import Command, option
 from fxprune.cli.files import check_file
 
 
-@click.command(cls=Command, short_help="Print what a compilation did.", examples=[
-    "fxprune report half",
-    "fxprune report half --json",
-    "fxprune report half --html half.html",
-])  # fmt: skip
+@click.command(
+    cls=Command,
+    short_help="Print what a compilation did.",
+    examples=["fxprune report half", "fxprune report half --json", "fxprune report half --html half.html"],
+)
 @click.argument("directory", metavar="DIR")
 @option("--json", "as_json", is_flag=True, help="As JSON.")
 @option("--html", metavar="FILE", help="Write it as one self-contained page.")
