@@ -31,10 +31,11 @@ from fxprune.cli.errors import is_the_users, one_line
 from fxprune.cli.images import Preparation, transform_of
 from fxprune.cli.main import HINT
 from fxprune.cli.models import Made, ModelSpec, device_named, make
-from fxprune.cli.values import amount, literal
+from fxprune.cli.values import BACKENDS, amount, literal
 from fxprune.cli.weights import load_weights
 from fxprune.compiler.options import MethodName, RecoveryOption, UnitKind
 from fxprune.contrib import demo
+from fxprune.runtimes.registry import BackendName
 from fxprune.runtimes.setting import threads_set
 
 MODELS = """
@@ -790,6 +791,7 @@ def test_the_options_of_compile_are_those_of_the_package() -> None:
     assert "as a share of the mean variance" in texts["ridge"] and "``" not in "".join(texts.values())
     for name, names in (("method", MethodName), ("recover", RecoveryOption), ("units", UnitKind)):
         assert all(each in texts[name] for each in get_args(names))
+    assert BACKENDS.replace(" or ", ", ") == ", ".join(get_args(BackendName))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,7 +11,7 @@ import fxprune
 from fxprune.cli.command import Command, option
 from fxprune.cli.model_options import dense_options
 from fxprune.cli.say import tell
-from fxprune.cli.values import counts
+from fxprune.cli.values import BACKENDS, counts
 
 
 @click.command(
@@ -32,7 +32,7 @@ from fxprune.cli.values import counts
     metavar="NAME",
     default=("eager",),
     show_default=True,
-    help="eager, compiled or onnxruntime. Repeatable.",
+    help=f"{BACKENDS}. Repeatable.",
 )
 @option("--threads", type=click.IntRange(1), help="That an operator may use on the CPU.")
 @option("--repeats", type=click.IntRange(1), default=11, help="Samples of each model, at least.")

@@ -18,7 +18,7 @@ from fxprune.cli.errors import InputError
 from fxprune.cli.files import check_directory, check_file
 from fxprune.cli.model_options import model_options, spec_of
 from fxprune.cli.say import tell
-from fxprune.cli.values import amount, fetch
+from fxprune.cli.values import BACKENDS, amount, fetch
 from fxprune.compiler.options import MethodName, Options, RecoveryOption, UnitKind, described
 
 _BUDGET, _METHOD = "Budget", "Method"
@@ -56,7 +56,7 @@ def known(names: Any) -> str:
 @option("--latency", type=float, metavar="SHARE", section=_BUDGET, help="Share of the measured latency to keep.")
 @option("--latency-ms", type=float, section=_BUDGET, help="Milliseconds of a call, as measured.")
 @option("--latency-batch", type=int, section=_BUDGET, help="Samples of the call that is measured; 1 by default.")
-@option("--latency-backend", metavar="NAME", section=_BUDGET, help="eager, compiled or onnxruntime.")
+@option("--latency-backend", metavar="NAME", section=_BUDGET, help=f"{BACKENDS}.")
 @option("--latency-threads", type=int, section=_BUDGET, help="That an operator may use on the CPU meanwhile.")
 @of_field(
     "ratios",

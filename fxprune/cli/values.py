@@ -13,6 +13,9 @@ import click
 
 from fxprune.cli.errors import InputError, suggestion
 
+#: The backends that are there from the start, in words: their own room imports torch.
+BACKENDS = "eager, compiled, onnxruntime, torch.export or aotinductor"
+
 _SCALES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
