@@ -1,4 +1,4 @@
-"""Coupling against brute force on small networks: what must go together, found by trying (tests/bruteforce.py).
+"""Coupling against brute force on small networks: what must go together, found by trying (tests/support/bruteforce/).
 
 Needs no data. ``python benchmarks/bruteforce.py [--quick] [--only NAMES] [--verbose]``
 """
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fxprune.coupling.coupling import Coupling
-from tests import blocks_image as image
-from tests import blocks_tokens as tokens
-from tests import small
-from tests.bruteforce import Coordinate, Disagreement, claims_of, compare, network_of
-from tests.bruteforce_run import carry_out_all
-from tests.networks import Network
-from tests.rules.common import Fn, prepared
+from tests.models import blocks_image as image
+from tests.models import blocks_tokens as tokens
+from tests.models import small
+from tests.models.networks import Network
+from tests.support.bruteforce.claims import Coordinate, Disagreement, claims_of, compare, network_of
+from tests.support.bruteforce.run import carry_out_all
+from tests.support.pruning import Fn, prepared
 
 Made = tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
 

@@ -14,7 +14,7 @@ from common.results import record
 
 import fxprune
 from fxprune.budget.cost import cost_model
-from tests.util import randomise
+from tests.support.weights import randomise
 
 MODELS = ["resnet50", "mobilenet_v2", "vit_b_16"]
 

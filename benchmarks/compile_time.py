@@ -28,7 +28,7 @@ from common.turns import Compiler, in_turns
 from torch import nn
 
 import fxprune
-from tests.util import randomise
+from tests.support.weights import randomise
 
 MODELS = ["resnet50", "densenet121", "vit_b_16", "swin_t"]
 SHORT = 0.01  # seconds; a shorter stage is not compared

@@ -1,6 +1,6 @@
 """Half of the parameters of each network, verified against the masked twin; Torch-Pruning on the same networks.
 
-Every parameter and statistic is random and calibrated (tests/util.py), so that a wrong plan cannot pass.
+Every parameter and statistic is random and calibrated (tests/support/weights.py), so that a wrong plan cannot pass.
 ``python benchmarks/exactness.py [--models NAME...] [--quick] [--no-peer]``
 """
 
@@ -19,7 +19,7 @@ from torch import nn
 
 import fxprune
 from fxprune.budget.cost import cost_model
-from tests.util import fingerprint, randomise, spread
+from tests.support.weights import fingerprint, randomise, spread
 
 BUDGET = 0.5
 TITLE = "Half of the parameters, exactly: fxprune and Torch-Pruning on the same networks"

@@ -15,8 +15,8 @@ from common.results import record
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from tqdm import tqdm
 
-from tests.fuzzing import Case, Outcome, cases, run
-from tests.networks import KINDS
+from tests.models.networks import KINDS
+from tests.support.fuzzing import Case, Outcome, cases, run
 
 Result = tuple[Case, Outcome]
 

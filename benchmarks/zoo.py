@@ -1,6 +1,6 @@
 """Coverage: what of every architecture is captured, coupled, and pruned to 0.7 and 0.4 of its parameters, and what is not and why.
 
-Each model is built small, gets random calibrated weights (tests/util.py), and is verified against its masked twin in float64.
+Each model is built small, gets random calibrated weights (tests/support/weights.py), and is verified against its masked twin in float64.
 ``python benchmarks/zoo.py [--collections ...] [--models ...] [--limit S] [--no-peer] [--rows FILE] [--quick]``
 """
 

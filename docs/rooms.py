@@ -1,7 +1,7 @@
 """The rooms of the package in their order, and the picture of them in architecture.md: ``python docs/rooms.py`` draws it.
 
 A room imports only rooms above it in the table, modules of a room do not import each other in a circle, and nothing
-that begins with an underscore leaves its room. ``tests/test_rooms.py`` holds the code to that.
+that begins with an underscore leaves its room. ``tests/whole/test_rooms.py`` holds the code to that.
 """
 
 from __future__ import annotations

@@ -7,5 +7,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-if str(ROOT) not in sys.path:  # scripts are run by path, and borrow tests/util.py
+if str(ROOT) not in sys.path:  # scripts are run by path, and borrow tests/support/weights.py
     sys.path.insert(0, str(ROOT))

@@ -14,7 +14,7 @@ import torch
 
 import fxprune
 from fxprune.budget.cost import cost_model
-from tests.util import randomise
+from tests.support.weights import randomise
 
 from .architectures import Architecture, Call
 

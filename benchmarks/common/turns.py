@@ -84,7 +84,7 @@ def _serve(tree: str, name: str, seed: int, threads: int) -> None:
     import torch
 
     from benchmarks.common import zoo
-    from tests.util import randomise
+    from tests.support.weights import randomise
 
     torch.set_num_threads(threads)
     (entry,) = zoo.select([name])

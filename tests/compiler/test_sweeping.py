@@ -1,0 +1,340 @@
+"""Sweeps: every point is what compile gives, shared work is done once, and the table tells."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from fxprune import Budget, BudgetError, CalibrationError, ScorerError
+from fxprune.budget.cost import Cost
+from fxprune.compiler import stages
+from fxprune.data.batches import Batches
+from fxprune.reporting.fidelity import Reference
+from fxprune.reporting.pareto import Point, Sweep
+from fxprune.scoring.scorer import scorer_of
+from tests.models.small import Residual, image
+
+
+class Counting:
+    """The scorer ``l1``, which counts how often it is asked."""
+
+    name, needs, per_cost = "counting", ("weights",), True
+
+    def __init__(self) -> None:
+        self.defaults: dict[str, Any] = {}
+        self.asked = 0
+
+    def score(self, context: Any) -> Any:
+        self.asked += 1
+        return scorer_of("l1").score(context)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Residual().double().eval()
+
+
+DATA = [image(8, seed=seed)[0] for seed in (1, 2)]
+
+
+@cache
+def small_sweep() -> Sweep:
+    """Returns a sweep with everything in it."""
+    return fxprune.sweep(
+        model(), DATA, [0.7, Budget(macs=0.5), 0.005], ["l1", "random"], evaluate=quality, latency=True,
+        progress=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def quality(module: nn.Module) -> float:
+    return -float((module(DATA[0]) - model()(DATA[0])).square().mean())
+
+
+def test_every_point_is_what_compile_gives() -> None:
+    found = small_sweep()
+    assert [(p.method, p.budget) for p in found.points] == [
+        (m, b) for m in ("l1", "random") for b in (Budget(params=0.7), Budget(macs=0.5), Budget(params=0.005))
+    ]
+    for point in found.points[:2]:
+        pruned = fxprune.compile(model(), DATA, point.budget, method="l1", progress=False)
+        report = fxprune.report(pruned)
+        assert point.cost == Cost(report.params[1], report.macs[1], report.bytes[1])
+        assert point.report is not None and report.plan is not None and point.report.plan is not None
+        assert point.report.plan.keep == report.plan.keep
+        assert point.value == pytest.approx(quality(pruned), rel=1e-9) and point.verified is True
+        assert found.before == Cost(report.params[0], report.macs[0], report.bytes[0])
+    assert found.dense_value == 0.0 and found.quality_name == "value"
+
+
+def test_capture_couple_and_score_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str, original: Any) -> Any:
+        return lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1]
+
+    for name in ("capture_or_parts", "couple_graph"):
+        monkeypatch.setattr(stages, name, counted(name, getattr(stages, name)))
+    scorers = [Counting(), Counting()]
+    found = fxprune.sweep(model(), DATA, [0.8, 0.6, 0.4], scorers, recover=None, verify=False, progress=False)
+    assert calls == ["capture_or_parts", "couple_graph"] and [s.asked for s in scorers] == [1, 1]
+    assert len(found.points) == 6 and all(p.cost is not None for p in found.points)
+
+
+def test_a_budget_out_of_reach_is_a_row_that_says_so() -> None:
+    found = small_sweep()
+    point = found.points[2]
+    assert point.cost is None and point.quality is None and "cannot be reached: the smallest is" in point.why
+    text = str(found)
+    assert "no model" in text and f"l1, 0.5 % parameters: {point.why}" in text
+    assert point not in found.pareto
+    alone = fxprune.sweep(model(), DATA, [0.005], ["l1"], progress=False)
+    assert alone.points[0].why == point.why and alone.pareto == ()
+    with pytest.raises(BudgetError, match="no point lies within these bounds; no point has a model"):
+        alone.best(params=1.0)
+
+
+def test_the_table_and_the_data() -> None:
+    found = small_sweep()
+    lines = str(found).splitlines()
+    assert lines[0].startswith(
+        f"fxprune: 6 points, {found.before.params:,} parameters, {found.before.macs:,} MACs dense"
+    )
+    heads = lines[1].split()
+    assert heads[:3] == ["method", "budget", "parameters"] and {"ms", "value", "fidelity", "agreement"} <= set(heads)
+    assert len([line for line in lines if line.startswith(("l1  ", "random  "))]) == 6
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert data["before"]["params"] == found.before.params and len(data["points"]) == 6
+    assert [p["pareto"] for p in data["points"]] == [p in found.pareto for p in found.points]
+    assert data["points"][1]["budget"]["macs"] == 0.5 and data["points"][2]["cost"] is None
+    assert all(p["latency_ms"] > 0 for p in data["points"] if p["cost"])
+
+
+def test_the_page(tmp_path: Path) -> None:
+    found = small_sweep()
+    found.write(tmp_path / "sweep.html")
+    text = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    assert text == found.to_html() and "http" not in text.replace("http-equiv", "")
+    for point in found.points:
+        if point.cost is not None:
+            assert f"{point.cost.params:,}" in text and f"{point.value:.4f}" in text
+    for title in ("Value against parameters", "Value against MACs per sample", "Value against milliseconds a call"):
+        assert title in text
+    assert "no model" in text and "cannot be reached" in text
+
+
+def test_without_evaluate_points_are_compared_by_fidelity() -> None:
+    found = fxprune.sweep(model(), DATA, [0.9, 0.3], "l1", progress=False)
+    high, low = found.points
+    assert high.fidelity is not None and low.fidelity is not None and 1 > high.fidelity > low.fidelity
+    assert high.value is None and high.quality == high.fidelity and found.quality_name == "fidelity"
+    assert high.agreement is not None and 0 <= high.agreement <= 1
+    assert " ms" not in str(found).splitlines()[1] and "value" not in str(found)
+    with pytest.raises(BudgetError, match="expected a sweep with latency=True"):
+        found.best(latency_ms=1.0)
+
+
+def points_of(*rows: tuple[int, int, float]) -> Sweep:
+    points = [
+        Point(method="m", budget=Budget(params=p), cost=Cost(p, m, p), fidelity=f, seconds=i)
+        for i, (p, m, f) in enumerate(rows)
+    ]
+    return Sweep(points=tuple(points), before=Cost(1000, 1000, 1000))
+
+
+def test_pareto_and_best() -> None:
+    found = points_of(
+        (800, 800, 0.9), (700, 700, 0.9), (500, 600, 0.8), (400, 700, 0.8), (300, 300, 0.5), (300, 300, math.nan)
+    )
+    assert [p.seconds for p in found.pareto] == [1, 2, 3, 4]
+    assert found.best().seconds == 1 and found.best(params=0.5).seconds == 3
+    assert found.best(params=500, macs=0.6).seconds == 2 and found.best(macs=300).seconds == 4
+    with pytest.raises(BudgetError, match="the smallest point has 300 parameters: sweep smaller budgets"):
+        found.best(params=299)
+    twins = points_of((10, 10, 0.5), (10, 10, 0.5))
+    assert len(twins.pareto) == 2
+
+
+class Squeeze(nn.Module):
+    """Gives what a function makes of its input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def fidelity(dense: Any, other: Any, data: Any) -> Any:
+    batches = Batches(data, device=torch.device("cpu"))
+    return [Reference(Squeeze(dense), batches, limit).of(Squeeze(other)) for limit in (0, 1 << 30)]
+
+
+def test_fidelity_is_the_share_of_variance_that_is_left() -> None:
+    x = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batches = [x[0], x[1][:40]]
+    every = torch.cat(batches)
+    mean = every.mean(0)
+    for found in fidelity(lambda v: v, lambda v: v, batches):
+        assert found.explained == 1.0 and found.agreement == 1.0
+    for found in fidelity(lambda v: v, lambda v: mean.expand_as(v), batches):
+        assert found.explained == pytest.approx(0.0, abs=1e-12)
+    for found in fidelity(lambda v: v, lambda v: 0.5 * v, batches):
+        expected = 1 - 0.25 * every.square().sum() / (every - mean).square().sum()
+        assert found.explained == pytest.approx(float(expected)) and found.agreement == 1.0
+    for found in fidelity(lambda v: v, lambda v: -v, batches):
+        assert found.agreement == pytest.approx(float((every.argmax(1) == (-every).argmax(1)).double().mean()))
+
+
+def test_fidelity_of_odd_outputs() -> None:
+    x = [torch.randn(4, n, 3, dtype=torch.float64) for n in (5, 7, 6)]
+    for found in fidelity(lambda v: (v, v.long()), lambda v: (v, v.long()), x):  # lengths vary, integers do not count
+        assert found.explained == 1.0 and found.agreement is None
+    for found in fidelity(lambda v: {"logits": v}, lambda v: {"logits": v.flip(-1)}, x):
+        assert found.agreement is not None and found.agreement < 1
+    flat = torch.cat([v.flatten() for v in x])
+    for found in fidelity(lambda v: v, lambda v: v * 0 + flat.mean(), x):
+        assert found.explained == pytest.approx(0.0, abs=1e-12)
+    for found in fidelity(lambda v: v, lambda v: v * torch.nan, x):
+        assert math.isnan(found.explained)
+    for found in fidelity(lambda v: v * 0, lambda v: v * 0, x):
+        assert math.isnan(found.explained)
+
+
+def test_an_output_that_does_not_vary_is_left_out() -> None:
+    x = [torch.randn(8, 3, dtype=torch.float64)]
+    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * 0), x):
+        assert found.explained == 1.0
+    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * torch.nan), x):
+        assert math.isnan(found.explained)
+
+
+def test_outputs_of_other_sizes_do_not_compare() -> None:
+    x = [torch.randn(8, 3, dtype=torch.float64)]
+    several: list[Any] = [lambda v: v[:3], lambda v: v[:0], lambda v: (v, v), lambda v: []]
+    for other in several:
+        for found in fidelity(lambda v: v, other, x) + fidelity(other, lambda v: v, x):
+            assert math.isnan(found.explained) and found.agreement is None
+    for found in fidelity(lambda v: (v, v[:0]), lambda v: (v, v[:0]), x):
+        assert found.explained == 1.0 and found.agreement == 1.0
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (200, 1), (1 << 30, 3)])
+def test_outputs_are_compared_on_their_batch_though_the_data_are_shuffled(limit: int, kept: int) -> None:
+    data = DataLoader(TensorDataset(torch.randn(12, 5)), 4, shuffle=True)  # 80 bytes a batch, and as many out of it
+    reference = Reference(Squeeze(torch.exp), Batches(data, device="cpu"), limit)
+    assert [reference.of(Squeeze(torch.exp)).explained for _ in range(3)] == [1.0] * 3
+    assert len(reference._kept) == kept
+
+
+def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    models = Counting(), Counting()
+    data = Batches([torch.randn(8, 3)] * 2, device="cpu")
+    assert Reference(models[0], data, 0).of(models[1]).explained == 1.0
+    assert [float(m.calls) for m in models] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"budgets": []}, BudgetError, "budgets: expected at least one"),
+        ({"budgets": [0.5, 1.5]}, BudgetError, r"budget must lie in \(0, 1\]"),
+        ({"methods": []}, ScorerError, "methods: expected at least one"),
+        ({"methods": ["l1", "nonsense"]}, ScorerError, "unknown method 'nonsense'"),
+        ({"evaluate": 3}, TypeError, "evaluate: expected a function of a model, got 3"),
+        ({"evaluate": lambda _: "good"}, TypeError, "evaluate: expected a number .*, got 'good'"),
+        ({"calib_data": []}, CalibrationError, "it is empty"),
+        ({"recover": "magic"}, ValueError, "recover must be one of"),
+        ({"round_to": 0}, ValueError, "round_to must be an int of at least 1"),
+    ],
+)
+def test_bad_arguments_are_told_before_any_work(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"calib_data": DATA, "budgets": [0.5], "methods": ["l1"], "progress": False} | changes
+    with pytest.raises(error, match=message):
+        fxprune.sweep(model(), **arguments)
+
+
+def test_the_model_stays_as_it_is_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    dense = model().train()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    fxprune.sweep(dense, DATA, [0.5], "l1", latency=True)
+    assert dense.training and all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_evaluate_gets_evaluation_mode_and_may_change_it() -> None:
+    dense, seen = model().train(), []
+
+    def evaluate(module: nn.Module) -> float:
+        seen.append(any(m.training for m in module.modules()))
+        module.train(not module.training)
+        return 1.0
+
+    fxprune.sweep(dense, DATA, [0.5], "l1", evaluate=evaluate, recover=None, verify=False, progress=False)
+    assert seen == [False, False] and all(m.training for m in dense.modules())
+
+
+def test_blocks_go_in_a_sweep_too() -> None:
+    found = fxprune.sweep(
+        model(), DATA, [0.5], "l1", units=("channel", "block"), min_keep=0, recover=None, progress=False
+    )
+    pruned = fxprune.compile(
+        model(), DATA, 0.5, method="l1", units=("channel", "block"), min_keep=0, recover=None, progress=False
+    )
+    point = found.points[0]
+    assert point.cost is not None and point.cost.params == fxprune.report(pruned).params[1]
+
+
+class Uncapturable(nn.Module):
+    """Decides by values how to go on, around a part that can be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Residual().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return y * 2 if float(y.sum()) > 0 else y
+
+
+def test_a_model_in_parts() -> None:
+    torch.manual_seed(0)
+    found = fxprune.sweep(Uncapturable(), DATA, [0.6, 0.005], "l1", progress=False)
+    good, bad = found.points
+    assert good.cost is not None and good.cost.params <= 0.6 * found.before.params and good.fidelity is not None
+    assert "cannot be reached" in bad.why
+    with pytest.raises(BudgetError, match="none of the 1 points has a model"):
+        fxprune.sweep(Uncapturable(), DATA, [0.005], "l1", progress=False)
+
+
+def test_a_model_whose_outputs_depend_on_the_data_in_size() -> None:
+    class Detector(Uncapturable):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            return y[y[:, 0] > float(y[:, 0].mean())]
+
+    torch.manual_seed(0)
+    (point,) = fxprune.sweep(
+        Detector(), DATA, [0.4], "random", evaluate=lambda _: 2.0, recover=None, progress=False
+    ).points
+    assert point.value == 2.0 and point.fidelity is not None and math.isnan(point.fidelity)
+    assert point.agreement is None

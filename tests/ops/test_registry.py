@@ -1,0 +1,222 @@
+"""The tables are complete: what is registered is tested, and what needs a slice or twin rule has one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.capturing.captured import Captured, capture
+from fxprune.coupling.interpreter import couple as couple_graph
+from fxprune.coupling.selection import Selection
+from fxprune.ops import registry
+from fxprune.ops.registry import bind, register_rule, registered, rule_of
+from fxprune.ops.rule import Rule
+from fxprune.ops.slicer import Edit
+from fxprune.rewriting.slicing import slice_graph
+from tests.ops.families import (
+    test_attention,
+    test_contract,
+    test_conv,
+    test_create,
+    test_elementwise,
+    test_join,
+    test_norm,
+    test_positions,
+    test_recurrent,
+    test_reduce,
+    test_reshape,
+    test_spatial,
+)
+from tests.support.pruning import Fn, coupled
+
+A = torch.ops.aten
+FAMILIES = (test_attention, test_contract, test_conv, test_create, test_join, test_norm, test_positions, test_reshape)
+#: Ops with a rule that no test's graph holds, and why.
+UNSEEN = {
+    "erased by capture": {
+        "alias",
+        "clone",
+        "expand_as",
+        "detach",
+        "lift_fresh_copy",
+        "type_as",
+        "_to_copy",
+        "contiguous",
+        "_unsafe_view",
+        "view",
+    },
+    "made by capture for modules that only train": {"mark"},
+    "not for float64, so with a test of its own": {"_grouped_mm", "grouped_mm_fallback"},
+}
+
+
+@functools.cache
+def _seen() -> set[Any]:
+    """Returns every op in the graphs of all tests of this folder."""
+    graphs: list[fx.Graph] = []
+    cases = [case for family in FAMILIES for case in family.CASES]
+    cases += [case for family in (test_elementwise, test_reduce) for case in family.CASES]
+    graphs += [coupled(case).captured.module.graph for case in cases]
+    graphs += [captured.module.graph for captured in (*_tables(), *test_recurrent.every())]
+    return {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
+
+
+def _tables() -> list[Captured]:
+    torch.manual_seed(0)
+    x = torch.randn(4, 7, 5, dtype=torch.float64)
+    models: list[tuple[nn.Module, Tensor]] = []
+    for functions, operands in ((test_elementwise.UNARY, 1), (test_elementwise.BINARY, 2)):
+        models.append((test_elementwise.Many(list(functions.values()), operands), x))
+    for d, functions in test_spatial.FUNCTIONS.items():
+        models.append((test_spatial.Many(functions, d), torch.randn(test_spatial.SHAPES[d], dtype=torch.float64)))
+    models += [
+        (test_reduce.Many(list(functions.values()), False, False), x)
+        for functions in (test_reduce.PARTS, test_reduce.SCANS)
+    ]
+    random = (torch.rand_like, torch.randn_like, lambda y: torch.bernoulli(y, 0.5), lambda y: y * torch.rand(6),
+              lambda y: y * torch.randn(6), lambda y: y * torch.randint(3, (6,)), lambda y: y * torch.randint(1, 3, (6,)))  # fmt: skip
+    models.append((test_elementwise.Many(list(random), 1), x))
+    return [capture(model.double().eval(), (x,)) for model, x in models]
+
+
+def test_every_registered_op_is_in_some_test() -> None:
+    known = set.union(*UNSEEN.values())
+    missing = {
+        str(op) for op in registered()
+        if op not in _seen() and op != "pointwise" and op._schema.name.split("::")[1] not in known
+    }  # fmt: skip
+    assert not missing
+
+
+def test_an_excuse_is_not_given_for_what_is_seen() -> None:
+    names = {op._schema.name.split("::")[1] for op in _seen() if hasattr(op, "_schema")}
+    assert not set.union(*UNSEEN.values()) & names
+
+
+#: Arguments that hold sizes, counts or places: where they speak of an axis that may shrink, the rule declares them.
+SIZES = {"size", "sizes", "shape", "split_sizes", "repeats", "dims", "normalized_shape", "groups", "num_groups", "pad"}
+
+#: Their literals name dimensions, or sizes of free or fixed axes.
+NO_SLICE = {
+    *(op for op, rule in registered().items() if rule.couple.__module__.endswith(".create")),
+    A.permute.default, A.roll.default, A.flip.default, A.unfold.default,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", [op for op in registered() if op != "pointwise"], ids=str)
+def test_what_holds_sizes_is_declared(op: Any) -> None:
+    literal = {a.name for a in op._schema.arguments if "int" in str(a.type).lower() and a.name in SIZES}
+    if op not in NO_SLICE:
+        assert literal <= set(registered()[op].literals), literal
+
+
+def couple(t: Any, node: fx.Node, a: Any) -> None:
+    """Freezes what the op touches."""
+
+
+def other(c: Any, node: fx.Node, a: Any) -> Any:
+    """Stands for a rule of any kind."""
+
+
+@pytest.mark.parametrize(
+    ("ops", "rule", "message"),
+    [
+        ("linear.default", Rule(couple), r"linear\.default: it has a rule already"),
+        ("pointwise", Rule(couple), "pointwise: it has a rule already"),
+        ("triu.default", couple, r"triu\.default: expected a fxprune\.Rule, got function: write Rule"),
+        ("triu.default", Rule(lambda t, node: ()), r"triu\.default: couple: expected .*\(context, node, arguments\), got \(t, node\)"),
+        ("triu.default", Rule(None), r"triu\.default: couple: expected a function of .*, got None"),  # type: ignore[arg-type]
+        ("triu.default", Rule(couple, twin=len), r"triu\.default: twin: expected a function of .*, got \(obj, /\)"),  # type: ignore[arg-type]
+        ("triu.default", Rule(couple, statistic=True), r"triu\.default: statistic=True needs twin="),
+        ("triu.default", Rule(couple, literals=("diagonal",)), r"triu\.default: literals= needs slice="),
+        ("triu.default", Rule(couple, slice=other), r"triu\.default: slice= needs literals="),
+        ("triu.default", Rule(couple, moves=other, constant=other), r"triu\.default: expected moves= or constant=, got both"),
+        ("triu.default", Rule(couple, literals=("k",), slice=other), r"triu\.default: literals: .* self, diagonal, got 'k'"),
+        ("triu.default", Rule(couple, positions=("at",)), r"triu\.default: positions: .* self, diagonal, got 'at'"),
+        ("abs_.default", Rule(couple, in_place=True), r"abs_\.default: in_place=True, but there is no aten::abs__"),
+    ],
+)  # fmt: skip
+def test_a_declaration_that_lacks_something_is_refused(ops: str, rule: Any, message: str) -> None:
+    before = registered()
+    with pytest.raises(fxprune.RuleError, match=message):
+        register_rule(ops, rule)
+    assert registered() == before
+
+
+def test_ops_that_are_not_there_are_passed_over() -> None:
+    before = registered()
+    register_rule("no_such_op.default nowhere::op.default linear.no_such_overload", Rule(couple))
+    assert registered() == before
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers rules that are gone afterwards."""
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    return register_rule
+
+
+class Tri(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.triu(self.up(x)))
+
+
+def test_what_a_rule_does_undeclared_is_refused(declared: Any) -> None:
+    """A statistic, a note that nobody reads, axes of another size, an argument that is not declared: all name the op."""
+
+    def statistic(t: Any, node: fx.Node, a: Any) -> Any:
+        t.statistic(node)
+        return t.axes(a.self, node)
+
+    def note(t: Any, node: fx.Node, a: Any) -> Any:
+        t.note(node, kept=t.axes(a.self, node)[0])
+        return t.axes(a.self, node)
+
+    def short(t: Any, node: fx.Node, a: Any) -> Any:
+        return t.axes(a.self, node)[:1]
+
+    captured = capture(Tri().eval(), (torch.randn(3, 4),))
+    for rule, message in (
+        (statistic, r"aten\.triu\.default: it takes a statistic, but does not declare"),
+        (note, r"aten\.triu\.default: it notes kept, but declares no slice="),
+        (short, r"aten\.triu\.default: couple: expected axes of sizes .*, got"),
+    ):
+        registry._RULES.pop(A.triu.default, None)
+        declared("triu.default", Rule(rule))
+        with pytest.raises(fxprune.RuleError, match=message):
+            couple_graph(captured)
+
+
+def test_an_argument_that_is_edited_undeclared_is_refused(declared: Any) -> None:
+    def rule(t: Any, node: fx.Node, a: Any) -> Any:
+        return t.axes(a.self, node)
+
+    declared("triu.default", Rule(rule, literals=("diagonal",), slice=lambda s, node, a: Edit({"self": a.self})))
+    coupling = couple_graph(capture(Tri().eval(), (torch.randn(3, 4),)))
+    assert coupling.groups
+    with pytest.raises(fxprune.RuleError, match=r"aten\.triu\.default: slice: expected edits of diagonal, got self"):
+        slice_graph(Selection(coupling, coupling.removed_mask([0])))
+
+
+def test_rules_of_ops_without_an_entry() -> None:
+    assert rule_of(A.tanh.default) is registered()["pointwise"]
+    assert rule_of(A.tanh_.default) is None
+    assert rule_of(A.triu.default) is None
+    assert rule_of(len) is None
+
+
+def test_arguments_are_bound_by_schema_name() -> None:
+    captured = capture(Fn(lambda m, x: A.softmax.int(x, dim=1)), (torch.randn(3, 4),))
+    node = next(n for n in captured.module.graph.nodes if n.target is A.softmax.int)
+    bound = bind(node)
+    assert (bound.self, bound.dim, bound.dtype) == (node.args[0], 1, None)
+    assert registry.bind(node) == bound

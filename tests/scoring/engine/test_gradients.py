@@ -1,0 +1,151 @@
+"""Gates, against masking itself; gradients of values and parameters, against autograd on the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxprune._base.errors import CalibrationError
+from fxprune.capturing.inputs import PlainInputs
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
+from fxprune.scoring.engine.gradients import by_unit, gradients
+from fxprune.scoring.loss import default_loss
+from fxprune.twin.interpreter import Run
+from tests.support.pruning import prepared
+
+
+def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.flatten(1).sum(dim=1) * targets).mean()
+
+
+def _change(coupling: Coupling, flat: tuple[Tensor, ...], unit: int, share: float) -> Tensor:
+    """Returns by how much the outputs move when a unit is masked by so large a share."""
+
+    class Damped(Run):
+        def _masked(self, node, source, values):  # type: ignore[no-untyped-def]
+            masked = super()._masked(node, source, values)
+            return values[source] + share * (masked - values[source])
+
+    (dense,) = Run(Selection.nothing(coupling))(flat)
+    (less,) = Damped(coupling, coupling.removed_mask([unit]))(flat)
+    return (less - dense).flatten(1).sum(dim=1) / share
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "attention", "windows"])
+def test_a_gate_is_the_derivative_of_masking(name: str) -> None:
+    model, x = NETWORKS[name]()
+    coupling = prepared(model, (x,))[1]
+    targets = torch.linspace(-1, 1, len(x), dtype=torch.float64)
+    (found,) = gradients(coupling, PlainInputs([(x,)], [targets]), _loss, "test", gates=True)
+    per_unit = by_unit(coupling, found.gates, found.samples)
+    assert per_unit.shape == (len(x), len(coupling.units))
+    for unit in range(0, len(coupling.units), 3):
+        expected = _change(coupling, (x,), unit, 1e-6) * targets
+        torch.testing.assert_close(-per_unit[:, unit], expected, rtol=1e-4, atol=1e-6)
+
+
+class Windows(nn.Module):
+    """Attention-like work on windows that are folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        y = self.inner(x.reshape(batch * tokens // 2, 2, width)).tanh()
+        return self.outer(y).reshape(batch, tokens, 2)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = (nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 6, 3, padding=2))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).tanh()
+        return self.head((x + self.b(self.a(x).tanh())).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.head = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.out(y).tanh())
+
+
+def _x(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+NETWORKS = {
+    "chain": lambda: (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double(), _x(6, 5)),
+    "residual": lambda: (Residual().double(), _x(5, 3, 6, 6)),
+    "attention": lambda: (Attention().double(), _x(4, 5, 8)),
+    "windows": lambda: (Windows().double(), _x(3, 4, 4)),
+}
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+def test_parameters_and_values() -> None:
+    model, x = _mlp(), _x(6, 8)
+    coupling = prepared(model, (x,))[1]
+    targets = torch.arange(6) % 3
+    layers = [n for n in coupling.captured.module.graph.nodes if n.target is torch.ops.aten.linear.default]
+    names = [name for name, _ in model.named_parameters()]
+    inputs = PlainInputs([(x,)], [targets])
+    (found,) = gradients(coupling, inputs, default_loss, "test", parameters=names, nodes=layers[:1])
+    loss = F.cross_entropy(model(x), targets, reduction="sum")
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    assert found.loss == pytest.approx(float(loss.detach()))
+    for name, value in zip(names, expected, strict=True):
+        torch.testing.assert_close(found.parameters[name], value)
+    assert all(p.grad is None for p in model.parameters())
+    (alone,) = gradients(coupling, inputs, default_loss, "test", nodes=layers[:1])
+    for one in (found, alone):
+        value, gradient = one.values[layers[0]]
+        assert value.shape == gradient.shape
+        torch.testing.assert_close(gradient.sum(dim=0), found.parameters[str(layers[0].args[2].target)])
+
+
+def test_targets_are_needed() -> None:
+    coupling = prepared(_mlp(), (_x(6, 8),))[1]
+    with pytest.raises(CalibrationError, match="'taylor' needs targets"):
+        next(gradients(coupling, PlainInputs([(_x(6, 8),)]), default_loss, "taylor"))
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [((4, 3), (4,)), ((4, 3, 5, 5), (4, 5, 5)), ((4, 7, 3), (4, 7))])
+def test_default_loss_is_cross_entropy(outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    logits, classes = torch.randn(outputs), torch.randint(0, 3, targets)
+    last = logits if targets == (outputs[0], *outputs[2:]) else logits.movedim(-1, 1)
+    torch.testing.assert_close(default_loss({"logits": logits}, classes), F.cross_entropy(last, classes))
+
+
+def test_default_loss_of_values_is_the_squared_error() -> None:
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    torch.testing.assert_close(default_loss((x,), y), F.mse_loss(x, y))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "message"),
+    [
+        (torch.randn(4, 3), torch.zeros(5, dtype=torch.long), r"targets int64 \[5\] do not fit outputs \[4, 3\]"),
+        (torch.randn(4, 3), torch.randn(4), r"targets float32 \[4\] do not fit"),
+        (torch.randn(4, 3), ["a"], "expected a tensor, got list"),
+        ([torch.zeros(3, dtype=torch.long)], torch.zeros(3), "no floating tensor"),
+    ],
+)
+def test_unfit_targets_are_refused(outputs: object, targets: object, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        default_loss(outputs, targets)

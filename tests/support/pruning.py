@@ -1,0 +1,125 @@
+"""What the rule tests share: tiny models around a function, coupling as text, and the exactness check."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.algebra.channels import Mask
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import Captured, capture
+from fxprune.compiler.by_hand import verify
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
+from fxprune.results.certificate import Certificate
+from fxprune.rewriting.slicing import slice_graph
+from tests.support.weights import randomise
+
+
+class Fn(nn.Module):
+    """A module around a function of ``(module, *inputs)``; submodules and parameters are given by name."""
+
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(self, *args)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One op in a tiny model: how to build it, its input shapes, and the groups that it must have.
+
+    Attributes:
+        name: the test's id.
+        build: makes the model.
+        shapes: of the inputs, the batch first.
+        groups: each as "units kind: axes", an axis as "tensor[dim]", "x n" if a unit has n coordinates there.
+        statistic: whether the op takes a statistic over channels.
+        inexact: names a case whose outputs say nothing about numbers (a constant or integer result).
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    shapes: Sequence[tuple[int, ...]]
+    groups: Sequence[str]
+    statistic: bool = False
+    inexact: bool = False
+    inputs: Callable[[], tuple[Tensor, ...]] | None = field(default=None)
+
+    def args(self, seed: int = 0) -> tuple[Tensor, ...]:
+        """Returns random inputs."""
+        torch.manual_seed(seed)
+        return self.inputs() if self.inputs else tuple(torch.randn(s, dtype=torch.float64) for s in self.shapes)
+
+
+def groups_of(coupling: Coupling) -> list[str]:
+    """Returns the groups as text, one line each."""
+    lines = []
+    for group in coupling.groups:
+        on = [(coupling.axes[i], n) for i, n in group.axes]
+        axes = " ".join(f"{a.tensor}[{a.dim}]" + (f"x{n}" if n > 1 else "") for a, n in on)
+        lines.append(f"{len(group.units)} {group.kind}: {axes}")
+    return lines
+
+
+def prepared(model: nn.Module, args: tuple[Tensor, ...], seed: int = 0) -> tuple[Captured, Coupling]:
+    """Captures and couples the model in float64 with random weights."""
+    model = model.double().eval()
+    with torch.no_grad():
+        randomise(model, seed)
+    captured = capture(model, args)
+    return captured, couple(captured)
+
+
+@functools.cache
+def coupled(case: Case) -> Coupling:
+    """Returns the coupling of a case's model."""
+    torch.manual_seed(0)
+    return prepared(case.build(), case.args())[1]
+
+
+def removal(coupling: Coupling, seed: int, share: float, **constraints: Any) -> Mask:
+    """Returns a random removal of about this share of every group, with no axis left empty."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = {g.name: torch.rand(len(g.units), generator=generator) for g in coupling.groups}
+    return solve(coupling, scores, ratios=share, constraints=Constraints(**constraints)).removed
+
+
+def certify(coupling: Coupling, args: tuple[Tensor, ...], removed: Mask) -> Certificate:
+    """Compares the sliced graph with the masked twin."""
+    return verify(coupling, removed, slice_graph(Selection(coupling, removed)), (args, {}))
+
+
+def check(coupling: Coupling, args: tuple[Tensor, ...], inexact: bool = False) -> None:
+    """Asserts that random removals, small and large, give exactly what the masked twin gives."""
+    if not coupling.groups:
+        return
+    for seed, share in enumerate((0.3, 0.5, 0.7, 1.0)):
+        least = 2 if coupling.statistics and share == 1 else 1  # the norm of a single channel is a constant
+        removed = removal(coupling, seed, share, min_keep=least)
+        assert removed.any() or share != 0.7
+        certificate = certify(coupling, args, removed)
+        assert certificate.verified is (None if inexact else True), (seed, share, certificate)
+
+
+def check_case(case: Case) -> None:
+    """Asserts the groups, whether a statistic is recorded, and the numbers."""
+    coupling = coupled(case)
+    assert sorted(groups_of(coupling)) == sorted(case.groups)
+    assert bool(coupling.statistics) == case.statistic
+    assert not coupling.unsupported
+    check(coupling, case.args(seed=1), case.inexact)

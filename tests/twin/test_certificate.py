@@ -1,0 +1,306 @@
+"""The masked twin: a right plan always passes, a wrong one never does, and what proves nothing is not called proof."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune._base.names import fetch
+from fxprune.algebra.channels import Mask
+from fxprune.capturing.captured import capture
+from fxprune.compiler.by_hand import verify
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
+from fxprune.results.certificate import Certificate
+from fxprune.rewriting.emission import emit, emitted
+from fxprune.rewriting.slicing import keep_indices, slice_graph
+from fxprune.twin.interpreter import Run
+from tests.models import small
+from tests.support.pruning import removal
+from tests.support.weights import fingerprint, randomise
+
+A = torch.ops.aten
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The tensors are tiny: waiting threads cost more than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A plan with its emitted module and a batch that it was not captured with."""
+
+    coupling: Coupling
+    removed: Mask
+    module: nn.Module
+    args: tuple[Tensor, ...]
+
+    def certificate(self, module: nn.Module | None = None, **options: Any) -> Certificate:
+        return verify(self.coupling, self.removed, module or self.module, (self.args, {}), **options)
+
+    def original(self, name: str) -> Tensor:
+        tensor: Tensor = fetch(self.coupling.captured.module, name).detach()
+        return tensor
+
+
+def compiled(coupling: Coupling, args: tuple[Tensor, ...], removed: Mask | None = None) -> Compiled:
+    removed = removal(coupling, 0, 0.4) if removed is None else removed
+    assert removed.any()
+    return Compiled(coupling, removed, emit(coupling.captured, slice_graph(Selection(coupling, removed))), args)
+
+
+@functools.cache
+def coupling_of(name: str) -> Coupling:
+    """Returns the coupling of a network with weights under which no channel is hidden by a ReLU."""
+    torch.manual_seed(0)
+    build, example = small.NETWORKS[name]
+    batch = example(batch=12)
+    model = randomise(build().double().eval(), 0, batch)
+    if name == "residual":
+        model.gate[1].bias.detach().add_(3)
+    return couple(capture(model, batch))
+
+
+@functools.cache
+def network(name: str) -> Compiled:
+    return compiled(coupling_of(name), small.NETWORKS[name][1](batch=12, seed=1))
+
+
+@contextmanager
+def changed(tensor: Tensor, value: Tensor) -> Iterator[None]:
+    kept = tensor.detach().clone()
+    with torch.no_grad():
+        tensor.copy_(value)
+        yield
+        tensor.copy_(kept)
+
+
+def floats(module: nn.Module) -> dict[str, Tensor]:
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
+
+
+# -- a right plan ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_a_right_plan_is_verified(name: str, dtype: torch.dtype) -> None:
+    certificate = network(name).certificate(dtype=dtype)
+    limit = {torch.float64: 1e-9, torch.float32: 1e-4}[dtype]
+    assert certificate.verified is True
+    assert certificate.max_error <= certificate.tolerance == limit
+    assert (certificate.dtype, certificate.note) == (str(dtype), "")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_the_share_that_goes_does_not_matter(name: str, share: float) -> None:
+    coupling = coupling_of(name)
+    case = compiled(coupling, small.example(name), removal(coupling, 3, share, min_keep=3))
+    assert case.certificate().verified is True
+
+
+def test_a_plan_that_removes_nothing_is_the_model_itself() -> None:
+    coupling = coupling_of("residual")
+    nothing = np.zeros(len(coupling.channels), bool)
+    module = emit(coupling.captured, slice_graph(Selection(coupling, nothing)))
+    certificate = verify(coupling, nothing, module, (small.example("residual"), {}))
+    assert certificate.verified is True and certificate.max_error == 0
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_module_and_batch_are_left_alone(name: str) -> None:
+    case = network(name)
+    before, code, args = fingerprint(case.module), case.module.code, [a.clone() for a in case.args]
+    case.certificate(dtype=torch.float32)
+    assert fingerprint(case.module) == before and case.module.code == code
+    assert all(torch.equal(a, b) for a, b in zip(args, case.args, strict=True))
+
+
+def test_a_run_keeps_no_value_longer_than_it_is_needed() -> None:
+    run = Run(Selection.nothing(coupling_of("residual")))
+    alive = [sum(n.op == "call_function" for n in values) for _, values in run.steps(small.example("residual"))]
+    assert max(alive) <= 4 < len(alive) / 8
+
+
+# -- a wrong plan ------------------------------------------------------------------------------------------------------
+
+#: A key's bias adds the same to all of a query's scores, and softmax takes that away again.
+NO_EFFECT = ("k.bias",)
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_every_parameter_and_statistic_counts(name: str) -> None:
+    case = network(name)
+    tensors = floats(case.module)
+    assert len(tensors) >= 12
+    for key, tensor in tensors.items():
+        with changed(tensor, tensor * (1 + 1e-6)):
+            noticed = case.certificate().verified is False
+        assert noticed is not key.endswith(NO_EFFECT), key
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_a_wrong_channel_in_one_tensor(name: str) -> None:
+    case = network(name)
+    tensors = floats(case.module)
+    kinds = set()
+    for key, axes in keep_indices(Selection(case.coupling, case.removed)).items():
+        original = case.original(key)
+        for dim, kept in axes.items():
+            gone = np.setdiff1d(np.arange(original.shape[dim]), kept)
+            for place, other in ((0, gone[0]), (-1, gone[-1])):
+                wrong = {d: torch.from_numpy(index.copy()) for d, index in axes.items()}
+                wrong[dim][place] = int(other)
+                value = original
+                for d, index in wrong.items():
+                    value = value.index_select(d, index)
+                with changed(tensors[key], value):
+                    noticed = case.certificate().verified is False
+                assert noticed is not key.endswith(NO_EFFECT), (key, dim)
+        kinds.add(key.rpartition(".")[2])
+    assert kinds >= ({"weight", "bias", "running_mean", "running_var"} if name == "residual" else {"weight"})
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_two_channels_in_the_wrong_order_in_one_tensor(name: str) -> None:
+    case = network(name)
+    tensors = floats(case.module)
+    for key, axes in keep_indices(Selection(case.coupling, case.removed)).items():
+        for dim in axes:
+            tensor = tensors[key]
+            if tensor.shape[dim] > 1:
+                with changed(tensor, tensor.roll(1, dim)):
+                    noticed = case.certificate().verified is False
+                assert noticed is not key.endswith(NO_EFFECT), (key, dim)
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_one_literal_off(name: str) -> None:
+    case = network(name)
+    module = copy.deepcopy(case.module)
+    tried = 0
+    for node in module.graph.nodes:
+        values: list[Any] = []
+        fx.node.map_aggregate((node.args, node.kwargs), lambda v, values=values: values.append(v))
+        if node.target is A.repeat_interleave.self_int and values[1] == 1:
+            continue  # once is once, whatever is repeated
+        for at, value in enumerate(values):
+            if node.op != "call_function" or type(value) not in (int, float):
+                continue
+            for step in (-1, 1):
+                assert not _runs_as_before(case, module, node, at, value + step), (node.format_node(), value)
+                tried += 1
+    assert tried >= 10
+    assert case.certificate(module).verified is True
+
+
+def _runs_as_before(case: Compiled, module: nn.Module, node: fx.Node, at: int, value: Any) -> bool:
+    before, place = (node.args, node.kwargs), iter(range(10**6))
+    node.args, node.kwargs = fx.node.map_aggregate(before, lambda v: value if next(place) == at else v)
+    module.recompile()
+    try:
+        return case.certificate(module).verified is not False
+    except (RuntimeError, IndexError):
+        return False
+    finally:
+        node.args, node.kwargs = before
+        module.recompile()
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+def test_another_unit_kept_throughout(name: str) -> None:
+    """A consistent plan, but not the one that is verified: another channel, head or head dimension stays."""
+    case = network(name)
+    kinds = set()
+    for group in case.coupling.groups:
+        gone = [u for u in group.units if case.removed[case.coupling.units[u]]]
+        kept = [u for u in group.units if not case.removed[case.coupling.units[u]]]
+        if not gone or not kept:
+            continue
+        other = case.removed.copy()
+        other[case.coupling.units[[gone[0], kept[0]]]] = [False, True]
+        module = compiled(case.coupling, case.args, other).module
+        assert case.certificate(module).verified is False, group.name
+        kinds.add(group.kind)
+    assert kinds == ({"head", "head_dim", "channel"} if name == "transformer" else {"channel"})
+
+
+def _drop_residual(module: fx.GraphModule) -> None:
+    node = next(n for n in module.graph.nodes if n.target is A.add.Tensor)
+    node.replace_all_uses_with(node.args[1])
+
+
+def _permute_output(module: fx.GraphModule) -> None:
+    out = module.graph.output_node()
+    first = out.args[0][0]
+    with module.graph.inserting_before(out):
+        turned = module.graph.call_function(A.flip.default, (first, [1]))
+    out.args = ((turned, *out.args[0][1:]),)
+
+
+def _drop_relu(module: fx.GraphModule) -> None:
+    node = next(n for n in module.graph.nodes if n.target is A.relu.default)
+    node.replace_all_uses_with(node.args[0])
+
+
+def _swap_samples(module: fx.GraphModule) -> None:
+    first = next(n for n in module.graph.nodes if n.op == "placeholder")
+    with module.graph.inserting_after(first):
+        turned = module.graph.call_function(A.flip.default, (first, [0]))
+    first.replace_all_uses_with(turned, lambda user: user is not turned)
+
+
+@pytest.mark.parametrize("change", [_drop_residual, _permute_output, _drop_relu, _swap_samples])
+def test_a_wrong_graph(change: Callable[[fx.GraphModule], None]) -> None:
+    case = network("residual")
+    module = copy.deepcopy(case.module)
+    change(module)
+    module.recompile()
+    assert case.certificate(module).verified is False
+    assert case.certificate().verified is True
+
+
+def test_recovered_weights_are_checked_as_they_are() -> None:
+    coupling = coupling_of("residual")
+    removed = removal(coupling, 0, 0.4)
+    changed = {key: tensor * 1.5 for key, tensor in floats(coupling.captured.module).items() if "two" in key}
+    module = emit(coupling.captured, slice_graph(Selection(coupling, removed, changed)))
+    batch = (small.example("residual"), {})
+    assert verify(coupling, removed, module, batch, tensors=changed).verified is True
+    assert verify(coupling, removed, module, batch).verified is False
+
+
+def test_compile_refuses_what_its_own_emission_gets_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> nn.Module:
+        module = emitted(*args)
+        with torch.no_grad():
+            next(module.parameters())[0] *= 1.01
+        return module
+
+    monkeypatch.setattr("fxprune.compiler.stages.emitted", broken)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    before, data = fingerprint(model), [torch.randn(6, 5)]
+    with pytest.raises(fxprune.VerificationError, match=r"failed verification: error .* the outputs differ"):
+        fxprune.compile(model, data, 0.6, recover=None, progress=False)
+    assert fingerprint(model) == before
+    unproven = fxprune.compile(model, data, 0.6, recover=None, verify=False, progress=False)
+    assert fxprune.report(unproven).verified is None

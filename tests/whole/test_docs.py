@@ -1,0 +1,38 @@
+"""The documentation's promises: its snippets run, its links lead somewhere, every page is in the index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/whole/test_newcomer.py runs all of it
+SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _runs(page: Path) -> bool:
+    text = page.read_text("utf-8")
+    return COMMANDS not in text and SNIPPET.search(text) is not None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _runs(page)], ids=lambda p: p.stem)
+def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "snippet"}
+    for number, snippet in enumerate(SNIPPET.findall(page.read_text("utf-8"))):
+        exec(compile(snippet, f"{page.name}, snippet {number}", "exec", dont_inherit=True), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text("utf-8"))
+    assert [link for link in links if not (DOCS / link.partition("#")[0]).exists()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "index.md").read_text("utf-8")
+    listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", index, re.DOTALL)[1].split())  # type: ignore[index]
+    assert listed == {page.stem for page in PAGES} - {"index"}
