@@ -21,10 +21,11 @@ from fxprune.coupling.coupling import Coupling
 from tests.models import blocks_image as image
 from tests.models import blocks_tokens as tokens
 from tests.models import small
+from tests.models.fn import Fn
 from tests.models.networks import Network
 from tests.support.bruteforce.claims import Coordinate, Disagreement, claims_of, compare, network_of
 from tests.support.bruteforce.run import carry_out_all
-from tests.support.pruning import Fn, prepared
+from tests.support.pruning import prepared
 
 Made = tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxprune.algebra import axes as ax
-from fxprune.algebra.axes import Axes, Axis, Factor
+from fxprune.algebra.axes import Axes, Axis, Factor, split
 from fxprune.algebra.channels import Channels, Mask
 
 B, S = 10007, 1009  # primes that stand for sizes known at run time only
@@ -79,6 +79,7 @@ def _live(channels: Channels, factor: Factor) -> bool:
 
 
 # -- reshape ------------------------------------------------------------------------------------------------------
+
 
 RESHAPED = {
     "nothing changes": ("a2 b3|4", (6, 4), "a2 b3|4"),
@@ -181,6 +182,7 @@ def test_nothing_is_left_of_an_empty_tensor() -> None:
 
 # -- reshape against masks ----------------------------------------------------------------------------------------
 
+
 Shape = tuple[int, ...]
 
 
@@ -209,6 +211,7 @@ any_chain = st.sampled_from([4, 6, 8, 12]).flatmap(
         st.lists(st.sampled_from(_shapes(n)), min_size=1, max_size=3),
     )
 )
+
 nested_chain = st.sampled_from([(2, 3), (2, 2, 2), (4, 2), (3, 3), (2, 3, 2), (3, 2, 2)]).flatmap(
     lambda sizes: st.tuples(
         st.sampled_from([s for s in _groupings(sizes) if sum(s) <= 9]),
@@ -386,3 +389,12 @@ def test_explicit_labels_say_what_the_factors_say(words: list[tuple[str, int]]) 
     assert rows is not None
     for removed in _removals(channels):
         assert np.array_equal(ax.keep_mask(rows, removed), _keep(channels, axis, removed))
+
+
+def test_what_freezes_with_a_cell_knows_why() -> None:
+    channels = Channels()
+    labels = channels.fresh(6).reshape(-1, 1)
+    channels.freeze(labels[4:5], "the result")
+    outer, _ = split(channels, Factor(6, labels), 2, "reshape")
+    assert outer.labels is not None
+    assert channels.reason(outer.labels[1]) == channels.reason(np.array([5])) == "the result"

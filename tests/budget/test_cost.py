@@ -18,8 +18,9 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import slice_graph
 from tests.models import small
-from tests.ops.families import test_attention, test_contract, test_conv
-from tests.support.pruning import Case, coupled, removal
+from tests.models.ops import attention, contract, conv
+from tests.models.ops.case import Case
+from tests.support.pruning import coupled, coupling_of, linear_coupling, prepared, random_scores, removal
 
 
 def counted(coupling: Coupling, removed: Mask, args: tuple[Any, ...]) -> tuple[int, int, int]:
@@ -34,12 +35,12 @@ def counted(coupling: Coupling, removed: Mask, args: tuple[Any, ...]) -> tuple[i
 
 @pytest.mark.parametrize("name", small.NETWORKS)
 def test_counts_equal_the_sliced_graph(name: str) -> None:
-    coupling = small.network(name)
+    coupling = coupling_of(name)
     model = cost_model(coupling)
     generator = np.random.default_rng(0)
     for seed in range(8):
         ratios = {g.name: float(generator.uniform(0, 0.9)) for g in coupling.groups}
-        removed = solve(coupling, small.random_scores(coupling, seed), ratios=ratios).removed
+        removed = solve(coupling, random_scores(coupling, seed), ratios=ratios).removed
         args = tuple(small.NETWORKS[name][1](batch=3))
         params, macs, size = counted(coupling, removed, args)
         assert model.of(removed) == Cost(params, macs // 3, size)
@@ -58,7 +59,7 @@ UNCOUNTED = {
     "einsum of three operands",
 }
 CASES = [
-    case for family in (test_contract, test_conv, test_attention) for case in family.CASES if case.name not in UNCOUNTED
+    case for family in (contract, conv, attention) for case in family.CASES if case.name not in UNCOUNTED
 ]  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def _per_sample(coupling: Coupling, removed: Mask, args: tuple[Any, ...], macs: 
 
 
 def test_slopes_bound_what_one_more_coordinate_costs() -> None:
-    coupling = small.network("residual")
+    coupling = coupling_of("residual")
     model = cost_model(coupling)
-    removed = solve(coupling, small.random_scores(coupling), ratios=0.6).removed
+    removed = solve(coupling, random_scores(coupling), ratios=0.6).removed
     counts = model.counts(removed)
     for cost in (0, 1):
         slopes = model.slopes(counts, cost)
@@ -100,14 +101,14 @@ def test_slopes_bound_what_one_more_coordinate_costs() -> None:
 
 def test_buffers_cost_bytes_and_no_parameters() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    _, coupling = small.prepared(model, small.image())
+    _, coupling = prepared(model, small.image())
     cost = cost_model(coupling).of(np.zeros(len(coupling.channels), bool))
     assert cost.params == 12 + 4 + 4 + 4
     assert cost.bytes == 8 * (cost.params + 4 + 4)
 
 
 def test_guards_count_a_whole_group() -> None:
-    coupling = small.linear(5, 6, 2)
+    coupling = linear_coupling(5, 6, 2)
     group = coupling.groups[0]
     model = cost_model(coupling, {group.name: frozenset({"l0.weight", "l0.bias", "l1.weight"})})
     gone = coupling.removed_mask(group.units)

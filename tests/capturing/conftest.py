@@ -1,16 +1,5 @@
-"""One thread: the tensors are tiny, and waiting threads cost more than they compute."""
+"""The tensors of this room are tiny: it takes one thread."""
 
-from __future__ import annotations
+from tests.support.threads import one_thread
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capturing.captured import capture
-from tests.support.capturing import Fn, assert_equal, check, run
+from tests.models.fn import Fn
+from tests.support.capturing import assert_equal, check, run
 
 
 class Result(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,19 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import CaptureError
 from fxprune.capturing.captured import Captured, TensorInfo, capture
-from tests.support.capturing import Fn, assert_equal, attributes, check, copied, ops, run
+from tests.models.fn import Fn
+from tests.models.libraries import swin, transformer, vit
+from tests.support.capturing import (
+    assert_equal,
+    assert_untouched,
+    attributes,
+    check,
+    copied,
+    ops,
+    run,
+    snapshot,
+    tensors,
+)
 from tests.support.weights import randomise
 
 tv = torchvision.models
@@ -28,44 +41,35 @@ def vision(model: Callable[[], nn.Module], size: int = 32) -> tuple[Callable[[],
     return model, lambda batch: (image(batch, size), {})
 
 
-def tokens(config: str, model: str, length: int = 7, **settings: Any) -> tuple[Callable[[], nn.Module], Any]:
-    def build() -> nn.Module:
-        transformers = pytest.importorskip("transformers")
-        return getattr(transformers, model)(getattr(transformers, config)(vocab_size=64, **settings))
-
-    return build, lambda batch: ((), {"input_ids": torch.randint(3, 64, (batch, length + batch))})
+def tokens(name: str, length: int = 7, **settings: Any) -> tuple[Callable[[], nn.Module], Any]:
+    return partial(transformer, name, vocab_size=64, **settings), lambda batch: (
+        (),
+        {"input_ids": torch.randint(3, 64, (batch, length + batch))},
+    )
 
 
 def timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: pytest.importorskip("timm").create_model(name, **settings)
 
 
-BERT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {**BERT, "num_key_value_heads": 2, "max_position_embeddings": 64}
-SWIN = {"patch_size": [4, 4], "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "num_classes": 7}
-VIT = {"patch_size": 8, "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 48, "num_classes": 7}
-
 MODELS = {
     "resnet18": vision(lambda: tv.resnet18()),
     "densenet": vision(lambda: tv.DenseNet(8, (2, 2), 8, num_classes=7)),
     "mobilenet_v3": vision(lambda: tv.mobilenet_v3_small()),
     "shufflenet": vision(lambda: tv.shufflenet_v2_x0_5()),
-    "vit": vision(lambda: tv.VisionTransformer(32, **VIT)),
-    "swin": vision(lambda: tv.SwinTransformer(window_size=[4, 4], stochastic_depth_prob=0.2, **SWIN)),
+    "vit": vision(lambda: vit(image_size=32)),
+    "swin": vision(lambda: swin(stochastic_depth_prob=0.2)),
     "swin_v2": vision(
-        lambda: tv.SwinTransformer(
-            window_size=[4, 4],
-            block=tv.swin_transformer.SwinTransformerBlockV2,
-            downsample_layer=tv.swin_transformer.PatchMergingV2,
-            **SWIN,
+        lambda: swin(
+            block=tv.swin_transformer.SwinTransformerBlockV2, downsample_layer=tv.swin_transformer.PatchMergingV2
         )
     ),
     "timm_vit": vision(
         timm("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, drop_path_rate=0.1)
     ),
-    "bert": tokens("BertConfig", "BertModel", **BERT),
-    "llama": tokens("LlamaConfig", "LlamaForCausalLM", **LLAMA, use_cache=False),
-    "bloom": tokens("BloomConfig", "BloomModel", hidden_size=32, n_layer=2, n_head=4, use_cache=False),
+    "bert": tokens("BertModel"),
+    "llama": tokens("LlamaForCausalLM", num_key_value_heads=2, use_cache=False),
+    "bloom": tokens("BloomModel", n_layer=2, n_head=4, use_cache=False),
 }
 
 
@@ -79,29 +83,6 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, Captured, Callable[
     before = snapshot(model)
     args, kwargs = call(2)
     return model, capture(model, args, kwargs), call, before
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    return {
-        "flags": [module.training for module in model.modules()],
-        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
-        "names": [set(vars(module)) for module in model.modules()],
-        "tensors": {name: (id(t), t._version, t.clone()) for name, t in tensors(model).items()},
-    }
-
-
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
-    after = snapshot(model)
-    for key in ("flags", "hooks", "names"):
-        assert after[key] == before[key]
-    assert after["tensors"].keys() == before["tensors"].keys()
-    for name, (identity, version, value) in before["tensors"].items():
-        assert after["tensors"][name][:2] == (identity, version)
-        assert torch.equal(after["tensors"][name][2], value)
 
 
 def test_graph_equals_model_at_every_batch_size(pair):
@@ -159,9 +140,6 @@ def test_graph_can_be_copied_and_pickled(pair):
         with torch.no_grad():
             outputs = module(*captured.call.flatten(args, kwargs))
         assert_equal(run(captured, *args, **kwargs), captured.call.unflatten(outputs))
-
-
-# -- inputs other than modules -----------------------------------------------------------------------------------
 
 
 def small() -> nn.Sequential:
@@ -256,3 +234,12 @@ def test_recurrent_layers_keep_their_weights():
     lstm = nn.LSTM(4, 4, batch_first=True)
     capture(Fn(lambda self, x: self.lstm(x)[0], lstm=lstm), (torch.randn(2, 3, 4),))
     assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+
+
+def test_norms_and_attention_stay_whole() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    captured = capture(layer, (torch.randn(2, 5, 8),))
+    ops = [str(node.target) for node in captured.module.graph.nodes if node.op == "call_function"]
+    assert ops.count("aten.layer_norm.default") == 2
+    assert ops.count("aten.scaled_dot_product_attention.default") == 1
+    assert not any("softmax" in op or "native" in op or "rsqrt" in op for op in ops)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import CaptureError
 from fxprune.capturing.captured import Captured, capture
-from tests.support.capturing import Fn, assert_equal, check, raw, run
+from tests.models.fn import Fn
+from tests.support.capturing import assert_equal, check, raw, run
 
 
 def shapes(captured: Captured) -> list[tuple[int, ...]]:

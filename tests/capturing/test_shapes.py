@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fxprune.capturing.captured import TensorInfo, capture
 from fxprune.capturing.sizes import assign
-from tests.support.capturing import Fn, assert_equal, nodes, run
+from tests.models.fn import Fn
+from tests.support.capturing import assert_equal, nodes, run
 
 
 def test_sizes_computed_by_the_graph_are_ints():

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capturing.captured import capture
-from tests.support.capturing import Fn, assert_equal, attributes, check, nodes, raw, run
+from tests.models.fn import Fn
+from tests.support.capturing import assert_equal, attributes, check, nodes, raw, run
 
 
 class Tied(nn.Module):

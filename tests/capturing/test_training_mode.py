@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.capturing.captured import Captured, capture
-from tests.capturing.test_captured import assert_untouched, snapshot
-from tests.support.capturing import Fn, check, nodes, ops, raw
+from tests.models.fn import Fn
+from tests.models.libraries import transformer
+from tests.support.capturing import assert_untouched, check, nodes, ops, raw, snapshot
 
 
 class Attention(nn.Module):
@@ -118,18 +119,9 @@ def test_other_calls_in_training_are_noted():
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
 def test_transformers_bert(kind):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        attention_probs_dropout_prob=0.3,
-        hidden_dropout_prob=0.1,
-        attn_implementation=kind,
-    )
-    captured = capture(transformers.BertModel(config), (torch.randint(16, (2, 5)),))
+    chances = {"attention_probs_dropout_prob": 0.3, "hidden_dropout_prob": 0.1}
+    model = transformer("BertModel", num_hidden_layers=1, attn_implementation=kind, **chances)
+    captured = capture(model, (torch.randint(16, (2, 5)),))
     probabilities = [n.args[1] for n in nodes(captured, "dropout.default")]
     if kind == "sdpa":
         assert attention(captured) == [0.3]

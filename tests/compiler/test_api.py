@@ -7,6 +7,7 @@ import hashlib
 import io
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.data.batches import Batches
 from fxprune.data.checks import device_of
+from tests.models.fn import Fn
+from tests.support.compiling import around, compile_small, mlp
 from tests.support.weights import randomise
 
 
@@ -184,9 +187,6 @@ def test_dict_batches_and_labels(calibration):
         pruned(data[0]["values"])
 
 
-# -- bad input --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -336,3 +336,53 @@ def test_scores_stand_on_the_nodes(model, calibration):
     node = next(n for n in captured.module.graph.nodes if n.target == "blocks.0.0.weight")
     assert node.meta["fxprune"][0].shape == (12,)
     assert torch.isfinite(node.meta["fxprune"][0]).all()
+
+
+def test_what_the_model_notes_about_its_calls_is_taken_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls, self.log = mlp(), 0, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.log.append(1)
+            self.last = x
+            return self.inner(x)
+
+    model = Counting()
+    compile_small(model)
+    assert (model.calls, model.log, hasattr(model, "last")) == (0, [], False)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([torch.ones(4, 8), torch.ones(4, 4)], "batch 1: .*takes 8 in dimension 1, got shape .4, 4."),
+        ((torch.ones(4, 8), torch.ones(4, 8)), "a tuple of two tensors"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(data: Any, words: str) -> None:
+    with pytest.raises(fxprune.CalibrationError, match=words):
+        compile_small(mlp(), data)
+
+
+def test_a_model_without_values_and_one_with_shapes_that_data_decide() -> None:
+    with pytest.raises(fxprune.CalibrationError, match="meta device"):
+        compile_small(mlp().to("meta"))
+    pad = lambda h: nn.functional.pad(h[:, torch.arange(32) % 2 == 0], (0, 16))  # noqa: E731
+    with pytest.raises(fxprune.CaptureError, match="cannot be told without data"):
+        compile_small(around(pad))
+
+
+def test_a_mask_of_minus_infinities_is_an_input_like_any_other() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = randomise(
+        Fn(lambda m, x, mask: m.layer(x, mask), layer=layer), 0, (torch.randn(2, 5, 8), torch.zeros(5, 5))
+    )
+    batch = (torch.randn(2, 5, 8), nn.Transformer.generate_square_subsequent_mask(5))
+    pruned = fxprune.compile(model.eval(), [batch], 0.6, forward_args=tuple, progress=False)
+    assert fxprune.report(pruned).verified
+    batch[0][0, 0, 0] = -float("inf")  # and no other tensor may hold any
+    with pytest.raises(fxprune.CalibrationError, match=r"args\[0\] holds -Inf"):
+        fxprune.compile(model, [batch], 0.6, forward_args=tuple, progress=False)

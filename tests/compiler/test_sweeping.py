@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune import Budget, BudgetError, CalibrationError, ScorerError
 from fxprune.budget.cost import Cost
 from fxprune.compiler import stages
-from fxprune.data.batches import Batches
-from fxprune.reporting.fidelity import Reference
-from fxprune.reporting.pareto import Point, Sweep
 from fxprune.scoring.scorer import scorer_of
-from tests.models.small import Residual, image
+from tests.models.parts import Uncapturable
+from tests.support.sweeps import DATA, model, quality, small_sweep
 
 
 class Counting:
@@ -36,28 +32,6 @@ class Counting:
     def score(self, context: Any) -> Any:
         self.asked += 1
         return scorer_of("l1").score(context)
-
-
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return Residual().double().eval()
-
-
-DATA = [image(8, seed=seed)[0] for seed in (1, 2)]
-
-
-@cache
-def small_sweep() -> Sweep:
-    """Returns a sweep with everything in it."""
-    return fxprune.sweep(
-        model(), DATA, [0.7, Budget(macs=0.5), 0.005], ["l1", "random"], evaluate=quality, latency=True,
-        progress=False,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def quality(module: nn.Module) -> float:
-    return -float((module(DATA[0]) - model()(DATA[0])).square().mean())
 
 
 def test_every_point_is_what_compile_gives() -> None:
@@ -143,116 +117,6 @@ def test_without_evaluate_points_are_compared_by_fidelity() -> None:
         found.best(latency_ms=1.0)
 
 
-def points_of(*rows: tuple[int, int, float]) -> Sweep:
-    points = [
-        Point(method="m", budget=Budget(params=p), cost=Cost(p, m, p), fidelity=f, seconds=i)
-        for i, (p, m, f) in enumerate(rows)
-    ]
-    return Sweep(points=tuple(points), before=Cost(1000, 1000, 1000))
-
-
-def test_pareto_and_best() -> None:
-    found = points_of(
-        (800, 800, 0.9), (700, 700, 0.9), (500, 600, 0.8), (400, 700, 0.8), (300, 300, 0.5), (300, 300, math.nan)
-    )
-    assert [p.seconds for p in found.pareto] == [1, 2, 3, 4]
-    assert found.best().seconds == 1 and found.best(params=0.5).seconds == 3
-    assert found.best(params=500, macs=0.6).seconds == 2 and found.best(macs=300).seconds == 4
-    with pytest.raises(BudgetError, match="the smallest point has 300 parameters: sweep smaller budgets"):
-        found.best(params=299)
-    twins = points_of((10, 10, 0.5), (10, 10, 0.5))
-    assert len(twins.pareto) == 2
-
-
-class Squeeze(nn.Module):
-    """Gives what a function makes of its input."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
-
-
-def fidelity(dense: Any, other: Any, data: Any) -> Any:
-    batches = Batches(data, device=torch.device("cpu"))
-    return [Reference(Squeeze(dense), batches, limit).of(Squeeze(other)) for limit in (0, 1 << 30)]
-
-
-def test_fidelity_is_the_share_of_variance_that_is_left() -> None:
-    x = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    batches = [x[0], x[1][:40]]
-    every = torch.cat(batches)
-    mean = every.mean(0)
-    for found in fidelity(lambda v: v, lambda v: v, batches):
-        assert found.explained == 1.0 and found.agreement == 1.0
-    for found in fidelity(lambda v: v, lambda v: mean.expand_as(v), batches):
-        assert found.explained == pytest.approx(0.0, abs=1e-12)
-    for found in fidelity(lambda v: v, lambda v: 0.5 * v, batches):
-        expected = 1 - 0.25 * every.square().sum() / (every - mean).square().sum()
-        assert found.explained == pytest.approx(float(expected)) and found.agreement == 1.0
-    for found in fidelity(lambda v: v, lambda v: -v, batches):
-        assert found.agreement == pytest.approx(float((every.argmax(1) == (-every).argmax(1)).double().mean()))
-
-
-def test_fidelity_of_odd_outputs() -> None:
-    x = [torch.randn(4, n, 3, dtype=torch.float64) for n in (5, 7, 6)]
-    for found in fidelity(lambda v: (v, v.long()), lambda v: (v, v.long()), x):  # lengths vary, integers do not count
-        assert found.explained == 1.0 and found.agreement is None
-    for found in fidelity(lambda v: {"logits": v}, lambda v: {"logits": v.flip(-1)}, x):
-        assert found.agreement is not None and found.agreement < 1
-    flat = torch.cat([v.flatten() for v in x])
-    for found in fidelity(lambda v: v, lambda v: v * 0 + flat.mean(), x):
-        assert found.explained == pytest.approx(0.0, abs=1e-12)
-    for found in fidelity(lambda v: v, lambda v: v * torch.nan, x):
-        assert math.isnan(found.explained)
-    for found in fidelity(lambda v: v * 0, lambda v: v * 0, x):
-        assert math.isnan(found.explained)
-
-
-def test_an_output_that_does_not_vary_is_left_out() -> None:
-    x = [torch.randn(8, 3, dtype=torch.float64)]
-    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * 0), x):
-        assert found.explained == 1.0
-    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * torch.nan), x):
-        assert math.isnan(found.explained)
-
-
-def test_outputs_of_other_sizes_do_not_compare() -> None:
-    x = [torch.randn(8, 3, dtype=torch.float64)]
-    several: list[Any] = [lambda v: v[:3], lambda v: v[:0], lambda v: (v, v), lambda v: []]
-    for other in several:
-        for found in fidelity(lambda v: v, other, x) + fidelity(other, lambda v: v, x):
-            assert math.isnan(found.explained) and found.agreement is None
-    for found in fidelity(lambda v: (v, v[:0]), lambda v: (v, v[:0]), x):
-        assert found.explained == 1.0 and found.agreement == 1.0
-
-
-@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (200, 1), (1 << 30, 3)])
-def test_outputs_are_compared_on_their_batch_though_the_data_are_shuffled(limit: int, kept: int) -> None:
-    data = DataLoader(TensorDataset(torch.randn(12, 5)), 4, shuffle=True)  # 80 bytes a batch, and as many out of it
-    reference = Reference(Squeeze(torch.exp), Batches(data, device="cpu"), limit)
-    assert [reference.of(Squeeze(torch.exp)).explained for _ in range(3)] == [1.0] * 3
-    assert len(reference._kept) == kept
-
-
-def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return x * self.calls
-
-    models = Counting(), Counting()
-    data = Batches([torch.randn(8, 3)] * 2, device="cpu")
-    assert Reference(models[0], data, 0).of(models[1]).explained == 1.0
-    assert [float(m.calls) for m in models] == [0, 0]
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -302,18 +166,6 @@ def test_blocks_go_in_a_sweep_too() -> None:
     )
     point = found.points[0]
     assert point.cost is not None and point.cost.params == fxprune.report(pruned).params[1]
-
-
-class Uncapturable(nn.Module):
-    """Decides by values how to go on, around a part that can be captured."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = Residual().double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        return y * 2 if float(y.sum()) > 0 else y
 
 
 def test_a_model_in_parts() -> None:

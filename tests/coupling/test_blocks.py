@@ -18,7 +18,8 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
 from fxprune.scoring.scorer import registered
 from fxprune.scoring.spvr import disagreement
-from tests.support.pruning import Fn, prepared
+from tests.models.fn import Fn
+from tests.support.pruning import prepared
 from tests.support.weights import randomise
 
 IMAGES = (3, 3, 32, 32)

@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 from fxprune._base.errors import UnsupportedOpError
 from fxprune.algebra import axes as ax
 from fxprune.budget.cost import cost_model
+from fxprune.budget.solver import solve
+from fxprune.capturing.captured import capture
 from fxprune.compiler.by_hand import verify
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
@@ -26,7 +29,11 @@ from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import Group
 from fxprune.rewriting.slicing import slice_graph
 from tests.models import small
-from tests.support.pruning import Fn, prepared
+from tests.models.blocks_tokens import Attention, Position
+from tests.models.fn import Fn
+from tests.models.networks import Network
+from tests.support.fuzzing import Case, Pruning, run
+from tests.support.pruning import certify, prepared
 
 Args = tuple[Tensor, ...]
 ROW, TOKENS, IMAGE = (3, 5), (3, 7, 5), (3, 3, 4, 4)
@@ -138,6 +145,7 @@ def _line(group: Group) -> str:
 
 # -- groups -------------------------------------------------------------------------------------------------------
 
+
 GROUPS = {
     "residual": [
         "stem.0: 12 channel, stem.0 stem.1 one.3 two.4 two.5 gate.3 > one.0 two.0 gate.1 head",
@@ -221,6 +229,7 @@ def test_every_coordinate_has_a_unit_or_a_reason(name: str) -> None:
 
 
 # -- frozen, explain, text, graph ---------------------------------------------------------------------------------
+
 
 FROZEN = {
     "two layers": [
@@ -389,3 +398,73 @@ def test_one_unit_is_not_another(name: str) -> None:
         sliced = slice_graph(Selection(coupling, coupling.removed_mask([one])))
         certificate = verify(coupling, coupling.removed_mask([other]), sliced, (args, {}))
         assert certificate.verified is False, (one, other, certificate)
+
+
+def test_a_sum_with_an_input_is_held_whole() -> None:
+    # expanded constants beside a model input: the sum's features are the input's, and not free to go
+    model = Fn(lambda m, x, s: m.l(s.unsqueeze(1).expand(-1, 2, 3).reshape(-1, 6) + x), l=nn.Linear(6, 3))
+    both = (torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64))
+    assert prepared(model, both)[1].groups == ()
+
+
+@pytest.mark.parametrize("gram", [False, True])
+def test_units_of_a_gram_matrix_form_one_group(gram: bool) -> None:
+    # every unit lies on every other's coordinates: each had a group of its own, which min_keep held
+    def outer(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        z = y.transpose(1, 2) @ y if gram else y[:, 0].unsqueeze(2) * y[:, 0].unsqueeze(1)
+        return m.b(z.flatten(1))
+
+    x = torch.randn(3, 7, 5, dtype=torch.float64)
+    coupling = prepared(Fn(outer, a=nn.Linear(5, 4), b=nn.Linear(16, 2)), (x,))[1]
+    scores = {group.name: torch.rand(len(group.units)) for group in coupling.groups}
+    solution = solve(coupling, scores, ratios=0.5)
+    assert len(coupling.groups) == 1 and len(solution.units) == 2
+    assert certify(coupling, (x,), solution.removed).verified is True
+
+
+def test_a_channel_on_every_coordinate_of_a_layer_stays() -> None:
+    # a grouped convolution after one with other groups: some channels cover a whole weight, and were units all the same
+    model = nn.Sequential(nn.Conv1d(3, 12, 1), nn.Conv1d(12, 12, 1, groups=2), nn.Conv1d(12, 12, 1, groups=3))
+    model.append(nn.Conv1d(12, 2, 1))
+    coupling = prepared(model, (torch.randn(2, 3, 4, dtype=torch.float64),))[1]
+    assert coupling.groups
+    sizes = [len(axis.labels) for axis in coupling.axes]
+    assert all(count < sizes[index] for group in coupling.groups for index, count in group.axes)
+    assert any("would go with it" in text for text in coupling.channels._reasons)
+
+
+def test_a_size_that_turns_out_static_ties_nothing() -> None:
+    # a position table fixes the length: sizes asked of a joint qkv view kept that view, and its ties, alive
+    attention = Attention(heads=3, kv_heads=4, how="sdpa", qkv="select", causal=True, rotary=True)
+    network = Network("ids", 6, (attention, Position(how="buffer")), "max")
+    outcome = run(Case(network, Pruning(ratio=0.3, seed=1)))
+    assert outcome.status == "verified" and not outcome.missing
+
+
+def test_a_part_of_an_axis_that_holds_the_batch_as_well() -> None:
+    """ALiBi folds the heads into a batch that is known only at run time: a part of the heads lies in every sample."""
+
+    def forward(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        slopes = torch.full((4,), 0.5, dtype=x.dtype) ** torch.arange(1, 5)
+        bias = (slopes[None, :, None] * mask.cumsum(-1)[:, None, :]).reshape(b * 4, 1, n)
+        q, k, v = (f(x).view(b, n, 4, 3).transpose(1, 2).reshape(b * 4, n, 3) for f in (m.q, m.k, m.v))
+        y = bias.baddbmm(q, k.transpose(1, 2)).softmax(-1) @ v
+        return m.o(y.view(b, 4, n, 3).transpose(1, 2).reshape(b, n, 12))
+
+    parts = {name: nn.Linear(6, 12) for name in "qkv"}
+    args = (torch.randn(3, 5, 6, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64))
+    coupling = prepared(Fn(forward, **parts, o=nn.Linear(12, 2)), args)[1]
+    heads = next(group for group in coupling.groups if group.kind == "head")
+    for gone in ([0], [1, 3], [2, 3]):
+        assert certify(coupling, args, coupling.removed_mask(heads.units[gone])).verified
+
+
+def test_shuffled_channels_come_in_groups_that_can_be_ranked() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 64], num_classes=5)
+    x = torch.randn(2, 3, 64, 64)
+    coupling = couple(capture(model.eval(), (x,)))
+    assert max(len(group.units) for group in coupling.groups) == 64
+    assert len(coupling.groups) < len(coupling.units) / 8

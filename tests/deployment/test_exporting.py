@@ -1,11 +1,11 @@
-"""The chain to production: compiled, exported, packaged, quantized; every file gives what the model gives."""
+"""Exporting: every file gives what the model gives, or is not left behind."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,172 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.contrib import demo
-from fxprune.deployment.comparison import difference
-from fxprune.runtimes import onnx as onnx_files
-from fxprune.runtimes.sizes import other_sizes
-from tests.compiler.test_islands import Detector
-from tests.models.small import Residual
+from tests.models.parts import Detector
+from tests.support.exports import assert_equal, outputs_of, pruned_of, texts
 from tests.support.weights import fingerprint, randomise
-
-Call = tuple[tuple[Any, ...], dict[str, Tensor]]
-MODELS = ("cnn", "vit", "bert")
-
-
-def _images(batch: int, size: int = 8) -> Call:
-    return (torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch)),), {}
-
-
-def _texts(batch: int, length: int = 10) -> Call:
-    generator = torch.Generator().manual_seed(batch)
-    mask = torch.ones(batch, length, dtype=torch.long)
-    mask[-1, length // 2 :] = 0
-    return (), {"input_ids": torch.randint(0, 40, (batch, length), generator=generator), "attention_mask": mask}
-
-
-def _model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    if name == "cnn":
-        return Residual()
-    if name == "vit":
-        from torchvision.models import VisionTransformer
-
-        return VisionTransformer(
-            image_size=16, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
-        )
-    from transformers import BertConfig, BertForSequenceClassification
-
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=16,
-        )
-    )  # fmt: skip
-
-
-def _call(name: str, batch: int, length: int = 10) -> Call:
-    return _texts(batch, length) if name == "bert" else _images(batch, 16 if name == "vit" else 8)
-
-
-_PRUNED: dict[str, nn.Module] = {}
-
-
-def _pruned(name: str) -> nn.Module:
-    """Returns a model without a third of its parameters, compiled once."""
-    if name not in _PRUNED:
-        args, kwargs = _call(name, 4)
-        model = randomise(_model(name), 0, args, kwargs).eval()
-        data = [kwargs or args[0]]
-        _PRUNED[name] = fxprune.compile(model, data, 0.67, method="l2", recover=None, progress=False)
-        assert fxprune.report(_PRUNED[name]).verified
-    return _PRUNED[name]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], fxprune.Exported]:
-    """Exports a pruned model once for each suffix, alone in a directory."""
-    done: dict[tuple[str, str], fxprune.Exported] = {}
-
-    def once(name: str, suffix: str) -> fxprune.Exported:
-        if (name, suffix) not in done:
-            folder = tmp_path_factory.mktemp(name)
-            done[name, suffix] = fxprune.export(_pruned(name), folder / f"model{suffix}")
-            assert [path.name for path in folder.iterdir()] == [f"model{suffix}"]
-        return done[name, suffix]
-
-    return once
-
-
-def _outputs(model: Any, call: Call) -> list[Tensor]:
-    with torch.no_grad():
-        return pytree.tree_leaves(model(*call[0], **call[1]))
-
-
-def _equal(model: Any, file: Any, call: Call) -> None:
-    expected, got = _outputs(model, call), _outputs(file, call)
-    assert len(expected) == len(got) == 1
-    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-4 * float(expected[0].abs().max()))
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(*args: Tensor, **kwargs: Tensor) -> list[Tensor]:
-        names = [entry.name for entry in session.get_inputs()]
-        given = kwargs or dict(zip(names, args, strict=True))
-        arrays = session.run(None, {name: given[name].numpy() for name in names})
-        return [torch.from_numpy(array) for array in arrays]
-
-    return run
-
-
-# -- every step, on every kind of model ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_torch_compile_takes_the_whole_graph(name: str) -> None:
-    import torch._inductor.config
-
-    torch._dynamo.reset()
-    pruned = _pruned(name)
-    # code is generated for one of them: it takes a minute each, most of it in the C++ compiler
-    backend = "inductor" if name == "cnn" else "aot_eager"
-    compiled = torch.compile(pruned, fullgraph=True, backend=backend)
-    with torch._inductor.config.patch(compile_threads=1):  # starting workers takes longer than the work
-        _equal(pruned, compiled, _call(name, 3))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_onnx(name: str, exported: Any) -> None:
-    found = exported(name, ".onnx")
-    assert found.format == "ONNX" and found.max_error <= 1e-4 and found.opset >= 18
-    assert found.bytes == found.path.stat().st_size and not found.beside
-    assert [shapes[0][0] for shapes in found.compared] == [4, 5, 1]
-    for batch, length in ((2, 10), (7, 13), (1, 5)):
-        _equal(_pruned(name), _session(found.path), _call(name, batch, length))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_pt2(name: str, exported: Any) -> None:
-    found = exported(name, ".pt2")
-    assert found.format == "torch.export" and found.max_error == 0 and found.opset is None
-    loaded = torch.export.load(found.path).module()
-    for batch, length in ((2, 10), (7, 13), (1, 5)):
-        _equal(_pruned(name), loaded, _call(name, batch, length))
-
-
-def test_aoti(exported: Any) -> None:
-    with torch._inductor.config.patch(compile_threads=1):
-        found = exported("cnn", ".aoti.pt2")
-    assert found.format == "AOTInductor package" and found.max_error <= 1e-4
-    loaded = torch._inductor.aoti_load_package(str(found.path))
-    for batch in (4, 7, 1):
-        _equal(_pruned("cnn"), loaded, _call("cnn", batch))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_int8(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
-    pruned = _pruned(name)
-    before = fingerprint(pruned)
-    calls = [_call(name, 8), _call(name, 9)]
-    int8 = fxprune.quantize(pruned, [kwargs or args[0] for args, kwargs in calls])
-    assert fingerprint(pruned) == before
-    assert {p.dtype for p in int8.state_dict().values()} >= {torch.int8}
-    assert fxprune.report(int8) is fxprune.report(pruned)
-    call = _call(name, 6)
-    (expected,), (got,) = _outputs(pruned, call), _outputs(int8.eval(), call)
-    assert 0 < difference(expected, got) < 0.1
-    assert fxprune.export(int8, tmp_path / "int8.pt2").max_error == 0
-    if name == "cnn":  # rounding may fall the other way between two integers
-        found = fxprune.export(int8, tmp_path / "int8.onnx", tolerance=0.05)
-        assert difference(got, _outputs(_session(found.path), call)[0]) < 0.05
-
 
 # -- what the files hold -------------------------------------------------------------------------------------
 
@@ -194,22 +33,11 @@ def test_the_record_says_what_goes_in_and_comes_out(exported: Any) -> None:
     assert "model.pt2: torch.export" in str(found) and "relative error 0.0e+00" in str(found)
 
 
-def test_onnx_names_and_free_sizes(exported: Any) -> None:
-    import onnx
-
-    graph = onnx.load(exported("bert", ".onnx").path).graph
-    shapes = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.output)
-    }
-    assert shapes == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"], "logits": ["batch", 2]}
-
-
 def test_a_file_needs_nothing_but_torch(exported: Any, tmp_path: Path) -> None:
     """The outputs of transformers have a class of their own; the file has a dict."""
     path = exported("bert", ".pt2").path
-    call = _texts(3)
-    torch.save((call[1], _outputs(_pruned("bert"), call)[0]), tmp_path / "expected.pt")
+    call = texts(3)
+    torch.save((call[1], outputs_of(pruned_of("bert"), call)[0]), tmp_path / "expected.pt")
     script = """
 import sys, torch
 inputs, expected = torch.load("expected.pt")
@@ -227,27 +55,6 @@ def test_a_file_holds_none_of_the_users_data(tmp_path: Path) -> None:
     fxprune.export(nn.Linear(4, 3), tmp_path / "model.pt2", torch.full((2, 4), 7.0))
     args, _ = torch.export.load(tmp_path / "model.pt2").example_inputs
     assert torch.equal(args[0], torch.zeros(2, 4))
-
-
-def test_large_weights_lie_beside_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_files, "INLINE_LIMIT", 0)
-    model, x = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)), torch.randn(2, 64)
-    for _ in range(2):  # the second takes the place of the first
-        found = fxprune.export(model, tmp_path / "model.onnx", x)
-        assert [path.name for path in found.beside] == ["model.onnx.data"]
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-        assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
-        assert found.beside[0].stat().st_size >= 4 * 64 * 64
-        _equal(model, _session(found.path), ((torch.randn(5, 64),), {}))
-
-
-def test_small_weights_leave_no_others_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = nn.Linear(64, 3), torch.randn(2, 64)
-    with monkeypatch.context() as patch:
-        patch.setattr(onnx_files, "INLINE_LIMIT", 0)
-        fxprune.export(model, tmp_path / "model.onnx", x)
-    assert fxprune.export(model, tmp_path / "model.onnx", x).beside == ()
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_a_table_of_one_row(tmp_path: Path) -> None:
@@ -297,7 +104,7 @@ def test_arguments_are_passed_as_in_the_example(tmp_path: Path) -> None:
     ]):  # fmt: skip
         path = tmp_path / f"{number}.pt2"
         assert [value.name for value in fxprune.export(model, path, example).inputs] == ["x", "scale"]
-        _equal(model, torch.export.load(path).module(), call)
+        assert_equal(model, torch.export.load(path).module(), call)
 
 
 def test_a_batch_may_be_fixed(tmp_path: Path) -> None:
@@ -453,19 +260,6 @@ def test_an_operator_without_an_onnx_form_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_compiler_there_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    def none() -> str:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(fxprune.ExportError, match=r"needs a C\+\+ compiler .*install g\+\+ or clang"):
-        fxprune.export(nn.Linear(4, 3), tmp_path / "model.aoti.pt2", torch.randn(2, 4))
-    assert list(tmp_path.iterdir()) == []
-
-
 # -- models that were compiled in parts ----------------------------------------------------------------------
 
 
@@ -483,69 +277,19 @@ def test_parts_of_a_detector(tmp_path: Path) -> None:
     for example in (None, (images[0],)):
         found = fxprune.export(pruned, tmp_path / "body.pt2", example, part="body")
         assert found.inputs[0].shape[:2] == ("batch", 3)
-        _equal(pruned.body, torch.export.load(found.path).module(), ((x,), {}))
+        assert_equal(pruned.body, torch.export.load(found.path).module(), ((x,), {}))
     with pytest.raises(fxprune.ExportError, match=r"part='body\.0': no call of it is known"):
         fxprune.export(pruned, tmp_path / "model.pt2", part="body.0")
 
 
-# -- int8 ----------------------------------------------------------------------------------------------------
+def test_without_a_compiler_there_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
 
+    def none() -> str:
+        raise InvalidCxxCompiler
 
-def test_int8_keeps_the_accuracy_of_real_data() -> None:
-    pytest.importorskip("torchao")
-    pytest.importorskip("sklearn")
-    digits = demo.load_digits()
-    model, calibration = demo.make_model(width=8), demo.batches(digits.train)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for _ in range(3):
-        for x, y in calibration:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model.train()(x), y).backward()
-            optimizer.step()
-    pruned = fxprune.compile(model.eval(), calibration, 0.6, progress=False)
-    int8 = fxprune.quantize(pruned, calibration[:4])
-    before, after = (demo.accuracy(network, digits.test) for network in (pruned, int8))
-    assert before > 85 and after > before - 2
-
-
-def test_quantize_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(fxprune.ExportError, match=r"quantize: expected a torch\.nn.Module, got str"):
-        fxprune.quantize("model", [torch.randn(2, 4)])
-    monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantize_pt2e", None)
-    with pytest.raises(fxprune.MissingExtraError, match=r"torchao.*pip install 'fxprune\[quantize\]'"):
-        fxprune.quantize(nn.Linear(4, 3), [torch.randn(2, 4)])
-
-
-def test_quantize_says_if_there_is_nothing_to_do() -> None:
-    pytest.importorskip("torchao")
-    with pytest.raises(fxprune.ExportError, match="found nothing to quantize"):
-        fxprune.quantize(nn.LayerNorm(4), [torch.randn(2, 4)])
-
-
-# -- the pieces ----------------------------------------------------------------------------------------------
-
-
-def test_difference() -> None:
-    nan, inf = float("nan"), float("inf")
-    one = torch.tensor([1.0, -4.0])
-    assert difference(one, torch.tensor([1.0, -3.0])) == 0.25
-    assert difference(one * 1e-9, one * 1.5e-9) == pytest.approx(0.5)  # no absolute tolerance
-    assert difference(torch.zeros(2), torch.full((2,), 1e-3)) == pytest.approx(1e-3)
-    assert difference(torch.tensor([-inf, 2.0]), torch.tensor([-inf, 2.0])) == 0
-    assert difference(torch.tensor([-inf, 2.0]), torch.tensor([inf, 2.0])) == inf
-    assert difference(torch.tensor([nan, 2.0]), torch.tensor([1.0, 2.0])) == inf
-    assert difference(torch.tensor([3]), torch.tensor([3])) == 0
-    assert difference(torch.tensor([3]), torch.tensor([4])) == inf
-    assert difference(one, one.double()) == inf and difference(one, one[:1]) == inf
-    assert difference(torch.tensor([nan]), torch.tensor([nan])) != 0
-    assert difference(torch.tensor([1j]), torch.tensor([2j])) == 1
-
-
-def test_other_sizes_stay_within_bounds_and_change_together() -> None:
-    class Bounds:
-        def __init__(self, lower: int, upper: int) -> None:
-            self.lower, self.upper = lower, upper
-
-    bounds = {"a": Bounds(2, 9), "b": Bounds(2, 8), "c": Bounds(2, 2), "d": Bounds(3, 100)}
-    assert list(other_sizes({"a": 8, "b": 8, "c": 2, "d": 3}, bounds)) == [{"a": 7, "b": 7, "c": 2, "d": 4}]
-    assert list(other_sizes({"c": 2}, bounds)) == [] and list(other_sizes({}, {})) == []
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(fxprune.ExportError, match=r"needs a C\+\+ compiler .*install g\+\+ or clang"):
+        fxprune.export(nn.Linear(4, 3), tmp_path / "model.aoti.pt2", torch.randn(2, 4))
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,21 +11,26 @@ import transformers
 from torch import Tensor, nn
 
 import fxprune
+from tests.models.libraries import transformer
 
 
 def _model(kind: str) -> Any:
     torch.manual_seed(0)
     if kind == "llama":
-        config = transformers.LlamaConfig(
-            vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=99, use_cache=False,
-        )  # fmt: skip
-        return transformers.LlamaForCausalLM(config).eval()
+        settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 99, "use_cache": False}
+        return transformer("LlamaForCausalLM", vocab_size=100, num_key_value_heads=2, **settings).eval()
     config = transformers.GPT2Config(
         vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=99,
         use_cache=False,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config).eval()
+
+
+@functools.cache
+def _pruned(kind: str) -> tuple[Any, Any]:
+    """Returns a model and what is left of it, compiled once."""
+    model = _model(kind)
+    return model, fxprune.compile(model, _batches(), 0.6, progress=False)
 
 
 def _batches(masked: bool = True) -> list[dict[str, Tensor]]:
@@ -46,9 +52,8 @@ def test_what_lost_nothing_writes_what_the_original_writes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_pruned_model_writes_its_most_likely_token(kind: str) -> None:
-    model, batches = _model(kind), _batches()
-    pruned = fxprune.compile(model, batches, 0.6, progress=False)
-    text = prompt = batches[0]["input_ids"][:1, :4]
+    model, pruned = _pruned(kind)
+    text = prompt = _batches()[0]["input_ids"][:1, :4]
     for _ in range(5):
         with torch.no_grad():
             logits = pruned(input_ids=text, attention_mask=torch.ones_like(text)).logits
@@ -58,8 +63,7 @@ def test_a_pruned_model_writes_its_most_likely_token(kind: str) -> None:
 
 
 def test_the_pruned_model_keeps_its_mode() -> None:
-    model = _model("gpt2")
-    pruned = fxprune.compile(model, _batches(), 0.6, progress=False)
+    model, pruned = _pruned("gpt2")
     for mode in (True, False):
         pruned.train(mode)
         generator = fxprune.for_generation(pruned, model)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torchvision
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from fxprune.capturing.captured import Captured, capture
-from fxprune.rewriting.emission import emit
-from fxprune.rewriting.pruned import PrunedModule
-from tests.support.weights import randomise
+from tests.models.libraries import swin, transformer, vit
 
 Pair = namedtuple("Pair", "first second")
 
@@ -157,36 +151,6 @@ class Recurrent(nn.Module):
         return self.rnn(z)[0] + n.sum() + h.sum(), c
 
 
-def _bert() -> nn.Module:
-    config = transformers.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=24,
-    )  # fmt: skip
-    return transformers.BertForMaskedLM(config)
-
-
-def _llama() -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=24, tie_word_embeddings=True, attention_dropout=0.1,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def _vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, dropout=0.1,
-        attention_dropout=0.2, num_classes=10,
-    )  # fmt: skip
-
-
-def _swin() -> nn.Module:
-    return torchvision.models.SwinTransformer(
-        patch_size=[4, 4], embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=[4, 4], dropout=0.1,
-        attention_dropout=0.1, stochastic_depth_prob=0.3, num_classes=10,
-    )  # fmt: skip
-
-
 def _image(size: int = 32) -> tuple[Tensor]:
     return (torch.randn(2, 3, size, size),)
 
@@ -204,10 +168,14 @@ CASES = {
     "mobilenet_v3_small": Case(torchvision.models.mobilenet_v3_small, _image()),
     "shufflenet": Case(torchvision.models.shufflenet_v2_x0_5, _image()),
     "googlenet": Case(lambda: torchvision.models.googlenet(init_weights=False), _image()),
-    "vit": Case(_vit, _image()),
-    "swin": Case(_swin, _image()),
-    "bert": Case(_bert, (), _ids()),
-    "llama": Case(_llama, (), {**_ids(), "use_cache": False}),
+    "vit": Case(lambda: vit(image_size=32, dropout=0.1, attention_dropout=0.2), _image()),
+    "swin": Case(lambda: swin(dropout=0.1, attention_dropout=0.1, stochastic_depth_prob=0.3), _image()),
+    "bert": Case(lambda: transformer("BertForMaskedLM"), (), _ids()),
+    "llama": Case(
+        lambda: transformer("LlamaForCausalLM", num_key_value_heads=2, tie_word_embeddings=True, attention_dropout=0.1),
+        (),
+        {**_ids(), "use_cache": False},
+    ),
     "structured": Case(Structured, (_STRUCTURED, torch.randn(3, 5)), _MORE),
     "attentive": Case(Attentive, (torch.randn(2, 7, 16), torch.randn(2, 5, 8))),
     "layers": Case(Layers, (torch.randn(2, 3, 6, 8),)),
@@ -215,43 +183,3 @@ CASES = {
     "noisy": Case(Noisy, (torch.randn(2, 3, 8, 8),)),
     "recurrent": Case(Recurrent, (torch.randn(2, 7, 5),)),
 }
-
-
-class Emitted(NamedTuple):
-    model: nn.Module
-    captured: Captured
-    pruned: PrunedModule
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-@cache
-def emitted(name: str) -> Emitted:
-    """Returns one case, captured and emitted once for all tests in float64; copy before changing it."""
-    case = CASES[name]
-    torch.manual_seed(0)
-    model = randomise(case.model()).double().eval()
-    args, kwargs = pytree.tree_map_only(Tensor, _double, (case.args, case.kwargs))
-    captured = capture(model, args, kwargs)
-    return Emitted(model, captured, emit(captured, captured.module), args, kwargs)
-
-
-def emit_of(model: nn.Module, *args: Any) -> PrunedModule:
-    captured = capture(model, args)
-    return emit(captured, captured.module)
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def assert_close(got: Any, expected: Any) -> None:
-    leaves, spec = pytree.tree_flatten(got)
-    others, other_spec = pytree.tree_flatten(expected)
-    assert spec == other_spec
-    for leaf, other in zip(leaves, others, strict=True):
-        if isinstance(other, Tensor):
-            assert leaf.dtype == other.dtype
-            assert (leaf - other).abs().max() <= 1e-12 * other.abs().max()
-        else:
-            assert leaf == other

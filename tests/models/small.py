@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from fxprune.coupling.coupling import Coupling
-from tests.support.pruning import Fn, prepared
 
 
 class Residual(nn.Module):
@@ -115,16 +111,6 @@ def ids(batch: int = 3, length: int = 6, seed: int = 0) -> tuple[Tensor, ...]:
 NETWORKS: dict[str, tuple[type[nn.Module], Any]] = {
     "residual": (Residual, image), "transformer": (Transformer, ids), "mobile": (Mobile, image)
 }  # fmt: skip
-_COUPLED: dict[str, Coupling] = {}
-
-
-def network(name: str) -> Coupling:
-    """Returns the coupling of a network, captured once."""
-    if name not in _COUPLED:
-        torch.manual_seed(0)
-        build, example = NETWORKS[name]
-        _COUPLED[name] = prepared(build(), example())[1]
-    return _COUPLED[name]
 
 
 def example(name: str, seed: int = 1) -> tuple[Tensor, ...]:
@@ -133,19 +119,25 @@ def example(name: str, seed: int = 1) -> tuple[Tensor, ...]:
     return inputs
 
 
-def linear(*widths: int) -> Coupling:
-    """Returns the coupling of linear layers ``l0``, ``l1``, ... with ReLU between them."""
-    layers = {f"l{i}": nn.Linear(a, b) for i, (a, b) in enumerate(pairwise(widths))}
+class Aside(nn.Module):
+    """A convolution with its norm, a head, and a layer that nothing reads."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
-        for i in range(len(layers)):
-            x = getattr(m, f"l{i}")(x if i == 0 else x.relu())
-        return x
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head, self.aside = nn.Linear(8, 5), nn.Linear(7, 7)
 
-    return prepared(Fn(forward, **layers), (torch.randn(3, widths[0], dtype=torch.float64),))[1]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
-def random_scores(coupling: Coupling, seed: int = 0) -> dict[str, Tensor]:
-    """Returns a random score for every unit."""
-    generator = torch.Generator().manual_seed(seed)
-    return {g.name: torch.rand(len(g.units), generator=generator, dtype=torch.float64) for g in coupling.groups}
+class Convolutions(nn.Module):
+    """Takes images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3, stride=2))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.body(x)).mean((2, 3)))

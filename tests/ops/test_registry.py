@@ -18,24 +18,25 @@ from fxprune.ops.registry import bind, register_rule, registered, rule_of
 from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit
 from fxprune.rewriting.slicing import slice_graph
-from tests.ops.families import (
-    test_attention,
-    test_contract,
-    test_conv,
-    test_create,
-    test_elementwise,
-    test_join,
-    test_norm,
-    test_positions,
-    test_recurrent,
-    test_reduce,
-    test_reshape,
-    test_spatial,
+from tests.models.fn import Fn
+from tests.models.ops import (
+    attention,
+    contract,
+    conv,
+    create,
+    elementwise,
+    join,
+    norm,
+    positions,
+    recurrent,
+    reduce,
+    reshape,
+    spatial,
 )
-from tests.support.pruning import Fn, coupled
+from tests.support.pruning import coupled
 
 A = torch.ops.aten
-FAMILIES = (test_attention, test_contract, test_conv, test_create, test_join, test_norm, test_positions, test_reshape)
+FAMILIES = (attention, contract, conv, create, elementwise, join, norm, positions, reduce, reshape)
 #: Ops with a rule that no test's graph holds, and why.
 UNSEEN = {
     "erased by capture": {
@@ -57,12 +58,11 @@ UNSEEN = {
 
 @functools.cache
 def _seen() -> set[Any]:
-    """Returns every op in the graphs of all tests of this folder."""
+    """Returns every op in the graphs of all cases."""
     graphs: list[fx.Graph] = []
     cases = [case for family in FAMILIES for case in family.CASES]
-    cases += [case for family in (test_elementwise, test_reduce) for case in family.CASES]
     graphs += [coupled(case).captured.module.graph for case in cases]
-    graphs += [captured.module.graph for captured in (*_tables(), *test_recurrent.every())]
+    graphs += [captured.module.graph for captured in (*_tables(), *_recurrent())]
     return {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
 
 
@@ -70,18 +70,19 @@ def _tables() -> list[Captured]:
     torch.manual_seed(0)
     x = torch.randn(4, 7, 5, dtype=torch.float64)
     models: list[tuple[nn.Module, Tensor]] = []
-    for functions, operands in ((test_elementwise.UNARY, 1), (test_elementwise.BINARY, 2)):
-        models.append((test_elementwise.Many(list(functions.values()), operands), x))
-    for d, functions in test_spatial.FUNCTIONS.items():
-        models.append((test_spatial.Many(functions, d), torch.randn(test_spatial.SHAPES[d], dtype=torch.float64)))
-    models += [
-        (test_reduce.Many(list(functions.values()), False, False), x)
-        for functions in (test_reduce.PARTS, test_reduce.SCANS)
-    ]
+    for functions, operands in ((elementwise.UNARY, 1), (elementwise.BINARY, 2)):
+        models.append((elementwise.Many(list(functions.values()), operands), x))
+    for d, functions in spatial.FUNCTIONS.items():
+        models.append((spatial.Many(functions, d), torch.randn(spatial.SHAPES[d], dtype=torch.float64)))
+    models += [(reduce.Many(list(functions.values()), False, False), x) for functions in (reduce.PARTS, reduce.SCANS)]
     random = (torch.rand_like, torch.randn_like, lambda y: torch.bernoulli(y, 0.5), lambda y: y * torch.rand(6),
               lambda y: y * torch.randn(6), lambda y: y * torch.randint(3, (6,)), lambda y: y * torch.randint(1, 3, (6,)))  # fmt: skip
-    models.append((test_elementwise.Many(list(random), 1), x))
+    models.append((elementwise.Many(list(random), 1), x))
     return [capture(model.double().eval(), (x,)) for model, x in models]
+
+
+def _recurrent() -> list[Captured]:
+    return [capture(model.double().eval(), recurrent.sequence()) for model in recurrent.every()]
 
 
 def test_every_registered_op_is_in_some_test() -> None:

@@ -18,7 +18,9 @@ from fxprune.coupling.selection import Selection
 from fxprune.ops.layers import FeatureDropout, ScaledDotProductAttention
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
-from tests.models.calls import CASES, assert_close, emit_of, emitted
+from tests.models.calls import CASES
+from tests.support.certificates import network
+from tests.support.emitting import assert_close, emit_of, emitted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")
 
@@ -379,3 +381,12 @@ def test_a_pruned_graph_is_emitted_as_real_layers(name):
     assert sizes < full
     targets = [[node.target for node in m.graph.nodes if node.op == "call_module"] for m in (pruned, case.pruned)]
     assert targets[0] == targets[1]
+
+
+def test_a_tie_is_one_tensor_after_pruning() -> None:
+    case = network("transformer")
+    head, table = case.module.get_submodule("head"), case.module.get_submodule("embedding")
+    assert head.weight is table.weight and head.weight.shape[1] < 12
+    assert [n for n, _ in case.module.named_parameters() if n in ("head.weight", "embedding.weight")] == [
+        "embedding.weight"
+    ]

@@ -13,7 +13,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.rewriting.pruned import PrunedModule
-from tests.models.calls import Pair, assert_close, emit_of, emitted
+from tests.models.calls import Pair
+from tests.support.emitting import assert_close, emit_of, emitted
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The tensor attributes self:UserWarning", "ignore:LSTM with projections:UserWarning"

@@ -33,36 +33,34 @@ from fxprune.scoring.ippro import (
 from fxprune.scoring.scorer import Context
 from fxprune.twin.interpreter import Run
 from tests.models import small
-from tests.support.pruning import Fn, prepared
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.models.fn import Fn
+from tests.support.pruning import coupling_of, prepared
+from tests.support.tensors import random
 
 
 def _filters(count: int = 6) -> Filters:
-    return measure(_random(count, 3, 2), _random(count, 3, 2, seed=1), _random(count, seed=2))
+    return measure(random(count, 3, 2), random(count, 3, 2, seed=1), random(count, seed=2))
 
 
 # -- formulas -----------------------------------------------------------------------------------------------------
 
 
 def test_the_tangent_is_that_of_the_moved_point() -> None:
-    f, g, d = _random(6, 4), _random(6, 4, seed=1), _random(6, seed=2)
+    f, g, d = random(6, 4), random(6, 4, seed=1), random(6, seed=2)
     expected = (f - 0.1 * g).norm(dim=1) / (f.norm(dim=1) - 0.1 * d).abs()
     torch.testing.assert_close(tangent(measure(f, g, d), 0.1), expected)
 
 
 def test_without_a_step_every_nonzero_filter_scores_one() -> None:
-    f = _random(6, 4)
+    f = random(6, 4)
     f[2] = 0
-    found = tangent(measure(f, _random(6, 4, seed=1), _random(6, seed=2)), 0.0)
+    found = tangent(measure(f, random(6, 4, seed=1), random(6, seed=2)), 0.0)
     torch.testing.assert_close(found, (f != 0).any(1).double())
 
 
 @pytest.mark.parametrize("scale", [1e-3, 7.0])
 def test_a_scaled_filter_is_the_same_projective_point(scale: float) -> None:
-    f = _random(5, 4)
+    f = random(5, 4)
     point, scaled = (torch.cat([g, offset_of(g.square().sum(1))[:, None]], 1) for g in (f, scale * f))
     torch.testing.assert_close(scaled / scaled.norm(dim=1, keepdim=True), point / point.norm(dim=1, keepdim=True))
     assert offset_of(torch.zeros(1)).tolist() == [1]
@@ -78,9 +76,9 @@ def test_the_tangent_approaches_the_first_order_form() -> None:
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("step", [0.0, 0.1])
 def test_a_zero_filter_goes_first(reading: str, step: float) -> None:
-    f = _random(6, 4)
+    f = random(6, 4)
     f[2] = 0
-    found = read(measure(f, _random(6, 4, seed=1), _random(6, seed=2)), reading, step)
+    found = read(measure(f, random(6, 4, seed=1), random(6, seed=2)), reading, step)
     assert int(found.argmin()) == 2 and torch.isfinite(found).all()
     if (reading, step) == ("literal", 0.1):
         assert found[2] == 0
@@ -154,9 +152,9 @@ class LinearGelu(nn.Module):
 
 
 CASES = {
-    "conv-bn-relu": (ConvNormRelu, _random(5, 3, 6, 6), 1, "norm.weight"),
-    "conv-bn-add": (ConvNormAdd, _random(5, 3, 6, 6), 1, "norm.weight"),
-    "linear-gelu": (LinearGelu, _random(5, 7, 8), -1, "conv.weight"),
+    "conv-bn-relu": (ConvNormRelu, random(5, 3, 6, 6), 1, "norm.weight"),
+    "conv-bn-add": (ConvNormAdd, random(5, 3, 6, 6), 1, "norm.weight"),
+    "linear-gelu": (LinearGelu, random(5, 7, 8), -1, "conv.weight"),
 }
 
 
@@ -191,7 +189,7 @@ def test_the_offset_is_the_gradient_of_an_injected_parameter(case: str) -> None:
 
 @pytest.mark.parametrize("target", ["gamma_beta", "weight"])
 def test_behind_the_identity_the_offset_is_the_product(target: str) -> None:
-    model, x = ConvNormAdd(), _random(5, 3, 6, 6)
+    model, x = ConvNormAdd(), random(5, 3, 6, 6)
     model.conv.bias = None
     found = collect(_context(prepared(model, (x,))[1], x), Ippro(target=target))
     (filters,) = [f for t, f in found if t.axes[0].tensor == "conv.weight"]
@@ -203,7 +201,7 @@ def test_behind_the_identity_the_offset_is_the_product(target: str) -> None:
 
 
 def test_in_training_mode_a_conv_before_batch_norm_has_no_slope_along_itself() -> None:
-    model, x = ConvNormRelu(), _random(5, 3, 6, 6)
+    model, x = ConvNormRelu(), random(5, 3, 6, 6)
     model.norm.eps = 1e-30  # torch 2.11 wants it positive
     coupling = prepared(model, (x,))[1]
     ((_, evaluated),) = collect(_context(coupling, x), Ippro(target="weight"))
@@ -214,10 +212,10 @@ def test_in_training_mode_a_conv_before_batch_norm_has_no_slope_along_itself() -
 
 
 def test_the_training_pass_is_the_model_in_training_mode_and_changes_nothing() -> None:
-    model, x = ConvNormRelu(), _random(5, 3, 6, 6)
+    model, x = ConvNormRelu(), random(5, 3, 6, 6)
     coupling = prepared(model, (x,))[1]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    (found,) = BatchStatistics(coupling)((x,))
+    (found,) = BatchStatistics(Selection.nothing(coupling))((x,))
     score(coupling, PlainInputs([(x,)], [torch.arange(5) % 4]), Ippro(batch_statistics=True))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -227,9 +225,9 @@ def test_the_training_pass_is_the_model_in_training_mode_and_changes_nothing() -
 
 def test_a_batch_without_variance_is_refused() -> None:
     model = Fn(lambda m, x: m.b(m.n(m.a(x)).relu()), a=nn.Linear(3, 4), n=nn.BatchNorm1d(4), b=nn.Linear(4, 4))
-    coupling = prepared(model, (_random(5, 3),))[1]
+    coupling = prepared(model, (random(5, 3),))[1]
     with pytest.raises(CalibrationError, match="more than one value a channel"):
-        score(coupling, PlainInputs([(_random(1, 3),)], [torch.tensor([1])]), Ippro(batch_statistics=True))
+        score(coupling, PlainInputs([(random(1, 3),)], [torch.tensor([1])]), Ippro(batch_statistics=True))
 
 
 # -- where targets are --------------------------------------------------------------------------------------------
@@ -241,20 +239,20 @@ def test_a_batch_without_variance_is_refused() -> None:
      ("weight", {("conv.weight",), ("stem.weight",)})],
 )  # fmt: skip
 def test_the_target_is_the_batch_norm_behind_a_layer_else_its_weight(kind: str, filters: set[Any]) -> None:
-    coupling = prepared(ConvNormAdd(), (_random(5, 3, 6, 6),))[1]
+    coupling = prepared(ConvNormAdd(), (random(5, 3, 6, 6),))[1]
     assert {tuple(name for name, _ in t.filters) for t in find_targets(coupling, kind)} == filters
 
 
 def test_a_gate_is_not_taken_for_an_activation() -> None:
     model = Fn(lambda m, x: m.b((lambda y: y * y.sigmoid())(m.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 4))
-    (target,) = find_targets(prepared(model, (_random(5, 3),))[1], "weight")
+    (target,) = find_targets(prepared(model, (random(5, 3),))[1], "weight")
     (site,) = target.sites
     assert site.psi is site.x  # two readers: the identity
 
 
 def test_a_layer_used_twice_has_two_sites() -> None:
     model = Fn(lambda m, x: m.b(m.a(x).relu() * m.a(x + 1).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 4))
-    (target,) = find_targets(prepared(model, (_random(5, 3),))[1], "gamma")
+    (target,) = find_targets(prepared(model, (random(5, 3),))[1], "gamma")
     assert [str(site.psi.target) for site in target.sites] == ["aten.relu.default", "aten.tanh.default"]
 
 
@@ -262,7 +260,7 @@ def test_a_grouped_transposed_convolution_sums_over_its_groups() -> None:
     model = Fn(
         lambda m, x: m.b(m.a(x).relu()), a=nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), b=nn.Conv2d(6, 2, 1)
     )  # fmt: skip
-    x = _random(3, 4, 5, 5)
+    x = random(3, 4, 5, 5)
     coupling = prepared(model, (x,))[1]
     (found,) = [
         (t, f) for t, f in collect(_labelled(coupling, x, (3, 2, 6, 6)), Ippro()) if t.axes[0].tensor == "a.weight"
@@ -284,7 +282,7 @@ def _labelled(coupling: Coupling, x: Tensor, shape: tuple[int, ...]) -> Context:
 
 @pytest.mark.parametrize(("aggregate", "reduce"), [("mean", torch.mean), ("sum", torch.sum), ("max", torch.amax)])
 def test_coupled_layers_are_aggregated(aggregate: str, reduce: Any) -> None:
-    model, x = ConvNormAdd(), _random(5, 3, 6, 6)
+    model, x = ConvNormAdd(), random(5, 3, 6, 6)
     coupling = prepared(model, (x,))[1]
     context = _context(coupling, x)
     scorer = Ippro(reading="literal", aggregate=aggregate)
@@ -298,7 +296,7 @@ def test_coupled_layers_are_aggregated(aggregate: str, reduce: Any) -> None:
 @pytest.mark.parametrize("settings", [{}, {"target": "weight", "step": 0.1}, {"batch_statistics": True}])
 @pytest.mark.parametrize("name", small.NETWORKS)
 def test_every_unit_gets_a_finite_score(name: str, settings: dict[str, Any]) -> None:
-    coupling, (x,) = small.network(name), small.example(name)
+    coupling, (x,) = coupling_of(name), small.example(name)
 
     def loss(outputs: Any, targets: Tensor) -> Tensor:
         first = outputs[0] if isinstance(outputs, tuple) else outputs

@@ -24,7 +24,8 @@ from fxprune.scoring.kl import divergence
 from fxprune.scoring.scorer import Context
 from fxprune.scoring.spvr import Spvr, assign, correlations, disagreement
 from fxprune.twin.interpreter import Run
-from tests.support.pruning import Fn, prepared
+from tests.models.fn import Fn
+from tests.support.pruning import prepared
 from tests.support.weights import randomise
 
 

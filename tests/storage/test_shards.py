@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def _model() -> nn.Module:
     return randomise(small.Transformer(), 0, (IDS,)).eval()
 
 
+@functools.cache
 def _plan() -> fxprune.Plan:
     with torch.device("meta"):
         model = small.Transformer().eval()

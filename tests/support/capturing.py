@@ -10,26 +10,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capturing.captured import Captured, capture
-from fxprune.capturing.flatten import flatten
-from fxprune.capturing.normalize import normalise
-from fxprune.capturing.source import open_source
-from fxprune.capturing.state import read_state
-from fxprune.capturing.symbols import read_sizes
+from tests.models.fn import Fn
 
 AUTO = torch.export.Dim.AUTO
-
-
-class Fn(nn.Module):
-    """A module around a function of ``(module, *inputs)``; submodules are given by name."""
-
-    def __init__(self, function: Any, **modules: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(self, *args)
 
 
 def raw(model: nn.Module, *args: Any) -> fx.Graph:
@@ -86,24 +69,24 @@ def check(model: nn.Module, *args: Any, others: tuple[tuple[Any, ...], ...] = ()
     return captured
 
 
-def unnormalised(model: nn.Module, *args: Any) -> tuple[fx.GraphModule, Any]:
-    """The flat graph before normalisation, with the sizes that the passes take."""
-    source = open_source(model, args, {}, None, ())
-    flat = flatten(source.program, read_state(source.model))
-    return flat, read_sizes(source.program, flat, source.batched)
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        "flags": [module.training for module in model.modules()],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
+        "names": [set(vars(module)) for module in model.modules()],
+        "tensors": {name: (id(t), t._version, t.clone()) for name, t in tensors(model).items()},
+    }
 
 
-__all__ = [
-    "AUTO",
-    "Fn",
-    "assert_equal",
-    "attributes",
-    "check",
-    "copied",
-    "nodes",
-    "normalise",
-    "ops",
-    "raw",
-    "run",
-    "unnormalised",
-]
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    for key in ("flags", "hooks", "names"):
+        assert after[key] == before[key]
+    assert after["tensors"].keys() == before["tensors"].keys()
+    for name, (identity, version, value) in before["tensors"].items():
+        assert after["tensors"][name][:2] == (identity, version)
+        assert torch.equal(after["tensors"][name][2], value)

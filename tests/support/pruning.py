@@ -1,10 +1,9 @@
-"""What the rule tests share: tiny models around a function, coupling as text, and the exactness check."""
+"""The way to a plan: captured and coupled with random weights, units removed, and the exactness check."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,50 +19,10 @@ from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
 from fxprune.results.certificate import Certificate
 from fxprune.rewriting.slicing import slice_graph
+from tests.models.fn import Fn
+from tests.models.ops.case import Case
+from tests.models.small import NETWORKS
 from tests.support.weights import randomise
-
-
-class Fn(nn.Module):
-    """A module around a function of ``(module, *inputs)``; submodules and parameters are given by name."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(self, *args)
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One op in a tiny model: how to build it, its input shapes, and the groups that it must have.
-
-    Attributes:
-        name: the test's id.
-        build: makes the model.
-        shapes: of the inputs, the batch first.
-        groups: each as "units kind: axes", an axis as "tensor[dim]", "x n" if a unit has n coordinates there.
-        statistic: whether the op takes a statistic over channels.
-        inexact: names a case whose outputs say nothing about numbers (a constant or integer result).
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    shapes: Sequence[tuple[int, ...]]
-    groups: Sequence[str]
-    statistic: bool = False
-    inexact: bool = False
-    inputs: Callable[[], tuple[Tensor, ...]] | None = field(default=None)
-
-    def args(self, seed: int = 0) -> tuple[Tensor, ...]:
-        """Returns random inputs."""
-        torch.manual_seed(seed)
-        return self.inputs() if self.inputs else tuple(torch.randn(s, dtype=torch.float64) for s in self.shapes)
 
 
 def groups_of(coupling: Coupling) -> list[str]:
@@ -123,3 +82,29 @@ def check_case(case: Case) -> None:
     assert bool(coupling.statistics) == case.statistic
     assert not coupling.unsupported
     check(coupling, case.args(seed=1), case.inexact)
+
+
+@functools.cache
+def coupling_of(name: str) -> Coupling:
+    """Returns the coupling of a small network, captured once."""
+    torch.manual_seed(0)
+    build, example = NETWORKS[name]
+    return prepared(build(), example())[1]
+
+
+def linear_coupling(*widths: int) -> Coupling:
+    """Returns the coupling of linear layers ``l0``, ``l1``, ... with ReLU between them."""
+    layers = {f"l{i}": nn.Linear(a, b) for i, (a, b) in enumerate(pairwise(widths))}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        for i in range(len(layers)):
+            x = getattr(m, f"l{i}")(x if i == 0 else x.relu())
+        return x
+
+    return prepared(Fn(forward, **layers), (torch.randn(3, widths[0], dtype=torch.float64),))[1]
+
+
+def random_scores(coupling: Coupling, seed: int = 0) -> dict[str, Tensor]:
+    """Returns a random score for every unit."""
+    generator = torch.Generator().manual_seed(seed)
+    return {g.name: torch.rand(len(g.units), generator=generator, dtype=torch.float64) for g in coupling.groups}

@@ -3,97 +3,25 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-import fxprune
-from fxprune._base.names import fetch
-from fxprune.algebra.channels import Mask
-from fxprune.capturing.captured import capture
 from fxprune.compiler.by_hand import verify
-from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
-from fxprune.results.certificate import Certificate
-from fxprune.rewriting.emission import emit, emitted
+from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import keep_indices, slice_graph
 from fxprune.twin.interpreter import Run
 from tests.models import small
+from tests.support.certificates import Compiled, changed, compiled, floats, network, shown
 from tests.support.pruning import removal
-from tests.support.weights import fingerprint, randomise
+from tests.support.weights import fingerprint
 
 A = torch.ops.aten
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The tensors are tiny: waiting threads cost more than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True, eq=False)
-class Compiled:
-    """A plan with its emitted module and a batch that it was not captured with."""
-
-    coupling: Coupling
-    removed: Mask
-    module: nn.Module
-    args: tuple[Tensor, ...]
-
-    def certificate(self, module: nn.Module | None = None, **options: Any) -> Certificate:
-        return verify(self.coupling, self.removed, module or self.module, (self.args, {}), **options)
-
-    def original(self, name: str) -> Tensor:
-        tensor: Tensor = fetch(self.coupling.captured.module, name).detach()
-        return tensor
-
-
-def compiled(coupling: Coupling, args: tuple[Tensor, ...], removed: Mask | None = None) -> Compiled:
-    removed = removal(coupling, 0, 0.4) if removed is None else removed
-    assert removed.any()
-    return Compiled(coupling, removed, emit(coupling.captured, slice_graph(Selection(coupling, removed))), args)
-
-
-@functools.cache
-def coupling_of(name: str) -> Coupling:
-    """Returns the coupling of a network with weights under which no channel is hidden by a ReLU."""
-    torch.manual_seed(0)
-    build, example = small.NETWORKS[name]
-    batch = example(batch=12)
-    model = randomise(build().double().eval(), 0, batch)
-    if name == "residual":
-        model.gate[1].bias.detach().add_(3)
-    return couple(capture(model, batch))
-
-
-@functools.cache
-def network(name: str) -> Compiled:
-    return compiled(coupling_of(name), small.NETWORKS[name][1](batch=12, seed=1))
-
-
-@contextmanager
-def changed(tensor: Tensor, value: Tensor) -> Iterator[None]:
-    kept = tensor.detach().clone()
-    with torch.no_grad():
-        tensor.copy_(value)
-        yield
-        tensor.copy_(kept)
-
-
-def floats(module: nn.Module) -> dict[str, Tensor]:
-    named = (*module.named_parameters(), *module.named_buffers())
-    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
 
 
 # -- a right plan ------------------------------------------------------------------------------------------------------
@@ -112,13 +40,13 @@ def test_a_right_plan_is_verified(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
 @pytest.mark.parametrize("name", small.NETWORKS)
 def test_the_share_that_goes_does_not_matter(name: str, share: float) -> None:
-    coupling = coupling_of(name)
+    coupling = shown(name)
     case = compiled(coupling, small.example(name), removal(coupling, 3, share, min_keep=3))
     assert case.certificate().verified is True
 
 
 def test_a_plan_that_removes_nothing_is_the_model_itself() -> None:
-    coupling = coupling_of("residual")
+    coupling = shown("residual")
     nothing = np.zeros(len(coupling.channels), bool)
     module = emit(coupling.captured, slice_graph(Selection(coupling, nothing)))
     certificate = verify(coupling, nothing, module, (small.example("residual"), {}))
@@ -135,12 +63,13 @@ def test_module_and_batch_are_left_alone(name: str) -> None:
 
 
 def test_a_run_keeps_no_value_longer_than_it_is_needed() -> None:
-    run = Run(Selection.nothing(coupling_of("residual")))
+    run = Run(Selection.nothing(shown("residual")))
     alive = [sum(n.op == "call_function" for n in values) for _, values in run.steps(small.example("residual"))]
     assert max(alive) <= 4 < len(alive) / 8
 
 
 # -- a wrong plan ------------------------------------------------------------------------------------------------------
+
 
 #: A key's bias adds the same to all of a query's scores, and softmax takes that away again.
 NO_EFFECT = ("k.bias",)
@@ -279,28 +208,10 @@ def test_a_wrong_graph(change: Callable[[fx.GraphModule], None]) -> None:
 
 
 def test_recovered_weights_are_checked_as_they_are() -> None:
-    coupling = coupling_of("residual")
+    coupling = shown("residual")
     removed = removal(coupling, 0, 0.4)
     changed = {key: tensor * 1.5 for key, tensor in floats(coupling.captured.module).items() if "two" in key}
     module = emit(coupling.captured, slice_graph(Selection(coupling, removed, changed)))
     batch = (small.example("residual"), {})
     assert verify(coupling, removed, module, batch, tensors=changed).verified is True
     assert verify(coupling, removed, module, batch).verified is False
-
-
-def test_compile_refuses_what_its_own_emission_gets_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any) -> nn.Module:
-        module = emitted(*args)
-        with torch.no_grad():
-            next(module.parameters())[0] *= 1.01
-        return module
-
-    monkeypatch.setattr("fxprune.compiler.stages.emitted", broken)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
-    before, data = fingerprint(model), [torch.randn(6, 5)]
-    with pytest.raises(fxprune.VerificationError, match=r"failed verification: error .* the outputs differ"):
-        fxprune.compile(model, data, 0.6, recover=None, progress=False)
-    assert fingerprint(model) == before
-    unproven = fxprune.compile(model, data, 0.6, recover=None, verify=False, progress=False)
-    assert fxprune.report(unproven).verified is None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.models import blocks_image as image
 from tests.models import blocks_tokens as tokens
-from tests.models import small
+from tests.models.fn import Fn
 from tests.models.networks import Network
 from tests.support.bruteforce.claims import (
     Claims,
@@ -26,7 +26,7 @@ from tests.support.bruteforce.claims import (
 from tests.support.bruteforce.cuts import Demands
 from tests.support.bruteforce.ops import UnknownOpError
 from tests.support.bruteforce.run import BrokenError, carry_out, carry_out_all
-from tests.support.pruning import Fn, prepared
+from tests.support.pruning import coupling_of, prepared
 
 Made = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -111,7 +111,7 @@ def test_one_axis_in_two_factorings_is_coarse() -> None:
 
 @pytest.fixture(scope="module")
 def mobile() -> tuple[object, Claims]:
-    coupling = small.network("mobile")
+    coupling = coupling_of("mobile")
     return network_of(coupling.captured), claims_of(coupling)
 
 

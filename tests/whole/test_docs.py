@@ -18,7 +18,7 @@ def _runs(page: Path) -> bool:
     return COMMANDS not in text and SNIPPET.search(text) is not None
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _runs(page)], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", filter(_runs, PAGES), ids=lambda p: p.stem)
 def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "snippet"}

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capturing.captured import capture
-from tests.support.capturing import Fn, attributes, check, nodes, ops, raw
+from tests.models.fn import Fn
+from tests.models.libraries import transformer
+from tests.support.capturing import attributes, check, nodes, ops, raw
 
 
 def makes_tensors(self: Any, ids: Tensor) -> Tensor:
@@ -50,16 +52,7 @@ def test_graph_moves_to_another_device():
 
 @pytest.mark.parametrize("dtype", [torch.float64])
 def test_graph_moves_to_another_dtype(dtype):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=9,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    llama = transformers.LlamaForCausalLM(config)
+    llama = transformer("LlamaForCausalLM", num_hidden_layers=1, num_key_value_heads=1)
     captured = capture(llama, (), {"input_ids": IDS})
     (output,) = captured.module.to(dtype)(IDS)
     assert output.dtype == dtype

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capturing.captured import capture
-from tests.support.capturing import Fn, assert_equal, check, copied, ops, raw, run
+from tests.models.fn import Fn
+from tests.support.capturing import assert_equal, check, copied, ops, raw, run
 
 ROWS = ((torch.randn(1, 4, 6).double(),), (torch.randn(5, 4, 6).double(),))
 
@@ -105,24 +106,13 @@ def given_input(self: Any, x: Tensor) -> Any:
     return x.relu_() + self.lin(x)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        late_use,
-        chained,
-        through_reshape,
-        through_slice,
-        through_two_slices_and_a_view,
-        through_select,
-        through_transpose,
-        earlier_view_used_later,
-        view_written_twice,
-        assigned,
-        kept_dtype,
-        after_dropout,
-        given_input,
-    ],
-)
+WRITES = (
+    late_use, chained, through_reshape, through_slice, through_two_slices_and_a_view, through_select, through_transpose,
+    earlier_view_used_later, view_written_twice, assigned, kept_dtype, after_dropout, given_input,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", WRITES)
 def test_functional_and_equal(function):
     model = Fn(function, lin=nn.Linear(6, 6), drop=nn.Dropout(0.5)).double()
     assert in_place(ops(raw(model, x()))), "the model mutates nothing: this tests nothing"

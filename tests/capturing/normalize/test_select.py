@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capturing.captured import capture
-from tests.support.capturing import Fn, check, nodes, ops
+from tests.models.fn import Fn
+from tests.support.capturing import check, nodes, ops
 
 B, N, H, D = 2, 5, 4, 3
 C = H * D

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from fxprune.capturing.captured import capture
 from fxprune.capturing.normalize.select import axis_groups
-from tests.support.capturing import Fn, assert_equal, check, nodes, ops, raw, run
+from tests.models.fn import Fn
+from tests.support.capturing import assert_equal, check, nodes, ops, raw, run
 
 BATCHES = ((torch.randn(1, 4, 6).double(),), (torch.randn(5, 4, 6).double(),))
 

@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.budget.cost import cost_model
-from fxprune.capturing.captured import Captured
-from tests.support.pruning import Fn, check, groups_of, prepared
+from tests.models.fn import Fn
+from tests.models.ops.recurrent import CELLS, LAYERS, loop, sequence, tagger
+from tests.support.pruning import check, groups_of, prepared
 from tests.support.weights import randomise
-
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "lstm": lambda: nn.LSTM(6, 8, batch_first=True),
-    "lstm, two layers, both ways": lambda: nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True),
-    "lstm, time first, no bias": lambda: nn.LSTM(6, 8, 2, bias=False),
-    "lstm, projected": lambda: nn.LSTM(6, 8, 2, proj_size=4, batch_first=True),
-    "gru": lambda: nn.GRU(6, 8, batch_first=True),
-    "gru, two layers, both ways": lambda: nn.GRU(6, 5, 2, batch_first=True, bidirectional=True),
-    "tanh": lambda: nn.RNN(6, 8, batch_first=True),
-    "relu": lambda: nn.RNN(6, 8, nonlinearity="relu", bidirectional=True, batch_first=True),
-}
-
-
-def _tagger(layer: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    width = layer(torch.randn(2, 3, 6))[0].shape[-1]
-    return Fn(lambda m, x: m.head(m.rnn(m.make(x))[0]), make=nn.Linear(4, 6), rnn=layer, head=nn.Linear(width, 3))
-
-
-def _input() -> tuple[Tensor, ...]:
-    torch.manual_seed(1)
-    return (torch.randn(3, 7, 4, dtype=torch.float64),)
-
-
-def every() -> Iterator[Captured]:
-    """Yields a graph with each op."""
-    for model in (*(_tagger(build()) for build in LAYERS.values()), *map(_loop, CELLS)):
-        yield prepared(model, _input())[0]
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_stays_is_exact(name: str) -> None:
-    coupling = prepared(_tagger(LAYERS[name]()), _input())[1]
+    coupling = prepared(tagger(LAYERS[name]()), sequence())[1]
     assert not coupling.unsupported
     assert [g.producers[0] for g in coupling.groups] == ["make", "rnn"]
-    check(coupling, _input())
+    check(coupling, sequence())
 
 
 def test_a_hidden_unit_goes_from_every_gate_layer_and_direction() -> None:
-    coupling = prepared(_tagger(LAYERS["lstm, two layers, both ways"]()), _input())[1]
+    coupling = prepared(tagger(LAYERS["lstm, two layers, both ways"]()), sequence())[1]
     hidden = groups_of(coupling)[1]
     assert hidden.startswith("5 channel: ")
     for tag in ("l0", "l0_reverse", "l1", "l1_reverse"):
@@ -65,7 +34,7 @@ def test_a_hidden_unit_goes_from_every_gate_layer_and_direction() -> None:
 
 def test_a_projection_has_channels_of_its_own_and_its_cell_stays() -> None:
     """The op tells a projection by two states of different widths, so the cell must never shrink to the projection's."""
-    coupling = prepared(_tagger(LAYERS["lstm, projected"]()), _input())[1]
+    coupling = prepared(tagger(LAYERS["lstm, projected"]()), sequence())[1]
     _, out = groups_of(coupling)
     assert out.startswith("4 ") and "rnn.weight_hr_l0[0]" in out and "rnn.weight_hh_l1[1]" in out
     assert "rnn.weight_hr_l0[1]" not in out and "head.weight[1]" in out
@@ -73,32 +42,17 @@ def test_a_projection_has_channels_of_its_own_and_its_cell_stays() -> None:
 
 
 def test_macs_are_those_of_all_products() -> None:
-    coupling = prepared(_tagger(LAYERS["gru, two layers, both ways"]()), _input())[1]
+    coupling = prepared(tagger(LAYERS["gru, two layers, both ways"]()), sequence())[1]
     none = coupling.removed_mask([])
     layer = 2 * 3 * 5 * ((6 + 5) + (10 + 5))
     assert cost_model(coupling).of(none).macs == 7 * (4 * 6 + layer + 10 * 3)
 
 
-CELLS = {
-    "lstm": nn.LSTMCell, "gru": nn.GRUCell, "tanh": nn.RNNCell, "relu": functools.partial(nn.RNNCell, nonlinearity="relu"),
-}  # fmt: skip
-
-
-def _loop(kind: str) -> nn.Module:
-    def forward(m: Any, x: Tensor) -> Tensor:
-        state: Any = None
-        for step in m.make(x).unbind(1):
-            state = m.cell(step, state)
-        return m.head(state[0] if kind == "lstm" else state)
-
-    return Fn(forward, make=nn.Linear(4, 6), cell=CELLS[kind](6, 8), head=nn.Linear(8, 3))
-
-
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_in_a_loop(kind: str) -> None:
-    coupling = prepared(_loop(kind), _input())[1]
+    coupling = prepared(loop(kind), sequence())[1]
     assert not coupling.unsupported and [len(g.units) for g in coupling.groups] == [6, 8]
-    check(coupling, _input())
+    check(coupling, sequence())
 
 
 def test_a_state_that_the_caller_gives_keeps_the_hidden_units() -> None:
@@ -113,7 +67,7 @@ def test_a_state_that_the_caller_gives_keeps_the_hidden_units() -> None:
 
 @pytest.mark.parametrize("method", ["variance", "l1", "taylor", "joint"])
 def test_a_tagger_is_compiled_by_every_kind_of_criterion(method: str) -> None:
-    model = randomise(_tagger(LAYERS["lstm, two layers, both ways"]()), 0, (torch.randn(8, 7, 4),)).eval()
+    model = randomise(tagger(LAYERS["lstm, two layers, both ways"]()), 0, (torch.randn(8, 7, 4),)).eval()
     data = [(torch.randn(8, 7, 4), torch.randint(3, (8, 7)))]
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:

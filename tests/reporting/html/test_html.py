@@ -19,14 +19,11 @@ from torch import nn
 
 import fxprune
 from fxprune._base.errors import FxpruneError, MissingExtraError
-from fxprune.latency import Latency
 from fxprune.reporting.html import page, write_html
 from fxprune.reporting.html.rows import Branch, group_views, tree
 from fxprune.results.attached import report
 from fxprune.results.record import FrozenRow, GroupRow, LayerRow, Report
-from tests.reporting.test_report import a_summary, make_report
-
-HOSTILE = '<script>alert("x")</script>'
+from tests.support.reports import HOSTILE, a_summary, full_report, make_report
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
@@ -60,27 +57,6 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-def full_report(**changes: Any) -> Report:
-    """Returns a report with something in every section."""
-    values: dict[str, Any] = {
-        "groups": (
-            GroupRow("conv1", "channel", ("conv1", "bn1", "layer1.0.conv2"), 64, 48, 2),
-            GroupRow("layer1.0.conv2", "channel", ("layer1.0.conv2", "fc"), 32, 32, 1),
-            GroupRow("attention:head", "head", ("attention", "out"), 12, 7, 1),
-        ),
-        "layers": (
-            LayerRow("conv1", (640_123, 300_321), (1_500_077, 700_033)),
-            LayerRow("fc", (594_444, 299_679), (499_923, 299_967)),
-        ),
-        "scores": a_summary(),
-        "latency": Latency(
-            dense_ms=12.5, measured_ms=6.21, predicted_ms=6.07, limit_ms=6.25, backend="eager", batch_size=8,
-            device="cpu", threads=2,
-        ),
-    }  # fmt: skip
-    return make_report(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")

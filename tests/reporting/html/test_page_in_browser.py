@@ -14,8 +14,8 @@ import pytest
 import fxprune
 from fxprune.reporting.html import write_html
 from fxprune.results.record import GroupRow
-from tests.compiler.test_sweeping import small_sweep
-from tests.reporting.html.test_html import HOSTILE, full_report
+from tests.support.reports import HOSTILE, full_report
+from tests.support.sweeps import small_sweep
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 DRIVER = shutil.which("chromedriver")

@@ -14,7 +14,9 @@ from fxprune.coupling.selection import Selection
 from fxprune.scoring.engine.gradients import by_unit, gradients
 from fxprune.scoring.loss import default_loss
 from fxprune.twin.interpreter import Run
+from tests.models.smooth import NETWORKS
 from tests.support.pruning import prepared
+from tests.support.tensors import random
 
 
 def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def _change(coupling: Coupling, flat: tuple[Tensor, ...], unit: int, share: floa
             return values[source] + share * (masked - values[source])
 
     (dense,) = Run(Selection.nothing(coupling))(flat)
-    (less,) = Damped(coupling, coupling.removed_mask([unit]))(flat)
+    (less,) = Damped(Selection(coupling, coupling.removed_mask([unit])))(flat)
     return (less - dense).flatten(1).sum(dim=1) / share
 
 
@@ -47,59 +49,12 @@ def test_a_gate_is_the_derivative_of_masking(name: str) -> None:
         torch.testing.assert_close(-per_unit[:, unit], expected, rtol=1e-4, atol=1e-6)
 
 
-class Windows(nn.Module):
-    """Attention-like work on windows that are folded into the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        y = self.inner(x.reshape(batch * tokens // 2, 2, width)).tanh()
-        return self.outer(y).reshape(batch, tokens, 2)
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a, self.b = (nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 6, 3, padding=2))
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).tanh()
-        return self.head((x + self.b(self.a(x).tanh())).mean((2, 3)))
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.out, self.head = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.head(self.out(y).tanh())
-
-
-def _x(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-NETWORKS = {
-    "chain": lambda: (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double(), _x(6, 5)),
-    "residual": lambda: (Residual().double(), _x(5, 3, 6, 6)),
-    "attention": lambda: (Attention().double(), _x(4, 5, 8)),
-    "windows": lambda: (Windows().double(), _x(3, 4, 4)),
-}
-
-
 def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
 
 
 def test_parameters_and_values() -> None:
-    model, x = _mlp(), _x(6, 8)
+    model, x = _mlp(), random(6, 8)
     coupling = prepared(model, (x,))[1]
     targets = torch.arange(6) % 3
     layers = [n for n in coupling.captured.module.graph.nodes if n.target is torch.ops.aten.linear.default]
@@ -120,9 +75,9 @@ def test_parameters_and_values() -> None:
 
 
 def test_targets_are_needed() -> None:
-    coupling = prepared(_mlp(), (_x(6, 8),))[1]
+    coupling = prepared(_mlp(), (random(6, 8),))[1]
     with pytest.raises(CalibrationError, match="'taylor' needs targets"):
-        next(gradients(coupling, PlainInputs([(_x(6, 8),)]), default_loss, "taylor"))
+        next(gradients(coupling, PlainInputs([(random(6, 8),)]), default_loss, "taylor"))
 
 
 @pytest.mark.parametrize(("outputs", "targets"), [((4, 3), (4,)), ((4, 3, 5, 5), (4, 5, 5)), ((4, 7, 3), (4, 7))])

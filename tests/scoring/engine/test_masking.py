@@ -19,8 +19,9 @@ from fxprune.scoring.engine.suffix import Suffix
 from fxprune.scoring.scorer import Context
 from fxprune.scoring.spvr import disagreement
 from fxprune.twin.interpreter import Run
-from tests.scoring.engine.test_gradients import NETWORKS, _x
+from tests.models.smooth import NETWORKS
 from tests.support.pruning import prepared
+from tests.support.tensors import random
 
 
 class Inverted(nn.Module):
@@ -43,7 +44,7 @@ class Inverted(nn.Module):
         return self.head(self.norm(a * b.sigmoid()).mean((2, 3)))
 
 
-CASES = {**NETWORKS, "inverted": lambda: (Inverted().double(), _x(4, 3, 7, 7))}
+CASES = {**NETWORKS, "inverted": lambda: (Inverted().double(), random(4, 3, 7, 7))}
 
 
 def _pairs(coupling: Coupling) -> dict[str, list[np.ndarray]]:
@@ -181,7 +182,7 @@ def test_what_belongs_to_another_run_is_not_read(tmp_path: Path, change: str) ->
 
 def test_batches_are_cut_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torchvision.models.resnet18(num_classes=4).double()
-    x = _x(6, 3, 32, 32)
+    x = random(6, 3, 32, 32)
     coupling = prepared(model, (x[:2],))[1]
     sizes = []
     original = Suffix.dense
@@ -223,7 +224,7 @@ class Centred(nn.Module):
 @pytest.mark.parametrize("build", [Pooled, lambda: Centred("mean"), lambda: Centred("cumsum")])
 def test_masks_do_not_mix_where_samples_have_numbers_or_see_each_other(build: Any) -> None:
     torch.manual_seed(0)
-    model, x = build().double(), _x(4, 5, 4)
+    model, x = build().double(), random(4, 5, 4)
     coupling = prepared(model, (x,))[1]
     sets = _pairs(coupling)
     found = masked_scores(Context(coupling, PlainInputs([(x,)])), sets, disagreement, "test")

@@ -1,0 +1,127 @@
+"""`fxprune compile`: from data to a verified model, and what it says to a wrong input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fxprune
+from tests.support.cli import TINY, complaint, done, listing
+
+# -- what the commands do -----------------------------------------------------------------------------------------
+
+
+def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
+    argv = ("compile", "mine:net", "--calib", "pictures", "--image-size", "8", "--budget", "0.6", "--method", "taylor")
+    found = done(*argv, "--out", "out", "--plan", "plan.json")
+    assert "verified: equal to the masked twin" in found.stdout and "saved: the model in out" in found.stdout
+    pruned = fxprune.load(here / "out")
+    report = fxprune.report(pruned)
+    assert report.verified is True and report.method == "taylor"
+    assert report.params[1] == sum(p.numel() for p in pruned.parameters()) <= 0.6 * report.params[0]
+    assert report.plan is not None and (here / "plan.json").read_text() == report.plan.to_json()
+    assert done("report", "out").stdout == f"{report}\n"
+    assert json.loads(done("report", "out", "--json").stdout) == report.to_dict()
+    assert "mine:net" in report.notes[-1]
+
+
+def test_bounds_together_and_as_json(here: Path) -> None:
+    found = done("compile", *TINY, "--params", "80%", "--macs", "0.5", "--out", "out", "--json", "--quiet")
+    data = json.loads(found.stdout)
+    assert data["params"][1] <= 0.8 * data["params"][0] and data["macs"][1] <= 0.5 * data["macs"][0]
+    absolute = done("compile", *TINY, "--macs", str(data["macs"][1]), "--dry-run", "--json")
+    assert json.loads(absolute.stdout)["macs"][1] <= data["macs"][1]
+
+
+def test_ratios_by_pattern(here: Path) -> None:
+    argv = ("--ratio", "0=0.5", "--ratio", "default=0", "--recover", "none", "--no-verify")
+    data = json.loads(done("compile", *TINY, *argv, "--dry-run", "--json").stdout)
+    assert [(row[0], row[3], row[4]) for row in data["groups"]] == [("0", 8, 4), ("3", 8, 8)]
+
+
+def test_a_dry_run_writes_nothing(here: Path) -> None:
+    before = listing(here)
+    found = done("compile", *TINY, "--budget", "0.5", "--dry-run", "--out", "out", "--plan", "plan.json")
+    assert "groups: 2, of which" in found.stdout and "nothing is written" in found.stdout
+    assert listing(here) == before
+
+
+def test_quiet_says_nothing(here: Path) -> None:
+    found = done("compile", *TINY, "--weights", "none", "--budget", "0.6", "--out", "out", "--quiet")
+    assert found.output == ""
+
+
+def test_random_weights_and_noise_are_warned_of(here: Path) -> None:
+    found = done("compile", "mine:net", "--calib", "random:4x3x8x8", "--budget", "0.6", "--dry-run")
+    assert "warning: mine:net: the weights are random" in found.stderr and "this is noise" in found.stderr
+    assert found.stderr.count("\n") == 3  # and what is compiled
+
+
+def test_a_pattern_that_matches_nothing_is_warned_of_in_one_line(here: Path) -> None:
+    found = done("compile", *TINY, "--weights", "none", "--budget", "0.6", "--dry-run", "--ignore", "head*")
+    assert "fxprune: warning: ignore pattern 'head*' matches no layer\n" in found.stderr
+
+
+def test_a_plan_without_weights(here: Path) -> None:
+    argv = ("--meta", "--method", "random", "--budget", "0.6")
+    assert "leave --out out" in complaint("compile", *TINY, *argv, "--out", "out")
+    assert "meta device" in complaint("compile", *TINY, "--meta", "--budget", "0.6", "--plan", "plan.json")
+    done("compile", *TINY, *argv, "--plan", "plan.json")
+    plan = fxprune.Plan.from_json((here / "plan.json").read_text())
+    assert plan.after["params"] <= 0.6 * plan.before["params"]
+
+
+# -- wrong input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--budget", "2"), "(0, 1]"),
+        (("--budget", "0"), "(0, 1]"),
+        (("--budget", "0.01"), "the smallest is"),
+        ((), "neither"),
+        (("--budget", "0.5", "--ratio", "0.5"), "either"),
+        (("--budget", "0.5", "--params", "0.5"), "give one of them"),
+        (("--ratio", "0=1.5"), "[0, 1]"),
+        (("--ratio", "half"), "PATTERN=SHARE"),
+        (("--macs", "1.5"), "(0, 1]"),
+        (("--budget", "0.5", "--latency-batch", "4"), "latency"),
+        (("--budget", "0.5", "--method", "magic"), "variance"),
+        (("--budget", "0.5", "--recover", "magic"), "covariance"),
+        (("--budget", "0.5", "--round-to", "0"), "round_to"),
+        (("--budget", "0.5", "--round-to", "x"), "expected a whole number or auto"),
+        (("--budget", "0.5", "--min-keep", "-1"), "min_keep"),
+        (("--budget", "0.5", "--ignore", "*"), "ignore"),
+        (("--budget", "0.5", "--units", "chanel"), "head_dim"),
+        (("--budget", "0.5", "--ridge", "0"), "ridge"),
+        (("--budget", "0.5", "--steps", "0"), "steps"),
+        (("--budget", "0.5", "--loss", "mine:nothing"), "no 'nothing'"),
+        (("--budget", "0.5", "--device", "toaster"), "--device toaster"),
+        (("--budget", "0.5", "--config", "a=1"), "--arg"),
+        (("--budget", "0.5", "--arg", "depth=3"), "depth"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument(argv: tuple[str, ...], words: str) -> None:
+    assert words in complaint("compile", *TINY, "--out", "out", *argv)
+
+
+def no_work(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("a place that cannot be written is found before any work is done")
+
+
+def test_places_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fxprune, "compile", no_work)
+    (here / "full").mkdir()
+    (here / "full" / "notes.txt").write_text("x")
+    argv = ("compile", *TINY, "--budget", "0.5")
+    assert "notes.txt" in complaint(*argv, "--out", "full")
+    assert "got a file" in complaint(*argv, "--out", "mine.py")
+    assert "mine.py" in complaint(*argv, "--out", "mine.py/out")
+    assert "got a directory" in complaint(*argv, "--plan", "full")
+    if sys.platform == "linux":
+        assert "/proc" in complaint(*argv, "--out", "/proc/fxprune/out")

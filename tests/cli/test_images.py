@@ -1,0 +1,122 @@
+"""Images as calibration data: prepared as their library says, with the classes of their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import fxprune
+from fxprune.cli import images
+from fxprune.cli.data import DataSpec, load_data
+from fxprune.cli.images import Preparation, transform_of
+from fxprune.cli.models import Made, ModelSpec
+from tests.support.cli import complaint, made
+
+
+def test_images_are_prepared_as_torchvision_and_timm_say() -> None:
+    import timm
+    import torchvision
+
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 260, 3), dtype=np.uint8))
+    transform = transform_of(made(nn.Identity(), "torchvision", "mobilenet_v2"), Preparation())
+    expected = torchvision.models.MobileNet_V2_Weights.DEFAULT.transforms()(picture)
+    assert torch.equal(transform(picture), expected)
+    smaller = transform_of(made(nn.Identity(), "torchvision", "mobilenet_v2"), Preparation(size=64))
+    assert smaller(picture).shape == (3, 64, 64)
+    model = timm.create_model("vit_tiny_patch16_224")
+    config = timm.data.resolve_model_data_config(model)
+    expected = timm.data.create_transform(**config, is_training=False)(picture)
+    assert torch.equal(transform_of(made(model, "timm", "vit_tiny_patch16_224"), Preparation())(picture), expected)
+    plain = transform_of(made(nn.Identity()), Preparation(size=6, mean=(0.0,), std=(1.0,), channels=1))(
+        picture.convert("L")
+    )
+    assert plain.shape == (1, 6, 6) and plain.min() >= 0 and plain.max() <= 1
+
+
+def test_an_unnamed_vit_takes_the_images_that_it_was_made_for() -> None:
+    vit = nn.Identity()
+    vit.image_size = 32  # type: ignore[assignment]
+    for model, size in ((vit, 32), (nn.Identity(), 518)):
+        assert images.default_shape(made(model, "torchvision", "vit_h_14"), Preparation()) == (2, 3, size, size)
+        transform = transform_of(made(model, "torchvision", "vit_h_14"), Preparation())
+        assert transform(Image.new("RGB", (60, 50))).shape == (3, size, size)
+    shape = images.default_shape(made(vit, "torchvision", "vit_h_14"), Preparation(size=64))
+    assert shape == (2, 3, 64, 64)
+
+
+def test_only_a_library_s_own_weights_have_its_classes() -> None:
+    for weights, count in ((None, 0), ("none", 0), ("mine.pt", 0), ("DEFAULT", 1000), ("IMAGENET1K_V1", 1000)):
+        spec = ModelSpec(spec="torchvision:resnet18", weights=weights)
+        assert len(images.class_names(Made(nn.Identity(), spec, "torchvision", "resnet18"))) == count
+
+
+@pytest.mark.parametrize("out", [(), None, 3, {"loss": torch.tensor(1.0)}])
+def test_classes_need_an_output_that_tells_them_apart(out: Any) -> None:
+    class Says(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return out
+
+    spec = DataSpec(source="pictures", images=Preparation(size=8))
+    with pytest.raises(fxprune.FxpruneError, match="no output is a tensor with an axis of classes"):
+        load_data(spec, made(Says()), targets=True)
+
+
+def test_classes_are_read_off_subfolders(here: Path) -> None:
+    files = images.image_files(here / "pictures")
+    folder = here / "pictures"
+    assert images.classes_of(files, folder, (), 3) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert images.classes_of(files, folder, ("x", "kind2", "kind0", "kind1"), 4) == [2, 2, 2, 3, 3, 3, 1, 1, 1]
+    with pytest.raises(fxprune.FxpruneError, match="3 subfolders, and the model has 1000 classes"):
+        images.classes_of(files, folder, (), 1000)
+    for index in range(3):
+        (folder / f"kind{index}").rename(folder / str(5 * index))
+    files = images.image_files(folder)
+    assert sorted(images.classes_of(files, folder, (), 1000)) == [0, 0, 0, 5, 5, 5, 10, 10, 10]
+    with pytest.raises(fxprune.FxpruneError, match="subfolder 10: the model has 3 classes"):
+        images.classes_of(files, folder, (), 3)
+
+
+def test_images_are_drawn_alike_for_the_same_seed(here: Path) -> None:
+    import mine
+
+    def read(**options: Any) -> list[Any]:
+        spec = DataSpec(source="pictures", images=Preparation(size=8), batch_size=4, **options)
+        return load_data(spec, made(mine.net()), targets=True)  # type: ignore[no-any-return]
+
+    first, again, other = read(samples=6), read(samples=6), read(samples=6, seed=1)
+    assert [len(labels) for _, labels in first] == [4, 2]
+    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_images_that_cannot_be_used(here: Path) -> None:
+    def said(folder: str, *more: str) -> str:
+        data = ("--calib", folder, "--image-size", "8")
+        return complaint("compile", "mine:net", *data, "--budget", "0.5", "--out", "out", *more)
+
+    (here / "empty").mkdir()
+    assert "no images in this folder" in said("empty")
+    assert "no such file or folder" in said("nowhere")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(here / "pictures" / "loose.png")
+    assert "images lie outside subfolders" in said("pictures", "--method", "taylor")
+    assert "needs targets" in said("pictures", "--method", "taylor", "--labels", "none")
+    (here / "pictures" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    assert "broken.jpg: it cannot be read as an image" in said("pictures")
+    assert "--mean: expected one number, or one a channel (3), got 2" in said("pictures", "--mean", "0.5,0.5")
+    assert "--std: expected numbers above 0, got 0.0" in said("pictures", "--std", "0")
+
+
+def test_means_and_deviations_are_checked_for_every_library() -> None:
+    for model in ("torchvision:squeezenet1_1", "timm:vit_tiny_patch16_224", "mine:net"):
+        base = ("compile", model, "--weights", "none", "--calib", "pictures", "--budget", "0.5", "--out", "out")
+        assert "one a channel (3), got 2" in complaint(*base, "--std", "1,1")
+        assert "one a channel (1), got 3" in complaint(*base, "--channels", "1", "--mean", "0,0,0")
+        assert "numbers above 0" in complaint(*base, "--std", "1,1,nan")
+    transform = transform_of(made(nn.Identity(), "torchvision", "resnet18"), Preparation(mean=(0.5,), std=(1.0,)))
+    assert transform(Image.new("RGB", (9, 9))).unique().tolist() == [-0.5]

@@ -1,0 +1,86 @@
+"""Commands on what was saved: report, bench, export, finetune, and the device that it lies on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxprune
+from fxprune.cli import saved
+from fxprune.cli.models import ModelSpec, device_named, make
+from tests.support.cli import TINY, complaint, done
+
+
+def test_bench_export_and_finetune(here: Path) -> None:
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+    bench = ("bench", "out", "--model", "mine:net", "--seconds", "0", "--repeats", "2", "--threads", "1")
+    data = json.loads(done(*bench, "--batch-sizes", "1,2", "--json").stdout)
+    assert [(row["model"], row["batch_size"]) for row in data["rows"]] == [
+        ("dense", 1), ("pruned", 1), ("dense", 2), ("pruned", 2),
+    ]  # fmt: skip
+    assert "another model" in complaint(*bench, "--arg", "width=4")
+    assert "backend" in complaint(*bench, "--backend", "tpu")
+    assert "--arg is about the dense model: give --model too" in complaint("bench", "out", "--arg", "width=4")
+    assert "--weights is about the dense model" in complaint("bench", "out", "--weights", "none")
+    done("export", "out", "out.pt2")
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(torch.export.load(here / "out.pt2").module()(x), fxprune.load(here / "out")(x))
+    assert ".onnx" in complaint("export", "out", "out.tflite")
+    found = done("finetune", "out", "--data", "pictures", "--image-size", "8", "--epochs", "1", "--out", "tuned")
+    assert "training loss" in found.stdout
+    before, after = (fxprune.load(here / name).state_dict() for name in ("out", "tuned"))
+    assert list(before) == list(after) and not torch.equal(before["0.weight"], after["0.weight"])
+    distill = ("--distill", "--model", "mine:net", "--weights", "none", "--json")
+    found = done("finetune", "out", "--data", "mine:batches", "--epochs", "1", "--out", "taught", *distill)
+    assert len(json.loads(found.stdout)["epochs"]) == 1
+    tune = ("finetune", "out", "--data", "mine:loader", "--out", "more")
+    assert "expected the dense model as teacher" in complaint(*tune, "--distill")
+    assert "expected one of" in complaint(*tune, "--recipe", "magic")
+    assert "momentun" in complaint(*tune, "--set", "momentun=0.5")
+
+
+def test_lost_training_is_told_unless_the_model_is_given(here: Path) -> None:
+    done("compile", "mine:odd", "--calib", "mine:loader", "--budget", "0.7", "--out", "out", "-q")
+    argv = ("finetune", "out", "--data", "mine:loader", "--epochs", "1", "-q")
+    lost = "fxprune: warning: 3 (mine.Odd): what this does while training is not stored"
+    assert done(*argv, "--out", "tuned").stderr.startswith(lost)
+    assert lost not in done(*argv, "--out", "more", "--model", "mine:odd").stderr
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta", "cuda:99"])
+@pytest.mark.parametrize("argv", ["bench no", "export no x.pt2", "finetune no --data mine:loader --out o"])
+def test_a_device_that_cannot_be_used(argv: str, device: str) -> None:
+    assert f"--device {device}: it cannot be used here" in complaint(*argv.split(), "--device", device)
+
+
+def test_the_pruned_model_lies_on_the_device(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+    assert device_named("cpu") == torch.device("cpu")
+    monkeypatch.setattr(saved, "device_named", torch.device)
+    for dense in (None, make(ModelSpec(spec="mine:net", weights="none"))):
+        pruned = saved.load_pruned("out", dense, "meta")
+        assert {tensor.device.type for tensor in pruned.state_dict().values()} == {"meta"}
+
+
+def test_the_report_as_a_page(here: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+    done("report", "out", "--html", "report.html")
+    assert "<html" in (here / "report.html").read_text(encoding="utf-8")
+    assert "got a directory" in complaint("report", "out", "--html", "pictures")
+
+
+def test_directories_that_hold_no_pruned_model(here: Path) -> None:
+    for command in (("report",), ("bench",), ("export", "x.onnx"), ("finetune", "--data", "mine:loader", "--out", "o")):
+        name, rest = command[0], command[1:]
+        for directory in ("nowhere", "pictures"):
+            assert "manifest.json is missing" in complaint(name, directory, *rest)
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+    report = here / "out" / "report.json"
+    report.write_text(report.read_text().replace('"verified": true', '"verified": null'))
+    assert "its checksum does not match" in complaint("report", "out")
+    assert "its checksum does not match" in complaint("export", "out", "x.pt2")

@@ -1,0 +1,59 @@
+"""Texts and tables as calibration data of a transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxprune
+from fxprune.cli.data import DataSpec, load_data
+from fxprune.cli.models import ModelSpec, make
+from tests.support.cli import complaint, done
+
+
+def bert(here: Path) -> Path:
+    """Returns a folder with a small BERT and its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "one", "two", "three", "four", "five"])}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folder = here / "bert"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        folder
+    )
+    config = transformers.BertConfig(
+        vocab_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2,
+        id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1},
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_texts_and_tables_for_a_transformer(here: Path) -> None:
+    folder = bert(here)
+    (here / "texts.txt").write_text("one two three\n\nfour\nfive one one two\n")
+    (here / "texts.csv").write_text("sentence,answer\none two,yes\nthree,no\nfour five one,yes\n")
+    model = make(ModelSpec(spec=f"transformers:{folder}", weights="DEFAULT"))
+    assert type(model.model).__name__ == "BertForSequenceClassification"
+    (batch,) = load_data(DataSpec(source="texts.txt"), model)
+    assert batch["input_ids"].shape == (3, 4) and int(batch["attention_mask"].sum()) == 8
+    spec = DataSpec(source="texts.csv", column="sentence", label_column="answer", batch_size=2)
+    labels = torch.cat([batch["labels"] for batch in load_data(spec, model)])
+    assert sorted(labels.tolist()) == [0, 1, 1]
+    argv = ("compile", f"transformers:{folder}", "--weights", "DEFAULT", "--calib", "texts.csv", "--column", "sentence")
+    done(*argv, "--label-column", "answer", "--method", "taylor", "--budget", "0.8", "--out", "out", "-q")
+    pruned = fxprune.load(here / "out")
+    assert pruned(**{k: v for k, v in batch.items() if k != "labels"})["logits"].shape == (3, 2)
+    assert "did you mean sentence" in complaint(*argv[:-1], "sentences", "--budget", "0.8", "--out", "more")
+    assert "which column" in complaint(*argv[:-2], "--budget", "0.8", "--out", "more")
+    kind = ("transformers:distilbert", "--config", "n_layers=1")
+    assert "--tokenizer" in complaint("compile", *kind, "--calib", "texts.txt", "--budget", "0.8", "--out", "more")
+    assert "did you mean num_hidden_layers" in complaint("explain", "transformers:bert", "--config", "hidden_layers=1")
+
+
+def test_texts_are_for_transformers_alone(here: Path) -> None:
+    (here / "some.txt").write_text("one\n")
+    assert "transformers" in complaint("compile", "mine:net", "--calib", "some.txt", "--budget", "0.5", "--out", "out")

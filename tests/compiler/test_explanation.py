@@ -1,0 +1,35 @@
+"""An explanation: what a model would offer, without pruning it."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import nn
+
+import fxprune
+from tests.models.small import Aside
+
+
+def test_explain_finds_the_parts_of_a_model_that_cannot_be_captured_whole() -> None:
+    class Rim(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.part(x)
+            return out if float(out.detach().sum().item()) > 0 else -out
+
+    from fxprune.compiler.explanation import explain
+
+    found = explain(Rim().eval(), [torch.randn(3, 4)])
+    assert found.islands == ("part",) and [g.units for g in found.groups] == [8]
+    assert "islands: part" in str(found)
+
+
+def test_an_explanation_as_data_has_the_details() -> None:
+    found = fxprune.explain(Aside(), [torch.randn(8, 3, 6, 6)], layers="conv")
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["details"] == found.details == str(found) and "conv.weight" in found.details
+    assert [group["name"] for group in data["groups"]] == ["conv"]

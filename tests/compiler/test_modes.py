@@ -1,0 +1,42 @@
+"""A pruned model trains as the original does, which an exported program cannot."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import nn
+
+from tests.models.libraries import swin
+from tests.support.compiling import compile_verified
+from tests.support.weights import randomise
+
+
+def test_trains_saves_and_switches_modes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12, momentum=None), nn.Dropout(0.5), nn.Conv2d(12, 4, 1))
+    pruned = compile_verified(model.eval(), [torch.randn(4, 3, 8, 8)])
+    norm, x = pruned.get_submodule("1"), torch.randn(4, 3, 8, 8)
+    assert norm.momentum is None and len(norm.running_mean) < 12
+    still = pruned(x)
+    mean = norm.running_mean.clone()
+    pruned.train()
+    assert not torch.equal(pruned(x), pruned(x))
+    assert not torch.equal(norm.running_mean, mean)
+    pruned.eval()
+    assert torch.equal(pruned(x), pruned(x)) and not torch.equal(pruned(x), still)
+    buffer = io.BytesIO()
+    torch.save(pruned, buffer)
+    assert not any("fxprune" in node.meta for node in pruned.graph.nodes)
+
+
+def test_random_branches_are_random_again_in_the_pruned_model() -> None:
+    torch.manual_seed(0)
+    model = swin(depths=[1, 1], num_heads=[2, 2], window_size=[2, 2], attention_dropout=0.3, stochastic_depth_prob=0.9)
+    x = torch.randn(8, 3, 16, 16)
+    randomise(model.eval(), 0, (x,))
+    pruned = compile_verified(model, [x], 0.7)
+    assert torch.equal(pruned(x), pruned(x))
+    pruned.train()
+    assert not torch.equal(pruned(x), pruned(x))
+    kinds = {type(module).__name__ for module in pruned.modules()}
+    assert "StochasticDepth" in kinds

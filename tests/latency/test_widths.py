@@ -1,0 +1,51 @@
+"""Widths come in the multiples that the hardware works in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.latency.layout import layout_of
+from fxprune.latency.operation import Operation
+from fxprune.latency.widths import MULTIPLES, liked_multiple
+from tests.support.latency import Fake
+from tests.support.pruning import linear_coupling
+
+
+def test_round_to_auto_finds_the_multiple_that_the_hardware_works_in(network: Any, clock: list[Fake]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 96), nn.ReLU(), nn.Linear(96, 128), nn.ReLU(), nn.Linear(128, 3)).eval()
+    pruned = fxprune.compile(model, [torch.randn(4, 8)], 0.5, round_to="auto", progress=False)
+    found = fxprune.report(pruned)
+    assert all(row.after % 8 == 0 for row in found.groups) and found.units_removed
+    (note,) = [note for note in found.notes if note.startswith("round_to=")]
+    assert note.startswith("round_to=8: multiples of 1 take ") and "multiples of 8 take 0 % longer" in note
+    twice = fxprune.compile(model, [torch.randn(4, 8)], 0.5, round_to="auto", steps=2, progress=False)
+    assert note in fxprune.report(twice).notes
+    small_one = fxprune.compile(*[network[0], [network[1]]], 0.5, round_to="auto", progress=False)
+    assert any("round_to=1: " in n for n in fxprune.report(small_one).notes) or any(
+        "round_to=8" in n for n in fxprune.report(small_one).notes
+    )
+
+
+@pytest.mark.parametrize("liked", MULTIPLES)
+def test_each_multiple_is_found(liked: int) -> None:
+    layout = layout_of(linear_coupling(8, 128, 128, 4), 1, fused=True)
+
+    def compare(operation: Operation, widths: Sequence[tuple[int, ...]]) -> list[float]:
+        return [math.prod(each) * (1.0 if all(w % liked == 0 for w in each) else 1.3) for each in widths]
+
+    found, why = liked_multiple(layout, compare)
+    assert found == liked and why.startswith(f"round_to={liked}: ")
+    assert liked_multiple(layout, lambda *_: [])[0] == 1
+
+
+def test_round_to_takes_a_number_or_auto(network: Any) -> None:
+    with pytest.raises(ValueError, match="round_to must be an int of at least 1, got 'best'"):
+        fxprune.compile(network[0], [network[1]], 0.5, round_to="best", progress=False)

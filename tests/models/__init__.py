@@ -1,0 +1,1 @@
+"""Every small network that more than one file of tests uses."""

@@ -1,0 +1,1 @@
+"""One op in a tiny model each, a file a family of ops."""

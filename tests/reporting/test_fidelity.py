@@ -1,0 +1,103 @@
+"""Fidelity: the share of the outputs' variance that is left."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fxprune.data.batches import Batches
+from fxprune.reporting.fidelity import Reference
+
+
+class Squeeze(nn.Module):
+    """Gives what a function makes of its input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def fidelity(dense: Any, other: Any, data: Any) -> Any:
+    batches = Batches(data, device=torch.device("cpu"))
+    return [Reference(Squeeze(dense), batches, limit).of(Squeeze(other)) for limit in (0, 1 << 30)]
+
+
+def test_fidelity_is_the_share_of_variance_that_is_left() -> None:
+    x = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batches = [x[0], x[1][:40]]
+    every = torch.cat(batches)
+    mean = every.mean(0)
+    for found in fidelity(lambda v: v, lambda v: v, batches):
+        assert found.explained == 1.0 and found.agreement == 1.0
+    for found in fidelity(lambda v: v, lambda v: mean.expand_as(v), batches):
+        assert found.explained == pytest.approx(0.0, abs=1e-12)
+    for found in fidelity(lambda v: v, lambda v: 0.5 * v, batches):
+        expected = 1 - 0.25 * every.square().sum() / (every - mean).square().sum()
+        assert found.explained == pytest.approx(float(expected)) and found.agreement == 1.0
+    for found in fidelity(lambda v: v, lambda v: -v, batches):
+        assert found.agreement == pytest.approx(float((every.argmax(1) == (-every).argmax(1)).double().mean()))
+
+
+def test_fidelity_of_odd_outputs() -> None:
+    x = [torch.randn(4, n, 3, dtype=torch.float64) for n in (5, 7, 6)]
+    for found in fidelity(lambda v: (v, v.long()), lambda v: (v, v.long()), x):  # lengths vary, integers do not count
+        assert found.explained == 1.0 and found.agreement is None
+    for found in fidelity(lambda v: {"logits": v}, lambda v: {"logits": v.flip(-1)}, x):
+        assert found.agreement is not None and found.agreement < 1
+    flat = torch.cat([v.flatten() for v in x])
+    for found in fidelity(lambda v: v, lambda v: v * 0 + flat.mean(), x):
+        assert found.explained == pytest.approx(0.0, abs=1e-12)
+    for found in fidelity(lambda v: v, lambda v: v * torch.nan, x):
+        assert math.isnan(found.explained)
+    for found in fidelity(lambda v: v * 0, lambda v: v * 0, x):
+        assert math.isnan(found.explained)
+
+
+def test_an_output_that_does_not_vary_is_left_out() -> None:
+    x = [torch.randn(8, 3, dtype=torch.float64)]
+    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * 0), x):
+        assert found.explained == 1.0
+    for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * torch.nan), x):
+        assert math.isnan(found.explained)
+
+
+def test_outputs_of_other_sizes_do_not_compare() -> None:
+    x = [torch.randn(8, 3, dtype=torch.float64)]
+    several: list[Any] = [lambda v: v[:3], lambda v: v[:0], lambda v: (v, v), lambda v: []]
+    for other in several:
+        for found in fidelity(lambda v: v, other, x) + fidelity(other, lambda v: v, x):
+            assert math.isnan(found.explained) and found.agreement is None
+    for found in fidelity(lambda v: (v, v[:0]), lambda v: (v, v[:0]), x):
+        assert found.explained == 1.0 and found.agreement == 1.0
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (200, 1), (1 << 30, 3)])
+def test_outputs_are_compared_on_their_batch_though_the_data_are_shuffled(limit: int, kept: int) -> None:
+    data = DataLoader(TensorDataset(torch.randn(12, 5)), 4, shuffle=True)  # 80 bytes a batch, and as many out of it
+    reference = Reference(Squeeze(torch.exp), Batches(data, device="cpu"), limit)
+    assert [reference.of(Squeeze(torch.exp)).explained for _ in range(3)] == [1.0] * 3
+    assert len(reference._kept) == kept
+
+
+def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    models = Counting(), Counting()
+    data = Batches([torch.randn(8, 3)] * 2, device="cpu")
+    assert Reference(models[0], data, 0).of(models[1]).explained == 1.0
+    assert [float(m.calls) for m in models] == [0, 0]

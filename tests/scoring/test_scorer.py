@@ -1,0 +1,78 @@
+"""Scorers: by name or of one's own, and where scores are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxprune
+from fxprune._base.errors import ScorerError
+from fxprune.scoring import register_scorer, score, scorer_of
+from fxprune.scoring.magnitude import Magnitude
+from fxprune.scoring.scorer import Context
+from tests.models import small
+from tests.support.compiling import compile_small, mlp
+from tests.support.pruning import coupling_of
+
+
+@pytest.mark.parametrize("name", small.NETWORKS)
+@pytest.mark.parametrize("method", ["l1", "l2", "magnitude", "variance", "random"])
+def test_every_unit_of_every_group_gets_a_finite_score(name: str, method: str) -> None:
+    coupling = coupling_of(name)
+    found = score(coupling, [small.example(name)], method, seed=1)
+    assert {name: len(s) for name, s in found.items()} == {g.name: len(g.units) for g in coupling.groups}
+    assert all(torch.isfinite(s).all() and (s >= 0).all() for s in found.values())
+
+
+def test_random_scores_follow_the_seed() -> None:
+    coupling = coupling_of("residual")
+    one, same, other = (score(coupling, [], "random", seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_scores_are_written_on_the_nodes_with_nan_where_frozen() -> None:
+    coupling = coupling_of("residual")
+    found = score(coupling, [], "l1")
+    nodes = {str(n.target): n.meta.get("fxprune", {}) for n in coupling.values if n.op == "get_attr"}
+    assert torch.isnan(nodes["stem.0.weight"][1]).all()  # the image's channels
+    (group,) = [g for g in coupling.groups if g.name == "one.0"]
+    assert torch.equal(nodes["one.0.weight"][0].sort().values, found["one.0"].sort().values)
+    assert len(group.units) == 8
+
+
+def test_an_object_of_ones_own_and_one_by_name() -> None:
+    class Last:
+        """Keeps the first units."""
+
+        name, needs, per_cost, defaults = "last", (), False, {}
+
+        def score(self, context: Context) -> dict[str, Tensor]:
+            return {g.name: -torch.arange(len(g.units)).double() for g in context.coupling.groups}
+
+    coupling = coupling_of("residual")
+    assert score(coupling, [], Last())["one.0"].tolist() == [-float(i) for i in range(8)]
+    register_scorer("test: last", Last)
+    assert isinstance(scorer_of("test: last"), Last)
+    with pytest.raises(ScorerError, match="registered already"):
+        register_scorer("test: last", Last)
+
+
+@pytest.mark.parametrize("bad", ["magic", Magnitude, object(), None, 3])
+def test_what_is_no_scorer(bad: Any) -> None:
+    with pytest.raises(ScorerError, match=r"known methods: .*variance|name or an object with .score"):
+        scorer_of(bad)
+
+
+def test_scores_of_the_wrong_form_are_a_scorer_error() -> None:
+    class Short:
+        name, needs, per_cost, defaults = "short", (), False, {}
+
+        def score(self, context: Any) -> Any:
+            return {group.name: torch.ones(3) for group in context.coupling.groups}
+
+    with pytest.raises(fxprune.ScorerError, match="has 32 units, got scores of shape"):
+        compile_small(mlp(), method=Short())

@@ -1,0 +1,1 @@
+"""A second opinion on coupling: what must go together, found by trying."""
