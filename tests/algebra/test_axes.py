@@ -237,6 +237,7 @@ def _removable(first: Shape, rest: Sequence[Shape]) -> set[bytes]:
 
 @settings(deadline=None, derandomize=True)
 @given(any_chain)
+@pytest.mark.slow
 def test_every_removal_is_a_block_of_every_shape(chain: tuple[Shape, list[Shape]]) -> None:
     first, rest = chain
     for sizes in (first, *rest):
@@ -245,6 +246,7 @@ def test_every_removal_is_a_block_of_every_shape(chain: tuple[Shape, list[Shape]
 
 @settings(deadline=None, derandomize=True)
 @given(nested_chain)
+@pytest.mark.slow
 def test_every_block_of_every_shape_can_be_removed(chain: tuple[Shape, list[Shape]]) -> None:
     first, rest = chain
     assert _removable(first, rest) == frozenset.intersection(*map(_blocks, (first, *rest)))

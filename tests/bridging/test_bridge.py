@@ -116,6 +116,7 @@ def test_all_layers_but_the_classifier() -> None:
     assert found.remade["classifier.weight"] == (3, 3)
 
 
+@pytest.mark.slow
 def test_a_stage_of_a_residual_network_goes_and_its_stride_stays() -> None:
     coupling = _coupled(torchvision.models.resnet18(num_classes=3), _x(size=64))
     found = bridge(coupling, ["layer3.0.conv2"])
@@ -127,6 +128,7 @@ def test_a_stage_of_a_residual_network_goes_and_its_stride_stays() -> None:
     assert shapes == [(3, 128, 4, 4)]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_bridged_is_none() -> None:
     class Grouped(nn.Module):
         def __init__(self) -> None:
@@ -188,6 +190,7 @@ def test_a_budget_only_bridges_can_reach() -> None:
     assert sum(p.numel() for p in pruned.parameters()) <= 0.006 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_plan_save_and_load(tmp_path: Any) -> None:
     model = Chain(widths=(16, 16, "M", 32, 32, "M", 32, 32, "M"))
     pruned = fxprune.compile(model, [_x(8)], 0.2, method=ByPlace("features.10"), progress=False)

@@ -20,6 +20,7 @@ from fxprune.rewriting.slicing import slice_graph
 from tests.models import small
 from tests.models.ops import attention, contract, conv
 from tests.models.ops.case import Case
+from tests.support.marks import but_slow
 from tests.support.pruning import coupled, coupling_of, linear_coupling, prepared, random_scores, removal
 
 
@@ -33,7 +34,7 @@ def counted(coupling: Coupling, removed: Mask, args: tuple[Any, ...]) -> tuple[i
     return sum(p.numel() for p in sliced.parameters()), counter.get_total_flops() // 2, size
 
 
-@pytest.mark.parametrize("name", small.NETWORKS)
+@pytest.mark.parametrize("name", but_slow(small.NETWORKS, quick=("residual",)))
 def test_counts_equal_the_sliced_graph(name: str) -> None:
     coupling = coupling_of(name)
     model = cost_model(coupling)
@@ -63,7 +64,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_every_contraction_is_counted(case: Case) -> None:
     coupling = coupled(case)
     model = cost_model(coupling)

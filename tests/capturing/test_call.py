@@ -119,6 +119,7 @@ def test_wrong_arguments_are_refused():
             captured.call.flatten(args, {})
 
 
+@pytest.mark.slow
 def test_dataclass_outputs_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

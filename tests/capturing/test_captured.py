@@ -28,6 +28,7 @@ from tests.support.capturing import (
     snapshot,
     tensors,
 )
+from tests.support.marks import but_slow
 from tests.support.weights import randomise
 
 tv = torchvision.models
@@ -73,7 +74,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=but_slow(MODELS, quick=("vit", "densenet")))
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, Captured, Callable[[int], Any], dict[str, Any]]:
     build, call = MODELS[request.param]
     torch.manual_seed(0)

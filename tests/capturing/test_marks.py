@@ -57,6 +57,7 @@ def test_other_modules_that_return_their_input_are_not(module):
     assert marks(check(nn.Sequential(nn.Linear(4, 4), module, nn.Linear(4, 4)), x())) == []
 
 
+@pytest.mark.slow
 def test_torchvision_stochastic_depth():
     model = torchvision.models.efficientnet_b0()
     captured = capture(model, (torch.randn(2, 3, 32, 32),))
@@ -74,6 +75,7 @@ def unused(model: nn.Module) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_timm_drop_path():
     timm = pytest.importorskip("timm")
     model = timm.create_model(

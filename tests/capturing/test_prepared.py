@@ -141,6 +141,7 @@ def test_dynamic_shapes_need_not_name_what_capture_adds():
         capture(Cached(), (torch.randn(3, 5, 4),), dynamic_shapes={"x": {0: auto}, "y": None})
 
 
+@pytest.mark.slow
 def test_transformers_model_with_a_cache():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=2, n_positions=16)

@@ -118,6 +118,7 @@ def test_other_calls_in_training_are_noted():
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
+@pytest.mark.slow
 def test_transformers_bert(kind):
     chances = {"attention_probs_dropout_prob": 0.3, "hidden_dropout_prob": 0.1}
     model = transformer("BertModel", num_hidden_layers=1, attn_implementation=kind, **chances)

@@ -37,6 +37,7 @@ def test_a_wrong_usage(argv: list[str]) -> None:
     assert found.exit_code == 2 and found.stderr.startswith("Usage: fxprune") and "Error: " in found.stderr
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_program_itself(tmp_path: Path) -> None:
     def called(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -14,6 +14,7 @@ from fxprune.cli.models import ModelSpec, device_named, make
 from tests.support.cli import TINY, complaint, done
 
 
+@pytest.mark.slow
 def test_bench_export_and_finetune(here: Path) -> None:
     done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
     bench = ("bench", "out", "--model", "mine:net", "--seconds", "0", "--repeats", "2", "--threads", "1")
@@ -42,6 +43,7 @@ def test_bench_export_and_finetune(here: Path) -> None:
     assert "momentun" in complaint(*tune, "--set", "momentun=0.5")
 
 
+@pytest.mark.slow
 def test_lost_training_is_told_unless_the_model_is_given(here: Path) -> None:
     done("compile", "mine:odd", "--calib", "mine:loader", "--budget", "0.7", "--out", "out", "-q")
     argv = ("finetune", "out", "--data", "mine:loader", "--epochs", "1", "-q")
@@ -65,6 +67,7 @@ def test_the_pruned_model_lies_on_the_device(here: Path, monkeypatch: pytest.Mon
         assert {tensor.device.type for tensor in pruned.state_dict().values()} == {"meta"}
 
 
+@pytest.mark.slow
 def test_the_report_as_a_page(here: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")

@@ -32,6 +32,7 @@ def bert(here: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_texts_and_tables_for_a_transformer(here: Path) -> None:
     folder = bert(here)
     (here / "texts.txt").write_text("one two three\n\nfour\nfive one one two\n")

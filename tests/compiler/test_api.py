@@ -18,6 +18,7 @@ from fxprune.data.batches import Batches
 from fxprune.data.checks import device_of
 from tests.models.fn import Fn
 from tests.support.compiling import around, compile_small, mlp
+from tests.support.marks import but_slow
 from tests.support.weights import randomise
 
 
@@ -61,8 +62,10 @@ def digest(model: nn.Module) -> str:
     return sums.hexdigest() + repr(flags)
 
 
-@pytest.mark.parametrize("recover", [None, "mean_shift", "covariance", "sequential", "reconstruct"])
-@pytest.mark.parametrize("method", ["variance", "l1", "l2", "magnitude", "random"])
+@pytest.mark.parametrize(
+    "recover", but_slow([None, "mean_shift", "covariance", "sequential", "reconstruct"], quick=(None, "covariance"))
+)
+@pytest.mark.parametrize("method", but_slow(["variance", "l1", "l2", "magnitude", "random"], quick=("variance",)))
 def test_result_is_verified_within_budget_and_leaves_the_model_alone(model, calibration, method, recover):
     model.train()
     before = digest(model)
@@ -75,6 +78,7 @@ def test_result_is_verified_within_budget_and_leaves_the_model_alone(model, cali
     assert list(pruned.state_dict()) == list(model.state_dict())
 
 
+@pytest.mark.slow
 def test_recovery_brings_the_outputs_nearer(model, calibration):
     def error(recover: str | None, layers: str) -> float:
         ratios = {layers: 0.5, "default": 0.0}
@@ -102,6 +106,7 @@ def test_float64_check(model, calibration):
     assert report.dtype == "float64"
 
 
+@pytest.mark.slow
 def test_other_batch_sizes_copies_pickles_and_export(model, calibration):
     pruned = fxprune.compile(model, calibration, 0.5, progress=False)
     x = torch.randn(3, 3, 8, 8)
@@ -123,6 +128,7 @@ def test_other_batch_sizes_copies_pickles_and_export(model, calibration):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.slow
 def test_an_exported_program_is_compiled_like_its_model(model, calibration, steps):
     batch = torch.export.Dim("batch", min=2, max=512)
     program = torch.export.export(model, (calibration[0],), dynamic_shapes=({0: batch},))
@@ -141,6 +147,7 @@ def test_an_exported_program_says_which_batches_it_takes(model, calibration):
         fxprune.compile(program, [calibration[0][:1]], 0.5)
 
 
+@pytest.mark.slow
 def test_save_and_load(model, calibration, tmp_path):
     pruned = fxprune.compile(model, calibration, 0.5, progress=False)
     fxprune.save(pruned, tmp_path / "out")

@@ -69,6 +69,7 @@ def test_the_largest_parts_that_can_be_captured_are_found(detector: nn.Module) -
 
 
 @pytest.mark.parametrize("recover", [None, "covariance"])
+@pytest.mark.slow
 def test_parts_share_one_budget_and_the_whole_is_verified(detector: nn.Module, recover: str | None) -> None:
     before = fingerprint(detector)
     pruned = _pruned(detector, recover=recover)
@@ -83,6 +84,7 @@ def test_parts_share_one_budget_and_the_whole_is_verified(detector: nn.Module, r
         assert len(pruned(_images(size, images))) == images
 
 
+@pytest.mark.slow
 def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeypatch: Any) -> None:
     from fxprune.compiler import reassembly
 
@@ -92,6 +94,7 @@ def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeyp
         _pruned(detector)
 
 
+@pytest.mark.slow
 def test_a_difference_is_looked_at_once_more_in_float64(detector: nn.Module, monkeypatch: Any) -> None:
     """Rounding may tip a box over a threshold; the first look is made to fail, the second compares the same way."""
     from fxprune.compiler import reassembly
@@ -108,6 +111,7 @@ def test_a_difference_is_looked_at_once_more_in_float64(detector: nn.Module, mon
     assert second.verified and second.dtype == first.dtype and second.max_error <= first.max_error
 
 
+@pytest.mark.slow
 def test_plan_and_artifact_know_the_parts(detector: nn.Module, tmp_path: Path) -> None:
     pruned = _pruned(detector)
     plan = fxprune.report(pruned).plan
@@ -122,6 +126,7 @@ def test_plan_and_artifact_know_the_parts(detector: nn.Module, tmp_path: Path) -
     assert {k: v.shape for k, v in sliced.state_dict().items()} == {k: v.shape for k, v in pruned.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_a_part_whose_inside_the_rest_reads_is_cut_smaller() -> None:
     class Reader(Detector):
         def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -133,6 +138,7 @@ def test_a_part_whose_inside_the_rest_reads_is_cut_smaller() -> None:
     assert fxprune.report(_pruned(model)).verified
 
 
+@pytest.mark.slow
 def test_flags_stay_and_the_result_trains_on(detector: nn.Module) -> None:
     detector.head.train()
     pruned = _pruned(detector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ def test_trains_saves_and_switches_modes() -> None:
     assert not any("fxprune" in node.meta for node in pruned.graph.nodes)
 
 
+@pytest.mark.slow
 def test_random_branches_are_random_again_in_the_pruned_model() -> None:
     torch.manual_seed(0)
     model = swin(depths=[1, 1], num_heads=[2, 2], window_size=[2, 2], attention_dropout=0.3, stochastic_depth_prob=0.9)

@@ -51,6 +51,7 @@ def test_the_names_in_the_types_are_those_that_are_registered() -> None:
     assert set(get_args(options.UnitKind)) == set(KINDS)
 
 
+@pytest.mark.slow
 def test_options_are_read_without_torch() -> None:
     code = "import fxprune._base.defaults, sys; sys.modules.pop('torch', None); import fxprune.compiler.options as o; print(len(o.described()))"
     assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) == len(

@@ -14,6 +14,7 @@ import fxprune
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.compiler.steps import schedule
+from tests.support.marks import but_slow
 from tests.support.weights import fingerprint, randomise
 
 
@@ -32,8 +33,8 @@ def network() -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(8, 3, 12, 12)
 
 
-@pytest.mark.parametrize("recover", [None, "covariance", "sequential"])
-@pytest.mark.parametrize("budget", [0.4, Budget(macs=0.5), Budget(params=900)])
+@pytest.mark.parametrize("recover", but_slow([None, "covariance", "sequential"], quick=("covariance",)))
+@pytest.mark.parametrize("budget", but_slow([0.4, Budget(macs=0.5), Budget(params=900)], quick=(0.4,)))
 def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget: Any) -> None:
     model, x = network
     before = fingerprint(model)
@@ -52,6 +53,7 @@ def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget:
         torch.testing.assert_close(again(x), pruned(x))
 
 
+@pytest.mark.slow
 def test_every_step_scores_what_the_one_before_left(network: Any) -> None:
     model, x = network
     seen = []
@@ -75,6 +77,7 @@ def test_bounds_fall_by_the_same_share() -> None:
     assert [b.macs for b in bounds] == [928317, 861773, 800000]
 
 
+@pytest.mark.slow
 def test_branches_may_vanish_on_the_way() -> None:
     model, x = _model()
     pruned = fxprune.compile(model, [x], 0.05, steps=2, min_keep=0, recover=None, method="l2", progress=False)

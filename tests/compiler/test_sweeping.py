@@ -34,6 +34,7 @@ class Counting:
         return scorer_of("l1").score(context)
 
 
+@pytest.mark.slow
 def test_every_point_is_what_compile_gives() -> None:
     found = small_sweep()
     assert [(p.method, p.budget) for p in found.points] == [
@@ -50,6 +51,7 @@ def test_every_point_is_what_compile_gives() -> None:
     assert found.dense_value == 0.0 and found.quality_name == "value"
 
 
+@pytest.mark.slow
 def test_capture_couple_and_score_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
@@ -93,6 +95,7 @@ def test_the_table_and_the_data() -> None:
     assert all(p["latency_ms"] > 0 for p in data["points"] if p["cost"])
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     found = small_sweep()
     found.write(tmp_path / "sweep.html")
@@ -137,6 +140,7 @@ def test_bad_arguments_are_told_before_any_work(changes: dict[str, Any], error: 
         fxprune.sweep(model(), **arguments)
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_is_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     dense = model().train()
     before = {name: value.clone() for name, value in dense.state_dict().items()}
@@ -157,6 +161,7 @@ def test_evaluate_gets_evaluation_mode_and_may_change_it() -> None:
     assert seen == [False, False] and all(m.training for m in dense.modules())
 
 
+@pytest.mark.slow
 def test_blocks_go_in_a_sweep_too() -> None:
     found = fxprune.sweep(
         model(), DATA, [0.5], "l1", units=("channel", "block"), min_keep=0, recover=None, progress=False
@@ -168,6 +173,7 @@ def test_blocks_go_in_a_sweep_too() -> None:
     assert point.cost is not None and point.cost.params == fxprune.report(pruned).params[1]
 
 
+@pytest.mark.slow
 def test_a_model_in_parts() -> None:
     torch.manual_seed(0)
     found = fxprune.sweep(Uncapturable(), DATA, [0.6, 0.005], "l1", progress=False)
@@ -178,6 +184,7 @@ def test_a_model_in_parts() -> None:
         fxprune.sweep(Uncapturable(), DATA, [0.005], "l1", progress=False)
 
 
+@pytest.mark.slow
 def test_a_model_whose_outputs_depend_on_the_data_in_size() -> None:
     class Detector(Uncapturable):
         def forward(self, x: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import fxprune
 from fxprune.contrib import demo
 
 
+@pytest.mark.slow
 def test_the_digits_are_real_and_split_by_seed() -> None:
     digits, again, other = (demo.load_digits(seed) for seed in (0, 0, 1))
     assert [len(part[1]) for part in (digits.train, digits.test)] == [1347, 450]
@@ -26,6 +28,7 @@ def test_the_demo_s_network_is_the_same_for_the_same_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_the_demo_with_a_short_training(tmp_path: Path) -> None:
     lines: list[str] = []
     outcome = demo.run(seed=1, epochs=4, out=tmp_path / "digits", say=lines.append)

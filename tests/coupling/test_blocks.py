@@ -19,6 +19,7 @@ from fxprune.coupling.interpreter import couple
 from fxprune.scoring.scorer import registered
 from fxprune.scoring.spvr import disagreement
 from tests.models.fn import Fn
+from tests.support.marks import but_slow
 from tests.support.pruning import prepared
 from tests.support.weights import randomise
 
@@ -78,6 +79,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] =
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
 def test_every_branch_is_one_block_and_goes_whole(name: str) -> None:
     build, shape, count = ARCHITECTURES[name]
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def test_a_parameter_that_varies_along_the_tokens_keeps_its_branch() -> None:
     assert not has_blocks(with_blocks(coupling))
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+@pytest.mark.parametrize("share", but_slow([0.9, 0.7, 0.5], quick=(0.7,)))
 def test_blocks_and_channels_meet_a_budget_together(share: float) -> None:
     model, x = _network()
     total = sum(p.numel() for p in model.parameters())
@@ -171,6 +173,7 @@ def test_blocks_and_channels_meet_a_budget_together(share: float) -> None:
     assert report.verified and share * total - 60 < report.params[1] <= share * total
 
 
+@pytest.mark.slow
 def test_a_block_comes_back_with_the_units_that_fit() -> None:
     """A budget between a block with one unit and the block with all is used: the block does not weigh all at once."""
     model, x = _network()
@@ -190,6 +193,7 @@ def test_spvr_ranks_a_block_by_what_masking_it_does() -> None:
         assert float(scores["one.0:block"]) == pytest.approx(disagreement(dense, model(x)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_spvr_takes_the_least_blocks_and_the_plan_is_kept(tmp_path: Path) -> None:
     model, x = _network()
     coupling = with_blocks(couple(capture(model, (x,))))
@@ -204,7 +208,9 @@ def test_spvr_takes_the_least_blocks_and_the_plan_is_kept(tmp_path: Path) -> Non
     assert torch.equal(fxprune.load(tmp_path / "out", model)(x), pruned(x))
 
 
-@pytest.mark.parametrize("method", sorted(registered().keys() - {"vbp"}))  # vbp is for the hidden units of MLPs
+@pytest.mark.parametrize(
+    "method", but_slow(sorted(registered().keys() - {"vbp"}), quick=("variance", "taylor"))
+)  # vbp is for the hidden units of MLPs
 def test_every_criterion_scores_blocks(method: str) -> None:
     model, x = _network()
     labels = torch.arange(len(x)) % 4
@@ -269,7 +275,7 @@ MOVES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", but_slow(MOVES, quick=("rolled along the tokens", "rolled flat", "group norm")))
 def test_a_constant_is_followed_through_what_moves_it(name: str) -> None:
     move, goes = MOVES[name]
     model = Fn(lambda m, x: m.c(x + move(m.b(m.a(x).relu()))), a=nn.Linear(4, 6), b=nn.Linear(6, 4), c=nn.Linear(4, 2))

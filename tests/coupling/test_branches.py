@@ -19,6 +19,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import slice_graph
 from tests.models import small
 from tests.models.fn import Fn
+from tests.support.marks import but_slow
 from tests.support.pruning import linear_coupling, prepared, random_scores
 from tests.support.solving import BUDGETS, restorable, solved
 
@@ -77,7 +78,7 @@ def _collapsed(name: str) -> tuple[Coupling, Solution, CostModel, Any]:
     return coupling, solution, model, args
 
 
-@pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.parametrize("name", but_slow(BRANCHES, quick=("conv and batch norm", "pre-norm MLP")))
 def test_a_branch_without_channels_leaves_its_constant(name: str) -> None:
     coupling, solution, model, args = _collapsed(name)
     sliced = slice_graph(Selection(coupling, solution.removed))
@@ -109,6 +110,7 @@ def test_the_only_path_never_collapses() -> None:
     assert cost_model(coupling).counts(solution.removed).all()
 
 
+@pytest.mark.slow
 def test_collapse_under_a_budget_keeps_every_promise() -> None:
     for seed in range(3):
         _, coupling = prepared(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.marks import but_slow
 
 Tail = Callable[[Tensor], Tensor]
 
@@ -80,14 +81,14 @@ def compiled(tail: Tail) -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", VANISH)
+@pytest.mark.parametrize("name", but_slow(VANISH, quick=("max pool", "mean of the rest", "rolled", "largest")))
 def test_the_branch_goes_and_the_twin_agrees(name: str) -> None:
     pruned = compiled(VANISH[name])
     assert not any(key.startswith("a.") for key in pruned.state_dict())
     assert fxprune.report(pruned).verified is True
 
 
-@pytest.mark.parametrize("name", STAY)
+@pytest.mark.parametrize("name", but_slow(STAY, quick=("padding counted", "rolled flat")))
 def test_a_channel_stays(name: str) -> None:
     pruned = compiled(STAY[name])
     assert any(key.startswith("a.") for key in pruned.state_dict())

@@ -33,6 +33,7 @@ from tests.models.blocks_tokens import Attention, Position
 from tests.models.fn import Fn
 from tests.models.networks import Network
 from tests.support.fuzzing import Case, Pruning, run
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, prepared
 
 Args = tuple[Tensor, ...]
@@ -188,6 +189,7 @@ def test_groups(name: str) -> None:
     assert list(map(_line, _coupling(name).groups)) == GROUPS[name]
 
 
+@pytest.mark.slow
 def test_the_residual_stream_of_a_tied_transformer() -> None:
     stream = next(g for g in _coupling("transformer").groups if g.kind == "channel" and len(g.units) == 12)
     blocks = [f"blocks.{i}" for i in range(2)]
@@ -299,7 +301,7 @@ frozen 3.weight[0]: 2/2, the result of output
 frozen 3.bias[0]: 2/2, the result of output"""  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["residual", "transformer", "mobile", "expanded keys"])
+@pytest.mark.parametrize("name", but_slow(["residual", "transformer", "mobile", "expanded keys"], quick=("residual",)))
 def test_coupling_twice_gives_the_same_and_leaves_the_graph_alone(name: str) -> None:
     build, draw = NETWORKS[name]
     first = _coupling(name)
@@ -373,7 +375,7 @@ def test_masks_and_units_round_trip(name: str, data: Any) -> None:
     assert set(coupling.units_of(removed)) == units
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", but_slow(NETWORKS, quick=set(NETWORKS) - {"residual", "transformer"}))
 def test_each_unit_can_go_by_itself(name: str) -> None:
     coupling, args = _coupling(name), NETWORKS[name][1](1)
     counts = cost_model(coupling).counts
@@ -461,6 +463,7 @@ def test_a_part_of_an_axis_that_holds_the_batch_as_well() -> None:
         assert certify(coupling, args, coupling.removed_mask(heads.units[gone])).verified
 
 
+@pytest.mark.slow
 def test_shuffled_channels_come_in_groups_that_can_be_ranked() -> None:
     torch.manual_seed(0)
     model = torchvision.models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 64], num_classes=5)

@@ -12,9 +12,11 @@ from torch import nn
 import fxprune
 from fxprune.runtimes import onnx as onnx_files
 from tests.support.exports import MODELS, assert_equal, call_of, pruned_of, session_of
+from tests.support.marks import but_slow
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_torch_compile_takes_the_whole_graph(name: str) -> None:
     import torch._inductor.config
 
@@ -28,6 +30,7 @@ def test_torch_compile_takes_the_whole_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_onnx(name: str, exported: Any) -> None:
     found = exported(name, ".onnx")
     assert found.format == "ONNX" and found.max_error <= 1e-4 and found.opset >= 18
@@ -37,7 +40,7 @@ def test_onnx(name: str, exported: Any) -> None:
         assert_equal(pruned_of(name), session_of(found.path), call_of(name, batch, length))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_slow(MODELS, quick=("cnn",)))
 def test_pt2(name: str, exported: Any) -> None:
     found = exported(name, ".pt2")
     assert found.format == "torch.export" and found.max_error == 0 and found.opset is None
@@ -46,6 +49,7 @@ def test_pt2(name: str, exported: Any) -> None:
         assert_equal(pruned_of(name), loaded, call_of(name, batch, length))
 
 
+@pytest.mark.slow
 def test_aoti(exported: Any) -> None:
     with torch._inductor.config.patch(compile_threads=1):
         found = exported("cnn", ".aoti.pt2")
@@ -55,6 +59,7 @@ def test_aoti(exported: Any) -> None:
         assert_equal(pruned_of("cnn"), loaded, call_of("cnn", batch))
 
 
+@pytest.mark.slow
 def test_onnx_names_and_free_sizes(exported: Any) -> None:
     import onnx
 
@@ -66,6 +71,7 @@ def test_onnx_names_and_free_sizes(exported: Any) -> None:
     assert shapes == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"], "logits": ["batch", 2]}
 
 
+@pytest.mark.slow
 def test_large_weights_lie_beside_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_files, "INLINE_LIMIT", 0)
     model, x = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)), torch.randn(2, 64)
@@ -78,6 +84,7 @@ def test_large_weights_lie_beside_an_onnx_file(tmp_path: Path, monkeypatch: pyte
         assert_equal(model, session_of(found.path), ((torch.randn(5, 64),), {}))
 
 
+@pytest.mark.slow
 def test_small_weights_leave_no_others_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = nn.Linear(64, 3), torch.randn(2, 64)
     with monkeypatch.context() as patch:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 import fxprune
 from tests.models.parts import Detector
 from tests.support.exports import assert_equal, outputs_of, pruned_of, texts
+from tests.support.marks import but_slow
 from tests.support.weights import fingerprint, randomise
 
 # -- what the files hold -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_record_says_what_goes_in_and_comes_out(exported: Any) -> None:
     found = exported("bert", ".pt2")
     assert [str(value) for value in (*found.inputs, *found.outputs)] == [
@@ -33,6 +35,7 @@ def test_the_record_says_what_goes_in_and_comes_out(exported: Any) -> None:
     assert "model.pt2: torch.export" in str(found) and "relative error 0.0e+00" in str(found)
 
 
+@pytest.mark.slow
 def test_a_file_needs_nothing_but_torch(exported: Any, tmp_path: Path) -> None:
     """The outputs of transformers have a class of their own; the file has a dict."""
     path = exported("bert", ".pt2").path
@@ -83,7 +86,7 @@ class _Outputs(nn.Module):
         return self.make(x, y if scale is None else y * scale)
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", but_slow([".pt2", ".onnx"], quick=(".pt2",)))
 def test_outputs_of_every_form(suffix: str, tmp_path: Path) -> None:
     def make(x: Tensor, y: Tensor) -> Any:
         return {"linear": y, "x": [x, y.argmax(1)], "same": (y, y > 0), "none": None}
@@ -128,7 +131,7 @@ def test_shapes_may_be_chosen(tmp_path: Path) -> None:
 # -- the model stays, and so do files ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", but_slow([".pt2", ".onnx"], quick=(".pt2",)))
 def test_the_model_stays_as_it_is_and_torchscript_is_not_used(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +163,7 @@ def _spoiled(program: Any) -> Iterator[Any]:
             value.data.sub_(0.01)
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", but_slow([".pt2", ".onnx"], quick=(".pt2",)))
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_file_that_differs_is_not_left(
     suffix: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -253,6 +256,7 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_operator_without_an_onnx_form_is_named(tmp_path: Path) -> None:
     model = _Outputs(lambda x, y: torch.special.i0e(y))
     with pytest.raises(fxprune.ExportError, match=r"torch\.onnx cannot write the model: .*i0e"):
@@ -263,6 +267,7 @@ def test_an_operator_without_an_onnx_form_is_named(tmp_path: Path) -> None:
 # -- models that were compiled in parts ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_of_a_detector(tmp_path: Path) -> None:
     images = [list(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(n))) for n in range(2)]
     model = randomise(Detector(), 0, (images[0],)).eval()

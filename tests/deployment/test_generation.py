@@ -40,6 +40,7 @@ def _batches(masked: bool = True) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.slow
 def test_what_lost_nothing_writes_what_the_original_writes(kind: str) -> None:
     model, batches = _model(kind), _batches()
     whole = fxprune.compile(model, batches, 1.0, progress=False)
@@ -51,6 +52,7 @@ def test_what_lost_nothing_writes_what_the_original_writes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.slow
 def test_a_pruned_model_writes_its_most_likely_token(kind: str) -> None:
     model, pruned = _pruned(kind)
     text = prompt = _batches()[0]["input_ids"][:1, :4]
@@ -62,6 +64,7 @@ def test_a_pruned_model_writes_its_most_likely_token(kind: str) -> None:
     assert torch.equal(got, text[:, : got.shape[1]]) and got.shape[1] > 4
 
 
+@pytest.mark.slow
 def test_the_pruned_model_keeps_its_mode() -> None:
     model, pruned = _pruned("gpt2")
     for mode in (True, False):
@@ -70,6 +73,7 @@ def test_the_pruned_model_keeps_its_mode() -> None:
         assert not generator.training and all(module.training is mode for module in pruned.modules())
 
 
+@pytest.mark.slow
 def test_padded_texts_need_a_mask() -> None:
     model = _model("llama")
     pruned = fxprune.compile(model, _batches(masked=False), 0.6, progress=False)
@@ -80,6 +84,7 @@ def test_padded_texts_need_a_mask() -> None:
         generator.generate(prompt, attention_mask=(prompt != 0).long(), max_new_tokens=2)
 
 
+@pytest.mark.slow
 def test_what_cannot_generate_is_refused() -> None:
     model = _model("llama")
     with pytest.raises(fxprune.FxpruneError, match="causal language model of transformers, got Linear"):

@@ -17,6 +17,7 @@ from tests.support.weights import fingerprint
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_int8(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     pruned = pruned_of(name)
@@ -35,6 +36,7 @@ def test_int8(name: str, tmp_path: Path) -> None:
         assert difference(got, outputs_of(session_of(found.path), call)[0]) < 0.05
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_accuracy_of_real_data() -> None:
     pytest.importorskip("torchao")
     pytest.importorskip("sklearn")

@@ -63,6 +63,7 @@ def test_bench_says_what_is_wrong(network: Any, arguments: Any, error: Any, mess
         fxprune.bench(**{"models": [model], "example": x} | arguments)
 
 
+@pytest.mark.slow
 def test_an_onnxruntime_session_runs_the_pruned_model(network: Any) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

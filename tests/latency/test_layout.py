@@ -13,10 +13,11 @@ from fxprune.latency.layout import example_call, layout_of
 from fxprune.rewriting.slicing import slice_graph
 from tests.models import small
 from tests.support.latency import SETTING
+from tests.support.marks import but_slow
 from tests.support.pruning import coupling_of, linear_coupling, removal
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize("share", but_slow([0.0, 0.4, 0.8], quick=(0.4,)))
 @pytest.mark.parametrize("name", small.NETWORKS)
 def test_the_layout_tells_the_shapes_of_the_sliced_model(name: str, share: float) -> None:
     coupling = coupling_of(name)

@@ -17,12 +17,13 @@ from fxprune.budget.cost import Cost
 from fxprune.compiler.steps import schedule
 from fxprune.runtimes.setting import Setting
 from tests.support.latency import Fake
+from tests.support.marks import but_slow
 from tests.support.pruning import coupling_of, random_scores
 
 # -- budgets ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.9, 0.6, 0.35])
+@pytest.mark.parametrize("share", but_slow([0.9, 0.6, 0.35], quick=(0.6,)))
 def test_a_share_of_the_latency_is_met(network: Any, clock: list[Fake], share: float) -> None:
     model, x = network
     pruned = fxprune.compile(model, [x], Budget(latency=share, batch_size=2, threads=1), progress=False)
@@ -99,6 +100,7 @@ def test_what_was_measured_is_not_lost_where_the_prediction_comes_to_refuse(
     assert not found.met and found.measured_ms > found.limit_ms
 
 
+@pytest.mark.slow
 def test_steps_approach_a_latency(network: Any, clock: list[Fake]) -> None:
     model, x = network
     pruned = fxprune.compile(model, [x], Budget(latency=0.5, batch_size=2), steps=2, progress=False)
@@ -144,6 +146,7 @@ def test_a_batch_that_is_fixed_is_refused_at_another_size(network: Any) -> None:
 # -- real measuring ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_real_latency_is_measured(network: Any, tmp_path: Path) -> None:
     model, x = network
     threads = torch.get_num_threads()

@@ -18,6 +18,7 @@ from tests.support.latency import Fake
 from tests.support.pruning import linear_coupling
 
 
+@pytest.mark.slow
 def test_round_to_auto_finds_the_multiple_that_the_hardware_works_in(network: Any, clock: list[Fake]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 96), nn.ReLU(), nn.Linear(96, 128), nn.ReLU(), nn.Linear(128, 3)).eval()

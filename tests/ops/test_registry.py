@@ -85,6 +85,7 @@ def _recurrent() -> list[Captured]:
     return [capture(model.double().eval(), recurrent.sequence()) for model in recurrent.every()]
 
 
+@pytest.mark.slow
 def test_every_registered_op_is_in_some_test() -> None:
     known = set.union(*UNSEEN.values())
     missing = {
@@ -94,6 +95,7 @@ def test_every_registered_op_is_in_some_test() -> None:
     assert not missing
 
 
+@pytest.mark.slow
 def test_an_excuse_is_not_given_for_what_is_seen() -> None:
     names = {op._schema.name.split("::")[1] for op in _seen() if hasattr(op, "_schema")}
     assert not set.union(*UNSEEN.values()) & names

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from fxprune.compiler.by_hand import recover
+from tests.support.marks import but_slow
 from tests.support.recovering import LAYERS, METHODS, TINY, chain, constant, pair, statistics, twice
 
 
 @pytest.mark.parametrize("method", ["covariance", "sequential"])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", but_slow(LAYERS, quick=("linear", "3x3")))
 def test_copies_are_taken_over_exactly(layer: str, method: str) -> None:
     case = pair(*LAYERS[layer], twice, [4, 5, 6, 7])
     assert case.error(None) > 0.1

@@ -26,6 +26,7 @@ def test_reconstruct_teaches_the_layers_before_as_well() -> None:
     assert case.error("reconstruct") < case.error("sequential")
 
 
+@pytest.mark.slow
 def test_reconstruct_takes_as_many_steps_from_one_large_batch() -> None:
     build = lambda: chain(nn.Linear(6, 8), nn.Linear(8, 5))  # noqa: E731
     case = pair(build, (512, 6), lambda model: None, [5, 6, 7], count=1)
@@ -64,6 +65,7 @@ def test_reconstruct_leaves_gradients_and_precision_alone(dtype: torch.dtype) ->
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_reconstruct_goes_through_branches_that_meet_behind_a_target() -> None:
     """The value before both branches is read again behind the first branch's sum: its part of the graph is gone then."""
 

@@ -16,6 +16,7 @@ from tests.support.pruning import removal
 from tests.support.recovering import LAYERS, METHODS, Pair, chain, pair, twice
 
 
+@pytest.mark.slow
 def test_methods_do_better_in_the_order_of_what_they_know() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ import torch
 import fxprune
 from fxprune.results.record import Report
 from tests.models.small import NETWORKS, Aside
+from tests.support.marks import but_slow
 
 
 def test_the_report_of_a_compilation() -> None:
@@ -37,7 +38,7 @@ def test_what_was_not_verified_says_so() -> None:
     assert found.verified is None and str(found).endswith("not verified: not compared")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", but_slow(NETWORKS, quick=("residual",)))
 @pytest.mark.parametrize("options", [{}, {"units": ("channel", "head", "block"), "min_keep": 0}])
 def test_layers_add_up_to_the_whole(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)

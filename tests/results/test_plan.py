@@ -214,6 +214,7 @@ json_values = st.recursive(
 
 @given(st.data())
 @settings(deadline=None, max_examples=300)
+@pytest.mark.slow
 def test_a_mutated_structure_is_refused_or_a_plan(data: st.DataObject) -> None:
     tree = copy.deepcopy(DATA)
     here: Any = tree

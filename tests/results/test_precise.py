@@ -106,6 +106,7 @@ def test_names_are_text_in_html() -> None:
     assert "&lt;script&gt;" in coupling._repr_html_() and "<script>" not in coupling._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_them(tmp_path: Path) -> None:
     mypy = pytest.importorskip("mypy")
     del mypy

@@ -21,6 +21,10 @@ from fxprune.rewriting.slicing import slice_graph
 from tests.models.calls import CASES
 from tests.support.certificates import network
 from tests.support.emitting import assert_close, emit_of, emitted
+from tests.support.marks import but_slow
+
+#: Those that are small.
+QUICK = ("structured", "shared", "layers", "noisy", "attentive", "recurrent")
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")
 
@@ -28,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserW
 # -- values --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", but_slow(CASES, QUICK))
 def test_equals_the_original_in_evaluation(name):
     case = emitted(name)
     with torch.no_grad():
@@ -38,7 +42,7 @@ def test_equals_the_original_in_evaluation(name):
     assert_close(got, expected)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "googlenet"])
+@pytest.mark.parametrize("name", but_slow([name for name in CASES if name != "googlenet"], QUICK))
 def test_equals_the_original_in_training(name):
     case = emitted(name)
     model, pruned = copy.deepcopy(case.model).train(), copy.deepcopy(case.pruned).train()
@@ -54,7 +58,9 @@ def test_equals_the_original_in_training(name):
     assert_close(still, pruned(*case.args, **case.kwargs))
 
 
-@pytest.mark.parametrize("name", ["noisy", "vit", "swin", "bert", "llama", "attentive", "recurrent"])
+@pytest.mark.parametrize(
+    "name", but_slow(["noisy", "vit", "swin", "bert", "llama", "attentive", "recurrent"], QUICK[3:])
+)
 def test_is_random_in_training(name):
     case = emitted(name)
     pruned = copy.deepcopy(case.pruned).train()
@@ -75,7 +81,7 @@ def test_gradients_equal_the_originals():
 # -- names and tensors ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", but_slow(CASES, QUICK))
 def test_state_dict_is_the_originals_without_what_is_never_used(name):
     case = emitted(name)
     unused = case.captured.unused
@@ -88,7 +94,7 @@ def test_state_dict_is_the_originals_without_what_is_never_used(name):
         assert got[key].dtype == value.dtype
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", but_slow(CASES, QUICK))
 def test_owns_its_tensors_and_changes_nobody_elses(name):
     case = emitted(name)
     theirs = {t.untyped_storage().data_ptr() for t in (*case.model.parameters(), *case.model.buffers())}
@@ -109,7 +115,7 @@ def test_emission_leaves_model_and_graph_alone():
     assert set(vars(case.model)) == attributes
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", but_slow(CASES, QUICK))
 def test_graph_has_nothing_dead_and_no_marks(name):
     pruned = emitted(name).pruned
     assert not any(node.target is MARK for node in pruned.graph.nodes)
@@ -127,6 +133,7 @@ def test_graph_has_nothing_dead_and_no_marks(name):
     pruned.graph.lint()
 
 
+@pytest.mark.slow
 def test_ties_stay_ties():
     llama, shared = emitted("llama").pruned, emitted("shared").pruned
     assert llama.lm_head.weight is llama.model.embed_tokens.weight
@@ -364,7 +371,7 @@ def test_a_removed_layer_is_gone_and_a_new_bias_is_the_layers():
     assert list(model.state_dict())[:2] == ["0.weight", "1.weight"]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit", "llama", "layers"])
+@pytest.mark.parametrize("name", but_slow(["resnet18", "vit", "llama", "layers"], quick=("layers",)))
 def test_a_pruned_graph_is_emitted_as_real_layers(name):
     case = emitted(name)
     coupling = couple(case.captured)

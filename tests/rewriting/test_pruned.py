@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.rewriting.pruned import PrunedModule
 from tests.models.calls import Pair
 from tests.support.emitting import assert_close, emit_of, emitted
+from tests.support.marks import but_slow
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The tensor attributes self:UserWarning", "ignore:LSTM with projections:UserWarning"
@@ -38,7 +39,7 @@ COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": _pickled, "sav
 
 
 @pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_slow(MODELS, quick=[name for name in MODELS if name != "bert"]))
 def test_survives(name, way):
     case = emitted(name)
     case.pruned.record = {"kept": [1, 2]}
@@ -99,6 +100,7 @@ def test_an_edited_graph_survives():
 # -- the call ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_signature_is_the_originals():
     case = emitted("structured")
     assert str(inspect.signature(case.pruned.forward)) == str(inspect.signature(case.model.forward))
@@ -160,6 +162,7 @@ def test_another_call_than_the_captured_one_is_refused(changes, message):
             case.pruned(**call)
 
 
+@pytest.mark.slow
 def test_model_outputs_keep_their_class():
     case = emitted("bert")
     out = case.pruned(**case.kwargs)
@@ -171,7 +174,7 @@ def test_model_outputs_keep_their_class():
 # -- what PyTorch does to modules --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["structured", "bert", "recurrent", "noisy"])
+@pytest.mark.parametrize("name", but_slow(["structured", "bert", "recurrent", "noisy"], quick=("structured", "noisy")))
 def test_compiles_in_one_graph(name):
     case = emitted(name)
     torch.compiler.reset()
@@ -190,7 +193,7 @@ def test_trains_compiled():
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", ["structured", "bert", "noisy"])
+@pytest.mark.parametrize("name", but_slow(["structured", "bert", "noisy"], quick=("structured", "noisy")))
 def test_exports(name, strict):
     case = emitted(name)
     program = torch.export.export(copy.deepcopy(case.pruned), case.args, dict(case.kwargs), strict=strict)
@@ -198,6 +201,7 @@ def test_exports(name, strict):
         assert_close(program.module()(*case.args, **case.kwargs), case.model(*case.args, **case.kwargs))
 
 
+@pytest.mark.slow
 def test_runs_in_an_interpreter():
     case = emitted("swin")
     assert_close(fx.Interpreter(case.pruned).run(*case.args), case.pruned(*case.args))
@@ -206,7 +210,7 @@ def test_runs_in_an_interpreter():
         fx.Interpreter(structured.pruned).run(structured.args[0])
 
 
-@pytest.mark.parametrize("name", ["bert", "swin", "recurrent", "layers"])
+@pytest.mark.parametrize("name", but_slow(["bert", "swin", "recurrent", "layers"], quick=("recurrent", "layers")))
 def test_moves(name):
     case = emitted(name)
     pruned = copy.deepcopy(case.pruned).float()

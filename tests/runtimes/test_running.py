@@ -19,6 +19,7 @@ from fxprune.runtimes import Eager, OnnxRuntime, from_file, onnx, registry
 from fxprune.runtimes.registry import BackendName, runtime_of
 from fxprune.runtimes.running import ready
 from fxprune.runtimes.setting import Setting
+from tests.support.marks import but_slow
 
 BUILT_IN = get_args(BackendName)
 
@@ -87,7 +88,7 @@ def _own(**changes: Any) -> Own:
 # -- the built-in ones ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", but_slow(BUILT_IN, quick=("eager",)))
 def test_each_gives_what_the_model_gives(name: str) -> None:
     import torch._inductor.config
 
@@ -107,6 +108,7 @@ def test_bench_runs_whatever_writes_a_file() -> None:
     assert found.rows[0].peak_bytes >= 4 * 16 * 6 * 6  # its operators are seen one by one
 
 
+@pytest.mark.slow
 def test_bench_writes_onnx_as_export_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "INLINE_LIMIT", 0)  # weights in a second file, for both
     model = _network()
@@ -115,6 +117,7 @@ def test_bench_writes_onnx_as_export_does(tmp_path: Path, monkeypatch: pytest.Mo
     assert fxprune.export(model, tmp_path / "model.onnx", IMAGES).beside
 
 
+@pytest.mark.slow
 def test_bench_says_what_onnx_does_not_take() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -148,6 +151,7 @@ def test_numpy_has_no_bfloat16() -> None:
         ready(Widened(), (x,), {}, Setting.of("cpu", 2, "onnxruntime", 1))
 
 
+@pytest.mark.slow
 def test_options_of_a_runtime_are_its_fields(tmp_path: Path) -> None:
     fxprune.register_runtime(replace(OnnxRuntime(), name="opset 20", suffix="", opset=20))
     found = fxprune.bench([_network()], IMAGES, backends=("opset 20",), repeats=1, seconds=0.0)

@@ -24,6 +24,7 @@ from tests.models.fn import Fn
 from tests.models.smooth import Attention
 from tests.models.stepwise import Conv
 from tests.support.formulas import assert_same, built
+from tests.support.marks import but_slow
 from tests.support.pruning import coupling_of
 from tests.support.tensors import random
 from tests.support.weights import randomise
@@ -102,10 +103,11 @@ REFUSED = {
 
 #: Takes minutes for a network of resnet18's width.
 SLOW = {("joint", _image)}
+QUICK = ("taylor", "variance", "spvr", "vbp")
 CASES = [(method, build) for method in METHODS for build in (_image, _tokens) if (method, build) not in SLOW]
 
 
-@pytest.mark.parametrize(("method", "build"), CASES)
+@pytest.mark.parametrize(("method", "build"), but_slow(CASES, quick=[(method, _tokens) for method in QUICK]))
 def test_every_method_compiles(method: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> None:
     torch.manual_seed(0)
     model, x = build()

@@ -34,6 +34,7 @@ from fxprune.scoring.scorer import Context
 from fxprune.twin.interpreter import Run
 from tests.models import small
 from tests.models.fn import Fn
+from tests.support.marks import but_slow
 from tests.support.pruning import coupling_of, prepared
 from tests.support.tensors import random
 
@@ -163,7 +164,7 @@ def _context(coupling: Coupling, x: Tensor, parts: int = 1) -> Context:
     return Context(coupling, PlainInputs([(part,) for part in x.chunk(parts)], labels.chunk(parts)))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", but_slow(CASES, quick=("linear-gelu",)))
 def test_the_offset_is_the_gradient_of_an_injected_parameter(case: str) -> None:
     build, x, dim, name = CASES[case]
     model = build()
@@ -309,7 +310,9 @@ def test_every_unit_gets_a_finite_score(name: str, settings: dict[str, Any]) -> 
     assert all(len(s) < 2 or s.unique().numel() > 1 for s in found.values())
 
 
-@pytest.mark.parametrize("method", ["ippro", "ippro-literal", Ippro(target="weight", step=0.01)])
+@pytest.mark.parametrize(
+    "method", but_slow(["ippro", "ippro-literal", Ippro(target="weight", step=0.01)], quick=("ippro",))
+)
 def test_a_compile_from_end_to_end(method: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -109,6 +109,7 @@ def test_score_is_that_of_the_unit_s_set() -> None:
         torch.testing.assert_close(found[part], torch.full((len(part),), disagreement(dense, masked)).double())
 
 
+@pytest.mark.slow
 def test_families_are_what_identity_shortcuts_join() -> None:
     x = torch.randn(2, 3, 32, 32)
     found = families(couple(capture(torchvision.models.resnet18(), (x,))).groups)
@@ -123,6 +124,7 @@ def test_families_are_what_identity_shortcuts_join() -> None:
     )
 
 
+@pytest.mark.slow
 def test_layers_of_a_stage_shrink_in_step() -> None:
     groups = couple(capture(torchvision.models.resnet18(), (torch.randn(2, 3, 32, 32),))).groups
     generator = torch.Generator().manual_seed(0)
@@ -150,6 +152,7 @@ def test_malformed_options_are_refused(options: dict[str, object], message: str)
 
 
 @pytest.mark.parametrize("propagate", ["coupling", "stage"])
+@pytest.mark.slow
 def test_compile_collapses_and_draws_weights_anew(propagate: str) -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=4, width_per_group=64)
@@ -183,6 +186,7 @@ def test_what_cannot_be_drawn_anew_is_reported() -> None:
     assert torch.equal(pruned.get_parameter("scale"), torch.ones(len(pruned.get_parameter("scale"))))
 
 
+@pytest.mark.slow
 def test_dense_prediction_from_scores_to_a_smaller_network() -> None:
     """The U-Net of `benchmarks/segmentation.py`: scores as whole masked passes give them, then a budget and new weights."""
     torch.manual_seed(0)

@@ -163,6 +163,7 @@ def test_the_first_format_is_read(pruned: fxprune.PrunedModule, saved: Path) -> 
     assert torch.equal(scores(fxprune.load(saved)), scores(pruned))
 
 
+@pytest.mark.slow
 def test_a_model_pruned_in_parts_needs_its_class(tmp_path: Path) -> None:
     class Threshold(nn.Module):
         """Does what cannot be captured, between two parts that can."""

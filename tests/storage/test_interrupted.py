@@ -53,6 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in its tracks")
 @pytest.mark.parametrize("replace", [True, False])
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_or_the_new(pruned: fxprune.PrunedModule, tmp_path: Path, replace: bool) -> None:
     directory = tmp_path / "out"
     if replace:

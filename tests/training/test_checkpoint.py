@@ -14,11 +14,14 @@ from torch.utils.data import DataLoader
 from fxprune._base.errors import PlanError
 from fxprune.training import Recipe, finetune, retrain
 from fxprune.training.checkpoint import FILE
+from tests.support.marks import but_slow
 from tests.support.training import ADAMW, SGD, Noisy, digest, net, pairs
 
 
 @pytest.mark.parametrize("recipe", [SGD, ADAMW], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("form", ["dataset", "loader", "own generator", "workers"])
+@pytest.mark.parametrize(
+    "form", but_slow(["dataset", "loader", "own generator", "workers"], quick=("dataset", "loader"))
+)
 def test_resumed_equals_uninterrupted(tmp_path: Path, recipe: Recipe, form: str) -> None:
     def data() -> Any:
         source = Noisy()
@@ -80,7 +83,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "text", "foreign"])
+@pytest.mark.parametrize("damage", but_slow(["cut", "flip", "text", "foreign"], quick=("flip",)))
 def test_a_damaged_checkpoint_is_refused(saved: Path, damage: str) -> None:
     path = saved / FILE
     content = bytearray(path.read_bytes())

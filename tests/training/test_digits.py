@@ -35,6 +35,7 @@ def digits() -> Iterator[tuple[demo.Digits, nn.Module, fxprune.PrunedModule]]:
         yield data, model, half
 
 
+@pytest.mark.slow
 def test_half_of_the_macs_gone_recovers_to_within_a_point(digits: Any) -> None:
     data, model, half = digits
     pruned = copy.deepcopy(half)
@@ -58,6 +59,7 @@ def test_half_of_the_macs_gone_recovers_to_within_a_point(digits: Any) -> None:
     print(f"dense {dense:.2f} %, half {raw:.2f} %\n{history}")
 
 
+@pytest.mark.slow
 def test_retrain_forgets_the_weights_and_learns_anew(digits: Any) -> None:
     data, _, half = digits
     one, other = copy.deepcopy(half), copy.deepcopy(half)

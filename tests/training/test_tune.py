@@ -84,6 +84,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_extra_is_needed_only_to_train() -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from fxprune.rewriting.slicing import keep_indices, slice_graph
 from fxprune.twin.interpreter import Run
 from tests.models import small
 from tests.support.certificates import Compiled, changed, compiled, floats, network, shown
+from tests.support.marks import but_slow
 from tests.support.pruning import removal
 from tests.support.weights import fingerprint
 
@@ -86,7 +87,7 @@ def test_every_parameter_and_statistic_counts(name: str) -> None:
         assert noticed is not key.endswith(NO_EFFECT), key
 
 
-@pytest.mark.parametrize("name", small.NETWORKS)
+@pytest.mark.parametrize("name", but_slow(small.NETWORKS, quick=("residual",)))
 def test_a_wrong_channel_in_one_tensor(name: str) -> None:
     case = network(name)
     tensors = floats(case.module)
@@ -108,7 +109,7 @@ def test_a_wrong_channel_in_one_tensor(name: str) -> None:
     assert kinds >= ({"weight", "bias", "running_mean", "running_var"} if name == "residual" else {"weight"})
 
 
-@pytest.mark.parametrize("name", small.NETWORKS)
+@pytest.mark.parametrize("name", but_slow(small.NETWORKS, quick=("residual",)))
 def test_two_channels_in_the_wrong_order_in_one_tensor(name: str) -> None:
     case = network(name)
     tensors = floats(case.module)
@@ -121,7 +122,7 @@ def test_two_channels_in_the_wrong_order_in_one_tensor(name: str) -> None:
                 assert noticed is not key.endswith(NO_EFFECT), (key, dim)
 
 
-@pytest.mark.parametrize("name", small.NETWORKS)
+@pytest.mark.parametrize("name", but_slow(small.NETWORKS, quick=("residual",)))
 def test_one_literal_off(name: str) -> None:
     case = network(name)
     module = copy.deepcopy(case.module)

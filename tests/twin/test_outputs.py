@@ -22,6 +22,7 @@ from tests.models.fn import Fn
 from tests.models.networks import Network
 from tests.support.certificates import WIDTH, Compiled, Other, changed, layers
 from tests.support.fuzzing import Case, Pruning, run
+from tests.support.marks import but_slow
 from tests.support.pruning import removal
 from tests.support.tensors import random
 from tests.support.weights import fingerprint, randomise
@@ -66,7 +67,7 @@ def test_a_lifted_copy_of_another_module() -> None:
     assert lifted(layer, torch.float64).weight.dtype == torch.float64 and layer.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12])
+@pytest.mark.parametrize("factor", but_slow([1e-30, 1e-12, 1e12], quick=(1e-30,)))
 def test_the_size_of_the_outputs_is_no_matter(factor: float) -> None:
     plain, case = (layers(lambda m, y, f=f: m.b(y.relu()) * f) for f in (1.0, factor))
     assert case.certificate().verified is True
@@ -100,7 +101,7 @@ DEGENERATE: dict[str, tuple[Callable[..., Tensor], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("name", but_slow(DEGENERATE, quick=("constant", "NaN", "empty")))
 def test_a_degenerate_output_is_never_proof(name: str) -> None:
     function, words = DEGENERATE[name]
     case = layers(function)

@@ -26,6 +26,7 @@ from tests.support.bruteforce.claims import (
 from tests.support.bruteforce.cuts import Demands
 from tests.support.bruteforce.ops import UnknownOpError
 from tests.support.bruteforce.run import BrokenError, carry_out, carry_out_all
+from tests.support.marks import but_slow
 from tests.support.pruning import coupling_of, prepared
 
 Made = tuple[nn.Module, tuple[Tensor, ...]]
@@ -62,6 +63,9 @@ AGREE: dict[str, Callable[[], Made]] = {
     "tied, a table": lambda: _drawn("ids", tokens.Position("table"), tokens.TokenTwice("transposed", 3), head="tied"),
 }  # fmt: skip
 
+#: The smallest of them.
+QUICK = ("transposed, pixels", "split, gate, glu", "gram", "tied, a table")
+
 #: Where trying finds more than `couple` offers: a linear layer and an op that keeps its axis, and the reason given.
 FROZEN = {"flip": "flipped", "roll": "rolled"}
 
@@ -73,7 +77,7 @@ def _judged(made: Made) -> tuple[Disagreement, Claims]:
     return compare(network_of(captured), said), said
 
 
-@pytest.mark.parametrize("name", AGREE)
+@pytest.mark.parametrize("name", but_slow(AGREE, QUICK))
 def test_coupling_says_what_trying_finds(name: str) -> None:
     torch.manual_seed(0)
     captured, coupling = prepared(*AGREE[name]())
@@ -83,7 +87,7 @@ def test_coupling_says_what_trying_finds(name: str) -> None:
     assert carry_out_all(network, said) >= found.units > 0
 
 
-@pytest.mark.parametrize("how", FROZEN)
+@pytest.mark.parametrize("how", but_slow(FROZEN, quick=("roll",)))
 def test_axes_that_could_be_cut_and_stay(how: str) -> None:
     torch.manual_seed(0)
     captured, coupling = prepared(*_drawn("tokens", tokens.Reduced(how), head="mean"))
@@ -164,6 +168,7 @@ def test_a_result_that_goes_is_wrong(mobile) -> None:
     assert found.illegal == (10**6,)
 
 
+@pytest.mark.slow
 def test_an_option_left_out_is_lost() -> None:
     """Heads may go, places in all heads may not: a row of the queries has lost one of its two options."""
     torch.manual_seed(0)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.marks import but_slow
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/whole/test_newcomer.py runs all of it
+#: Pages whose snippets take no more than a second.
+QUICK = ("coupling", "troubleshooting")
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -18,7 +22,9 @@ def _runs(page: Path) -> bool:
     return COMMANDS not in text and SNIPPET.search(text) is not None
 
 
-@pytest.mark.parametrize("page", filter(_runs, PAGES), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", but_slow(filter(_runs, PAGES), quick=[DOCS / f"{name}.md" for name in QUICK]), ids=lambda p: p.stem
+)
 def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "snippet"}

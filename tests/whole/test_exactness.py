@@ -28,6 +28,7 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("entry", FAST, ids=lambda entry: entry.name)
+@pytest.mark.slow
 def test_half_of_the_parameters(entry: zoo.Entry) -> None:
     model, batch = entry.build(), _batch(entry, 4, 0)
     randomise(model, 0, *_arguments(batch))
@@ -64,6 +65,7 @@ def test_half_of_the_parameters(entry: zoo.Entry) -> None:
 
 @pytest.mark.parametrize("kind", ["head", "head_dim"])
 @pytest.mark.parametrize("entry", [e for e in FAST if e.attention], ids=lambda entry: entry.name)
+@pytest.mark.slow
 def test_heads_and_their_dimensions_go(entry: zoo.Entry, kind: str) -> None:
     model, batch = entry.build(), _batch(entry, 4, 0)
     randomise(model, 0, *_arguments(batch))

@@ -19,6 +19,7 @@ from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.twin.interpreter import Run
+from tests.support.marks import but_slow
 from tests.support.weights import randomise
 
 EXPERTS, CHOSEN = 6, 2
@@ -101,8 +102,8 @@ def test_a_mixture_has_its_experts_as_units(how: str) -> None:
     assert not coupling.unsupported
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("how", but_slow(HOW, quick=("dense", "gathered")))
+@pytest.mark.parametrize("ratio", but_slow([0.2, 0.5, 0.7, 1.0], quick=(0.5,)))
 def test_experts_go_at_any_ratio_and_as_many_stay_as_are_chosen(how: str, ratio: float) -> None:
     pruned = _compile(_net(how), ratios=ratio, units="expert", verify_dtype=torch.float64)
     report = fxprune.report(pruned)
@@ -113,7 +114,7 @@ def test_experts_go_at_any_ratio_and_as_many_stay_as_are_chosen(how: str, ratio:
     assert "expert" in str(report)
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", but_slow(HOW, quick=("scatter",)))
 def test_random_sets_of_units_are_verified(how: str) -> None:
     coupling = _coupled(how)
     experts = next(g.units for g in coupling.groups if g.kind == "expert")
@@ -128,7 +129,7 @@ def test_random_sets_of_units_are_verified(how: str) -> None:
         assert certificate.verified, (seed, flags[experts], certificate)
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", but_slow(HOW, quick=("scatter",)))
 def test_the_twin_is_not_the_model_with_zeros_for_weights(how: str) -> None:
     """The softmax and the choice are among those that stay."""
     coupling, net = _coupled(how), _net(how)
@@ -140,6 +141,7 @@ def test_the_twin_is_not_the_model_with_zeros_for_weights(how: str) -> None:
     assert not torch.allclose(twin, net(X))
 
 
+@pytest.mark.slow
 def test_units_may_be_chosen_without_experts() -> None:
     pruned = _compile(_net(), 0.5, units=("channel",))
     assert len(pruned.mixture.up) == EXPERTS
@@ -155,6 +157,7 @@ def test_a_budget_below_the_chosen_experts_is_refused() -> None:
 
 
 @pytest.mark.parametrize("how", HOW)
+@pytest.mark.slow
 def test_saved_loaded_and_applied_it_is_the_same(how: str, tmp_path: Path) -> None:
     net = _net(how)
     pruned = _compile(net, 0.5, verify_dtype=torch.float64)
@@ -166,7 +169,9 @@ def test_saved_loaded_and_applied_it_is_the_same(how: str, tmp_path: Path) -> No
     torch.testing.assert_close(again(X), pruned(X))
 
 
-@pytest.mark.parametrize("method", ["variance", "taylor", "joint", "spvr", "kl", "fpgm", "random"])
+@pytest.mark.parametrize(
+    "method", but_slow(["variance", "taylor", "joint", "spvr", "kl", "fpgm", "random"], quick=("taylor",))
+)
 def test_every_kind_of_criterion_has_a_score_for_experts(method: str) -> None:
     extra = {"loss": lambda output, _: output.square().mean()} if method == "taylor" else {}
     pruned = fxprune.compile(
@@ -177,6 +182,7 @@ def test_every_kind_of_criterion_has_a_score_for_experts(method: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.slow
 def test_transformers_send_tokens_to_fewer_experts(name: str) -> None:
     pytest.importorskip("transformers")
     from benchmarks.common.architectures import select

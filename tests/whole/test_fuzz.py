@@ -9,9 +9,11 @@ from tests.models.blocks_image import Conv, Dense, Residual
 from tests.models.blocks_tokens import Attention, Mlp, TokenResidual
 from tests.models.networks import Network
 from tests.support.fuzzing import Case, Pruning, cases, run
+from tests.support.marks import but_slow
 
 
 @pytest.mark.parametrize(("kind", "count"), [("image", 50), ("tokens", 35), ("ids", 15)])
+@pytest.mark.slow
 def test_networks(kind: str, count: int) -> None:
     @settings(
         max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -35,7 +37,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("network", WRONG, ids=lambda n: type(n.blocks[0]).__name__ + "-" + n.kind)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", but_slow([0, 1], quick=(0,)))
 def test_a_wrong_plan_fails(network: Network, seed: int) -> None:
     outcome = run(Case(network, Pruning(ratio=0.4, seed=seed)), mutate=True)
     assert outcome.status == "verified", outcome.detail

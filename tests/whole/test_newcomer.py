@@ -29,6 +29,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_the_first_five_minutes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ def test_there_are_snippets_and_the_first_has_ten_lines() -> None:
     assert len([line for line in SNIPPETS[0].splitlines() if line.strip()]) <= 10
 
 
+@pytest.mark.slow
 def test_the_snippets_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "snippet"}

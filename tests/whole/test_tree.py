@@ -6,11 +6,18 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "fxprune"
 
 #: What stands for no room: small networks, what tests share, what tests the whole, data, and the benchmarks' own tools.
 EXTRA = {"models", "support", "whole", "results_of_0_1", "benchmarks"}
+
+#: Nothing in them is quick, and what they are about is tested in other files as well.
+SLOW_FILES = {
+    "deployment/test_generation.py", "training/test_digits.py", "training/test_killed.py", "whole/test_newcomer.py",
+}  # fmt: skip
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -60,3 +67,10 @@ def test_what_is_shared_holds_no_tests() -> None:
     assert files and not [
         path for path in files if path.name.startswith("test_") or "\ndef test_" in path.read_text("utf-8")
     ]
+
+
+def test_the_quick_run_covers_every_file(request: pytest.FixtureRequest) -> None:
+    items = request.session.items
+    quick = {item.path for item in items if not item.get_closest_marker("slow")}
+    slow = {item.path.relative_to(TESTS).as_posix() for item in items if item.path not in quick}
+    assert slow <= SLOW_FILES, "each file keeps a test that is not marked slow"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import zoo
+from tests.support.marks import but_slow
 from tests.support.weights import fingerprint, randomise, relative_error, spread
 
 FAST = [entry.name for entry in zoo.select(fast=True)]
@@ -23,7 +24,7 @@ def _prepared(name: str, seed: int = 0) -> tuple[nn.Module, zoo.Batch, zoo.Batch
     return model, batch, entry.batch(3, seed + 1, size)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", but_slow(FAST, quick=FAST[:1]))
 def test_outputs_vary_over_a_fresh_batch_and_agree_in_both_precisions(name: str) -> None:
     model, _, fresh = _prepared(name)
     with torch.no_grad():
@@ -35,7 +36,7 @@ def test_outputs_vary_over_a_fresh_batch_and_agree_in_both_precisions(name: str)
         assert relative_error(a, b) < 5e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "bert"])
+@pytest.mark.parametrize("name", but_slow(["resnet18", "mobilenet_v2", "bert"], quick=("resnet18",)))
 def test_a_single_channel_that_is_zeroed_shows(name: str) -> None:
     model, _, fresh = _prepared(name)
     model, fresh = model.double(), zoo.cast(fresh, torch.float64)

@@ -21,6 +21,7 @@ SAMPLE = [
 
 
 @pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.slow
 def test_both_budgets_are_met_and_verified(name: str) -> None:
     (entry,) = select(names=[name])
     found = examine(entry, 0)

@@ -51,6 +51,7 @@ def test_graph_moves_to_another_device():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64])
+@pytest.mark.slow
 def test_graph_moves_to_another_dtype(dtype):
     llama = transformer("LlamaForCausalLM", num_hidden_layers=1, num_key_value_heads=1)
     captured = capture(llama, (), {"input_ids": IDS})

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fxprune.capturing.captured import capture
 from fxprune.capturing.normalize.dtypes import ANCHOR
 from fxprune.rewriting.emission import emit
+from tests.support.marks import but_slow
 
 
 class Rotary(nn.Module):
@@ -56,7 +57,7 @@ WIDTH = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.f
 
 
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("at", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at", but_slow([torch.float32, torch.bfloat16], quick=(torch.float32,)))
 @pytest.mark.parametrize("name", MODELS)
 def test_it_follows_its_model(name: str, at: torch.dtype, to: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -13,11 +13,12 @@ from fxprune.coupling.interpreter import couple
 from tests.models.fn import Fn
 from tests.models.ops.case import Case
 from tests.models.ops.contract import CASES
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, check_case, groups_of
 from tests.support.weights import randomise
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 

@@ -13,11 +13,12 @@ from tests.models.fn import Fn
 from tests.models.ops.case import Case
 from tests.models.ops.conv import CASES
 from tests.support.compiling import couple_fn
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, check, check_case, groups_of, prepared, removal
 from tests.support.tensors import random
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 

@@ -9,10 +9,11 @@ from torch import nn
 from tests.models.fn import Fn
 from tests.models.ops.case import Case
 from tests.models.ops.create import CASES, GROUPS, T
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, check_case, coupled, groups_of, prepared, removal
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 

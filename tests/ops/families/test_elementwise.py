@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.models.fn import Fn
 from tests.models.ops.case import Case
 from tests.models.ops.elementwise import BINARY, CASES, UNARY, Many, Unary
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, check, check_case, groups_of, prepared, removal
 
 
@@ -28,7 +29,7 @@ def test_every_op_passes_channels_on(functions: dict[str, Callable[..., Tensor]]
     check(coupling, (x,))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tests.models.ops.case import Case
 from tests.models.ops.join import CASES
 from tests.support.compiling import couple_fn
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, check_case, groups_of, removal
 from tests.support.tensors import random
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 

@@ -17,10 +17,11 @@ from fxprune.twin.interpreter import Run
 from tests.models.fn import Fn
 from tests.models.ops.case import Case
 from tests.models.ops.positions import CASES, COUNT, GOING, LAYER, T, by_sorting, by_sorting_twice, one_hot, routed
+from tests.support.marks import but_slow
 from tests.support.pruning import certify, check, check_case, coupled, groups_of, prepared, removal
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 

@@ -10,11 +10,12 @@ import fxprune
 from fxprune.budget.cost import cost_model
 from tests.models.fn import Fn
 from tests.models.ops.recurrent import CELLS, LAYERS, loop, sequence, tagger
+from tests.support.marks import but_slow
 from tests.support.pruning import check, groups_of, prepared
 from tests.support.weights import randomise
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", but_slow(LAYERS, quick=("lstm", "gru", "tanh")))
 def test_what_stays_is_exact(name: str) -> None:
     coupling = prepared(tagger(LAYERS[name]()), sequence())[1]
     assert not coupling.unsupported
@@ -32,6 +33,7 @@ def test_a_hidden_unit_goes_from_every_gate_layer_and_direction() -> None:
     assert "rnn.weight_ih_l1[1]x2" in hidden and "head.weight[1]x2" in hidden
 
 
+@pytest.mark.slow
 def test_a_projection_has_channels_of_its_own_and_its_cell_stays() -> None:
     """The op tells a projection by two states of different widths, so the cell must never shrink to the projection's."""
     coupling = prepared(tagger(LAYERS["lstm, projected"]()), sequence())[1]
@@ -41,6 +43,7 @@ def test_a_projection_has_channels_of_its_own_and_its_cell_stays() -> None:
     assert "must stay wider than its projection" in coupling.explain("rnn")
 
 
+@pytest.mark.slow
 def test_macs_are_those_of_all_products() -> None:
     coupling = prepared(tagger(LAYERS["gru, two layers, both ways"]()), sequence())[1]
     none = coupling.removed_mask([])
@@ -48,7 +51,7 @@ def test_macs_are_those_of_all_products() -> None:
     assert cost_model(coupling).of(none).macs == 7 * (4 * 6 + layer + 10 * 3)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", but_slow(CELLS, quick=("lstm",)))
 def test_cells_in_a_loop(kind: str) -> None:
     coupling = prepared(loop(kind), sequence())[1]
     assert not coupling.unsupported and [len(g.units) for g in coupling.groups] == [6, 8]
@@ -66,6 +69,7 @@ def test_a_state_that_the_caller_gives_keeps_the_hidden_units() -> None:
 
 
 @pytest.mark.parametrize("method", ["variance", "l1", "taylor", "joint"])
+@pytest.mark.slow
 def test_a_tagger_is_compiled_by_every_kind_of_criterion(method: str) -> None:
     model = randomise(tagger(LAYERS["lstm, two layers, both ways"]()), 0, (torch.randn(8, 7, 4),)).eval()
     data = [(torch.randn(8, 7, 4), torch.randint(3, (8, 7)))]

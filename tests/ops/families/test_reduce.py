@@ -17,6 +17,7 @@ from tests.models.networks import Network
 from tests.models.ops.case import Case
 from tests.models.ops.reduce import CASES, PARTS, POSITIONS, SCANS, Many
 from tests.support import fuzzing
+from tests.support.marks import but_slow
 from tests.support.pruning import check, check_case, groups_of, prepared
 from tests.support.tensors import random
 
@@ -32,7 +33,7 @@ def _made(numbers: list[int], read: bool) -> list[str]:
     return [f"6 channel: makers.{i}.weight[0] makers.{i}.bias[0]" + end.format(i=i) for i in numbers]
 
 
-@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("keepdim", but_slow([False, True], quick=(False,)))
 def test_over_tokens_channels_pass(keepdim: bool) -> None:
     functions = [lambda x, f=f: f(x, keepdim=keepdim) for f in PARTS.values()]
     coupling, args = _coupled(functions, over_channels=False, read=True)
@@ -41,7 +42,7 @@ def test_over_tokens_channels_pass(keepdim: bool) -> None:
     check(coupling, args)
 
 
-@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("keepdim", but_slow([False, True], quick=(False,)))
 def test_over_channels_it_is_a_statistic_or_they_stay(keepdim: bool) -> None:
     functions = [lambda x, f=f: f(x, keepdim=keepdim) for f in PARTS.values()]
     coupling, args = _coupled(functions, over_channels=True, read=False)
@@ -51,6 +52,7 @@ def test_over_channels_it_is_a_statistic_or_they_stay(keepdim: bool) -> None:
     check(coupling, args)
 
 
+@pytest.mark.slow
 def test_scans_that_are_returned_keep_what_they_run_over() -> None:
     over, _ = _coupled([f for name, f in SCANS.items() if name != "topk"], over_channels=True, read=False)
     assert over.groups == ()
@@ -59,7 +61,7 @@ def test_scans_that_are_returned_keep_what_they_run_over() -> None:
     check(coupling, args)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)
 def test_rule(case: Case) -> None:
     check_case(case)
 
@@ -98,7 +100,7 @@ def test_max_with_indices_verifies_beside_a_pruned_layer() -> None:
     assert verify(coupling, solution.removed, pruned, ((x,), {})).verified
 
 
-@pytest.mark.parametrize("how", ["std", "var", "var_mean", "unbiased"])
+@pytest.mark.parametrize("how", but_slow(["std", "var", "var_mean", "unbiased"], quick=("var",)))
 @pytest.mark.parametrize("wanted", [{"ratios": 1.0}, {"budget": 0.35}, {"budget": 0.35, "min_keep": 0}])
 def test_an_unbiased_variance_keeps_two_channels(how: str, wanted: dict[str, Any]) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.models.ops.spatial import FUNCTIONS, SHAPES, Many
+from tests.support.marks import but_slow
 from tests.support.pruning import check, groups_of, prepared
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("d", but_slow([1, 2, 3], quick=(1,)))
 def test_channels_pass(d: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(SHAPES[d], dtype=torch.float64)

@@ -150,6 +150,7 @@ def test_a_report_with_nothing_in_it() -> None:
     assert not [s for s in found.all("svg") if "aria-labelledby" in s] and not found.all("form")
 
 
+@pytest.mark.slow
 def test_the_order_in_which_versions_were_noted_does_not_matter() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     found = report(fxprune.compile(model, [torch.randn(4, 4)], 0.8, method="l1", progress=False))
@@ -186,6 +187,7 @@ def test_the_user_s_settings_of_matplotlib_do_not_matter() -> None:
         assert page(found) == expected
 
 
+@pytest.mark.slow
 def test_a_large_model_stays_small() -> None:
     kinds = ("channel", "head", "head_dim")
     names = [f"model.layers.{i}.part{j}" for i in range(80) for j in range(3)]
@@ -214,6 +216,7 @@ def test_a_name_of_a_thousand_parts_is_no_tree_as_deep() -> None:
     assert found.count == 13
 
 
+@pytest.mark.slow
 def test_the_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "report.html"
     write_html(full_report(), target)

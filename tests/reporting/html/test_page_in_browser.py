@@ -14,6 +14,7 @@ import pytest
 import fxprune
 from fxprune.reporting.html import write_html
 from fxprune.results.record import GroupRow
+from tests.support.marks import but_slow
 from tests.support.reports import HOSTILE, full_report
 from tests.support.sweeps import small_sweep
 
@@ -92,7 +93,7 @@ def keys(browser: Any, *names: str) -> None:
     actions.perform()
 
 
-@pytest.mark.parametrize("which", ["report_file", "sweep_file"])
+@pytest.mark.parametrize("which", but_slow(["report_file", "sweep_file"], quick=("report_file",)))
 def test_it_loads_nothing_and_nothing_complains(chromium: Any, which: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(which)
     look(chromium, path)
@@ -212,7 +213,7 @@ def test_light_and_dark_differ_and_both_have_contrast(chromium: Any, report_file
     assert all(light != dark for light, dark in zip(*pages, strict=True))
 
 
-@pytest.mark.parametrize("which", ["report_file", "sweep_file"])
+@pytest.mark.parametrize("which", but_slow(["report_file", "sweep_file"], quick=("report_file",)))
 @pytest.mark.parametrize("width", [360, 768, 1400])
 def test_it_fits_the_screen(chromium: Any, which: str, width: int, request: pytest.FixtureRequest) -> None:
     look(chromium, request.getfixturevalue(which), width=width)
@@ -259,6 +260,7 @@ def test_without_scripts_everything_is_still_there(chromium: Any, report_file: P
         chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
+@pytest.mark.slow
 def test_a_compiled_models_page_opens(chromium: Any, tmp_path: Path) -> None:
     import torch
 

@@ -20,6 +20,7 @@ from fxprune.scoring.scorer import Context
 from fxprune.scoring.spvr import disagreement
 from fxprune.twin.interpreter import Run
 from tests.models.smooth import NETWORKS
+from tests.support.marks import but_slow
 from tests.support.pruning import prepared
 from tests.support.tensors import random
 
@@ -75,7 +76,7 @@ def _naive(coupling: Coupling, batches: list[Tensor], sets: dict[str, list[np.nd
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("limit", [1 << 30, 20_000])
+@pytest.mark.parametrize("limit", but_slow([1 << 30, 20_000], quick=(20_000,)))
 def test_scores_are_those_of_whole_masked_passes(name: str, limit: int) -> None:
     model, x = CASES[name]()
     coupling = prepared(model, (x,))[1]
@@ -180,6 +181,7 @@ def test_what_belongs_to_another_run_is_not_read(tmp_path: Path, change: str) ->
     assert len(calls) == 2 * count
 
 
+@pytest.mark.slow
 def test_batches_are_cut_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torchvision.models.resnet18(num_classes=4).double()
     x = random(6, 3, 32, 32)

@@ -19,6 +19,7 @@ from fxprune.scoring.variance import Variance
 from tests.models import small
 from tests.models.libraries import transformer
 from tests.support.formulas import copies
+from tests.support.marks import but_slow
 from tests.support.pruning import prepared
 
 
@@ -39,7 +40,7 @@ def _gated() -> tuple[nn.Module, tuple[Tensor, ...], int]:
     return model, (torch.randn(2, 5, 4, dtype=torch.float64),), 20
 
 
-@pytest.mark.parametrize("build", [_bert, _vit, _gated])
+@pytest.mark.parametrize("build", but_slow([_bert, _vit, _gated], quick=(_gated,)))
 def test_the_scope_finds_the_mlps_and_nothing_else(build: Any) -> None:
     torch.manual_seed(0)
     model, example, hidden = build()
@@ -88,6 +89,7 @@ def deits() -> dict[str, Coupling]:
 
 
 @pytest.mark.parametrize(("name", "share", "macs", "params"), DEIT)
+@pytest.mark.slow
 def test_counts_are_those_published_for_deit(
     name: str, share: float, macs: float, params: float, deits: dict[str, Coupling]
 ) -> None:

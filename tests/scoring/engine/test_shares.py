@@ -40,6 +40,7 @@ def test_layers_are_counted_on_both_sides_by_their_share() -> None:
     assert layers_that(context, read=False) == pytest.approx({"a": 1, "b": 1})
 
 
+@pytest.mark.slow
 def test_no_layer_of_a_dense_block_is_left_almost_empty() -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:

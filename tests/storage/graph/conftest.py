@@ -13,9 +13,10 @@ import pytest
 import fxprune
 from fxprune.storage import artifact
 from tests.models.stored import MODELS, images, small
+from tests.support.marks import but_slow
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=but_slow(MODELS, quick=("small", "vit", "lstm")))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Yields the name, a pruned model, its directory, and what makes calls of so many samples."""
     make, call = MODELS[request.param]

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 import fxprune
@@ -112,11 +113,13 @@ def fuzz(intact: Path, scratch: Path, seeds: range, model: nn.Module | None = No
     return found
 
 
+@pytest.mark.slow
 def test_fuzzed_files_are_refused_cleanly(intact: Path, tmp_path: Path) -> None:
     found = fuzz(intact, tmp_path, range(250))
     assert found["refused"] > 125
 
 
+@pytest.mark.slow
 def test_fuzzed_files_are_refused_cleanly_with_the_model(intact: Path, tmp_path: Path) -> None:
     found = fuzz(intact, tmp_path, range(1000, 1020), small())
     assert found["refused"] > 5

@@ -24,6 +24,7 @@ from fxprune.storage.graph import silent, values
 from fxprune.storage.graph.values import Unstorable
 from tests.models.stored import MODELS, Small, images, small
 from tests.support.artifacts import same
+from tests.support.marks import but_slow
 
 # -- the same module ------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def test_it_is_copied_pickled_and_moved(pair: Any) -> None:
             assert a.is_meta and a.shape == b.shape and a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("name", ["small", "bert"])
+@pytest.mark.parametrize("name", but_slow(["small", "bert"], quick=("small",)))
 def test_it_is_exported_and_compiled(name: str, tmp_path: Path) -> None:
     if name == "bert":
         pytest.importorskip("transformers")
@@ -104,6 +105,7 @@ def test_it_is_exported_and_compiled(name: str, tmp_path: Path) -> None:
                 torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_it_needs_no_class_and_imports_nothing(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     make, call = MODELS["bert"]
