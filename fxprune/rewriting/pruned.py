@@ -49,7 +49,7 @@ class CallCodeGen(CodeGen):
         """Returns the statement that gives the flat outputs the structure of the original's."""
         return f"return _outputs_of({(repr_fn or repr)(list(output_args))})"
 
-    def process_inputs(self, *args: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def process_inputs(self, *args: Any) -> tuple[Any, ...]:  # type: ignore[override, unused-ignore]
         """Returns the graph's inputs for positional arguments.
 
         `torch.fx.Interpreter` calls this, and so does `torch.export.export(strict=False)`, which appends the values of
