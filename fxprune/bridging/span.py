@@ -53,9 +53,10 @@ def find_span(coupling: Coupling, group: Group) -> Span | None:
                 flow.add_edge(source, node)
     held = set(inside)
     readers = tuple(
-        c for c in coupling.contractions
+        c
+        for c in coupling.contractions
         if _reads(coupling, c, ids) and c.node not in held and not held & nx.descendants(flow, c.node)
-    )  # fmt: skip
+    )
     if not readers or any(c.weight is None or getattr(bind(c.node), "groups", 1) != 1 for c in readers):
         return None
     start = "start"
@@ -89,9 +90,8 @@ def _reads(coupling: Coupling, contraction: Contraction, ids: Any) -> bool:
 
 def _data(coupling: Coupling, node: fx.Node) -> list[fx.Node]:
     return [
-        s for s in node.all_input_nodes
-        if s.op != "get_attr" and isinstance(coupling.captured.info.get(s), TensorInfo)
-    ]  # fmt: skip
+        s for s in node.all_input_nodes if s.op != "get_attr" and isinstance(coupling.captured.info.get(s), TensorInfo)
+    ]
 
 
 def _needs_parameters(node: fx.Node) -> bool:

@@ -19,10 +19,17 @@ from fxprune.coupling.coupling import Coupling
 
 
 def solve_with_bridges(
-    coupling: Coupling, scores: Mapping[str, Tensor], budget: Budget | None, *,
-    ratios: float | Mapping[str, float] | None = None, constraints: Constraints, per_cost: bool = True,
-    bridges: bool = True, seed: int = 0, latency: Callable[[Coupling], Bound] | None = None,
-) -> tuple[Bridged, Solution]:  # fmt: skip
+    coupling: Coupling,
+    scores: Mapping[str, Tensor],
+    budget: Budget | None,
+    *,
+    ratios: float | Mapping[str, float] | None = None,
+    constraints: Constraints,
+    per_cost: bool = True,
+    bridges: bool = True,
+    seed: int = 0,
+    latency: Callable[[Coupling], Bound] | None = None,
+) -> tuple[Bridged, Solution]:
     """Chooses the units to remove, and the groups that go altogether, in the order of the ranking (SPvR, section 3.3).
 
     The budget is solved for with at least one unit a group. Where the ranking would have taken a group's last unit before
@@ -55,9 +62,16 @@ def solve_with_bridges(
         result: Solution | BudgetError
         try:
             result = solve(
-                found.coupling, here, absolute, ratios=ratios, constraints=constraints, vanishing=vanishing,
-                model=model, per_cost=per_cost, bound=bound,
-            )  # fmt: skip
+                found.coupling,
+                here,
+                absolute,
+                ratios=ratios,
+                constraints=constraints,
+                vanishing=vanishing,
+                model=model,
+                per_cost=per_cost,
+                bound=bound,
+            )
         except BudgetError as error:
             result = error
         longer = None
@@ -84,7 +98,7 @@ def may_vanish(coupling: Coupling, constraints: Constraints) -> dict[str, frozen
 
 def _due(
     coupling: Coupling, constraints: Constraints, worth: Floats, result: Solution | BudgetError, fixed: set[str]
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Returns the groups whose last unit's turn has come, lowest first: all of them while the budget is out of reach."""
     gone = result.removed if isinstance(result, Solution) else np.ones(len(coupling.channels), bool)
     removed = worth[coupling.units][gone[coupling.units]]

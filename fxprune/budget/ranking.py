@@ -73,9 +73,14 @@ def _overlap(coupling: Coupling, labels: Ids, a: Group, b: Group) -> bool:
 
 
 def pools_of(
-    coupling: Coupling, values: npt.NDArray[np.float64], groups: Sequence[Group], *, round_to: int, min_keep: int,
+    coupling: Coupling,
+    values: npt.NDArray[np.float64],
+    groups: Sequence[Group],
+    *,
+    round_to: int,
+    min_keep: int,
     may_vanish: Set[str],
-) -> list[Pool]:  # fmt: skip
+) -> list[Pool]:
     """Returns the pool of each group.
 
     Args:

@@ -77,11 +77,17 @@ class Bound(Protocol):
 
 
 def solve(
-    coupling: Coupling, scores: Scores, budget: Budget | None = None, *,
-    ratios: float | Mapping[str, float] | None = None, constraints: Constraints | None = None,
-    model: CostModel | None = None, vanishing: Iterable[str] = (), per_cost: bool = True,
+    coupling: Coupling,
+    scores: Scores,
+    budget: Budget | None = None,
+    *,
+    ratios: float | Mapping[str, float] | None = None,
+    constraints: Constraints | None = None,
+    model: CostModel | None = None,
+    vanishing: Iterable[str] = (),
+    per_cost: bool = True,
     bound: Bound | None = None,
-) -> Solution:  # fmt: skip
+) -> Solution:
     """Chooses the units to remove, by one global ranking under a budget or by a ratio for each layer.
 
     Args:
@@ -198,9 +204,13 @@ def _channel_costs(coupling: Coupling, model: CostModel, cost: int) -> Floats:
 
 
 def _rescue(
-    coupling: Coupling, model: CostModel, values: Floats, removed: Mask, pools: Sequence[Pool],
+    coupling: Coupling,
+    model: CostModel,
+    values: Floats,
+    removed: Mask,
+    pools: Sequence[Pool],
     may_vanish: frozenset[str],
-) -> Mask:  # fmt: skip
+) -> Mask:
     """Gives back the best channels of every factor that is left with too few, and what their multiples then lack."""
     vanish = np.zeros(len(coupling.channels), bool)
     for group in coupling.groups:
@@ -226,9 +236,16 @@ def _rescue(
 
 
 def _global(
-    coupling: Coupling, model: CostModel, density: Floats, values: Floats, pools: Sequence[Pool],
-    limits: Mapping[int, int], before: Cost, may_vanish: frozenset[str], bound: Bound | None,
-) -> Mask:  # fmt: skip
+    coupling: Coupling,
+    model: CostModel,
+    density: Floats,
+    values: Floats,
+    pools: Sequence[Pool],
+    limits: Mapping[int, int],
+    before: Cost,
+    may_vanish: frozenset[str],
+    bound: Bound | None,
+) -> Mask:
     smallest = np.zeros(len(coupling.channels), bool)
     for pool in pools:
         smallest[pool.order[pool.least :]] = True

@@ -19,9 +19,16 @@ aten = torch.ops.aten
 _SMALL = ((251, 241, 239), (61, 59, 53), (13, 11, 7))
 _FACTORS = (32, 3360)
 _KEEPS_SHAPE = {  # known results: the meta kernels of these decompose, and take milliseconds
-    aten.layer_norm.default, aten.group_norm.default, aten.batch_norm.default, aten.instance_norm.default,
-    aten.dropout.default, aten.relu.default, aten.gelu.default, aten.silu.default, aten.contiguous.default,
-}  # fmt: skip
+    aten.layer_norm.default,
+    aten.group_norm.default,
+    aten.batch_norm.default,
+    aten.instance_norm.default,
+    aten.dropout.default,
+    aten.relu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.contiguous.default,
+}
 _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 #: What an op raises at sizes that it was not captured for.
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)

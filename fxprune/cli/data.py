@@ -51,9 +51,13 @@ def load_data(spec: DataSpec, made: Made, *, targets: bool = False) -> Any:
     if kind:
         texts, classes = read_table(path, spec.column, spec.label_column, made)
         return tokenise(
-            _drawn(texts, spec), None if classes is None else _drawn(classes, spec), made,
-            tokenizer=spec.tokenizer, max_length=spec.max_length, batch_size=spec.batch_size,
-        )  # fmt: skip
+            _drawn(texts, spec),
+            None if classes is None else _drawn(classes, spec),
+            made,
+            tokenizer=spec.tokenizer,
+            max_length=spec.max_length,
+            batch_size=spec.batch_size,
+        )
     if path.exists():
         raise InputError(f"{spec.name} {source}: this kind of file is not read; expected {_FORMS}")
     if is_reference(source):

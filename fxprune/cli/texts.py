@@ -51,9 +51,14 @@ def read_table(
 
 
 def tokenise(
-    texts: Sequence[str], classes: Sequence[int] | None, made: Made, *, tokenizer: str | None,
-    max_length: int, batch_size: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+    texts: Sequence[str],
+    classes: Sequence[int] | None,
+    made: Made,
+    *,
+    tokenizer: str | None,
+    max_length: int,
+    batch_size: int,
+) -> list[dict[str, Any]]:
     """Returns batches of token ids and masks, padded to the longest text of each.
 
     Raises:
@@ -68,9 +73,12 @@ def tokenise(
     batches = []
     for start in range(0, len(texts), batch_size):
         encoded = tokens(
-            list(texts[start : start + batch_size]), padding=tokens.pad_token is not None, truncation=True,
-            max_length=longest, return_tensors="pt",
-        )  # fmt: skip
+            list(texts[start : start + batch_size]),
+            padding=tokens.pad_token is not None,
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        )
         batch = {name: value for name, value in encoded.items() if name in parameters}
         if classes is not None:
             batch["labels"] = torch.tensor(classes[start : start + batch_size])

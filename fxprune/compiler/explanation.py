@@ -94,23 +94,23 @@ class Explanation:
         return {
             "groups": [
                 {
-                    "name": g.name, "kind": g.kind, "units": g.units, "makers": list(g.makers),
+                    "name": g.name,
+                    "kind": g.kind,
+                    "units": g.units,
+                    "makers": list(g.makers),
                     "readers": list(g.readers),
                     "tensors": [{"name": n, "axis": axis, "per_unit": count} for n, axis, count in g.tensors],
                 }
                 for g in self.groups
             ],
             "frozen": [
-                {
-                    "tensor": f.tensor, "axis": f.dim, "coordinates": f.coordinates, "size": f.size,
-                    "reason": f.reason,
-                }
+                {"tensor": f.tensor, "axis": f.dim, "coordinates": f.coordinates, "size": f.size, "reason": f.reason}
                 for f in self.frozen
             ],
             "unsupported": [{"op": op, "module": module} for op, module in self.unsupported],
             "islands": list(self.islands),
             "details": self.details,
-        }  # fmt: skip
+        }
 
     def to_dot(self) -> str:
         """Returns Graphviz's text: layers as boxes, groups as ellipses, arrows from makers to readers.

@@ -29,9 +29,24 @@ AUTO: Literal["auto"] = "auto"
 UnitKind = Literal["channel", "expert", "head", "head_dim", "kv_group", "block"]
 
 MethodName = Literal[
-    "variance", "vbp", "joint", "spvr", "kl", "ippro", "ippro-literal", "taylor", "hrank", "chip", "magnitude", "l1", "l2",
-    "fpgm", "bn_scale", "nisp", "random",
-]  # fmt: skip
+    "variance",
+    "vbp",
+    "joint",
+    "spvr",
+    "kl",
+    "ippro",
+    "ippro-literal",
+    "taylor",
+    "hrank",
+    "chip",
+    "magnitude",
+    "l1",
+    "l2",
+    "fpgm",
+    "bn_scale",
+    "nisp",
+    "random",
+]
 
 RecoveryOption = Literal["auto", "covariance", "sequential", "reconstruct", "mean_shift", "reinit"]
 

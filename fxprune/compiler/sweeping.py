@@ -164,11 +164,17 @@ class _Judge:
         pruned, found = done.pruned, done.report
         close = self.reference.of(pruned)
         return Point(
-            method=method, budget=budget, seconds=seconds, verified=found.verified, report=found,
-            cost=Cost(found.params[1], found.macs[1], found.bytes[1]), fidelity=close.explained,
-            agreement=close.agreement, value=None if self.evaluate is None else _value(self.evaluate, pruned),
+            method=method,
+            budget=budget,
+            seconds=seconds,
+            verified=found.verified,
+            report=found,
+            cost=Cost(found.params[1], found.macs[1], found.bytes[1]),
+            fidelity=close.explained,
+            agreement=close.agreement,
+            value=None if self.evaluate is None else _value(self.evaluate, pruned),
             latency_ms=self._milliseconds(pruned) if self.latency else None,
-        )  # fmt: skip
+        )
 
     def _milliseconds(self, pruned: nn.Module) -> float:
         """Returns a call's milliseconds in proportion to the dense model's, timed in turns with it."""

@@ -187,9 +187,16 @@ def run(
     raw = accuracy(pruned, digits.test)
     say("fine-tuning the pruned network ...\n")
     finetune(
-        pruned, data, teacher=model, recipe=RECIPE, epochs=max(1, epochs // 2), lr=0.005, warmup=0.0, seed=seed + 1,
+        pruned,
+        data,
+        teacher=model,
+        recipe=RECIPE,
+        epochs=max(1, epochs // 2),
+        lr=0.005,
+        warmup=0.0,
+        seed=seed + 1,
         progress=False,
-    )  # fmt: skip
+    )
     tuned = accuracy(pruned, digits.test)
     times = {}
     for size in (1, 64):

@@ -27,9 +27,8 @@ def channel_dims(coupling: Coupling, slicer: Slicer) -> dict[fx.Node, int]:
     """
     found: dict[fx.Node, int] = {}
     starts = {
-        c.node for c in coupling.contractions
-        if c.weight is not None and size_of(c.axis) and not slicer.count(c.axis)
-    }  # fmt: skip
+        c.node for c in coupling.contractions if c.weight is not None and size_of(c.axis) and not slicer.count(c.axis)
+    }
     constants = Constants(coupling.captured.info, found)
     weights: set[fx.Node] = set()  # and what is computed from them alone
     for node in coupling.captured.module.graph.nodes if starts else ():

@@ -44,9 +44,19 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
     axes = _parameter_axes(tracer)
     units, groups = form_groups(tracer.channels, axes)
     return Coupling(
-        captured, tracer.channels, tracer.values, tracer.edges, tracer.notes, tuple(tracer.contractions),
-        frozenset(tracer.statistics), tuple(tracer.least), axes, units, groups, tuple(unsupported),
-    )  # fmt: skip
+        captured,
+        tracer.channels,
+        tracer.values,
+        tracer.edges,
+        tracer.notes,
+        tuple(tracer.contractions),
+        frozenset(tracer.statistics),
+        tuple(tracer.least),
+        axes,
+        units,
+        groups,
+        tuple(unsupported),
+    )
 
 
 def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> None:

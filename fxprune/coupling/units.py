@@ -113,9 +113,12 @@ def _incidence(axes: Sequence[ParameterAxis]) -> tuple[Ids, Ids]:
 
 
 def _merge_groups(
-    channels: Channels, axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8],
+    channels: Channels,
+    axes: Sequence[ParameterAxis],
+    group_of: Ids,
+    kinds: npt.NDArray[np.int8],
     pairs: tuple[Ids, Ids, Ids],
-) -> Ids:  # fmt: skip
+) -> Ids:
     """Joins groups that one layer makes: same kind and coordinates a unit, and none on another's coordinates."""
     import networkx as nx
 
@@ -181,7 +184,7 @@ def _overlaps(axes: Sequence[ParameterAxis], unit_of: Ids, group_of: Ids) -> dic
 
 def _describe(
     axes: Sequence[ParameterAxis], group_of: Ids, kinds: npt.NDArray[np.int8], pairs: tuple[Ids, Ids, Ids]
-) -> tuple[Group, ...]:  # fmt: skip
+) -> tuple[Group, ...]:
     pair_unit, pair_axis, counts = pairs
     order = np.argsort(group_of, kind="stable")
     members = {int(group_of[part[0]]): part for part in np.split(order, _cuts(group_of[order])) if len(part)}

@@ -38,8 +38,17 @@ Empty: TypeAlias = "Callable[[Constants, fx.Node, SimpleNamespace], tuple[int, f
 
 #: What a layer or op is to criteria and recovery, which ask for no op by its name.
 Kind = Literal[
-    "linear", "conv", "conv_transpose", "embedding", "attention", "batch_norm", "addition", "elementwise", "pool", "reshape"
-]  # fmt: skip
+    "linear",
+    "conv",
+    "conv_transpose",
+    "embedding",
+    "attention",
+    "batch_norm",
+    "addition",
+    "elementwise",
+    "pool",
+    "reshape",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,13 @@ class Slicer:
     """Answers how much of an axis is left once the channels flagged in ``removed`` are gone."""
 
     def __init__(
-        self, channels: Channels, values: Mapping[fx.Node, Any], edges: Mapping[tuple[fx.Node, fx.Node], Axes],
-        notes: Mapping[fx.Node, Mapping[str, Axis]], removed: Mask,
-    ) -> None:  # fmt: skip
+        self,
+        channels: Channels,
+        values: Mapping[fx.Node, Any],
+        edges: Mapping[tuple[fx.Node, fx.Node], Axes],
+        notes: Mapping[fx.Node, Mapping[str, Axis]],
+        removed: Mask,
+    ) -> None:
         self._channels = channels
         self._values = values
         self._edges = edges

@@ -176,9 +176,17 @@ class Tracer:
         self.notes.setdefault(node, {}).update(axes)
 
     def contract(
-        self, node: fx.Node, source: fx.Node, dim: int, axis: Axis, loops: Sequence[Axis], macs: int,
-        weight: Any = None, weight_dim: int = 1, other: tuple[fx.Node, int] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        node: fx.Node,
+        source: fx.Node,
+        dim: int,
+        axis: Axis,
+        loops: Sequence[Axis],
+        macs: int,
+        weight: Any = None,
+        weight_dim: int = 1,
+        other: tuple[fx.Node, int] | None = None,
+    ) -> None:
         """Records a contraction over ``axis``, which is dimension ``dim`` of ``source``; ``macs`` is of the example."""
         prime, example = self.captured.batch
         info = self.captured.info[node]

@@ -35,9 +35,15 @@ Floats = npt.NDArray[np.float64]
 
 
 def summarize(
-    coupling: Coupling, scores: Mapping[str, Tensor], gone: Mask, budget: Budget | None, *,
-    constraints: Constraints, per_cost: bool = True, bound: Bound | None = None,
-) -> ScoreSummary | None:  # fmt: skip
+    coupling: Coupling,
+    scores: Mapping[str, Tensor],
+    gone: Mask,
+    budget: Budget | None,
+    *,
+    constraints: Constraints,
+    per_cost: bool = True,
+    bound: Bound | None = None,
+) -> ScoreSummary | None:
     """Returns how the units rank, and where the cut fell; None if no unit could go.
 
     Args:
@@ -111,9 +117,15 @@ def _cut(values: Floats, gone: Mask) -> float | None:
 
 
 def score_summary(
-    coupling: Coupling, solution: Solution, scores: Mapping[str, Tensor], budget: Budget | None, *,
-    constraints: Constraints, per_cost: bool = True, bound: Bound | None = None,
-) -> ScoreSummary | None:  # fmt: skip
+    coupling: Coupling,
+    solution: Solution,
+    scores: Mapping[str, Tensor],
+    budget: Budget | None,
+    *,
+    constraints: Constraints,
+    per_cost: bool = True,
+    bound: Bound | None = None,
+) -> ScoreSummary | None:
     """Returns how the units of the model as it came rank, and where the cut fell (see `summarize`)."""
     left, gone = solution.selection.coupling, gone_with(solution.selection)
     flags = {group.name: gone[left.units[group.units]] for group in left.groups}

@@ -91,9 +91,8 @@ class Sweep:
         )
 
     def best(
-        self, *, params: float | int | None = None, macs: float | int | None = None,
-        latency_ms: float | None = None,
-    ) -> Point:  # fmt: skip
+        self, *, params: float | int | None = None, macs: float | int | None = None, latency_ms: float | None = None
+    ) -> Point:
         """Returns the point of the highest quality within bounds; of equal ones the smallest.
 
         Args:

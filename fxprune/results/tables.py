@@ -25,10 +25,13 @@ def table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, 
 
     numeric = [header in _NUMERIC for header in headers]
     return f"{title}\n" + tabulate(
-        rows, headers, tablefmt="simple", disable_numparse=True,
+        rows,
+        headers,
+        tablefmt="simple",
+        disable_numparse=True,
         colalign=["right" if one else "left" for one in numeric],
         maxcolwidths=None if width is None else [None if one else width for one in numeric],
-    )  # fmt: skip
+    )
 
 
 def frozen_table(frozen: Iterable[tuple[str, str, int]]) -> str:

@@ -174,9 +174,12 @@ def _parts(
 
 
 def _eliminate_part(
-    context: Context, part: Sequence[Group], readings: Mapping[str, Sequence[Reading]],
-    weights: Mapping[fx.Node, Tensor], ridge: float,
-) -> Iterator[tuple[str, tuple[list[int], list[float]]]]:  # fmt: skip
+    context: Context,
+    part: Sequence[Group],
+    readings: Mapping[str, Sequence[Reading]],
+    weights: Mapping[fx.Node, Tensor],
+    ridge: float,
+) -> Iterator[tuple[str, tuple[list[int], list[float]]]]:
     """Yields for each group the order of removal and its errors."""
     consumers = list({r.consumer.node: r.consumer for g in part for r in readings[g.name]}.values())
     limit = context.memory_limit // 2
@@ -198,9 +201,12 @@ def _eliminate_part(
 
 
 def _readers(
-    context: Context, reading: Reading, blocks: Sequence[tuple[slice, Moments]],
-    weights: Mapping[fx.Node, Tensor], count: int,
-) -> Iterator[Reader]:  # fmt: skip
+    context: Context,
+    reading: Reading,
+    blocks: Sequence[tuple[slice, Moments]],
+    weights: Mapping[fx.Node, Tensor],
+    count: int,
+) -> Iterator[Reader]:
     """Yields a reader for each block of each convolution group that holds columns of the units."""
     consumer = reading.consumer
     weight = fetch(context.coupling.captured.module, consumer.weight).detach()

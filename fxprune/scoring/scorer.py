@@ -134,9 +134,16 @@ def scorer_of(method: str | Scorer) -> Scorer:
 
 
 def score(
-    coupling: Coupling, inputs: Iterable[Flat], method: str | Scorer, seed: int = 0, *, loss: Loss | None = None,
-    memory_limit: int = 2 << 30, progress: bool = False, cache_dir: str | PathLike[str] | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+    coupling: Coupling,
+    inputs: Iterable[Flat],
+    method: str | Scorer,
+    seed: int = 0,
+    *,
+    loss: Loss | None = None,
+    memory_limit: int = 2 << 30,
+    progress: bool = False,
+    cache_dir: str | PathLike[str] | None = None,
+) -> dict[str, Tensor]:
     """Scores every unit and writes the scores on the graph's nodes.
 
     ``node.meta["fxprune"]`` of a parameter's node becomes ``{axis: scores of its coordinates}``, NaN where frozen.

@@ -61,9 +61,15 @@ class Feed:
 
 
 def feed_of(
-    data: Any, *, device: torch.device, batch_size: int, shuffle: bool, forward_args: ForwardArgs | None = None,
-    process: int = 0, processes: int = 1,
-) -> Feed:  # fmt: skip
+    data: Any,
+    *,
+    device: torch.device,
+    batch_size: int,
+    shuffle: bool,
+    forward_args: ForwardArgs | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Feed:
     """Returns the feed of training or validation data; nothing is read yet.
 
     Args:

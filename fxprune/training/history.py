@@ -94,7 +94,10 @@ def _metrics(value: Any, where: str) -> dict[str, float]:
 
 def _epoch(row: Any, where: str) -> Epoch:
     readers = {
-        "number": untrusted.integer, "loss": untrusted.real, "metrics": _metrics, "lr": untrusted.real,
+        "number": untrusted.integer,
+        "loss": untrusted.real,
+        "metrics": _metrics,
+        "lr": untrusted.real,
         "seconds": untrusted.real,
-    }  # fmt: skip
+    }
     return Epoch(**untrusted.fields_of(row, where, readers))

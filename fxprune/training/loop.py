@@ -138,10 +138,12 @@ def _epoch(run: Run, number: int) -> Epoch:
     with (
         run.feed.drawing(run.seed, number),
         tqdm(
-            total=steps, desc=f"epoch {number}/{run.recipe.epochs}", leave=False,
+            total=steps,
+            desc=f"epoch {number}/{run.recipe.epochs}",
+            leave=False,
             disable=None if run.progress and run.accelerator.is_main_process else True,
         ) as bar,
-    ):  # fmt: skip
+    ):
         for index, batch in enumerate(run.feed.batches):
             rate = _rate(run.recipe, number, index, steps)
             for group in run.optimizer.param_groups:

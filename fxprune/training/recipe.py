@@ -109,29 +109,50 @@ class Recipe:
 #: Named recipes.
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
-        epochs=10, lr=1e-3, optimizer="adamw", weight_decay=0.01, warmup=0.5, clip_norm=1.0,
+        epochs=10,
+        lr=1e-3,
+        optimizer="adamw",
+        weight_decay=0.01,
+        warmup=0.5,
+        clip_norm=1.0,
         source="ours: for a network that has lost accuracy and has its weights",
     ),
     "spvr": Recipe(
-        epochs=200, lr=0.1, optimizer="sgd", momentum=0.9, weight_decay=5e-4, decay_all=True, batch_size=128,
+        epochs=200,
+        lr=0.1,
+        optimizer="sgd",
+        momentum=0.9,
+        weight_decay=5e-4,
+        decay_all=True,
+        batch_size=128,
         source=(
             "SPvR, UAI 2025 (PMLR 286): SGD with momentum 0.9, cosine, 200 epochs, batch 128, from scratch "
             "(VGG16 on CIFAR-10); ours: lr, weight_decay"
         ),
     ),
     "ippro": Recipe(
-        epochs=100, lr=0.01, optimizer="sgd", momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=True,
+        epochs=100,
+        lr=0.01,
+        optimizer="sgd",
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_all=True,
         batch_size=128,
         source="IPPRO, arXiv 2507.14171: fine-tuning after pruning; ours: SGD and every value",
     ),
     "vbp": Recipe(
-        epochs=10, lr=1.5e-5, optimizer="adamw", weight_decay=0.01, batch_size=32,
+        epochs=10,
+        lr=1.5e-5,
+        optimizer="adamw",
+        weight_decay=0.01,
+        batch_size=32,
         source=(
             "VBP, ICCV 2025, arXiv 2507.12988: 10 epochs, distillation from the dense model, AdamW 1.5e-5, cosine, "
             "weight decay 0.01, batch 32; ours: distill_weight, temperature, no decay of biases and norms"
         ),
     ),
-}  # fmt: skip
+}
 
 
 def recipe_of(recipe: str | Recipe, **changes: Any) -> Recipe:

@@ -90,10 +90,20 @@ def finetune(
         TypeError, ValueError: another argument is malformed.
     """
     return _start(
-        pruned, data, recipe=recipe_of(recipe, **_given(epochs=epochs, lr=lr), **overrides), teacher=teacher, validation=validation, loss=loss,
-        metrics=metrics, checkpoint_dir=checkpoint_dir, resume=resume, forward_args=forward_args, seed=seed,
-        progress=progress, mixed_precision=mixed_precision,
-    )  # fmt: skip
+        pruned,
+        data,
+        recipe=recipe_of(recipe, **_given(epochs=epochs, lr=lr), **overrides),
+        teacher=teacher,
+        validation=validation,
+        loss=loss,
+        metrics=metrics,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        forward_args=forward_args,
+        seed=seed,
+        progress=progress,
+        mixed_precision=mixed_precision,
+    )
 
 
 def retrain(
@@ -144,10 +154,22 @@ def retrain(
     if reset is None:
         check_resettable(pruned)
     return _start(
-        pruned, data, recipe=chosen, teacher=teacher, validation=validation, loss=loss, metrics=metrics,
-        checkpoint_dir=checkpoint_dir, resume=resume, forward_args=forward_args, seed=seed, progress=progress,
-        mixed_precision=mixed_precision, fresh=True, reset=reset,
-    )  # fmt: skip
+        pruned,
+        data,
+        recipe=chosen,
+        teacher=teacher,
+        validation=validation,
+        loss=loss,
+        metrics=metrics,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        forward_args=forward_args,
+        seed=seed,
+        progress=progress,
+        mixed_precision=mixed_precision,
+        fresh=True,
+        reset=reset,
+    )
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -155,10 +177,23 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _start(
-    pruned: nn.Module, data: Any, *, recipe: Recipe, teacher: nn.Module | None, validation: Any, loss: Loss | None,
-    metrics: Any, checkpoint_dir: str | PathLike[str] | None, resume: bool, forward_args: ForwardArgs | None,
-    seed: int, progress: bool, mixed_precision: str | None, fresh: bool = False, reset: Reset | None = None,
-) -> History:  # fmt: skip
+    pruned: nn.Module,
+    data: Any,
+    *,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    validation: Any,
+    loss: Loss | None,
+    metrics: Any,
+    checkpoint_dir: str | PathLike[str] | None,
+    resume: bool,
+    forward_args: ForwardArgs | None,
+    seed: int,
+    progress: bool,
+    mixed_precision: str | None,
+    fresh: bool = False,
+    reset: Reset | None = None,
+) -> History:
     _check(pruned, teacher, validation, metrics, seed)
     objective = Objective(recipe, loss)
     accelerator = need("accelerate", "train", "training").Accelerator()
@@ -180,17 +215,34 @@ def _start(
     if accelerator.num_processes > 1:
         network = accelerator.prepare_model(pruned.to(device))
     identity = {
-        "kind": "retrain" if fresh else "finetune", "recipe": dataclasses.asdict(recipe), "seed": int(seed),
-        "steps": batches.steps, "processes": accelerator.num_processes, "bf16": bf16, "teacher": teacher is not None,
-    }  # fmt: skip
+        "kind": "retrain" if fresh else "finetune",
+        "recipe": dataclasses.asdict(recipe),
+        "seed": int(seed),
+        "steps": batches.steps,
+        "processes": accelerator.num_processes,
+        "bf16": bf16,
+        "teacher": teacher is not None,
+    }
     with ExitStack() as stack:
         if teacher is not None:
             teacher = teacher if device_of(teacher) == device else copy.deepcopy(teacher).to(device)
             stack.enter_context(untouched(teacher, training=False))
         run = Run(
-            pruned, network, teacher, recipe, objective, batches, exam, _optimizer(pruned, recipe), accelerator, bf16,
-            operator.index(seed), None if checkpoint_dir is None else Path(checkpoint_dir), identity, progress,
-        )  # fmt: skip
+            pruned,
+            network,
+            teacher,
+            recipe,
+            objective,
+            batches,
+            exam,
+            _optimizer(pruned, recipe),
+            accelerator,
+            bf16,
+            operator.index(seed),
+            None if checkpoint_dir is None else Path(checkpoint_dir),
+            identity,
+            progress,
+        )
         try:
             return train(run, resume=resume, fresh=fresh, reset=reset)
         finally:

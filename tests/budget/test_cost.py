@@ -59,9 +59,7 @@ UNCOUNTED = {
     "einsum of one operand",
     "einsum of three operands",
 }
-CASES = [
-    case for family in (contract, conv, attention) for case in family.CASES if case.name not in UNCOUNTED
-]  # fmt: skip
+CASES = [case for family in (contract, conv, attention) for case in family.CASES if case.name not in UNCOUNTED]
 
 
 @pytest.mark.parametrize("case", but_slow(CASES, CASES[::3]), ids=lambda c: c.name)

@@ -96,9 +96,12 @@ def test_scores_of_different_groups_compare_by_cost() -> None:
 def test_kept_channels_come_in_multiples(round_to: int, how: dict[str, Any]) -> None:
     coupling = linear_coupling(5, 16, 24, 2)
     solution = solve(
-        coupling, random_scores(coupling), how.get("budget"), ratios=how.get("ratios"),
+        coupling,
+        random_scores(coupling),
+        how.get("budget"),
+        ratios=how.get("ratios"),
         constraints=Constraints(round_to=round_to),
-    )  # fmt: skip
+    )
     assert solution.removed.any()
     slicer = coupling.slicer(solution.removed)
     for layer in ("l0", "l1"):

@@ -105,7 +105,7 @@ def test_a_plan_without_weights(here: Path) -> None:
         (("--budget", "0.5", "--config", "a=1"), "--arg"),
         (("--budget", "0.5", "--arg", "depth=3"), "depth"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_argument(argv: tuple[str, ...], words: str) -> None:
     assert words in complaint("compile", *TINY, "--out", "out", *argv)
 

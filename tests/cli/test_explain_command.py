@@ -14,8 +14,9 @@ def test_explain_as_text_json_and_graph(here: Path) -> None:
     assert "2 groups, 16 units" in text and "frozen, and why" in text and "7.weight[0]" in text
     data = json.loads(done(*base, "--json").stdout)
     assert [(g["name"], g["units"], g["makers"], g["readers"]) for g in data["groups"]] == [
-        ("0", 8, ["0", "1"], ["3"]), ("3", 8, ["3"], ["7"]),
-    ]  # fmt: skip
+        ("0", 8, ["0", "1"], ["3"]),
+        ("3", 8, ["3"], ["7"]),
+    ]
     assert {"tensor": "7.bias", "axis": 0, "coordinates": 3, "size": 3} in [
         {k: row[k] for k in ("tensor", "axis", "coordinates", "size")} for row in data["frozen"]
     ]

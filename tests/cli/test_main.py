@@ -26,12 +26,19 @@ from tests.support.cli import TINY, done, run
 @pytest.mark.parametrize(
     "argv",
     [
-        ["prune"], ["demo", "--budget", "half"], ["demo", "more"], ["compile"], ["compile", "mine:net"],
-        ["compile", *TINY, "--budget", "0.5"], ["compile", *TINY, "--params", "half", "--out", "o"],
-        ["compile", *TINY, "--arg", "width", "--out", "o"], ["bench", "o", "--batch-sizes", "1,two"],
-        ["compile", *TINY, "--mean", "a,b", "--out", "o"], ["apply", "plan.json", "--out", "o"],
+        ["prune"],
+        ["demo", "--budget", "half"],
+        ["demo", "more"],
+        ["compile"],
+        ["compile", "mine:net"],
+        ["compile", *TINY, "--budget", "0.5"],
+        ["compile", *TINY, "--params", "half", "--out", "o"],
+        ["compile", *TINY, "--arg", "width", "--out", "o"],
+        ["bench", "o", "--batch-sizes", "1,two"],
+        ["compile", *TINY, "--mean", "a,b", "--out", "o"],
+        ["apply", "plan.json", "--out", "o"],
     ],
-)  # fmt: skip
+)
 def test_a_wrong_usage(argv: list[str]) -> None:
     found = run(*argv)
     assert found.exit_code == 2 and found.stderr.startswith("Usage: fxprune") and "Error: " in found.stderr

@@ -20,8 +20,11 @@ def test_bench_export_and_finetune(here: Path) -> None:
     bench = ("bench", "out", "--model", "mine:net", "--seconds", "0", "--repeats", "2", "--threads", "1")
     data = json.loads(done(*bench, "--batch-sizes", "1,2", "--json").stdout)
     assert [(row["model"], row["batch_size"]) for row in data["rows"]] == [
-        ("dense", 1), ("pruned", 1), ("dense", 2), ("pruned", 2),
-    ]  # fmt: skip
+        ("dense", 1),
+        ("pruned", 1),
+        ("dense", 2),
+        ("pruned", 2),
+    ]
     assert "another model" in complaint(*bench, "--arg", "width=4")
     assert "backend" in complaint(*bench, "--backend", "tpu")
     assert "--arg is about the dense model: give --model too" in complaint("bench", "out", "--arg", "width=4")

@@ -25,9 +25,15 @@ def bert(here: Path) -> Path:
         folder
     )
     config = transformers.BertConfig(
-        vocab_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2,
-        id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1},
-    )  # fmt: skip
+        vocab_size=7,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=2,
+        id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1},
+    )
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 

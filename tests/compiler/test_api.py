@@ -29,10 +29,15 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-                          nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8))
+            nn.Sequential(
+                nn.Conv2d(8, 12, 3, padding=1, bias=False),
+                nn.BatchNorm2d(12),
+                nn.ReLU(),
+                nn.Conv2d(12, 8, 1, bias=False),
+                nn.BatchNorm2d(8),
+            )
             for _ in range(2)
-        )  # fmt: skip
+        )
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,7 +228,7 @@ def test_dict_batches_and_labels(calibration):
         ({"forward_args": 3}, TypeError, "forward_args"),
         ({"units": ("head",)}, fxprune.NothingToPruneError, "head"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(model, calibration, change, error, words):
     before = digest(model)
     with pytest.raises(error) as caught:

@@ -18,8 +18,10 @@ from fxprune.compiler import options
 from fxprune.scoring.scorer import registered
 
 FIELDS = {entry.name: entry.default for entry in dataclasses.fields(fxprune.Options)}
-OWN = {"compile": {"model", "calib_data", "budget"},
-       "sweep": {"model", "calib_data", "budgets", "methods", "evaluate", "latency"}}  # fmt: skip
+OWN = {
+    "compile": {"model", "calib_data", "budget"},
+    "sweep": {"model", "calib_data", "budgets", "methods", "evaluate", "latency"},
+}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -74,7 +76,7 @@ def compiled(**given: Any) -> nn.Module:
         ({"memory_limit": True}, ValueError, "memory_limit must be a positive number of bytes, got True"),
         ({"steps": 0}, ValueError, "steps must be an int of at least 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         compiled(**given)

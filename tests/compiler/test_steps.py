@@ -27,9 +27,17 @@ def _model() -> tuple[nn.Module, Tensor]:
 def network() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 24),
+        nn.GELU(),
+        nn.Linear(24, 4),
+    )
     return model.eval(), torch.randn(8, 3, 12, 12)
 
 

@@ -34,12 +34,20 @@ class Network(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.one = nn.Sequential(
-            nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
-            nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
-        )  # fmt: skip
+            nn.Conv2d(8, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+        )
         self.two = nn.Sequential(
-            nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 8, 1),
-        )  # fmt: skip
+            nn.Conv2d(8, 4, 1),
+            nn.ReLU(),
+            nn.Conv2d(4, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.Conv2d(5, 8, 1),
+        )
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,18 +127,19 @@ def test_a_constant_is_compared_as_it_is_stored() -> None:
     """The branch ends in a batch norm: its constant is rounded to float32, which is no fault."""
     model, x = _network()
     pruned = fxprune.compile(
-        model, [x], ratios={"one.0:block": 1.0}, units=KINDS, recover=None, verify_dtype=torch.float64,
-        progress=False,
-    )  # fmt: skip
+        model, [x], ratios={"one.0:block": 1.0}, units=KINDS, recover=None, verify_dtype=torch.float64, progress=False
+    )
     report = fxprune.report(pruned)
     assert report.verified and report.max_error < 1e-12 and "one.0" in report.collapsed
 
 
 def test_layers_that_share_weights_are_one_block() -> None:
     model = Fn(
-        lambda m, x: m.c((y := x + m.b(m.a(x).relu())) + m.b(m.a(y).relu())), a=nn.Linear(4, 6), b=nn.Linear(6, 4),
+        lambda m, x: m.c((y := x + m.b(m.a(x).relu())) + m.b(m.a(y).relu())),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 4),
         c=nn.Linear(4, 2),
-    )  # fmt: skip
+    )
     _, coupling = prepared(model, (torch.randn(3, 4),))
     assert len(_blocks(with_blocks(coupling))) == 1
 
@@ -142,9 +151,13 @@ def test_branches_that_share_their_heads_are_blocks_of_their_own() -> None:
             x = x + layer.down(hidden.flatten(-2))
         return m.out(x)
 
-    model = Fn(forward, one=nn.ModuleDict({"up": nn.Linear(5, 12), "down": nn.Linear(12, 5)}),
-               two=nn.ModuleDict({"up": nn.Linear(5, 12), "down": nn.Linear(12, 5)}), gate=nn.Parameter(torch.ones(3)),
-               out=nn.Linear(5, 2))  # fmt: skip
+    model = Fn(
+        forward,
+        one=nn.ModuleDict({"up": nn.Linear(5, 12), "down": nn.Linear(12, 5)}),
+        two=nn.ModuleDict({"up": nn.Linear(5, 12), "down": nn.Linear(12, 5)}),
+        gate=nn.Parameter(torch.ones(3)),
+        out=nn.Linear(5, 2),
+    )
     _, coupling = prepared(model, (torch.randn(4, 5),))
     assert _blocks(with_blocks(coupling)) == ["one.up:block", "two.up:block"]
 
@@ -157,9 +170,12 @@ def test_a_branch_on_the_only_path_is_no_block() -> None:
 
 def test_a_parameter_that_varies_along_the_tokens_keeps_its_branch() -> None:
     model = Fn(  # the branch adds a position table: without input it is no constant for each channel
-        lambda m, x: m.c(x + (m.b(m.a(x).relu()) + m.table)), a=nn.Linear(4, 6), b=nn.Linear(6, 4), c=nn.Linear(4, 2),
+        lambda m, x: m.c(x + (m.b(m.a(x).relu()) + m.table)),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 4),
+        c=nn.Linear(4, 2),
         table=nn.Parameter(torch.randn(5, 4)),
-    )  # fmt: skip
+    )
     _, coupling = prepared(model, (torch.randn(3, 5, 4),))
     assert not has_blocks(with_blocks(coupling))
 
@@ -244,13 +260,22 @@ def test_a_norm_behind_a_branch_is_over_the_channels_that_stay(norm: nn.Module, 
     x = torch.randn(3, 6, 4)
     randomise(model, 0, (x,))
     pruned = fxprune.compile(
-        model, [x], ratios={"a:block": 1.0, "stem": 0.5}, units=KINDS, recover=None, progress=False,
+        model,
+        [x],
+        ratios={"a:block": 1.0, "stem": 0.5},
+        units=KINDS,
+        recover=None,
+        progress=False,
         verify_dtype=torch.float64,
-    )  # fmt: skip
+    )
     assert fxprune.report(pruned).verified
     assert {name: tuple(t.shape) for name, t in pruned.state_dict().items()} == {
-        "stem.weight": (4, 4), "stem.bias": (4,), home: (4,), "head.weight": (2, 4), "head.bias": (2,),
-    }  # fmt: skip
+        "stem.weight": (4, 4),
+        "stem.bias": (4,),
+        home: (4,),
+        "head.weight": (2, 4),
+        "head.bias": (2,),
+    }
 
 
 MOVES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {

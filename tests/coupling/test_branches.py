@@ -72,9 +72,13 @@ def _collapsed(name: str) -> tuple[Coupling, Solution, CostModel, Any]:
     group = next(iter(vanishing))
     model = cost_model(coupling, vanishing)
     solution = solve(
-        coupling, random_scores(coupling), ratios={group: 1.0}, constraints=Constraints(min_keep=0),
-        vanishing=vanishing, model=model,
-    )  # fmt: skip
+        coupling,
+        random_scores(coupling),
+        ratios={group: 1.0},
+        constraints=Constraints(min_keep=0),
+        vanishing=vanishing,
+        model=model,
+    )
     return coupling, solution, model, args
 
 
@@ -87,10 +91,12 @@ def test_a_branch_without_channels_leaves_its_constant(name: str) -> None:
     kept = {n for n, _ in sliced.named_parameters() if n.startswith("branch")}
     assert sum(p.numel() for p in sliced.parameters()) == model.of(solution.removed).params == solution.after.params
     homes = {
-        "conv and batch norm": {"branch.3.bias"}, "conv without bias and batch norm": {"branch.3.bias"},
+        "conv and batch norm": {"branch.3.bias"},
+        "conv without bias and batch norm": {"branch.3.bias"},
         "conv and batch norm without parameters": {"branch.2.bias"},
-        "linear": {"branch.3.bias"}, "pre-norm MLP": {"branch.4.bias"},
-    }  # fmt: skip
+        "linear": {"branch.3.bias"},
+        "pre-norm MLP": {"branch.4.bias"},
+    }
     assert kept == homes.get(name, set())
     additions = [n for n in sliced.graph.nodes if n.target is torch.ops.aten.add.Tensor]
     assert len(additions) == (1 if kept else 0), "a branch that gives zero is gone, addition included"
@@ -114,9 +120,17 @@ def test_the_only_path_never_collapses() -> None:
 def test_collapse_under_a_budget_keeps_every_promise() -> None:
     for seed in range(3):
         _, coupling = prepared(
-            nn.Sequential(Skip(nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)), nn.Linear(6, 6)),
-                          Skip(nn.ReLU(), nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)),
-                               nn.Linear(6, 2))), TOKENS, seed)  # fmt: skip
+            nn.Sequential(
+                Skip(nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)), nn.Linear(6, 6)),
+                Skip(
+                    nn.ReLU(),
+                    nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)),
+                    nn.Linear(6, 2),
+                ),
+            ),
+            TOKENS,
+            seed,
+        )
         vanishing = vanishing_groups(coupling, coupling.groups)
         assert len(vanishing) == 2
         model = cost_model(coupling, vanishing)
@@ -139,8 +153,11 @@ def test_collapse_under_a_budget_keeps_every_promise() -> None:
 
 def test_a_shared_reader_keeps_the_constant_from_the_wrong_place() -> None:
     model = Fn(  # the branch is also an output: it may not vanish
-        lambda m, x: (m.c((y := m.a(x)) + (z := m.b2(m.b1(y).relu()))), z), a=nn.Linear(5, 6), b1=nn.Linear(6, 4),
-        b2=nn.Linear(4, 6), c=nn.Linear(6, 2),
-    )  # fmt: skip
+        lambda m, x: (m.c((y := m.a(x)) + (z := m.b2(m.b1(y).relu()))), z),
+        a=nn.Linear(5, 6),
+        b1=nn.Linear(6, 4),
+        b2=nn.Linear(4, 6),
+        c=nn.Linear(6, 2),
+    )
     _, coupling = prepared(model, TOKENS)
     assert vanishing_groups(coupling, coupling.groups) == {}

@@ -76,9 +76,15 @@ def compiled(tail: Tail) -> nn.Module:
             p.copy_(torch.randn_like(p) * 0.3)
         model.norm.running_mean.normal_()
     return fxprune.compile(
-        model, [torch.randn(8, 3, 6, 6)], ratios={"a": 1.0, "default": 0.0}, min_keep=0, method="l1", recover=None,
-        verify_dtype=torch.float64, progress=False,
-    )  # fmt: skip
+        model,
+        [torch.randn(8, 3, 6, 6)],
+        ratios={"a": 1.0, "default": 0.0},
+        min_keep=0,
+        method="l1",
+        recover=None,
+        verify_dtype=torch.float64,
+        progress=False,
+    )
 
 
 @pytest.mark.parametrize("name", but_slow(VANISH, quick=("max pool", "mean of the rest", "rolled", "largest")))

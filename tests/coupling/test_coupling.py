@@ -83,8 +83,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Args]]] = {
     "fused qkv": (lambda: Fn(_fused, **_linear(qkv=(5, 24), o=(8, 3))), _inputs(TOKENS)),
     "expanded keys": (lambda: Fn(_expanded, **_linear(q=(5, 12), k=(5, 6), v=(5, 6), o=(12, 3))), _inputs(TOKENS)),
     "two paths": (
-        lambda: Fn(lambda m, x, y: m.b(m.a(x).relu() + m.a(y).sigmoid()) + m.c(m.b(m.a(x - y)).relu()),
-                   **_linear(a=(5, 6), b=(6, 4), c=(4, 4))),
+        lambda: Fn(
+            lambda m, x, y: m.b(m.a(x).relu() + m.a(y).sigmoid()) + m.c(m.b(m.a(x - y)).relu()),
+            **_linear(a=(5, 6), b=(6, 4), c=(4, 4)),
+        ),
         _inputs(ROW, ROW),
     ),
     "a layer on its own result": (
@@ -92,24 +94,32 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Args]]] = {
         _inputs(ROW),
     ),
     "a weight read both ways": (
-        lambda: Fn(lambda m, x: m.b(m.a(x).relu() @ m.a.weight), **_linear(a=(5, 6), b=(5, 2))), _inputs(ROW)
+        lambda: Fn(lambda m, x: m.b(m.a(x).relu() @ m.a.weight), **_linear(a=(5, 6), b=(5, 2))),
+        _inputs(ROW),
     ),
     "a constant between two layers": (
-        lambda: Fn(_scaled_twice, **_linear(a=(5, 6), b=(5, 6), c=(6, 2), d=(6, 2))), _inputs(ROW)
+        lambda: Fn(_scaled_twice, **_linear(a=(5, 6), b=(5, 6), c=(6, 2), d=(6, 2))),
+        _inputs(ROW),
     ),
     "a buffer between two layers": (
-        lambda: Fn(lambda m, x: m.c(m.a(x) * m.t) + m.d(m.b(x) * m.t), t=torch.rand(6),
-                   **_linear(a=(5, 6), b=(5, 6), c=(6, 2), d=(6, 2))),
+        lambda: Fn(
+            lambda m, x: m.c(m.a(x) * m.t) + m.d(m.b(x) * m.t),
+            t=torch.rand(6),
+            **_linear(a=(5, 6), b=(5, 6), c=(6, 2), d=(6, 2)),
+        ),
         _inputs(ROW),
     ),
     "an outer product": (
-        lambda: Fn(lambda m, x: m.c((m.a(x).unsqueeze(2) * m.b(x).unsqueeze(1)).flatten(1)),
-                   **_linear(a=(5, 4), b=(5, 3), c=(12, 2))),
+        lambda: Fn(
+            lambda m, x: m.c((m.a(x).unsqueeze(2) * m.b(x).unsqueeze(1)).flatten(1)),
+            **_linear(a=(5, 4), b=(5, 3), c=(12, 2)),
+        ),
         _inputs(ROW),
     ),
     "dense": (
-        lambda: Fn(lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(m.a(x)).relu()], 1)),
-                   **_conv(a=(3, 4), b=(4, 6), c=(10, 2))),
+        lambda: Fn(
+            lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(m.a(x)).relu()], 1)), **_conv(a=(3, 4), b=(4, 6), c=(10, 2))
+        ),
         _inputs(IMAGE),
     ),
     "a gated half": (lambda: Fn(lambda m, x: m.b(F.glu(m.a(x))), **_linear(a=(5, 8), b=(4, 2))), _inputs(ROW)),
@@ -118,18 +128,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Args]]] = {
         _inputs(ROW),
     ),
     "two channels are a result": (
-        lambda: Fn(lambda m, x: (m.b((y := m.a(x)).relu()), y[:, 1:3]), **_linear(a=(5, 6), b=(6, 2))), _inputs(ROW)
+        lambda: Fn(lambda m, x: (m.b((y := m.a(x)).relu()), y[:, 1:3]), **_linear(a=(5, 6), b=(6, 2))),
+        _inputs(ROW),
     ),
     "flatten": (
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 2)), _inputs(IMAGE)
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 2)),
+        _inputs(IMAGE),
     ),
     "an op without a rule": (
-        lambda: Fn(lambda m, x: m.c(m.b(torch.linalg.matrix_exp(m.a(x))).relu()),
-                   **_linear(a=(7, 7), b=(7, 4), c=(4, 2))),
+        lambda: Fn(
+            lambda m, x: m.c(m.b(torch.linalg.matrix_exp(m.a(x))).relu()), **_linear(a=(7, 7), b=(7, 4), c=(4, 2))
+        ),
         _inputs((3, 7, 7)),
     ),
     "nothing to prune": (lambda: nn.Linear(5, 5), _inputs(ROW)),
-}  # fmt: skip
+}
 
 
 @functools.cache
@@ -235,20 +248,26 @@ def test_every_coordinate_has_a_unit_or_a_reason(name: str) -> None:
 
 FROZEN = {
     "two layers": [
-        "0.weight[1] 5/5: aten.linear.default in 0 on the input input_1", "2.weight[0] 2/2: the result of output",
+        "0.weight[1] 5/5: aten.linear.default in 0 on the input input_1",
+        "2.weight[0] 2/2: the result of output",
         "2.bias[0] 2/2: the result of output",
     ],
     "transformer": ["embedding.weight[0] 11/11: the rows of aten.embedding.default in embedding on the input ids"],
     "a weight read both ways": [
-        "a.weight[1] 5/5: aten.linear.default in a on the input args_0", "b.weight[0] 2/2: the result of output",
-        "b.weight[1] 5/5: aten.linear.default in a on the input args_0", "b.bias[0] 2/2: the result of output",
+        "a.weight[1] 5/5: aten.linear.default in a on the input args_0",
+        "b.weight[0] 2/2: the result of output",
+        "b.weight[1] 5/5: aten.linear.default in a on the input args_0",
+        "b.bias[0] 2/2: the result of output",
     ],
     "two channels are a result": [
-        "a.weight[0] 2/6: the result of output", "a.weight[1] 5/5: aten.linear.default in a on the input args_0",
-        "a.bias[0] 2/6: the result of output", "b.weight[0] 2/2: the result of output",
-        "b.weight[1] 2/6: the result of output", "b.bias[0] 2/2: the result of output",
+        "a.weight[0] 2/6: the result of output",
+        "a.weight[1] 5/5: aten.linear.default in a on the input args_0",
+        "a.bias[0] 2/6: the result of output",
+        "b.weight[0] 2/2: the result of output",
+        "b.weight[1] 2/6: the result of output",
+        "b.bias[0] 2/2: the result of output",
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -284,7 +303,7 @@ a.weight axis 1 (7)
 a.bias axis 0 (7)
   7 of 7 frozen: an op without a rule, of aten.linalg_matrix_exp.default""",
     ("residual", "stem"): "stem: no parameter of that name is in the graph",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "layer"), EXPLAINED)
@@ -293,12 +312,15 @@ def test_explain(name: str, layer: str) -> None:
 
 
 def test_text() -> None:
-    assert str(_coupling("flatten")) == """\
+    assert (
+        str(_coupling("flatten"))
+        == """\
 1 groups, 6 units
 0: 6 channel units on 0.weight[0]x1, 0.bias[0]x1, 3.weight[1]x16
 frozen 0.weight[1]: 3/3, aten.conv2d.default in 0 on the input input_1
 frozen 3.weight[0]: 2/2, the result of output
-frozen 3.bias[0]: 2/2, the result of output"""  # fmt: skip
+frozen 3.bias[0]: 2/2, the result of output"""
+    )
 
 
 @pytest.mark.parametrize("name", but_slow(["residual", "transformer", "mobile", "expanded keys"], quick=("residual",)))

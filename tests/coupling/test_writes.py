@@ -38,11 +38,15 @@ def test_a_stepped_write_holds_all_of_its_base(how: str) -> None:
 
 
 WRITTEN: dict[str, Callable[[Tensor], Any]] = {
-    "relu_": lambda y: y.relu_(), "add_ to a slice": lambda y: y[:, 1:4].add_(1.0), "mul_ of a select": lambda y: y[:, 2].mul_(2),
+    "relu_": lambda y: y.relu_(),
+    "add_ to a slice": lambda y: y[:, 1:4].add_(1.0),
+    "mul_ of a select": lambda y: y[:, 2].mul_(2),
     "unfold": lambda y: y.unfold(1, 3, 1).mul_(2),
-    "diagonal": lambda y: y.diagonal().fill_(0.5), "masked": lambda y: y.masked_fill_(y > 0, 0.5),
-    "index_put": lambda y: y.__setitem__((slice(None), torch.tensor([0, 2])), 0.5), "transposed": lambda y: y.t()[1:3].mul_(2),
-}  # fmt: skip
+    "diagonal": lambda y: y.diagonal().fill_(0.5),
+    "masked": lambda y: y.masked_fill_(y > 0, 0.5),
+    "index_put": lambda y: y.__setitem__((slice(None), torch.tensor([0, 2])), 0.5),
+    "transposed": lambda y: y.t()[1:3].mul_(2),
+}
 
 
 @pytest.mark.parametrize("how", WRITTEN)

@@ -92,19 +92,19 @@ def test_outputs_of_every_form(suffix: str, tmp_path: Path) -> None:
         return {"linear": y, "x": [x, y.argmax(1)], "same": (y, y > 0), "none": None}
 
     found = fxprune.export(_Outputs(make), tmp_path / f"model{suffix}", torch.randn(3, 4))
-    assert [value.name for value in found.outputs] == [
-        "output_linear", "x_0", "x_1", "same_0", "same_1"
-    ]  # fmt: skip
+    assert [value.name for value in found.outputs] == ["output_linear", "x_0", "x_1", "same_0", "same_1"]
     assert [value.dtype for value in found.outputs][2:] == ["int64", "float32", "bool"]
 
 
 def test_arguments_are_passed_as_in_the_example(tmp_path: Path) -> None:
     model, x, scale = _Outputs(lambda x, y: y), torch.randn(3, 4), torch.rand(4)
-    for number, (example, call) in enumerate([
-        ((x, scale), ((x, scale), {})),
-        ({"x": x, "scale": scale}, ((), {"scale": scale, "x": x})),
-        (((x,), {"scale": scale}), ((x,), {"scale": scale})),
-    ]):  # fmt: skip
+    for number, (example, call) in enumerate(
+        [
+            ((x, scale), ((x, scale), {})),
+            ({"x": x, "scale": scale}, ((), {"scale": scale, "x": x})),
+            (((x,), {"scale": scale}), ((x,), {"scale": scale})),
+        ]
+    ):
         path = tmp_path / f"{number}.pt2"
         assert [value.name for value in fxprune.export(model, path, example).inputs] == ["x", "scale"]
         assert_equal(model, torch.export.load(path).module(), call)
@@ -241,7 +241,7 @@ def test_unusable_paths(name: str, message: str, tmp_path: Path) -> None:
         (nn.Linear(4, 3), torch.ones(2, 4), {"part": "body"}, "part='body': the model has no such submodule"),
         (_Outputs(lambda x, y: y * float("nan")), torch.ones(2, 4), {}, "nothing finite here: pass an exam"),
     ],
-)  # fmt: skip
+)
 def test_unusable_arguments(model: Any, example: Any, options: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(fxprune.ExportError, match=message):
         fxprune.export(model, tmp_path / "model.pt2", example, **options)

@@ -20,9 +20,16 @@ def _model(kind: str) -> Any:
         settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 99, "use_cache": False}
         return transformer("LlamaForCausalLM", vocab_size=100, num_key_value_heads=2, **settings).eval()
     config = transformers.GPT2Config(
-        vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=99,
+        vocab_size=100,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=99,
         use_cache=False,
-    )  # fmt: skip
+    )
     return transformers.GPT2LMHeadModel(config).eval()
 
 

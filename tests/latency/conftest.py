@@ -34,7 +34,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
 def network() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 96), nn.GELU(), nn.Linear(96, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 24, 3),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 96),
+        nn.GELU(),
+        nn.Linear(96, 4),
+    )
     return model.eval(), torch.randn(4, 3, 12, 12)

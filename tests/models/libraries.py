@@ -10,17 +10,30 @@ import torchvision
 from torch import nn
 
 TEXT = {
-    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
     "max_position_embeddings": 32,
-}  # fmt: skip
+}
 IMAGE = {
-    "image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 16,
+    "mlp_dim": 32,
     "num_classes": 5,
-}  # fmt: skip
+}
 WINDOWS = {
-    "patch_size": [4, 4], "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": [4, 4],
+    "patch_size": [4, 4],
+    "embed_dim": 8,
+    "depths": [2, 2],
+    "num_heads": [1, 2],
+    "window_size": [4, 4],
     "num_classes": 5,
-}  # fmt: skip
+}
 
 
 def transformer(name: str, arguments: Mapping[str, Any] | None = None, **settings: Any) -> nn.Module:

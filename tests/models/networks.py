@@ -157,10 +157,17 @@ token_norms = pick(tokens.TOKEN_NORMS)
 some_widths = st.lists(pick((3, 4, 6)), min_size=1, max_size=3).map(tuple)
 
 attentions = st.builds(
-    tokens.Attention, heads=pick((2, 4, 3, 1)), kv_heads=pick((2, 1, 4)), size=pick((4, 2, 3)),
-    how=pick(("sdpa", "matmul", "einsum", "bmm")), qkv=pick(("separate", "chunk", "unbind", "select", "split")),
-    repeat=pick(("interleave", "expand", "native")), causal=flag, rotary=flag, normed=flag,
-)  # fmt: skip
+    tokens.Attention,
+    heads=pick((2, 4, 3, 1)),
+    kv_heads=pick((2, 1, 4)),
+    size=pick((4, 2, 3)),
+    how=pick(("sdpa", "matmul", "einsum", "bmm")),
+    qkv=pick(("separate", "chunk", "unbind", "select", "split")),
+    repeat=pick(("interleave", "expand", "native")),
+    causal=flag,
+    rotary=flag,
+    normed=flag,
+)
 token_leaves = st.one_of(
     attentions,
     st.builds(
@@ -221,8 +228,10 @@ image_leaves = st.one_of(
     st.builds(image.Blur),
     st.builds(image.Branches, widths=some_widths, join=pick(("cat", "sum", "stack", "mul")), pooled=flag),
     st.builds(
-        image.Split, how=pick(("chunk", "split", "slice", "step", "unbind", "tensor_split")),
-        join=pick(("cat", "swap", "add", "mul")), work=flag,
+        image.Split,
+        how=pick(("chunk", "split", "slice", "step", "unbind", "tensor_split")),
+        join=pick(("cat", "swap", "add", "mul")),
+        work=flag,
     ),
     st.builds(image.Shuffle, groups=pick((2, 4, 3)), how=pick(("view", "native"))),
     st.builds(image.SqueezeExcite, hidden=pick((3, 4)), linear=flag, gate=pick(("sigmoid", "tanh"))),
@@ -239,16 +248,21 @@ image_leaves = st.one_of(
         image.Odd,
         how=pick(("unfold", "conv3d", "maxout", "fold", "drop", "permuted", "prelu", "gram", "group_mean", "padded")),
     ),
-)  # fmt: skip
+)
 image_blocks = st.one_of(
     image_leaves,
     st.builds(image.Dense, growths=some_widths, act=acts),
     st.builds(
-        image.Residual, body=st.lists(image_leaves, min_size=1, max_size=2).map(tuple),
-        skip=pick(("identity", "project", "pad", "half")), out=widths, inplace=flag, act=acts, norm=norms,
+        image.Residual,
+        body=st.lists(image_leaves, min_size=1, max_size=2).map(tuple),
+        skip=pick(("identity", "project", "pad", "half")),
+        out=widths,
+        inplace=flag,
+        act=acts,
+        norm=norms,
     ),
     st.builds(image.AsTokens, body=st.lists(token_blocks, min_size=1, max_size=2).map(tuple)),
-)  # fmt: skip
+)
 stems = pick((6, 8, 12, 4))
 inputs = pick(("one", "one", "one", "add", "cat", "film"))
 outputs = pick(("tensor", "tensor", "tensor", "tuple", "dict"))

@@ -17,9 +17,13 @@ class Residual(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
         self.one = nn.Sequential(nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1))
         self.two = nn.Sequential(
-            nn.Conv2d(12, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.ReLU(),
-            nn.Conv2d(16, 12, 1, bias=False), nn.BatchNorm2d(12),
-        )  # fmt: skip
+            nn.Conv2d(12, 16, 1),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1, groups=4),
+            nn.ReLU(),
+            nn.Conv2d(16, 12, 1, bias=False),
+            nn.BatchNorm2d(12),
+        )
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 6, 1), nn.ReLU(), nn.Conv2d(6, 12, 1), nn.Sigmoid()
         )
@@ -109,8 +113,10 @@ def ids(batch: int = 3, length: int = 6, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 NETWORKS: dict[str, tuple[type[nn.Module], Any]] = {
-    "residual": (Residual, image), "transformer": (Transformer, ids), "mobile": (Mobile, image)
-}  # fmt: skip
+    "residual": (Residual, image),
+    "transformer": (Transformer, ids),
+    "mobile": (Mobile, image),
+}
 
 
 def example(name: str, seed: int = 1) -> tuple[Tensor, ...]:

@@ -75,8 +75,15 @@ def _tables() -> list[Captured]:
     for d, functions in spatial.FUNCTIONS.items():
         models.append((spatial.Many(functions, d), torch.randn(spatial.SHAPES[d], dtype=torch.float64)))
     models += [(reduce.Many(list(functions.values()), False, False), x) for functions in (reduce.PARTS, reduce.SCANS)]
-    random = (torch.rand_like, torch.randn_like, lambda y: torch.bernoulli(y, 0.5), lambda y: y * torch.rand(6),
-              lambda y: y * torch.randn(6), lambda y: y * torch.randint(3, (6,)), lambda y: y * torch.randint(1, 3, (6,)))  # fmt: skip
+    random = (
+        torch.rand_like,
+        torch.randn_like,
+        lambda y: torch.bernoulli(y, 0.5),
+        lambda y: y * torch.rand(6),
+        lambda y: y * torch.randn(6),
+        lambda y: y * torch.randint(3, (6,)),
+        lambda y: y * torch.randint(1, 3, (6,)),
+    )
     models.append((elementwise.Many(list(random), 1), x))
     return [capture(model.double().eval(), (x,)) for model, x in models]
 
@@ -89,9 +96,10 @@ def _recurrent() -> list[Captured]:
 def test_every_registered_op_is_in_some_test() -> None:
     known = set.union(*UNSEEN.values())
     missing = {
-        str(op) for op in registered()
+        str(op)
+        for op in registered()
         if op not in _seen() and op != "pointwise" and op._schema.name.split("::")[1] not in known
-    }  # fmt: skip
+    }
     assert not missing
 
 
@@ -107,8 +115,11 @@ SIZES = {"size", "sizes", "shape", "split_sizes", "repeats", "dims", "normalized
 #: Their literals name dimensions, or sizes of free or fixed axes.
 NO_SLICE = {
     *(op for op, rule in registered().items() if rule.couple.__module__.endswith(".create")),
-    A.permute.default, A.roll.default, A.flip.default, A.unfold.default,
-}  # fmt: skip
+    A.permute.default,
+    A.roll.default,
+    A.flip.default,
+    A.unfold.default,
+}
 
 
 @pytest.mark.parametrize("op", [op for op in registered() if op != "pointwise"], ids=str)
@@ -132,18 +143,30 @@ def other(c: Any, node: fx.Node, a: Any) -> Any:
         ("linear.default", Rule(couple), r"linear\.default: it has a rule already"),
         ("pointwise", Rule(couple), "pointwise: it has a rule already"),
         ("triu.default", couple, r"triu\.default: expected a fxprune\.Rule, got function: write Rule"),
-        ("triu.default", Rule(lambda t, node: ()), r"triu\.default: couple: expected .*\(context, node, arguments\), got \(t, node\)"),
+        (
+            "triu.default",
+            Rule(lambda t, node: ()),
+            r"triu\.default: couple: expected .*\(context, node, arguments\), got \(t, node\)",
+        ),
         ("triu.default", Rule(None), r"triu\.default: couple: expected a function of .*, got None"),  # type: ignore[arg-type]
         ("triu.default", Rule(couple, twin=len), r"triu\.default: twin: expected a function of .*, got \(obj, /\)"),  # type: ignore[arg-type]
         ("triu.default", Rule(couple, statistic=True), r"triu\.default: statistic=True needs twin="),
         ("triu.default", Rule(couple, literals=("diagonal",)), r"triu\.default: literals= needs slice="),
         ("triu.default", Rule(couple, slice=other), r"triu\.default: slice= needs literals="),
-        ("triu.default", Rule(couple, moves=other, constant=other), r"triu\.default: expected moves= or constant=, got both"),
-        ("triu.default", Rule(couple, literals=("k",), slice=other), r"triu\.default: literals: .* self, diagonal, got 'k'"),
+        (
+            "triu.default",
+            Rule(couple, moves=other, constant=other),
+            r"triu\.default: expected moves= or constant=, got both",
+        ),
+        (
+            "triu.default",
+            Rule(couple, literals=("k",), slice=other),
+            r"triu\.default: literals: .* self, diagonal, got 'k'",
+        ),
         ("triu.default", Rule(couple, positions=("at",)), r"triu\.default: positions: .* self, diagonal, got 'at'"),
         ("abs_.default", Rule(couple, in_place=True), r"abs_\.default: in_place=True, but there is no aten::abs__"),
     ],
-)  # fmt: skip
+)
 def test_a_declaration_that_lacks_something_is_refused(ops: str, rule: Any, message: str) -> None:
     before = registered()
     with pytest.raises(fxprune.RuleError, match=message):

@@ -75,14 +75,17 @@ def test_under_a_name() -> None:
 @pytest.mark.parametrize(
     ("recover", "message"),
     [
-        ("magic", r"recover must be one of mean_shift, covariance, sequential, reconstruct, reinit or None, got 'magic'"),
+        (
+            "magic",
+            r"recover must be one of mean_shift, covariance, sequential, reconstruct, reinit or None, got 'magic'",
+        ),
         (Nothing, r"recover must be a name, None or an object with \.name, \.anew, .* got <class"),
         (object(), r"recover must be a name, None or an object"),
         (Duck(None), r"recovery 'duck': expected fxprune\.Recovered, got NoneType"),
         (Duck(fxprune.Recovered({"0.weight": torch.zeros(3)})), r"0\.weight: expected .* shape \[8, 4\], got \[3\]"),
         (Duck(fxprune.Recovered({"nowhere": torch.zeros(3)})), r"the graph has no tensor 'nowhere' to replace"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_refused(recover: Any, message: str) -> None:
     with pytest.raises(fxprune.RecoveryError, match=message):
         compiled(recover)

@@ -57,11 +57,19 @@ def test_less_memory_gives_the_same_or_blocks_of_it(method: str) -> None:
 @pytest.mark.parametrize(
     ("model", "shape", "note"),
     [
-        (lambda: chain(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 3, 2)), (4, 3, 4, 4), "no compensation for aten.conv_t"),
-        (lambda: Fn(lambda m, x: m.b(m.a(x)) + m.b(m.a(x).relu()), a=nn.Linear(5, 8), b=nn.Linear(8, 3)), (4, 5), "used more"),
+        (
+            lambda: chain(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 3, 2)),
+            (4, 3, 4, 4),
+            "no compensation for aten.conv_t",
+        ),
+        (
+            lambda: Fn(lambda m, x: m.b(m.a(x)) + m.b(m.a(x).relu()), a=nn.Linear(5, 8), b=nn.Linear(8, 3)),
+            (4, 5),
+            "used more",
+        ),
         (lambda: chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)), (4, 3, 4, 4), None),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_take_over_stays_and_says_so(model: Any, shape: tuple[int, ...], note: str | None) -> None:
     case = pair(model, shape, lambda _: None, [])
     removed = removal(case.coupling, 0, 0.5)

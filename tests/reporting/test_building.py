@@ -25,8 +25,10 @@ def test_the_report_of_a_compilation() -> None:
     assert [(row.name, row.kind, row.before) for row in found.groups] == [("conv", "channel", 8)]
     assert found.units_removed == 8 - found.groups[0].after == 8 - pruned.conv.out_channels
     assert {(row.tensor, row.axis, row.coordinates) for row in found.frozen} == {
-        ("conv.weight", 1, 3), ("head.weight", 0, 5), ("head.bias", 0, 5),
-    }  # fmt: skip
+        ("conv.weight", 1, 3),
+        ("head.weight", 0, 5),
+        ("head.bias", 0, 5),
+    }
     assert found.plan is not None and found.plan.budget == {"params": 0.5}
     assert Report.from_dict(found.to_dict(), plan=found.plan) == found
     assert dataclasses.replace(found, plan=None) != found

@@ -52,10 +52,19 @@ def test_damaged_scores(key: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        [1, 1, 1 + 2.3e-16], [1e17, 1e17], [-1e17, -1e17], [0, 0, 0, 1, 1 + 2.3e-16], [0, 0], [0, 0, 0, 5], [5e-324, 1e-322],
-        [1e-30, 2e-30], [1e9, 1e9 + 2], [1, 2, 3], [1e-300, 1, 1e300],
+        [1, 1, 1 + 2.3e-16],
+        [1e17, 1e17],
+        [-1e17, -1e17],
+        [0, 0, 0, 1, 1 + 2.3e-16],
+        [0, 0],
+        [0, 0, 0, 5],
+        [5e-324, 1e-322],
+        [1e-30, 2e-30],
+        [1e9, 1e9 + 2],
+        [1, 2, 3],
+        [1e-300, 1, 1e300],
     ],
-)  # fmt: skip
+)
 def test_bins_ascend_though_scores_are_equal_but_for_rounding(values: list[float]) -> None:
     edges, log = _edges(np.array(values))
     found = a_summary(edges=tuple(edges.tolist()), log=log, groups=())

@@ -14,9 +14,15 @@ from fxprune.results.record import Report
 
 def _latency(**changes: Any) -> Latency:
     values: dict[str, Any] = {
-        "dense_ms": 10.0, "measured_ms": 6.0, "predicted_ms": 5.5, "limit_ms": 5.0, "backend": "eager",
-        "batch_size": 1, "device": "cpu", "threads": 2,
-    }  # fmt: skip
+        "dense_ms": 10.0,
+        "measured_ms": 6.0,
+        "predicted_ms": 5.5,
+        "limit_ms": 5.0,
+        "backend": "eager",
+        "batch_size": 1,
+        "device": "cpu",
+        "threads": 2,
+    }
     return Latency(**values | changes)
 
 

@@ -129,9 +129,12 @@ fxprune.compile(nn.Linear(2, 2), [], 0.5, units="chanel")
 """
     )
     found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--no-error-summary", str(source)], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-m", "mypy", "--no-error-summary", str(source)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env={"PATH": "", "MYPYPATH": str(Path(fxprune.__file__).parent.parent), "HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     types = [line.split('"')[1] for line in found.stdout.splitlines() if "Revealed type" in line]
     assert [name.rpartition(".")[2] for name in types[:2]] == ["PrunedModule", "Report"]
     assert types[2].endswith("Plan") and "Certificate" in types[3] and types[3] != types[2]

@@ -189,8 +189,11 @@ def test_parameters_that_no_layer_holds_stay_under_their_names():
     attention = emitted("attentive").pruned.attn
     assert type(attention) is nn.Module
     assert [name for name, _ in attention.named_parameters()] == [
-        "in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias",
-    ]  # fmt: skip
+        "in_proj_weight",
+        "in_proj_bias",
+        "out_proj.weight",
+        "out_proj.bias",
+    ]
     assert type(attention.out_proj) is nn.Linear
 
 

@@ -17,9 +17,14 @@ from tests.support.tensors import random
 def test_bn_scale_is_the_mean_of_the_scales() -> None:
     model = Fn(
         lambda m, x: m.c((m.na(m.a(x)) + m.nb(m.b(x))).relu()) + m.e(m.d(x)),
-        a=nn.Conv2d(3, 4, 1), na=nn.BatchNorm2d(4), b=nn.Conv2d(3, 4, 1), nb=nn.BatchNorm2d(4),
-        c=nn.Conv2d(4, 2, 1), d=nn.Conv2d(3, 5, 1), e=nn.Conv2d(5, 2, 1),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 4, 1),
+        na=nn.BatchNorm2d(4),
+        b=nn.Conv2d(3, 4, 1),
+        nb=nn.BatchNorm2d(4),
+        c=nn.Conv2d(4, 2, 1),
+        d=nn.Conv2d(3, 5, 1),
+        e=nn.Conv2d(5, 2, 1),
+    )
     coupling = prepared(model, (random(2, 3, 4, 4),))[1]
     with torch.no_grad():
         model.na.weight[1] *= -1

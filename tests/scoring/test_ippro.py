@@ -95,10 +95,14 @@ def test_readings() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"target": "bias"}, "target must be one of gamma"), ({"reading": "best"}, "reading must be one of literal"),
-     ({"aggregate": "min"}, "aggregate must be one of mean"), ({"step": -1.0}, "step must be a size"),
-     ({"step": float("nan")}, "step must be a size")],
-)  # fmt: skip
+    [
+        ({"target": "bias"}, "target must be one of gamma"),
+        ({"reading": "best"}, "reading must be one of literal"),
+        ({"aggregate": "min"}, "aggregate must be one of mean"),
+        ({"step": -1.0}, "step must be a size"),
+        ({"step": float("nan")}, "step must be a size"),
+    ],
+)
 def test_what_is_no_setting(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ScorerError, match=message):
         Ippro(**arguments)
@@ -173,8 +177,9 @@ def test_the_offset_is_the_gradient_of_an_injected_parameter(case: str) -> None:
     plain = F.cross_entropy(model(x), torch.arange(len(x)) % 4)
     (slope,) = torch.autograd.grad(plain, weight)
     injected = copy.deepcopy(model)
-    injected.sigma = Injected(model.sigma, weight.detach().flatten(1).norm(dim=1) if weight.dim() > 1
-                              else weight.detach().abs(), dim)  # fmt: skip
+    injected.sigma = Injected(
+        model.sigma, weight.detach().flatten(1).norm(dim=1) if weight.dim() > 1 else weight.detach().abs(), dim
+    )
     loss = F.cross_entropy(injected(x), torch.arange(len(x)) % 4)
     torch.testing.assert_close(injected(x), model(x))
     same, offset = torch.autograd.grad(loss, [dict(injected.named_parameters())[name], injected.sigma.offset])
@@ -236,9 +241,12 @@ def test_a_batch_without_variance_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "filters"),
-    [("gamma", {("norm.weight",), ("stem.weight",)}), ("gamma_beta", {("norm.weight", "norm.bias"), ("stem.weight",)}),
-     ("weight", {("conv.weight",), ("stem.weight",)})],
-)  # fmt: skip
+    [
+        ("gamma", {("norm.weight",), ("stem.weight",)}),
+        ("gamma_beta", {("norm.weight", "norm.bias"), ("stem.weight",)}),
+        ("weight", {("conv.weight",), ("stem.weight",)}),
+    ],
+)
 def test_the_target_is_the_batch_norm_behind_a_layer_else_its_weight(kind: str, filters: set[Any]) -> None:
     coupling = prepared(ConvNormAdd(), (random(5, 3, 6, 6),))[1]
     assert {tuple(name for name, _ in t.filters) for t in find_targets(coupling, kind)} == filters
@@ -260,7 +268,7 @@ def test_a_layer_used_twice_has_two_sites() -> None:
 def test_a_grouped_transposed_convolution_sums_over_its_groups() -> None:
     model = Fn(
         lambda m, x: m.b(m.a(x).relu()), a=nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), b=nn.Conv2d(6, 2, 1)
-    )  # fmt: skip
+    )
     x = random(3, 4, 5, 5)
     coupling = prepared(model, (x,))[1]
     (found,) = [
@@ -316,9 +324,16 @@ def test_every_unit_gets_a_finite_score(name: str, settings: dict[str, Any]) -> 
 def test_a_compile_from_end_to_end(method: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 20, 3), nn.BatchNorm2d(20), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 4),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 10, 3),
+        nn.BatchNorm2d(10),
+        nn.ReLU(),
+        nn.Conv2d(10, 20, 3),
+        nn.BatchNorm2d(20),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(20, 4),
+    ).eval()
     before = copy.deepcopy(model.state_dict())
     data = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,))) for _ in range(2)]
     pruned = fxprune.compile(model, data, ratios={"0": 0.3, "3": 0.5}, method=method, progress=False)

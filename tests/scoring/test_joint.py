@@ -26,9 +26,13 @@ def test_the_scorer_removes_copies_first_and_recovery_makes_up_for_them() -> Non
     assert {i % 3 for i in first} == {0, 1, 2}  # one of each pair
     assert found.sort().values[2] < 1e-3 * found.sort().values[3]
     pruned = fxprune.compile(
-        model, [batch[0] for batch in data], method=Joint(ridge=1e-8), ratios={"a": 0.5, "default": 0.0},
-        ridge=1e-8, progress=False,
-    )  # fmt: skip
+        model,
+        [batch[0] for batch in data],
+        method=Joint(ridge=1e-8),
+        ratios={"a": 0.5, "default": 0.0},
+        ridge=1e-8,
+        progress=False,
+    )
     assert pruned.get_parameter("a.weight").shape[0] == 3
     assert torch.allclose(pruned(data[0][0]), model(data[0][0]), atol=1e-4)
 
@@ -37,9 +41,8 @@ def test_an_error_counts_by_how_much_it_moves_the_outputs() -> None:
     def build(scale: float) -> Coupling:
         torch.manual_seed(1)
         model = Fn(
-            lambda m, x: m.head(m.b(m.a(x).relu()).tanh()),
-            a=nn.Linear(5, 8), b=nn.Linear(8, 2), head=nn.Linear(2, 1),
-        )  # fmt: skip
+            lambda m, x: m.head(m.b(m.a(x).relu()).tanh()), a=nn.Linear(5, 8), b=nn.Linear(8, 2), head=nn.Linear(2, 1)
+        )
         coupling = prepared(model, (torch.randn(4, 5, dtype=torch.float64),))[1]
         with torch.no_grad():
             model.head.weight[:] = torch.tensor([[1.0, scale]])  # the second output of b matters by this

@@ -38,8 +38,11 @@ def test_nisp_propagates_through_absolute_weights(name: str) -> None:
 def test_nisp_of_a_residual_channel_is_the_sum_over_its_readers() -> None:
     model = Fn(
         lambda m, x: m.d((h := m.a(x)) + m.c(m.b(h).relu())),
-        a=nn.Linear(5, 6), b=nn.Linear(6, 4), c=nn.Linear(4, 6), d=nn.Linear(6, 3),
-    )  # fmt: skip
+        a=nn.Linear(5, 6),
+        b=nn.Linear(6, 4),
+        c=nn.Linear(4, 6),
+        d=nn.Linear(6, 3),
+    )
     coupling = prepared(model, (random(4, 5),))[1]
     b, c, d = (layer.weight.detach().abs() for layer in (model.b, model.c, model.d))
     behind = d.sum(0)  # what c adds is read by d alone

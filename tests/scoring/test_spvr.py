@@ -48,8 +48,10 @@ def test_positions_are_averaged_and_samples_summed() -> None:
     dense, masked = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
     pixels = [
         disagreement(dense[b, :, i, j][None], masked[b, :, i, j][None])
-        for b in range(3) for i in range(5) for j in range(6)
-    ]  # fmt: skip
+        for b in range(3)
+        for i in range(5)
+        for j in range(6)
+    ]
     assert disagreement(dense, masked) == pytest.approx(sum(pixels) / 30)
     tokens = dense.flatten(2).transpose(1, 2), masked.flatten(2).transpose(1, 2)
     assert disagreement(*tokens) == pytest.approx(sum(pixels) / 30)
@@ -171,8 +173,10 @@ def test_compile_collapses_and_draws_weights_anew(propagate: str) -> None:
 def test_dense_prediction() -> None:
     model = Fn(
         lambda m, x: m.c(m.b(m.a(x).relu()).relu()),
-        a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 3, padding=1), c=nn.Conv2d(8, 4, 1),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 8, 3, padding=1),
+        b=nn.Conv2d(8, 8, 3, padding=1),
+        c=nn.Conv2d(8, 4, 1),
+    )
     pruned = fxprune.compile(model, [torch.randn(6, 3, 12, 12)], 0.5, method="spvr", progress=False)
     assert pruned(torch.randn(2, 3, 20, 20)[..., :12, :12]).shape == (2, 4, 12, 12)
     assert fxprune.report(pruned).verified is True

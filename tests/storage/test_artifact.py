@@ -34,9 +34,15 @@ def test_what_is_loaded_is_what_was_saved(pruned: fxprune.PrunedModule, saved: P
 
 def test_the_directory_holds_plain_files(saved: Path) -> None:
     assert sorted(p.name for p in saved.iterdir()) == [
-        "README.md", "constants.safetensors", "graph.json", "manifest.json", "model.safetensors", "plan.json",
-        "report.html", "report.json",
-    ]  # fmt: skip
+        "README.md",
+        "constants.safetensors",
+        "graph.json",
+        "manifest.json",
+        "model.safetensors",
+        "plan.json",
+        "report.html",
+        "report.json",
+    ]
     assert [p.name for p in saved.parent.iterdir()] == ["out"]
     assert saved.stat().st_mode & 0o777 == 0o777 & ~_umask()
     assert fxprune.Plan.from_json((saved / "plan.json").read_text()).method == "variance"

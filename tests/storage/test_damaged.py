@@ -116,7 +116,7 @@ def test_an_example_that_would_fill_the_memory(saved: Path) -> None:
         (edit_tensors(lambda t: t.update(more=torch.ones(1))), "'more' is not in the pruned model"),
         (edit_tensors(lambda t: t.update({"up.bias": torch.ones(99)})), r"'up.bias': expected .*, the file .* \[99\]"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_artifact_without_the_model(saved: Path, damage: Callable[[Path], Any], message: str) -> None:
     damage(saved)
     with pytest.raises(PlanError, match=message):

@@ -44,9 +44,13 @@ def steps(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
         monkeypatch.setattr(owner, name, stepped)
 
     for owner, name in (
-        (artifact, "save_file"), (files, "sync"), (shutil, "rmtree"),
-        (Path, "write_text"), (Path, "rename"), (Path, "mkdir"),
-    ):  # fmt: skip
+        (artifact, "save_file"),
+        (files, "sync"),
+        (shutil, "rmtree"),
+        (Path, "write_text"),
+        (Path, "rename"),
+        (Path, "mkdir"),
+    ):
         wrap(owner, name)
 
 

@@ -72,9 +72,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path, wha
     files = _write(tmp_path / "in", **({"norm.weight": torch.ones(3)} if what == "shape" else {}))
     first = tmp_path / "in" / "model-0.safetensors"
     message = {
-        "missing": "the files do not", "shape": r"norm.weight: expected \[12\], the files hold \[3\]", "twice": "in another file",
-        "damaged": "no safetensors file", "none": "no such file", "used": "new or empty directory",
-    }[what]  # fmt: skip
+        "missing": "the files do not",
+        "shape": r"norm.weight: expected \[12\], the files hold \[3\]",
+        "twice": "in another file",
+        "damaged": "no safetensors file",
+        "none": "no such file",
+        "used": "new or empty directory",
+    }[what]
     if what == "missing":
         first.unlink()
     elif what == "twice":

@@ -57,8 +57,10 @@ def copies(batches: int = 3) -> tuple[Coupling, nn.Module, list[tuple[Tensor, ..
     torch.manual_seed(0)
     model = Fn(
         lambda m, x: m.head(m.b(m.a(x).relu()).relu().mean((2, 3))),
-        a=nn.Conv2d(3, 6, 3, padding=1), b=nn.Conv2d(6, 4, 3, padding=1), head=nn.Linear(4, 3),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 6, 3, padding=1),
+        b=nn.Conv2d(6, 4, 3, padding=1),
+        head=nn.Linear(4, 3),
+    )
     data = [(torch.randn(8, 3, 6, 6, dtype=torch.float64),) for _ in range(batches)]
     coupling = prepared(model, data[0])[1]
     with torch.no_grad():

@@ -209,9 +209,11 @@ def solution_of(coupling: Coupling, pruning: Pruning) -> Solution:
     constraints = pruning.constraints(ignore)
     vanishing = may_vanish(coupling, constraints)
     common: dict[str, Any] = {
-        "constraints": constraints, "vanishing": vanishing, "model": cost_model(coupling, vanishing),
+        "constraints": constraints,
+        "vanishing": vanishing,
+        "model": cost_model(coupling, vanishing),
         "per_cost": bool(pruning.seed % 2),
-    }  # fmt: skip
+    }
     if pruning.budget is None:
         return solve(coupling, scores, ratios=pruning.ratio, **common)
     budget = Budget(macs=pruning.budget) if pruning.macs else Budget(params=pruning.budget)

@@ -38,16 +38,20 @@ class Pair:
         recovery = recover(self.coupling, self.removed, self.batches, method, **options)
         pruned = emit(self.coupling.captured, slice_graph(Selection(self.coupling, self.removed, recovery.tensors)))
         dense, got = (torch.cat([m(*batch) for batch in self.batches]).detach() for m in (self.model, pruned))
-        assert verify(
-            self.coupling, self.removed, pruned, (self.batches[0], {}), tensors=recovery.tensors
-        ).verified is not False  # fmt: skip
+        assert (
+            verify(self.coupling, self.removed, pruned, (self.batches[0], {}), tensors=recovery.tensors).verified
+            is not False
+        )
         return float((dense - got).norm() / (dense - dense.mean(0)).norm())
 
 
 def pair(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], prepare: Callable[[nn.Module], None],
-    gone: list[int], count: int = 3,
-) -> Pair:  # fmt: skip
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    prepare: Callable[[nn.Module], None],
+    gone: list[int],
+    count: int = 3,
+) -> Pair:
     """Captures a model in float64; ``gone`` are coordinates of the first layer's output."""
     torch.manual_seed(0)
     model = build().double().eval()
@@ -94,7 +98,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1x1": (lambda: chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), (4, 3, 5, 5)),
     "3x3": (lambda: chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1)), (8, 3, 6, 6)),
     "strided, dilated": (
-        lambda: chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, stride=2, dilation=2, padding=(1, 2))), (9, 3, 9, 8)),
+        lambda: chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, stride=2, dilation=2, padding=(1, 2))),
+        (9, 3, 9, 8),
+    ),
     "1d, same": (lambda: chain(nn.Conv1d(3, 8, 1), nn.Conv1d(8, 4, 3, padding="same")), (8, 3, 9)),
     "3d": (lambda: chain(nn.Conv3d(3, 8, 1), nn.Conv3d(8, 2, 2)), (8, 3, 4, 4, 4)),
-}  # fmt: skip
+}

@@ -67,8 +67,14 @@ def full_report(**changes: Any) -> Report:
         ),
         "scores": a_summary(),
         "latency": Latency(
-            dense_ms=12.5, measured_ms=6.21, predicted_ms=6.07, limit_ms=6.25, backend="eager", batch_size=8,
-            device="cpu", threads=2,
+            dense_ms=12.5,
+            measured_ms=6.21,
+            predicted_ms=6.07,
+            limit_ms=6.25,
+            backend="eager",
+            batch_size=8,
+            device="cpu",
+            threads=2,
         ),
-    }  # fmt: skip
+    }
     return make_report(**{**values, **changes})

@@ -25,9 +25,8 @@ DATA = [image(8, seed=seed)[0] for seed in (1, 2)]
 def small_sweep() -> Sweep:
     """Returns a sweep with everything in it."""
     return fxprune.sweep(
-        model(), DATA, [0.7, Budget(macs=0.5), 0.005], ["l1", "random"], evaluate=quality, latency=True,
-        progress=False,
-    )  # fmt: skip
+        model(), DATA, [0.7, Budget(macs=0.5), 0.005], ["l1", "random"], evaluate=quality, latency=True, progress=False
+    )
 
 
 @torch.no_grad()

@@ -26,9 +26,16 @@ _VARIANCE = (1.0, 2.0)  # running variance over the measured one
 _FEW = 64  # below so many values in a channel gains are halved, and offsets are positive
 
 _CONVS = (
-    F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d,
-    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-)  # fmt: skip
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+)
 _STATISTICS = (F.batch_norm, F.instance_norm)
 
 

@@ -46,9 +46,15 @@ def test_half_of_the_macs_gone_recovers_to_within_a_point(digits: Any) -> None:
     assert raw < dense - 10.0
     model.train()
     history = finetune(
-        pruned, TensorDataset(*data.train), teacher=model, epochs=5, lr=3e-3, batch_size=32,
-        validation=[data.test], progress=False,
-    )  # fmt: skip
+        pruned,
+        TensorDataset(*data.train),
+        teacher=model,
+        epochs=5,
+        lr=3e-3,
+        batch_size=32,
+        validation=[data.test],
+        progress=False,
+    )
     assert all(module.training for module in model.modules())
     assert digest(model) == before
     tuned = demo.accuracy(pruned, data.test)

@@ -36,9 +36,8 @@ def test_metrics_are_the_users_and_stay_as_they_are() -> None:
     assert given["top2"].update_count == 0
     with pytest.raises(ValueError, match=r"metric 'MulticlassAccuracy': expected one number, got \[3\]"):
         finetune(
-            net(), pairs(), recipe=SGD, validation=pairs(), metrics=MulticlassAccuracy(3, average=None),
-            progress=False,
-        )  # fmt: skip
+            net(), pairs(), recipe=SGD, validation=pairs(), metrics=MulticlassAccuracy(3, average=None), progress=False
+        )
 
 
 def test_other_forms_of_data() -> None:

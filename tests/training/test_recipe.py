@@ -63,7 +63,11 @@ def test_the_gradient_is_clipped() -> None:
     start = model.weight.detach().clone()
     plain = Recipe(epochs=1, lr=1.0, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.5)
     finetune(
-        model, [(torch.tensor([[30.0, 40.0]]), torch.zeros(1))], recipe=plain, schedule="constant",
-        loss=lambda y, _: y.sum(), progress=False,
-    )  # fmt: skip
+        model,
+        [(torch.tensor([[30.0, 40.0]]), torch.zeros(1))],
+        recipe=plain,
+        schedule="constant",
+        loss=lambda y, _: y.sum(),
+        progress=False,
+    )
     torch.testing.assert_close(start - model.weight, torch.tensor([[0.3, 0.4]]))

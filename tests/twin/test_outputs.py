@@ -216,8 +216,9 @@ def test_complex_outputs_are_compared_by_their_parts() -> None:
 def test_a_statistic_with_a_dtype_is_lifted(reduce: str) -> None:
     model = Fn(
         lambda m, x: m.b((y := m.a(x)) * getattr(y, reduce)(-1, keepdim=True, dtype=torch.float32)),
-        a=nn.Linear(5, 8), b=nn.Linear(8, 2),
-    )  # fmt: skip
+        a=nn.Linear(5, 8),
+        b=nn.Linear(8, 2),
+    )
     x = (torch.randn(4, 5, generator=torch.Generator().manual_seed(0)),)
     coupling = couple(capture(randomise(model.eval(), 0), x))
     removed = removal(coupling, 0, 0.4)

@@ -51,7 +51,10 @@ AGREE: dict[str, Callable[[], Made]] = {
     "split, gate, glu": lambda: _drawn("image", image.Split("split", "swap"), image.SqueezeExcite(3), image.Gate(3)),
     "gram": lambda: _drawn("image", image.Odd("gram"), width=3),
     "rotary, heads in the batch": lambda: _drawn(
-        "tokens", tokens.Attention(2, 2, 4, rotary=True), tokens.Attention(2, 2, 2, how="bmm", qkv="unbind"), head="mean"
+        "tokens",
+        tokens.Attention(2, 2, 4, rotary=True),
+        tokens.Attention(2, 2, 2, how="bmm", qkv="unbind"),
+        head="mean",
     ),
     "nn.MultiheadAttention": lambda: _drawn("tokens", tokens.Mha(2), head="mean"),
     "windows, mixer": lambda: _drawn(
@@ -61,7 +64,7 @@ AGREE: dict[str, Callable[[], Made]] = {
         "tokens", tokens.Derived("stacked", 3), tokens.Derived("outer", 2), tokens.Derived("grouped"), head="mean"
     ),
     "tied, a table": lambda: _drawn("ids", tokens.Position("table"), tokens.TokenTwice("transposed", 3), head="tied"),
-}  # fmt: skip
+}
 
 #: The smallest of them.
 QUICK = ("transposed, pixels", "split, gate, glu", "gram", "tied, a table")

@@ -175,9 +175,15 @@ def test_saved_loaded_and_applied_it_is_the_same(how: str, tmp_path: Path) -> No
 def test_every_kind_of_criterion_has_a_score_for_experts(method: str) -> None:
     extra = {"loss": lambda output, _: output.square().mean()} if method == "taylor" else {}
     pruned = fxprune.compile(
-        _net(), [(X, torch.zeros(4))], 0.6, method=method, units=("channel", "expert"), progress=False, recover="covariance",
+        _net(),
+        [(X, torch.zeros(4))],
+        0.6,
+        method=method,
+        units=("channel", "expert"),
+        progress=False,
+        recover="covariance",
         **extra,
-    )  # fmt: skip
+    )
     assert fxprune.report(pruned).verified
 
 
@@ -190,9 +196,15 @@ def test_transformers_send_tokens_to_fewer_experts(name: str) -> None:
     (entry,) = select(names=[f"transformers:{name}"])
     call = entry.build()
     pruned = fxprune.compile(
-        call.model, [dict(call.kwargs)], ratios=0.5, method="l1", units="expert", recover=None, progress=False,
+        call.model,
+        [dict(call.kwargs)],
+        ratios=0.5,
+        method="l1",
+        units="expert",
+        recover=None,
+        progress=False,
         verify_dtype=torch.float64,
-    )  # fmt: skip
+    )
     assert fxprune.report(pruned).verified
     assert len(pruned.get_parameter("model.layers.0.mlp.experts.gate_up_proj")) == 2
     assert len(pruned.get_parameter("model.layers.1.mlp.gate.weight")) == 2

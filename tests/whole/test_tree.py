@@ -16,8 +16,11 @@ EXTRA = {"models", "support", "whole", "results_of_0_1", "benchmarks"}
 
 #: Nothing in them is quick, and what they are about is tested in other files as well.
 SLOW_FILES = {
-    "deployment/test_generation.py", "training/test_digits.py", "training/test_killed.py", "whole/test_newcomer.py",
-}  # fmt: skip
+    "deployment/test_generation.py",
+    "training/test_digits.py",
+    "training/test_killed.py",
+    "whole/test_newcomer.py",
+}
 
 
 def imported(path: Path) -> Iterator[str]:

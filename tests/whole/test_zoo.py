@@ -8,9 +8,21 @@ from benchmarks.common.architectures import select
 from benchmarks.common.coverage import BUDGETS, examine
 
 WRITTEN = (
-    "unet-transposed", "lstm-tagger", "gru-tagger", "tcn", "spectral-norm", "dynamic-conv", "espcn", "yolo-c2f", "shufflenet-v2",
-    "cbam", "moe-einsum", "window-attention", "gqa-rotary", "nn-transformer-mask",
-)  # fmt: skip
+    "unet-transposed",
+    "lstm-tagger",
+    "gru-tagger",
+    "tcn",
+    "spectral-norm",
+    "dynamic-conv",
+    "espcn",
+    "yolo-c2f",
+    "shufflenet-v2",
+    "cbam",
+    "moe-einsum",
+    "window-attention",
+    "gqa-rotary",
+    "nn-transformer-mask",
+)
 TIMM = ("test_efficientnet", "test_vit2", "test_coatnet", "resnest14d", "test_nfnet")
 TRANSFORMERS = ("bloom", "mixtral", "deberta-v2", "albert", "swinv2", "t5")
 SAMPLE = [

@@ -15,13 +15,32 @@ __all__ = ["functionalise"]
 
 _PASS_THROUGH = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
 _LOGICAL = (
-    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge,
-    aten.logical_and, aten.logical_or, aten.logical_not, aten.logical_xor,
-)  # fmt: skip
+    aten.eq,
+    aten.ne,
+    aten.lt,
+    aten.le,
+    aten.gt,
+    aten.ge,
+    aten.logical_and,
+    aten.logical_or,
+    aten.logical_not,
+    aten.logical_xor,
+)
 _CONSTANTS = (
-    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros, aten.ones, aten.full, aten.empty,
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.arange,
-)  # fmt: skip
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+    aten.new_empty,
+    aten.zeros,
+    aten.ones,
+    aten.full,
+    aten.empty,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.empty_like,
+    aten.arange,
+)
 
 
 def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:

@@ -14,9 +14,17 @@ from fxprune.capturing.sizes import static
 __all__ = ["write_back"]
 
 _RESHAPES = (
-    aten.view.default, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.flatten.using_ints,
-    aten.unflatten.int, aten.view_as, aten.reshape_as, aten.unsqueeze, aten.squeeze,
-)  # fmt: skip
+    aten.view.default,
+    aten._unsafe_view,
+    aten.reshape,
+    aten._reshape_alias,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.view_as,
+    aten.reshape_as,
+    aten.unsqueeze,
+    aten.squeeze,
+)
 
 
 def write_back(graph: fx.Graph, at: fx.Node, view: fx.Node, value: fx.Node) -> fx.Node | None:

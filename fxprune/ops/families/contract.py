@@ -47,9 +47,15 @@ def product(
         ]
         other = facing[1] if len(facing) > 1 else None
         t.contract(
-            node, *facing[0], axis_of[letter], loops if number == 0 else [], macs if number == 0 else 0, weight,
-            other[1] if other is not None else 1, None if other is None or other[0] is weight else other,
-        )  # fmt: skip
+            node,
+            *facing[0],
+            axis_of[letter],
+            loops if number == 0 else [],
+            macs if number == 0 else 0,
+            weight,
+            other[1] if other is not None else 1,
+            None if other is None or other[0] is weight else other,
+        )
     if weight is None and len(operands) == 2:
         shared = {letter for letter in subscripts[0] if letter in subscripts[1] and letter in out}
         rest = [axis for letter, axis in axis_of.items() if letter not in shared]
@@ -58,8 +64,12 @@ def product(
 
 
 def _note_weights(
-    t: Tracer, operands: Sequence[Any], subscripts: Sequence[Sequence[str]], axis_of: Mapping[str, Axis], out: Sequence[str]
-) -> None:  # fmt: skip
+    t: Tracer,
+    operands: Sequence[Any],
+    subscripts: Sequence[Sequence[str]],
+    axis_of: Mapping[str, Axis],
+    out: Sequence[str],
+) -> None:
     """Tells the axes that a weight makes, those of layers side by side, and experts, where these are added up."""
     weights = [t.weight(x) for x in operands]
     for x, letters, weight in zip(operands, subscripts, weights, strict=True):

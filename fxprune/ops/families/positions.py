@@ -148,9 +148,12 @@ def _numbered(t: Tracer, node: fx.Node) -> int | None:
 
 
 _MOVES = {
-    torch.ops.aten.unsqueeze.default, torch.ops.aten.view.default, torch.ops.aten.reshape.default,
-    torch.ops.aten.to.dtype, torch.ops.aten.expand.default,
-}  # fmt: skip
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.to.dtype,
+    torch.ops.aten.expand.default,
+}
 
 
 def _slice_compare(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:

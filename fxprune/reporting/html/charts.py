@@ -80,10 +80,14 @@ def strips(scores: ScoreSummary, title: str, description: str) -> Chart:
 
 
 def tradeoff(
-    name: str, series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    name: str,
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     front: Sequence[tuple[float, float]],
-    dense: tuple[float, float] | None, labels: tuple[str, str], title: str, description: str,
-) -> Chart:  # fmt: skip
+    dense: tuple[float, float] | None,
+    labels: tuple[str, str],
+    title: str,
+    description: str,
+) -> Chart:
     """Returns a scatter of quality against cost, with the Pareto front and the dense model."""
     return _chart(name, partial(_scatter, tuple(series), tuple(front), dense, labels), title, description)
 
@@ -126,9 +130,8 @@ def _named_rows(names: Sequence[str], width: int, *, top: float = 4) -> tuple[Fi
     place = axes.get_yaxis_transform()
     for row, name in enumerate(shown):
         axes.text(
-            -8 / (width - left - 14), row, name, transform=place, ha="right", va="center", size=12,
-            color=ROLES["ink"],
-        )  # fmt: skip
+            -8 / (width - left - 14), row, name, transform=place, ha="right", va="center", size=12, color=ROLES["ink"]
+        )
     return figure, axes
 
 
@@ -205,9 +208,14 @@ def _stages(names: tuple[str, ...], values: tuple[float, ...], *, width: int) ->
     axes.grid(axis="x", color=ROLES["line"], linewidth=0.6)
     for row, value in enumerate(values):
         axes.annotate(
-            f"{value:.2f}", (value, row), xytext=(6, 0), textcoords="offset points", va="center",
-            color=ROLES["muted"], size=12,
-        )  # fmt: skip
+            f"{value:.2f}",
+            (value, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=ROLES["muted"],
+            size=12,
+        )
     axes.set_xlabel("seconds")
     return figure
 
@@ -234,10 +242,16 @@ def _score_axis(axes: Axes, scores: ScoreSummary, width: int) -> None:
         axes.axvline(place, color=ROLES["cut"], linewidth=1.6, dashes=(4, 3))
         left = place > (places[0] + places[-1]) / 2
         axes.annotate(
-            "cut", (place, 1), xycoords=("data", "axes fraction"), xytext=(-6 if left else 6, 3),
-            textcoords="offset points", ha="right" if left else "left", va="bottom", color=ROLES["ink"],
+            "cut",
+            (place, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-6 if left else 6, 3),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="bottom",
+            color=ROLES["ink"],
             size=12,
-        )  # fmt: skip
+        )
 
 
 def _histogram(scores: ScoreSummary, *, width: int) -> Figure:
@@ -304,9 +318,13 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def _scatter(
-    series: tuple[tuple[str, Sequence[float], Sequence[float]], ...], front: tuple[tuple[float, float], ...],
-    dense: tuple[float, float] | None, labels: tuple[str, str], *, width: int,
-) -> Figure:  # fmt: skip
+    series: tuple[tuple[str, Sequence[float], Sequence[float]], ...],
+    front: tuple[tuple[float, float], ...],
+    dense: tuple[float, float] | None,
+    labels: tuple[str, str],
+    *,
+    width: int,
+) -> Figure:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure, axes = _figure(width, 340, left=66, top=40 if width == WIDE else 64)
@@ -315,22 +333,40 @@ def _scatter(
         axes.plot(*zip(*front, strict=True), color=ROLES["removed"], linewidth=2, zorder=2, label="Pareto front")
     for index, (name, costs, quality) in enumerate(series):
         axes.plot(
-            costs, quality, linestyle="none", marker=_MARKERS[index % len(_MARKERS)], markersize=8,
-            color=ROLES[_SERIES[index % len(_SERIES)]], markeredgecolor=ROLES["paper"], zorder=3,
+            costs,
+            quality,
+            linestyle="none",
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=8,
+            color=ROLES[_SERIES[index % len(_SERIES)]],
+            markeredgecolor=ROLES["paper"],
+            zorder=3,
             label=_elided(name, width),
-        )  # fmt: skip
+        )
     if dense is not None:
         axes.plot(
-            *dense, linestyle="none", marker="o", markersize=8, markerfacecolor=ROLES["paper"],
-            markeredgecolor=ROLES["ink"], markeredgewidth=1.5, zorder=3, label="dense",
-        )  # fmt: skip
+            *dense,
+            linestyle="none",
+            marker="o",
+            markersize=8,
+            markerfacecolor=ROLES["paper"],
+            markeredgecolor=ROLES["ink"],
+            markeredgewidth=1.5,
+            zorder=3,
+            label="dense",
+        )
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if width == WIDE else 3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.margins(0.08)
     figure.legend(
-        loc="upper left", ncols=4 if width == WIDE else 2, frameon=False, labelcolor=ROLES["ink"],
-        fontsize=12, handletextpad=0.4, columnspacing=1.2,
-    )  # fmt: skip
+        loc="upper left",
+        ncols=4 if width == WIDE else 2,
+        frameon=False,
+        labelcolor=ROLES["ink"],
+        fontsize=12,
+        handletextpad=0.4,
+        columnspacing=1.2,
+    )
     return figure

@@ -37,8 +37,11 @@ def _environment() -> Environment:
 
     environment = Environment(
         loader=PackageLoader("fxprune.reporting.html", "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     for name, file in (("style", "style.css"), ("script", "script.js")):
         text = Path(__file__).with_name("templates").joinpath(file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -72,11 +72,14 @@ def _contents(found: Report) -> dict[str, Any]:
         "notes": found.notes,
     }
     named = (
-        ("summary", "Headline", True), ("widths", "Widths", contents["widths"]),
-        ("scores", "Scores", contents["scores"]), ("costs", "Where it goes", contents["costs"]),
+        ("summary", "Headline", True),
+        ("widths", "Widths", contents["widths"]),
+        ("scores", "Scores", contents["scores"]),
+        ("costs", "Where it goes", contents["costs"]),
         ("coupling", "What goes together", views),
-        ("frozen", "What stays", contents["frozen"]), ("certificate", "Certificate", True),
-    )  # fmt: skip
+        ("frozen", "What stays", contents["frozen"]),
+        ("certificate", "Certificate", True),
+    )
     contents["sections"] = [(anchor, label) for anchor, label, there in named if there]
     return contents
 
@@ -99,19 +102,23 @@ def _asked(found: Report) -> str:
 
 def _totals(found: Report) -> list[dict[str, Any]]:
     rows: list[tuple[str, float, float, str]] = [
-        ("Parameters", *found.params, ","), ("MACs per sample", *found.macs, ","),
+        ("Parameters", *found.params, ","),
+        ("MACs per sample", *found.macs, ","),
         ("Bytes", *found.bytes, ","),
-    ]  # fmt: skip
+    ]
     if found.latency is not None:
         rows.append(("Milliseconds", found.latency.dense_ms, found.latency.measured_ms, ".3g"))
     return [
         {
-            "name": name, "before": f"{before:{form}}", "after": f"{after:{form}}",
-            "kept": percent(before, after), "share": min(share(before, after), 100.0),
+            "name": name,
+            "before": f"{before:{form}}",
+            "after": f"{after:{form}}",
+            "kept": percent(before, after),
+            "share": min(share(before, after), 100.0),
             "factor": _factor(before, after),
         }
         for name, before, after, form in rows
-    ]  # fmt: skip
+    ]
 
 
 def _factor(before: float, after: float) -> str:
@@ -167,12 +174,15 @@ def _held(reason: str, rows: Sequence[FrozenRow]) -> Table:
 
 def _lists(found: Report) -> list[dict[str, Any]]:
     parts = (
-        ("islands", "Parts", "The figures are about the parts that were captured; all else stays as it is.",
-         found.islands),
-        ("collapsed", "Layers that are gone", f"{counted(len(found.collapsed), 'layer')} collapsed.",
-         found.collapsed),
+        (
+            "islands",
+            "Parts",
+            "The figures are about the parts that were captured; all else stays as it is.",
+            found.islands,
+        ),
+        ("collapsed", "Layers that are gone", f"{counted(len(found.collapsed), 'layer')} collapsed.", found.collapsed),
         ("skipped", "Corrections that were not made", "What recovery left alone, and why.", found.skipped),
-    )  # fmt: skip
+    )
     return [
         {"id": anchor, "title": title, "text": text, "lines": lines} for anchor, title, text, lines in parts if lines
     ]

@@ -91,12 +91,21 @@ def group_views(groups: Sequence[GroupRow], scores: ScoreSummary | None) -> list
         bins, spark = _spark(ranked.get(row.name), scores)
         views.append(
             GroupView(
-                id=ids[row.name], name=row.name, kind=row.kind, before=row.before, after=row.after,
-                share=100 * row.after / max(row.before, 1), percent=percent(row.before, row.after),
-                known=row.makers is not None, producers=row.producers, consumers=consumers,
-                search=" ".join((row.name, row.kind, *row.layers)).lower(), bins=bins, spark=spark,
+                id=ids[row.name],
+                name=row.name,
+                kind=row.kind,
+                before=row.before,
+                after=row.after,
+                share=100 * row.after / max(row.before, 1),
+                percent=percent(row.before, row.after),
+                known=row.makers is not None,
+                producers=row.producers,
+                consumers=consumers,
+                search=" ".join((row.name, row.kind, *row.layers)).lower(),
+                bins=bins,
+                spark=spark,
             )
-        )  # fmt: skip
+        )
     return views
 
 

@@ -21,9 +21,13 @@ MOST = 0.75
 
 #: How kinds of unit are called on the page.
 KINDS = {
-    "channel": "Channels", "expert": "Experts", "head": "Heads", "kv_group": "Key and value heads", "head_dim": "Dimensions of heads",
+    "channel": "Channels",
+    "expert": "Experts",
+    "head": "Heads",
+    "kv_group": "Key and value heads",
+    "head_dim": "Dimensions of heads",
     "block": "Blocks",
-}  # fmt: skip
+}
 
 _DIGITS = re.compile(r"(?<![^._])\d+(?![^._])")
 

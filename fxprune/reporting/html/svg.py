@@ -16,18 +16,33 @@ if TYPE_CHECKING:
 
 #: Colours that stand for roles while matplotlib draws; the style sheet has those of light and dark.
 ROLES = {
-    "ink": "#010203", "muted": "#010204", "line": "#010205", "before": "#010206", "after": "#010207",
-    "removed": "#010208", "cut": "#010209", "paper": "#01020a",
-    "edge": "#01020b", "third": "#01020c", "fourth": "#01020d",
-}  # fmt: skip
+    "ink": "#010203",
+    "muted": "#010204",
+    "line": "#010205",
+    "before": "#010206",
+    "after": "#010207",
+    "removed": "#010208",
+    "cut": "#010209",
+    "paper": "#01020a",
+    "edge": "#01020b",
+    "third": "#01020c",
+    "fourth": "#01020d",
+}
 
 _ROLE_OF = {colour: role for role, colour in ROLES.items()}
 
 #: What of a style becomes an attribute; fonts are the style sheet's.
 _KEPT = {
-    "stroke-width", "stroke-linecap", "stroke-linejoin", "stroke-dasharray", "stroke-dashoffset",
-    "text-anchor", "opacity", "fill-opacity", "stroke-opacity",
-}  # fmt: skip
+    "stroke-width",
+    "stroke-linecap",
+    "stroke-linejoin",
+    "stroke-dasharray",
+    "stroke-dashoffset",
+    "text-anchor",
+    "opacity",
+    "fill-opacity",
+    "stroke-opacity",
+}
 _DROPPED = {"metadata", "style"}
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 _SETTINGS = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 12.0, "font.family": "DejaVu Sans"}
@@ -55,9 +70,11 @@ def embedded(draw: Callable[[], Figure], name: str, title: str, description: str
     root = ElementTree.fromstring(buffer.getvalue())
     _clean(root, name)
     root.attrib = {
-        "viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": f"{name}-title",
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-labelledby": f"{name}-title",
         "aria-describedby": f"{name}-text",
-    }  # fmt: skip
+    }
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(tag, {"id": f"{name}-{'title' if tag == 'title' else 'text'}"})
         element.text = text

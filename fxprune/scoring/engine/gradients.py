@@ -66,9 +66,16 @@ class Gradients:
 
 
 def gradients(
-    coupling: Coupling, inputs: Inputs, loss: Loss, method: str, *, parameters: Iterable[str] = (),
-    nodes: Iterable[fx.Node] = (), gates: bool = False, run: type[Run] | None = None,
-) -> Iterator[Gradients]:  # fmt: skip
+    coupling: Coupling,
+    inputs: Inputs,
+    loss: Loss,
+    method: str,
+    *,
+    parameters: Iterable[str] = (),
+    nodes: Iterable[fx.Node] = (),
+    gates: bool = False,
+    run: type[Run] | None = None,
+) -> Iterator[Gradients]:
     """Yields the gradients of every batch's summed loss; nothing is accumulated, the model is left alone.
 
     Args:

@@ -136,9 +136,13 @@ def _bar(context: Context, name: str, effort: int) -> Any:
     except TypeError:
         total = None
     return tqdm(
-        total=total, desc=f"fxprune score {name}", leave=False,
-        unit="MAC", unit_scale=True, disable=None if context.progress else True,
-    )  # fmt: skip
+        total=total,
+        desc=f"fxprune score {name}",
+        leave=False,
+        unit="MAC",
+        unit_scale=True,
+        disable=None if context.progress else True,
+    )
 
 
 class _Store:

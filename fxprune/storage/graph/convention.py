@@ -26,10 +26,13 @@ from fxprune.storage.graph.values import DEPTH, Opaque, Unstorable, plain, to_js
 _KINDS = {
     kind.name.lower(): kind
     for kind in (
-        inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD,
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
     )
-}  # fmt: skip
+}
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 #: Names that the generated code of a `PrunedModule` needs for itself.

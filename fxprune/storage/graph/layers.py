@@ -19,27 +19,37 @@ _NORM = "num_features eps momentum affine track_running_stats"
 _OPTIONS: dict[type[nn.Module], str] = {
     nn.Module: "",
     nn.Identity: "",
-    nn.Conv1d: _CONV, nn.Conv2d: _CONV, nn.Conv3d: _CONV,
+    nn.Conv1d: _CONV,
+    nn.Conv2d: _CONV,
+    nn.Conv3d: _CONV,
     nn.ConvTranspose1d: f"{_CONV} output_padding",
     nn.ConvTranspose2d: f"{_CONV} output_padding",
     nn.ConvTranspose3d: f"{_CONV} output_padding",
     nn.Linear: "in_features out_features bias",
-    nn.BatchNorm1d: _NORM, nn.BatchNorm2d: _NORM, nn.BatchNorm3d: _NORM,
-    nn.InstanceNorm1d: _NORM, nn.InstanceNorm2d: _NORM, nn.InstanceNorm3d: _NORM,
+    nn.BatchNorm1d: _NORM,
+    nn.BatchNorm2d: _NORM,
+    nn.BatchNorm3d: _NORM,
+    nn.InstanceNorm1d: _NORM,
+    nn.InstanceNorm2d: _NORM,
+    nn.InstanceNorm3d: _NORM,
     nn.LayerNorm: "normalized_shape eps elementwise_affine bias",
     nn.RMSNorm: "normalized_shape eps elementwise_affine",
     nn.GroupNorm: "num_groups num_channels eps affine",
     nn.PReLU: "num_parameters",
     nn.Embedding: "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse",
-    nn.Dropout: "p inplace", nn.Dropout1d: "p inplace", nn.Dropout2d: "p inplace", nn.Dropout3d: "p inplace",
-    nn.AlphaDropout: "p inplace", nn.FeatureAlphaDropout: "p inplace",
+    nn.Dropout: "p inplace",
+    nn.Dropout1d: "p inplace",
+    nn.Dropout2d: "p inplace",
+    nn.Dropout3d: "p inplace",
+    nn.AlphaDropout: "p inplace",
+    nn.FeatureAlphaDropout: "p inplace",
     nn.RReLU: "lower upper inplace",
     FeatureDropout: "p",
     ScaledDotProductAttention: "dropout_p",
     Recurrent: "op names options",
     StochasticDepth: "p batch scale",
     Lost: "what",
-}  # fmt: skip
+}
 _CLASSES = {cls.__name__: cls for cls in _OPTIONS}
 _RECURRENT = ("has_biases", "num_layers", "dropout", "bidirectional", "batch_first")
 _RECURRENT_OPS = ("gru", "lstm", "rnn_relu", "rnn_tanh")
@@ -91,6 +101,7 @@ def _recurrent(values: dict[str, Any], where: str) -> Recurrent:
 
 
 _WITH_TENSORS = frozenset(
-    cls for cls, options in _OPTIONS.items()
+    cls
+    for cls, options in _OPTIONS.items()
     if options.split()[:1] and options.split()[0].startswith(("in_", "num_", "normalized_"))
-)  # fmt: skip
+)

@@ -23,10 +23,29 @@ NAMESPACES = ("aten", "fxprune", "torchvision", "transformers")
 _OPERATOR = re.compile(rf"({'|'.join(NAMESPACES)})::([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
 
 #: Arguments that are text. No operator that takes another text (a file's name, a message, a device) is called.
-_TEXTS = frozenset({
-    "activation", "approximate", "driver", "equation", "indexing", "interpolation", "mode", "norm", "ord", "p", "pad_mode",
-    "padding", "padding_mode", "padding_side", "path", "reduce", "rounding_mode", "side", "UPLO",
-})  # fmt: skip
+_TEXTS = frozenset(
+    {
+        "activation",
+        "approximate",
+        "driver",
+        "equation",
+        "indexing",
+        "interpolation",
+        "mode",
+        "norm",
+        "ord",
+        "p",
+        "pad_mode",
+        "padding",
+        "padding_mode",
+        "padding_side",
+        "path",
+        "reduce",
+        "rounding_mode",
+        "side",
+        "UPLO",
+    }
+)
 
 _NAMES = {
     operator: "add and_ eq floordiv ge getitem gt invert le lshift lt mod mul ne neg not_ or_ pos pow rshift sub truediv xor",
@@ -36,8 +55,10 @@ _NAMES = {
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module, names in _NAMES.items() for name in names.split() if hasattr(module, name)
-}  # fmt: skip
+    for module, names in _NAMES.items()
+    for name in names.split()
+    if hasattr(module, name)
+}
 _FUNCTION_NAMES = {id(function): name for name, function in _FUNCTIONS.items()}
 
 #: What may be asked of a tensor by ``getattr``.

@@ -181,7 +181,7 @@ _WRITERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "layout": (torch.layout, name_of),
     "memory_format": (torch.memory_format, name_of),
     "opaque": (Opaque, lambda opaque: opaque.text),
-}  # fmt: skip
+}
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "float": _named(_FLOATS),

@@ -108,9 +108,20 @@ def given_input(self: Any, x: Tensor) -> Any:
 
 
 WRITES = (
-    late_use, chained, through_reshape, through_slice, through_two_slices_and_a_view, through_select, through_transpose,
-    earlier_view_used_later, view_written_twice, assigned, kept_dtype, after_dropout, given_input,
-)  # fmt: skip
+    late_use,
+    chained,
+    through_reshape,
+    through_slice,
+    through_two_slices_and_a_view,
+    through_select,
+    through_transpose,
+    earlier_view_used_later,
+    view_written_twice,
+    assigned,
+    kept_dtype,
+    after_dropout,
+    given_input,
+)
 
 
 @pytest.mark.parametrize("function", but_slow(WRITES, WRITES[::3]))

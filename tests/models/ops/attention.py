@@ -15,9 +15,16 @@ T = (3, 7, 5)
 
 
 def _attention(
-    *, heads: int = 3, groups: int | None = None, inner: int = 4, values: int | None = None, mask: Any = None,
-    cross: bool = False, fused: bool = False, **options: Any,
-) -> nn.Module:  # fmt: skip
+    *,
+    heads: int = 3,
+    groups: int | None = None,
+    inner: int = 4,
+    values: int | None = None,
+    mask: Any = None,
+    cross: bool = False,
+    fused: bool = False,
+    **options: Any,
+) -> nn.Module:
     """Attention of [batch, tokens, 5]: ``groups`` key and value heads, ``mask(m, x)`` added."""
     groups, values = groups or heads, values or inner
     parts: dict[str, Any] = {"o": nn.Linear(heads * values, 2)}
@@ -53,78 +60,147 @@ def _parts(n: int, *layers: str) -> str:
 
 
 CASES = [
-    Case("heads", _attention, [T], [
+    Case(
+        "heads",
+        _attention,
+        [T],
+        [
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("cross attention", _attention, [T, (3, 6, 5)], [
+        ],
+    ),
+    Case(
+        "cross attention",
+        _attention,
+        [T, (3, 6, 5)],
+        [
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("values of another width", lambda: _attention(values=2), [T], [
+        ],
+    ),
+    Case(
+        "values of another width",
+        lambda: _attention(values=2),
+        [T],
+        [
             "3 head: o.weight[1]x2 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x2 v.bias[0]x2",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "2 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("one head", lambda: _attention(heads=1), [T], [
-            "4 head_dim: o.weight[1] v.weight[0] v.bias[0]",
-            "4 head_dim: q.weight[0] q.bias[0] k.weight[0] k.bias[0]",
-        ]),
-    Case("fused", lambda: _attention(fused=True), [T], [
+        ],
+    ),
+    Case(
+        "one head",
+        lambda: _attention(heads=1),
+        [T],
+        ["4 head_dim: o.weight[1] v.weight[0] v.bias[0]", "4 head_dim: q.weight[0] q.bias[0] k.weight[0] k.bias[0]"],
+    ),
+    Case(
+        "fused",
+        lambda: _attention(fused=True),
+        [T],
+        [
             "3 head: o.weight[1]x4 qkv.weight[0]x12 qkv.bias[0]x12",
             "4 head_dim: qkv.weight[0]x6 qkv.bias[0]x6",
             "4 head_dim: o.weight[1]x3 qkv.weight[0]x3 qkv.bias[0]x3",
-        ]),
-    Case("causal", lambda: _attention(is_causal=True), [T], [
+        ],
+    ),
+    Case(
+        "causal",
+        lambda: _attention(is_causal=True),
+        [T],
+        [
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("scale given", lambda: _attention(scale=0.3), [T], [
+        ],
+    ),
+    Case(
+        "scale given",
+        lambda: _attention(scale=0.3),
+        [T],
+        [
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("grouped queries", lambda: _attention(heads=6, groups=2), [T], [
+        ],
+    ),
+    Case(
+        "grouped queries",
+        lambda: _attention(heads=6, groups=2),
+        [T],
+        [
             "4 head_dim: q.weight[0]x6 q.bias[0]x6 k.weight[0]x2 k.bias[0]x2",
             "2 kv_group: o.weight[1]x12 q.weight[0]x12 q.bias[0]x12 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: o.weight[1]x6 v.weight[0]x2 v.bias[0]x2",
             "3 head: o.weight[1]x8 q.weight[0]x8 q.bias[0]x8",
-        ]),
-    Case("multi-query", lambda: _attention(heads=3, groups=1), [T], [
+        ],
+    ),
+    Case(
+        "multi-query",
+        lambda: _attention(heads=3, groups=1),
+        [T],
+        [
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0] k.bias[0]",
             "4 head_dim: o.weight[1]x3 v.weight[0] v.bias[0]",
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4",
-        ]),
-    Case("mask of lengths", lambda: _attention(mask=(7, 7)), [T], [
+        ],
+    ),
+    Case(
+        "mask of lengths",
+        lambda: _attention(mask=(7, 7)),
+        [T],
+        [
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("mask of each head", lambda: _attention(mask=(1, 3, 7, 7)), [T], [
+        ],
+    ),
+    Case(
+        "mask of each head",
+        lambda: _attention(mask=(1, 3, 7, 7)),
+        [T],
+        [
             "3 head: mask[1] o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("mask for all heads", lambda: _attention(mask=(1, 1, 7, 7)), [T], [
+        ],
+    ),
+    Case(
+        "mask for all heads",
+        lambda: _attention(mask=(1, 1, 7, 7)),
+        [T],
+        [
             "3 head: o.weight[1]x4 q.weight[0]x4 q.bias[0]x4 k.weight[0]x4 k.bias[0]x4 v.weight[0]x4 v.bias[0]x4",
             "4 head_dim: q.weight[0]x3 q.bias[0]x3 k.weight[0]x3 k.bias[0]x3",
             "4 head_dim: o.weight[1]x3 v.weight[0]x3 v.bias[0]x3",
-        ]),
-    Case("MultiheadAttention", lambda: Fn(lambda m, x: m.o(m.a(x, x, x, need_weights=False)[0]),
-                                          a=nn.MultiheadAttention(6, 2, batch_first=True), o=nn.Linear(6, 2)), [(3, 4, 6)],
-         [
+        ],
+    ),
+    Case(
+        "MultiheadAttention",
+        lambda: Fn(
+            lambda m, x: m.o(m.a(x, x, x, need_weights=False)[0]),
+            a=nn.MultiheadAttention(6, 2, batch_first=True),
+            o=nn.Linear(6, 2),
+        ),
+        [(3, 4, 6)],
+        [
             "6 channel: a.out_proj.weight[0] a.out_proj.bias[0] o.weight[1]",
             "2 head: a.in_proj_weight[0]x9 a.in_proj_bias[0]x9 a.out_proj.weight[1]x3",
             "3 head_dim: a.in_proj_weight[0]x4 a.in_proj_bias[0]x4",
             "3 head_dim: a.in_proj_weight[0]x2 a.in_proj_bias[0]x2 a.out_proj.weight[1]x2",
-        ]),
-    Case("MultiheadAttention with weights", lambda: Fn(
-        lambda m, x: m.a(x, x, x), a=nn.MultiheadAttention(6, 2, batch_first=True)), [(3, 4, 6)], [
+        ],
+    ),
+    Case(
+        "MultiheadAttention with weights",
+        lambda: Fn(lambda m, x: m.a(x, x, x), a=nn.MultiheadAttention(6, 2, batch_first=True)),
+        [(3, 4, 6)],
+        [
             "2 head: a.in_proj_weight[0]x9 a.in_proj_bias[0]x9 a.out_proj.weight[1]x3",
             "3 head_dim: a.in_proj_weight[0]x4 a.in_proj_bias[0]x4",
             "3 head_dim: a.in_proj_weight[0]x2 a.in_proj_bias[0]x2 a.out_proj.weight[1]x2",
-        ], statistic=True),
-]  # fmt: skip
+        ],
+        statistic=True,
+    ),
+]

@@ -40,29 +40,44 @@ IMAGE = {1: (3, 3, 7), 2: (3, 3, 7, 6), 3: (3, 3, 5, 4, 3)}
 
 CASES = [
     *(
-        Case(f"conv{n}d{'' if groups == 1 else ', groups'}", lambda n=n, g=groups: _closed(f"Conv{n}d", n, groups=g),
-             [IMAGE[n]], PLAIN if groups == 1 else GROUPED)
-        for n in (1, 2, 3) for groups in (1, 2)
+        Case(
+            f"conv{n}d{'' if groups == 1 else ', groups'}",
+            lambda n=n, g=groups: _closed(f"Conv{n}d", n, groups=g),
+            [IMAGE[n]],
+            PLAIN if groups == 1 else GROUPED,
+        )
+        for n in (1, 2, 3)
+        for groups in (1, 2)
     ),
     *(
-        Case(f"conv{n}d, padding same, groups", lambda n=n: _closed(f"Conv{n}d", n, groups=2, padding="same"),
-             [IMAGE[n]], GROUPED)
+        Case(
+            f"conv{n}d, padding same, groups",
+            lambda n=n: _closed(f"Conv{n}d", n, groups=2, padding="same"),
+            [IMAGE[n]],
+            GROUPED,
+        )
         for n in (1, 2, 3)
     ),
     *(
-        Case(f"conv_transpose{n}d{'' if groups == 1 else ', groups'}",
-             lambda n=n, g=groups: _closed(f"ConvTranspose{n}d", n, groups=g),
-             [IMAGE[n]], TRANSPOSED if groups == 1 else GROUPED_TRANSPOSED)
-        for n in (1, 2, 3) for groups in (1, 2)
+        Case(
+            f"conv_transpose{n}d{'' if groups == 1 else ', groups'}",
+            lambda n=n, g=groups: _closed(f"ConvTranspose{n}d", n, groups=g),
+            [IMAGE[n]],
+            TRANSPOSED if groups == 1 else GROUPED_TRANSPOSED,
+        )
+        for n in (1, 2, 3)
+        for groups in (1, 2)
     ),
     Case(
         "depthwise",
-        lambda: _chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.Conv2d(8, 2, 1)), [IMAGE[2]],
+        lambda: _chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.Conv2d(8, 2, 1)),
+        [IMAGE[2]],
         ["8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 1.bias[0] 3.weight[1]"],
     ),
     Case(
         "depthwise with a multiplier",
-        lambda: _chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU6(), nn.Conv2d(8, 2, 1)), [IMAGE[2]],
+        lambda: _chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU6(), nn.Conv2d(8, 2, 1)),
+        [IMAGE[2]],
         [
             "4 channel: 0.weight[0] 0.bias[0] 1.weight[0]x2 1.bias[0]x2 3.weight[1]x2",
             "2 channel: 1.weight[0]x4 1.bias[0]x4 3.weight[1]x4",
@@ -79,8 +94,14 @@ CASES = [
     ),
     Case(
         "grouped after grouped, other groups",
-        lambda: _chain(nn.Conv1d(3, 12, 1), nn.Conv1d(12, 12, 1, groups=2), nn.ReLU(), nn.Conv1d(12, 12, 1, groups=3),
-                       nn.ReLU(), nn.Conv1d(12, 2, 1)),
+        lambda: _chain(
+            nn.Conv1d(3, 12, 1),
+            nn.Conv1d(12, 12, 1, groups=2),
+            nn.ReLU(),
+            nn.Conv1d(12, 12, 1, groups=3),
+            nn.ReLU(),
+            nn.Conv1d(12, 2, 1),
+        ),
         [IMAGE[1]],
         [
             "6 channel: 0.weight[0]x2 0.bias[0]x2 1.weight[1]",
@@ -89,24 +110,32 @@ CASES = [
         ],
     ),
     Case(
-        "grouped on the input", lambda: _chain(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        "grouped on the input",
+        lambda: _chain(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)),
         [(3, 4, 7, 6)],
         ["4 channel: 0.weight[0]x2 0.bias[0]x2 2.weight[1]x2"],
     ),
     Case(
         "standardised weight",
         lambda: Fn(
-            lambda m, x: m.b(F.conv2d(m.a(x), F.batch_norm(m.w.reshape(1, 6, -1), None, None, m.g, training=True)
-                                      .reshape(6, 8, 3, 3))),
-            a=nn.Conv2d(3, 8, 1), w=nn.Parameter(torch.randn(6, 8, 3, 3)), g=nn.Parameter(torch.ones(6)),
+            lambda m, x: m.b(
+                F.conv2d(
+                    m.a(x), F.batch_norm(m.w.reshape(1, 6, -1), None, None, m.g, training=True).reshape(6, 8, 3, 3)
+                )
+            ),
+            a=nn.Conv2d(3, 8, 1),
+            w=nn.Parameter(torch.randn(6, 8, 3, 3)),
+            g=nn.Parameter(torch.ones(6)),
             b=nn.Conv2d(6, 2, 1),
         ),
         [IMAGE[2]],
-        ["6 channel: w[0] g[0] b.weight[1]", "8 channel: w[1] a.weight[0] a.bias[0]"], statistic=True,
+        ["6 channel: w[0] g[0] b.weight[1]", "8 channel: w[1] a.weight[0] a.bias[0]"],
+        statistic=True,
     ),
     Case(
-        "without a batch", lambda: Fn(lambda m, x: m.b(m.a(x.sum(0))) * x[:, :1], a=nn.Conv2d(3, 8, 3, padding=1),
-                                      b=nn.Conv2d(8, 1, 1)), [IMAGE[2]],
+        "without a batch",
+        lambda: Fn(lambda m, x: m.b(m.a(x.sum(0))) * x[:, :1], a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 1, 1)),
+        [IMAGE[2]],
         ["8 channel: a.weight[0] a.bias[0] b.weight[1]"],
     ),
-]  # fmt: skip
+]

@@ -14,18 +14,24 @@ GROUPS = ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]
 SOLE = ["6 channel: a.weight[0] a.bias[0]"]
 
 MAKERS = {
-    "arange": lambda x: A.arange(6, dtype=x.dtype), "arange.start": lambda x: A.arange.start(2, 8, dtype=x.dtype),
+    "arange": lambda x: A.arange(6, dtype=x.dtype),
+    "arange.start": lambda x: A.arange.start(2, 8, dtype=x.dtype),
     "arange.start_step": lambda x: A.arange.start_step(0, 12, 2, dtype=x.dtype),
-    "linspace": lambda x: A.linspace(0.1, 2.0, 6, dtype=x.dtype), "zeros": lambda x: torch.zeros(6, dtype=x.dtype),
-    "ones": lambda x: torch.ones(1, 6, dtype=x.dtype), "full": lambda x: torch.full((6,), 0.5, dtype=x.dtype),
-    "eye": lambda x: torch.eye(6, dtype=x.dtype)[2], "eye.m": lambda x: torch.eye(4, 6, dtype=x.dtype),
-    "scalar_tensor": lambda x: A.scalar_tensor(0.5, dtype=x.dtype), "new_zeros": lambda x: x.new_zeros(6),
-    "new_ones": lambda x: x.new_ones(4, 6), "new_full": lambda x: x.new_full((6,), 0.25),
+    "linspace": lambda x: A.linspace(0.1, 2.0, 6, dtype=x.dtype),
+    "zeros": lambda x: torch.zeros(6, dtype=x.dtype),
+    "ones": lambda x: torch.ones(1, 6, dtype=x.dtype),
+    "full": lambda x: torch.full((6,), 0.5, dtype=x.dtype),
+    "eye": lambda x: torch.eye(6, dtype=x.dtype)[2],
+    "eye.m": lambda x: torch.eye(4, 6, dtype=x.dtype),
+    "scalar_tensor": lambda x: A.scalar_tensor(0.5, dtype=x.dtype),
+    "new_zeros": lambda x: x.new_zeros(6),
+    "new_ones": lambda x: x.new_ones(4, 6),
+    "new_full": lambda x: x.new_full((6,), 0.25),
     "new_empty": lambda x: x.new_empty(6).mul(0).nan_to_num(),
     "empty": lambda x: torch.empty(6, dtype=x.dtype).mul(0).nan_to_num(),
     "tril_indices": lambda x: torch.tril_indices(3, 3)[0].to(x.dtype),
     "triu_indices": lambda x: torch.triu_indices(3, 3)[1].to(x.dtype),
-}  # fmt: skip
+}
 
 CASES = [
     *(Case(name, lambda f=f: Fn(lambda m, x: m.b(m.a(x) * (1 + f(x)) + f(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), [T],

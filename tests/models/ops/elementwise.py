@@ -50,16 +50,25 @@ UNARY: dict[str, Unary] = {
 }  # fmt: skip
 
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "atan2": torch.atan2, "minimum": torch.minimum,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "atan2": torch.atan2,
+    "minimum": torch.minimum,
     "div.Tensor_mode": lambda x, y: torch.div(x, 1 + y.abs(), rounding_mode="trunc") + y,
     "floor_divide": lambda x, y: torch.floor_divide(x, 1 + y.abs()) + y,
-    "rsub.Tensor": torch.rsub, "min.other": A.min.other, "max.other": A.max.other,
-    "where.self": lambda x, y: torch.where(x > 0, x, y), "expand_as": lambda x, y: x.expand_as(y) + y,
+    "rsub.Tensor": torch.rsub,
+    "min.other": A.min.other,
+    "max.other": A.max.other,
+    "where.self": lambda x, y: torch.where(x > 0, x, y),
+    "expand_as": lambda x, y: x.expand_as(y) + y,
     "type_as": lambda x, y: x.type_as(y) + y,
-    "clamp.Tensor": lambda x, y: torch.clamp(x, min=y), "lerp.Scalar": lambda x, y: torch.lerp(x, y, 0.3),
-    "lerp.Tensor": lambda x, y: torch.lerp(x, y, y.sigmoid()), "addcmul": lambda x, y: torch.addcmul(x, x, y),
+    "clamp.Tensor": lambda x, y: torch.clamp(x, min=y),
+    "lerp.Scalar": lambda x, y: torch.lerp(x, y, 0.3),
+    "lerp.Tensor": lambda x, y: torch.lerp(x, y, y.sigmoid()),
+    "addcmul": lambda x, y: torch.addcmul(x, x, y),
     "addcdiv": lambda x, y: torch.addcdiv(x, x, 1 + y.abs()),
-}  # fmt: skip
+}
 
 
 class Many(nn.Module):

@@ -23,91 +23,151 @@ X, T = (3, 3, 7, 6), (3, 4, 5)
 NORM = "8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 1.bias[0]"
 
 CASES = [
-    Case("batch norm", lambda: _image(nn.BatchNorm2d(8)), [X], [f"{NORM} 3.weight[1] 1.running_mean[0] 1.running_var[0]"]),
     Case(
-        "batch norm of features", lambda: _tokens(nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(8))), [T],
-        ["8 channel: 0.weight[0] 0.bias[0] 1.1.weight[0] 1.1.bias[0] 3.weight[1] 1.1.running_mean[0] 1.1.running_var[0]"],
+        "batch norm", lambda: _image(nn.BatchNorm2d(8)), [X], [f"{NORM} 3.weight[1] 1.running_mean[0] 1.running_var[0]"]
     ),
     Case(
-        "batch norm without parameters", lambda: _image(nn.BatchNorm2d(8, affine=False)), [X],
+        "batch norm of features",
+        lambda: _tokens(nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(8))),
+        [T],
+        [
+            "8 channel: 0.weight[0] 0.bias[0] 1.1.weight[0] 1.1.bias[0] 3.weight[1] 1.1.running_mean[0] 1.1.running_var[0]"
+        ],
+    ),
+    Case(
+        "batch norm without parameters",
+        lambda: _image(nn.BatchNorm2d(8, affine=False)),
+        [X],
         ["8 channel: 0.weight[0] 0.bias[0] 3.weight[1] 1.running_mean[0] 1.running_var[0]"],
     ),
     Case(
-        "batch norm with the batch's statistics", lambda: _image(nn.BatchNorm2d(8, track_running_stats=False)), [X],
+        "batch norm with the batch's statistics",
+        lambda: _image(nn.BatchNorm2d(8, track_running_stats=False)),
+        [X],
         [f"{NORM} 3.weight[1]"],
     ),
     Case("instance norm", lambda: _image(nn.InstanceNorm2d(8, affine=True)), [X], [f"{NORM} 3.weight[1]"]),
     Case(
         "instance norm with running statistics",
-        lambda: _image(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), [X],
+        lambda: _image(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
+        [X],
         [f"{NORM} 3.weight[1] 1.running_mean[0] 1.running_var[0]"],
     ),
     Case(
-        "instance norm over channels as space", lambda: Fn(
-            lambda m, x: m.b(F.instance_norm(m.a(x))), a=nn.Linear(5, 8), b=nn.Linear(8, 2)), [T],
-        ["8 channel: a.weight[0] a.bias[0] b.weight[1]"], statistic=True,
+        "instance norm over channels as space",
+        lambda: Fn(lambda m, x: m.b(F.instance_norm(m.a(x))), a=nn.Linear(5, 8), b=nn.Linear(8, 2)),
+        [T],
+        ["8 channel: a.weight[0] a.bias[0] b.weight[1]"],
+        statistic=True,
     ),
     Case("layer norm", lambda: _tokens(nn.LayerNorm(8)), [T], [f"{NORM} 3.weight[1]"], statistic=True),
     Case(
-        "layer norm without parameters", lambda: _tokens(nn.LayerNorm(8, elementwise_affine=False)), [T],
-        ["8 channel: 0.weight[0] 0.bias[0] 3.weight[1]"], statistic=True,
+        "layer norm without parameters",
+        lambda: _tokens(nn.LayerNorm(8, elementwise_affine=False)),
+        [T],
+        ["8 channel: 0.weight[0] 0.bias[0] 3.weight[1]"],
+        statistic=True,
     ),
     Case(
         "layer norm over two dimensions",
-        lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm((4, 8)), nn.ReLU(), nn.Linear(8, 2)), [T],
-        ["8 channel: 0.weight[0] 0.bias[0] 1.weight[1] 1.bias[1] 3.weight[1]"], statistic=True,
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm((4, 8)), nn.ReLU(), nn.Linear(8, 2)),
+        [T],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.weight[1] 1.bias[1] 3.weight[1]"],
+        statistic=True,
     ),
     Case(
         "layer norm over heads and their dimensions",
-        lambda: nn.Sequential(nn.Linear(5, 8), nn.Unflatten(2, (2, 4)), nn.LayerNorm((2, 4)), nn.Flatten(2), nn.Linear(8, 2)),
+        lambda: nn.Sequential(
+            nn.Linear(5, 8), nn.Unflatten(2, (2, 4)), nn.LayerNorm((2, 4)), nn.Flatten(2), nn.Linear(8, 2)
+        ),
         [T],
         [
             "2 channel: 0.weight[0]x4 0.bias[0]x4 2.weight[0] 2.bias[0] 4.weight[1]x4",
             "4 channel: 0.weight[0]x2 0.bias[0]x2 2.weight[1] 2.bias[1] 4.weight[1]x2",
-        ], statistic=True,
+        ],
+        statistic=True,
     ),
-    Case("RMS norm", lambda: _tokens(nn.RMSNorm(8)), [T], ["8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 3.weight[1]"], statistic=True),
-    Case("group norm", lambda: _image(nn.GroupNorm(2, 8)), [X], [
+    Case(
+        "RMS norm",
+        lambda: _tokens(nn.RMSNorm(8)),
+        [T],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 3.weight[1]"],
+        statistic=True,
+    ),
+    Case(
+        "group norm",
+        lambda: _image(nn.GroupNorm(2, 8)),
+        [X],
+        [
             "2 channel: 0.weight[0]x4 0.bias[0]x4 1.weight[0]x4 1.bias[0]x4 3.weight[1]x4",
             "4 channel: 0.weight[0]x2 0.bias[0]x2 1.weight[0]x2 1.bias[0]x2 3.weight[1]x2",
-        ], statistic=True),
-    Case("group norm of one group", lambda: _image(nn.GroupNorm(1, 8)), [X], ["8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 1.bias[0] 3.weight[1]"], statistic=True),
-    Case("group norm of single channels", lambda: _image(nn.GroupNorm(8, 8, affine=False)), [X], ["8 channel: 0.weight[0] 0.bias[0] 3.weight[1]"]),
+        ],
+        statistic=True,
+    ),
+    Case(
+        "group norm of one group",
+        lambda: _image(nn.GroupNorm(1, 8)),
+        [X],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 1.bias[0] 3.weight[1]"],
+        statistic=True,
+    ),
+    Case(
+        "group norm of single channels",
+        lambda: _image(nn.GroupNorm(8, 8, affine=False)),
+        [X],
+        ["8 channel: 0.weight[0] 0.bias[0] 3.weight[1]"],
+    ),
     Case(
         "group norm after a grouped convolution",
-        lambda: _image(nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.GroupNorm(2, 8))), [X],
+        lambda: _image(nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.GroupNorm(2, 8))),
+        [X],
         [
             "2 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[1]",
             "2 channel: 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
             "2 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
             "2 channel: 0.weight[0]x4 0.bias[0]x4 1.0.weight[0]x4 1.0.bias[0]x4 1.1.weight[0]x4 1.1.bias[0]x4 3.weight[1]x4",
-        ], statistic=True,
+        ],
+        statistic=True,
     ),
     Case(
-        "RMS norm by hand", lambda: Fn(
+        "RMS norm by hand",
+        lambda: Fn(
             lambda m, x: m.b((y := m.a(x)) * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * m.w),
-            a=nn.Linear(5, 8), w=nn.Parameter(torch.ones(8)), b=nn.Linear(8, 2)), [T],
-        ["8 channel: w[0] a.weight[0] a.bias[0] b.weight[1]"], statistic=True,
+            a=nn.Linear(5, 8),
+            w=nn.Parameter(torch.ones(8)),
+            b=nn.Linear(8, 2),
+        ),
+        [T],
+        ["8 channel: w[0] a.weight[0] a.bias[0] b.weight[1]"],
+        statistic=True,
     ),
     Case(
-        "weight norm", lambda: _image(weight_norm(nn.Conv2d(8, 8, 3))), [X],
+        "weight norm",
+        lambda: _image(weight_norm(nn.Conv2d(8, 8, 3))),
+        [X],
         [
             "8 channel: 0.weight[0] 0.bias[0] 1.parametrizations.weight.original1[1]",
             "8 channel: 1.bias[0] 1.parametrizations.weight.original0[0] 1.parametrizations.weight.original1[0] 3.weight[1]",
-        ], statistic=True,
+        ],
+        statistic=True,
     ),
     Case(
-        "weight norm by input channel", lambda: _tokens(weight_norm(nn.Linear(8, 8), dim=1)), [T],
+        "weight norm by input channel",
+        lambda: _tokens(weight_norm(nn.Linear(8, 8), dim=1)),
+        [T],
         [
             "8 channel: 0.weight[0] 0.bias[0] 1.parametrizations.weight.original0[1] 1.parametrizations.weight.original1[1]",
             "8 channel: 1.bias[0] 1.parametrizations.weight.original1[0] 3.weight[1]",
-        ], statistic=True,
+        ],
+        statistic=True,
     ),
     Case(
-        "spectral norm", lambda: _image(spectral_norm(nn.Conv2d(8, 8, 3))), [X],
+        "spectral norm",
+        lambda: _image(spectral_norm(nn.Conv2d(8, 8, 3))),
+        [X],
         [
             "8 channel: 0.weight[0] 0.bias[0] 1.parametrizations.weight.original[1] 1.parametrizations.weight.0._v[0]x9",
             "8 channel: 1.bias[0] 1.parametrizations.weight.original[0] 3.weight[1] 1.parametrizations.weight.0._u[0]",
         ],
     ),
-]  # fmt: skip
+]

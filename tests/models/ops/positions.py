@@ -19,9 +19,12 @@ COUNT = 6
 def routed(function: Callable[..., Tensor]) -> Callable[[], nn.Module]:
     """A router of six, a table with a row for each of them, and six linear layers side by side."""
     return lambda: Fn(
-        function, gate=nn.Linear(5, COUNT), table=nn.Parameter(torch.randn(COUNT, 7)), up=nn.Parameter(torch.randn(COUNT, 5, 7)),
+        function,
+        gate=nn.Linear(5, COUNT),
+        table=nn.Parameter(torch.randn(COUNT, 7)),
+        up=nn.Parameter(torch.randn(COUNT, 5, 7)),
         order=torch.arange(COUNT),
-    )  # fmt: skip
+    )
 
 
 def choose(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,6 +148,6 @@ STAYING = [
     _case("positions as numbers", lambda m, x: m.gate(x).topk(2)[1].to(x.dtype) + x.mean(), statistic=False),
     _case("equal to one of them", lambda m, x: (m.gate(x).topk(2)[1] == 3).to(x.dtype) + x.mean(), statistic=False),
     _case("rows of something else", lambda m, x: m.order.to(x.dtype)[m.gate(x).topk(2)[1]] + x.mean()),
-]  # fmt: skip
+]
 
 CASES = GOING + STAYING

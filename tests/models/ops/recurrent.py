@@ -41,8 +41,11 @@ def every() -> Iterator[nn.Module]:
 
 
 CELLS = {
-    "lstm": nn.LSTMCell, "gru": nn.GRUCell, "tanh": nn.RNNCell, "relu": functools.partial(nn.RNNCell, nonlinearity="relu"),
-}  # fmt: skip
+    "lstm": nn.LSTMCell,
+    "gru": nn.GRUCell,
+    "tanh": nn.RNNCell,
+    "relu": functools.partial(nn.RNNCell, nonlinearity="relu"),
+}
 
 
 def loop(kind: str) -> nn.Module:

@@ -14,33 +14,51 @@ A = torch.ops.aten
 
 #: Over dimension 1 of [batch, 6, 4]; of pairs, the parts that matter.
 PARTS: dict[str, Callable[..., Tensor]] = {
-    "mean": lambda x, **k: x.mean(1, **k), "sum": lambda x, **k: x.sum(1, **k), "amax": lambda x, **k: x.amax(1, **k),
-    "amin": lambda x, **k: x.amin(1, **k), "prod": lambda x, **k: x.prod(1, **k),
-    "var": lambda x, **k: A.var.correction(x, [1], correction=0, **k), "var.dim": lambda x, **k: A.var.dim(x, [1], False, **k),
-    "std": lambda x, **k: A.std.correction(x, [1], correction=0, **k), "std.dim": lambda x, **k: A.std.dim(x, [1], False, **k),
-    "logsumexp": lambda x, **k: x.logsumexp(1, **k), "any": lambda x, **k: (x > 1).any(1, **k).to(x.dtype),
-    "all": lambda x, **k: (x > -1).all(1, **k).to(x.dtype), "norm": lambda x, **k: A.norm.ScalarOpt_dim(x, 2, [1], **k),
-    "nansum": lambda x, **k: x.nansum(1, **k), "vector_norm": lambda x, **k: torch.linalg.vector_norm(x, 3, 1, **k),
+    "mean": lambda x, **k: x.mean(1, **k),
+    "sum": lambda x, **k: x.sum(1, **k),
+    "amax": lambda x, **k: x.amax(1, **k),
+    "amin": lambda x, **k: x.amin(1, **k),
+    "prod": lambda x, **k: x.prod(1, **k),
+    "var": lambda x, **k: A.var.correction(x, [1], correction=0, **k),
+    "var.dim": lambda x, **k: A.var.dim(x, [1], False, **k),
+    "std": lambda x, **k: A.std.correction(x, [1], correction=0, **k),
+    "std.dim": lambda x, **k: A.std.dim(x, [1], False, **k),
+    "logsumexp": lambda x, **k: x.logsumexp(1, **k),
+    "any": lambda x, **k: (x > 1).any(1, **k).to(x.dtype),
+    "all": lambda x, **k: (x > -1).all(1, **k).to(x.dtype),
+    "norm": lambda x, **k: A.norm.ScalarOpt_dim(x, 2, [1], **k),
+    "nansum": lambda x, **k: x.nansum(1, **k),
+    "vector_norm": lambda x, **k: torch.linalg.vector_norm(x, 3, 1, **k),
     "var_mean": lambda x, **k: sum(A.var_mean.correction(x, [1], correction=0, **k)),
     "var_mean.dim": lambda x, **k: sum(A.var_mean.dim(x, [1], False, **k)),
     "std_mean": lambda x, **k: sum(A.std_mean.correction(x, [1], correction=0, **k)),
     "aminmax": lambda x, **k: sum(torch.aminmax(x, dim=1, **k)),
-    "max": lambda x, **k: x.max(1, **k)[0], "min": lambda x, **k: x.min(1, **k)[0],
-    "median": lambda x, **k: x.median(1, **k)[0], "mode": lambda x, **k: x.mode(1, **k)[0],
-    "max and where": lambda x, **k: sum(x.max(1, **k)), "min's place": lambda x, **k: x.min(1, **k)[1].to(x.dtype),
-    "argmax": lambda x, **k: x.argmax(1, **k).to(x.dtype), "argmin": lambda x, **k: x.argmin(1, **k).to(x.dtype),
-}  # fmt: skip
+    "max": lambda x, **k: x.max(1, **k)[0],
+    "min": lambda x, **k: x.min(1, **k)[0],
+    "median": lambda x, **k: x.median(1, **k)[0],
+    "mode": lambda x, **k: x.mode(1, **k)[0],
+    "max and where": lambda x, **k: sum(x.max(1, **k)),
+    "min's place": lambda x, **k: x.min(1, **k)[1].to(x.dtype),
+    "argmax": lambda x, **k: x.argmax(1, **k).to(x.dtype),
+    "argmin": lambda x, **k: x.argmin(1, **k).to(x.dtype),
+}
 
 POSITIONS = {"max and where", "min's place", "argmax", "argmin"}
 
 SCANS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda x: x.softmax(1), "_softmax": lambda x: A._softmax(x, 1, False),
-    "log_softmax": lambda x: x.log_softmax(1), "_log_softmax": lambda x: A._log_softmax(x, 1, False),
-    "cumsum": lambda x: x.cumsum(1), "cumprod": lambda x: x.cumprod(1), "logcumsumexp": lambda x: x.logcumsumexp(1),
-    "sort": lambda x: A.sort.default(x, 1)[0], "sort.stable": lambda x: A.sort.stable(x, stable=True, dim=1)[0],
-    "argsort": lambda x: x.argsort(1).to(x.dtype), "argsort.stable": lambda x: x.argsort(dim=1, stable=True).to(x.dtype),
+    "softmax": lambda x: x.softmax(1),
+    "_softmax": lambda x: A._softmax(x, 1, False),
+    "log_softmax": lambda x: x.log_softmax(1),
+    "_log_softmax": lambda x: A._log_softmax(x, 1, False),
+    "cumsum": lambda x: x.cumsum(1),
+    "cumprod": lambda x: x.cumprod(1),
+    "logcumsumexp": lambda x: x.logcumsumexp(1),
+    "sort": lambda x: A.sort.default(x, 1)[0],
+    "sort.stable": lambda x: A.sort.stable(x, stable=True, dim=1)[0],
+    "argsort": lambda x: x.argsort(1).to(x.dtype),
+    "argsort.stable": lambda x: x.argsort(dim=1, stable=True).to(x.dtype),
     "topk": lambda x: x.topk(4, 1)[0],
-}  # fmt: skip
+}
 
 
 class Many(nn.Module):

@@ -18,10 +18,14 @@ def test_rule(case: Case) -> None:
     check_case(case)
 
 
-@pytest.mark.parametrize("make", [
-    lambda x: torch.rand(6, dtype=x.dtype), lambda x: torch.randn(6, dtype=x.dtype),
-    lambda x: torch.randint(0, 3, (6,)).to(x.dtype),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.rand(6, dtype=x.dtype),
+        lambda x: torch.randn(6, dtype=x.dtype),
+        lambda x: torch.randint(0, 3, (6,)).to(x.dtype),
+    ],
+)
 def test_random_values_are_cut_to_what_is_left(make) -> None:
     x = torch.randn(T, dtype=torch.float64)
     _, coupling = prepared(Fn(lambda m, x: m.b(m.a(x) + 0 * make(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), (x,))

@@ -88,10 +88,24 @@ def test_every_number_of_the_report_is_there(text: str) -> None:
     for number in numbers:
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,])", words), number
     for piece in (
-        "3.2e-06", "1e-04", "float32", "1.50", "0.25", "12.5", "6.21", "6.07", "6.25 ms, met", "1.5e-05",
-        "48.6 %", "variance", "the result", "an input", "layer4.1", "conv1.weight: no bias takes its shift",
+        "3.2e-06",
+        "1e-04",
+        "float32",
+        "1.50",
+        "0.25",
+        "12.5",
+        "6.21",
+        "6.07",
+        "6.25 ms, met",
+        "1.5e-05",
+        "48.6 %",
+        "variance",
+        "the result",
+        "an input",
+        "layer4.1",
+        "conv1.weight: no bias takes its shift",
         "a note",
-    ):  # fmt: skip
+    ):
         assert piece in words, piece
 
 

@@ -32,9 +32,15 @@ class Inverted(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(True))
         self.block = nn.Sequential(
-            nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.SiLU(True), nn.Conv2d(16, 16, 3, padding=1, groups=16),
-            nn.BatchNorm2d(16), nn.ReLU(True), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8, affine=False),
-        )  # fmt: skip
+            nn.Conv2d(8, 16, 1),
+            nn.BatchNorm2d(16),
+            nn.SiLU(True),
+            nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            nn.BatchNorm2d(16),
+            nn.ReLU(True),
+            nn.Conv2d(16, 8, 1),
+            nn.BatchNorm2d(8, affine=False),
+        )
         self.two = nn.Conv2d(8, 12, 1)
         self.norm, self.head = nn.GroupNorm(2, 6), nn.Linear(6, 3)
 

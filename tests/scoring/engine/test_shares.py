@@ -32,8 +32,11 @@ def test_an_outlier_leaves_the_other_units_their_shares() -> None:
 def test_layers_are_counted_on_both_sides_by_their_share() -> None:
     model = Fn(  # c reads a and b side by side, d reads b alone
         lambda m, x: (m.c(torch.cat([m.a(x), m.b(x)], 1)), m.d(m.b(x))),
-        a=nn.Linear(5, 6), b=nn.Linear(5, 2), c=nn.Linear(8, 3), d=nn.Linear(2, 3),
-    )  # fmt: skip
+        a=nn.Linear(5, 6),
+        b=nn.Linear(5, 2),
+        c=nn.Linear(8, 3),
+        d=nn.Linear(2, 3),
+    )
     coupling = prepared(model, (torch.randn(4, 5, dtype=torch.float64),))[1]
     context = Context(coupling, PlainInputs(()))
     assert layers_that(context, read=True) == pytest.approx({"a": 6 / 8, "b": 2 / 8 + 1})

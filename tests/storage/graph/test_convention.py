@@ -32,9 +32,20 @@ pytree.register_dataclass(Boxes)
 
 
 TREES = [
-    1, (1, 2), [1, [2, (3,)]], {"a": 1, 2: [3]}, {}, (), collections.OrderedDict(b=1, a=2), collections.deque([1, 2]),
-    collections.deque([1], maxlen=3), Pair(1, {"x": 2}), Boxes(1, 2), Boxes(1), {"deep": [Pair(Boxes(1), (2,))]},
-]  # fmt: skip
+    1,
+    (1, 2),
+    [1, [2, (3,)]],
+    {"a": 1, 2: [3]},
+    {},
+    (),
+    collections.OrderedDict(b=1, a=2),
+    collections.deque([1, 2]),
+    collections.deque([1], maxlen=3),
+    Pair(1, {"x": 2}),
+    Boxes(1, 2),
+    Boxes(1),
+    {"deep": [Pair(Boxes(1), (2,))]},
+]
 
 
 @pytest.mark.parametrize("value", TREES, ids=repr)

@@ -92,8 +92,12 @@ TAMPERED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda g: layer(g, "up").__setitem__(1, "Identity"), "unknown entries"),
     (lambda g: layer(g, "up").__setitem__(1, "Module"), "unknown entries"),
     (lambda g: g["tensors"].remove(["up.weight", tensor(g, "up.weight")]), "'up.weight' is missing"),
-    (lambda g: g["tensors"].append(["evil", {"role": "buffer", "dtype": "float32", "shape": [1 << 60], "trains": False}]),
-     "'evil' is in no file"),
+    (
+        lambda g: g["tensors"].append(
+            ["evil", {"role": "buffer", "dtype": "float32", "shape": [1 << 60], "trains": False}]
+        ),
+        "'evil' is in no file",
+    ),
     (lambda g: tensor(g, "up.weight").update(shape=[1 << 40, 1 << 40]), r"the file holds"),
     (lambda g: tensor(g, "up.weight").update(dtype="float64"), r"the file holds"),
     (lambda g: tensor(g, "up.weight").update(strides=[0, 1, 1, 1]), "steps that fill the memory"),
@@ -101,7 +105,7 @@ TAMPERED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda g: tensor(g, "stem.1.num_batches_tracked").update(trains=True), "it cannot be made"),
     (lambda g: g["tensors"].append(["x.y", {"role": "buffer", "same": "up.weight"}]), "there is no module 'x'"),
     (lambda g: g["tensors"].append(["y", {"role": "buffer", "same": "z"}]), "there is no tensor 'z' before it"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "message"), TAMPERED)

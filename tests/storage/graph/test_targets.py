@@ -11,21 +11,55 @@ from fxprune.storage.graph import targets
 
 @pytest.mark.parametrize(
     "name",
-    ["aten::linear.default", "aten::add.Tensor", "aten::sym_size.int", "fxprune::mark.default", "operator.mul",
-     "operator.getitem", "builtins.getattr", "torch.sym_max", "math.ceil", "aten::conv2d.padding", "aten::einsum.default"],
-)  # fmt: skip
+    [
+        "aten::linear.default",
+        "aten::add.Tensor",
+        "aten::sym_size.int",
+        "fxprune::mark.default",
+        "operator.mul",
+        "operator.getitem",
+        "builtins.getattr",
+        "torch.sym_max",
+        "math.ceil",
+        "aten::conv2d.padding",
+        "aten::einsum.default",
+    ],
+)
 def test_targets_come_back(name: str) -> None:
     assert targets.name_of(targets.find(name, "here")) == name
 
 
 @pytest.mark.parametrize(
     "name",
-    ["os.system", "builtins.eval", "builtins.exec", "builtins.__import__", "operator.attrgetter", "operator.methodcaller",
-     "aten::from_file.default", "aten::save.default", "aten::_print.default", "aten::warn.default", "aten::linear", "linear",
-     "aten::__class__.default", "aten::linear.__class__", "aten::nothing.default", "aten::linear.nothing", "subprocess::run.x",
-     "prims::add.default", "aten::linear.default\n", "aten.linear.default", "torch.load", "", "transformers::nothing.default",
-     "inductor::x.default", "aten::_linalg_check_errors.default", "aten::linear.default; import os"],
-)  # fmt: skip
+    [
+        "os.system",
+        "builtins.eval",
+        "builtins.exec",
+        "builtins.__import__",
+        "operator.attrgetter",
+        "operator.methodcaller",
+        "aten::from_file.default",
+        "aten::save.default",
+        "aten::_print.default",
+        "aten::warn.default",
+        "aten::linear",
+        "linear",
+        "aten::__class__.default",
+        "aten::linear.__class__",
+        "aten::nothing.default",
+        "aten::linear.nothing",
+        "subprocess::run.x",
+        "prims::add.default",
+        "aten::linear.default\n",
+        "aten.linear.default",
+        "torch.load",
+        "",
+        "transformers::nothing.default",
+        "inductor::x.default",
+        "aten::_linalg_check_errors.default",
+        "aten::linear.default; import os",
+    ],
+)
 def test_targets_that_are_refused(name: str) -> None:
     with pytest.raises(PlanError, match=r"^here"):
         targets.find(name, "here")

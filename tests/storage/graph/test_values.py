@@ -49,12 +49,29 @@ def test_arguments_without_a_json_form(value: Any) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        {}, {"node": "y"}, {"node": 1}, {"float": "1"}, {"a": 1}, {"tuple": 1}, {"tuple": [], "node": "x"}, {"slice": [1]},
-        {"dtype": "Tensor"}, {"dtype": "float32 "}, {"device": "cpu:x"}, {"device": "os.system"}, {"layout": "float32"},
-        {"complex": [1, 2]}, {"dict": [1]}, 2**63, float("inf"), {"memory_format": []}, {"opaque": 3}, {"float": {}},
+        {},
+        {"node": "y"},
+        {"node": 1},
+        {"float": "1"},
+        {"a": 1},
+        {"tuple": 1},
+        {"tuple": [], "node": "x"},
+        {"slice": [1]},
+        {"dtype": "Tensor"},
+        {"dtype": "float32 "},
+        {"device": "cpu:x"},
+        {"device": "os.system"},
+        {"layout": "float32"},
+        {"complex": [1, 2]},
+        {"dict": [1]},
+        2**63,
+        float("inf"),
+        {"memory_format": []},
+        {"opaque": 3},
+        {"float": {}},
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_arguments_that_are_refused(data: Any) -> None:
     with pytest.raises(PlanError, match=r"^here"):
         values.from_json(data, "here", {})

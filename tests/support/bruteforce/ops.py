@@ -87,10 +87,36 @@ def demand(call: Call) -> Any:
 # -- what is only moved about: tried on the numbers of the elements --------------------------------------------------
 
 MOVES = {
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "numpy_T", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "movedim", "slice", "select", "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "cat", "concat", "stack",
-    "pad", "constant_pad_nd", "roll", "flip", "narrow", "view_as", "reshape_as",
-}  # fmt: skip
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "permute",
+    "transpose",
+    "t",
+    "numpy_T",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "movedim",
+    "slice",
+    "select",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "unbind",
+    "cat",
+    "concat",
+    "stack",
+    "pad",
+    "constant_pad_nd",
+    "roll",
+    "flip",
+    "narrow",
+    "view_as",
+    "reshape_as",
+}
 
 
 def _move(call: Call) -> list[Box]:
@@ -178,16 +204,38 @@ PATTERNS = {
     "pixel_unshuffle": "b c * -> b (c R S) *",
     "im2col": "b c * -> b (c K) *",
     **dict.fromkeys(
-        ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-         "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"),
+        (
+            "max_pool1d",
+            "max_pool2d",
+            "avg_pool1d",
+            "avg_pool2d",
+            "adaptive_avg_pool1d",
+            "adaptive_avg_pool2d",
+            "adaptive_max_pool2d",
+            "upsample_nearest2d",
+            "upsample_bilinear2d",
+        ),
         "b c * -> b c *",
     ),
     **dict.fromkeys(
-        ("softmax", "log_softmax", "cumsum", "clone", "contiguous", "to", "_to_copy", "detach", "alias", "dropout",
-         "feature_dropout", "tril", "triu"),
+        (
+            "softmax",
+            "log_softmax",
+            "cumsum",
+            "clone",
+            "contiguous",
+            "to",
+            "_to_copy",
+            "detach",
+            "alias",
+            "dropout",
+            "feature_dropout",
+            "tril",
+            "triu",
+        ),
         "... -> ...",
     ),
-}  # fmt: skip
+}
 #: The arguments that tell sizes.
 _SIZES = {
     "g": ("groups", "num_groups"),
@@ -441,8 +489,21 @@ def _recurrent(call: Call) -> list[Box]:
 
 SPECIAL: dict[str, Callable[[Call], list[Box]]] = {
     **dict.fromkeys(
-        ("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "logsumexp", "any", "all", "norm",
-         "linalg_vector_norm"),
+        (
+            "mean",
+            "sum",
+            "amax",
+            "amin",
+            "prod",
+            "var",
+            "std",
+            "var_mean",
+            "logsumexp",
+            "any",
+            "all",
+            "norm",
+            "linalg_vector_norm",
+        ),
         _reduce,
     ),
     **dict.fromkeys(("sort", "topk", "argsort", "argmax", "argmin", "max", "min"), _along_stays),
@@ -459,4 +520,4 @@ SPECIAL: dict[str, Callable[[Call], list[Box]]] = {
     "glu": _glu,
     "index": _index,
     "index_select": _index_select,
-}  # fmt: skip
+}
