@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -83,8 +83,7 @@ def solve(
     *,
     ratios: float | Mapping[str, float] | None = None,
     constraints: Constraints | None = None,
-    model: CostModel | None = None,
-    vanishing: Iterable[str] = (),
+    vanishing: Mapping[str, frozenset[str]] | None = None,
     per_cost: bool = True,
     bound: Bound | None = None,
 ) -> Solution:
@@ -97,8 +96,8 @@ def solve(
         ratios: the share of units removed, for all groups or by pattern of group or layer name (key ``default`` for
             the others, 0 if absent).
         constraints: what must stay.
-        model: the cost model, if it is at hand.
-        vanishing: names of groups that may lose all their units: blocks, and others under ``min_keep=0``.
+        vanishing: the groups that may lose all their units, i.e. blocks, and others under ``min_keep=0``, each with the names
+            of the tensors that are then gone (`fxprune.coupling.branches.vanishing_groups`).
         per_cost: divide scores by what a unit costs before units of different groups are ranked together.
         bound: holds besides the budget's bounds on parameters and MACs; its costs are those that scores are divided by. It is
             not filled up to the last unit.
@@ -108,48 +107,66 @@ def solve(
         NothingToPruneError: no unit may go.
         ScorerError: scores are missing, of the wrong length or not finite.
     """
-    constraints = constraints or Constraints()
-    model = model or cost_model(coupling)
+    constraints, vanishing = constraints or Constraints(), vanishing or {}
     if (budget is None) == (ratios is None):
         raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
     if budget is not None and budget.bounds_latency and bound is None:
         raise BudgetError("a latency must be measured to be met: fxprune.compile does, solve alone cannot")
-    values = np.zeros(len(coupling.channels))
-    values[coupling.units] = unit_scores(coupling, scores)
-    free = [
-        group
-        for group in free_groups(coupling, constraints)
-        if not (values[coupling.units[group.units]] == STAYS).all()
-    ]
-    before = model.of(np.zeros(len(coupling.channels), bool))
-    if not free:
-        held = sorted({f.reason for f in coupling.frozen()})[:3]
-        raise NothingToPruneError(
-            f"no channel of this model can be removed: {len(coupling.groups)} groups, of which ignore={constraints.ignore} "
-            f"units={constraints.kinds} and the method leave none; fixed parts: {'; '.join(held) or 'everything'}"
-        )
+    values = channel_scores(coupling, scores)
+    free = _free(coupling, constraints, values)
     may_vanish = frozenset(vanishing)
     if constraints.min_keep:
         may_vanish &= {group.name for group in coupling.groups if group.kind == "block"}
     pools = pools_of(
         coupling, values, free, round_to=constraints.round_to, min_keep=constraints.min_keep, may_vanish=may_vanish
     )
+    model = cost_model(coupling, vanishing)
+    before = model.of(np.zeros(len(coupling.channels), bool))
     if ratios is not None:
-        flags = _by_ratio(coupling, free, pools, ratios)
-        flags = _rescue(coupling, model, values, flags, pools, may_vanish)
-    else:
-        assert budget is not None
-        density = ranking(coupling, scores, model, budget if per_cost else None, bound)
-        flags = _global(coupling, model, density, values, pools, budget.limits(before), before, may_vanish, bound)
-    return Solution(Selection(coupling, flags), before, model.of(flags))
+        removed = _rescue(coupling, model, values, _by_ratio(coupling, free, pools, ratios), pools, may_vanish)
+        return Solution(Selection(coupling, removed), before, model.of(removed))
+    assert budget is not None
+    limits = budget.limits(before)
+    smallest = _rescue(coupling, model, values, _least(coupling, pools), pools, may_vanish)
+    if not _fits(model.of(smallest), limits):
+        raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
+    if bound is not None and not bound.fits(smallest):
+        raise BudgetError(bound.refusal(smallest))
+    density = ranking(coupling, scores, model, budget if per_cost else None, bound)
+    steps = _in_order(coupling, model, density, [step for pool in pools for step in pool.steps(smallest)])
+    removed = _filled(model, smallest, steps, limits, bound, _blocks(coupling))
+    return Solution(Selection(coupling, removed), before, model.of(removed))
+
+
+def channel_scores(coupling: Coupling, scores: Scores) -> Floats:
+    """Returns the score of each channel id, ``[channels]``: 0 for those of no unit."""
+    values = np.zeros(len(coupling.channels))
+    values[coupling.units] = unit_scores(coupling, scores)
+    return values
+
+
+def _free(coupling: Coupling, constraints: Constraints, values: Floats) -> list[Group]:
+    """Returns the groups that may lose units.
+
+    Raises:
+        NothingToPruneError: there is none.
+    """
+    groups = free_groups(coupling, constraints)
+    free = [group for group in groups if not (values[coupling.units[group.units]] == STAYS).all()]
+    if not free:
+        held = sorted({f.reason for f in coupling.frozen()})[:3]
+        raise NothingToPruneError(
+            f"no channel of this model can be removed: {len(coupling.groups)} groups, of which ignore={constraints.ignore} "
+            f"units={constraints.kinds} and the method leave none; fixed parts: {'; '.join(held) or 'everything'}"
+        )
+    return free
 
 
 def ranking(
     coupling: Coupling, scores: Scores, model: CostModel, budget: Budget | None, bound: Bound | None = None
 ) -> Floats:
-    """Returns for each channel id of a unit what it is ranked by: its score, by cost if a budget is given."""
-    values = np.zeros(len(coupling.channels))
-    values[coupling.units] = unit_scores(coupling, scores)
+    """Returns what each channel id of a unit is ranked by, ``[channels]``: its score, by cost if a budget is given."""
+    values = channel_scores(coupling, scores)
     if budget is None:
         return values
     cost = 0 if budget.params is not None else 1
@@ -235,60 +252,55 @@ def _rescue(
     return removed
 
 
-def _global(
-    coupling: Coupling,
-    model: CostModel,
-    density: Floats,
-    values: Floats,
-    pools: Sequence[Pool],
-    limits: Mapping[int, int],
-    before: Cost,
-    may_vanish: frozenset[str],
-    bound: Bound | None,
-) -> Mask:
-    smallest = np.zeros(len(coupling.channels), bool)
+def _least(coupling: Coupling, pools: Sequence[Pool]) -> Mask:
+    """Flags all that may go."""
+    removed = np.zeros(len(coupling.channels), bool)
     for pool in pools:
-        smallest[pool.order[pool.least :]] = True
-    smallest = _rescue(coupling, model, values, smallest, pools, may_vanish)
-    if not _fits(model.of(smallest), limits):
-        raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
-    if bound is not None and not bound.fits(smallest):
-        raise BudgetError(bound.refusal(smallest))
-    steps = [step for pool in pools for step in pool.steps(smallest)]
-    ceiling, blocks = _bounds(coupling, model, density)
-    worth = [min(float(density[step].sum()) / len(step), float(ceiling[step].max())) for step in steps]
-    later = np.array([not blocks[step].any() for step in steps], bool)  # of equals a block comes first
-    order = [steps[i] for i in np.lexsort((later, -np.array(worth)))]
-    low, high = 0, len(order)  # the longest prefix that fits, by bisection
+        removed[pool.order[pool.least :]] = True
+    return removed
+
+
+def _filled(
+    model: CostModel, smallest: Mask, steps: Sequence[Ids], limits: Mapping[int, int], bound: Bound | None, blocks: Mask
+) -> Mask:
+    """Gives back the longest prefix of the steps that fits, found by bisection, and what fits of the others."""
+    low, high = 0, len(steps)
     while low < high:
         middle = (low + high + 1) // 2
-        tried = _give(smallest, order[:middle])
+        tried = _give(smallest, steps[:middle])
         fits = _fits(model.of(tried), limits) and (bound is None or bound.fits(tried))
         low, high = (middle, high) if fits else (low, middle - 1)
-    longest = _give(smallest, order[:low])
-    if low < len(order) and _fits(model.of(_give(longest, [order[low]])), limits):
+    longest = _give(smallest, steps[:low])
+    if low < len(steps) and _fits(model.of(_give(longest, [steps[low]])), limits):
         return longest  # the other bound is what holds the next step: it is not filled to the last unit
-    filled = _give_rest(model, longest, order[low:], limits, blocks)
+    filled = _give_rest(model, longest, steps[low:], limits, blocks)
     return filled if bound is None or bound.fits(filled) else longest
 
 
-def _bounds(coupling: Coupling, model: CostModel, density: Floats) -> tuple[Floats, Mask]:
-    """Returns for each channel the density of its block (of the best, if it has several), else infinity; and the blocks.
+def _in_order(coupling: Coupling, model: CostModel, density: Floats, steps: Sequence[Ids]) -> list[Ids]:
+    """Returns the steps, best first; of equals a block comes first.
 
-    A unit of a block comes back after the block and not with it: else a block would weigh all that rank above it, and a
-    budget between the block with little and the block with all could not be used.
+    A unit of a block comes back after the block (the best, if it has several) and not with it: else a block would weigh all
+    that rank above it, and a budget between the block with little and the block with all could not be used.
     """
-    blocks = np.zeros(len(density), bool)
-    for group in coupling.groups:
-        blocks[coupling.units[group.units]] = group.kind == "block"
-    bound = np.full(len(density), np.inf)
+    blocks, ceiling = _blocks(coupling), np.full(len(density), np.inf)
     rows = model.rows[blocks[model.rows].any(axis=1)]
     if len(rows):
         inside = np.where(blocks[rows], density[rows], np.inf).min(axis=1)
-        bound[np.unique(rows)] = -np.inf
-        np.maximum.at(bound, rows, inside[:, None])
-        bound[0] = np.inf
-    return bound, blocks
+        ceiling[np.unique(rows)] = -np.inf
+        np.maximum.at(ceiling, rows, inside[:, None])
+        ceiling[0] = np.inf
+    worth = [min(float(density[step].sum()) / len(step), float(ceiling[step].max())) for step in steps]
+    later = np.array([not blocks[step].any() for step in steps], bool)
+    return [steps[i] for i in np.lexsort((later, -np.array(worth)))]
+
+
+def _blocks(coupling: Coupling) -> Mask:
+    """Flags the channels that stand for a block."""
+    blocks = np.zeros(len(coupling.channels), bool)
+    for group in coupling.groups:
+        blocks[coupling.units[group.units]] = group.kind == "block"
+    return blocks
 
 
 def _give(removed: Mask, steps: Sequence[Ids]) -> Mask:

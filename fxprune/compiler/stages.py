@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,7 @@ from torch.export import ExportedProgram
 
 from fxprune._base.errors import BudgetError
 from fxprune.budget.budget import as_budget
-from fxprune.budget.depth import solve_with_bridges
+from fxprune.budget.depth import Solver
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.source import runnable
@@ -153,19 +152,18 @@ def score(state: State) -> State:
 
 def solve(state: State) -> State:
     """Chooses what goes, so that the budget is met."""
-    decide: Callable[..., Any] = partial(
-        solve_with_bridges,
+    solver = Solver(
         state.coupling,
         state.scores,
-        constraints=state.constraints,
+        state.constraints,
         per_cost=state.scorer.per_cost,
         bridges=state.recovery is not None and state.recovery.anew,
         seed=operator.index(state.options.seed),
     )
     if state.search is None:
-        bridged, solution = decide(state.budget, ratios=state.options.ratios)
+        bridged, solution = solver(state.budget, ratios=state.options.ratios)
     else:
-        bridged, solution = state.search.solve(decide, state.coupling)
+        bridged, solution = state.search.solve(solver, state.coupling)
     return replace(state, bridged=bridged, solution=solution, selection=solution.selection)
 
 

@@ -72,12 +72,7 @@ def _collapsed(name: str) -> tuple[Coupling, Solution, CostModel, Any]:
     group = next(iter(vanishing))
     model = cost_model(coupling, vanishing)
     solution = solve(
-        coupling,
-        random_scores(coupling),
-        ratios={group: 1.0},
-        constraints=Constraints(min_keep=0),
-        vanishing=vanishing,
-        model=model,
+        coupling, random_scores(coupling), ratios={group: 1.0}, constraints=Constraints(min_keep=0), vanishing=vanishing
     )
     return coupling, solution, model, args
 
@@ -137,7 +132,7 @@ def test_collapse_under_a_budget_keeps_every_promise() -> None:
         before = None
         for share in BUDGETS:
             try:
-                solution = solved(coupling, share, seed, min_keep=0, model=model, vanishing=vanishing)
+                solution = solved(coupling, share, seed, min_keep=0, vanishing=vanishing)
             except BudgetError:
                 break
             sliced = slice_graph(Selection(coupling, solution.removed))

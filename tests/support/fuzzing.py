@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import BudgetError, NothingToPruneError
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
-from fxprune.budget.cost import cost_model
 from fxprune.budget.depth import may_vanish
 from fxprune.budget.solver import Solution, solve
 from fxprune.capturing.captured import Captured, capture
@@ -207,11 +206,9 @@ def solution_of(coupling: Coupling, pruning: Pruning) -> Solution:
     if pruning.ignore and coupling.groups:
         ignore = (coupling.groups[pruning.seed % len(coupling.groups)].name,)
     constraints = pruning.constraints(ignore)
-    vanishing = may_vanish(coupling, constraints)
     common: dict[str, Any] = {
         "constraints": constraints,
-        "vanishing": vanishing,
-        "model": cost_model(coupling, vanishing),
+        "vanishing": may_vanish(coupling, constraints),
         "per_cost": bool(pruning.seed % 2),
     }
     if pruning.budget is None:
