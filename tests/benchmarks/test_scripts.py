@@ -131,7 +131,7 @@ class A:
         return inner, a
 
 
-VALUES = (1, 2)
+VALUES = (1, 2)  # fmt: skip
 '''
 
 

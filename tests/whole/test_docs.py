@@ -10,7 +10,8 @@ import pytest
 from tests.support.marks import but_slow
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
+NAMES = {page: page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES}
 COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/whole/test_newcomer.py runs all of it
 #: Pages whose snippets take no more than a second.
 QUICK = ("coupling", "troubleshooting")
@@ -23,7 +24,7 @@ def _runs(page: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "page", but_slow(filter(_runs, PAGES), quick=[DOCS / f"{name}.md" for name in QUICK]), ids=lambda p: p.stem
+    "page", but_slow(filter(_runs, PAGES), quick=[DOCS / f"{name}.md" for name in QUICK]), ids=NAMES.get
 )
 def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -32,13 +33,15 @@ def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypa
         exec(compile(snippet, f"{page.name}, snippet {number}", "exec", dont_inherit=True), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text("utf-8"))
-    assert [link for link in links if not (DOCS / link.partition("#")[0]).exists()] == []
+    assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
 
 
-def test_every_page_is_in_the_index() -> None:
-    index = (DOCS / "index.md").read_text("utf-8")
-    listed = set(re.search(r"```{toctree}\n.*?\n\n(.*?)```", index, re.DOTALL)[1].split())  # type: ignore[index]
-    assert listed == {page.stem for page in PAGES} - {"index"}
+def test_every_page_is_in_an_index() -> None:
+    listed = set()
+    for folder in {page.parent for page in PAGES}:
+        (tree,) = re.findall(r"```{toctree}\n.*?\n\n(.*?)```", (folder / "index.md").read_text("utf-8"), re.DOTALL)
+        listed |= {NAMES[page] for pattern in tree.split() for page in folder.glob(f"{pattern}.md")}
+    assert listed == set(NAMES.values()) - {"index"}
