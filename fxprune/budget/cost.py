@@ -38,7 +38,7 @@ class Terms:
     of: Ids
 
     def values(self, counts: Ids) -> Ids:
-        """Returns each term's value."""
+        """Returns each term's value, ``[terms]``, for kept counts ``[factors + 1]``."""
         product: Ids = self.coefficient * counts[self.factors].prod(axis=1)
         return product
 
@@ -64,7 +64,7 @@ class CostModel:
     least: Ids
 
     def counts(self, removed: Mask) -> Ids:
-        """Returns the kept coordinates of each factor, and a final 1."""
+        """Returns the kept coordinates of each factor and a final 1, ``[factors + 1]``, for flags ``[channels]``."""
         kept = ~removed[self.rows].any(axis=1)
         counts = np.bincount(self.factor_of[kept], minlength=len(self.sizes)).astype(np.int64)
         counts[self.guards] = np.minimum(counts[self.guards], 1)
@@ -72,16 +72,19 @@ class CostModel:
         return counts
 
     def of_counts(self, counts: Ids) -> Cost:
-        """Returns the cost for given kept counts."""
+        """Returns the cost for given kept counts, ``[factors + 1]``."""
         values = self.terms.values(counts)
         return Cost(*(int(values[self.terms.of == i].sum()) for i in range(3)))
 
     def of(self, removed: Mask) -> Cost:
-        """Returns the cost once the flagged channels are gone."""
+        """Returns the cost once the flagged channels, ``[channels]``, are gone."""
         return self.of_counts(self.counts(removed))
 
     def slopes(self, counts: Ids, cost: int) -> Ids:
-        """Returns, for each factor, a lower bound of what one more coordinate costs (``cost``: index into Cost)."""
+        """Returns a lower bound of what one more coordinate of each factor costs, ``[factors + 1]``, at such counts.
+
+        ``cost`` is an index into `Cost`.
+        """
         chosen = self.terms.of == cost
         factors, coefficient = self.terms.factors[chosen], self.terms.coefficient[chosen]
         here = counts[factors]

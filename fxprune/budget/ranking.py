@@ -30,11 +30,11 @@ class Pool:
         return min(max(self.least, math.ceil(count / self.quantum) * self.quantum), len(self.order))
 
     def gone(self, removed: Mask) -> Ids:
-        """Returns those that are removed, best first."""
+        """Returns those that are removed, ``[gone]``, best first, for flags ``[channels]``."""
         return self.order[removed[self.order]]
 
     def steps(self, removed: Mask) -> list[Ids]:
-        """Returns those that are removed in the steps in which they may come back."""
+        """Returns those that are removed, for flags ``[channels]``, in the steps in which they may come back."""
         gone = self.gone(removed)
         return [gone[i : i + self.quantum] for i in range(0, len(gone), self.quantum)]
 
@@ -85,7 +85,7 @@ def pools_of(
 
     Args:
         coupling: of the captured graph.
-        values: the score of each channel id.
+        values: the score of each channel id, ``[channels]``.
         groups: those that may lose units.
         round_to: kept channels of a layer come in multiples of this.
         min_keep: units that every group keeps at least.

@@ -51,12 +51,12 @@ class Solution:
 
     @property
     def removed(self) -> Mask:
-        """A flag for each channel id."""
+        """A flag for each channel id, ``[channels]``."""
         return self.selection.removed
 
     @property
     def units(self) -> Ids:
-        """The numbers of the removed units."""
+        """The numbers of the removed units, ``[gone]``."""
         return self.selection.units
 
 
@@ -64,15 +64,15 @@ class Bound(Protocol):
     """Another upper bound, on something that is no sum of units: a latency. Its figure never grows with what is removed."""
 
     def fits(self, removed: Mask) -> bool:
-        """Returns whether the model without the flagged channels is within the bound."""
+        """Returns whether the model without the flagged channels, ``[channels]``, is within the bound."""
         ...
 
     def costs(self) -> Floats:
-        """Returns what each channel id costs in the full model, for the ranking; above 0 for every unit."""
+        """Returns what each channel id costs in the full model, ``[channels]``, for the ranking; above 0 for every unit."""
         ...
 
     def refusal(self, smallest: Mask) -> str:
-        """Returns why the bound is out of reach: the smallest model there is exceeds it."""
+        """Returns why the bound is out of reach: the smallest model, without the flagged ``[channels]``, exceeds it."""
         ...
 
 
