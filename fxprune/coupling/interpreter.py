@@ -1,7 +1,7 @@
 """Couple: which coordinates of which tensors must go together, and why some never can.
 
 An abstract interpretation of the captured graph: every value's axes are labelled with channels by the rules of
-`fxprune.rules`, and what is left of the labels on the parameters is what can be pruned.
+`fxprune.ops`, and what is left of the labels on the parameters is what can be pruned.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CalibrationError
 
-#: Makes a call out of a batch; what it may return is said at ``fxprune.data.Batches``.
+#: Makes a call out of a batch; what it may return is said at ``fxprune.data.batches.Batches``.
 ForwardArgs: TypeAlias = Callable[[Any], Any]
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any], Any]
@@ -96,7 +96,7 @@ def bad_batch(index: int, what: str) -> CalibrationError:
 
 
 def read_batch(raw: Any, index: int, forward_args: ForwardArgs | None = None) -> Call:
-    """Returns (args, kwargs, targets) of a batch in any of its forms (see ``fxprune.data.Batches``).
+    """Returns (args, kwargs, targets) of a batch in any of its forms (see ``fxprune.data.batches.Batches``).
 
     Raises:
         CalibrationError: a form that is none of them.

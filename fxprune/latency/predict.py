@@ -86,7 +86,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class LatencyBound:
-    """A bound on the predicted latency, as `fxprune.solve.solve` takes it.
+    """A bound on the predicted latency, as `fxprune.budget.solver.solve` takes it.
 
     Attributes:
         model: what the table says.

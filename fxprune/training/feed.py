@@ -73,7 +73,7 @@ def feed_of(
     """Returns the feed of training or validation data; nothing is read yet.
 
     Args:
-        data: a ``Dataset``, or batches as `fxprune.data.Batches` takes them: a ``DataLoader``, a list, an iterable.
+        data: a ``Dataset``, or batches as `fxprune.data.batches.Batches` takes them: a ``DataLoader``, a list, an iterable.
         device: where tensors go.
         batch_size: of a ``Dataset``.
         shuffle: whether a ``Dataset`` is shuffled; batches come in their own order.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+import fxprune
 from tests.support.marks import but_slow
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NAMES = {page: page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES}
 COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among commands: tests/whole/test_newcomer.py runs all of it
 #: Pages whose snippets take no more than a second.
 QUICK = ("coupling", "troubleshooting")
+NAMED = re.compile(r"`(fxprune(?:\.\w+)+)(?:\([^`]*\))?`")
+PATH = re.compile(r"\b((?:fxprune|tests|benchmarks|docs)/[a-z_\d./-]+\.(?:py|md|svg))\b")
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -45,3 +50,37 @@ def test_every_page_is_in_an_index() -> None:
         (tree,) = re.findall(r"```{toctree}\n.*?\n\n(.*?)```", (folder / "index.md").read_text("utf-8"), re.DOTALL)
         listed |= {NAMES[page] for pattern in tree.split() for page in folder.glob(f"{pattern}.md")}
     assert listed == set(NAMES.values()) - {"index"}
+
+
+def _exists(dotted: str) -> bool:
+    """Returns whether a dotted name is a module's, or that of an attribute of one, or of a class in it."""
+    found: object = fxprune
+    for done in range(1, len(parts := dotted.split("."))):
+        try:
+            found = getattr(found, parts[done])
+        except AttributeError:
+            try:
+                found = importlib.import_module(".".join(parts[: done + 1]))
+            except ImportError:
+                return False
+    return True
+
+
+def test_what_exists() -> None:
+    assert _exists("fxprune.Sweep.points") and _exists("fxprune.data.batches.Batches")
+    assert not _exists("fxprune.rules") and not _exists("fxprune.solve.solve")
+
+
+TEXTS = [*PAGES, *ROOT.glob("*.md"), *(ROOT / "tests").glob("*.md"), *(ROOT / "fxprune").rglob("*.py")]
+
+
+def test_names_and_paths_in_texts_are_of_today() -> None:
+    dotted, paths = set(), set()
+    for text in TEXTS:
+        if text.name == "CHANGELOG.md":
+            continue
+        dotted |= {(text.name, name) for name in NAMED.findall(text.read_text("utf-8"))}
+        paths |= {(text.name, path) for path in PATH.findall(text.read_text("utf-8"))}
+    assert len(dotted) > 50 and len(paths) > 10
+    assert [(text, name) for text, name in sorted(dotted) if name != "fxprune.NAME" and not _exists(name)] == []
+    assert [(text, path) for text, path in sorted(paths) if not (ROOT / path).exists()] == []
