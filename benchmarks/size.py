@@ -48,7 +48,8 @@ BEFORE = {
 def files_of(tree: Path) -> dict[str, str]:
     """Returns the text of every Python file of the package in a tree, by its path in the package."""
     folder = tree / PACKAGE
-    return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in sorted(folder.rglob("*.py"))}
+    paths = sorted([*folder.rglob("*.py"), *folder.rglob("*.pyi")])
+    return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in paths}
 
 
 def rooms_of(files: Mapping[str, str]) -> dict[str, list[File]]:

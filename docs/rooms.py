@@ -55,13 +55,13 @@ def modules() -> dict[str, Path]:
 def imports() -> Iterator[Import]:
     """Yields what the package imports of itself, wherever it stands: in functions and for types as well."""
     known = modules()
-    for module, path in known.items():
+    for module, path in [*known.items(), ("", PACKAGE / "__init__.pyi")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        now = set(tree.body)
+        now = set(tree.body) if path.suffix == ".py" else set()
         for node in ast.walk(tree):
             late = node not in now
-            if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith("fxprune."):
-                source = node.module.removeprefix("fxprune").removeprefix(".")
+            if isinstance(node, ast.ImportFrom) and (node.level or f"{node.module}.".startswith("fxprune.")):
+                source = (node.module or "").removeprefix("fxprune").removeprefix(".")
                 for alias in node.names:
                     inner = f"{source}.{alias.name}".removeprefix(".")
                     found = (inner, "") if inner in known else (source, alias.name)
