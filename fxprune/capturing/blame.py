@@ -16,8 +16,6 @@ from torch.nn.modules import module as nn_module
 from fxprune._base.errors import CaptureError
 from fxprune.capturing.marks import mark_silent, tensor_versions
 
-__all__ = ["Watch", "capture_error", "watching"]
-
 _OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 _PLUMBING = ("contextlib.py", "functools.py", "<string>", "<frozen ")
 

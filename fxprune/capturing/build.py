@@ -8,8 +8,6 @@ from fxprune._base.errors import CaptureError
 from fxprune.capturing.flatten import Flat
 from fxprune.capturing.state import State, hang
 
-__all__ = ["build", "clean", "unreached"]
-
 
 def build(flat: Flat, state: State) -> fx.GraphModule:
     """Return a module that runs the flat graph; its attributes are the user's tensors themselves."""

@@ -12,8 +12,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capturing.binding import Binding, Leaf, argument
 
-__all__ = ["CallSpec"]
-
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:

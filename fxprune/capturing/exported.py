@@ -19,8 +19,6 @@ from fxprune._base.modes import untouched
 from fxprune.capturing.blame import capture_error, watching
 from fxprune.capturing.prepared import Example
 
-__all__ = ["export", "untouched"]
-
 
 def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
     """Export the model in eval mode, its idle modules marked, and leave it as it was.

@@ -16,8 +16,6 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from fxprune._base.errors import CaptureError
 from fxprune.capturing.state import State
 
-__all__ = ["META", "Flat", "flatten"]
-
 META = ("val", "nn_module_stack", "stack_trace", "module")
 _ATTRIBUTES = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 _CHECKS = re.compile(r"_assert|_guards|sym_constrain|_functional_assert|_functional_sym")

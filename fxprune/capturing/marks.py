@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MARK", "mark_silent"]
-
 torch.library.define("fxprune::mark", "(Tensor x, str path) -> Tensor")
 
 

@@ -14,8 +14,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError
 
-__all__ = ["Example", "prepare"]
-
 _AUTO = torch.export.Dim.AUTO
 
 

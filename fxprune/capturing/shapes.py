@@ -13,8 +13,6 @@ from fxprune._base.errors import CaptureError
 from fxprune._base.names import fetch
 from fxprune.capturing.sizes import Sizes, static
 
-__all__ = ["REFUSALS", "TensorInfo", "describe", "infer", "replay"]
-
 aten = torch.ops.aten
 _SMALL = ((251, 241, 239), (61, 59, 53), (13, 11, 7))
 _FACTORS = (32, 3360)

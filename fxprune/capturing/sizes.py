@@ -11,8 +11,6 @@ import torch
 if TYPE_CHECKING:
     import sympy  # type: ignore[import-untyped]
 
-__all__ = ["Sizes", "assign", "static"]
-
 _BATCH = 10007
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
 

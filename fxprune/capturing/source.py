@@ -16,8 +16,6 @@ from fxprune.capturing.exported import export
 from fxprune.capturing.prepared import Example, of_program, prepare
 from fxprune.capturing.state import hang
 
-__all__ = ["Source", "open_source"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from fxprune._base.names import place
 
-__all__ = ["State", "hang", "read_state"]
-
 
 @dataclass(frozen=True, slots=True)
 class State:

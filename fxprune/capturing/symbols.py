@@ -12,8 +12,6 @@ from torch.export import ExportedProgram
 from fxprune.capturing.flatten import Flat
 from fxprune.capturing.sizes import Sizes, assign, static
 
-__all__ = ["read_sizes"]
-
 
 def read_sizes(program: ExportedProgram, flat: Flat, batched: Sequence[bool]) -> Sizes:
     """Give every symbol of the inputs' shapes a prime; those of batch dimensions share one.

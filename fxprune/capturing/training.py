@@ -20,8 +20,6 @@ from fxprune.capturing.normalize.edit import aten, is_op
 from fxprune.capturing.prepared import Example
 from fxprune.capturing.source import Source
 
-__all__ = ["restore_training"]
-
 _ATTENTION = "attention"
 _WEIGHTS = "attention weights"
 _DROPOUT = "dropout"

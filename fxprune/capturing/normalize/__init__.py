@@ -18,8 +18,6 @@ from fxprune.capturing.normalize.scale import pin_attention_scale
 from fxprune.capturing.normalize.select import push_down_selects
 from fxprune.capturing.sizes import Sizes
 
-__all__ = ["normalise"]
-
 
 def normalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
     """Normalise a flat graph in place; nodes must carry export's fake tensors in ``meta["val"]``.

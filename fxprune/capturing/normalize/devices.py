@@ -9,8 +9,6 @@ from torch import fx
 
 from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, replace
 
-__all__ = ["take_device_from_input"]
-
 _DEFAULTS = {"pin_memory": (None, False), "layout": (None, torch.strided)}
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, fx, nn
 from fxprune.capturing.flatten import Flat
 from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, writes
 
-__all__ = ["ANCHOR", "follow_dtype", "main_dtype", "renew_anchor"]
-
 ANCHOR = "_model_dtype"
 
 

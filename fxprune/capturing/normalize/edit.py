@@ -11,20 +11,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.capturing.sizes import Sizes, static
 
-__all__ = [
-    "SizeNodes",
-    "fake",
-    "first",
-    "insert",
-    "is_op",
-    "replace",
-    "same_sizes",
-    "schema_args",
-    "storage",
-    "writes",
-    "written",
-]
-
 aten = torch.ops.aten
 _COPIED = ("nn_module_stack", "stack_trace", "module")
 

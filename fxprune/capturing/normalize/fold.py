@@ -6,8 +6,6 @@ from torch import SymInt, fx
 
 from fxprune.capturing.sizes import static
 
-__all__ = ["fold_sizes"]
-
 
 def fold_sizes(graph: fx.Graph) -> None:
     """Replace every node that computes a static size by its value.

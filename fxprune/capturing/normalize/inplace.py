@@ -11,8 +11,6 @@ from fxprune.capturing.normalize.edit import aten, fake, first, insert, is_op, s
 from fxprune.capturing.normalize.writeback import write_back
 from fxprune.capturing.sizes import Sizes
 
-__all__ = ["functionalise"]
-
 _PASS_THROUGH = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
 _LOGICAL = (
     aten.eq,

@@ -10,8 +10,6 @@ from torch import Tensor, fx
 from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, replace, schema_args
 from fxprune.capturing.sizes import static
 
-__all__ = ["unify_splits"]
-
 _SPLITS = (aten.chunk, aten.split, aten.tensor_split, aten.unsafe_chunk, aten.unsafe_split, aten.hsplit, aten.vsplit)
 
 

@@ -9,8 +9,6 @@ from torch import fx
 from fxprune.capturing.normalize.edit import aten, fake, is_op, schema_args
 from fxprune.capturing.sizes import static
 
-__all__ = ["axes_of"]
-
 _SWAPS = (aten.transpose.int, aten.swapaxes, aten.swapdims)
 _MOVES = (aten.movedim, aten.moveaxis)
 _SAME = (aten.contiguous, aten.clone)

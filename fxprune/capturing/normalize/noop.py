@@ -9,8 +9,6 @@ from torch import fx
 from fxprune.capturing.normalize.edit import aten, fake, is_op, replace, same_sizes, schema_args, storage, written
 from fxprune.capturing.sizes import Sizes
 
-__all__ = ["drop_noops"]
-
 _ALIASES = (aten.alias, aten.detach, aten.lift_fresh_copy, aten.lift_fresh, aten.lift, aten.detach_, aten.alias_copy)
 
 

@@ -9,8 +9,6 @@ from torch import fx
 from fxprune.capturing.normalize.edit import SizeNodes, aten, fake, insert, is_op, replace, same_sizes
 from fxprune.capturing.sizes import Sizes
 
-__all__ = ["unify_reshapes"]
-
 _VIEWS = (
     aten.view.default,
     aten._unsafe_view.default,

@@ -9,8 +9,6 @@ from torch import fx
 from fxprune.capturing.normalize.edit import aten, fake, is_op, schema_args
 from fxprune.capturing.sizes import static
 
-__all__ = ["pin_attention_scale"]
-
 
 def pin_attention_scale(graph: fx.Graph) -> None:
     """Write the default scale of attention, one over the square root of the head dimension, as a number."""

@@ -17,8 +17,6 @@ from fxprune.capturing.normalize.edit import SizeNodes, aten, fake, insert, is_o
 from fxprune.capturing.normalize.layout import axes_of
 from fxprune.capturing.sizes import Sizes, static
 
-__all__ = ["axis_groups", "push_down_selects"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Split:

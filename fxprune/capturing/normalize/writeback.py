@@ -11,8 +11,6 @@ from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, same_siz
 from fxprune.capturing.normalize.layout import axes_of
 from fxprune.capturing.sizes import static
 
-__all__ = ["write_back"]
-
 _RESHAPES = (
     aten.view.default,
     aten._unsafe_view,
