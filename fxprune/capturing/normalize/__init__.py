@@ -9,13 +9,11 @@ from __future__ import annotations
 from torch import fx
 
 from fxprune.capturing.normalize.devices import take_device_from_input
-from fxprune.capturing.normalize.fold import fold_sizes
 from fxprune.capturing.normalize.inplace import functionalise
-from fxprune.capturing.normalize.join import unify_splits
+from fxprune.capturing.normalize.literals import fold_sizes, pin_attention_scale
 from fxprune.capturing.normalize.noop import drop_noops
-from fxprune.capturing.normalize.reshape import unify_reshapes
-from fxprune.capturing.normalize.scale import pin_attention_scale
 from fxprune.capturing.normalize.select import push_down_selects
+from fxprune.capturing.normalize.views import unify_reshapes, unify_splits
 from fxprune.capturing.sizes import Sizes
 
 
@@ -28,8 +26,8 @@ def normalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
     notes = functionalise(graph, sizes)
     take_device_from_input(graph)
     fold_sizes(graph)
-    drop_noops(graph, sizes)
-    unify_reshapes(graph, sizes)
+    drop_noops(graph)
+    unify_reshapes(graph)
     unify_splits(graph)
     drop_dead(graph)
     pin_attention_scale(graph)

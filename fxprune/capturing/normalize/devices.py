@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, replace
+from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, rewrite
 
 _DEFAULTS = {"pin_memory": (None, False), "layout": (None, torch.strided)}
 
@@ -17,20 +17,15 @@ def take_device_from_input(graph: fx.Graph) -> None:
 
     Before: ``arange(n, device=cpu)``. After: ``d = getattr(x, "device"); arange(n, device=d)``.
     """
+    rewrite(graph, _cast)
     device: fx.Node | None = None
     for node in list(graph.nodes):
-        if is_op(node, aten.to, aten._to_copy, aten.type_as):
-            _to_cast(graph, node)
-        elif "device" in node.kwargs or "pin_memory" in node.kwargs or _is_factory(node):
+        if "device" in node.kwargs or "pin_memory" in node.kwargs or _is_factory(node):
             kwargs = {k: v for k, v in node.kwargs.items() if v not in _DEFAULTS.get(k, ())}
-            if _is_factory(node):
-                kwargs.setdefault("device", "default")
-            if kwargs.get("device") is None:
-                kwargs.pop("device", None)
-            else:
+            given = kwargs.pop("device", "default" if _is_factory(node) else None)
+            if given is not None:
                 device = device or _device_node(graph)
-            if "device" in kwargs and device is not None:
-                kwargs["device"] = device
+                kwargs["device"] = device or given
             node.kwargs = kwargs
 
 
@@ -42,15 +37,18 @@ def _is_factory(node: fx.Node) -> bool:
     return any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
 
 
-def _to_cast(graph: fx.Graph, node: fx.Node) -> None:
-    """Replace a conversion by ``to.dtype``, or by nothing if the dtype stays."""
+def _cast(node: fx.Node) -> fx.Node | None:
+    """Return what stands for a conversion: ``to.dtype``, or its operand if the dtype stays."""
+    if not is_op(node, aten.to, aten._to_copy, aten.type_as):
+        return None
     source, before, after = node.args[0], fake(node.args[0]), fake(node)
     if before is None or after is None or not isinstance(source, fx.Node):
-        return
+        return None
     if before.dtype == after.dtype:
-        replace(graph, node, source)
-    elif node.target is not aten.to.dtype or len(node.args) > 2:
-        replace(graph, node, insert(graph, node, aten.to.dtype, (source, after.dtype), after))
+        return source
+    if node.target is aten.to.dtype and len(node.args) <= 2:
+        return None
+    return insert(node, aten.to.dtype, (source, after.dtype), after)
 
 
 def _device_node(graph: fx.Graph) -> fx.Node | None:

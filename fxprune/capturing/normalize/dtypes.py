@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
@@ -36,13 +37,7 @@ def follow_dtype(flat: Flat) -> None:
         return
     kinds: dict[fx.Node, _Kind] = {}
     casts: dict[fx.Node, fx.Node] = {}
-    anchor: list[fx.Node] = []
-
-    def current() -> fx.Node:
-        if not anchor:
-            anchor.append(_make_anchor(flat, dtype))
-        return anchor[0]
-
+    current = functools.cache(functools.partial(_make_anchor, flat, dtype))
     for node in list(flat.graph.nodes):
         if _casts_back(node, dtype, kinds):
             node.args = (node.args[0], current())
@@ -53,7 +48,7 @@ def follow_dtype(flat: Flat) -> None:
             for source in node.all_input_nodes:
                 if kinds.get(source) is _Kind.FIXED and _is_of(source, dtype):
                     if source not in casts:
-                        casts[source] = insert(flat.graph, node, aten.to.dtype, (source, current()), fake(source))
+                        casts[source] = insert(node, aten.to.dtype, (source, current()), fake(source))
                     node.replace_input_with(source, casts[source])
         kind = _kind(node, operands, dtype, flat)
         if kind is not None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fxprune.capturing.sizes import Sizes, static
+from fxprune.capturing.sizes import static
 
 aten = torch.ops.aten
 _COPIED = ("nn_module_stack", "stack_trace", "module")
+
+
+def named(names: str) -> tuple[Any, ...]:
+    """Return ATen operators by name, ``"view.default chunk"``; those without an overload are packets."""
+    return tuple(attrgetter(name)(aten) for name in names.split())
 
 
 def fake(node: Any) -> Tensor | None:
@@ -38,16 +45,18 @@ def is_op(node: Any, *targets: Any) -> bool:
 
 def schema_args(node: fx.Node) -> dict[str, Any]:
     """Return a node's arguments by the names of its operator's schema, defaults filled in."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    bound: dict[str, Any] = {}
-    for position, argument in enumerate(node.target._schema.arguments):
-        if position < len(node.args) and not argument.kwarg_only:
-            bound[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
-    return bound
+    given = dict(enumerate(node.args))
+    return {
+        name: node.kwargs.get(name, default) if kwarg_only else given.get(position, node.kwargs.get(name, default))
+        for position, (name, default, kwarg_only) in enumerate(_schema(node.target))
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _schema(target: Any) -> list[tuple[str, Any, bool]]:
+    """Return the name of each argument, its default (None if it has none), and whether it goes by name only."""
+    arguments = target._schema.arguments
+    return [(a.name, a.default_value if a.has_default_value() else None, a.kwarg_only) for a in arguments]
 
 
 def writes(node: fx.Node) -> bool:
@@ -68,30 +77,33 @@ def written(graph: fx.Graph) -> set[int]:
     return {key for key in keys if key is not None}
 
 
-def insert(graph: fx.Graph, at: fx.Node, target: Any, args: tuple[Any, ...], val: Any = None) -> fx.Node:
+def insert(at: fx.Node, target: Any, args: tuple[Any, ...], val: Any = None) -> fx.Node:
     """Insert a call before ``at``, as belonging to the same place in the model."""
-    with graph.inserting_before(at):
-        node = graph.create_node("call_function", target, args, name=str(target).split(".")[1])
+    with at.graph.inserting_before(at):
+        node = at.graph.create_node("call_function", target, args, name=str(target).split(".")[1])
     node.meta = {key: at.meta[key] for key in _COPIED if key in at.meta}
     if val is not None:
         node.meta["val"] = val
     return node
 
 
-def replace(graph: fx.Graph, node: fx.Node, new: fx.Node) -> None:
+def replace(node: fx.Node, new: fx.Node) -> None:
     """Let ``new`` take the place of ``node`` everywhere."""
     node.replace_all_uses_with(new)
-    graph.erase_node(node)
+    node.graph.erase_node(node)
+
+
+def rewrite(graph: fx.Graph, rule: Callable[[fx.Node], fx.Node | None]) -> None:
+    """Let what ``rule`` returns for a node take its place, front to back; a node for which it is None stays."""
+    for node in list(graph.nodes):
+        if (new := rule(node)) is not None:
+            replace(node, new)
 
 
 class SizeNodes:
     """Finds or makes the node that computes a dynamic size, in one walk along the graph."""
 
-    __slots__ = ("_graph", "_known", "_sizes")
-
-    def __init__(self, graph: fx.Graph, sizes: Sizes) -> None:
-        self._graph = graph
-        self._sizes = sizes
+    def __init__(self) -> None:
         self._known: dict[Any, fx.Node] = {}
 
     def see(self, node: fx.Node) -> None:
@@ -103,24 +115,17 @@ class SizeNodes:
     def know(self, size: int | torch.SymInt) -> int | fx.Node | None:
         """Return the size as a number or as a node seen before, else None."""
         number = static(size)
-        if number is not None:
-            return number
-        assert isinstance(size, torch.SymInt)
-        return self._known.get(size.node.expr)
+        return self._known.get(_expr(size)) if number is None else number
 
     def shape(self, node: fx.Node, at: fx.Node) -> list[int | fx.Node]:
         """Return all sizes of ``node``, as numbers or as nodes standing before ``at``."""
-        value = fake(node)
-        assert value is not None
-        return [self._size(node, dim, size, at) for dim, size in enumerate(value.shape)]
+        return [self._size(node, dim, size, at) for dim, size in enumerate(node.meta["val"].shape)]
 
     def _size(self, node: fx.Node, dim: int, size: int | torch.SymInt, at: fx.Node) -> int | fx.Node:
         known = self.know(size)
-        if known is not None:
-            return known
-        made = insert(self._graph, at, aten.sym_size.int, (node, dim), size)
-        self.see(made)
-        return made
+        if known is None:
+            self.see(known := insert(at, aten.sym_size.int, (node, dim), size))
+        return known
 
 
 def same_sizes(a: Sequence[int | torch.SymInt], b: Sequence[int | torch.SymInt]) -> bool:

@@ -7,37 +7,26 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxprune.capturing.normalize.edit import aten, fake, first, insert, is_op, same_sizes, schema_args, storage, writes
+from fxprune.capturing.normalize.edit import (
+    aten,
+    fake,
+    first,
+    insert,
+    is_op,
+    named,
+    replace,
+    same_sizes,
+    schema_args,
+    storage,
+    writes,
+)
 from fxprune.capturing.normalize.writeback import write_back
 from fxprune.capturing.sizes import Sizes
 
-_PASS_THROUGH = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
-_LOGICAL = (
-    aten.eq,
-    aten.ne,
-    aten.lt,
-    aten.le,
-    aten.gt,
-    aten.ge,
-    aten.logical_and,
-    aten.logical_or,
-    aten.logical_not,
-    aten.logical_xor,
-)
-_CONSTANTS = (
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_full,
-    aten.new_empty,
-    aten.zeros,
-    aten.ones,
-    aten.full,
-    aten.empty,
-    aten.zeros_like,
-    aten.ones_like,
-    aten.full_like,
-    aten.empty_like,
-    aten.arange,
+_PASS_THROUGH = named("dropout feature_dropout alpha_dropout feature_alpha_dropout")
+_LOGICAL = named("eq ne lt le gt ge logical_and logical_or logical_not logical_xor")
+_CONSTANTS = named(
+    "new_zeros new_ones new_full new_empty zeros ones full empty zeros_like ones_like full_like empty_like arange"
 )
 
 
@@ -63,10 +52,9 @@ def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
         if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
             notes.append(f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update")
         if memory.is_self_copy(node):
-            node.replace_all_uses_with(first(node))
-            graph.erase_node(node)
+            replace(node, first(node))
         elif not memory.functionalise(node) and owner.op in ("get_attr", "placeholder"):
-            _write_to_a_copy(graph, owner)
+            _write_to_a_copy(owner)
     return list(dict.fromkeys(notes))
 
 
@@ -78,7 +66,6 @@ class _Memory:
     """
 
     def __init__(self, graph: fx.Graph, sizes: Sizes) -> None:
-        self._graph = graph
         self._sizes = sizes
         self._order = {node: position for position, node in enumerate(graph.nodes)}
         self.family: dict[fx.Node, list[fx.Node]] = {}
@@ -103,7 +90,7 @@ class _Memory:
         simple = all(self._view(alias) == self._view(target) for alias in live)
         if not simple and is_op(self.family[target][0], *_CONSTANTS):
             return False
-        value = _new_value(self._graph, node)
+        value = _new_value(node)
         if value is None:
             return False
         new = dict.fromkeys([*live, node], value) if simple else self._renew(node, live, value)
@@ -113,7 +100,7 @@ class _Memory:
         now = self._order[node]
         for old, replacement in new.items():
             old.replace_all_uses_with(replacement, lambda user: self._order.get(user, now) > now)
-        self._graph.erase_node(node)
+        node.graph.erase_node(node)
         return True
 
     def _live(self, node: fx.Node) -> list[fx.Node]:
@@ -126,8 +113,7 @@ class _Memory:
         ]
 
     def _view(self, node: Any) -> tuple[Any, ...]:
-        value = fake(node)
-        assert value is not None
+        value: Tensor = node.meta["val"]
         shape, stride = self._sizes.shape(value.shape), self._sizes.shape(value.stride())
         return shape, stride, self._sizes.of(value.storage_offset()), value.dtype
 
@@ -138,7 +124,7 @@ class _Memory:
         """
         owner, written = first(node), value
         while owner.args and owner.args[0] in self.family[first(node)]:
-            base = write_back(self._graph, node, owner, written)
+            base = write_back(node, owner, written)
             if base is None:
                 return None
             owner, written = first(owner), base
@@ -157,7 +143,7 @@ class _Memory:
             return False
         if not self._remake(node, first(alias), new):
             return False
-        made = insert(self._graph, node, alias.target, (new[first(alias)], *alias.args[1:]), alias.meta.get("val"))
+        made = insert(node, alias.target, (new[first(alias)], *alias.args[1:]), alias.meta.get("val"))
         made.kwargs = alias.kwargs
         new[alias] = made
         return True
@@ -170,19 +156,18 @@ class _Memory:
                 self._order[node] = position
 
 
-def _new_value(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+def _new_value(node: fx.Node) -> fx.Node | None:
     """Insert the functional form of an in-place node, of the dtype and shape of its target; None if it has none."""
-    target, before = node.args[0], fake(node.args[0])
-    assert before is not None
+    target, before = first(node), first(node).meta["val"]
     if is_op(node, aten.zero_, aten.fill_.Scalar):
         scalar = 0 if is_op(node, aten.zero_) else node.args[1]
-        return insert(graph, node, aten.full_like.default, (target, scalar), before)
+        return insert(node, aten.full_like.default, (target, scalar), before)
     if is_op(node, aten.copy_):
-        return _fitted(graph, node, before)
+        return _fitted(node, before)
     functional = _functional(node.target)
     if functional is None:
         return None
-    new = insert(graph, node, functional, node.args, before)
+    new = insert(node, functional, node.args, before)
     new.kwargs = node.kwargs
     operands = [value for arg in schema_args(new).values() if (value := fake(arg)) is not None]
     if all(value.dtype == before.dtype for value in operands) and not is_op(new, *_LOGICAL):
@@ -191,19 +176,19 @@ def _new_value(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     new.meta["val"] = functional(*args, **kwargs)
     if new.meta["val"].dtype == before.dtype:
         return new
-    return insert(graph, node, aten.to.dtype, (new, before.dtype), before)  # a write does not promote
+    return insert(node, aten.to.dtype, (new, before.dtype), before)  # a write does not promote
 
 
-def _fitted(graph: fx.Graph, node: fx.Node, before: Tensor) -> fx.Node | None:
+def _fitted(node: fx.Node, before: Tensor) -> fx.Node | None:
     """Return what ``copy_`` copies, in the dtype and the shape of where it goes."""
     source, value = node.args[1], fake(node.args[1])
     if value is None or not isinstance(source, fx.Node):
         return None
     if value.dtype != before.dtype:
-        source = insert(graph, node, aten.to.dtype, (source, before.dtype), value.to(before.dtype))
+        source = insert(node, aten.to.dtype, (source, before.dtype), value.to(before.dtype))
     if same_sizes(value.shape, before.shape):
-        return insert(graph, node, aten.alias.default, (source,), before)
-    return insert(graph, node, aten.expand_as.default, (source, node.args[0]), before)
+        return insert(node, aten.alias.default, (source,), before)
+    return insert(node, aten.expand_as.default, (source, node.args[0]), before)
 
 
 def _functional(target: Any) -> Any:
@@ -212,18 +197,14 @@ def _functional(target: Any) -> Any:
     if target.namespace != "aten" or not name.endswith("_"):
         return None
     name = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
-    packet = getattr(aten, name, None)
-    overload = target._overloadname
-    if packet is None or overload not in packet.overloads():
-        return None
-    return getattr(packet, overload)
+    return getattr(getattr(aten, name, None), target._overloadname, None)
 
 
-def _write_to_a_copy(graph: fx.Graph, owner: fx.Node) -> None:
+def _write_to_a_copy(owner: fx.Node) -> None:
     """Let views of a parameter, buffer or input be written to in a copy of it."""
     if any(is_op(user, aten.clone) and user.meta.get("protects") for user in owner.users):
         return
-    with graph.inserting_after(owner):
-        copy = graph.call_function(aten.clone.default, (owner,))
+    with owner.graph.inserting_after(owner):
+        copy = owner.graph.call_function(aten.clone.default, (owner,))
     copy.meta = {**owner.meta, "protects": True}
     owner.replace_all_uses_with(copy, lambda user: user is not copy)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
-from fxprune.capturing.normalize.edit import aten, fake, is_op, schema_args
+from fxprune.capturing.normalize.edit import aten, fake, is_op, named, schema_args
 from fxprune.capturing.sizes import static
 
-_SWAPS = (aten.transpose.int, aten.swapaxes, aten.swapdims)
-_MOVES = (aten.movedim, aten.moveaxis)
-_SAME = (aten.contiguous, aten.clone)
+_MOVES = named("permute transpose.int swapaxes swapdims t movedim moveaxis unsqueeze contiguous clone")
 
 
 def axes_of(node: fx.Node) -> list[int | None] | None:
@@ -23,46 +22,22 @@ def axes_of(node: fx.Node) -> list[int | None] | None:
     before = fake(node.args[0]) if node.args else None
     if before is None:
         return None
-    ndim = before.ndim
-    axes: list[int | None] = list(range(ndim))
-    if is_op(node, *_SAME):
-        return axes
-    if is_op(node, aten.permute):
-        dims: Any = node.args[1]
-        return [dim % ndim for dim in dims]
-    if is_op(node, *_SWAPS):
-        return _swap(axes, node.args[1], node.args[2])
-    if is_op(node, aten.t, aten.numpy_T):
-        return axes[::-1]
-    if is_op(node, *_MOVES):
-        return _moved(axes, node.args[1], node.args[2])
-    if is_op(node, aten.unsqueeze):
-        position: Any = node.args[1]
-        axes.insert(position % (ndim + 1), None)
-        return axes
     if is_op(node, aten.squeeze):
-        gone = _squeezed(node, ndim)
-        return [axis for axis in axes if axis not in gone or static(before.shape[axis or 0]) != 1]
-    return None
+        gone = dims_of(schema_args(node).get("dim"), before.ndim)
+        return [axis for axis, size in enumerate(before.shape) if axis not in gone or static(size) != 1]
+    if is_op(node, aten.numpy_T):
+        return [*reversed(range(before.ndim))]
+    return moved(node, before.ndim) if is_op(node, *_MOVES) else None
 
 
-def _swap(axes: list[int | None], a: Any, b: Any) -> list[int | None]:
-    axes[a], axes[b] = axes[b], axes[a]
-    return axes
+def dims_of(dim: Any, ndim: int) -> list[int]:
+    """Return the dimensions that an argument names, counted from the front; None and an empty list name all."""
+    dims = range(ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    return [d % ndim for d in dims]
 
 
-def _moved(axes: list[int | None], source: Any, destination: Any) -> list[int | None]:
-    """Do what `torch.movedim` does to the list of axes."""
-    ndim = len(axes)
-    sources = [s % ndim for s in (source if isinstance(source, (list, tuple)) else [source])]
-    targets = [d % ndim for d in (destination if isinstance(destination, (list, tuple)) else [destination])]
-    rest = iter(axis for axis in axes if axis not in sources)
-    placed = dict(zip(targets, sources, strict=True))
-    return [placed[i] if i in placed else next(rest) for i in range(ndim)]
-
-
-def _squeezed(node: fx.Node, ndim: int) -> set[int]:
-    dims = schema_args(node).get("dim")
-    if dims is None:
-        return set(range(ndim))
-    return {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+def moved(node: fx.Node, ndim: int) -> list[int | None]:
+    """Return what `axes_of` does, for an operator that moves dimensions: it is asked, with a size of its own for each."""
+    target: Any = node.target
+    marked = torch.empty([*range(2, ndim + 2)], device="meta")
+    return [None if size == 1 else size - 2 for size in target(marked, *node.args[1:], **node.kwargs).shape]

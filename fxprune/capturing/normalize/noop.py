@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import fx
 
-from fxprune.capturing.normalize.edit import aten, fake, is_op, replace, same_sizes, schema_args, storage, written
-from fxprune.capturing.sizes import Sizes
+from fxprune.capturing.normalize.edit import (
+    aten,
+    fake,
+    is_op,
+    named,
+    rewrite,
+    same_sizes,
+    schema_args,
+    storage,
+    written,
+)
 
-_ALIASES = (aten.alias, aten.detach, aten.lift_fresh_copy, aten.lift_fresh, aten.lift, aten.detach_, aten.alias_copy)
+_ALIASES = named("alias detach lift_fresh_copy lift_fresh lift detach_ alias_copy")
 
 
-def drop_noops(graph: fx.Graph, sizes: Sizes) -> None:
+def drop_noops(graph: fx.Graph) -> None:
     """Erase every node whose value is its first operand, whatever the dynamic sizes are."""
-    overwritten = written(graph)
-    for node in list(graph.nodes):
-        source = _operand(node, overwritten)
-        if source is not None:
-            replace(graph, node, source)
+    rewrite(graph, partial(_operand, written(graph)))
 
 
-def _operand(node: fx.Node, overwritten: set[int]) -> fx.Node | None:
+def _operand(overwritten: set[int], node: fx.Node) -> fx.Node | None:
     """Return the operand that ``node`` merely repeats, or None."""
     if node.op != "call_function" or not node.args:
         return None
@@ -41,14 +47,11 @@ def _operand(node: fx.Node, overwritten: set[int]) -> fx.Node | None:
 def _keeps_all(node: fx.Node) -> bool:
     """Say whether an operator that keeps the shape keeps the values as well."""
     numbers: Any = node.args[1] if len(node.args) > 1 else ()
-    if is_op(node, aten.expand, aten.expand_as):
-        return True
     if is_op(node, aten.slice.Tensor):
         return bool(schema_args(node)["step"] == 1)
-    if is_op(node, aten.pad, aten.constant_pad_nd):
-        return all(isinstance(p, int) and p == 0 for p in numbers)
-    if is_op(node, aten.repeat):
-        return all(isinstance(r, int) and r == 1 for r in numbers)
+    for neutral, targets in ((0, (aten.pad, aten.constant_pad_nd)), (1, (aten.repeat,))):
+        if is_op(node, *targets):
+            return all(isinstance(number, int) and number == neutral for number in numbers)
     if is_op(node, aten.permute):
         return list(numbers) == list(range(len(numbers)))
-    return False
+    return is_op(node, aten.expand, aten.expand_as)

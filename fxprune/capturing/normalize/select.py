@@ -13,7 +13,18 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.capturing.normalize.edit import SizeNodes, aten, fake, insert, is_op, storage, written
+from fxprune.capturing.normalize.edit import (
+    SizeNodes,
+    aten,
+    fake,
+    first,
+    insert,
+    is_op,
+    rewrite,
+    same_sizes,
+    storage,
+    written,
+)
 from fxprune.capturing.normalize.layout import axes_of
 from fxprune.capturing.sizes import Sizes, static
 
@@ -50,38 +61,34 @@ def push_down_selects(graph: fx.Graph, sizes: Sizes) -> None:
 
     Only selects are replaced: other users of the view keep it.
     """
-    nodes = SizeNodes(graph, sizes)
+    nodes = SizeNodes()
     overwritten = written(graph)
-    for node in list(graph.nodes):
+
+    def cut(node: fx.Node) -> fx.Node | None:
         nodes.see(node)
-        if not is_op(node, aten.select.int) or not isinstance(node.args[2], int):
-            continue
-        split = _trace(node, sizes)
+        split = _trace(node, sizes) if is_op(node, aten.select.int) and isinstance(node.args[2], int) else None
         if split is None or any(storage(step) in overwritten for step in _memory(split)):
-            continue
-        new = _rebuild(graph, node, split, nodes)
+            return None
+        new = _rebuild(node, split, nodes)
         new.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+        return new
+
+    rewrite(graph, cut)
 
 
 def _trace(node: fx.Node, sizes: Sizes) -> _Split | None:
     """Follow the selected dimension up through layout operators to the reshape that made it."""
     current: Any = node.args[0]
-    value = fake(current)
-    if value is None:
+    if fake(current) is None:
         return None
-    dim = int(node.args[1]) % value.ndim  # type: ignore[arg-type]
+    dim = int(node.args[1]) % current.meta["val"].ndim  # type: ignore[arg-type]
     steps: list[tuple[fx.Node, int]] = []
     while isinstance(current, fx.Node):
         if is_op(current, aten.reshape.default):
-            groups = _groups_at(current, dim, sizes)
-            if groups is None:
-                return None
-            ins, outs = groups
+            ins, outs = _groups_at(current, dim, sizes)
             if len(outs) > 1:
                 return _split(current, ins[0], outs, dim, tuple(reversed(steps)))
-            origin: int | None = ins[0]
+            origin: int | None = ins[0] if ins else None
         else:
             axes = axes_of(current)
             origin = None if axes is None else axes[dim]
@@ -92,15 +99,14 @@ def _trace(node: fx.Node, sizes: Sizes) -> _Split | None:
     return None
 
 
-def _groups_at(reshape: fx.Node, dim: int, sizes: Sizes) -> tuple[list[int], list[int]] | None:
-    """Return the one input axis and the output dimensions that ``dim`` belongs with, or None."""
+def _groups_at(reshape: fx.Node, dim: int, sizes: Sizes) -> tuple[list[int], list[int]]:
+    """Return the one input axis and the output dimensions that ``dim`` belongs with; nothing if there is no such one."""
     before, after = fake(reshape.args[0]), fake(reshape)
-    if before is None or after is None:
-        return None
-    for ins, outs in axis_groups(sizes.shape(before.shape), sizes.shape(after.shape)):
-        if dim in outs:
-            return (ins, outs) if len(ins) == 1 else None
-    return None
+    if before is not None and after is not None:
+        for ins, outs in axis_groups(sizes.shape(before.shape), sizes.shape(after.shape)):
+            if dim in outs and len(ins) == 1:
+                return ins, outs
+    return [], []
 
 
 def axis_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -110,20 +116,13 @@ def axis_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[l
     """
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
-    if 0 in before:
-        return groups
-    while i < len(before) and j < len(after):
+    while 0 not in before and i < len(before) and j < len(after):
         ins, outs = [i], [j]
-        left, right = before[i], after[j]
-        while left != right:
+        while (left := prod(before[d] for d in ins)) != (right := prod(after[d] for d in outs)):
             if left < right:
-                i += 1
-                left *= before[i]
-                ins.append(i)
+                ins.append(i := i + 1)
             else:
-                j += 1
-                right *= after[j]
-                outs.append(j)
+                outs.append(j := j + 1)
         groups.append((ins, outs))
         i, j = i + 1, j + 1
     if groups:
@@ -133,43 +132,33 @@ def axis_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[l
 
 
 def _split(reshape: fx.Node, axis: int, outs: list[int], dim: int, steps: Any) -> _Split | None:
-    value = fake(reshape)
-    assert value is not None
-    lengths = [static(value.shape[out]) for out in outs]
-    if any(length is None for length in lengths):
+    lengths: list[Any] = [static(reshape.meta["val"].shape[out]) for out in outs]
+    if None in lengths:
         return None
-    numbers = [length for length in lengths if length is not None]
     at = outs.index(dim)
-    return _Split(reshape, axis, dim, prod(numbers[:at]), numbers[at], prod(numbers[at + 1 :]), steps)
+    return _Split(reshape, axis, dim, prod(lengths[:at]), lengths[at], prod(lengths[at + 1 :]), steps)
 
 
-def _rebuild(graph: fx.Graph, select: fx.Node, split: _Split, nodes: SizeNodes) -> fx.Node:
+def _rebuild(select: fx.Node, split: _Split, nodes: SizeNodes) -> fx.Node:
     """Build, before ``select``, what it selects, without ever making the selected dimension."""
-    source = split.reshape.args[0]
-    value, result = fake(source), fake(split.reshape)
-    assert isinstance(source, fx.Node)
-    assert value is not None
-    assert result is not None
+    current, result = first(split.reshape), split.reshape.meta["val"].shape
     axis, index = split.axis, int(select.args[2]) % split.count  # type: ignore[arg-type]
-    shape: list[Any] = list(value.shape)
-    current = source
+    shape: list[Any] = list(current.meta["val"].shape)
     if split.before != 1:
-        full: list[Any] = nodes.shape(source, select)
-        full[axis : axis + 1] = [split.before, split.count * split.after]
-        current = insert(graph, select, aten.reshape.default, (current, full))
+        full: list[Any] = nodes.shape(current, select)
+        full[axis : axis + 1] = shape[axis : axis + 1] = [split.before, split.count * split.after]
+        current = insert(select, aten.reshape.default, (current, full))
         axis += 1
-        shape[split.axis : axis + 1] = [split.before, split.count * split.after]
     bounds = (index * split.after, (index + 1) * split.after)
-    current = insert(graph, select, aten.slice.Tensor, (current, axis, *bounds))
+    current = insert(select, aten.slice.Tensor, (current, axis, *bounds))
     shape[axis] = split.after
-    target = _without(result.shape, split.dim)
-    if _expressions(shape) != _expressions(target):
+    if not same_sizes(shape, _without(result, split.dim)):
         sizes = _without(split.reshape.args[1], split.dim)
-        current = insert(graph, select, aten.reshape.default, (current, sizes))
-    return _relayout(graph, select, current, split, result.ndim)
+        current = insert(select, aten.reshape.default, (current, sizes))
+    return _relayout(select, current, split, len(result))
 
 
-def _relayout(graph: fx.Graph, at: fx.Node, current: fx.Node, split: _Split, ndim: int) -> fx.Node:
+def _relayout(at: fx.Node, current: fx.Node, split: _Split, ndim: int) -> fx.Node:
     """Apply the layout steps to a tensor that lacks the dimension they carried along.
 
     Steps are composed first and then made at once: ``order`` says for each dimension which one of ``current``
@@ -181,28 +170,26 @@ def _relayout(graph: fx.Graph, at: fx.Node, current: fx.Node, split: _Split, ndi
         if axes is not None:
             order = [None if axis is None else order[axis] for axis in axes]
             continue
-        value = fake(step)
-        assert value is not None
-        current = _move(graph, at, current, order, missing, ndim)
-        current = insert(graph, at, aten.reshape.default, (current, _without(step.args[1], dim)))
-        missing, ndim = dim, value.ndim
+        current = _move(at, current, order, missing, ndim)
+        current = insert(at, aten.reshape.default, (current, _without(step.args[1], dim)))
+        missing, ndim = dim, step.meta["val"].ndim
         order = list(range(ndim))
-    return _move(graph, at, current, order, missing, ndim)
+    return _move(at, current, order, missing, ndim)
 
 
-def _move(graph: fx.Graph, at: fx.Node, current: fx.Node, order: list[int | None], missing: int, ndim: int) -> fx.Node:
+def _move(at: fx.Node, current: fx.Node, order: list[int | None], missing: int, ndim: int) -> fx.Node:
     """Squeeze, permute and unsqueeze ``current``, which has all of ``ndim`` dimensions but one, into ``order``."""
     axes = [axis if axis is None else axis - (axis > missing) for axis in order if axis != missing]
     kept = [axis for axis in axes if axis is not None]
     gone = [axis for axis in range(ndim - 1) if axis not in kept]
     if gone:
-        current = insert(graph, at, aten.squeeze.dims, (current, gone))
+        current = insert(at, aten.squeeze.dims, (current, gone))
     permutation = [sorted(kept).index(axis) for axis in kept]
     if permutation != sorted(permutation):
-        current = insert(graph, at, aten.permute.default, (current, permutation))
+        current = insert(at, aten.permute.default, (current, permutation))
     for position, axis in enumerate(axes):
         if axis is None:
-            current = insert(graph, at, aten.unsqueeze.default, (current, position))
+            current = insert(at, aten.unsqueeze.default, (current, position))
     return current
 
 
@@ -212,7 +199,3 @@ def _memory(split: _Split) -> list[Any]:
 
 def _without(items: Any, position: int) -> list[Any]:
     return [item for i, item in enumerate(items) if i != position]
-
-
-def _expressions(shape: list[Any]) -> list[Any]:
-    return [size if isinstance(size, int) else size.node.expr for size in shape]
