@@ -80,14 +80,19 @@ def capture_error(model: nn.Module, watch: Watch, error: BaseException) -> Captu
     where = f"in module {path!r} ({type(module).__name__})" if path else f"in {type(model).__name__}"
     frame = _users_frame(error)
     line = f'\n  at File "{frame.filename}", line {frame.lineno}: {frame.line}' if frame else ""
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return CaptureError(
         f"torch.export could not capture the model: it failed {where}{line}\n"
-        f"  {reason}\n"
+        f"  {first_line(error)}\n"
         "What to try: remove control flow that depends on tensor values (`if x.sum() > 0`, `x.item()`); "
         "pass dynamic_shapes= if a size must stay fixed; pass example inputs like those of real use; "
         "or compile only the submodules that can be captured (a backbone, a head) and leave the rest as it is."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of what it says."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 def _users_frame(error: BaseException) -> traceback.FrameSummary | None:

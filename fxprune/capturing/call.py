@@ -1,4 +1,8 @@
-"""How a model is called: from the user's arguments to the graph's inputs, and back from its flat outputs."""
+"""How a model is called: from the user's arguments to the graph's inputs, and back from its flat outputs.
+
+A `Binding` runs at every call of an emitted module, and `torch.compile` traces it: plain loops over plain data, and one
+`isinstance` per argument in the usual case of tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
-
-from fxprune.capturing.binding import Binding, Leaf, argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,137 @@ class CallSpec:
         captured = pytree.tree_unflatten(leaves, self.in_spec)
         parameters: list[tuple[str, Any, Any]] = []
         for name, parameter in self.signature.parameters.items():
-            how: Any = None
-            default = parameter.default
+            how: Any = argument(name, captured[name]) if name in captured else None
             if parameter.kind is parameter.VAR_KEYWORD:
                 how = {key: argument(key, value) for key, value in captured.get(name, {}).items()}
-            elif name in captured:
-                how = argument(name, captured[name])
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                default = ()
-            parameters.append((name, default, how))
+            parameters.append((name, () if parameter.kind is parameter.VAR_POSITIONAL else parameter.default, how))
         return Binding(parameters, None if self.out_spec.is_leaf() else self.out_spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf of the captured call: an input of the graph, or a literal that the graph was made for."""
+
+    is_input: bool
+    literal: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of the captured call.
+
+    Attributes:
+        name: as the user knows it.
+        spec: its structure, or None for a single leaf.
+        leaves: its leaves, in order.
+    """
+
+    name: str
+    spec: pytree.TreeSpec | None
+    leaves: tuple[Leaf, ...]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the graph takes nothing from this argument."""
+        return not any(leaf.is_input for leaf in self.leaves)
+
+
+class Binding:
+    """Turns what ``forward`` was given into the inputs of the graph.
+
+    Args:
+        parameters: for every parameter of the signature its name, its default, and how it was captured: an argument,
+            a dict of them for ``**kwargs``, or None if the captured call left it out.
+        out_spec: the structure of the outputs, or None for a single leaf.
+    """
+
+    def __init__(
+        self, parameters: Sequence[tuple[str, Any, Argument | dict[str, Argument] | None]], out_spec: Any
+    ) -> None:
+        self._parameters = tuple(parameters)
+        self._out_spec = out_spec
+
+    def inputs(self, given: Sequence[Any]) -> list[Tensor]:
+        """Returns the graph's inputs for the values of all parameters, in the order of the signature.
+
+        Raises:
+            TypeError: if a tensor that the model was captured with is missing, or another argument is not what it was.
+        """
+        found: list[Tensor] = []
+        for (name, default, how), value in zip(self._parameters, given, strict=True):
+            if isinstance(how, dict):
+                _take_keywords(how, value, found)
+            elif how is None:
+                if not same(value, default):
+                    raise TypeError(_left_out(name, value, default))
+            elif not (how.is_fixed and same(value, default)):
+                _take(how, value, found)
+        return found
+
+    def outputs(self, flat: Sequence[Any]) -> Any:
+        """Returns the flat outputs in the original's structure."""
+        return flat[0] if self._out_spec is None else pytree.tree_unflatten(list(flat), self._out_spec)
+
+
+def argument(name: str, value: Any) -> Argument:
+    """Returns how an argument was captured, of its value with a `Leaf` for each leaf."""
+    leaves, spec = pytree.tree_flatten(value)
+    return Argument(name, None if spec.is_leaf() else spec, tuple(leaves))
+
+
+def _take_keywords(captured: dict[str, Argument], given: dict[str, Any], found: list[Tensor]) -> None:
+    for key in given:
+        if key not in captured:
+            raise TypeError(_left_out(key, given[key], inspect.Parameter.empty))
+    for key, argument in captured.items():
+        if key in given:
+            _take(argument, given[key], found)
+        elif not argument.is_fixed:
+            raise TypeError(f"forward() was captured with {key!r} and needs it: pass a tensor like the example's")
+
+
+def _take(argument: Argument, value: Any, found: list[Tensor]) -> None:
+    """Appends the tensors of one argument, after a look at its literals."""
+    leaves = [value]
+    if argument.spec is not None:
+        try:
+            leaves = argument.spec.flatten_up_to(value)
+        except ValueError as error:
+            raise TypeError(
+                f"argument {argument.name!r} of forward() differs in structure from what was captured: {error}"
+            ) from error
+    for leaf, known in zip(leaves, argument.leaves, strict=True):
+        if not known.is_input:
+            if not same(leaf, known.literal):
+                raise TypeError(
+                    f"argument {argument.name!r} of forward() was captured with {known.literal!r} and the graph is made "
+                    f"for that value, got {_shown(leaf)}"
+                )
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+        else:
+            raise TypeError(
+                f"argument {argument.name!r} of forward() was captured with a tensor and must be one, "
+                f"got {_shown(leaf)}"
+            )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Returns whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return type(a) is type(b) and bool(a == b)
+
+
+def _left_out(name: str, value: Any, default: Any) -> str:
+    allowed = "leave it out" if default is inspect.Parameter.empty else f"leave it at {default!r}"
+    return (
+        f"argument {name!r} of forward() was not given when the model was captured, got {_shown(value)}: "
+        f"{allowed}, or compile again with an example that has it"
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from fxprune._base.errors import CaptureError
 from fxprune._base.shown import html_summary, text_summary
-from fxprune.capturing.build import build, clean, unreached
 from fxprune.capturing.call import CallSpec
-from fxprune.capturing.flatten import flatten
+from fxprune.capturing.flatten import Flat, flatten
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
 from fxprune.capturing.normalize.dtypes import follow_dtype
 from fxprune.capturing.shapes import TensorInfo, infer
+from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import open_source
-from fxprune.capturing.state import read_state
-from fxprune.capturing.symbols import read_sizes
+from fxprune.capturing.state import State, hang, read_state
 from fxprune.capturing.training import restore_training
 
 __all__ = ["MARK", "CallSpec", "Captured", "TensorInfo", "capture"]
@@ -63,13 +63,12 @@ class Captured:
         return html_summary(f"fxprune.Captured: {type(self.model).__name__}", self._facts())
 
     def _facts(self) -> list[tuple[str, str]]:
-        nodes = list(self.module.graph.nodes)
-        given = [self.info[node] for node in nodes if node.op == "placeholder"]
+        given = [self.info[node] for node in self.module.graph.find_nodes(op="placeholder")]
         sizes = [
             str([f"{e}?" if s != e else e for s, e in zip(x.shape, x.example, strict=True)]).replace("'", "")
             for x in given
         ]
-        calls = sum(node.op == "call_function" for node in nodes)
+        calls = sum(node.op == "call_function" for node in self.module.graph.nodes)
         return [
             ("inputs", ", ".join(sizes) + " (? where any size goes)"),
             ("operators", f"{calls:,}"),
@@ -107,9 +106,12 @@ def capture(
     notes = normalise(flat.graph, sizes)
     notes += restore_training(flat.graph, source)
     follow_dtype(flat)
-    module = build(flat, state)
+    module = _build(flat, state)
     info, batch = infer(module, source.tensors, source.batched, sizes)
-    clean(module.graph)
+    for node in module.graph.nodes:
+        node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
+        node.meta.setdefault("module", "")
+    used = _attributes(module.graph)
     return Captured(
         module=module,
         model=source.model,
@@ -119,6 +121,44 @@ def capture(
         example=source.tensors,
         persistent=state.persistent,
         ties=state.ties,
-        unused=unreached(module, state),
+        unused=frozenset(p for p in state.parameters if state.canonical[p] == p and p not in used),
         notes=tuple(notes),
     )
+
+
+def _attributes(graph: fx.Graph) -> set[str]:
+    """Return the names of the parameters, buffers and blocks that a graph uses."""
+    return {str(node.target) for node in graph.find_nodes(op="get_attr")}
+
+
+def _build(flat: Flat, state: State) -> fx.GraphModule:
+    """Return a module that runs the flat graph; its attributes are the user's tensors themselves."""
+    used = _attributes(flat.graph)
+    root = hang(((name, tensor) for name, tensor in flat.tensors.items() if name in used), state.persistent)
+    for name, block in flat.submodules.items():
+        root.add_module(name, block)
+    _check_names(root)
+    module = fx.GraphModule(root, flat.graph)
+    _copy_persistence(root, module)
+    return module
+
+
+def _check_names(root: nn.Module) -> None:
+    """Refuse names of parts that a graph module has uses of its own for.
+
+    Raises:
+        CaptureError: there is one; says which.
+    """
+    needed = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
+    if clash := [name for held in (root._modules, root._parameters, root._buffers) for name in held if name in needed]:
+        raise CaptureError(
+            f"the model calls a part of itself {clash[0]!r}, which a torch.fx.GraphModule needs for itself: "
+            "rename that attribute, or wrap the model in a module that holds it"
+        )
+
+
+def _copy_persistence(source: nn.Module, target: nn.Module) -> None:
+    """Restore which buffers stay out of the state dict: `fx.GraphModule` forgets it."""
+    for path, module in source.named_modules():
+        if module._non_persistent_buffers_set:
+            target.get_submodule(path)._non_persistent_buffers_set.update(module._non_persistent_buffers_set)

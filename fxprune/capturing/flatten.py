@@ -49,13 +49,14 @@ def flatten(program: ExportedProgram, state: State) -> Flat:
     flat = Flat()
     env: dict[fx.Node, Any] = {}
     held: dict[int, fx.Node] = {}
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+    for node, spec in zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True):
         if spec.kind in _ATTRIBUTES:
             assert spec.target is not None
             name, tensor = _attribute(spec.target, program, state)
             if id(tensor) not in held:
-                held[id(tensor)] = _get_attr(flat, name, tensor, node)
+                flat.tensors[name] = tensor
+                made = flat.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+                held[id(tensor)] = _keep_meta(made, node)
             env[node] = held[id(tensor)]
         elif spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument):
             env[node] = _keep_meta(flat.graph.placeholder(node.name), node)
@@ -78,12 +79,6 @@ def _attribute(target: str, program: ExportedProgram, state: State) -> tuple[str
     if not isinstance(tensor, Tensor):
         raise CaptureError(f"attribute {target!r} is a {type(tensor).__name__}: only tensors can be captured")
     return name, tensor
-
-
-def _get_attr(flat: Flat, name: str, tensor: Tensor, source: fx.Node) -> fx.Node:
-    flat.tensors[name] = tensor
-    node = flat.graph.create_node("get_attr", name, name=name.replace(".", "_"))
-    return _keep_meta(node, source)
 
 
 def _keep_meta(node: fx.Node, source: fx.Node) -> fx.Node:
@@ -135,8 +130,7 @@ def _inline_call(
     inner = module.get_submodule(str(body[0].target))
     assert isinstance(inner, fx.GraphModule)
     operands = fx.map_arg(body[1], lambda n: env[n])
-    names = (n for n in inner.graph.nodes if n.op == "placeholder")
-    return _inline(inner, dict(zip(names, operands, strict=True)), flat)
+    return _inline(inner, dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True)), flat)
 
 
 def _submodule(module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any], flat: Flat) -> fx.Node | None:

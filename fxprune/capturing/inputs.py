@@ -112,8 +112,7 @@ class CalibrationInputs:
         return leaves
 
     def _check_sizes(self, leaves: Sequence[Tensor], index: int) -> None:
-        nodes = [node for node in self.captured.module.graph.nodes if node.op == "placeholder"]
-        for node, leaf in zip(nodes, leaves, strict=True):
+        for node, leaf in zip(self.captured.module.graph.find_nodes(op="placeholder"), leaves, strict=True):
             info: TensorInfo = self.captured.info[node]
             for axis, (size, example) in enumerate(zip(info.shape, info.example, strict=True)):
                 if size == example != leaf.shape[axis]:

@@ -40,17 +40,10 @@ def mark_silent(module: nn.Module, path: str, versions: tuple[int, ...], args: t
     """
     if not args or out is not args[0] or not isinstance(out, Tensor):
         return out
-    if type(module).__module__.startswith("torch.nn.") or not _is_bare_leaf(module):
-        return out
-    if versions != tensor_versions(args):
-        return out
-    return MARK(out, path)
+    idle = not (module._modules or module._parameters or module._buffers) and versions == tensor_versions(args)
+    return MARK(out, path) if idle and not type(module).__module__.startswith("torch.nn.") else out
 
 
 def tensor_versions(args: tuple[Any, ...]) -> tuple[int, ...]:
     """Return the version counters of the tensors among ``args``."""
     return tuple(arg._version for arg in args if isinstance(arg, Tensor))
-
-
-def _is_bare_leaf(module: nn.Module) -> bool:
-    return not (module._modules or module._parameters or module._buffers)

@@ -17,15 +17,18 @@ aten = torch.ops.aten
 _SMALL = ((251, 241, 239), (61, 59, 53), (13, 11, 7))
 _FACTORS = (32, 3360)
 _KEEPS_SHAPE = {  # known results: the meta kernels of these decompose, and take milliseconds
-    aten.layer_norm.default,
-    aten.group_norm.default,
-    aten.batch_norm.default,
-    aten.instance_norm.default,
-    aten.dropout.default,
-    aten.relu.default,
-    aten.gelu.default,
-    aten.silu.default,
-    aten.contiguous.default,
+    getattr(aten, name).default
+    for name in [
+        "layer_norm",
+        "group_norm",
+        "batch_norm",
+        "instance_norm",
+        "dropout",
+        "relu",
+        "gelu",
+        "silu",
+        "contiguous",
+    ]
 }
 _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 #: What an op raises at sizes that it was not captured for.
@@ -69,7 +72,7 @@ def infer(
     Raises:
         CaptureError: a shape depends on the data in a way that export does not tell.
     """
-    symbolic = [node.meta["val"].shape for node in module.graph.nodes if node.op == "placeholder"]
+    symbolic = [node.meta["val"].shape for node in module.graph.find_nodes(op="placeholder")]
     concrete = [tuple(leaf.shape) for leaf in example]
     try:
         small = replay(module, example, concrete, _at_example(symbolic, concrete))

@@ -1,4 +1,4 @@
-"""Symbolic sizes as integers: every symbol is given a prime, so that shape algebra is on plain numbers."""
+"""Symbolic sizes as integers: every symbol of an exported program is a prime, so that shape algebra is on plain numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fxprune.capturing.flatten import Flat
 
 if TYPE_CHECKING:
     import sympy  # type: ignore[import-untyped]
@@ -53,6 +57,27 @@ def static(size: Any) -> int | None:
         return size
     expr = size.node.expr
     return int(expr) if expr.is_Integer else None
+
+
+def read_sizes(program: ExportedProgram, flat: Flat, batched: Sequence[bool]) -> Sizes:
+    """Give every symbol of the inputs' shapes a prime; those of batch dimensions share one.
+
+    Args:
+        program: The exported program, for the bounds of the symbols.
+        flat: Its flat graph.
+        batched: For each placeholder, whether its dimension 0 is the batch.
+    """
+    batch: dict[Any, None] = {}
+    others: dict[Any, None] = {}
+    for node, flag in zip(flat.graph.find_nodes(op="placeholder"), batched, strict=True):
+        for dim, size in enumerate(node.meta["val"].shape):
+            if static(size) is None:
+                found = sorted(size.node.expr.free_symbols, key=str)
+                (batch if dim == 0 and flag else others).update(dict.fromkeys(found))
+    bounds = {symbol: int(r.upper) for symbol, r in program.range_constraints.items() if r.upper.is_Integer}
+    tensors = [*flat.tensors.values(), *(v for n in flat.graph.nodes if isinstance(v := n.meta.get("val"), Tensor))]
+    taken = {size for tensor in tensors for size in map(static, tensor.shape) if size is not None}
+    return assign([*batch], [symbol for symbol in others if symbol not in batch], bounds, taken)
 
 
 def assign(batch: list[sympy.Symbol], others: list[sympy.Symbol], upper: Mapping[Any, int], taken: set[int]) -> Sizes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.exported import export
@@ -60,17 +60,17 @@ def open_source(
         owner = unwrapped(model)
         example = prepare(owner, args, kwargs, batches)
         program = export(owner, example, dynamic_shapes)
-    names = _placeholder_names(program, example)
-    pairs = list(zip(names, example.leaves, example.batch, strict=True))
+    names, out_spec = _placeholder_names(program, example), program.call_spec.out_spec
+    assert out_spec is not None
+    given = [name is not None for name in names]
     call = CallSpec(
         signature=example.signature,
         in_spec=example.spec,
-        out_spec=_out_spec(program),
+        out_spec=out_spec,
         placeholders=tuple(names),
-        literals=tuple(leaf if name is None else None for name, leaf, _ in pairs),
+        literals=tuple(leaf if name is None else None for name, leaf in zip(names, example.leaves, strict=True)),
     )
-    tensors = tuple(leaf for name, leaf, _ in pairs if name is not None)
-    batched = tuple(flag for name, _, flag in pairs if name is not None)
+    tensors, batched = tuple(compress(example.leaves, given)), tuple(compress(example.batch, given))
     return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram))
 
 
@@ -96,9 +96,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _owner(program: ExportedProgram) -> nn.Module:
     """Return a module that holds a program's parameters and buffers under their names."""
-    tensors = {name: program.state_dict[name] for name in program.state_dict}
+    tensors = dict(program.state_dict)
     fleeting = {name: program.constants[name] for name in program.graph_signature.non_persistent_buffers}
-    return hang([*tensors.items(), *fleeting.items()], frozenset(tensors))
+    return hang({**tensors, **fleeting}.items(), frozenset(tensors))
 
 
 def _placeholder_names(program: ExportedProgram, example: Example) -> list[str | None]:
@@ -106,9 +106,3 @@ def _placeholder_names(program: ExportedProgram, example: Example) -> list[str |
     specs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     assert len(specs) == len(example.leaves), "export flattens the call as pytree does"
     return [spec.arg.name if isinstance(spec.arg, TensorArgument) else None for spec in specs]
-
-
-def _out_spec(program: ExportedProgram) -> pytree.TreeSpec:
-    spec: pytree.TreeSpec | None = program.call_spec.out_spec
-    assert spec is not None
-    return spec

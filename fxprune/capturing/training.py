@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune._base.modes import untouched
-from fxprune.capturing.blame import Watch, watching
+from fxprune.capturing.blame import Watch, first_line, watching
 from fxprune.capturing.normalize.edit import aten, is_op
 from fxprune.capturing.prepared import Example
 from fxprune.capturing.source import Source
@@ -45,7 +45,7 @@ def restore_training(graph: fx.Graph, source: Source) -> list[str]:
     try:
         calls = _train(source.model, source.example)
     except Exception as error:  # whatever the model raises, its eval-mode graph stands
-        return [f"the model does not run in training mode, dropout in attention may be lost: {_line(error)}"]
+        return [f"the model does not run in training mode, dropout in attention may be lost: {first_line(error)}"]
     notes: list[str] = []
     for kind, seen in calls.items():
         nodes = _by_module(graph, _NODES[kind])
@@ -138,14 +138,12 @@ class _Recorder(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             self._note(_ATTENTION, kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
         elif func is F.multi_head_attention_forward:
-            given = inspect.signature(func).bind(*args, **kwargs)
-            given.apply_defaults()
-            kind = _WEIGHTS if given.arguments["need_weights"] else _ATTENTION
-            self._note(kind, given.arguments["dropout_p"] if given.arguments["training"] else 0.0)
+            given = _given(func, args, kwargs)
+            kind = _WEIGHTS if given["need_weights"] else _ATTENTION
+            self._note(kind, given["dropout_p"] if given["training"] else 0.0)
         elif func in (F.dropout, torch.dropout):
-            given = inspect.signature(F.dropout).bind(*args, **_renamed(kwargs))
-            given.apply_defaults()
-            self._note(_DROPOUT, given.arguments["p"] if given.arguments["training"] else 0.0)
+            given = _given(F.dropout, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
+            self._note(_DROPOUT, given["p"] if given["training"] else 0.0)
         return func(*args, **kwargs)
 
     def _note(self, kind: str, probability: float) -> None:
@@ -153,10 +151,8 @@ class _Recorder(TorchFunctionMode):
         self.calls[kind][running[-1] if running else ""].append(float(probability))
 
 
-def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {"training" if name == "train" else name: value for name, value in kwargs.items()}
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+def _given(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults filled in."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments

@@ -15,8 +15,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from fxprune.capturing.binding import same
-from fxprune.capturing.call import CallSpec
+from fxprune.capturing.call import CallSpec, same
 from fxprune.results.attached import attach, report_if_any
 from fxprune.results.certificate import Certificate
 from fxprune.results.plan import Plan

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
@@ -53,8 +51,8 @@ def _cast(node: fx.Node) -> fx.Node | None:
 
 def _device_node(graph: fx.Graph) -> fx.Node | None:
     """Put ``getattr(input, "device")`` after the placeholders; None if the graph holds no tensor at all."""
-    heads: list[Any] = [node for node in graph.nodes if node.op == "placeholder"]
-    sources = heads or [node for node in graph.nodes if node.op == "get_attr" and fake(node) is not None]
+    heads = graph.find_nodes(op="placeholder")
+    sources = heads or [node for node in graph.find_nodes(op="get_attr") if fake(node) is not None]
     if not sources:
         return None
     last = max([*heads, sources[0]], key=list(graph.nodes).index)
