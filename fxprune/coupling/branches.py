@@ -17,10 +17,11 @@ from torch import fx
 
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import size_of
+from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.constants import channel_dims
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
-from fxprune.ops.registry import bind, is_kind, mutates
+from fxprune.ops.registry import bind, is_kind
 from fxprune.ops.slicer import Slicer
 
 
@@ -53,7 +54,7 @@ def collapse_of(coupling: Coupling, slicer: Slicer) -> Collapse:
 
 def _reach(graph: fx.Graph, constant: Container[fx.Node]) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
     """Returns what the result or a mutation needs, and the constants that are met first on the way back."""
-    waiting = [node for node in graph.nodes if node.op == "output" or mutates(node)]
+    waiting = [node for node in graph.nodes if node.op == "output" or writes(node)]
     live: set[fx.Node] = set(waiting)
     frontier: dict[fx.Node, None] = {}
     while waiting:

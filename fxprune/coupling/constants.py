@@ -81,7 +81,7 @@ class ConstantValues:
         self._coupling = coupling
         self._constants = Constants(coupling.captured.info, constant)
         self._tensors = tensors
-        self._twin = Twin(slicer, self.of)
+        self._twin = Twin(**vars(slicer), read=self.of)
         self._known: dict[fx.Node, Any] = {}
 
     def of(self, node: fx.Node) -> Any:

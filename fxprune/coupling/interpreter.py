@@ -18,9 +18,10 @@ from fxprune._base.names import fetch
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
 from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis, form_groups
-from fxprune.ops.registry import bind, may_alias, mutates, rule_of
+from fxprune.ops.registry import bind, may_alias, rule_of
 from fxprune.ops.tracer import Tracer
 
 
@@ -79,7 +80,7 @@ def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, 
     elif node.target is operator.getitem:
         t.values[node] = t.values[node.all_input_nodes[0]][node.args[1]]
     else:
-        if mutates(node):
+        if writes(node):
             _freeze_memory(t, node)
         rule = rule_of(node.target)
         axes = rule.couple(t, node, bind(node)) if rule is not None else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx
 
+from fxprune.capturing.normalize.layout import dims_of
 from fxprune.capturing.shapes import TensorInfo
 
 Shape = tuple[int, ...]
@@ -59,7 +60,7 @@ def kept(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
 def beside(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     """Other dimensions than the channels' are cut, rolled or flipped."""
     dim, rank = c.first(node, a), c.rank(node)
-    touched = [d % rank for d in (a.dims if hasattr(a, "dims") else [a.dim])]
+    touched = dims_of(a.dims if hasattr(a, "dims") else a.dim, rank)
     return dim if touched and dim not in touched else None  # rolled without dims it is rolled flat
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fxprune._base.errors import RuleError
+from fxprune.capturing.normalize.edit import schema_args
 from fxprune.ops.rule import Rule, check_rule, check_schema
 
 #: The name under which the rule of all ops stands that PyTorch tags as pointwise and that have none of their own.
@@ -82,29 +83,27 @@ def rule_of(target: Any) -> Rule | None:
     return _RULES[POINTWISE] if torch.Tag.pointwise in target.tags else None
 
 
+def rule_at(node: Any) -> Rule | None:
+    """Returns the rule of the op that a value is a call of, if it is one."""
+    return rule_of(node.target) if isinstance(node, fx.Node) and node.op == "call_function" else None
+
+
 def is_kind(node: Any, *kinds: str) -> bool:
     """Returns whether a value is a call of an op of one of these kinds."""
-    rule = rule_of(node.target) if isinstance(node, fx.Node) and node.op == "call_function" else None
+    rule = rule_at(node)
     return rule is not None and rule.kind in kinds
 
 
 def conducts(node: fx.Node) -> bool:
     """Returns whether a node hands its first operand on unchanged in an evaluation."""
-    rule = rule_of(node.target) if node.op == "call_function" else None
+    rule = rule_at(node)
     return rule is not None and rule.conducts
-
-
-def mutates(node: fx.Node) -> bool:
-    """Returns whether a node writes to one of its operands (fx calls dropout impure as well)."""
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
 def may_alias(target: Any) -> bool:
     """Returns whether an op's result may share the memory of its first operand."""
-    rule = rule_of(target)
-    if rule is not None and rule.view:
-        return True
-    return isinstance(target, torch._ops.OpOverload) and any(r.alias_info for r in target._schema.returns)
+    rule, schema = rule_of(target), getattr(target, "_schema", None)
+    return (rule is not None and rule.view) or (schema is not None and any(r.alias_info for r in schema.returns))
 
 
 def registered() -> dict[Any, Rule]:
@@ -113,19 +112,6 @@ def registered() -> dict[Any, Rule]:
     return dict(_RULES)
 
 
-@functools.lru_cache(maxsize=4096)
-def _schema(target: Any) -> tuple[tuple[str, Any, bool], ...]:
-    return tuple(
-        (a.name, a.default_value if a.has_default_value() else None, a.kwarg_only) for a in target._schema.arguments
-    )
-
-
 def bind(node: fx.Node) -> SimpleNamespace:
     """Returns the node's arguments by schema name, defaults filled in (``a.input``, ``a.self``, ``a.dim``...)."""
-    values: dict[str, Any] = {}
-    for position, (name, default, kwarg_only) in enumerate(_schema(node.target)):
-        if not kwarg_only and position < len(node.args):
-            values[name] = node.args[position]
-        else:
-            values[name] = node.kwargs.get(name, default)
-    return SimpleNamespace(**values)
+    return SimpleNamespace(**schema_args(node))

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
 from torch import fx
 
 from fxprune._base.errors import RuleError
@@ -94,6 +95,16 @@ class Rule:
     conducts: bool = False
 
 
+def twice(couple: Couple) -> Couple:
+    """Returns the rule of an op with two results that have the same axes."""
+
+    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Any]:
+        axes = couple(t, node, a)
+        return [axes, axes]
+
+    return rule
+
+
 def check_rule(name: str, rule: Any) -> None:
     """Makes sure that a declaration is complete in itself.
 
@@ -149,8 +160,6 @@ def check_schema(name: str, target: Any, rule: Rule) -> None:
 @functools.lru_cache(maxsize=256)
 def in_place_form(target: Any) -> Any:
     """Returns the op that works in place, None if there is none of that name."""
-    import torch
-
     namespace, _, packet = target._schema.name.partition("::")
     found = getattr(getattr(torch.ops, namespace), f"{packet}_", None)
     return getattr(found, target._overloadname, None)

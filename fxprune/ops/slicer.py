@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,46 +32,33 @@ class Edit:
     target: Any = None
 
 
+@dataclass(eq=False)
 class Slicer:
-    """Answers how much of an axis is left once the channels flagged in ``removed`` are gone."""
+    """Answers how much of an axis is left once the channels flagged in ``removed``, ``[channels]``, are gone."""
 
-    def __init__(
-        self,
-        channels: Channels,
-        values: Mapping[fx.Node, Any],
-        edges: Mapping[tuple[fx.Node, fx.Node], Axes],
-        notes: Mapping[fx.Node, Mapping[str, Axis]],
-        removed: Mask,
-    ) -> None:
-        self._channels = channels
-        self._values = values
-        self._edges = edges
-        self._notes = notes
-        self._removed = removed
-        self._masks: dict[int, tuple[Factor, Mask]] = {}
+    channels: Channels
+    values: Mapping[fx.Node, Any]
+    edges: Mapping[tuple[fx.Node, fx.Node], Axes]
+    notes: Mapping[fx.Node, Mapping[str, Axis]]
+    removed: Mask
+    _masks: dict[int, tuple[Factor, Mask]] = field(default_factory=dict)
 
     def axes(self, node: fx.Node, reader: fx.Node | None = None) -> Axes:
         """Returns the axes of a value, as ``reader`` sees it if one is given."""
-        axes: Axes = self._values[node]
-        return axes if reader is None else self._edges.get((reader, node), axes)
+        axes: Axes = self.values[node]
+        return axes if reader is None else self.edges.get((reader, node), axes)
 
     def noted(self, node: fx.Node, name: str) -> Axis:
         """Returns an axis that the op's couple rule kept."""
-        return self._notes[node][name]
-
-    def has_note(self, node: fx.Node, name: str) -> bool:
-        """Returns whether the op's couple rule kept an axis of that name."""
-        return name in self._notes.get(node, {})
+        return self.notes[node][name]
 
     def _mask(self, factor: Factor) -> Mask | None:
         """Returns which coordinates of a factor stay; None means all of them."""
         if factor.labels is None:
             return None
-        known = self._masks.get(id(factor))
-        if known is None:
-            known = (factor, keep_mask(self._channels.resolve(factor.labels), self._removed))
-            self._masks[id(factor)] = known
-        return known[1]
+        if id(factor) not in self._masks:
+            self._masks[id(factor)] = (factor, keep_mask(self.channels.resolve(factor.labels), self.removed))
+        return self._masks[id(factor)][1]
 
     def mask(self, axis: Axis) -> Mask | None:
         """Returns which coordinates of an axis stay, ``[size]``; None means all of them."""
@@ -92,7 +80,7 @@ class Slicer:
         return math.prod(factor.size if mask is None else int(mask.sum()) for factor, mask in masks)
 
     def index(self, axis: Axis) -> Ids:
-        """Returns the positions that stay."""
+        """Returns the positions that stay, ``[count]``."""
         mask = self.mask(axis)
         kept: Ids = np.arange(size_of(axis)) if mask is None else np.flatnonzero(mask)
         return kept
@@ -110,3 +98,8 @@ class Slicer:
             return size if size == -1 else self.count(axis)
         labelled = tuple(factor for factor in axis if factor.labels is not None)
         return Scaled(size, self.count(labelled), size_of(labelled))
+
+
+def noted_sizes(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    """The literals are counts of axes that the couple rule noted under the literals' names."""
+    return Edit({name: s.resize(getattr(a, name), axis) for name, axis in s.notes.get(node, {}).items()})

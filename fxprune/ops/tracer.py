@@ -17,7 +17,7 @@ from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis, Factor
 from fxprune.algebra.channels import Channels, Ids
 from fxprune.capturing.captured import Captured, TensorInfo
-from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.registry import bind, rule_at, rule_of
 
 #: Dtypes that hold every position of an axis as it is.
 _EXACT = {torch.int32, torch.int64, torch.float32, torch.float64}
@@ -71,9 +71,10 @@ class Tracer:
     # -- what a rule may ask ------------------------------------------------------------------------------------
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """Returns the node's shape; dynamic sizes stand as large primes."""
-        info: TensorInfo = self.captured.info[node]
-        return info.shape
+        """Returns the node's shape, of the first result of several; dynamic sizes stand as large primes."""
+        info = self.captured.info[node]
+        first: TensorInfo = info[0] if isinstance(info, (list, tuple)) else info
+        return first.shape
 
     def parts(self, node: fx.Node) -> list[TensorInfo]:
         """Returns what is known of each result of an op that has several."""
@@ -87,18 +88,14 @@ class Tracer:
 
     def dynamic(self, node: fx.Node, dim: int) -> bool:
         """Returns whether a dimension's size is known only at run time."""
-        info: TensorInfo = self.captured.info[node]
-        return info.shape[dim] != info.example[dim]
+        return self.shape(node)[dim] != self.example(node)[dim]
 
     def where(self, node: fx.Node) -> str:
         """Returns how reasons name a node."""
         module = node.meta.get("module")
         given = [source.name for source in node.all_input_nodes if source.op == "placeholder"]
-        return (
-            f"{node.target}"
-            + (f" in {module}" if module else "")
-            + (f" on the input {', '.join(given)}" if given else "")
-        )
+        place, operands = f" in {module}" if module else "", f" on the input {', '.join(given)}" if given else ""
+        return f"{node.target}{place}{operands}"
 
     def is_tensor(self, value: Any) -> bool:
         """Returns whether an argument is a node that carries a tensor."""
@@ -130,9 +127,8 @@ class Tracer:
 
     def weight(self, value: Any) -> fx.Node | None:
         """Returns the parameter or buffer that an operand is, moved about at most."""
-        while isinstance(value, fx.Node) and value.op == "call_function":
-            rule = rule_of(value.target)
-            value = value.args[0] if rule is not None and rule.carries else None
+        while (rule := rule_at(value)) is not None and rule.carries:
+            value = value.args[0]
         return value if isinstance(value, fx.Node) and value.op == "get_attr" and value in self.bound else None
 
     def within(self, axis: Axis, known: Sequence[Ids]) -> bool:
@@ -160,6 +156,14 @@ class Tracer:
         ax.freeze(self.channels, axis, f"{what} of {self.where(node)}")
         return axis
 
+    def fix(self, node: fx.Node, axes: Sequence[Axis], dims: Iterable[int], what: str) -> Axes:
+        """Fixes some of an operand's axes for good; returns all, those at the sizes that the result has there."""
+        result = list(axes)
+        for dim in dims:
+            self.freeze(node, axes[dim], what)
+            result[dim] = ax.fixed(self.shape(node)[dim % len(axes)])
+        return tuple(result)
+
     def reshape(self, node: fx.Node, axes: Sequence[Axis], sizes: Sequence[int]) -> Axes:
         """Returns the axes after a row-major reshape."""
         return ax.reshape(self.channels, axes, sizes, f"reshape of {self.where(node)}")
@@ -178,8 +182,7 @@ class Tracer:
     def contract(
         self,
         node: fx.Node,
-        source: fx.Node,
-        dim: int,
+        at: tuple[fx.Node, int],
         axis: Axis,
         loops: Sequence[Axis],
         macs: int,
@@ -187,15 +190,13 @@ class Tracer:
         weight_dim: int = 1,
         other: tuple[fx.Node, int] | None = None,
     ) -> None:
-        """Records a contraction over ``axis``, which is dimension ``dim`` of ``source``; ``macs`` is of the example."""
+        """Records a contraction over ``axis``, which ``at`` has: (operand, dim); ``macs`` is of the example."""
         prime, example = self.captured.batch
-        info = self.captured.info[node]
-        result: TensorInfo = info[0] if isinstance(info, (list, tuple)) else info
-        if math.prod(result.shape) % prime == 0:
+        if math.prod(self.shape(node)) % prime == 0:
             macs //= example
         parameter = weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
         labelled = tuple(loop for loop in loops if ax.is_labelled(loop))
-        self.contractions.append(Contraction(node, source, dim, axis, labelled, macs, parameter, weight_dim, other))
+        self.contractions.append(Contraction(node, *at, axis, labelled, macs, parameter, weight_dim, other))
 
     def statistic(self, node: fx.Node) -> None:
         """Records that an op takes a statistic over an axis that may shrink.
@@ -225,7 +226,7 @@ class Tracer:
             return
         self._pointed[node] = axis
         for user in node.users:
-            rule = rule_of(user.target) if user.op == "call_function" else None
+            rule = rule_at(user)
             a = vars(bind(user)) if rule is not None else {}
             where = {name for name, value in a.items() if _holds(value, node)}
             info = self.captured.info.get(user)

@@ -3,67 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import Axes, Axis
+from fxprune.algebra.axes import Axis, size_of
 from fxprune.ops.slicer import Slicer
 
 
-class Twin:
-    """One masked run: full-size values, with sums and statistics over what stays."""
+@dataclass(eq=False)
+class Twin(Slicer):
+    """One masked run: full-size values, with sums and statistics over what stays.
 
-    def __init__(self, slicer: Slicer, value: Callable[[fx.Node], Any]) -> None:
-        self._slicer = slicer
-        self._value = value
+    Attributes:
+        read: the value of a node.
+    """
+
+    read: Callable[[fx.Node], Any] = field(kw_only=True)
 
     def value(self, argument: Any) -> Any:
         """Returns an argument with nodes replaced by their values."""
-        return fx.node.map_arg(argument, self._value)
+        return fx.node.map_arg(argument, self.read)
+
+    def given(self, a: SimpleNamespace, /, **kept: Sequence[tuple[int, Axis]]) -> dict[str, Any]:
+        """Returns the values of all arguments by schema name; of those named, what stays along (dim, axis) pairs."""
+        values = {name: self.value(argument) for name, argument in vars(a).items()}
+        named = {name: axes for name, axes in kept.items() if values.get(name) is not None}
+        return values | {name: self.gather(values[name], axes) for name, axes in named.items()}
 
     def run(self, node: fx.Node, /, **arguments: Any) -> Any:
         """Runs a node's op on other arguments, by schema name."""
         assert callable(node.target)
         return node.target(**arguments)
 
-    def axes(self, node: fx.Node, reader: fx.Node) -> Axes:
-        """Returns the axes of an operand as its reader sees it."""
-        return self._slicer.axes(node, reader)
-
-    def made(self, node: fx.Node) -> Any:
-        """Returns the axes of an op's own result, a list of them for several."""
-        return self._slicer.axes(node)
-
-    def noted(self, node: fx.Node, name: str) -> Axis:
-        """Returns an axis that the op's couple rule kept."""
-        return self._slicer.noted(node, name)
-
-    def count(self, axis: Axis) -> int:
-        """Returns how many coordinates stay."""
-        return self._slicer.count(axis)
-
     def kept(self, axis: Axis, device: torch.device) -> Tensor | None:
-        """Returns the positions of an axis that stay, or None for all of them."""
-        if not self._slicer.changed(axis):
-            return None
-        return torch.from_numpy(self._slicer.index(axis)).to(device)
+        """Returns the positions of an axis that stay, ``[count]``, or None for all of them."""
+        return torch.from_numpy(self.index(axis)).to(device) if self.changed(axis) else None
 
     def gather(self, tensor: Tensor, axes: Sequence[tuple[int, Axis]]) -> Tensor:
-        """Returns the part of a tensor that stays along the given (dim, axis) pairs."""
+        """Returns the part of a tensor, ``[...]``, that stays along the given (dim, axis) pairs."""
         for dim, axis in axes:
             kept = self.kept(axis, tensor.device)
             if kept is not None:
                 tensor = tensor.index_select(dim, kept)
         return tensor
 
-    def scatter(self, tensor: Tensor, axes: Sequence[tuple[int, Axis]], sizes: Sequence[int]) -> Tensor:
-        """Puts a part back at its place in a tensor of full size, zeros elsewhere."""
-        for (dim, axis), size in zip(axes, sizes, strict=True):
+    def scatter(self, tensor: Tensor, axes: Sequence[tuple[int, Axis]], sizes: Sequence[int] | None = None) -> Tensor:
+        """Puts a part, ``[...]``, back at its place in a tensor of full size (the axes', unless given), zeros elsewhere."""
+        for (dim, axis), size in zip(axes, sizes or [size_of(axis) for _, axis in axes], strict=True):
             kept = self.kept(axis, tensor.device)
             if kept is not None:
                 shape = list(tensor.shape)
                 shape[dim] = size
                 tensor = tensor.new_zeros(shape).index_copy(dim, kept, tensor)
         return tensor
+
+
+def lifted(value: Any, dtype: torch.dtype | None) -> Any:
+    """Returns a floating tensor, ``[...]``, or a floating dtype in another precision; anything else, or for None, as it is."""
+    if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return dtype if dtype is not None and isinstance(value, torch.dtype) and value.is_floating_point else value

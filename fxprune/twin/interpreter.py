@@ -82,7 +82,7 @@ class Run:
             rule = rule_of(node.target)
             assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
             arguments = SimpleNamespace(**self._dtypes(vars(bind(node))))
-            return rule.twin(Twin(self.slicer, values.__getitem__), node, arguments)
+            return rule.twin(Twin(**vars(self.slicer), read=values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
         seen: set[fx.Node] = set()
 

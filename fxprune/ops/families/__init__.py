@@ -1,31 +1,7 @@
 """One family of ops a file; importing the package fills the rule tables."""
 
-from fxprune.ops.families import (
-    attention,
-    contract,
-    conv,
-    create,
-    elementwise,
-    join,
-    norm,
-    positions,
-    recurrent,
-    reduce,
-    reshape,
-    spatial,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "attention",
-    "contract",
-    "conv",
-    "create",
-    "elementwise",
-    "join",
-    "norm",
-    "positions",
-    "recurrent",
-    "reduce",
-    "reshape",
-    "spatial",
-]
+for _family in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_family.name)

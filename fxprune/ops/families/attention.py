@@ -36,8 +36,8 @@ def _attention(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         ax.mark(t.channels, axis, "head_dim")
     scores = math.prod(t.example(a.query)[:-1]) * t.example(a.key)[-2]
     macs = scores * t.example(a.query)[-1]
-    t.contract(node, a.query, len(q) - 1, inner, (*lead, inner), macs, other=(a.key, len(k) - 1))
-    t.contract(node, a.query, len(q) - 1, (), (*lead, v[-1]), scores * t.example(a.value)[-1])
+    t.contract(node, (a.query, len(q) - 1), inner, (*lead, inner), macs, other=(a.key, len(k) - 1))
+    t.contract(node, (a.query, len(q) - 1), (), (*lead, v[-1]), scores * t.example(a.value)[-1])
     return (*lead, q[-2], v[-1])
 
 

@@ -20,7 +20,7 @@ from fxprune.ops.twin import Twin
 
 
 def product(
-    t: Tracer, node: fx.Node, operands: Sequence[Any], subscripts: Sequence[Sequence[str]], out: Sequence[str]
+    t: Tracer, node: fx.Node, operands: Sequence[Any], subscripts: Sequence[list[str]], out: Sequence[str]
 ) -> Axes:
     """Couples a sum of products: axes with one subscript are one axis, those not in ``out`` are contracted.
 
@@ -40,22 +40,15 @@ def product(
     loops = list(axis_of.values())
     contracted = [letter for letter in axis_of if letter not in out]
     if not contracted:  # an outer product sums nothing, but it counts
-        t.contract(node, operands[0], 0, (), loops, macs, weight)
-    for number, letter in enumerate(contracted):
-        facing = [
-            (x, list(names).index(letter)) for x, names in zip(operands, subscripts, strict=True) if letter in names
+        t.contract(node, (operands[0], 0), (), loops, macs, weight)
+    for letter in contracted:
+        at, *others = [
+            (x, names.index(letter)) for x, names in zip(operands, subscripts, strict=True) if letter in names
         ]
-        other = facing[1] if len(facing) > 1 else None
-        t.contract(
-            node,
-            *facing[0],
-            axis_of[letter],
-            loops if number == 0 else [],
-            macs if number == 0 else 0,
-            weight,
-            other[1] if other is not None else 1,
-            None if other is None or other[0] is weight else other,
-        )
+        other = others[0] if others else None
+        beside = None if other is None or other[0] is weight else other
+        t.contract(node, at, axis_of[letter], loops, macs, weight, other[1] if other else 1, beside)
+        loops, macs = [], 0  # counted once
     if weight is None and len(operands) == 2:
         shared = {letter for letter in subscripts[0] if letter in subscripts[1] and letter in out}
         rest = [axis for letter, axis in axis_of.items() if letter not in shared]
@@ -64,11 +57,7 @@ def product(
 
 
 def _note_weights(
-    t: Tracer,
-    operands: Sequence[Any],
-    subscripts: Sequence[Sequence[str]],
-    axis_of: Mapping[str, Axis],
-    out: Sequence[str],
+    t: Tracer, operands: Sequence[Any], subscripts: Sequence[list[str]], axis_of: Mapping[str, Axis], out: Sequence[str]
 ) -> None:
     """Tells the axes that a weight makes, those of layers side by side, and experts, where these are added up."""
     weights = [t.weight(x) for x in operands]
@@ -157,19 +146,22 @@ def _grouped_mm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
         t.freeze(node, experts, "the experts")
     inner = t.relate(node, tokens[1], inner)
     macs = math.prod(t.example(values[0])) * t.example(values[1])[2]
-    t.contract(node, values[0], 1, inner, (inner, outer), macs)
+    t.contract(node, (values[0], 1), inner, (inner, outer), macs)
     return (tokens[0], outer)
 
 
 def _twin_grouped_mm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     """Multiplies by the experts that stay; the rows of ``ends`` that are gone say nothing."""
-    arguments = {name: t.value(value) for name, value in vars(a).items()}
-    names = [name for name, value in arguments.items() if isinstance(value, Tensor)][:3]
-    for name in names:
-        axes = t.axes(getattr(a, name), node)
-        over = [(d, axis) for d, axis in enumerate(axes) if (name, d) not in ((names[0], 0), (names[1], 2))]
-        arguments[name] = t.gather(arguments[name], over)
-    return t.run(node, **arguments)  # type: ignore[no-any-return]
+    first, second, *rest = [name for name, value in vars(a).items() if isinstance(t.value(value), Tensor)][:3]
+    kept = {
+        name: [
+            (d, axis)
+            for d, axis in enumerate(t.axes(getattr(a, name), node))
+            if (name, d) not in ((first, 0), (second, 2))
+        ]
+        for name in (first, second, *rest)
+    }
+    return t.run(node, **t.given(a, **kept))  # type: ignore[no-any-return]
 
 
 def _of_linear(site: Site) -> nn.Module | None:

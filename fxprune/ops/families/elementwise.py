@@ -14,7 +14,7 @@ from fxprune.ops.constants import elementwise, kept
 from fxprune.ops.layers import FeatureDropout
 from fxprune.ops.modules import Layer, Noise, Site
 from fxprune.ops.registry import register_rule
-from fxprune.ops.rule import Rule
+from fxprune.ops.rule import Rule, twice
 from fxprune.ops.tracer import Tracer
 
 
@@ -45,12 +45,6 @@ def _prelu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 def _outer(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[m], y[n].  After: [m, n]."""
     return (*t.axes(a.self, node), *t.axes(a.vec2, node))
-
-
-def _native_dropout(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
-    """The values and the mask: both have the channels of the input."""
-    axes = pointwise(t, node, a)
-    return [axes, axes]
 
 
 def _glu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -112,6 +106,6 @@ register_rule(
     Rule(_prelu, constant=elementwise, module=Layer((nn.PReLU,), _of_prelu, {"weight": "weight"}, ("self",))),
 )
 register_rule("_prelu_kernel.default", Rule(_prelu, constant=elementwise))
-register_rule("native_dropout.default", Rule(_native_dropout))
+register_rule("native_dropout.default", Rule(twice(pointwise)))
 register_rule("outer.default ger.default", Rule(_outer))
 register_rule("glu.default", Rule(_glu))

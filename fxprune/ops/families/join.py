@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from fxprune.algebra.axes import Axes, Axis
 from fxprune.ops.constants import Constants, beside
 from fxprune.ops.modules import Layer, Site
 from fxprune.ops.registry import register_rule
-from fxprune.ops.rule import Rule
+from fxprune.ops.rule import Couple, Rule
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 
@@ -83,22 +84,17 @@ def _bounds(a: SimpleNamespace, size: int) -> tuple[int, int, int] | None:
 
 def _slice(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, c].  After: [b, c[start:end:step]], with the channels of that part."""
-    x = list(t.axes(a.self, node))
+    x = t.axes(a.self, node)
     dim = a.dim % len(x)
     bounds = None if t.dynamic(a.self, dim) else _bounds(a, t.shape(a.self)[dim])
     if bounds is None:
-        t.freeze(node, x[dim], "a part known only at run time")
-        x[dim] = ax.fixed(t.shape(node)[dim])
-    else:
-        x[dim] = ax.take(t.channels, x[dim], *bounds, t.where(node))
-    return tuple(x)
+        return t.fix(node, x, [dim], "a part known only at run time")
+    return (*x[:dim], ax.take(t.channels, x[dim], *bounds, t.where(node)), *x[dim + 1 :])
 
 
 def _slice_slice(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     axis = s.axes(a.self, node)[a.dim]
-    if not s.changed(axis):
-        return Edit()
-    bounds = _bounds(a, ax.size_of(axis))
+    bounds = _bounds(a, ax.size_of(axis)) if s.changed(axis) else None
     if bounds is None:
         return Edit()
     start, stop, step = bounds
@@ -154,17 +150,12 @@ def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     return (*rest[:at], *picked, *rest[at:])
 
 
-def _along(what: str) -> Any:
+def _along(what: str) -> Couple:
     """Returns the rule of ops that move data along some dims and treat all others alike."""
 
     def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-        x = list(t.axes(a.self, node))
-        dims = getattr(a, "dims", None) if hasattr(a, "dims") else a.dim
-        dims = range(len(x)) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
-        for dim in dims:
-            t.freeze(node, x[dim], what)
-            x[dim] = ax.fixed(t.shape(node)[dim])
-        return tuple(x)
+        x = t.axes(a.self, node)
+        return t.fix(node, x, a.dims or range(len(x)), what)
 
     return rule
 
@@ -177,19 +168,20 @@ def _embedding(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return (*lead, columns)
 
 
+def _sides(pad: Sequence[Any], rank: int) -> list[tuple[int, Any, Any]]:
+    """Returns what is padded as (dim, before, after), the last dimension first."""
+    return [(rank - 1 - i // 2, pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+
+
 def _pad(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, c], 2 zeros on each side of c.  After: [b, 2 + c + 2]; the zeros are channels of their own."""
     x = list(t.axes(a.self, node))
-    pad = a.pad
-    for i in range(0, len(pad), 2):
-        dim = len(x) - 1 - i // 2
-        before, after = pad[i], pad[i + 1]
+    for dim, before, after in _sides(a.pad, len(x)):
         if before == 0 and after == 0:
             continue
         static = all(isinstance(n, int) and n >= 0 for n in (before, after)) and not t.dynamic(a.self, dim)
         if not ax.is_labelled(x[dim]) or not static or getattr(a, "mode", "constant") != "constant":
-            t.freeze(node, x[dim], "a padded axis")
-            x[dim] = ax.fixed(t.shape(node)[dim])
+            x = list(t.fix(node, x, [dim], "a padded axis"))
             continue
         sides = [t.new_axis(node, n, dynamic=n < 2) if n else () for n in (before, after)]
         parts = [part for part, n in ((sides[0], before), (x[dim], 1), (sides[1], after)) if n]
@@ -199,13 +191,14 @@ def _pad(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-    pad = list(a.pad)
-    rank = len(s.axes(node))
-    for i in range(0, len(pad), 2):
-        dim = rank - 1 - i // 2
-        if s.changed(s.axes(node)[dim]):
-            pad[i] = s.count(s.noted(node, f"before{dim}")) if pad[i] else 0
-            pad[i + 1] = s.count(s.noted(node, f"after{dim}")) if pad[i + 1] else 0
+    axes, pad = s.axes(node), []
+    for dim, *sides in _sides(a.pad, len(axes)):
+        if s.changed(axes[dim]):
+            sides = [
+                s.count(s.noted(node, f"{side}{dim}")) if n else 0
+                for side, n in zip(("before", "after"), sides, strict=True)
+            ]
+        pad += sides
     return Edit({"pad": pad})
 
 
@@ -225,7 +218,7 @@ def _selected(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
 def _padded(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     """What is padded with values from beside stays constant."""
     dim, rank = c.first(node, a), c.rank(node)
-    touched = {rank - 1 - i // 2 for i, size in enumerate(a.pad) if size != 0}
+    touched = {d for d, *sides in _sides(a.pad, rank) if sides != [0, 0]}
     return dim if getattr(a, "mode", "constant") != "constant" and dim not in touched else None
 
 

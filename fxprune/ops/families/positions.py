@@ -16,11 +16,12 @@ from torch import Tensor, fx
 from fxprune._base.names import fetch
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
+from fxprune.capturing.normalize.edit import is_op, named
 from fxprune.ops.constants import beside, elementwise
 from fxprune.ops.families.elementwise import pointwise
-from fxprune.ops.registry import register_rule
+from fxprune.ops.registry import bind, register_rule
 from fxprune.ops.rule import Rule
-from fxprune.ops.slicer import Edit, Slicer
+from fxprune.ops.slicer import Edit, Slicer, noted_sizes
 from fxprune.ops.tracer import Tracer
 
 
@@ -74,7 +75,7 @@ def _index_select(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: table[n, c] at positions [i].  After: [i, c]; n stays unless the positions follow it."""
     x = list(t.axes(a.self, node))
     t.follow(node, x[a.dim], a.index, "an indexed axis")
-    x[a.dim] = ax.fixed(t.shape(node)[a.dim % len(x)])
+    x[a.dim] = ax.fixed(t.shape(node)[a.dim])
     return tuple(x)
 
 
@@ -84,12 +85,8 @@ def _one_hot(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     if pointed is None or ax.size_of(pointed) != a.num_classes:
         t.follow(node, (), a.self, "other positions")
         return None
+    t.note(node, num_classes=pointed)
     return (*t.axes(a.self, node), pointed)
-
-
-def _slice_one_hot(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-    axes = s.axes(node)
-    return Edit({"num_classes": s.count(axes[-1])} if s.changed(axes[-1]) else {})
 
 
 def _histc(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
@@ -130,49 +127,34 @@ def _numbered(t: Tracer, node: fx.Node) -> int | None:
     if node in t.bound or len(long) != 1 or any(t.dynamic(node, d) for d in range(len(shape))):
         return None
     source: Any = node
-    while source.op == "call_function" and source.target in _MOVES:
+    while is_op(source, *_MOVES):
         source = source.args[0]
     if source.op == "get_attr":
         value = fetch(t.captured.module, str(source.target))
         counted = isinstance(value, Tensor) and value.tolist() == list(range(shape[long[0]]))
         return long[0] if counted else None
-    starts = {
-        torch.ops.aten.arange.default: (),
-        torch.ops.aten.arange.start: (0,),
-        torch.ops.aten.arange.start_step: (0,),
-    }
-    first = starts.get(source.target)
-    step = source.args[2:3] if source.target is torch.ops.aten.arange.start_step else ()
-    fits = first is not None and source.args[: len(first)] == first and step in ((), (1,))
-    return long[0] if fits else None
+    a = bind(source) if is_op(source, torch.ops.aten.arange) else None
+    return long[0] if a is not None and getattr(a, "start", 0) == 0 and getattr(a, "step", 1) == 1 else None
 
 
-_MOVES = {
-    torch.ops.aten.unsqueeze.default,
-    torch.ops.aten.view.default,
-    torch.ops.aten.reshape.default,
-    torch.ops.aten.to.dtype,
-    torch.ops.aten.expand.default,
-}
+_MOVES = named("unsqueeze.default view.default reshape.default to.dtype expand.default")
 
 
 def _slice_compare(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     """Before: chosen == [0, 1, 2, 3].  After: chosen == [0, 1, 2], when one is gone."""
-    axis = s.noted(node, "numbers") if s.has_note(node, "numbers") else ()
+    axis = s.notes.get(node, {}).get("numbers", ())
     if not s.changed(axis):
         return Edit()
-    name = next(
-        name for name in ("self", "other") if any(f is axis[0] for x in s.axes(getattr(a, name), node) for f in x)
-    )
-    shape = [1 if not x else -1 for x in s.axes(getattr(a, name), node)]
-    return Edit({name: np.arange(s.count(axis)).reshape(shape)})
+    operands = {name: s.axes(getattr(a, name), node) for name in ("self", "other")}
+    name = next(name for name, axes in operands.items() if any(f is axis[0] for x in axes for f in x))
+    return Edit({name: np.arange(s.count(axis)).reshape([-1 if x else 1 for x in operands[name]])})
 
 
 register_rule("gather.default", Rule(_gather, positions=("index",)))
 register_rule("take_along_dim.default", Rule(_gather, positions=("indices",)))
 register_rule("scatter.src scatter.value scatter_add.default", Rule(_scatter, positions=("index",)))
 register_rule("index_select.default", Rule(_index_select, positions=("index",), moves=beside))
-register_rule("one_hot.default", Rule(_one_hot, slice=_slice_one_hot, literals=("num_classes",), positions=("self",)))
+register_rule("one_hot.default", Rule(_one_hot, slice=noted_sizes, literals=("num_classes",), positions=("self",)))
 register_rule("histc.default", Rule(_histc, slice=_slice_histc, literals=("bins", "max"), positions=("self",)))
 register_rule(
     "eq.Tensor ne.Tensor",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -73,7 +74,7 @@ def _cell(t: Tracer, node: fx.Node, w: _Weights, gates: int, x: Axis, out: Axis,
 
 def _multiply(t: Tracer, node: fx.Node, at: tuple[fx.Node, int], axis: Axis, weight: fx.Node, steps: int) -> None:
     """Records a product with a weight ``[rows, axis]`` at each of ``steps``; ``at`` is a value that has the axis."""
-    t.contract(node, *at, axis, t.axes(weight, node), steps * math.prod(t.example(weight)), weight if axis else None)
+    t.contract(node, at, axis, t.axes(weight, node), steps * math.prod(t.example(weight)), weight if axis else None)
 
 
 def _states(a: SimpleNamespace) -> list[fx.Node]:
@@ -115,22 +116,19 @@ def _recurrent(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
 
 def _twin(t: Twin, node: fx.Node, a: SimpleNamespace) -> tuple[Tensor, ...]:
     """Runs the layer on what stays, and puts the results back at their places."""
-    arguments = {key: t.value(value) for key, value in vars(a).items()}
-    widths = [t.value(state).shape[-1] for state in _states(a)]
 
     def part(operand: fx.Node) -> Tensor:
         return t.gather(t.value(operand), list(enumerate(t.axes(operand, node))))
 
     states = [part(state) for state in _states(a)]
-    arguments |= {"input": part(a.input), "params": [part(weight) for weight in a.params]}
-    arguments["hx"] = states[0] if isinstance(a.hx, fx.Node) else states
-    results = t.run(node, **arguments)
-    sizes = [(1 + a.bidirectional) * widths[0], *widths]
-    axes = [made[-1] for made in t.made(node)]
-    return tuple(
-        t.scatter(result, [(result.dim() - 1, axis)], [size])
-        for result, axis, size in zip(results, axes, sizes, strict=True)
-    )
+    parts = {
+        "input": part(a.input),
+        "hx": states[0] if isinstance(a.hx, fx.Node) else states,
+        "params": [part(weight) for weight in a.params],
+    }
+    made: Any = t.axes(node)
+    results = zip(t.run(node, **t.given(a) | parts), made, strict=True)
+    return tuple(t.scatter(result, [(result.dim() - 1, axes[-1])]) for result, axes in results)
 
 
 def _one_cell(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | list[Axes]:
@@ -139,14 +137,12 @@ def _one_cell(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | list[Axes]
     stacks = [t.axes(state, node) for state in states]
     *lead, x = t.axes(a.input, node)
     biases = tuple(bias for bias in (a.b_ih, a.b_hh) if bias is not None)
-    weights = _Weights(a.w_ih, a.w_hh, biases, None)
-    out, _ = _cell(t, node, weights, _gates(node), x, stacks[0][-1], stacks[-1][-1])
+    out, _ = _cell(t, node, _Weights(a.w_ih, a.w_hh, biases, None), _gates(node), x, stacks[0][-1], stacks[-1][-1])
     lead = [t.relate(node, axis, stacks[0][d]) for d, axis in enumerate(lead)]
     steps = math.prod(t.example(a.input)[:-1])
     _multiply(t, node, (a.input, len(lead)), x, a.w_ih, steps)
     _multiply(t, node, (states[0], len(lead)), out, a.w_hh, steps)
-    results: Sequence[Axes] = [(*lead, out) for _ in states]
-    return list(results) if len(states) > 1 else results[0]
+    return [(*lead, out) for _ in states] if len(states) > 1 else (*lead, out)
 
 
 def _module(op: str, cls: type[nn.Module]) -> Layer:

@@ -17,17 +17,23 @@ from torch import Tensor, fx
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis, is_labelled
+from fxprune.capturing.normalize.layout import dims_of
 from fxprune.ops.constants import Constants
 from fxprune.ops.registry import register_rule
-from fxprune.ops.rule import Rule
+from fxprune.ops.rule import Rule, twice
 from fxprune.ops.tracer import Tracer
 from fxprune.ops.twin import Twin
 
 
 def _dims(a: SimpleNamespace, rank: int) -> list[int]:
     dim = getattr(a, "dim", None)
-    dims = [dim] if isinstance(dim, int) else list(dim) if dim else list(range(rank))
-    return [d % rank for d in dims]
+    return dims_of(dim if isinstance(dim, int) else dim or None, rank)
+
+
+def _over(t: Twin, node: fx.Node, a: SimpleNamespace) -> list[tuple[int, Axis]]:
+    """Returns the (dim, axis) pairs that an op works along."""
+    axes = t.axes(a.self, node)
+    return [(d, axes[d]) for d in _dims(a, len(axes))]
 
 
 def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -61,36 +67,23 @@ def _left(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _twin_reduce(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
-    axes = t.axes(a.self, node)
-    arguments = {name: t.value(value) for name, value in vars(a).items()}
-    over = [(d, axes[d]) for d in _dims(a, len(axes))]
-    return t.run(node, **(arguments | {"self": t.gather(arguments["self"], over)}))
+    return t.run(node, **t.given(a, self=_over(t, node, a)))
 
 
-def _reduce_pair(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
-    """As a reduction, with a second result: indices, or the mean beside the variance."""
-    axes = _reduce(t, node, a)
-    return [axes, axes]
+def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace, result: int | None = None) -> Axes:
+    """A choice among outputs, whose positions are a result (of several, that one), or an axis that stays."""
+    x = t.axes(a.self, node)
+    if not (x and isinstance(a.dim, int) and _choose(t, node, x[a.dim], 1, result)):
+        for d in _dims(a, len(x)) if x else ():
+            t.freeze(node, x[d], "an axis whose positions are returned")
+    return _left(t, node, a)
 
 
 def _indexing_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     """A reduction like any other where nobody reads the positions; otherwise a choice among outputs, or all stay."""
-    if all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
-        return _reduce_pair(t, node, a)
-    x = t.axes(a.self, node)
-    axes = _left(t, node, a)
-    if not (x and isinstance(a.dim, int) and _choose(t, node, x[a.dim], 1, result=1)):
-        for d in _dims(a, len(x)):
-            t.freeze(node, x[d], "an axis whose positions are returned")
+    unread = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+    axes = _reduce(t, node, a) if unread else _arg_reduce(t, node, a, result=1)
     return [axes, axes]
-
-
-def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    x = t.axes(a.self, node)
-    if not (x and a.dim is not None and _choose(t, node, x[a.dim], 1, result=None)):
-        for d in _dims(a, len(x)):
-            t.freeze(node, x[d], "an axis whose positions are returned")
-    return _left(t, node, a)
 
 
 def _choose(t: Tracer, node: fx.Node, axis: Axis, k: int, result: int | None) -> bool:
@@ -114,11 +107,9 @@ def _choose(t: Tracer, node: fx.Node, axis: Axis, k: int, result: int | None) ->
 
 def _twin_choose(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
     """Chooses among what stays, and says where that is in the whole; what is not there is not a number."""
-    x = t.value(a.self)
-    axes = t.axes(a.self, node)
-    over = [(d, axes[d]) for d in _dims(a, len(axes))]
-    kept = t.kept(over[0][1], x.device) if len(over) == 1 else None
-    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"self": t.gather(x, over)}
+    over = _over(t, node, a)
+    kept = t.kept(over[0][1], t.value(a.self).device) if len(over) == 1 else None
+    arguments = t.given(a, self=over)
     missing = max(getattr(a, "k", 0) - len(kept), 0) if kept is not None else 0
     if missing:  # a score asks for it, the solver never does
         arguments["k"] -= missing
@@ -148,10 +139,8 @@ def _scan(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _twin_scan(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
-    x = t.value(a.self)
-    over = [(a.dim % x.dim(), t.axes(a.self, node)[a.dim])]
-    arguments = {name: t.value(value) for name, value in vars(a).items()} | {"self": t.gather(x, over)}
-    return t.scatter(t.run(node, **arguments), over, [x.shape[a.dim]])
+    over = _over(t, node, a)
+    return t.scatter(t.run(node, **t.given(a, self=over)), over)
 
 
 def _argsort(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -163,12 +152,10 @@ def _argsort(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 def _sorted(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     """Everything in order: the axis stays; positions of another axis keep their order as that one shrinks."""
-    x = list(t.axes(a.self, node))
-    t.freeze(node, x[a.dim], "the sorted axis")
-    x[a.dim] = ax.fixed(t.shape(a.self)[a.dim])
+    axes = t.fix(node, t.axes(a.self, node), [a.dim], "the sorted axis")
     if (pointed := t.pointed(a.self)) is not None:
         t.point(node, pointed, 0)
-    return [tuple(x), tuple(x)]
+    return [axes, axes]
 
 
 def _topk(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
@@ -206,8 +193,7 @@ register_rule(
     _REDUCE,
 )
 register_rule(
-    "var_mean.correction var_mean.dim std_mean.correction aminmax.default",
-    Rule(_reduce_pair, twin=_twin_reduce, statistic=True),
+    "var_mean.correction var_mean.dim std_mean.correction aminmax.default", replace(_REDUCE, couple=twice(_reduce))
 )
 register_rule("max.dim min.dim", replace(_CHOICE, constant=_of_others))
 register_rule("median.dim mode.default", _CHOICE)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import fx
 
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes, Axis
+from fxprune.capturing.normalize.layout import dims_of, moved
 from fxprune.ops.constants import Constants, beside, kept
 from fxprune.ops.registry import register_rule
-from fxprune.ops.rule import Couple, Rule, Where
-from fxprune.ops.slicer import Edit, Slicer
+from fxprune.ops.rule import Rule
+from fxprune.ops.slicer import Edit, Slicer, noted_sizes
 from fxprune.ops.tracer import Tracer
 
 
@@ -25,55 +24,20 @@ def _reshape(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return t.reshape(node, t.axes(a.self, node), t.shape(node))
 
 
-def _slice_sizes(name: str) -> Any:
-    def slice(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-        sizes = [s.resize(size, axis) for size, axis in zip(getattr(a, name), s.axes(node), strict=True)]
-        return Edit({name: sizes})
-
-    return slice
+def _slice_sizes(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    name = "shape" if hasattr(a, "shape") else "size"
+    return Edit({name: [s.resize(size, axis) for size, axis in zip(getattr(a, name), s.axes(node), strict=True)]})
 
 
-def _permutation(a: SimpleNamespace, rank: int) -> list[int]:
-    """Returns for each dimension of the result which one of the operand it is."""
-    return [dim % rank for dim in a.dims]
-
-
-def _swapped(a: SimpleNamespace, rank: int) -> list[int]:
-    order = list(range(rank))
-    first, second = [v for k, v in vars(a).items() if k != "self"] or [-1, 0]
-    if rank > 1:
-        order[first], order[second] = order[second], order[first]
-    return order
-
-
-def _moved(a: SimpleNamespace, rank: int) -> list[int]:
-    sources, targets = ([d] if isinstance(d, int) else list(d) for d in (a.source, a.destination))
-    sources, targets = [d % rank for d in sources], [d % rank for d in targets]
-    rest = iter(d for d in range(rank) if d not in sources)
-    return [sources[targets.index(d)] if d in targets else next(rest) for d in range(rank)]
-
-
-def _reorder(order: Callable[[SimpleNamespace, int], Sequence[int]]) -> Couple:
-    """Returns the rule of ops that put dimensions in another order."""
-
-    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-        x = t.axes(a.self, node)
-        return tuple(x[dim] for dim in order(a, len(x)))
-
-    return rule
-
-
-def _unsqueeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+def _reorder(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Puts dimensions in another order, or new ones of size one between them."""
     x = t.axes(a.self, node)
-    dim = a.dim % (len(x) + 1)
-    return (*x[:dim], (), *x[dim:])
+    return tuple(() if dim is None else x[dim] for dim in moved(node, len(x)))
 
 
 def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     x, shape = t.axes(a.self, node), t.shape(a.self)
-    dims = getattr(a, "dim", range(len(x)))
-    dropped = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
-    dropped = {d for d in dropped if shape[d] == 1}
+    dropped = [d for d in dims_of(getattr(a, "dim", None), len(x)) if shape[d] == 1]
     for dim in dropped:
         t.freeze(node, x[dim], "the size of one that is dropped")
     return tuple(axis for dim, axis in enumerate(x) if dim not in dropped)
@@ -82,9 +46,7 @@ def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 def _slice_squeeze(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     """Names what is dropped: an axis that shrinks to one stays."""
     x = s.axes(a.self, node)
-    dims = getattr(a, "dim", range(len(x)))
-    wanted = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
-    dropped = [d for d in sorted(wanted) if ax.size_of(x[d]) == 1]
+    dropped = [d for d in sorted(dims_of(getattr(a, "dim", None), len(x))) if ax.size_of(x[d]) == 1]
     return Edit({"self": a.self, "dim": dropped}, torch.ops.aten.squeeze.dims)
 
 
@@ -130,13 +92,13 @@ def _repeat_interleave(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | N
     if a.dim is None or not isinstance(a.repeats, int):
         return None
     copies = t.new_axis(node, a.repeats, dynamic=False)
-    t.note(node, copies=copies)
+    t.note(node, repeats=copies)
     x[a.dim] = (*x[a.dim], *copies)
     return tuple(x)
 
 
 def _slice_repeat_interleave(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-    return Edit({"repeats": s.count(s.noted(node, "copies")), "output_size": None})
+    return Edit({**noted_sizes(s, node, a).arguments, "output_size": None})
 
 
 def _pixel_shuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -169,10 +131,6 @@ def _channel_shuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return (x[0], (*inner, *group), *x[2:])
 
 
-def _slice_channel_shuffle(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-    return Edit({"groups": s.count(s.noted(node, "groups"))})
-
-
 def _im2col(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: [b, c, h, w].  After: [b, c * kernel, positions]."""
     *lead, channel, h, w = t.axes(a.self, node)
@@ -193,10 +151,7 @@ def _col2im(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 def _unfold(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: [b, n].  After: [b, windows, size], all of n needed where it is."""
-    x = list(t.axes(a.self, node))
-    t.freeze(node, x[a.dimension], "the unfolded axis")
-    x[a.dimension] = ax.fixed(t.shape(node)[a.dimension % len(x)])
-    return (*x, ax.fixed(a.size))
+    return (*t.fix(node, t.axes(a.self, node), [a.dimension], "the unfolded axis"), ax.fixed(a.size))
 
 
 def _reshaped(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
@@ -207,13 +162,8 @@ def _reshaped(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     return places[0] if len(places) == 1 and size > 1 else None
 
 
-def _reordered(order: Callable[[SimpleNamespace, int], Sequence[int]]) -> Where:
-    """Returns where a dimension goes under an order of the operand's dimensions."""
-
-    def where(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
-        return list(order(a, c.rank(a.self))).index(c.first(node, a))
-
-    return where
+def _reordered(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
+    return moved(node, c.rank(a.self)).index(c.first(node, a))
 
 
 def _repeated(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
@@ -236,22 +186,20 @@ def _windows(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     return None if dim == a.dimension % c.rank(a.self) else dim
 
 
-def _reordering(order: Callable[[SimpleNamespace, int], Sequence[int]]) -> Rule:
-    return Rule(_reorder(order), carries=True, moves=_reordered(order))
-
-
-_VIEW = Rule(_reshape, kind="reshape", carries=True, moves=_reshaped, view=True, idle=True)
 _SQUEEZE = Rule(_squeeze, slice=_slice_squeeze, carries=True, moves=_reshaped)
 
-register_rule("reshape.default", replace(_VIEW, slice=_slice_sizes("shape"), literals=("shape",)))
-register_rule("view.default _unsafe_view.default", replace(_VIEW, slice=_slice_sizes("size"), literals=("size",)))
-register_rule("permute.default", _reordering(_permutation))
-register_rule("transpose.int t.default swapaxes.default swapdims.default", _reordering(_swapped))
-register_rule("movedim.int movedim.intlist moveaxis.int moveaxis.intlist", _reordering(_moved))
-register_rule("unsqueeze.default", Rule(_unsqueeze, carries=True, moves=_reshaped))
+_VIEW = Rule(_reshape, slice=_slice_sizes, kind="reshape", carries=True, moves=_reshaped, view=True, idle=True)
+register_rule("reshape.default", replace(_VIEW, literals=("shape",)))
+register_rule("view.default _unsafe_view.default", replace(_VIEW, literals=("size",)))
+register_rule(
+    "permute.default transpose.int t.default swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int "
+    "moveaxis.intlist",
+    Rule(_reorder, carries=True, moves=_reordered),
+)
+register_rule("unsqueeze.default", Rule(_reorder, carries=True, moves=_reshaped))
 register_rule("squeeze.dim squeeze.dims", replace(_SQUEEZE, literals=("dim",)))
 register_rule("squeeze.default", replace(_SQUEEZE, literals=("self",)))
-register_rule("expand.default", Rule(_expand, slice=_slice_sizes("size"), literals=("size",), carries=True, moves=kept))
+register_rule("expand.default", Rule(_expand, slice=_slice_sizes, literals=("size",), carries=True, moves=kept))
 _REPEAT = Rule(_repeat, slice=_slice_repeat, moves=_repeated, idle=True)
 register_rule("repeat.default", replace(_REPEAT, literals=("repeats",)))
 register_rule("tile.default", replace(_REPEAT, literals=("dims",)))
@@ -268,8 +216,7 @@ register_rule(
 register_rule("pixel_shuffle.default", Rule(_pixel_shuffle))
 register_rule("pixel_unshuffle.default", Rule(_pixel_unshuffle))
 register_rule(
-    "channel_shuffle.default",
-    Rule(_channel_shuffle, slice=_slice_channel_shuffle, literals=("groups",), constant=_shuffled),
+    "channel_shuffle.default", Rule(_channel_shuffle, slice=noted_sizes, literals=("groups",), constant=_shuffled)
 )
 register_rule("im2col.default", Rule(_im2col))
 register_rule("col2im.default", Rule(_col2im))
