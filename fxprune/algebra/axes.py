@@ -122,9 +122,7 @@ def relate(channels: Channels, a: Axis, b: Axis, reason: str) -> None:
 
 
 def _relate_runs(channels: Channels, a: Axis, b: Axis, reason: str) -> None:
-    if not is_labelled(a) and not is_labelled(b):
-        return
-    if any(is_free(axis) for axis in (a, b)):
+    if is_free(a) or is_free(b) or not (is_labelled(a) or is_labelled(b)):
         return
     rows_a, rows_b = explicit(a), explicit(b)
     if rows_a is None or rows_b is None or len(rows_a) != len(rows_b):
@@ -271,6 +269,4 @@ def concat(channels: Channels, axes: Sequence[Axis], reason: str) -> Axis:
 
 def keep_mask(labels: Ids, removed: Mask) -> Mask:
     """Returns which coordinates stay when ``removed`` (a flag for each channel id) are gone; labels are resolved."""
-    if not labels.shape[1]:
-        return np.ones(len(labels), bool)
     return np.asarray(~removed[labels].any(axis=1), bool)

@@ -78,11 +78,8 @@ def _meets_skip(coupling: Coupling, node: fx.Node, user: fx.Node, live: frozense
 
 def _filled(coupling: Coupling, slicer: Slicer, node: fx.Node) -> bool:
     values = coupling.values.get(node)
-    for axes in values if isinstance(values, list) else [values]:
-        for axis in axes or ():
-            if size_of(axis) and not slicer.count(axis):
-                return False
-    return True
+    every = [axis for axes in (values if isinstance(values, list) else [values]) for axis in axes or ()]
+    return all(slicer.count(axis) or not size_of(axis) for axis in every)
 
 
 def vanishing_groups(coupling: Coupling, groups: Iterable[Group]) -> dict[str, frozenset[str]]:

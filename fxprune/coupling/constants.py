@@ -17,7 +17,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.ops.constants import Constants
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.slicer import Slicer
-from fxprune.ops.twin import Twin
+from fxprune.ops.twin import Twin, in_precision
 
 
 def channel_dims(coupling: Coupling, slicer: Slicer) -> dict[fx.Node, int]:
@@ -35,16 +35,17 @@ def channel_dims(coupling: Coupling, slicer: Slicer) -> dict[fx.Node, int]:
         if node.op == "get_attr" or (node.all_input_nodes and weights.issuperset(node.all_input_nodes)):
             weights.add(node)
         elif node.op == "call_function":
-            dim = _start(constants, node) if node in starts else _follow(constants, node, weights)
+            empty = _empty(constants, node) if node in starts else None
+            dim = empty[0] if empty else None if node in starts else _follow(constants, node, weights)
             if dim is not None:
                 found[node] = dim
     return found
 
 
-def _start(constants: Constants, node: fx.Node) -> int | None:
+def _empty(constants: Constants, node: fx.Node) -> tuple[int, fx.Node | None] | None:
+    """Returns what a contraction with nothing left to sum gives: where its channels lie, and what is added."""
     rule = rule_of(node.target)
-    empty = rule.empty(constants, node, bind(node)) if rule is not None and rule.empty is not None else None
-    return None if empty is None else empty[0]
+    return None if rule is None or rule.empty is None else rule.empty(constants, node, bind(node))
 
 
 def _follow(constants: Constants, node: fx.Node, weights: set[fx.Node]) -> int | None:
@@ -93,9 +94,9 @@ class ConstantValues:
     def _parameter(self, node: fx.Node) -> Tensor:
         name = str(node.target)
         value = self._tensors[name] if name in self._tensors else fetch(self._coupling.captured.module, name)
-        value = _lifted(value.detach())
+        value = in_precision(value.detach(), torch.float64)
         axes = list(enumerate(self._coupling.values[node] or ()))
-        return self._twin.scatter(self._twin.gather(value, axes), axes, value.shape)
+        return self._twin.scatter(self._twin.gather(value, axes), axes)
 
     def _result(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -105,17 +106,16 @@ class ConstantValues:
         rule, a = rule_of(node.target), bind(node)
         if node in self._constants.found:
             if any(c.node is node and not self._twin.count(c.axis) for c in self._coupling.contractions):
-                return self._empty(node, a)
+                return self._empty(node)
             if rule is not None and rule.moves is not None:
                 return self._placed(node, self.of(next(iter(vars(a).values()))))
-        arguments = {name: _lifted(value) for name, value in vars(a).items()}
+        arguments = {name: in_precision(value, torch.float64) for name, value in vars(a).items()}
         if rule is not None and rule.twin is not None:
             return rule.twin(self._twin, node, SimpleNamespace(**arguments))
         return self._twin.run(node, **self._twin.value(arguments))
 
-    def _empty(self, node: fx.Node, a: SimpleNamespace) -> Tensor:
-        rule = rule_of(node.target)
-        found = None if rule is None or rule.empty is None else rule.empty(self._constants, node, a)
+    def _empty(self, node: fx.Node) -> Tensor:
+        found = _empty(self._constants, node)
         assert found is not None, f"{node}: it began a branch of constants"
         dim, added = found
         if added is not None:
@@ -127,10 +127,3 @@ class ConstantValues:
     def _placed(self, node: fx.Node, value: Tensor) -> Tensor:
         dim = self._constants.found[node]
         return value.reshape([-1 if d == dim else 1 for d in range(self._constants.rank(node))])
-
-
-def _lifted(value: Any) -> Any:
-    """Returns a floating tensor in float64, and float64 for a floating dtype; anything else as it is."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.double()
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value

@@ -155,7 +155,7 @@ def _frozen(coupling: Coupling) -> Iterable[Frozen]:
         for dim, axis in enumerate(axes):
             for labels in ax.labels_of(axis):
                 resolved = coupling.channels.resolve(labels)
-                held = ~resolved.any(axis=1) if resolved.shape[1] else np.ones(len(labels), bool)
+                held = ~resolved.any(axis=1)
                 if held.any():
                     reason = coupling.channels.reason(labels[held]) or "fixed"
                     if not reason.startswith("the kernel"):

@@ -62,8 +62,8 @@ class Twin(Slicer):
         return tensor
 
 
-def lifted(value: Any, dtype: torch.dtype | None) -> Any:
-    """Returns a floating tensor, ``[...]``, or a floating dtype in another precision; anything else, or for None, as it is."""
+def in_precision(value: Any, dtype: torch.dtype | None) -> Any:
+    """Returns a floating tensor, ``[...]``, or floating dtype in precision ``dtype``; all else, or if None, as it is."""
     if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
         return value.to(dtype)
     return dtype if dtype is not None and isinstance(value, torch.dtype) and value.is_floating_point else value

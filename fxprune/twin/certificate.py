@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import VerificationError
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
+from fxprune.ops.twin import in_precision
 from fxprune.results.certificate import Certificate
 from fxprune.twin.interpreter import Run
 
@@ -29,12 +30,9 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Returns a copy of an emitted module that works in ``dtype`` throughout, explicit casts included."""
     module = copy.deepcopy(module).to(dtype)
     if isinstance(module, fx.GraphModule):
-
-        def swap(value: Any) -> Any:
-            return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
-
+        lift = partial(in_precision, dtype=dtype)
         for node in module.graph.nodes:
-            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), swap)
+            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lift)
         module.recompile()
     return module
 
@@ -62,9 +60,7 @@ def certify(
     twin = Run(selection, dtype)(inputs)
     if dtype is not None:
         pruned = lifted(pruned, dtype)
-        args, kwargs = pytree.tree_map_only(
-            Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
-        )
+        args, kwargs = pytree.tree_map_only(Tensor, partial(in_precision, dtype=dtype), (args, kwargs))
     result = pytree.tree_leaves(pruned(*args, **kwargs))
     expected = [value for value in twin if value is not None]
     certificate = compare(expected, [value for value in result if value is not None], tolerance)

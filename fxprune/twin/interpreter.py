@@ -7,9 +7,11 @@ is kept. It must give what the emitted module gives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -17,7 +19,7 @@ from fxprune._base.names import fetch
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.tracer import Contraction
-from fxprune.ops.twin import Twin
+from fxprune.ops.twin import Twin, in_precision
 
 
 class Run:
@@ -33,6 +35,7 @@ class Run:
 
     def __init__(self, selection: Selection, dtype: torch.dtype | None = None) -> None:
         self.selection, self.dtype = selection, dtype
+        self._lift = partial(in_precision, dtype=dtype)
         self.graph = selection.coupling.captured.module.graph
         self.slicer = selection.slicer if selection.removed.any() else None
         self.masked: dict[fx.Node, list[Contraction]] = {}
@@ -61,8 +64,8 @@ class Run:
         feed = iter(inputs)
         for node in self.graph.nodes:
             values[node] = self.step(node, values, feed)
-            if node in self.stored:
-                values[node] = self._as_stored(node, values[node])
+            if node in self.stored:  # the pruned model holds what a collapsed branch leaves in its own precision
+                values[node] = values[node].to(self.selection.coupling.captured.info[node].dtype).to(values[node].dtype)
             yield node, values
             for source in self.last.get(node, ()):
                 del values[source]
@@ -70,18 +73,19 @@ class Run:
     def step(self, node: fx.Node, values: Mapping[fx.Node, Any], feed: Iterator[Tensor]) -> Any:
         """Returns the value of one node."""
         if node.op == "placeholder":
-            return self._lift(next(feed))
+            return self._lift(next(feed).detach())
         if node.op == "get_attr":
             name, tensors = str(node.target), self.selection.tensors
             if name in tensors:
-                return self._cast_up(tensors[name])
-            return self._lift(fetch(self.selection.coupling.captured.module, name))
+                return self._lift(tensors[name])
+            value = fetch(self.selection.coupling.captured.module, name)
+            return self._lift(value.detach()) if isinstance(value, Tensor) else value
         if node.op == "output":
             return fx.node.map_arg(node.args[0], values.__getitem__)
         if self.slicer is not None and node in self.selection.coupling.statistics:
             rule = rule_of(node.target)
             assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
-            arguments = SimpleNamespace(**self._dtypes(vars(bind(node))))
+            arguments = SimpleNamespace(**fx.node.map_aggregate(vars(bind(node)), self._lift))
             return rule.twin(Twin(**vars(self.slicer), read=values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
         seen: set[fx.Node] = set()
@@ -91,50 +95,25 @@ class Run:
             seen.add(source)
             return masked[source] if first and source in masked else values[source]
 
-        args, kwargs = self._dtypes((node.args, node.kwargs))
+        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._lift)
         args, kwargs = fx.node.map_arg(args, value_of), fx.node.map_arg(kwargs, value_of)
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def _as_stored(self, node: fx.Node, value: Tensor) -> Tensor:
-        """Rounds the constant that a collapsed branch leaves: the pruned model holds it in the model's own precision."""
-        return value.to(self.selection.coupling.captured.info[node].dtype).to(value.dtype)
-
     def _masked(self, node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
         value: Tensor = values[source]
-        assert self.slicer is not None
         for contraction in self.masked[node]:
-            if contraction.source is source:
-                mask = self.slicer.mask(contraction.axis)
-                if mask is not None:
-                    gone = torch.from_numpy(~mask).nonzero().reshape(-1).to(value.device)
-                    value = value.index_fill(contraction.dim, gone, 0)
+            mask = self.slicer.mask(contraction.axis) if self.slicer is not None else None
+            if contraction.source is source and mask is not None:
+                gone = torch.from_numpy(np.flatnonzero(~mask)).to(value.device)
+                value = value.index_fill(contraction.dim, gone, 0)
         return value
-
-    def _lift(self, value: Any) -> Any:
-        return self._cast_up(value.detach() if isinstance(value, Tensor) else value)
-
-    def _cast_up(self, value: Any) -> Any:
-        if self.dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(self.dtype)
-        return value
-
-    def _dtypes(self, arguments: Any) -> Any:
-        if self.dtype is None:
-            return arguments
-        return fx.node.map_aggregate(arguments, self._cast)
-
-    def _cast(self, value: Any) -> Any:
-        return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Returns for each node the operands that none of the nodes after it reads."""
+    reader = {source: node for node in nodes for source in node.all_input_nodes}  # the last one stays
     last: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(nodes):
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                last.setdefault(node, []).append(source)
+    for source, node in reader.items():
+        last.setdefault(node, []).append(source)
     return last
