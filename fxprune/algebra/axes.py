@@ -69,7 +69,7 @@ def is_free(axis: Axis) -> bool:
 
 
 def labels_of(axis: Axis) -> Iterable[Ids]:
-    """Yields the label array of each labelled factor."""
+    """Yields the label array ``[size, k]`` of each labelled factor."""
     return (factor.labels for factor in axis if factor.labels is not None)
 
 
@@ -268,5 +268,10 @@ def concat(channels: Channels, axes: Sequence[Axis], reason: str) -> Axis:
 
 
 def keep_mask(labels: Ids, removed: Mask) -> Mask:
-    """Returns which coordinates stay when ``removed`` (a flag for each channel id) are gone; labels are resolved."""
+    """Returns which coordinates stay, ``[size]``, when channels are gone.
+
+    Args:
+        labels: of each coordinate, ``[size, k]``, resolved.
+        removed: a flag for each channel id, ``[channels]``.
+    """
     return np.asarray(~removed[labels].any(axis=1), bool)

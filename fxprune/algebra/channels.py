@@ -37,7 +37,7 @@ class Channels:
         return self._n
 
     def fresh(self, count: int, kind: str = "channel") -> Ids:
-        """Returns ``count`` new live ids."""
+        """Returns ``count`` new live ids, ``[count]``."""
         start, end = self._n, self._n + count
         while end > len(self._parent):
             self._grow()
@@ -57,7 +57,7 @@ class Channels:
     # -- queries ------------------------------------------------------------------------------------------------
 
     def find(self, ids: Ids) -> Ids:
-        """Returns the root of each id, compressing the paths it walked."""
+        """Returns the root of each id, ``[...]`` as given, compressing the paths it walked."""
         roots: Ids = self._parent[ids]
         while True:
             above = self._parent[roots]
@@ -96,7 +96,7 @@ class Channels:
         return kept
 
     def leaves(self, ids: Ids) -> Ids:
-        """Returns the distinct roots that ``ids`` stand for, frozen ones included (for asking why)."""
+        """Returns the distinct roots, ``[roots]``, that ``ids`` ``[...]`` stand for, frozen ones included."""
         rows = np.unique(self.find(ids.reshape(-1)))
         while (cells := self._refined[rows]).max(initial=-1) >= 0:
             expanded = self._pool[cells[cells >= 0]].reshape(-1)
@@ -104,13 +104,13 @@ class Channels:
         return rows
 
     def reason(self, ids: Ids) -> str | None:
-        """Returns why the first frozen id among ``ids`` is frozen, or None if all of them are live."""
+        """Returns why the first frozen id among ``ids``, ``[...]``, is frozen, or None if all of them are live."""
         why = self._why[self.leaves(ids[ids > 0])] if ids.size and ids.any() else self._why[:1]
         why = why[why >= 0]
         return self._reasons[int(why[0])] if why.size else None
 
     def kinds(self) -> npt.NDArray[np.int8]:
-        """Returns, for each id that is a root, the index in KINDS of the strongest member of its class."""
+        """Returns for each id that is a root the index in KINDS of the strongest member of its class, ``[ids]``."""
         kinds = np.zeros(self._n, np.int8)
         np.maximum.at(kinds, self.find(np.arange(self._n, dtype=np.int64)), self._kind[: self._n])
         return kinds
@@ -118,13 +118,13 @@ class Channels:
     # -- changes ------------------------------------------------------------------------------------------------
 
     def mark(self, labels: Ids, kind: str) -> None:
-        """Raises the kind of every live channel in ``labels`` to ``kind``."""
+        """Raises the kind of every live channel in ``labels``, ``[n, k]``, to ``kind``."""
         ids = np.unique(self.resolve(labels))
         ids = ids[ids > 0]
         self._kind[ids] = np.maximum(self._kind[ids], KINDS.index(kind))
 
     def freeze(self, labels: Ids, reason: str) -> None:
-        """Makes every channel in ``labels`` permanent."""
+        """Makes every channel in ``labels``, ``[n, k]``, permanent."""
         ids = np.unique(self.resolve(labels))
         self._why[ids[ids > 0]] = self._reason(reason)
 
@@ -145,7 +145,7 @@ class Channels:
         self._why[ids[live]] = np.repeat(why, rows.shape[1])[live]
 
     def unite(self, a: Ids, b: Ids) -> None:
-        """Makes each pair of live leaf ids one channel; the smaller root stays."""
+        """Makes each pair of live leaf ids, ``[n]`` each, one channel; the smaller root stays."""
         while True:
             a, b = self.find(a), self.find(b)
             differ = a != b
@@ -164,7 +164,7 @@ class Channels:
         self._pool = np.concatenate(rows)
 
     def join(self, ids: Ids, others: Ids) -> None:
-        """Makes each live leaf id stand for a new one of its kind, or its other: it goes alone, or when that goes."""
+        """Makes each live leaf id (``[n]``) stand for a new one of its kind or its other: it goes alone or with that."""
         new = self.fresh(len(ids))
         self._kind[new] = self.kinds()[ids]
         self._refine(ids, np.stack([new, others], axis=1))

@@ -34,7 +34,7 @@ class CallSpec:
     literals: tuple[Any, ...]
 
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Return the graph's inputs for a call in the original signature.
+        """Return the graph's inputs for a call in the original signature, ``[...]`` each as it was given.
 
         Raises:
             TypeError: If the call does not fit the signature, or differs in structure or in a baked-in
@@ -105,7 +105,7 @@ class Binding:
         self._out_spec = out_spec
 
     def inputs(self, given: Sequence[Any]) -> list[Tensor]:
-        """Returns the graph's inputs for the values of all parameters, in the order of the signature.
+        """Returns the graph's inputs, ``[...]`` each, for the values of all parameters in the order of the signature.
 
         Raises:
             TypeError: if a tensor that the model was captured with is missing, or another argument is not what it was.

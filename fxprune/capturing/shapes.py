@@ -62,7 +62,7 @@ def infer(
 
     Args:
         module: The normalised graph; its placeholders still carry export's fake tensors.
-        example: The example leaves.
+        example: The example leaves, ``[batch, ...]`` or ``[...]``.
         batched: For each placeholder, whether its dimension 0 is the batch.
         sizes: The primes of the symbols.
 
@@ -106,7 +106,7 @@ def _attempts(sizes: Sizes) -> Iterator[Sizes]:
 def replay(
     module: fx.GraphModule, leaves: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], sizes: Sizes
 ) -> dict[fx.Node, Any]:
-    """Run the graph on meta tensors of the given shapes and return every node's value.
+    """Run the graph on meta tensors of these shapes, dtypes as ``leaves`` (``[...]``); return every node's value.
 
     Where an operator's result depends on data, export's own fake value stands in.
     """

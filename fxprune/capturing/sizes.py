@@ -1,4 +1,4 @@
-"""Symbolic sizes as integers: every symbol of an exported program is a prime, so that shape algebra is on plain numbers."""
+"""Symbolic sizes as integers: every symbol of a program is a prime, so that shape algebra is on plain numbers."""
 
 from __future__ import annotations
 

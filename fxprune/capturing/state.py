@@ -54,7 +54,7 @@ def read_state(model: nn.Module) -> State:
 
 
 def hang(tensors: Iterable[tuple[str, Tensor]], persistent: frozenset[str]) -> nn.Module:
-    """Return a tree of plain modules that holds the given tensors themselves under their dotted names."""
+    """Return a tree of plain modules that holds the given tensors, ``[...]``, themselves under their dotted names."""
     root = nn.Module()
     for name, tensor in tensors:
         place(root, name, tensor, persistent=name in persistent)

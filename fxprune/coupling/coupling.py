@@ -69,13 +69,13 @@ class Coupling:
     _frozen: list[Frozen] = field(default_factory=list)
 
     def removed_mask(self, units: Iterable[int]) -> Mask:
-        """Returns a flag for each channel id, set for the channels of these units."""
+        """Returns a flag for each channel id, ``[channels]``, set for the channels of these units."""
         flags = np.zeros(len(self.channels), bool)
         flags[self.units[np.fromiter(units, np.int64)]] = True
         return flags
 
     def units_of(self, removed: Mask) -> Ids:
-        """Returns the numbers of the units whose channels are flagged."""
+        """Returns the numbers of the units whose channels are flagged, ``[gone]`` for ``[channels]``."""
         units: Ids = np.flatnonzero(removed[self.units])
         return units
 
@@ -86,7 +86,7 @@ class Coupling:
         return axes
 
     def slicer(self, removed: Mask) -> Slicer:
-        """Returns what slice and twin rules ask for the sizes that are left."""
+        """Returns what slice and twin rules ask for the sizes that are left; ``removed`` is ``[channels]``."""
         return Slicer(self.channels, self.values, self.edges, self.notes, removed)
 
     def frozen(self) -> list[Frozen]:

@@ -31,7 +31,7 @@ class Selection:
 
     @classmethod
     def nothing(cls, coupling: Coupling, tensors: Mapping[str, Tensor] | None = None) -> Selection:
-        """Returns the selection of no channel: the dense model."""
+        """Returns the selection of no channel: the dense model, with some tensors (``[...]`` as its own) replaced."""
         return cls(coupling, np.zeros(len(coupling.channels), bool), {} if tensors is None else tensors)
 
     @cached_property
@@ -46,12 +46,12 @@ class Selection:
 
     @property
     def units(self) -> Ids:
-        """The numbers of the units that go."""
+        """The numbers of the units that go, ``[gone]``."""
         return self.coupling.units_of(self.removed)
 
     def __repr__(self) -> str:
         return f"fxprune.Selection: {len(self.units)} of {len(self.coupling.units)} units, {len(self.tensors)} replaced tensors"
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Selection:
-        """Returns the same selection over other tensors, kept by reference: recovery changes them as it goes."""
+        """Returns the selection over other tensors (``[...]``), kept by reference: recovery changes them as it goes."""
         return replace(self, tensors=tensors)

@@ -17,7 +17,7 @@ STAYS = float("inf")
 
 
 def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
-    """Returns one score for each unit.
+    """Returns one score for each unit, ``[units]``, from those of each group, ``[units of the group]``.
 
     Raises:
         ScorerError: scores are missing, of the wrong length or not finite, unless the whole group `STAYS`.
@@ -38,7 +38,7 @@ def unit_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> npt.NDArray
 
 
 def annotate(coupling: Coupling, scores: npt.NDArray[np.float64]) -> None:
-    """Writes the units' scores on the parameters' nodes."""
+    """Writes the units' scores, ``[units]``, on the parameters' nodes: one for each coordinate of an axis."""
     per_channel = np.full(len(coupling.channels), np.nan)
     per_channel[coupling.units] = scores
     nodes = {str(node.target): node for node in coupling.values if node.op == "get_attr"}
@@ -52,7 +52,7 @@ def annotate(coupling: Coupling, scores: npt.NDArray[np.float64]) -> None:
 
 
 def accumulate(per_channel: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], values: Tensor) -> None:
-    """Adds a value for each coordinate to the channels in its label."""
+    """Adds the value of each coordinate, ``[size]``, to the channels, ``[channels]``, in its label, ``[size, k]``."""
     column = values.detach().cpu().double().numpy()
     for k in range(labels.shape[1]):
         np.add.at(per_channel, labels[:, k], column)

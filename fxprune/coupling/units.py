@@ -64,7 +64,7 @@ class Group:
 
 
 def form_groups(channels: Channels, axes: Sequence[ParameterAxis]) -> tuple[Ids, tuple[Group, ...]]:
-    """Returns the channel id of each unit, and the units by group."""
+    """Returns the channel id of each unit, ``[units]``, and the units by group."""
     ids, axis_of = _incidence(axes)
     on_parameter = np.array([a.is_parameter for a in axes], bool)
     units = np.unique(ids[on_parameter[axis_of]]) if len(ids) else ids

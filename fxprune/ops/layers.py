@@ -67,7 +67,12 @@ class Recurrent(nn.Module):
         self.options = options
 
     def forward(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
-        """Returns what the op returns: the outputs, then the last hidden state (and the cell state of an LSTM)."""
+        """Returns what the op returns: the outputs, then the last hidden state (and the cell state of an LSTM).
+
+        Args:
+            input: ``[batch, time, in]``, or with time first as the options say; so are the outputs.
+            hx: the first states, ``[layers x directions, batch, hidden]`` each; so are the last ones.
+        """
         params = [getattr(self, name) for name in self.names]
         # the graph made the initial states in the dtype of the example: follow the module where it was moved
         hx = [state.to(input.dtype) for state in hx] if isinstance(hx, list | tuple) else hx.to(input.dtype)

@@ -132,7 +132,7 @@ class Tracer:
         return value if isinstance(value, fx.Node) and value.op == "get_attr" and value in self.bound else None
 
     def within(self, axis: Axis, known: Sequence[Ids]) -> bool:
-        """Returns whether something may go from an axis, and all that may is known by these labels (`made`, ...)."""
+        """Returns whether something may go from an axis, and all of it is in these labels, ``[n, k]`` (`made`, ...)."""
         live = self._live(ax.labels_of(axis)) if known else np.zeros(0, np.int64)
         return bool(live.size) and bool(np.isin(live, self._live(known)).all())
 

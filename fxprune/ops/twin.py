@@ -29,7 +29,7 @@ class Twin(Slicer):
         return fx.node.map_arg(argument, self.read)
 
     def given(self, a: SimpleNamespace, /, **kept: Sequence[tuple[int, Axis]]) -> dict[str, Any]:
-        """Returns the values of all arguments by schema name; of those named, what stays along (dim, axis) pairs."""
+        """Returns the values of all arguments by schema name; of those named what stays, along (dim, axis) pairs."""
         values = {name: self.value(argument) for name, argument in vars(a).items()}
         named = {name: axes for name, axes in kept.items() if values.get(name) is not None}
         return values | {name: self.gather(values[name], axes) for name, axes in named.items()}
@@ -52,7 +52,7 @@ class Twin(Slicer):
         return tensor
 
     def scatter(self, tensor: Tensor, axes: Sequence[tuple[int, Axis]], sizes: Sequence[int] | None = None) -> Tensor:
-        """Puts a part, ``[...]``, back at its place in a tensor of full size (the axes', unless given), zeros elsewhere."""
+        """Puts a part, ``[...]``, at its place in a tensor of full size (by default the axes'), zeros elsewhere."""
         for (dim, axis), size in zip(axes, sizes or [size_of(axis) for _, axis in axes], strict=True):
             kept = self.kept(axis, tensor.device)
             if kept is not None:
@@ -63,7 +63,7 @@ class Twin(Slicer):
 
 
 def in_precision(value: Any, dtype: torch.dtype | None) -> Any:
-    """Returns a floating tensor, ``[...]``, or floating dtype in precision ``dtype``; all else, or if None, as it is."""
+    """Returns a floating tensor, ``[...]``, or floating dtype in precision ``dtype``; all else, or if None, as is."""
     if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
         return value.to(dtype)
     return dtype if dtype is not None and isinstance(value, torch.dtype) and value.is_floating_point else value

@@ -48,7 +48,7 @@ class Run:
         self.last = last_uses(list(self.graph.nodes))
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
-        """Returns the flat outputs."""
+        """Returns the flat outputs for flat inputs, ``[...]`` as the model has them."""
         result: tuple[Any, ...] = ()
         for node, values in self.steps(inputs):
             if node.op == "output":
@@ -58,7 +58,8 @@ class Run:
     def steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
         """Yields every node, front to back, with the values that are alive: its own and its operands' among them.
 
-        The caller may replace values; the nodes that follow read what it put there.
+        The caller may replace values; the nodes that follow read what it put there. ``inputs`` are flat, ``[...]`` as
+        the model takes them.
         """
         values: dict[fx.Node, Any] = {}
         feed = iter(inputs)
@@ -71,7 +72,7 @@ class Run:
                 del values[source]
 
     def step(self, node: fx.Node, values: Mapping[fx.Node, Any], feed: Iterator[Tensor]) -> Any:
-        """Returns the value of one node."""
+        """Returns the value of one node from those of its operands; ``feed`` yields the next input, ``[...]``."""
         if node.op == "placeholder":
             return self._lift(next(feed).detach())
         if node.op == "get_attr":

@@ -56,7 +56,7 @@ def follow_dtype(flat: Flat) -> None:
 
 
 def main_dtype(parameters: Iterable[Tensor]) -> torch.dtype | None:
-    """Return the floating dtype of most of the parameters, None if there is none."""
+    """Return the floating dtype of most of the parameters, ``[...]`` each, None if there is none."""
     sizes: Counter[torch.dtype] = Counter()
     for parameter in parameters:
         if parameter.is_floating_point():

@@ -23,7 +23,7 @@ def named(names: str) -> tuple[Any, ...]:
 
 
 def fake(node: Any) -> Tensor | None:
-    """Return the fake tensor of a node, or None if its value is something else."""
+    """Return the fake tensor of a node, ``[...]``, or None if its value is something else."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
 

@@ -37,7 +37,7 @@ def dims_of(dim: Any, ndim: int) -> list[int]:
 
 
 def moved(node: fx.Node, ndim: int) -> list[int | None]:
-    """Return what `axes_of` does, for an operator that moves dimensions: it is asked, with a size of its own for each."""
+    """Return what `axes_of` does, of an operator that moves dimensions: it is asked, with a size for each."""
     target: Any = node.target
     marked = torch.empty([*range(2, ndim + 2)], device="meta")
     return [None if size == 1 else size - 2 for size in target(marked, *node.args[1:], **node.kwargs).shape]

@@ -100,7 +100,7 @@ def _trace(node: fx.Node, sizes: Sizes) -> _Split | None:
 
 
 def _groups_at(reshape: fx.Node, dim: int, sizes: Sizes) -> tuple[list[int], list[int]]:
-    """Return the one input axis and the output dimensions that ``dim`` belongs with; nothing if there is no such one."""
+    """Return the one input axis and the output dimensions that ``dim`` belongs with; nothing if there is none."""
     before, after = fake(reshape.args[0]), fake(reshape)
     if before is not None and after is not None:
         for ins, outs in axis_groups(sizes.shape(before.shape), sizes.shape(after.shape)):

@@ -13,7 +13,8 @@ from fxprune.capturing.normalize.layout import axes_of
 from fxprune.capturing.sizes import static
 
 _RESHAPES = named(
-    "view.default _unsafe_view reshape _reshape_alias flatten.using_ints unflatten.int view_as reshape_as unsqueeze squeeze"
+    "view.default _unsafe_view reshape _reshape_alias flatten.using_ints unflatten.int view_as reshape_as "
+    "unsqueeze squeeze"
 )
 
 

@@ -26,7 +26,7 @@ def _groups(t: Tracer, a: SimpleNamespace) -> int:
 
 
 def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace, transposed: bool = False) -> Axes | None:
-    """Before: x[b, i], w[o, i / g], or transposed w[i, o / g].  After: i is (g x i / g), o is (g x o / g), one g for both."""
+    """Before: x[b, i], w[o, i / g] or transposed w[i, o / g].  After: i (g x i / g), o (g x o / g), one g for both."""
     if transposed and isinstance(a.groups, fx.Node):  # as many groups as samples: all that it touches stays
         return None
     w, size, groups = t.axes(a.weight, node), t.shape(a.weight), _groups(t, a)

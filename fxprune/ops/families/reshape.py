@@ -192,8 +192,8 @@ _VIEW = Rule(_reshape, slice=_slice_sizes, kind="reshape", carries=True, moves=_
 register_rule("reshape.default", replace(_VIEW, literals=("shape",)))
 register_rule("view.default _unsafe_view.default", replace(_VIEW, literals=("size",)))
 register_rule(
-    "permute.default transpose.int t.default swapaxes.default swapdims.default movedim.int movedim.intlist moveaxis.int "
-    "moveaxis.intlist",
+    "permute.default transpose.int t.default swapaxes.default swapdims.default movedim.int movedim.intlist "
+    "moveaxis.int moveaxis.intlist",
     Rule(_reorder, carries=True, moves=_reordered),
 )
 register_rule("unsqueeze.default", Rule(_reorder, carries=True, moves=_reshaped))
