@@ -73,6 +73,11 @@ def labels_of(axis: Axis) -> Iterable[Ids]:
     return (factor.labels for factor in axis if factor.labels is not None)
 
 
+def joined(axes: Iterable[Axis]) -> Axis:
+    """Returns one axis with the factors of several: to freeze or to mark it is to do so with each."""
+    return tuple(factor for axis in axes for factor in axis)
+
+
 def explicit(axis: Axis) -> Ids | None:
     """Returns the label of every coordinate, ``[size, k]``, or None where that would be too large.
 
@@ -117,8 +122,7 @@ def relate(channels: Channels, a: Axis, b: Axis, reason: str) -> None:
                 break
             run.append(source.pop())
         _relate_runs(channels, tuple(run_a), tuple(run_b), reason)
-    for rest in (left, right):
-        freeze(channels, tuple(rest), reason)
+    freeze(channels, (*left, *right), reason)
 
 
 def _relate_runs(channels: Channels, a: Axis, b: Axis, reason: str) -> None:
@@ -126,8 +130,7 @@ def _relate_runs(channels: Channels, a: Axis, b: Axis, reason: str) -> None:
         return
     rows_a, rows_b = explicit(a), explicit(b)
     if rows_a is None or rows_b is None or len(rows_a) != len(rows_b):
-        freeze(channels, a, reason)
-        freeze(channels, b, reason)
+        freeze(channels, (*a, *b), reason)
         return
     channels.relate(rows_a, rows_b, reason)
 
@@ -160,10 +163,9 @@ def reshape(channels: Channels, axes: Sequence[Axis], sizes: Sequence[int], reas
 
     Axes merge by joining their factors and split at factor boundaries; a split inside a factor is `split`.
     """
-    queue = [factor for axis in reversed(axes) for factor in reversed(axis)]
+    queue = [*reversed(joined(axes))]
     if 0 in sizes or any(factor.size == 0 for factor in queue):
-        for axis in axes:
-            freeze(channels, axis, reason)
+        freeze(channels, joined(axes), reason)
         return tuple(fixed(size) for size in sizes)
     result = []
     for size in sizes:
@@ -182,8 +184,7 @@ def reshape(channels: Channels, axes: Sequence[Axis], sizes: Sequence[int], reas
             else:
                 queue.append(_merge(channels, factor, queue.pop(), reason))
         result.append(tuple(taken))
-    for factor in queue:  # what is left has size one
-        freeze(channels, (factor,), f"a size of one that is dropped ({reason})")
+    freeze(channels, (*queue,), f"a size of one that is dropped ({reason})")  # what is left has size one
     return tuple(result)
 
 
@@ -260,8 +261,7 @@ def concat(channels: Channels, axes: Sequence[Axis], reason: str) -> Axis:
         return free(total) if filled and all(is_free(axis) for axis in filled) else fixed(total)
     parts = [explicit(axis) for axis in filled]
     if total > EXPLICIT_LIMIT or any(part is None for part in parts):
-        for axis in filled:
-            freeze(channels, axis, reason)
+        freeze(channels, joined(filled), reason)
         return fixed(total)
     width = max(part.shape[1] for part in parts if part is not None)
     return labelled(np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]))) for p in parts if p is not None]))

@@ -67,8 +67,7 @@ def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, 
     if node.op == "output":
         for value in node.all_input_nodes:
             if t.is_tensor(value):
-                for axis in t.values[value]:
-                    t.freeze(node, axis, "the result")
+                t.freeze(node, ax.joined(t.values[value]), "the result")
     elif node.op == "placeholder":
         t.values[node] = tuple(map(ax.fixed, info.shape)) if isinstance(info, TensorInfo) else None
     elif node.op == "get_attr":
@@ -122,9 +121,9 @@ def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tu
     for source in node.all_input_nodes:
         values = t.values.get(source)
         for axes in values if isinstance(values, list) else [values]:
-            for axis in axes or ():
-                touched |= ax.is_labelled(axis)
-                t.freeze(node, axis, "an op without a rule,")
+            whole = ax.joined(axes or ())
+            touched |= ax.is_labelled(whole)
+            t.freeze(node, whole, "an op without a rule,")
     if touched:
         unsupported.append((str(node.target), str(node.meta.get("module", ""))))
         if strict:
@@ -145,8 +144,7 @@ def _freeze_memory(t: Tracer, node: fx.Node) -> None:
     """Freezes what a write that capture has left in place may reach: the target, and all that it is a view of."""
     source: Any = node.args[0]
     while isinstance(source, fx.Node) and t.is_tensor(source):
-        for axis in t.values[source]:
-            t.freeze(node, axis, "an in-place write")
+        t.freeze(node, ax.joined(t.values[source]), "an in-place write")
         views = source.op == "call_function" and (source.target is operator.getitem or may_alias(source.target))
         source = source.args[0] if views else None
 

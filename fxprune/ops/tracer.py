@@ -151,6 +151,12 @@ class Tracer:
         """Unites two axes of the same size and returns the one that is described more finely."""
         return ax.broadcast(self.channels, (a, b), self.where(node))
 
+    def broadcast(self, node: fx.Node, *operands: Sequence[Axis]) -> Axes:
+        """Unites the axes of elementwise operands, which are aligned at the last, and returns those of the result."""
+        rank = max(map(len, operands), default=0)
+        columns = zip(*[((),) * (rank - len(axes)) + tuple(axes) for axes in operands], strict=True)
+        return tuple(ax.broadcast(self.channels, column, self.where(node)) for column in columns)
+
     def freeze(self, node: fx.Node, axis: Axis, what: str) -> Axis:
         """Fixes an axis for good, and returns it."""
         ax.freeze(self.channels, axis, f"{what} of {self.where(node)}")

@@ -24,16 +24,13 @@ def _attention(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         group, repeats = t.reshape(node, [lead[-1]], [groups, heads // groups])
         lead[-1] = (*t.relate(node, batch[-1], group), *repeats)
         batch[-1] = lead[-1]
-    lead = [ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(lead, batch, strict=True)]
+    lead = list(t.broadcast(node, lead, batch))
     inner = t.relate(node, q[-1], k[-1])
-    for axis in (q[-2], k[-2], v[-2]):
-        t.freeze(node, axis, "query or key length")
+    t.freeze(node, (*q[-2], *k[-2], *v[-2]), "query or key length")
     if a.attn_mask is not None:
         _mask(t, node, t.axes(a.attn_mask, node), lead)
-    for axis in lead:
-        ax.mark(t.channels, axis, "head")
-    for axis in (inner, v[-1]):
-        ax.mark(t.channels, axis, "head_dim")
+    ax.mark(t.channels, ax.joined(lead), "head")
+    ax.mark(t.channels, (*inner, *v[-1]), "head_dim")
     scores = math.prod(t.example(a.query)[:-1]) * t.example(a.key)[-2]
     macs = scores * t.example(a.query)[-1]
     t.contract(node, (a.query, len(q) - 1), inner, (*lead, inner), macs, other=(a.key, len(k) - 1))
@@ -42,8 +39,7 @@ def _attention(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _mask(t: Tracer, node: fx.Node, mask: Axes, lead: list[Axis]) -> None:
-    for axis in mask[-2:]:
-        t.freeze(node, axis, "query or key length")
+    t.freeze(node, ax.joined(mask[-2:]), "query or key length")
     heads = ((),) * (len(lead) + 2 - len(mask)) + mask[:-2]
     for axis, mask_axis in zip(lead, heads, strict=True):
         if ax.size_of(mask_axis) != 1:

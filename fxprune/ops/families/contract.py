@@ -65,9 +65,9 @@ def _note_weights(
         if weight is None or None not in weights:  # learned tokens through a layer
             continue
         others = {letter for y, names in zip(operands, subscripts, strict=True) if y is not x for letter in names}
-        t.made += [labels for n in letters if n in out and n not in others for labels in ax.labels_of(axis_of[n])]
+        t.made += ax.labels_of(ax.joined(axis_of[n] for n in letters if n in out and n not in others))
         if len(t.shape(weight)) > 2:
-            t.stacked += [labels for n in letters for labels in ax.labels_of(axis_of[n])]
+            t.stacked += ax.labels_of(ax.joined(axis_of[n] for n in letters))
     for letter, axis in axis_of.items():
         if letter not in out:
             t.experts(axis)
@@ -77,10 +77,8 @@ def _linear(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     lead = [f"b{i}" for i in range(len(t.shape(a.input)) - 1)]
     out = ["o"] if len(t.shape(a.weight)) == 2 else []
     axes = product(t, node, [a.input, a.weight], [[*lead, "i"], [*out, "i"]], [*lead, *out])
-    if a.bias is not None:
-        bias = t.axes(a.bias, node)
-        axes = (*axes[:-1], t.relate(node, axes[-1], bias[0])) if bias else axes
-    return axes
+    bias = t.axes(a.bias, node) if a.bias is not None else ()
+    return (*axes[:-1], t.relate(node, axes[-1], bias[0])) if bias else axes
 
 
 def _matmul(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -104,19 +102,15 @@ def _mark_heads(t: Tracer, batch: Axes, rest: Sequence[Axis]) -> None:
     """A batch axis with channels of a product of two activations is what the field calls heads."""
     if not any(ax.is_labelled(axis) for axis in batch):
         return
-    for axis in batch:
-        ax.mark(t.channels, axis, "head")
-    for axis in rest:
-        ax.mark(t.channels, axis, "head_dim")
+    ax.mark(t.channels, ax.joined(batch), "head")
+    ax.mark(t.channels, ax.joined(rest), "head_dim")
 
 
 def _addmm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     left, right = (a.mat1, a.mat2) if hasattr(a, "mat1") else (a.batch1, a.batch2)
     batch = ["b"] if len(t.shape(left)) == 3 else []
     axes = product(t, node, [left, right], [[*batch, "m", "k"], [*batch, "k", "n"]], [*batch, "m", "n"])
-    added = t.axes(a.self, node)
-    pad: Axes = ((),) * (len(axes) - len(added))
-    return tuple(ax.broadcast(t.channels, pair, t.where(node)) for pair in zip(axes, (*pad, *added), strict=True))
+    return t.broadcast(node, axes, t.axes(a.self, node))
 
 
 def _letters(equation: str) -> tuple[list[str], str]:

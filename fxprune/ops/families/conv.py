@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.algebra.axes import Axes, Axis
+from fxprune.algebra.axes import Axes, Axis, joined
 from fxprune.ops.constants import Constants
 from fxprune.ops.modules import Layer, Site, affine
 from fxprune.ops.registry import register_rule
@@ -33,8 +33,7 @@ def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace, transposed: bool = False
     channel = len(t.shape(a.input)) - len(w) + 1
     given = t.axes(a.input, node)
     x = t.fix(node, given, range(channel + 1, len(given)), "the spatial axis")
-    for axis in w[2:]:
-        t.freeze(node, axis, "the kernel")
+    t.freeze(node, joined(w[2:]), "the kernel")
     per_group = size[0] // groups
     x_group, x_inner = _grouped(t, node, x[channel], groups, per_group if transposed else size[1])
     w_group, w_inner = _grouped(t, node, w[0], groups, per_group)

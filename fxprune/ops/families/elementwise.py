@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 from torch import fx, nn
 
@@ -18,21 +17,9 @@ from fxprune.ops.rule import Rule, twice
 from fxprune.ops.tracer import Tracer
 
 
-def tensors(t: Tracer, a: SimpleNamespace) -> list[fx.Node]:
-    """Returns the tensor operands, those in lists included."""
-    found: list[fx.Node] = []
-    for value in vars(a).values():
-        items: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-        found += [item for item in items if t.is_tensor(item)]
-    return found
-
-
 def pointwise(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, c, h, w], y[c, 1, 1].  After: the two c are the same channels; the result is [b, c, h, w]."""
-    operands = [t.axes(operand, node) for operand in tensors(t, a)]
-    rank = max(map(len, operands), default=0)
-    aligned = [((),) * (rank - len(axes)) + axes for axes in operands]
-    return tuple(ax.broadcast(t.channels, column, t.where(node)) for column in zip(*aligned, strict=True))
+    return t.broadcast(node, *(t.axes(operand, node) for operand in node.all_input_nodes if t.is_tensor(operand)))
 
 
 def _prelu(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:

@@ -32,8 +32,7 @@ def _cat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         column = [x[d] for x in axes]
         joined = ax.concat if d == dim else ax.broadcast
         if d == dim and any(t.dynamic(x, d) for x in operands):
-            for axis in column:
-                t.freeze(node, axis, "a dynamic axis")
+            t.freeze(node, ax.joined(column), "a dynamic axis")
             result.append(ax.fixed(t.shape(node)[d]))
         else:
             result.append(joined(t.channels, column, t.where(node)))
@@ -42,10 +41,9 @@ def _cat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 def _stack(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: n times x[b, c].  After: [n, b, c]; n stays."""
-    axes = [t.axes(x, node) for x in a.tensors]
     dim = a.dim % len(t.shape(node))
-    joined = [ax.broadcast(t.channels, column, t.where(node)) for column in zip(*axes, strict=True)]
-    return (*joined[:dim], ax.fixed(len(axes)), *joined[dim:])
+    x = t.broadcast(node, *(t.axes(operand, node) for operand in a.tensors))
+    return (*x[:dim], ax.fixed(len(a.tensors)), *x[dim:])
 
 
 def _split(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes] | None:
@@ -140,8 +138,7 @@ def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
         t.point(node, pointed)
     for dim in indexed:
         t.follow(node, x[dim], indices[dim], "an indexed axis")
-        for axis in t.axes(indices[dim], node):
-            t.freeze(node, axis, "an index")
+        t.freeze(node, ax.joined(t.axes(indices[dim], node)), "an index")
     count = len(t.shape(node)) - (len(x) - len(indexed))
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     at = indexed[0] if adjacent else 0

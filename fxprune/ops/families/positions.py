@@ -34,8 +34,7 @@ def _beside(t: Tracer, node: fx.Node, operands: Sequence[Any], dim: int) -> list
         if d != dim and len({shape[d] for shape in shapes}) == 1:
             result.append(ax.broadcast(t.channels, column, t.where(node)))
             continue
-        for axis in column if d != dim else ():
-            t.freeze(node, axis, "a part")
+        t.freeze(node, ax.joined(column) if d != dim else (), "a part")
         result.append(ax.fixed(t.shape(node)[d]))
     return result
 
@@ -45,8 +44,7 @@ def _gather(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     index = a.index if hasattr(a, "index") else a.indices
     x, at = t.axes(a.self, node), t.axes(index, node)
     if t.pointed(index) is None or a.dim is None:
-        for axis in (*x, *at):
-            t.freeze(node, axis, "a gathered axis")
+        t.freeze(node, ax.joined((*x, *at)), "a gathered axis")
         t.follow(node, (), index, "a gathered axis")
         return tuple(ax.fixed(size) for size in t.shape(node))
     dim = a.dim % len(x)
@@ -64,8 +62,7 @@ def _scatter(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     x = t.axes(a.self, node)
     dim = a.dim % len(x)
     result = _beside(t, node, (a.self, a.index, *sources), dim)
-    for operand in (a.index, *sources):
-        t.freeze(node, t.axes(operand, node)[dim], "what is spread out")
+    t.freeze(node, ax.joined(t.axes(operand, node)[dim] for operand in (a.index, *sources)), "what is spread out")
     t.follow(node, x[dim], a.index, "the axis that is written to")
     result[dim] = x[dim]
     return tuple(result)
@@ -95,8 +92,7 @@ def _histc(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     if pointed is None or (ax.size_of(pointed), 0) != (a.bins, a.min) or a.max not in (a.bins, a.bins - 1):
         t.follow(node, (), a.self, "other bins")
         return None
-    for axis in t.axes(a.self, node):
-        t.freeze(node, axis, "what is counted")
+    t.freeze(node, ax.joined(t.axes(a.self, node)), "what is counted")
     return (pointed,)
 
 

@@ -88,12 +88,10 @@ def _recurrent(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     """
     gates, states = _gates(node), _states(a)
     *lead, x = t.axes(a.input, node)
-    for axis in lead:
-        t.freeze(node, axis, "batch or time")
+    t.freeze(node, ax.joined(lead), "batch or time")
     stacks = [t.axes(state, node) for state in states]
     for axes in stacks:
-        for axis in axes[:-1]:
-            t.freeze(node, axis, "layers or batch")
+        t.freeze(node, ax.joined(axes[:-1]), "layers or batch")
     out, cell = stacks[0][-1], stacks[-1][-1]
     steps = math.prod(t.example(a.input)[:-1])
     given = x

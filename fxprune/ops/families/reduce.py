@@ -74,8 +74,8 @@ def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace, result: int | None
     """A choice among outputs, whose positions are a result (of several, that one), or an axis that stays."""
     x = t.axes(a.self, node)
     if not (x and isinstance(a.dim, int) and _choose(t, node, x[a.dim], 1, result)):
-        for d in _dims(a, len(x)) if x else ():
-            t.freeze(node, x[d], "an axis whose positions are returned")
+        chosen = ax.joined(x[d] for d in _dims(a, len(x))) if x else ()
+        t.freeze(node, chosen, "an axis whose positions are returned")
     return _left(t, node, a)
 
 

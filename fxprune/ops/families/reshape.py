@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import fx
 
 from fxprune.algebra import axes as ax
-from fxprune.algebra.axes import Axes, Axis
+from fxprune.algebra.axes import Axes
 from fxprune.capturing.normalize.layout import dims_of, moved
 from fxprune.ops.constants import Constants, beside, kept
 from fxprune.ops.registry import register_rule
@@ -38,8 +39,7 @@ def _reorder(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     x, shape = t.axes(a.self, node), t.shape(a.self)
     dropped = [d for d in dims_of(getattr(a, "dim", None), len(x)) if shape[d] == 1]
-    for dim in dropped:
-        t.freeze(node, x[dim], "the size of one that is dropped")
+    t.freeze(node, ax.joined(x[d] for d in dropped), "the size of one that is dropped")
     return tuple(axis for dim, axis in enumerate(x) if dim not in dropped)
 
 
@@ -52,24 +52,23 @@ def _slice_squeeze(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 
 def _expand(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: [h, 1, d] to [h, r, d].  After: r are channels of their own, as the literal can be edited."""
-    x = t.axes(a.self, node)
-    shape = t.shape(node)
+    x, shape = t.axes(a.self, node), t.shape(node)
     x = ((),) * (len(shape) - len(x)) + x
-    result: list[Axis] = []
-    for dim, (axis, size) in enumerate(zip(x, shape, strict=True)):
-        if ax.size_of(axis) == size:
-            result.append(axis)
-            continue
-        t.freeze(node, axis, "the size of one that is broadcast")
-        result.append(t.new_axis(node, size, t.dynamic(node, dim)))
-    return tuple(result)
+    grown = [d for d, axis in enumerate(x) if ax.size_of(axis) != shape[d]]
+    t.freeze(node, ax.joined(x[d] for d in grown), "the size of one that is broadcast")
+    return tuple(t.new_axis(node, shape[d], t.dynamic(node, d)) if d in grown else axis for d, axis in enumerate(x))
+
+
+def _counts(a: SimpleNamespace, rank: int) -> list[Any]:
+    """Returns how often each dimension is repeated."""
+    counts = list(a.repeats if hasattr(a, "repeats") else a.dims)
+    return [1] * (rank - len(counts)) + counts
 
 
 def _repeat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: [c] three times.  After: [(3 x c)], where a channel is a copy, or position c of every copy."""
     x = t.axes(a.self, node)
-    counts = list(a.repeats if hasattr(a, "repeats") else a.dims)
-    counts = [1] * (len(x) - len(counts)) + counts
+    counts = _counts(a, len(x))
     x = ((),) * (len(counts) - len(x)) + x
     copies = tuple(
         t.new_axis(node, 1 if count == 1 else t.shape(node)[dim] // ax.size_of(axis), not isinstance(count, int))
@@ -80,10 +79,9 @@ def _repeat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 
 def _slice_repeat(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    counts = enumerate(_counts(a, len(s.axes(node))))
     name = "repeats" if hasattr(a, "repeats") else "dims"
-    counts = list(getattr(a, name))
-    counts = [1] * (len(s.axes(node)) - len(counts)) + counts
-    return Edit({name: [s.resize(count, s.noted(node, str(dim))) for dim, count in enumerate(counts)]})
+    return Edit({name: [s.resize(count, s.noted(node, str(dim))) for dim, count in counts]})
 
 
 def _repeat_interleave(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
@@ -106,8 +104,7 @@ def _pixel_shuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     *lead, channel, h, w = t.axes(a.self, node)
     r = a.upscale_factor
     c, r1, r2 = t.reshape(node, [channel], [t.shape(node)[-3], r, r])
-    for axis in (r1, r2):
-        t.freeze(node, axis, "the upscale factor")
+    t.freeze(node, (*r1, *r2), "the upscale factor")
     return (*lead, c, (*h, *r1), (*w, *r2))
 
 
@@ -118,8 +115,7 @@ def _pixel_unshuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     height, width = t.shape(node)[-2:]
     h, r1 = t.reshape(node, [h], [height, r])
     w, r2 = t.reshape(node, [w], [width, r])
-    for axis in (r1, r2):
-        t.freeze(node, axis, "the downscale factor")
+    t.freeze(node, (*r1, *r2), "the downscale factor")
     return (*lead, (*channel, *r1, *r2), h, w)
 
 
@@ -134,8 +130,7 @@ def _channel_shuffle(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 def _im2col(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: [b, c, h, w].  After: [b, c * kernel, positions]."""
     *lead, channel, h, w = t.axes(a.self, node)
-    for axis in (h, w):
-        t.freeze(node, axis, "the spatial axis")
+    t.freeze(node, (*h, *w), "the spatial axis")
     kernel = ax.fixed(a.kernel_size[0] * a.kernel_size[1])
     return (*lead, (*channel, *kernel), ax.fixed(t.shape(node)[-1]))
 
@@ -169,8 +164,7 @@ def _reordered(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
 def _repeated(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     """Other dimensions than the channels' are repeated."""
     dim = kept(c, node, a)
-    counts = list(a.repeats if hasattr(a, "repeats") else a.dims)
-    return dim if dim is not None and ([1] * (c.rank(node) - len(counts)) + counts)[dim] == 1 else None
+    return dim if dim is not None and _counts(a, c.rank(node))[dim] == 1 else None
 
 
 def _interleaved(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:

@@ -27,10 +27,8 @@ def _windows(spatial: int) -> Couple:
 def _sampled(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, c, h, w], grid[b, h', w', 2].  After: [b, c, h', w'], c untouched."""
     x, grid = t.axes(a.input, node), t.axes(a.grid, node)
-    for axis in grid[1:]:
-        t.freeze(node, axis, "the spatial axis")
-    batch = ax.broadcast(t.channels, [x[0], grid[0]], t.where(node))
-    return (batch, *t.fix(node, x, range(2, len(x)), "the spatial axis")[1:])
+    t.freeze(node, ax.joined(grid[1:]), "the spatial axis")
+    return (t.relate(node, x[0], grid[0]), *t.fix(node, x, range(2, len(x)), "the spatial axis")[1:])
 
 
 def _averaged(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
