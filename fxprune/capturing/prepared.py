@@ -110,10 +110,7 @@ def _caches(model: nn.Module) -> bool:
 def _batch_flags(leaves: list[Any]) -> list[bool]:
     """Say for each leaf whether its dimension 0 is the batch: the size that the first tensors share."""
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
-    if not tensors:
-        return [False] * len(leaves)
-    lead = next((leaf for leaf in tensors if leaf.ndim > 1), tensors[0])
-    size = lead.shape[0]
+    size = next((leaf.shape[0] for leaf in sorted(tensors, key=lambda leaf: leaf.ndim < 2)), None)
     return [isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size for leaf in leaves]
 
 

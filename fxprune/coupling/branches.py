@@ -102,17 +102,13 @@ def collapses(coupling: Coupling, groups: Iterable[Group]) -> dict[str, Collapse
 def host_of(coupling: Coupling, collapse: Collapse, node: fx.Node) -> str | None:
     """Returns the parameter that takes the constant: the last bias of the branch, or what else is added elementwise."""
     channels = coupling.captured.info[node].shape[collapse.constant[node]]
-    waiting, seen = [node], set()
-    while waiting:
-        current = waiting.pop(0)
+    waiting = [node]
+    for current in waiting:  # the list grows
         arguments = vars(bind(current)) if current.target is not operator.getitem else {}
         for source in [arguments["bias"]] if "bias" in arguments else current.all_input_nodes:
             if source is not None and source.op == "get_attr" and _is_home(coupling, source, channels):
                 return str(source.target)
-        for source in current.all_input_nodes:
-            if source in collapse.constant and source not in seen:
-                seen.add(source)
-                waiting.append(source)
+        waiting += [s for s in current.all_input_nodes if s in collapse.constant and s not in waiting]
     return None
 
 

@@ -19,17 +19,13 @@ from fxprune.ops.slicer import noted_sizes
 from fxprune.ops.tracer import Tracer
 
 
-def _groups(t: Tracer, a: SimpleNamespace) -> int:
-    """Returns a number of groups; one known only at run time, such as the batch of a dynamic convolution, as a prime."""
-    groups: int = t.captured.info[a.groups] if isinstance(a.groups, fx.Node) else a.groups
-    return groups
-
-
 def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace, transposed: bool = False) -> Axes | None:
     """Before: x[b, i], w[o, i / g] or transposed w[i, o / g].  After: i (g x i / g), o (g x o / g), one g for both."""
     if transposed and isinstance(a.groups, fx.Node):  # as many groups as samples: all that it touches stays
         return None
-    w, size, groups = t.axes(a.weight, node), t.shape(a.weight), _groups(t, a)
+    w, size = t.axes(a.weight, node), t.shape(a.weight)
+    # a number known only at run time, such as the batch of a dynamic convolution, is a prime
+    groups: int = t.captured.info[a.groups] if isinstance(a.groups, fx.Node) else a.groups
     channel = len(t.shape(a.input)) - len(w) + 1
     given = t.axes(a.input, node)
     x = t.fix(node, given, range(channel + 1, len(given)), "the spatial axis")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from fxprune.algebra.axes import Axes, Axis
 from fxprune.ops.constants import Constants, beside
 from fxprune.ops.modules import Layer, Site
 from fxprune.ops.registry import register_rule
-from fxprune.ops.rule import Couple, Rule
+from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit, Slicer
 from fxprune.ops.tracer import Tracer
 
@@ -147,14 +148,10 @@ def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     return (*rest[:at], *picked, *rest[at:])
 
 
-def _along(what: str) -> Couple:
-    """Returns the rule of ops that move data along some dims and treat all others alike."""
-
-    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-        x = t.axes(a.self, node)
-        return t.fix(node, x, a.dims or range(len(x)), what)
-
-    return rule
+def _along(t: Tracer, node: fx.Node, a: SimpleNamespace, what: str) -> Axes:
+    """Data moves along some dimensions, and all others are alike."""
+    x = t.axes(a.self, node)
+    return t.fix(node, x, a.dims or range(len(x)), what)
 
 
 def _embedding(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -249,7 +246,7 @@ register_rule("chunk.default split.Tensor", Rule(_pieces, moves=beside))
 register_rule("slice.Tensor", Rule(_slice, slice=_slice_slice, literals=("start", "end"), carries=True, moves=beside))
 register_rule("select.int", Rule(_select, slice=_slice_select, literals=("index",), carries=True, moves=_selected))
 register_rule("index.Tensor", Rule(_index, positions=("self", "indices"), moves=_beside_indexed))
-register_rule("roll.default", Rule(_along("the rolled axis"), moves=beside))
-register_rule("flip.default", Rule(_along("the flipped axis"), moves=beside))
+register_rule("roll.default", Rule(partial(_along, what="the rolled axis"), moves=beside))
+register_rule("flip.default", Rule(partial(_along, what="the flipped axis"), moves=beside))
 register_rule("embedding.default", Rule(_embedding, positions=("indices",), kind="embedding", module=_EMBEDDING))
 register_rule("pad.default constant_pad_nd.default", Rule(_pad, slice=_slice_pad, literals=("pad",), moves=_padded))

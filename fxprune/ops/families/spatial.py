@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 from torch import fx
@@ -11,17 +12,14 @@ from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
 from fxprune.ops.constants import Constants, kept
 from fxprune.ops.registry import register_rule
-from fxprune.ops.rule import Couple, Rule, twice
+from fxprune.ops.rule import Rule, twice
 from fxprune.ops.tracer import Tracer
 
 
-def _windows(spatial: int) -> Couple:
-    def rule(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-        """Before: x[b, c, h, w].  After: [b, c, h', w'], c untouched."""
-        x = t.axes(a.self if hasattr(a, "self") else a.input, node)
-        return t.fix(node, x, range(len(x) - spatial, len(x)), "the spatial axis")
-
-    return rule
+def _windows(t: Tracer, node: fx.Node, a: SimpleNamespace, spatial: int) -> Axes:
+    """Before: x[b, c, h, w].  After: [b, c, h', w'], c untouched."""
+    x = t.axes(a.self if hasattr(a, "self") else a.input, node)
+    return t.fix(node, x, range(len(x) - spatial, len(x)), "the spatial axis")
 
 
 def _sampled(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -44,7 +42,7 @@ _SMOOTH = {
     3: "upsample_trilinear3d",
 }
 for _n in (1, 2, 3):
-    _pool = Rule(_windows(_n), moves=kept)
+    _pool = Rule(partial(_windows, spatial=_n), moves=kept)
     register_rule(f"avg_pool{_n}d.default", replace(_pool, kind="pool", moves=_averaged))
     register_rule(f"max_pool{_n}d.default", replace(_pool, kind="pool"))
     register_rule(f"adaptive_avg_pool{_n}d.default _adaptive_avg_pool{_n}d.default", _pool)
