@@ -86,7 +86,7 @@ class Run:
         if self.slicer is not None and node in self.selection.coupling.statistics:
             rule = rule_of(node.target)
             assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
-            arguments = SimpleNamespace(**fx.node.map_aggregate(vars(bind(node)), self._lift))
+            arguments = SimpleNamespace(**self._lifted(vars(bind(node))))
             return rule.twin(Twin(**vars(self.slicer), read=values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
         seen: set[fx.Node] = set()
@@ -96,10 +96,12 @@ class Run:
             seen.add(source)
             return masked[source] if first and source in masked else values[source]
 
-        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._lift)
-        args, kwargs = fx.node.map_arg(args, value_of), fx.node.map_arg(kwargs, value_of)
+        args, kwargs = fx.node.map_arg(self._lifted((node.args, node.kwargs)), value_of)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def _lifted(self, arguments: Any) -> Any:
+        return arguments if self.dtype is None else fx.node.map_aggregate(arguments, self._lift)
 
     def _masked(self, node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
         value: Tensor = values[source]
