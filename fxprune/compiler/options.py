@@ -181,20 +181,20 @@ def _check_types(options: Options) -> None:
         raise TypeError(f"seed: expected an int, got {options.seed!r}") from None
 
 
-def described() -> dict[str, str]:
-    """Returns the text about each option, as `Options` has it, in one line."""
-    text = inspect.cleandoc(Options.__doc__ or "").partition("Attributes:\n")[2]
+def described(kind: type = Options) -> dict[str, str]:
+    """Returns the text about each option, as `Options` or another class has it among its attributes, in one line."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", text, re.M | re.S)
     return {name: " ".join(body.split()) for name, body in entries}
 
 
-def spelled_out(function: F) -> F:
-    """Completes the docstring of a function that takes the options as arguments: what `Options` says of each.
+def spelled_out(function: F, kind: type = Options) -> F:
+    """Completes the docstring of a function that takes the options as arguments: what `Options` or another class says of each.
 
     The line ``(options)`` among the function's ``Args`` is where they go; those that it does not take are left out.
     """
     if function.__doc__:
         taken = inspect.signature(function).parameters
-        text = "\n".join(f"        {name}: {body}" for name, body in described().items() if name in taken)
+        text = "\n".join(f"        {name}: {body}" for name, body in described(kind).items() if name in taken)
         function.__doc__ = function.__doc__.replace("        (options)", text)
     return function

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,13 @@ from fxprune._base.extras import need
 from fxprune._base.modes import untouched
 from fxprune.data.batch import Batch
 from fxprune.data.checks import probe
-from fxprune.recovery.reinit import Reset, reset_weights
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
 from fxprune.training.metrics import Examination, Forward, examine
 from fxprune.training.objective import Objective
 from fxprune.training.recipe import Recipe
+from fxprune.training.tune import TrainingOptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,34 +37,33 @@ class Run:
     Attributes:
         model: what is trained, in place.
         network: the same, as the processes share it.
-        teacher: in evaluation mode, or None.
-        recipe: how.
-        objective: the loss.
+        teacher: in evaluation mode and on the device, or None.
+        objective: the loss; its recipe says how to train.
         feed: the training data.
         exam: the validation, or None.
         optimizer: of the model's parameters.
         accelerator: of `accelerate`.
         bf16: whether forward passes run in bfloat16 where that is safe.
-        seed: of everything that is drawn.
-        directory: for checkpoints, or None.
+        options: what the user asked for.
         identity: what a checkpoint must agree in to be resumed.
-        progress: whether to show a bar on a terminal.
     """
 
     model: nn.Module
     network: nn.Module
     teacher: nn.Module | None
-    recipe: Recipe
     objective: Objective
     feed: Feed
     exam: Examination | None
     optimizer: torch.optim.Optimizer
     accelerator: Any
     bf16: bool
-    seed: int
-    directory: Path | None
+    options: TrainingOptions
     identity: dict[str, Any]
-    progress: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to train."""
+        return self.objective.recipe
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Returns a model's outputs, in float32 where they were computed in bfloat16."""
@@ -80,7 +79,7 @@ class Run:
         return None if self.teacher is None else self.forward(self.teacher, batch)
 
 
-def train(run: Run, *, resume: bool, fresh: bool, reset: Reset | None = None) -> History:
+def train(run: Run, fresh: Callable[[nn.Module], object] | None = None) -> History:
     """Trains ``run.model`` in place and returns what happened.
 
     Whatever stops it, the model has the weights and buffers of the last finished step, its own training flags, and no
@@ -88,32 +87,27 @@ def train(run: Run, *, resume: bool, fresh: bool, reset: Reset | None = None) ->
 
     Args:
         run: what to do.
-        resume: whether to go on from the directory's checkpoint if it has one.
-        fresh: whether to initialise the weights first.
-        reset: by what.
+        fresh: initialises the weights first, unless the run goes on from a checkpoint.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; says at which step.
         PlanError: the checkpoint is damaged or of another run.
     """
     flags = [(module, module.training) for module in run.model.modules()]
+    directory = None if run.options.checkpoint_dir is None else Path(run.options.checkpoint_dir)
     try:
         _check_first(run)
-        saved = None
-        if resume and run.directory is not None:
-            saved = checkpoint.read(run.directory, run.model, run.identity)
+        saved = checkpoint.read(directory, run.model, run.identity) if run.options.resume and directory else None
         if saved is not None:
             saved.restore(run.model, run.optimizer)
-            history = saved.history
-        else:
-            if fresh:
-                reset_weights(run.model, run.seed, reset)
-            history = History(_examined(run), ())
+        elif fresh is not None:
+            fresh(run.model)
+        history = History(_examined(run), ()) if saved is None else saved.history
         for number in range(len(history.epochs) + 1, run.recipe.epochs + 1):
             history = replace(history, epochs=(*history.epochs, _epoch(run, number)))
-            if run.directory is not None:
+            if directory is not None:
                 if run.accelerator.is_main_process:
-                    checkpoint.write(run.directory, run.model, run.optimizer, history, run.identity)
+                    checkpoint.write(directory, run.model, run.optimizer, history, run.identity)
                 run.accelerator.wait_for_everyone()
         return history
     finally:
@@ -124,7 +118,7 @@ def train(run: Run, *, resume: bool, fresh: bool, reset: Reset | None = None) ->
 
 def _check_first(run: Run) -> None:
     """Makes sure that the first batch suits the model and the loss, before anything is changed."""
-    with run.feed.drawing(run.seed, 0):
+    with run.feed.drawing(run.options.seed, 0):
         batch = run.feed.batches.first()
         probe(run.model, batch)
         with torch.no_grad(), untouched(run.model, training=False), _same_buffers(run.model):
@@ -134,15 +128,11 @@ def _check_first(run: Run) -> None:
 def _epoch(run: Run, number: int) -> Epoch:
     start = time.perf_counter()
     steps, total, samples, rate = run.feed.steps, 0.0, 0, run.recipe.lr
+    hidden = None if run.options.progress and run.accelerator.is_main_process else True  # None: not on a terminal
     run.model.train()
     with (
-        run.feed.drawing(run.seed, number),
-        tqdm(
-            total=steps,
-            desc=f"epoch {number}/{run.recipe.epochs}",
-            leave=False,
-            disable=None if run.progress and run.accelerator.is_main_process else True,
-        ) as bar,
+        run.feed.drawing(run.options.seed, number),
+        tqdm(total=steps, desc=f"epoch {number}/{run.recipe.epochs}", leave=False, disable=hidden) as bar,
     ):
         for index, batch in enumerate(run.feed.batches):
             rate = _rate(run.recipe, number, index, steps)
@@ -195,7 +185,7 @@ def _examined(run: Run) -> dict[str, float]:
         return {}
     student: Forward = lambda batch: run.forward(run.model, batch)  # noqa: E731
     run.model.eval()
-    return examine(run.exam, student, run.taught if run.teacher is not None else None, run.seed)
+    return examine(run.exam, student, run.taught if run.teacher is not None else None, run.options.seed)
 
 
 @contextmanager

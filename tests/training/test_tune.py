@@ -1,7 +1,9 @@
-"""What cannot be trained is said at once, and nothing has changed by then."""
+"""One set of options for finetune and retrain; what cannot be trained is said at once, and nothing has changed by then."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import subprocess
 import sys
@@ -12,10 +14,44 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fxprune
 from fxprune._base.errors import CalibrationError, FxpruneError, TrainingError
-from fxprune.training import finetune, retrain
+from fxprune.compiler.options import described
+from fxprune.training import TrainingOptions, feed, finetune, loop, retrain, setup
 from fxprune.training.recipe import recipe_of
 from tests.support.training import SGD, digest, net, pairs
+
+FIELDS = {entry.name: entry.default for entry in dataclasses.fields(TrainingOptions)}
+OWN = {"finetune": {"pruned", "data", "overrides"}, "retrain": {"pruned", "data", "overrides", "reset"}}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_calls_spell_out_the_options(name: str) -> None:
+    parameters = inspect.signature(getattr(fxprune, name)).parameters
+    spelled = {key: value for key, value in parameters.items() if key not in OWN[name]}
+    defaults = FIELDS if name == "finetune" else {**FIELDS, "recipe": "spvr"}
+    assert {key: value.default for key, value in spelled.items()} == defaults
+    assert {key: value.annotation for key, value in spelled.items()} == TrainingOptions.__annotations__
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_their_texts_are_those_of_the_options(name: str) -> None:
+    text, texts = getattr(fxprune, name).__doc__, described(TrainingOptions)
+    assert "(options)" not in text and set(texts) == set(FIELDS)
+    assert all(f"        {key}: {body}\n" in text for key, body in texts.items())
+
+
+def test_no_function_within_takes_them_one_by_one() -> None:
+    functions = [f for module in (feed, loop, setup) for f in vars(module).values() if inspect.isfunction(f)]
+    functions = [f for f in functions if f.__module__.startswith("fxprune.training")]
+    assert setup.start in functions and all(len(inspect.signature(f).parameters) <= 8 for f in functions)
+
+
+@pytest.mark.slow
+def test_options_are_read_without_torch() -> None:
+    code = "import sys, fxprune.training; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def _reset(model: nn.Module) -> None:

@@ -1,0 +1,119 @@
+"""A training run put together: arguments checked, the data fed, the optimiser made."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune._base.errors import TrainingError
+from fxprune._base.extras import need
+from fxprune._base.modes import untouched
+from fxprune.data.checks import check_weights, device_of
+from fxprune.training.feed import feed_of
+from fxprune.training.history import History
+from fxprune.training.loop import Run, train
+from fxprune.training.metrics import Examination
+from fxprune.training.objective import Objective
+from fxprune.training.recipe import Recipe, recipe_of
+from fxprune.training.tune import TrainingOptions
+
+
+def start(
+    pruned: nn.Module, data: Any, options: TrainingOptions, fresh: Callable[[nn.Module], object] | None = None
+) -> History:
+    """Trains a network in place and returns what happened.
+
+    Args:
+        pruned: the network.
+        data: as `fxprune.finetune` takes them.
+        options: how; with a `Recipe`, not its name.
+        fresh: initialises the weights first, in place; None keeps them.
+
+    Raises:
+        FxpruneError, ValueError, TypeError: as `fxprune.finetune`.
+    """
+    _check(pruned, options)
+    recipe = recipe_of(options.recipe)
+    objective = Objective(recipe, options.loss)
+    accelerator = need("accelerate", "train", "training").Accelerator()
+    if options.validation is not None:
+        need("torchmetrics", "train", "training")
+    bf16 = _is_bf16(options.mixed_precision, accelerator)
+    processes = accelerator.num_processes
+    device = device_of(pruned) if processes == 1 else accelerator.device
+    feed = partial(feed_of, device=device, batch_size=recipe.batch_size, forward_args=options.forward_args)
+    batches = feed(data, shuffle=True, process=accelerator.process_index, processes=processes)
+    exam = None
+    if options.validation is not None:
+        plain = Objective(dataclasses.replace(recipe, label_smoothing=0.0, distill_weight=0.0), options.loss)
+        exam = Examination(feed(options.validation, shuffle=False), plain, options.metrics)
+    identity = {
+        "kind": "finetune" if fresh is None else "retrain",
+        "recipe": dataclasses.asdict(recipe),
+        "seed": int(options.seed),
+        "steps": batches.steps,
+        "processes": processes,
+        "bf16": bf16,
+        "teacher": options.teacher is not None,
+    }
+    network, teacher, optimizer = pruned, options.teacher, _optimizer(pruned, recipe)
+    with ExitStack() as stack:
+        if processes > 1:
+            network = accelerator.prepare_model(pruned.to(device))
+            stack.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
+        if teacher is not None:
+            teacher = teacher if device_of(teacher) == device else copy.deepcopy(teacher).to(device)
+            stack.enter_context(untouched(teacher, training=False))
+        run = Run(pruned, network, teacher, objective, batches, exam, optimizer, accelerator, bf16, options, identity)
+        return train(run, fresh)
+
+
+def _check(pruned: nn.Module, options: TrainingOptions) -> None:
+    teacher = options.teacher
+    for name, model in {"pruned": pruned, **({} if teacher is None else {"teacher": teacher})}.items():
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
+    if operator.index(options.seed) < 0:
+        raise ValueError(f"seed: expected a whole number from 0, got {options.seed}")
+    if options.metrics is not None and options.validation is None:
+        raise ValueError("metrics: expected validation data to measure them on, got none: pass validation=")
+    if not any(parameter.requires_grad for parameter in pruned.parameters()):
+        raise TrainingError("pruned: expected parameters with requires_grad, got none: there is nothing to train")
+    check_weights(pruned)
+    if teacher is not None:
+        check_weights(teacher)
+        own = set(_storages(pruned))
+        if any(place in own for place in _storages(teacher)):
+            raise ValueError("teacher: it shares tensors with the model that is trained: pass a copy")
+
+
+def _storages(model: nn.Module) -> Iterator[int]:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.numel():
+            yield tensor.untyped_storage().data_ptr()
+
+
+def _is_bf16(wanted: str | None, accelerator: Any) -> bool:
+    found = str(accelerator.mixed_precision) if wanted is None else wanted
+    if found not in ("no", "bf16"):
+        raise ValueError(f"mixed_precision: expected 'no' or 'bf16', got {found!r}")
+    return found == "bf16"
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [p for p in parameters if recipe.decay_all or p.dim() > 1]
+    spared = [p for p in parameters if not recipe.decay_all and p.dim() <= 1]
+    both = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [group for group in both if group["params"]]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
