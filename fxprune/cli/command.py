@@ -1,11 +1,14 @@
-"""Commands whose ``--help`` has sections and examples."""
+"""Commands whose ``--help`` has sections and examples, and options that are the fields of dataclasses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields
 from typing import Any, TypeVar
 
 import click
+
+from fxprune.compiler.options import described
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,10 +46,9 @@ class Command(WithExamples):
                 continue  # the text says what they are
             if (record := parameter.get_help_record(ctx)) is not None:
                 sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
-        last = sections.pop("Options", [])
-        for title, rows in (*sections.items(), ("Options", last)):
+        for title in sorted(sections, key=lambda title: title == "Options"):
             with formatter.section(title):
-                formatter.write_dl(rows, col_max=26)
+                formatter.write_dl(sections[title], col_max=26)
 
 
 def option(*names: str, section: str = "Options", **settings: Any) -> Callable[[Function], Function]:
@@ -65,3 +67,38 @@ def together(*decorators: Callable[[Function], Function]) -> Callable[[Function]
         return function
 
     return decorate
+
+
+def asked(default: Any = None, **settings: Any) -> Any:
+    """Returns a field of a dataclass that `options_of` makes an option of, with these settings of click's."""
+    return field(default=default, metadata={"settings": settings})
+
+
+def options_of(kind: type, section: str, **settings: Mapping[str, Any]) -> Callable[[Function], Function]:
+    """Returns an option for each field of a dataclass that was `asked`, or that has settings here.
+
+    It has the field's name and default, and its text is what the class says of the attribute.
+    """
+    known, texts = {entry.name: entry for entry in fields(kind)}, described(kind)
+    own = {name: entry.metadata["settings"] for name, entry in known.items() if entry.metadata}
+    made = []
+    for name in own | settings:
+        default, text = known[name].default, texts.get(name, "")
+        text = (text[:1].upper() + text[1:]).replace("``", "").replace('"', "")
+        chosen: dict[str, Any] = {"help": text, "default": default, "multiple": isinstance(default, tuple)}
+        chosen |= {"is_flag": True} if default is False else {}
+        chosen |= own.get(name, {}) | settings.get(name, {})
+        if chosen.get("required"):
+            del chosen["default"]  # click takes it for a value that was given
+        names = chosen.pop("names", (f"--{name.replace('_', '-')}",))
+        made.append(option(*names, section=section, **chosen))
+    return together(*made)
+
+
+def told(kind: type, options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Returns what the options say about the fields of a dataclass, by the field's name, and more."""
+    return {entry.name: options[entry.name] for entry in fields(kind) if entry.name in options} | more
+
+
+#: Options that commands have in common.
+QUIET = option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -12,30 +9,23 @@ import click
 
 import fxprune
 from fxprune._base.files import write_text
-from fxprune.cli.command import Command, option
-from fxprune.cli.data_options import data_options, data_spec
+from fxprune.cli.command import QUIET, Command, option, options_of, told
 from fxprune.cli.errors import InputError
-from fxprune.cli.files import check_directory, check_file
-from fxprune.cli.model_options import model_options, spec_of
-from fxprune.cli.say import tell
+from fxprune.cli.output import check_directory, check_file, show, tell
+from fxprune.cli.specs import MODEL, DataSpec, ModelSpec, data_options
 from fxprune.cli.values import BACKENDS, amount, fetch
-from fxprune.compiler.options import MethodName, Options, RecoveryOption, UnitKind, described
+from fxprune.compiler.options import MethodName, Options, RecoveryOption, UnitKind
 
 _BUDGET, _METHOD = "Budget", "Method"
-
-_OPTIONS = Options()
-
-
-def of_field(field: str, *names: str, section: str = _METHOD, **settings: Any) -> Callable[[Any], Any]:
-    """Returns the option for a field of `Options`: with its default, and its text where no other is given."""
-    text = re.sub(r"[`\"]", "", described().get(field, ""))
-    settings = {"default": getattr(_OPTIONS, field), "help": text[:1].upper() + text[1:], **settings}
-    return option(*(names or (f"--{field.replace('_', '-')}",)), section=section, **settings)
-
-
-def known(names: Any) -> str:
-    """Returns the names of a ``Literal`` in a row."""
-    return ", ".join(get_args(names))
+_METHODS, _RECOVERIES, _KINDS = (", ".join(get_args(names)) for names in (MethodName, RecoveryOption, UnitKind))
+_NUMBER = {"type": str, "metavar": "N"}
+_FUNCTION = {"metavar": "package.module:f"}
+_RATIO = (
+    "Instead of a budget, the share of units to remove from every group, or from those of the layers that match, e.g. "
+    "'layer*.conv1=0.4'. Repeatable."
+)
+_RECOVER = f"How the rest makes up for what goes: {_RECOVERIES} or none; auto is the method's own choice."
+_META = "Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its files."
 
 
 @click.command(
@@ -58,54 +48,37 @@ def known(names: Any) -> str:
 @option("--latency-batch", type=int, section=_BUDGET, help="Samples of the call that is measured; 1 by default.")
 @option("--latency-backend", metavar="NAME", section=_BUDGET, help=f"{BACKENDS}.")
 @option("--latency-threads", type=int, section=_BUDGET, help="That an operator may use on the CPU meanwhile.")
-@of_field(
-    "ratios",
-    "--ratio",
-    "ratios",
-    multiple=True,
-    metavar="[PATTERN=]SHARE",
-    section=_BUDGET,
-    help="Instead of a budget, the share of units to remove from every group, or from those of the layers "
-    "that match, e.g. 'layer*.conv1=0.4'. Repeatable.",
+@options_of(
+    Options,
+    _BUDGET,
+    ratios={"names": ("--ratio", "ratios"), "multiple": True, "metavar": "[PATTERN=]SHARE", "help": _RATIO},
+    round_to=_NUMBER,
+    min_keep=_NUMBER,
+    ignore={"metavar": "PATTERN"},
+    units={"metavar": "KIND", "help": f"Kinds of unit that may go: {_KINDS}. Repeatable."},
 )
-@of_field("round_to", type=str, metavar="N", section=_BUDGET)
-@of_field("min_keep", type=str, metavar="N", section=_BUDGET)
-@of_field("ignore", multiple=True, metavar="PATTERN", section=_BUDGET)
-@of_field(
-    "units",
-    multiple=True,
-    metavar="KIND",
-    section=_BUDGET,
-    help=f"Kinds of unit that may go: {known(UnitKind)}. Repeatable.",
+@options_of(
+    Options,
+    _METHOD,
+    method={"metavar": "NAME", "help": f"Criterion: {_METHODS}."},
+    recover={"metavar": "NAME", "help": _RECOVER},
+    ridge={},
+    steps={},
+    loss={**_FUNCTION, "help": "A function of (outputs, targets); else cross-entropy."},
+    forward_args=_FUNCTION,
+    seed={"help": "Of everything that is drawn."},
+    strict={},
+    cache_dir={"metavar": "DIR"},
 )
-@of_field("method", type=str, metavar="NAME", help=f"Criterion: {known(MethodName)}.")
-@of_field(
-    "recover",
-    type=str,
-    metavar="NAME",
-    help=(f"How the rest makes up for what goes: {known(RecoveryOption)} or none; auto is the method's own choice."),
-)
-@of_field("ridge", type=float)
-@of_field("steps", type=int)
-@of_field("loss", metavar="package.module:f", help="A function of (outputs, targets); else cross-entropy.")
-@of_field("forward_args", metavar="package.module:f")
-@of_field("seed", type=int, help="Of everything that is drawn.")
-@of_field("strict", is_flag=True)
 @option("--no-verify", is_flag=True, section=_METHOD, help="Leave out the comparison with the masked twin.")
-@of_field("cache_dir", metavar="DIR")
 @data_options("--calib", required=True)
-@model_options()
-@option(
-    "--meta",
-    is_flag=True,
-    section="Model",
-    help="Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its files.",
-)
+@MODEL
+@option("--meta", is_flag=True, section="Model", help=_META)
 @option("--out", metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
 @option("--plan", metavar="FILE", help="Write the plan there as well, as JSON.")
 @option("--dry-run", is_flag=True, help="Only print what would go; nothing is written.")
 @option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")
+@QUIET
 def compile_model(
     model: str, out: str | None, plan: str | None, dry_run: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
@@ -119,32 +92,24 @@ def compile_model(
     from fxprune.results.attached import attach
     from fxprune.scoring import scorer_of
 
-    meta = options["meta"]
-    _check_outputs(out, plan, dry_run, meta)
+    plan_only = dry_run or options["meta"]
+    _check_outputs(out, plan, dry_run, options["meta"])
     scorer = scorer_of(options["method"])
     wanted = _wanted(options)
-    made = make(spec_of(model, options, seed=options["seed"], meta=meta))
-    data = load_data(data_spec(options, "--calib", seed=options["seed"]), made, targets="gradients" in scorer.needs)
+    made = make(ModelSpec(**told(ModelSpec, options, spec=model)))
+    data = load_data(DataSpec(**told(DataSpec, options)), made, targets="gradients" in scorer.needs)
     tell(f"compiling {made}", quiet or as_json)
-    recover = _recover(options, scorer, dry_run or meta)
-    verify = not (options["no_verify"] or dry_run or meta)
-    pruned = fxprune.compile(
-        made.model, data, method=scorer, recover=recover, verify=verify, progress=not quiet, **wanted
-    )
+    wanted |= {"method": scorer, "recover": _recover(options, scorer, plan_only), "progress": not quiet}
+    pruned = fxprune.compile(made.model, data, verify=not (options["no_verify"] or plan_only), **wanted)
     found = fxprune.report(pruned)
-    made_by = f"fxprune compile {made} --calib {options['source']}"
-    found = replace(found, notes=(*found.notes, made_by))
+    found = replace(found, notes=(*found.notes, f"fxprune compile {made} --calib {options['source']}"))
     attach(pruned, found)
     if plan is not None and not dry_run and found.plan is not None:
         write_text(plan, found.plan.to_json())
     if out is not None and not dry_run:
         fxprune.save(pruned, out)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
-    elif not quiet:
-        click.echo(str(found))
-        done = [f"{what} in {where}" for what, where in (("the model", out), ("the plan", plan)) if where]
-        click.echo("\n" + ("a dry run: nothing is written" if dry_run else f"saved: {', '.join(done)}"))
+    saved = ", ".join(f"{what} in {where}" for what, where in (("the model", out), ("the plan", plan)) if where)
+    show(found, as_json, quiet, "\n\n" + ("a dry run: nothing is written" if dry_run else f"saved: {saved}"))
 
 
 def _check_outputs(out: str | None, plan: str | None, dry_run: bool, meta: bool) -> None:
@@ -161,50 +126,36 @@ def _check_outputs(out: str | None, plan: str | None, dry_run: bool, meta: bool)
         check_file(plan)
 
 
-#: option -> field of a Budget
-_BOUNDS = {
-    "params": "params",
-    "macs": "macs",
-    "latency": "latency",
-    "latency_ms": "latency_ms",
-    "latency_batch": "batch_size",
-    "latency_backend": "backend",
-    "latency_threads": "threads",
-}
-
-
 def _wanted(options: Any) -> dict[str, Any]:
-    """Returns the keyword arguments of ``fxprune.compile``, but for those that depend on what is to be written."""
-    bounds = {name: options[option] for option, name in _BOUNDS.items() if options[option] is not None}
-    if options["budget"] is not None and bounds:
-        if "params" in bounds:
-            raise InputError("--budget is a share of parameters, and so is --params: give one of them")
-        bounds["params"] = options["budget"]
-    given = {name: options[name] for name in ("units", "ignore", "ridge", "steps", "strict", "cache_dir", "seed")}
-    if bounds:
-        given["budget"] = fxprune.Budget(**bounds)
-    elif options["budget"] is not None:
-        given["budget"] = options["budget"]
-    if options["ratios"]:
-        given["ratios"] = _ratios(options["ratios"])
+    """Returns the keyword arguments of ``fxprune.compile`` that do not depend on what is to be written."""
+    wanted = told(Options, options, budget=_budget(options), ratios=_ratios(options["ratios"]))
     for name in ("round_to", "min_keep"):
-        given[name] = _whole(name, options[name])
+        wanted[name] = _whole(name, options[name])
     for name in ("loss", "forward_args"):
         if options[name] is not None:
-            given[name] = fetch(options[name], f"--{name.replace('_', '-')}")
-    return given
+            wanted[name] = fetch(options[name], f"--{name.replace('_', '-')}")
+    return wanted
+
+
+def _budget(options: Any) -> Any:
+    own = {"batch_size": "latency_batch", "backend": "latency_backend", "threads": "latency_threads"}
+    own |= {name: name for name in ("params", "macs", "latency", "latency_ms")}
+    bounds = {name: options[option] for name, option in own.items() if options[option] is not None}
+    if options["budget"] is None or not bounds:
+        return fxprune.Budget(**bounds) if bounds else options["budget"]
+    if "params" in bounds:
+        raise InputError("--budget is a share of parameters, and so is --params: give one of them")
+    return fxprune.Budget(params=options["budget"], **bounds)
 
 
 def _whole(name: str, text: str) -> int | str:
-    if text == "auto":
-        return text
     try:
-        return int(text)
+        return text if text == "auto" else int(text)
     except ValueError:
         raise InputError(f"--{name.replace('_', '-')} {text}: expected a whole number or auto") from None
 
 
-def _ratios(texts: tuple[str, ...]) -> float | dict[str, float]:
+def _ratios(texts: tuple[str, ...]) -> float | dict[str, float] | None:
     table: dict[str, float] = {}
     for text in texts:
         pattern, equals, share = text.rpartition("=")
@@ -212,7 +163,7 @@ def _ratios(texts: tuple[str, ...]) -> float | dict[str, float]:
             table[pattern if equals else "default"] = float(share)
         except ValueError:
             raise InputError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
-    return table["default"] if set(table) == {"default"} else table
+    return table["default"] if set(table) == {"default"} else table or None
 
 
 def _recover(options: Any, scorer: Any, plan_only: bool) -> str | None:

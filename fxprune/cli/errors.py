@@ -31,6 +31,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(lower[each] for each in close)}?" if close else ""
 
 
+def check_known(name: str, known: Iterable[str], complaint: str) -> None:
+    """Makes sure that a name is among those that are known.
+
+    Raises:
+        InputError: it is not; the complaint, with the names that are close.
+    """
+    names = list(known)
+    if name not in names:
+        raise InputError(complaint + suggestion(name, names))
+
+
 def is_the_users(error: Exception) -> bool:
     """Returns whether an error is for the user to mend: a system's, or raised by fxprune on purpose.
 

@@ -11,13 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from fxprune._base.extras import need
-from fxprune.cli.data_options import Preparation
 from fxprune.cli.errors import InputError, one_line
 from fxprune.cli.models import Made
+from fxprune.cli.specs import DataSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-Transform = Callable[[Image.Image], Tensor]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,7 +35,7 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-def read_image(path: Path, transform: Transform, channels: int) -> Tensor:
+def read_image(path: Path, transform: Callable[[Image.Image], Tensor], channels: int) -> Tensor:
     """Returns one image, ``[channels, height, width]``.
 
     Raises:
@@ -46,12 +44,11 @@ def read_image(path: Path, transform: Transform, channels: int) -> Tensor:
     try:
         with Image.open(path) as image:
             converted = image.convert("L" if channels == 1 else "RGB")
+    except PermissionError:
+        raise
     except Exception as error:  # Pillow raises a dozen kinds for a broken file
-        if isinstance(error, PermissionError):
-            raise
-        raise InputError(
-            f"{path}: it cannot be read as an image ({one_line(error)[:120]}): remove it or put it right"
-        ) from error
+        what = f"it cannot be read as an image ({one_line(error)[:120]}): remove it or put it right"
+        raise InputError(f"{path}: {what}") from error
     return transform(converted)
 
 
@@ -70,11 +67,11 @@ def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], output
     Raises:
         InputError: images lie outside subfolders, or the folders cannot be told apart as the model's classes.
     """
-    names = [file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1]
-    if len(names) < len(files):
-        raise InputError(
-            f"{folder}: targets are needed, and images lie outside subfolders: put those of each class into one"
-        )
+    paths = [file.relative_to(folder).parts for file in files]
+    if any(len(path) == 1 for path in paths):
+        what = "targets are needed, and images lie outside subfolders: put those of each class into one"
+        raise InputError(f"{folder}: {what}")
+    names = [path[0] for path in paths]
     folders = sorted(set(names))
     if all(name.isdecimal() for name in folders):
         number = {name: int(name) for name in folders}
@@ -83,10 +80,9 @@ def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], output
     elif len(folders) == outputs:
         number = {name: index for index, name in enumerate(folders)}
     else:
-        raise InputError(
-            f"{folder}: {len(folders)} subfolders, and the model has {outputs} classes: name each subfolder "
-            f"by its class number, 0 to {outputs - 1}" + (", or by the model's names for them" if known else "")
-        )
+        what = f"{len(folders)} subfolders, and the model has {outputs} classes"
+        way = f"by its class number, 0 to {outputs - 1}" + (", or by the model's names for them" if known else "")
+        raise InputError(f"{folder}: {what}: name each subfolder {way}")
     if (largest := max(number.values())) >= outputs:
         raise InputError(f"{folder}: subfolder {largest}: the model has {outputs} classes, 0 to {outputs - 1}")
     return [number[name] for name in names]
@@ -100,39 +96,34 @@ def class_names(made: Made) -> list[str]:
     return [str(names[key]) for key in sorted(names)]
 
 
-def default_shape(made: Made, prepare: Preparation) -> tuple[int, ...] | None:
+def default_shape(made: Made, spec: DataSpec) -> tuple[int, ...] | None:
     """Returns the shape of two samples that the model takes, if its library says."""
     if made.library == "torchvision":
         preset = _preset(made).transforms()
         if type(preset).__name__ == "VideoClassification":
             height, width = getattr(preset, "crop_size", (112, 112))
-            return (2, 3, 16, prepare.size or height, prepare.size or width)
-        size = prepare.size or _size_of(made, preset)
+            return (2, 3, 16, spec.image_size or height, spec.image_size or width)
+        size = spec.image_size or _size_of(made, preset)
         return (2, 3, size, size) if type(preset).__name__ in _STILL else None
     if made.library == "timm":
-        return (2, *_timm_config(made, prepare)["input_size"])
+        return (2, *_timm_config(made, spec)["input_size"])
     config = getattr(made.model, "config", None)
     if getattr(made.model, "main_input_name", "") != "pixel_values":
         return None
-    height = prepare.size or _side(getattr(config, "image_size", 224))
+    height = spec.image_size or _side(getattr(config, "image_size", 224))
     return (2, getattr(config, "num_channels", 3), height, height)
 
 
-def transform_of(made: Made, prepare: Preparation) -> Transform:
+def transform_of(made: Made, spec: DataSpec) -> Any:
     """Returns what prepares an image: the model's own preprocessing, with what the user says instead.
 
     torchvision's weights and timm say theirs; a transformers folder may hold a processor. A model of the
     user's gets the shorter side resized, the centre cropped to 224 and ImageNet's mean and deviation.
     """
-    if prepare.channels == 1:
-        return _plain(prepare, 224, (0.5,), (0.5,))
-    if made.library == "torchvision":
-        return _torchvision(made, prepare)
-    if made.library == "timm":
-        return _timm(made, prepare)
-    if made.library == "transformers":
-        return _transformers(made, prepare)
-    return _plain(prepare, 224, _MEAN, _STD)
+    if spec.channels == 1:
+        return _plain(spec, 224, (0.5,), (0.5,))
+    own = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(made.library)
+    return _plain(spec, 224, _MEAN, _STD) if own is None else own(made, spec)
 
 
 #: torchvision's presets for single images of one tensor.
@@ -145,59 +136,48 @@ def _preset(made: Made) -> Any:
 
     sets = models.get_model_weights(made.name)
     name = made.spec.named or "DEFAULT"
-    return sets[name] if name in sets.__members__ else sets["DEFAULT"]
+    return sets[name if name in sets.__members__ else "DEFAULT"]
 
 
-def _torchvision(made: Made, prepare: Preparation) -> Transform:
+def _torchvision(made: Made, spec: DataSpec) -> Any:
     factory = _preset(made).transforms
     preset = factory()
-    mean, std = (tuple(getattr(preset, name, default)) for name, default in (("mean", _MEAN), ("std", _STD)))
-    size = prepare.size or _size_of(made, preset)
+    mean, std = getattr(preset, "mean", _MEAN), getattr(preset, "std", _STD)
+    size = spec.image_size or _size_of(made, preset)
     if type(preset).__name__ != "ImageClassification":
-        return _plain(prepare, size, mean, std)
+        return _plain(spec, size, tuple(mean), tuple(std))
     resized = max(size, round(size * preset.resize_size[0] / preset.crop_size[0]))
-    transform: Transform = factory(
-        crop_size=size, resize_size=resized, mean=prepare.mean or mean, std=prepare.std or std
-    )
-    return transform
+    return factory(crop_size=size, resize_size=resized, mean=spec.mean or mean, std=spec.std or std)
 
 
-def _timm_config(made: Made, prepare: Preparation) -> dict[str, Any]:
+def _timm_config(made: Made, spec: DataSpec) -> Any:
+    own = {"img_size": spec.image_size, "mean": spec.mean, "std": spec.std}
+    return need("timm", "models", made.spec.spec).data.resolve_model_data_config(made.model, own)
+
+
+def _timm(made: Made, spec: DataSpec) -> Any:
     timm = need("timm", "models", made.spec.spec)
-    own = {"img_size": prepare.size, "mean": prepare.mean, "std": prepare.std}
-    config: dict[str, Any] = timm.data.resolve_model_data_config(made.model, own)
-    return config
+    return timm.data.create_transform(**_timm_config(made, spec), is_training=False)
 
 
-def _timm(made: Made, prepare: Preparation) -> Transform:
-    timm = need("timm", "models", made.spec.spec)
-    transform: Transform = timm.data.create_transform(**_timm_config(made, prepare), is_training=False)
-    return transform
-
-
-def _transformers(made: Made, prepare: Preparation) -> Transform:
-    transformers = need("transformers", "models", made.spec.spec)
-    half = (0.5, 0.5, 0.5)
-    own = (prepare.size, prepare.mean, prepare.std) == (None, None, None)
+def _transformers(made: Made, spec: DataSpec) -> Any:
+    transformers, half = need("transformers", "models", made.spec.spec), (0.5, 0.5, 0.5)
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(made.name, trust_remote_code=False)
     except Exception:  # a folder without a processor, or a kind of model such as `vit`
-        side = _side(getattr(made.model.config, "image_size", 224))
-        return _plain(prepare, side, half, half)
-    if own:
+        processor = None
+    if processor is not None and (spec.image_size, spec.mean, spec.std) == (None, None, None):
         return lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0]
     mean, std = (tuple(getattr(processor, name, None) or half) for name in ("image_mean", "image_std"))
-    return _plain(prepare, _side(getattr(made.model.config, "image_size", 224)), mean, std)
+    return _plain(spec, _side(getattr(made.model.config, "image_size", 224)), mean, std)
 
 
-def _plain(prepare: Preparation, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
+def _plain(spec: DataSpec, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     from torchvision.models import ResNet18_Weights  # type: ignore[import-untyped]
 
-    size = prepare.size or size
-    transform: Transform = ResNet18_Weights.DEFAULT.transforms(
-        crop_size=size, resize_size=round(size / 0.875), mean=prepare.mean or mean, std=prepare.std or std
-    )
-    return transform
+    size = spec.image_size or size
+    kept = {"crop_size": size, "resize_size": round(size / 0.875), "mean": spec.mean or mean, "std": spec.std or std}
+    return ResNet18_Weights.DEFAULT.transforms(**kept)
 
 
 def _size_of(made: Made, preset: Any) -> int:

@@ -13,17 +13,12 @@ import click
 
 import fxprune
 from fxprune._base.errors import FxpruneWarning
-from fxprune.cli.apply_command import apply
-from fxprune.cli.bench_command import bench
 from fxprune.cli.command import WithExamples
 from fxprune.cli.compile_command import compile_model
-from fxprune.cli.demo_command import demo
 from fxprune.cli.errors import is_the_users, one_line
-from fxprune.cli.explain_command import explain
-from fxprune.cli.export_command import export
-from fxprune.cli.finetune_command import finetune
-from fxprune.cli.report_command import report
-from fxprune.cli.say import warn
+from fxprune.cli.model_commands import apply, demo, explain
+from fxprune.cli.output import warn
+from fxprune.cli.saved_commands import bench, export, finetune, report
 
 #: What follows the traceback of an error that is none of the user's.
 HINT = "fxprune: this is an error of fxprune itself: please report it, with the command and this traceback."

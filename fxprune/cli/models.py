@@ -1,4 +1,4 @@
-"""Models by name: torchvision's, timm's, transformers', or of a function of the user's."""
+"""Models by name: torchvision's, timm's, transformers', of a function of the user's; and those that were saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 
+import fxprune
+from fxprune._base.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune._base.extras import need
-from fxprune.cli.errors import InputError, one_line, suggestion
-from fxprune.cli.model_options import ModelSpec, is_file
-from fxprune.cli.say import warn
+from fxprune.cli.command import told
+from fxprune.cli.errors import InputError, check_known, one_line, suggestion
+from fxprune.cli.output import warn
+from fxprune.cli.specs import ModelSpec, is_file
 from fxprune.cli.values import fetch, is_reference
 from fxprune.cli.weights import load_weights
+from fxprune.results.plan import check_fits
+from fxprune.storage.artifact import load_report
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 
@@ -49,9 +55,9 @@ class Made:
     name: str
 
     def __str__(self) -> str:
+        pairs = [*(("arg", *given) for given in self.spec.args), *(("config", *given) for given in self.spec.config)]
         weights = "" if self.spec.weights is None else f" --weights {self.spec.weights}"
-        changed = [("arg", self.spec.args), ("config", self.spec.config)]
-        more = "".join(f" --{word} {k}={v}" for word, values in changed for k, v in values.items())
+        more = "".join(f" --{word} {key}={value}" for word, key, value in pairs)
         return f"{self.spec.spec}{weights}{more}" + (f" --head {self.spec.head}" if self.spec.head else "")
 
 
@@ -71,21 +77,52 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
     if spec.weights is None and not spec.meta and not quiet:
         own = "--weights DEFAULT for trained ones, " if library else ""
         warn(f"{spec.spec}: the weights are random; {own}--weights FILE for yours, --weights none if it is meant so")
-    maker = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(library, _factory)
     file = spec.weights if spec.weights is not None and is_file(spec.weights) else None
     if file is not None and not os.path.exists(file):
         raise InputError(f"--weights {file}: no such file")
-    chosen = spec.named
-    if spec.meta and chosen is not None:
+    if spec.meta and spec.named is not None:
         raise InputError("--meta makes a model without weights: leave --weights out, and apply the plan to their files")
+    maker = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(library, _factory)
     place = torch.device("meta") if spec.meta else nullcontext()
-    with place, torch.random.fork_rng(devices=[]):
+    with place, torch.random.fork_rng(devices=[]), _blamed(spec):
         torch.manual_seed(spec.seed)
-        model = maker(spec, name, chosen)
-    if file is not None and not spec.meta:
+        model = maker(spec, name, spec.named)
+    if spec.meta:
+        return Made(model.eval(), spec, library, name)
+    if file is not None:
         load_weights(model, Path(file))
-    model = model.eval() if spec.meta else model.to(device).eval()
-    return Made(model, spec, library, name)
+    return Made(model.to(device).eval(), spec, library, name)
+
+
+def dense_of(options: Mapping[str, Any]) -> Made | None:
+    """Returns the dense model that the options name, if any."""
+    if options["model"] is not None:
+        return make(ModelSpec(**told(ModelSpec, options, spec=options["model"], seed=0)), quiet=True)
+    for name, word in (("weights", "weights"), ("args", "arg"), ("config", "config"), ("head", "head")):
+        if options[name]:
+            raise InputError(f"--{word} is about the dense model: give --model too")
+    return None
+
+
+def load_pruned(directory: str, dense: Made | None, device: str) -> nn.Module:
+    """Returns the pruned model of a directory on a device; the dense one gives what is not in the graph.
+
+    Raises:
+        InputError: the device cannot be used.
+        PlanError: it holds none, a damaged one, or one of another model than the dense one.
+    """
+    where = device_named(device)
+    if dense is None:
+        return fxprune.load(directory).to(where)
+    plan = load_report(directory).plan
+    assert plan is not None, "a loaded report has its plan"
+    check_fits(plan, dense.model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FxpruneWarning)  # what the graph lost, the dense model has
+            return fxprune.load(directory).to(where)
+    except (PlanError, FxpruneWarning):
+        return fxprune.load(directory, dense.model).to(where)
 
 
 def _parts(spec: str) -> tuple[str, str]:
@@ -103,71 +140,52 @@ def _parts(spec: str) -> tuple[str, str]:
     raise InputError(f"model {spec!r}: expected {_FORMS}{hint}")
 
 
-def _torchvision(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
+def _torchvision(spec: ModelSpec, name: str, weights: str | None) -> Any:
     from torchvision import models
 
-    known = models.list_models()
-    if name not in known:
-        raise InputError(f"torchvision has no model {name!r}{suggestion(name, known)}")
-    builder = models.get_model_builder(name)
+    check_known(name, models.list_models(), f"torchvision has no model {name!r}")
     args = dict(spec.args)
-    if weights is None and "weights_backbone" in inspect.signature(builder).parameters:
-        args.setdefault("weights_backbone", None)  # or a detector would fetch its backbone's
-    chosen = None
     if weights is not None:
-        sets = models.get_model_weights(name)
-        wanted = "DEFAULT" if weights.upper() in TRAINED else weights
-        names = [each.name for each in sets]
-        if wanted not in sets.__members__:
-            raise InputError(
-                f"--weights {weights}: {spec.spec} has {', '.join(['DEFAULT', *names])}, and there is no "
-                f"such file{suggestion(weights, names)}"
-            )
-        chosen = sets[wanted]
-    with _blamed(spec, weights):
-        model: nn.Module = builder(weights=chosen, **args)
-    return model
+        weights = _chosen(spec, weights, [each.name for each in models.get_model_weights(name)])
+    elif "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        args.setdefault("weights_backbone", None)  # or a detector would fetch its backbone's
+    return models.get_model(name, weights=weights, **args)
 
 
-def _timm(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
+def _timm(spec: ModelSpec, name: str, weights: str | None) -> Any:
     timm = need("timm", "models", spec.spec)
     bare, _, tag = name.partition(".")
-    known = timm.list_models()
-    if bare not in known:
-        raise InputError(f"timm has no model {bare!r}{suggestion(bare, known)}")
-    if weights is not None and weights.upper() not in TRAINED:
-        tag, tags = weights, [n.partition(".")[2] for n in timm.list_models(f"{bare}.*", pretrained=True)]
-        if tag not in tags:
-            raise InputError(
-                f"--weights {weights}: {spec.spec} has DEFAULT, {', '.join(tags)}, and there is no such file"
-                f"{suggestion(weights, tags)}"
-            )
-    with _blamed(spec, weights):
-        model: nn.Module = timm.create_model(
-            f"{bare}.{tag}" if tag else bare, pretrained=weights is not None, **spec.args
-        )
-    return model
+    check_known(bare, timm.list_models(), f"timm has no model {bare!r}")
+    if weights is not None:
+        tags = [known.partition(".")[2] for known in timm.list_models(f"{bare}.*", pretrained=True)]
+        chosen = _chosen(spec, weights, tags)
+        tag = tag if chosen == "DEFAULT" else chosen
+    return timm.create_model(f"{bare}.{tag}" if tag else bare, pretrained=weights is not None, **dict(spec.args))
 
 
-def _transformers(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
+def _chosen(spec: ModelSpec, weights: str, sets: Sequence[str]) -> str:
+    """Returns the name of one of the sets of weights that a library has, or ``"DEFAULT"``."""
+    if weights.upper() in TRAINED:
+        return "DEFAULT"
+    known = ", ".join(["DEFAULT", *sets])
+    check_known(weights, sets, f"--weights {weights}: {spec.spec} has {known}, and there is no such file")
+    return weights
+
+
+def _transformers(spec: ModelSpec, name: str, weights: str | None) -> Any:
     transformers = need("transformers", "models", spec.spec)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     if weights is not None and weights.upper() not in TRAINED:
-        raise InputError(
-            f"--weights {weights}: a transformers model has DEFAULT (its own), or a .safetensors or .pt "
-            "file, and there is no such file"
-        )
+        expected = "a transformers model has DEFAULT (its own), or a .safetensors or .pt file"
+        raise InputError(f"--weights {weights}: {expected}, and there is no such file")
     config = _configuration(transformers, spec, name)
     cls = _transformers_class(transformers, spec, config)
+    if weights is not None:
+        return cls.from_pretrained(name, config=config, trust_remote_code=False)
     auto = not hasattr(cls, "config_class") or cls.__name__.startswith("Auto")
-    with _blamed(spec, weights):
-        if weights is not None:
-            model: nn.Module = cls.from_pretrained(name, config=config, trust_remote_code=False)
-        else:
-            model = cls.from_config(config, trust_remote_code=False) if auto else cls(config)
-    return model
+    return cls.from_config(config, trust_remote_code=False) if auto else cls(config)
 
 
 def _configuration(transformers: Any, spec: ModelSpec, name: str) -> Any:
@@ -186,11 +204,10 @@ def _configuration(transformers: Any, spec: ModelSpec, name: str) -> Any:
             f"transformers finds no configuration {name!r}: expected a folder, a name on the Hugging Face "
             f"hub, or a kind such as bert{suggestion(name, kinds)} ({one_line(error)[:300]})"
         ) from error
-    if unknown := [key for key in spec.config if not hasattr(config, key)]:
-        close = suggestion(unknown[0], vars(config))
-        raise InputError(f"--config {unknown[0]}: {type(config).__name__} has no such field{close}")
-    with _blamed(spec, None):
-        return read(**spec.config)
+    for key, _ in spec.config:
+        if not hasattr(config, key):
+            check_known(key, vars(config), f"--config {key}: {type(config).__name__} has no such field")
+    return read(**dict(spec.config))
 
 
 def _transformers_class(transformers: Any, spec: ModelSpec, config: Any) -> Any:
@@ -199,9 +216,9 @@ def _transformers_class(transformers: Any, spec: ModelSpec, config: Any) -> Any:
         own = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
         known = inspect.isclass(own) and issubclass(own, transformers.PreTrainedModel)
         return own if known else transformers.AutoModel
-    names = [n for n in dir(transformers) if n.startswith("AutoModel") or "For" in n or n.endswith("Model")]
     found = getattr(transformers, spec.head, None)
     if not hasattr(found, "from_pretrained"):
+        names = [n for n in dir(transformers) if n.startswith("AutoModel") or "For" in n or n.endswith("Model")]
         raise InputError(f"--head {spec.head}: transformers has no such model{suggestion(spec.head, names)}")
     return found
 
@@ -212,26 +229,24 @@ def _factory(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
     factory = fetch(name, "model")
     if not callable(factory):
         raise InputError(f"model {name!r}: expected a function or class, got {type(factory).__name__}")
-    with _blamed(spec, None):
-        model = factory() if not spec.args else factory(**spec.args)
+    model = factory(**dict(spec.args))
     if not isinstance(model, nn.Module):
         raise InputError(f"model {name!r}: expected it to return a torch.nn.Module, got {type(model).__name__}")
     return model
 
 
 @contextmanager
-def _blamed(spec: ModelSpec, weights: str | None) -> Iterator[None]:
+def _blamed(spec: ModelSpec) -> Iterator[None]:
     """Says whose fault a failure is: the arguments', or that the weights cannot be had."""
     try:
         yield
-    except InputError:
+    except FxpruneError:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(error)}"[:400]
-        if weights is not None and isinstance(error, OSError):
-            raise InputError(
-                f"{spec.spec}: the weights {weights} cannot be had ({what}): give a file, --weights FILE"
-            ) from error
+        if spec.named is not None and isinstance(error, OSError):
+            lost = f"{spec.spec}: the weights {spec.named} cannot be had ({what}): give a file, --weights FILE"
+            raise InputError(lost) from error
         raise InputError(f"{spec.spec}: making it failed: {what}") from error
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fxprune.cli.data import DataSpec, load_data
+from fxprune.cli.data import load_data
+from fxprune.cli.specs import DataSpec
 from tests.support.cli import Bomb, complaint, done, made
 
 

@@ -13,9 +13,10 @@ from torch import nn
 
 import fxprune
 from fxprune.cli import images
-from fxprune.cli.data import DataSpec, load_data
-from fxprune.cli.images import Preparation, transform_of
-from fxprune.cli.models import Made, ModelSpec
+from fxprune.cli.data import load_data
+from fxprune.cli.images import transform_of
+from fxprune.cli.models import Made
+from fxprune.cli.specs import DataSpec, ModelSpec
 from tests.support.cli import complaint, made
 
 
@@ -24,16 +25,16 @@ def test_images_are_prepared_as_torchvision_and_timm_say() -> None:
     import torchvision
 
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 260, 3), dtype=np.uint8))
-    transform = transform_of(made(nn.Identity(), "torchvision", "mobilenet_v2"), Preparation())
+    transform = transform_of(made(nn.Identity(), "torchvision", "mobilenet_v2"), DataSpec())
     expected = torchvision.models.MobileNet_V2_Weights.DEFAULT.transforms()(picture)
     assert torch.equal(transform(picture), expected)
-    smaller = transform_of(made(nn.Identity(), "torchvision", "mobilenet_v2"), Preparation(size=64))
+    smaller = transform_of(made(nn.Identity(), "torchvision", "mobilenet_v2"), DataSpec(image_size=64))
     assert smaller(picture).shape == (3, 64, 64)
     model = timm.create_model("vit_tiny_patch16_224")
     config = timm.data.resolve_model_data_config(model)
     expected = timm.data.create_transform(**config, is_training=False)(picture)
-    assert torch.equal(transform_of(made(model, "timm", "vit_tiny_patch16_224"), Preparation())(picture), expected)
-    plain = transform_of(made(nn.Identity()), Preparation(size=6, mean=(0.0,), std=(1.0,), channels=1))(
+    assert torch.equal(transform_of(made(model, "timm", "vit_tiny_patch16_224"), DataSpec())(picture), expected)
+    plain = transform_of(made(nn.Identity()), DataSpec(image_size=6, mean=(0.0,), std=(1.0,), channels=1))(
         picture.convert("L")
     )
     assert plain.shape == (1, 6, 6) and plain.min() >= 0 and plain.max() <= 1
@@ -43,10 +44,10 @@ def test_an_unnamed_vit_takes_the_images_that_it_was_made_for() -> None:
     vit = nn.Identity()
     vit.image_size = 32  # type: ignore[assignment]
     for model, size in ((vit, 32), (nn.Identity(), 518)):
-        assert images.default_shape(made(model, "torchvision", "vit_h_14"), Preparation()) == (2, 3, size, size)
-        transform = transform_of(made(model, "torchvision", "vit_h_14"), Preparation())
+        assert images.default_shape(made(model, "torchvision", "vit_h_14"), DataSpec()) == (2, 3, size, size)
+        transform = transform_of(made(model, "torchvision", "vit_h_14"), DataSpec())
         assert transform(Image.new("RGB", (60, 50))).shape == (3, size, size)
-    shape = images.default_shape(made(vit, "torchvision", "vit_h_14"), Preparation(size=64))
+    shape = images.default_shape(made(vit, "torchvision", "vit_h_14"), DataSpec(image_size=64))
     assert shape == (2, 3, 64, 64)
 
 
@@ -62,7 +63,7 @@ def test_classes_need_an_output_that_tells_them_apart(out: Any) -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return out
 
-    spec = DataSpec(source="pictures", images=Preparation(size=8))
+    spec = DataSpec(source="pictures", image_size=8)
     with pytest.raises(fxprune.FxpruneError, match="no output is a tensor with an axis of classes"):
         load_data(spec, made(Says()), targets=True)
 
@@ -86,7 +87,7 @@ def test_images_are_drawn_alike_for_the_same_seed(here: Path) -> None:
     import mine
 
     def read(**options: Any) -> list[Any]:
-        spec = DataSpec(source="pictures", images=Preparation(size=8), batch_size=4, **options)
+        spec = DataSpec(source="pictures", image_size=8, batch_size=4, **options)
         return load_data(spec, made(mine.net()), targets=True)  # type: ignore[no-any-return]
 
     first, again, other = read(samples=6), read(samples=6), read(samples=6, seed=1)
@@ -118,5 +119,5 @@ def test_means_and_deviations_are_checked_for_every_library() -> None:
         assert "one a channel (3), got 2" in complaint(*base, "--std", "1,1")
         assert "one a channel (1), got 3" in complaint(*base, "--channels", "1", "--mean", "0,0,0")
         assert "numbers above 0" in complaint(*base, "--std", "1,1,nan")
-    transform = transform_of(made(nn.Identity(), "torchvision", "resnet18"), Preparation(mean=(0.5,), std=(1.0,)))
+    transform = transform_of(made(nn.Identity(), "torchvision", "resnet18"), DataSpec(mean=(0.5,), std=(1.0,)))
     assert transform(Image.new("RGB", (9, 9))).unique().tolist() == [-0.5]

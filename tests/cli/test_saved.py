@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.cli import saved
-from fxprune.cli.models import ModelSpec, device_named, make
+from fxprune.cli import models
+from fxprune.cli.models import device_named, make
+from fxprune.cli.specs import ModelSpec
 from tests.support.cli import TINY, complaint, done
 
 
@@ -64,9 +65,9 @@ def test_a_device_that_cannot_be_used(argv: str, device: str) -> None:
 def test_the_pruned_model_lies_on_the_device(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
     assert device_named("cpu") == torch.device("cpu")
-    monkeypatch.setattr(saved, "device_named", torch.device)
+    monkeypatch.setattr(models, "device_named", torch.device)
     for dense in (None, make(ModelSpec(spec="mine:net", weights="none"))):
-        pruned = saved.load_pruned("out", dense, "meta")
+        pruned = models.load_pruned("out", dense, "meta")
         assert {tensor.device.type for tensor in pruned.state_dict().values()} == {"meta"}
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.cli.data import DataSpec, load_data
-from fxprune.cli.models import ModelSpec, make
+from fxprune.cli.data import load_data
+from fxprune.cli.models import make
+from fxprune.cli.specs import DataSpec, ModelSpec
 from tests.support.cli import complaint, done
 
 

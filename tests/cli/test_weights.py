@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fxprune
-from fxprune.cli.models import ModelSpec, make
+from fxprune.cli.models import make
+from fxprune.cli.specs import ModelSpec
 from fxprune.cli.weights import load_weights
 from tests.support.cli import TINY, Bomb, complaint, done
 

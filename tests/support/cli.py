@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from fxprune.cli import main
-from fxprune.cli.models import Made, ModelSpec
+from fxprune.cli.models import Made
+from fxprune.cli.specs import ModelSpec
 
 MODELS = """
 import torch

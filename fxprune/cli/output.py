@@ -1,0 +1,64 @@
+"""What a command says and writes: warnings and progress on stderr, results on stdout, and places that can be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fxprune.cli.errors import InputError
+
+
+def warn(text: str) -> None:
+    """Prints a warning, one line."""
+    click.echo(f"fxprune: warning: {text}", err=True)
+
+
+def tell(text: str, quiet: bool) -> None:
+    """Prints a line about what is going on, unless it is to be quiet."""
+    if not quiet:
+        click.echo(f"fxprune: {text}", err=True)
+
+
+def show(found: Any, as_json: bool, quiet: bool = False, ending: str = "") -> None:
+    """Prints a result, as JSON or else as text with an ending, unless it is to be quiet."""
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        click.echo(f"{found}{ending}")
+
+
+def check_directory(out: str | os.PathLike[str]) -> None:
+    """Makes sure, before any work is done, that ``fxprune.save`` may write to a directory.
+
+    Raises:
+        PlanError: it holds something other than an artifact.
+        OSError: it cannot be written.
+    """
+    from fxprune.storage.artifact import check_target
+
+    check_target(out)
+    _check_writable(Path(out).resolve().parent)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Makes sure, before any work is done, that a file can be written.
+
+    Raises:
+        InputError: it is a directory.
+        OSError: it cannot be written.
+    """
+    if Path(path).is_dir():
+        raise InputError(f"{path}: expected the name of a file to write, got a directory")
+    _check_writable(Path(path).resolve().parent)
+
+
+def _check_writable(folder: Path) -> None:
+    """Tries it, since permissions alone do not tell; nothing stays behind."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    with tempfile.TemporaryDirectory(dir=there, prefix=".fxprune."):
+        pass
