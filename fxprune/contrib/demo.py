@@ -5,11 +5,11 @@ Every step is a plain function; the data (1,797 scanned digits of 8 x 8 pixels) 
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 from fxprune._base.extras import need
 from fxprune.budget.budget import as_budget
 from fxprune.compiler.compiling import compile as compile_model
+from fxprune.latency import bench
 from fxprune.results.attached import report
 from fxprune.results.record import Report
 from fxprune.runtimes.setting import threads_set
@@ -31,7 +32,8 @@ from fxprune.training import Recipe, finetune
 #: How the network is trained; fine-tuning starts lower.
 RECIPE = Recipe(optimizer="sgd", lr=0.05, nesterov=True, weight_decay=5e-4, warmup=1.0, batch_size=32)
 
-Pairs = list[tuple[Tensor, Tensor]]
+#: Samples of the calls that are timed.
+SIZES = (1, 64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +58,7 @@ class Outcome:
 
     report: Report
     accuracy: tuple[float, float, float]
-    latency_ms: dict[int, tuple[float, float]]
+    latency_ms: dict[int, tuple[float, ...]]
     reloaded: bool
     seconds: float
 
@@ -103,8 +105,7 @@ def load_digits(seed: int = 0) -> Digits:
     Raises:
         FxpruneError: scikit-learn is not installed.
     """
-    datasets = need("sklearn.datasets", "demo", "the demo")
-    raw = datasets.load_digits()
+    raw = need("sklearn.datasets", "demo", "the demo").load_digits()
     images = torch.from_numpy(raw.images).float().div(8).sub(1).unsqueeze(1)
     labels = torch.from_numpy(raw.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -121,27 +122,13 @@ def make_model(seed: int = 0, width: int = 24) -> DigitNet:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    """Returns top-1 in percent; the model is put into evaluation mode."""
-    model.eval()
+    """Returns top-1 on (images ``[n, 1, 8, 8]``, labels ``[n]``) in percent; the model is put into evaluation mode."""
     images, labels = data
-    return 100.0 * float((model(images).argmax(1) == labels).float().mean())
+    return 100.0 * float((model.eval()(images).argmax(1) == labels).float().mean())
 
 
-@torch.inference_mode()
-def latency(models: Sequence[nn.Module], inputs: Tensor, repeats: int = 40) -> list[float]:
-    """Returns each model's median milliseconds for one forward pass; the models take turns."""
-    seconds: list[list[float]] = [[] for _ in models]
-    for turn in range(repeats + 5):
-        for model, found in zip(models, seconds, strict=True):
-            start = time.perf_counter()
-            model(inputs)
-            if turn >= 5:  # the first ones warm up
-                found.append(time.perf_counter() - start)
-    return [1e3 * statistics.median(found) for found in seconds]
-
-
-def batches(data: tuple[Tensor, Tensor], size: int = 128) -> Pairs:
-    """Returns (images, labels) pairs of at most ``size`` samples each."""
+def batches(data: tuple[Tensor, Tensor], size: int = 128) -> list[tuple[Tensor, Tensor]]:
+    """Returns (images ``[n, 1, 8, 8]``, labels ``[n]``) of at most ``size`` samples each."""
     return list(zip(*(part.split(size) for part in data), strict=True))
 
 
@@ -174,39 +161,24 @@ def run(
     scorer_of(method)
     if out is not None:
         artifact.check_target(out)
-    digits = load_digits(seed)
-    model = make_model(seed)
+    digits, model = load_digits(seed), make_model(seed)
     say(f"training a residual network on {len(digits.train[1]):,} digits ...")
-    data = TensorDataset(*digits.train)
-    finetune(model, data, recipe=RECIPE, epochs=epochs, seed=seed, progress=False)
+    train = partial(finetune, data=TensorDataset(*digits.train), recipe=RECIPE, progress=False)
+    train(model, epochs=epochs, seed=seed)
     dense = accuracy(model, digits.test)
     say(f"compiling it to {100 * budget:g} % of its parameters by {method} ...")
     pruned = compile_model(model, batches(digits.train), budget, method=method, seed=seed, progress=False)
-    summary = report(pruned)
-    say(f"\n{summary}\n")
+    say(f"\n{report(pruned)}\n")
     raw = accuracy(pruned, digits.test)
     say("fine-tuning the pruned network ...\n")
-    finetune(
-        pruned,
-        data,
-        teacher=model,
-        recipe=RECIPE,
-        epochs=max(1, epochs // 2),
-        lr=0.005,
-        warmup=0.0,
-        seed=seed + 1,
-        progress=False,
-    )
+    train(pruned, teacher=model, epochs=max(1, epochs // 2), lr=0.005, warmup=0.0, seed=seed + 1)
     tuned = accuracy(pruned, digits.test)
-    times = {}
-    for size in (1, 64):
-        first, second = latency([model, pruned], digits.test[0][:size])
-        times[size] = (first, second)
+    rows = bench([model, pruned], batch_sizes=SIZES, seconds=0.3).rows
+    times = {size: tuple(row.ms for row in rows if row.batch_size == size) for size in SIZES}
     reloaded = _same_after_reload(pruned, digits.test[0], seed, out)
-    outcome = Outcome(summary, (dense, raw, tuned), times, reloaded, time.perf_counter() - start)
+    outcome = Outcome(report(pruned), (dense, raw, tuned), times, reloaded, time.perf_counter() - start)
     say(_table(outcome, len(digits.test[1])))
-    where = "" if out is None else f" to {out}"
-    verdict = "equal" if reloaded else "DIFFERENT"
+    where, verdict = "" if out is None else f" to {out}", "equal" if reloaded else "DIFFERENT"
     say(f"\nsaved{where} and loaded again: outputs {verdict}; {outcome.seconds:.0f} s in all")
     return outcome
 

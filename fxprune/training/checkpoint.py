@@ -23,7 +23,7 @@ from fxprune.training.history import History
 FILE = "checkpoint.safetensors"
 
 _FORMAT = "fxprune checkpoint"
-_KEYS = ("format", "run", "history", "sha256")
+_KEYS = {"format", "run", "history", "sha256"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +37,8 @@ class Checkpoint:
     """
 
     history: History
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Mapping[str, Tensor]]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Puts weights, buffers and the optimiser's state in place."""
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Returns every parameter and buffer by name, tied ones once."""
+    """Returns every parameter and buffer, ``[...]`` each, by name, tied ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -100,61 +100,47 @@ def read(directory: Path, model: nn.Module, run: Mapping[str, Any]) -> Checkpoin
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: it is damaged, or no checkpoint ({error}); {_WAY_OUT}") from error
-    if metadata.get("format") != _FORMAT or any(key not in metadata for key in _KEYS):
+    if metadata.get("format") != _FORMAT or not metadata.keys() >= _KEYS:
         raise PlanError(f"{path}: expected a checkpoint of fxprune, got another safetensors file; {_WAY_OUT}")
     if metadata["sha256"] != _digest(tensors):
         raise PlanError(f"{path}: it is damaged: the checksum of its tensors differs; {_WAY_OUT}")
     _check_run(path, untrusted.decode(metadata["run"], f"{path}: run"), json.loads(json.dumps(run)))
     history = History.from_dict(untrusted.decode(metadata["history"], f"{path}: history"), f"{path}: history")
-    weights, optimizer = _apart(tensors)
-    _check_fits(path, tensors_of(model), weights, optimizer)
-    return Checkpoint(history, weights, optimizer)
+    found = Checkpoint(history, {}, {})
+    for place, tensor in tensors.items():  # weights/NAME, or optimizer/KEY/NAME
+        kind, _, name = place.partition("/")
+        key, _, owner = name.partition("/")
+        if kind == "weights":
+            found.weights[name] = tensor
+        elif kind == "optimizer":
+            found.optimizer.setdefault(owner, {})[key] = tensor
+    _check_fits(path, tensors_of(model), found)
+    return found
 
 
 _WAY_OUT = "pass resume=False to start anew over it, or another checkpoint_dir"
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Returns the weights and the optimiser's state, from ``weights/NAME`` and ``optimizer/KEY/NAME``."""
-    weights: dict[str, Tensor] = {}
-    optimizer: dict[str, dict[str, Tensor]] = {}
-    for place, tensor in tensors.items():
-        kind, _, name = place.partition("/")
-        if kind == "weights":
-            weights[name] = tensor
-        elif kind == "optimizer":
-            key, _, owner = name.partition("/")
-            optimizer.setdefault(owner, {})[key] = tensor
-    return weights, optimizer
-
-
 def _check_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key in sorted(stored.keys() | wanted.keys()):
         if stored.get(key) != wanted.get(key):
-            raise PlanError(
-                f"{path}: it is of another run: {key}: expected {wanted.get(key)!r}, got {stored.get(key)!r}; "
-                f"{_WAY_OUT}"
-            )
+            what = f"expected {wanted.get(key)!r}, got {stored.get(key)!r}"
+            raise PlanError(f"{path}: it is of another run: {key}: {what}; {_WAY_OUT}")
 
 
-def _check_fits(
-    path: Path, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    if odd := sorted(own.keys() ^ weights.keys()):
+def _check_fits(path: Path, own: Mapping[str, Tensor], found: Checkpoint) -> None:
+    if odd := sorted(own.keys() ^ found.weights.keys()):
         where = "the model" if odd[0] in own else "the checkpoint"
         raise PlanError(f"{path}: it is of another model: only {where} has {odd[0]!r}; {_WAY_OUT}")
-    states = ((name, tensor) for name, held in optimizer.items() for tensor in held.values() if tensor.dim())
-    for name, tensor in (*weights.items(), *states):
+    states = ((name, tensor) for name, held in found.optimizer.items() for tensor in held.values() if tensor.dim())
+    for name, tensor in (*found.weights.items(), *states):
         if name not in own or own[name].shape != tensor.shape:
-            expected = list(own[name].shape) if name in own else "nothing"
-            raise PlanError(
-                f"{path}: it is of another model: {name}: expected {expected}, got {list(tensor.shape)}; {_WAY_OUT}"
-            )
-    for name, tensor in weights.items():
+            what = f"expected {list(own[name].shape) if name in own else 'nothing'}, got {list(tensor.shape)}"
+            raise PlanError(f"{path}: it is of another model: {name}: {what}; {_WAY_OUT}")
+    for name, tensor in found.weights.items():
         if own[name].dtype != tensor.dtype:
             raise PlanError(f"{path}: {name}: expected {own[name].dtype}, got {tensor.dtype}; {_WAY_OUT}")
 

@@ -72,11 +72,8 @@ class History:
         Raises:
             PlanError: it is something else.
         """
-        readers: dict[str, untrusted.Reader[Any]] = {
-            "before": _metrics,
-            "epochs": partial(untrusted.sequence_of, read=_epoch),
-        }
-        found = untrusted.fields_of(data, where, readers)
+        epoch = partial(untrusted.sequence_of, read=_epoch)
+        found = untrusted.fields_of(data, where, {"before": _metrics, "epochs": epoch})
         epochs = found["epochs"]
         if [epoch.number for epoch in epochs] != [*range(1, len(epochs) + 1)]:
             raise PlanError(f"{where}: epochs: expected them numbered from 1: is the file whole?")
@@ -93,11 +90,5 @@ def _metrics(value: Any, where: str) -> dict[str, float]:
 
 
 def _epoch(row: Any, where: str) -> Epoch:
-    readers = {
-        "number": untrusted.integer,
-        "loss": untrusted.real,
-        "metrics": _metrics,
-        "lr": untrusted.real,
-        "seconds": untrusted.real,
-    }
-    return Epoch(**untrusted.fields_of(row, where, readers))
+    numbers = dict.fromkeys(("loss", "lr", "seconds"), untrusted.real)
+    return Epoch(**untrusted.fields_of(row, where, {"number": untrusted.integer, "metrics": _metrics, **numbers}))

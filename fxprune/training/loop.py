@@ -9,22 +9,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
-from fxprune._base.modes import untouched
+from fxprune._base.modes import evaluating
 from fxprune.data.batch import Batch
 from fxprune.data.checks import probe
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
-from fxprune.training.metrics import Examination, Forward, examine
+from fxprune.training.metrics import Examination, examine
 from fxprune.training.objective import Objective
 from fxprune.training.recipe import Recipe
 from fxprune.training.tune import TrainingOptions
@@ -121,7 +122,7 @@ def _check_first(run: Run) -> None:
     with run.feed.drawing(run.options.seed, 0):
         batch = run.feed.batches.first()
         probe(run.model, batch)
-        with torch.no_grad(), untouched(run.model, training=False), _same_buffers(run.model):
+        with evaluating(run.model):
             run.objective(run.forward(run.model, batch), batch.targets, run.taught(batch))
 
 
@@ -155,7 +156,7 @@ def _rate(recipe: Recipe, number: int, index: int, steps: int | None) -> float:
 
 def _step(run: Run, batch: Batch, where: str) -> float:
     """Makes one step and returns its loss, the mean over processes; where it fails, nothing has changed."""
-    with _same_buffers(run.model, on_error_only=True):
+    with _undone_on_error(run.model):
         taught = run.taught(batch)
         loss = run.objective(run.forward(run.network, batch), batch.targets, taught)
         run.accelerator.backward(loss)
@@ -172,35 +173,31 @@ def _step(run: Run, batch: Batch, where: str) -> float:
     return value
 
 
-def _gradient_norm(run: Run) -> Tensor | float:
+def _gradient_norm(run: Run) -> Any:
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     if run.recipe.clip_norm is not None:
-        norm: Tensor = run.accelerator.clip_grad_norm_(parameters, run.recipe.clip_norm)
-        return norm
+        return run.accelerator.clip_grad_norm_(parameters, run.recipe.clip_norm)
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _examined(run: Run) -> dict[str, float]:
     if run.exam is None:
         return {}
-    student: Forward = lambda batch: run.forward(run.model, batch)  # noqa: E731
     run.model.eval()
-    return examine(run.exam, student, run.taught if run.teacher is not None else None, run.options.seed)
+    return examine(run.exam, partial(run.forward, run.model), run.taught, run.options.seed)
 
 
 @contextmanager
-def _same_buffers(model: nn.Module, *, on_error_only: bool = False) -> Iterator[None]:
-    """Puts the buffers' values back afterwards: batch norm takes a batch in before its loss is known."""
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Puts the buffers' values back if a step fails: batch norm takes a batch in before its loss is known."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    failed = True
     try:
         yield
-        failed = False
-    finally:
-        if failed or not on_error_only:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise
 
 
 @contextmanager

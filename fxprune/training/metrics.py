@@ -36,56 +36,49 @@ class Examination:
 
 
 @torch.no_grad()
-def examine(exam: Examination, student: Forward, teacher: Forward | None, seed: int) -> dict[str, float]:
+def examine(exam: Examination, student: Forward, teacher: Forward, seed: int) -> dict[str, float]:
     """Returns ``loss``, the mean over samples, and the metrics by name; the given metrics' states stay as they are.
 
     Args:
         exam: data and measures.
         student: the network in evaluation mode.
-        teacher: whose outputs are the reference where there are no targets.
+        teacher: whose outputs are the reference where there are no targets; None for none.
         seed: of what the data draw.
 
     Raises:
         CalibrationError: neither targets nor a teacher.
         ValueError: a metric is not one number.
     """
-    collection = None if exam.metrics is None else _collection(exam.metrics, exam.feed.device)
-    by_default = exam.metrics is None and exam.objective.loss is None
-    accuracy: Any = None
+    metrics: Any = None if exam.metrics is None else _collection(exam.metrics, exam.feed.device)
     total, samples = 0.0, 0
     with exam.feed.drawing(seed, 0):
         for batch in exam.feed.batches:
-            outputs = student(batch)
-            taught = teacher(batch) if batch.targets is None and teacher is not None else None
-            total += float(exam.objective(outputs, batch.targets, taught)) * batch.size
+            outputs, targets = student(batch), batch.targets
+            total += (
+                float(exam.objective(outputs, targets, None if targets is not None else teacher(batch))) * batch.size
+            )
             samples += batch.size
-            if collection is not None:
-                collection.update(logits_of(outputs), batch.targets)
-            elif by_default and is_classes(batch.targets) and fits(logits_of(outputs), batch.targets):
-                rows, classes = class_rows(logits_of(outputs), batch.targets)
-                accuracy = accuracy or _accuracy(rows.shape[1], exam.feed.device)
-                accuracy.update(rows, classes)
-    found = {} if collection is None else collection.compute()
-    if accuracy is not None:
-        found = {"accuracy": accuracy.compute()}
+            scored = logits_of(outputs), targets
+            if exam.metrics is None:
+                if exam.objective.loss is not None or not is_classes(targets) or not fits(*scored):
+                    continue
+                scored = class_rows(*scored)
+                metrics = metrics or _collection(_accuracy(scored[0].shape[1]), exam.feed.device)
+            metrics.update(*scored)
+    found = {} if metrics is None else metrics.compute()
     return {"loss": total / samples, **{name: _number(name, value) for name, value in found.items()}}
 
 
-def _accuracy(classes: int, device: torch.device) -> Any:
+def _accuracy(classes: int) -> dict[str, Any]:
     """Returns top-1 over all samples, as a share."""
-    metric = need("torchmetrics.classification", "train", "training").MulticlassAccuracy(
-        max(2, classes), average="micro", ignore_index=IGNORED, validate_args=False, sync_on_compute=False
-    )
-    return metric.to(device)
+    made = need("torchmetrics.classification", "train", "training").MulticlassAccuracy
+    return {"accuracy": made(max(2, classes), average="micro", ignore_index=IGNORED, validate_args=False)}
 
 
 def _collection(metrics: Any, device: torch.device) -> Any:
     """Returns fresh copies of the metrics; each process sees all data, so nothing is exchanged."""
-    found = (
-        need("torchmetrics", "train", "training")
-        .MetricCollection(copy.deepcopy(metrics), compute_groups=False)
-        .to(device)
-    )
+    made = need("torchmetrics", "train", "training").MetricCollection
+    found = made(copy.deepcopy(metrics), compute_groups=False).to(device)
     for metric in found.values():
         metric.sync_on_compute = False
     found.reset()

@@ -54,23 +54,18 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        self._check_choice("optimizer", Optimizer)
-        self._check_choice("schedule", Schedule)
-        self._check_choice("distill", Distill)
+        for name, known in {"optimizer": Optimizer, "schedule": Schedule, "distill": Distill}.items():
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, get_args(known)))}, got {value!r}")
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-        self._check_range("lr", 0.0, math.inf, open_low=True)
-        self._check_range("temperature", 0.0, math.inf, open_low=True)
-        self._check_range("momentum", 0.0, 1.0)
-        self._check_range("weight_decay", 0.0, math.inf)
-        self._check_range("warmup", 0.0, float(self.epochs))
-        self._check_range("final_lr", 0.0, self.lr)
-        self._check_range("label_smoothing", 0.0, math.nextafter(1.0, 0.0))
-        self._check_range("distill_weight", 0.0, 1.0)
-        if self.clip_norm is not None:
-            self._check_range("clip_norm", 0.0, math.inf, open_low=True)
+        for name in ("lr", "temperature", *(() if self.clip_norm is None else ("clip_norm",))):
+            self._check_number(name, math.inf, positive=True)
+        ranges = {"momentum": 1.0, "weight_decay": math.inf, "warmup": float(self.epochs), "final_lr": self.lr}
+        for name, high in {**ranges, "label_smoothing": math.nextafter(1.0, 0.0), "distill_weight": 1.0}.items():
+            self._check_number(name, high)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: expected a momentum above 0, got 0")
 
@@ -92,65 +87,42 @@ class Recipe:
         done = (step - rise) / max(1, total - rise)
         return self.final_lr + (self.lr - self.final_lr) * (1.0 + math.cos(math.pi * done)) / 2.0
 
-    def _check_choice(self, name: str, choices: Any) -> None:
-        value, known = getattr(self, name), get_args(choices)
-        if value not in known:
-            raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}")
-
-    def _check_range(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    def _check_number(self, name: str, high: float, *, positive: bool = False) -> None:
         value = getattr(self, name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= value <= high or (open_low and value == low):
-            least = f"above {low:g}" if open_low else f"at least {low:g}"
+        if not number or not 0.0 <= value <= high or (positive and not value):
             most = "" if high == math.inf else f" and at most {high:g}"
-            raise ValueError(f"{name}: expected a number {least}{most}, got {value!r}")
+            raise ValueError(f"{name}: expected a number {'above' if positive else 'at least'} 0{most}, got {value!r}")
 
+
+_SGD = Recipe(optimizer="sgd", momentum=0.9, weight_decay=5e-4, decay_all=True, batch_size=128)
 
 #: Named recipes.
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
-        epochs=10,
-        lr=1e-3,
-        optimizer="adamw",
-        weight_decay=0.01,
-        warmup=0.5,
-        clip_norm=1.0,
-        source="ours: for a network that has lost accuracy and has its weights",
+        warmup=0.5, clip_norm=1.0, source="ours: for a network that has lost accuracy and has its weights"
     ),
-    "spvr": Recipe(
+    "spvr": replace(
+        _SGD,
         epochs=200,
         lr=0.1,
-        optimizer="sgd",
-        momentum=0.9,
-        weight_decay=5e-4,
-        decay_all=True,
-        batch_size=128,
-        source=(
-            "SPvR, UAI 2025 (PMLR 286): SGD with momentum 0.9, cosine, 200 epochs, batch 128, from scratch "
-            "(VGG16 on CIFAR-10); ours: lr, weight_decay"
-        ),
+        source="SPvR, UAI 2025 (PMLR 286): SGD with momentum 0.9, cosine, 200 epochs, batch 128, from scratch "
+        "(VGG16 on CIFAR-10); ours: lr, weight_decay",
     ),
-    "ippro": Recipe(
+    "ippro": replace(
+        _SGD,
         epochs=100,
         lr=0.01,
-        optimizer="sgd",
-        momentum=0.9,
         nesterov=True,
-        weight_decay=5e-4,
-        decay_all=True,
-        batch_size=128,
         source="IPPRO, arXiv 2507.14171: fine-tuning after pruning; ours: SGD and every value",
     ),
     "vbp": Recipe(
         epochs=10,
         lr=1.5e-5,
-        optimizer="adamw",
         weight_decay=0.01,
         batch_size=32,
-        source=(
-            "VBP, ICCV 2025, arXiv 2507.12988: 10 epochs, distillation from the dense model, AdamW 1.5e-5, cosine, "
-            "weight decay 0.01, batch 32; ours: distill_weight, temperature, no decay of biases and norms"
-        ),
+        source="VBP, ICCV 2025, arXiv 2507.12988: 10 epochs, distillation from the dense model, AdamW 1.5e-5, cosine, "
+        "weight decay 0.01, batch 32; ours: distill_weight, temperature, no decay of biases and norms",
     ),
 }
 
@@ -162,13 +134,12 @@ def recipe_of(recipe: str | Recipe, **changes: Any) -> Recipe:
         ValueError: an unknown name, or a value out of range.
         TypeError: an unknown field, or something that is no recipe.
     """
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe: expected one of {', '.join(map(repr, RECIPES))}, got {recipe!r}")
-        recipe = RECIPES[recipe]
-    if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe: expected a name or a fxprune.Recipe, got {type(recipe).__name__}")
+    if isinstance(recipe, str) and recipe not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(map(repr, RECIPES))}, got {recipe!r}")
+    found = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    if not isinstance(found, Recipe):
+        raise TypeError(f"recipe: expected a name or a fxprune.Recipe, got {type(found).__name__}")
     known = [entry.name for entry in fields(Recipe)]
     if unknown := sorted(set(changes) - set(known)):
         raise TypeError(f"unknown argument {unknown[0]!r}: a recipe has {', '.join(known)}")
-    return replace(recipe, **changes)
+    return replace(found, **changes)
