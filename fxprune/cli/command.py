@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
+from functools import reduce
 from typing import Any, TypeVar
 
 import click
@@ -53,20 +54,13 @@ class Command(WithExamples):
 
 def option(*names: str, section: str = "Options", **settings: Any) -> Callable[[Function], Function]:
     """Returns click's decorator for an option in a section of the help."""
-    default = settings.get("default")
-    settings.setdefault("show_default", default not in (None, False, ()))
-    return click.option(*names, cls=Option, section=section, **settings)
+    shown = settings.get("default") not in (None, False, ())
+    return click.option(*names, cls=Option, section=section, **{"show_default": shown, **settings})
 
 
 def together(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """Returns one decorator for several, shown in this order."""
-
-    def decorate(function: Function) -> Function:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
+    return lambda function: reduce(lambda made, decorator: decorator(made), decorators[::-1], function)
 
 
 def asked(default: Any = None, **settings: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
-from types import TracebackType
 
 from fxprune._base.errors import FxpruneError
 
@@ -25,8 +25,7 @@ def one_line(error: BaseException) -> str:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean a, b?"`` with the known names that are close, or ``""``."""
-    names = list(dict.fromkeys(known))
-    lower = {each.lower(): each for each in names}
+    lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(lower[each] for each in close)}?" if close else ""
 
@@ -50,15 +49,5 @@ def is_the_users(error: Exception) -> bool:
     """
     if isinstance(error, (FxpruneError, OSError)):
         return True
-    if not isinstance(error, (ValueError, TypeError, ImportError)):
-        return False
-    return _origin(error.__traceback__).partition(".")[0] == "fxprune"
-
-
-def _origin(traceback: TracebackType | None) -> str:
-    """Returns the module in which an error was raised."""
-    name = ""
-    while traceback is not None:
-        name = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        traceback = traceback.tb_next
-    return name
+    *_, origin = "", *(str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, (ValueError, TypeError, ImportError)) and origin.partition(".")[0] == "fxprune"

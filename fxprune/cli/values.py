@@ -6,8 +6,8 @@ import ast
 import importlib
 import re
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import click
 
@@ -15,6 +15,8 @@ from fxprune.cli.errors import InputError, suggestion
 
 #: The backends that are there from the start, in words: their own room imports torch.
 BACKENDS = "eager, compiled, onnxruntime, torch.export or aotinductor"
+
+Number = TypeVar("Number", int, float)
 
 _SCALES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -43,18 +45,19 @@ def pair(text: str) -> tuple[str, Any]:
 
 def floats(text: str) -> tuple[float, ...]:
     """Reads numbers with commas between them."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"expected numbers such as 0.5,0.5,0.5, got {text!r}") from None
+    return _row(text, float, "numbers such as 0.5,0.5,0.5")
 
 
 def counts(text: str) -> tuple[int, ...]:
     """Reads whole numbers with commas between them, each once."""
+    return tuple(dict.fromkeys(_row(text, int, "whole numbers such as 1,8,32")))
+
+
+def _row(text: str, read: Callable[[str], Number], expected: str) -> tuple[Number, ...]:
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        return tuple(read(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"expected whole numbers such as 1,8,32, got {text!r}") from None
+        raise click.BadParameter(f"expected {expected}, got {text!r}") from None
 
 
 def literal(text: str) -> Any:

@@ -66,10 +66,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _without_prefix(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Takes off what DistributedDataParallel and ``torch.compile`` put before every name, in any order."""
-    own = model.state_dict().keys()
-    while tensors and not tensors.keys() & own:
-        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None)
-        if prefix is None:
-            break
-        nn.modules.utils.consume_prefix_in_state_dict_if_present(tensors, prefix)
-    return tensors
+    prefixes = [each for each in _PREFIXES if all(name.startswith(each) for name in tensors)]
+    if not tensors or not prefixes or tensors.keys() & model.state_dict().keys():
+        return tensors
+    nn.modules.utils.consume_prefix_in_state_dict_if_present(tensors, prefixes[0])
+    return _without_prefix(tensors, model)

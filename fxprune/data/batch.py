@@ -44,8 +44,8 @@ class Batch:
 
     def leaves(self) -> list[tuple[str, Any]]:
         """Returns every leaf of the arguments with its name, e.g. ``args[0]`` or ``kwargs['input_ids']``."""
-        both = {"args": self.args, "kwargs": self.kwargs}
-        return [(_name(path), leaf) for path, leaf in pytree.tree_leaves_with_path(both)]
+        found = pytree.tree_leaves_with_path({"args": self.args, "kwargs": self.kwargs})
+        return [(f"{path[0].key}{pytree.keystr(path[1:])}", leaf) for path, leaf in found]  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {shown(leaf)}" for name, leaf in self.leaves())
@@ -57,8 +57,7 @@ class Signature:
 
     structure: pytree.TreeSpec
     keywords: tuple[str, ...]
-    marks: tuple[tuple[str, Any], ...]  # name, and (dtype, rank) or the constant itself
-    shown: tuple[str, ...]  # for messages
+    leaves: tuple[tuple[str, Any, str], ...]  # name, (dtype, rank) or the constant itself, and what messages show
 
     @classmethod
     def of(cls, batch: Batch, index: int) -> Signature:
@@ -67,14 +66,13 @@ class Signature:
         Raises:
             CalibrationError: a leaf is neither a tensor nor a plain constant.
         """
-        leaves = batch.leaves()
-        for name, leaf in leaves:
+        leaves = []
+        for name, leaf in batch.leaves():
             if not isinstance(leaf, (Tensor, *_CONSTANTS)):
-                kind = type(leaf).__name__
-                raise bad_batch(index, f"{name}: expected a tensor (or a plain number, string or None), got {kind}")
-        marks = ((name, (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else leaf) for name, leaf in leaves)
-        structure = pytree.tree_structure((batch.args, batch.kwargs))
-        return cls(structure, tuple(batch.kwargs), tuple(marks), tuple(shown(leaf) for _, leaf in leaves))
+                expected = "expected a tensor (or a plain number, string or None)"
+                raise bad_batch(index, f"{name}: {expected}, got {type(leaf).__name__}")
+            leaves.append((name, (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else leaf, shown(leaf)))
+        return cls(pytree.tree_structure((batch.args, batch.kwargs)), tuple(batch.kwargs), tuple(leaves))
 
     def check(self, other: Signature, index: int) -> None:
         """Makes sure that batch ``index`` is of this kind.
@@ -83,9 +81,9 @@ class Signature:
             CalibrationError: its structure, or a dtype, rank or constant, is another.
         """
         if self.structure != other.structure:
-            expected, got = (", ".join(name for name, _ in one.marks) for one in (self, other))
+            expected, got = (", ".join(name for name, _, _ in one.leaves) for one in (self, other))
             raise bad_batch(index, f"it is built unlike batch 0: expected {expected}; got {got}")
-        for (name, mark), (_, found), want, got in zip(self.marks, other.marks, self.shown, other.shown, strict=True):
+        for (name, mark, want), (_, found, got) in zip(self.leaves, other.leaves, strict=True):
             if mark != found:
                 raise bad_batch(index, f"{name}: expected what batch 0 has, {want}; got {got}")
 
@@ -110,8 +108,8 @@ def read_batch(raw: Any, index: int, forward_args: ForwardArgs | None = None) ->
         return args, kwargs, raw[1]
     if len(raw) == 1 and isinstance(raw[0], Tensor | Mapping):
         return _read_inputs(raw[0], index)
-    kind = f"a {type(raw).__name__} of {len(raw)}"
-    raise bad_batch(index, f"expected {_FORMS}, got {kind}: if these are the inputs, pass forward_args=tuple")
+    got = f"a {type(raw).__name__} of {len(raw)}: if these are the inputs, pass forward_args=tuple"
+    raise bad_batch(index, f"expected {_FORMS}, got {got}")
 
 
 def size_of(call: Call, index: int) -> int:
@@ -120,8 +118,7 @@ def size_of(call: Call, index: int) -> int:
     Raises:
         CalibrationError: no tensor, or one without samples.
     """
-    args, kwargs, _ = call
-    leaves = pytree.tree_leaves((args, kwargs))
+    leaves = pytree.tree_leaves(call[:2])
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
@@ -142,34 +139,33 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _arguments(value: Any) -> tuple[tuple[Any, ...], dict[Any, Any]] | None:
+    """Returns (args, kwargs) of a tensor, a sequence or a mapping; None for anything else."""
+    if isinstance(value, Mapping):
+        return (), {key: value[key] for key in value}
+    if isinstance(value, tuple | list):
+        return tuple(value), {}
+    return ((value,), {}) if isinstance(value, Tensor) else None
+
+
 def _read_inputs(inputs: Any, index: int) -> Call:
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}, None
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}, None
-    if not isinstance(inputs, Mapping):
-        kind = type(inputs).__name__
-        raise bad_batch(index, f"expected {_FORMS}, got {kind}: pass forward_args to make a call out of it")
-    if strange := [key for key in inputs if not isinstance(key, str)]:
+    if (found := _arguments(inputs)) is None:
+        way = "pass forward_args to make a call out of it"
+        raise bad_batch(index, f"expected {_FORMS}, got {type(inputs).__name__}: {way}")
+    args, kwargs = found
+    if strange := [key for key in kwargs if not isinstance(key, str)]:
         raise bad_batch(index, f"expected argument names as keys, got {strange[0]!r}")
-    targets = next((inputs[key] for key in TARGET_KEYS if key in inputs), None)
-    return (), {key: inputs[key] for key in inputs if key not in TARGET_KEYS}, targets
+    targets = next((kwargs[key] for key in TARGET_KEYS if key in kwargs), None)
+    return args, {key: value for key, value in kwargs.items() if key not in TARGET_KEYS}, targets
 
 
 def _read_call(call: Any, raw: Any, index: int) -> Call:
     """Reads what ``forward_args`` returned; the targets of a dict batch are its labels all the same."""
     targets = _read_inputs(raw, index)[2] if isinstance(raw, Mapping) else None
-    if isinstance(call, Tensor):
-        return (call,), {}, targets
-    if isinstance(call, Mapping):
-        return (), {key: call[key] for key in call}, targets
-    if not isinstance(call, tuple | list):
-        kind = type(call).__name__
-        raise bad_batch(index, f"forward_args: expected a tuple, a dict or (args, kwargs), got {kind}")
-    if len(call) in (2, 3) and isinstance(call[0], tuple | list) and isinstance(call[1], Mapping):
-        return tuple(call[0]), dict(call[1]), call[2] if len(call) == 3 else targets
-    return tuple(call), {}, targets
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return f"{path[0].key}{pytree.keystr(path[1:])}"
+    match call:
+        case [tuple() | list() as args, Mapping() as kwargs, *rest] if len(rest) < 2:
+            return tuple(args), dict(kwargs), rest[0] if rest else targets
+    if (found := _arguments(call)) is None:
+        expected = "expected a tuple, a dict or (args, kwargs)"
+        raise bad_batch(index, f"forward_args: {expected}, got {type(call).__name__}")
+    return *found, targets

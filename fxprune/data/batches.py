@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -95,11 +95,10 @@ class Batches:
         return list(found.values())
 
     def _checked(self, raw: Any, index: int) -> Batch:
-        args, kwargs, targets = read_batch(raw, index, self._forward_args)
+        args, kwargs, targets = call = read_batch(raw, index, self._forward_args)
         if self._reference is not None and set(kwargs) == set(self._reference.keywords):
             kwargs = {key: kwargs[key] for key in self._reference.keywords}
-        size = size_of((args, kwargs, targets), index)
-        batch = Batch(self._moved(args), self._moved(kwargs), self._moved(targets), size)
+        batch = Batch(self._moved(args), self._moved(kwargs), self._moved(targets), size_of(call, index))
         signature = Signature.of(batch, index)
         self._reference = self._reference or signature
         self._reference.check(signature, index)
@@ -154,5 +153,4 @@ def _batches_of(calib: Any) -> Iterable[Any]:
         )
     if isinstance(calib, str | bytes) or not (hasattr(calib, "__iter__") or hasattr(calib, "__getitem__")):
         raise CalibrationError(f"calibration data: expected a DataLoader, a list or a tensor, got {kind}")
-    batches: Iterable[Any] = calib
-    return batches
+    return cast("Iterable[Any]", calib)

@@ -25,12 +25,11 @@ def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, li
             def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 found[name].append(pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (args, kwargs)))
 
-            part = model.get_submodule(name)
-            stack.enter_context(part.register_forward_pre_hook(note, with_kwargs=True))
+            stack.enter_context(model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
         model(*call[0], **call[1])
     return found
 
 
 def tensors_of(values: Any) -> list[Tensor]:
-    """Returns the tensors in a nest of containers, in order."""
+    """Returns the tensors, ``[...]`` each, in a nest of containers, in order."""
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -37,10 +37,8 @@ def without_values(model: nn.Module, needs: Sequence[str], recover: str | None, 
     """
     if not any(tensor.is_meta for _, tensor in _tensors(model)):
         return False
-    asked = [f"the method needs {' and '.join(needs)}"] if needs else []
-    asked += [f"recover={recover!r}"] if recover is not None else []
-    asked += ["verify=True"] if verify else []
-    if asked:
+    reasons = {f"the method needs {' and '.join(needs)}": needs, f"recover={recover!r}": recover is not None}
+    if asked := [reason for reason, holds in {**reasons, "verify=True": verify}.items() if holds]:
         raise CalibrationError(
             f"the model lies on the meta device and has no values to work with, but {', '.join(asked)}: choose "
             "method='random' or a Scorer with needs=(), recover=None and verify=False, then apply the plan to the weights"
@@ -49,10 +47,9 @@ def without_values(model: nn.Module, needs: Sequence[str], recover: str | None, 
 
 
 def is_mask(tensor: Tensor) -> bool:
-    """Returns whether a tensor is an additive mask: zeros and -Inf."""
-    if tensor.is_meta or not tensor.is_floating_point():
-        return False
-    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
+    """Returns whether a tensor ``[...]`` is an additive mask: zeros and -Inf."""
+    known = not tensor.is_meta and tensor.is_floating_point()
+    return known and bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 
 def check_weights(model: nn.Module) -> None:
@@ -71,10 +68,9 @@ def check_weights(model: nn.Module) -> None:
         for buffer in module.buffers(recurse=False)
     }
     for name, tensor in _tensors(model):
-        mask_like = id(tensor) not in parameters | statistics
         if tensor.is_meta:
             raise CalibrationError(f"the model: {name} lies on the meta device; expected values to work with")
-        if flaw := non_finite(tensor, allow_minus_inf=mask_like):
+        if flaw := non_finite(tensor, allow_minus_inf=id(tensor) not in parameters | statistics):
             kind = "parameter" if id(tensor) in parameters else "buffer"
             raise CalibrationError(f"the model: {kind} {name} holds {flaw}; expected finite numbers")
 
@@ -100,11 +96,9 @@ def probe(model: nn.Module, batch: Batch) -> None:
 
 
 def non_finite(tensor: Tensor, *, allow_minus_inf: bool = False) -> str:
-    """Returns what a tensor holds of ``"NaN"``, ``"Inf"`` or ``"-Inf"``; ``""`` for nothing of the kind."""
-    if tensor.is_meta or tensor.numel() == 0:
-        return ""
+    """Returns what a tensor ``[...]`` holds of ``"NaN"``, ``"Inf"`` or ``"-Inf"``; ``""`` for nothing of the kind."""
     values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    if not values.is_floating_point():
+    if values.is_meta or not values.numel() or not values.is_floating_point():
         return ""
     if values.element_size() == 1:  # float8 has no aminmax
         values = values.float()

@@ -34,7 +34,7 @@ class TensorSpec:
     dynamic: tuple[int, ...] = ()
 
     def zeros(self, device: torch.device | str, grow: int) -> Tensor:
-        """Returns zeros of this shape, every dynamic dimension larger by ``grow``."""
+        """Returns zeros ``[*shape]``, every dynamic dimension larger by ``grow``."""
         sizes = [size + grow if axis in self.dynamic else size for axis, size in enumerate(self.shape)]
         return torch.zeros(sizes, dtype=_DTYPES[self.dtype], device=device)
 
@@ -95,8 +95,9 @@ class ExampleSpec:
         signature = inspect.signature(model.forward)
         if strange := sorted(arguments.keys() - signature.parameters.keys()):
             raise PlanError(f"the plan was made for another model: forward{signature} has no parameter {strange[0]!r}")
-        ordered = {name: arguments[name] for name in signature.parameters if name in arguments}
-        bound = inspect.BoundArguments(signature, ordered)
+        bound = inspect.BoundArguments(
+            signature, {name: arguments[name] for name in signature.parameters if name in arguments}
+        )
         return bound.args, bound.kwargs
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,11 +118,10 @@ class ExampleSpec:
         """
         leaf = partial(untrusted.sequence_of, read=_from_json)
         found = untrusted.fields_of(data, where, {"structure": untrusted.string, "leaves": leaf})
-        text, leaves = found["structure"], found["leaves"]
-        structure = _read_structure(text, f"{where}: structure")
-        if structure.num_leaves != len(leaves):
-            raise PlanError(f"{where}: expected {structure.num_leaves} leaves, got {len(leaves)}")
-        return cls(text, leaves)
+        structure = _read_structure(found["structure"], f"{where}: structure")
+        if structure.num_leaves != len(found["leaves"]):
+            raise PlanError(f"{where}: expected {structure.num_leaves} leaves, got {len(found['leaves'])}")
+        return cls(**found)
 
     def _need_structure(self) -> None:
         if not self.structure:
@@ -221,10 +221,9 @@ def _check_context(kind: str, context: Any, children: int, where: str) -> None:
         value = json.loads(untrusted.string(context, where))
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{where}: {kind} has a damaged context ({error})") from error
-    if kind in ("builtins.list", "builtins.tuple"):
-        if value is not None:
-            raise PlanError(f"{where}: {kind} has a context")
-        return
-    keys = untrusted.texts(value, where)
-    if len(set(keys)) != len(keys) or len(keys) != children:
+    plain = kind in ("builtins.list", "builtins.tuple")
+    if plain and value is not None:
+        raise PlanError(f"{where}: {kind} has a context")
+    keys = () if plain else untrusted.texts(value, where)
+    if not plain and (len(set(keys)) != len(keys) or len(keys) != children):
         raise PlanError(f"{where}: {kind} expected {children} different keys, got {len(keys)}")

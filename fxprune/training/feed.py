@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -42,22 +42,17 @@ class Feed:
         generator of its own is beyond reach: then a resumed run differs from an uninterrupted one.
         """
         start = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        states = [generator.get_state() for generator in self.generators]
-        python, numpy_state = random.getstate(), np.random.get_state()
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []))
+            stack.callback(random.setstate, random.getstate())
+            stack.callback(np.random.set_state, np.random.get_state())
+            for generator in self.generators:
+                stack.callback(generator.set_state, generator.get_state())
+                generator.manual_seed(start)
             torch.manual_seed(start)
             random.seed(start)
             np.random.seed(start)
-            for generator in self.generators:
-                generator.manual_seed(start)
-            try:
-                yield
-            finally:
-                random.setstate(python)
-                np.random.set_state(numpy_state)
-                for generator, state in zip(self.generators, states, strict=True):
-                    generator.set_state(state)
+            yield
 
 
 def feed_of(
@@ -86,14 +81,13 @@ def feed_of(
     """
     if isinstance(data, Dataset) and not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, shuffle=shuffle and not isinstance(data, IterableDataset))
-    generators = tuple(_generators(data))
     Batches(data, device=device)  # a form that does not do is refused before it is wrapped
     try:
         steps: int | None = len(data) // processes if not isinstance(data, torch.Tensor | dict) else 1
     except TypeError:
         steps = None
     shared = data if processes == 1 else Share(data, process, processes)
-    return Feed(Batches(shared, device=device, forward_args=forward_args), device, steps, generators)
+    return Feed(Batches(shared, device=device, forward_args=forward_args), device, steps, _generators(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +104,9 @@ class Share:
             yield turn[self.process]
 
 
-def _generators(data: Any) -> Iterator[torch.Generator]:
-    """Yields the generators of a loader, its sampler and the sampler inside its batch sampler, each once."""
+def _generators(data: Any) -> tuple[torch.Generator, ...]:
+    """Returns the generators of a loader, its sampler and the sampler inside its batch sampler, each once."""
     places = [data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
     places.append(getattr(places[2], "sampler", None))
     found = {id(g): g for place in places if isinstance(g := getattr(place, "generator", None), torch.Generator)}
-    yield from found.values()
+    return tuple(found.values())

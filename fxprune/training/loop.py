@@ -25,8 +25,7 @@ from fxprune.data.checks import probe
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
-from fxprune.training.metrics import Examination, examine
-from fxprune.training.objective import Objective
+from fxprune.training.objective import Examination, Objective, examine
 from fxprune.training.recipe import Recipe
 from fxprune.training.tune import TrainingOptions
 

@@ -20,8 +20,7 @@ from fxprune.data.checks import check_weights, device_of
 from fxprune.training.feed import feed_of
 from fxprune.training.history import History
 from fxprune.training.loop import Run, train
-from fxprune.training.metrics import Examination
-from fxprune.training.objective import Objective
+from fxprune.training.objective import Examination, Objective
 from fxprune.training.recipe import Recipe, recipe_of
 from fxprune.training.tune import TrainingOptions
 
