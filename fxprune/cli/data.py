@@ -88,8 +88,8 @@ def _arrays(spec: DataSpec, made: Made, path: Path) -> list[Any]:
     inputs, labels = read_arrays(path, made.model)
     first = next(iter(inputs.values()))
     rows = _drawn(len(first), spec)
-    named = ({name: tensor[row] for name, tensor in inputs.items()} for row in rows)
-    batches = [first[row] for row in rows] if len(inputs) == 1 else list(named)
+    single = len(inputs) == 1
+    batches = [first[row] if single else {name: tensor[row] for name, tensor in inputs.items()} for row in rows]
     return batches if labels is None else _labelled(batches, (labels[row] for row in rows))
 
 
@@ -106,8 +106,8 @@ def _images(spec: DataSpec, made: Made, folder: Path, targets: bool) -> list[Any
     batches = [_named(torch.stack([read_image(file, transform, spec.channels) for file in row]), made) for row in rows]
     if not targets:
         return batches
-    files = [file for row in rows for file in row]
-    classes = classes_of(files, folder, class_names(made), _outputs(made, batches[0]))
+    outputs = _outputs(made, batches[0])
+    classes = classes_of([file for row in rows for file in row], folder, class_names(made), outputs)
     return _labelled(batches, torch.tensor(classes).split(spec.batch_size))
 
 

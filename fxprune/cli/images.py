@@ -26,12 +26,13 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    places = os.walk(folder, followlinks=True)
-    files = (Path(place, name) for place, _, names in places for name in names if name.lower().endswith(SUFFIXES))
-    found = sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+    files = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    images = (file.relative_to(folder) for file in files if file.name.lower().endswith(SUFFIXES))
+    found = sorted(folder / file for file in images if not any(part[0] == "." for part in file.parts))
     if not found:
-        kinds = ", ".join(SUFFIXES[:3])
-        raise InputError(f"{folder}: no images in this folder ({kinds}, ...), nor in folders below it")
+        raise InputError(
+            f"{folder}: no images in this folder ({', '.join(SUFFIXES[:3])}, ...), nor in folders below it"
+        )
     return found
 
 
@@ -156,8 +157,8 @@ def _timm_config(made: Made, spec: DataSpec) -> Any:
 
 
 def _timm(made: Made, spec: DataSpec) -> Any:
-    timm = need("timm", "models", made.spec.spec)
-    return timm.data.create_transform(**_timm_config(made, spec), is_training=False)
+    create = need("timm", "models", made.spec.spec).data.create_transform
+    return create(**_timm_config(made, spec), is_training=False)
 
 
 def _transformers(made: Made, spec: DataSpec) -> Any:

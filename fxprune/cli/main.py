@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,11 +13,10 @@ import click
 import fxprune
 from fxprune._base.errors import FxpruneWarning
 from fxprune.cli.command import WithExamples
+from fxprune.cli.commands import apply, bench, demo, explain, export, finetune, report
 from fxprune.cli.compile_command import compile_model
 from fxprune.cli.errors import is_the_users, one_line
-from fxprune.cli.model_commands import apply, demo, explain
 from fxprune.cli.output import warn
-from fxprune.cli.saved_commands import bench, export, finetune, report
 
 #: What follows the traceback of an error that is none of the user's.
 HINT = "fxprune: this is an error of fxprune itself: please report it, with the command and this traceback."
@@ -40,20 +38,21 @@ class Program(WithExamples, click.Group):
         try:
             with _warnings_as_lines():
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
+        except (
+            click.ClickException,
+            click.exceptions.Exit,
+            BrokenPipeError,
+        ):  # whose reader has gone: click ends quietly
             raise
         except (KeyboardInterrupt, click.Abort):
             click.echo("fxprune: interrupted", err=True)
             raise click.exceptions.Exit(130) from None
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader of our output has gone: click ends quietly
+            if is_the_users(error) and not ctx.params.get("traceback"):
+                raise Failure(one_line(error)) from error
             if not is_the_users(error):
                 error.add_note(HINT)
-                raise
-            if ctx.params.get("traceback"):
-                raise
-            raise Failure(one_line(error)) from error
+            raise
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from fxprune.data.checks import probe
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
-from fxprune.training.objective import Examination, Objective, examine
+from fxprune.training.objective import Objective, examine
 from fxprune.training.recipe import Recipe
 from fxprune.training.tune import TrainingOptions
 
@@ -40,7 +40,7 @@ class Run:
         teacher: in evaluation mode and on the device, or None.
         objective: the loss; its recipe says how to train.
         feed: the training data.
-        exam: the validation, or None.
+        exam: the validation data, or None.
         optimizer: of the model's parameters.
         accelerator: of `accelerate`.
         bf16: whether forward passes run in bfloat16 where that is safe.
@@ -53,7 +53,7 @@ class Run:
     teacher: nn.Module | None
     objective: Objective
     feed: Feed
-    exam: Examination | None
+    exam: Feed | None
     optimizer: torch.optim.Optimizer
     accelerator: Any
     bf16: bool
@@ -183,7 +183,9 @@ def _examined(run: Run) -> dict[str, float]:
     if run.exam is None:
         return {}
     run.model.eval()
-    return examine(run.exam, partial(run.forward, run.model), run.taught, run.options.seed)
+    plain = Objective(replace(run.recipe, label_smoothing=0.0, distill_weight=0.0), run.options.loss)
+    student = partial(run.forward, run.model)
+    return examine(run.exam, plain, run.options.metrics, student=student, teacher=run.taught, seed=run.options.seed)
 
 
 @contextmanager

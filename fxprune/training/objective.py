@@ -39,10 +39,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.loss is not None and self.recipe.label_smoothing:
-            raise ValueError(
-                "label_smoothing: expected 0 with a loss of your own, got "
-                f"{self.recipe.label_smoothing:g}: smooth in it"
-            )
+            got = f"{self.recipe.label_smoothing:g}: smooth in it"
+            raise ValueError(f"label_smoothing: expected 0 with a loss of your own, got {got}")
 
     def __call__(self, outputs: Any, targets: Any, taught: Any = None) -> Tensor:
         """Returns the mean loss of a batch.
@@ -68,7 +66,7 @@ class Objective:
         return soft if share == 1.0 else (1.0 - share) * self.task(outputs, targets) + share * soft
 
     def task(self, outputs: Any, targets: Any) -> Tensor:
-        """Returns the loss on the targets; class targets are smoothed."""
+        """Returns the loss ``[]`` on the targets; class targets are smoothed."""
         if self.loss is not None:
             found = self.loss(outputs, targets)
             if not isinstance(found, Tensor) or found.numel() != 1:
@@ -81,7 +79,7 @@ class Objective:
         return functional.cross_entropy(rows, classes, label_smoothing=self.recipe.label_smoothing)
 
     def distillation(self, outputs: Any, taught: Any, targets: Any = None) -> Tensor:
-        """Returns how far the outputs are from the teacher's.
+        """Returns how far, ``[]``, the outputs ``[batch, ...]`` are from the teacher's.
 
         For class scores ``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, the mean over samples and positions
         (Hinton et al. 2015, arXiv 1503.02531, section 2, up to the teacher's entropy); else the mean squared error.
@@ -122,15 +120,14 @@ def class_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fits(logits: Tensor, targets: Tensor) -> bool:
-    """Says whether class numbers have a shape that goes with the scores."""
+    """Says whether class numbers are ``[batch, *positions]`` for scores ``[batch, classes, *positions]``, or ``[*]`` for ``[*, classes]``."""
     return targets.shape in ((logits.shape[0], *logits.shape[2:]), logits.shape[:-1])
 
 
 def _divergence(student: Tensor, teacher: Tensor, targets: Any, temperature: float) -> Tensor:
     counted = None
     if is_classes(targets) and fits(student, targets):
-        rows, classes = class_rows(student, targets)
-        soft, _ = class_rows(teacher, targets)
+        (rows, classes), (soft, _) = class_rows(student, targets), class_rows(teacher, targets)
         counted = classes != IGNORED
     else:  # maps have their classes in the second dimension, all else in the last
         rows, soft = (x.movedim(1, -1) if x.dim() >= 4 else x for x in (student, teacher))
@@ -141,32 +138,19 @@ def _divergence(student: Tensor, teacher: Tensor, targets: Any, temperature: flo
         reduction="none",
         log_target=True,
     ).sum(dim=-1)
-    mean = found.mean() if counted is None else (found * counted).sum() / counted.sum().clamp(min=1)
-    return temperature**2 * mean
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Examination:
-    """How a network is validated.
-
-    Attributes:
-        feed: the validation data, all of it in each process.
-        objective: without label smoothing or distillation.
-        metrics: torchmetrics' metrics, one, several or a mapping of names; None for the accuracy of
-            class targets.
-    """
-
-    feed: Feed
-    objective: Objective
-    metrics: Any = None
+    return temperature**2 * (found.mean() if counted is None else (found * counted).sum() / counted.sum().clamp(min=1))
 
 
 @torch.no_grad()
-def examine(exam: Examination, student: Forward, teacher: Forward, seed: int) -> dict[str, float]:
+def examine(
+    feed: Feed, objective: Objective, metrics: Any, *, student: Forward, teacher: Forward, seed: int
+) -> dict[str, float]:
     """Returns ``loss``, the mean over samples, and the metrics by name; the given metrics' states stay as they are.
 
     Args:
-        exam: data and measures.
+        feed: the validation data, all of it in each process.
+        objective: without label smoothing or distillation.
+        metrics: torchmetrics' metrics, one, several or a mapping of names; None for the accuracy of class targets.
         student: the network in evaluation mode.
         teacher: whose outputs are the reference where there are no targets; None for none.
         seed: of what the data draw.
@@ -175,23 +159,21 @@ def examine(exam: Examination, student: Forward, teacher: Forward, seed: int) ->
         CalibrationError: neither targets nor a teacher.
         ValueError: a metric is not one number.
     """
-    metrics: Any = None if exam.metrics is None else _collection(exam.metrics, exam.feed.device)
-    total, samples = 0.0, 0
-    with exam.feed.drawing(seed, 0):
-        for batch in exam.feed.batches:
+    by_default, total, samples = metrics is None, 0.0, 0
+    measured: Any = None if by_default else _collection(metrics, feed.device)
+    with feed.drawing(seed, 0):
+        for batch in feed.batches:
             outputs, targets = student(batch), batch.targets
-            total += (
-                float(exam.objective(outputs, targets, None if targets is not None else teacher(batch))) * batch.size
-            )
-            samples += batch.size
+            taught = teacher(batch) if targets is None else None
+            total, samples = total + float(objective(outputs, targets, taught)) * batch.size, samples + batch.size
             scored = logits_of(outputs), targets
-            if exam.metrics is None:
-                if exam.objective.loss is not None or not is_classes(targets) or not fits(*scored):
+            if by_default:
+                if objective.loss is not None or not is_classes(targets) or not fits(*scored):
                     continue
                 scored = class_rows(*scored)
-                metrics = metrics or _collection(_accuracy(scored[0].shape[1]), exam.feed.device)
-            metrics.update(*scored)
-    found = {} if metrics is None else metrics.compute()
+                measured = measured or _collection(_accuracy(scored[0].shape[1]), feed.device)
+            measured.update(*scored)
+    found = {} if measured is None else measured.compute()
     return {"loss": total / samples, **{name: _number(name, value) for name, value in found.items()}}
 
 

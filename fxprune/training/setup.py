@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from fxprune.data.checks import check_weights, device_of
 from fxprune.training.feed import feed_of
 from fxprune.training.history import History
 from fxprune.training.loop import Run, train
-from fxprune.training.objective import Examination, Objective
+from fxprune.training.objective import Objective
 from fxprune.training.recipe import Recipe, recipe_of
 from fxprune.training.tune import TrainingOptions
 
@@ -50,10 +50,7 @@ def start(
     device = device_of(pruned) if processes == 1 else accelerator.device
     feed = partial(feed_of, device=device, batch_size=recipe.batch_size, forward_args=options.forward_args)
     batches = feed(data, shuffle=True, process=accelerator.process_index, processes=processes)
-    exam = None
-    if options.validation is not None:
-        plain = Objective(dataclasses.replace(recipe, label_smoothing=0.0, distill_weight=0.0), options.loss)
-        exam = Examination(feed(options.validation, shuffle=False), plain, options.metrics)
+    exam = None if options.validation is None else feed(options.validation, shuffle=False)
     identity = {
         "kind": "finetune" if fresh is None else "retrain",
         "recipe": dataclasses.asdict(recipe),
@@ -77,7 +74,8 @@ def start(
 
 def _check(pruned: nn.Module, options: TrainingOptions) -> None:
     teacher = options.teacher
-    for name, model in {"pruned": pruned, **({} if teacher is None else {"teacher": teacher})}.items():
+    models = {"pruned": pruned} if teacher is None else {"pruned": pruned, "teacher": teacher}
+    for name, model in models.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
     if operator.index(options.seed) < 0:
@@ -86,18 +84,15 @@ def _check(pruned: nn.Module, options: TrainingOptions) -> None:
         raise ValueError("metrics: expected validation data to measure them on, got none: pass validation=")
     if not any(parameter.requires_grad for parameter in pruned.parameters()):
         raise TrainingError("pruned: expected parameters with requires_grad, got none: there is nothing to train")
-    check_weights(pruned)
-    if teacher is not None:
-        check_weights(teacher)
-        own = set(_storages(pruned))
-        if any(place in own for place in _storages(teacher)):
-            raise ValueError("teacher: it shares tensors with the model that is trained: pass a copy")
+    for model in models.values():
+        check_weights(model)
+    if teacher is not None and _storages(pruned) & _storages(teacher):
+        raise ValueError("teacher: it shares tensors with the model that is trained: pass a copy")
 
 
-def _storages(model: nn.Module) -> Iterator[int]:
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.numel():
-            yield tensor.untyped_storage().data_ptr()
+def _storages(model: nn.Module) -> set[int]:
+    tensors = (*model.parameters(), *model.buffers())
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
 
 
 def _is_bf16(wanted: str | None, accelerator: Any) -> bool:
