@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from fxprune._base.errors import FxpruneError
 
@@ -21,6 +22,19 @@ def one_line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     joined = "".join(f"{line} " if line[-1] in ".:;," else f"{line}; " for line in lines)
     return joined.removesuffix("; ").strip() or type(error).__name__
+
+
+@contextmanager
+def refused(
+    what: str, way: str = "", kind: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Raises what goes wrong inside as an error that says what is unusable, why, and what to do; our own pass."""
+    try:
+        yield
+    except (FxpruneError, PermissionError):  # the system says that better
+        raise
+    except kind as error:
+        raise InputError(f"{what} ({one_line(error)[:200]}){way}") from error
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxprune._base.extras import need
 from fxprune.capturing.normalize.dtypes import main_dtype
-from fxprune.cli.errors import InputError, check_known, one_line
+from fxprune.cli.errors import InputError, check_known, refused
 from fxprune.cli.models import Made
 from fxprune.cli.specs import DataSpec
 from fxprune.data.batch import TARGET_KEYS
@@ -37,7 +37,12 @@ def read_arrays(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Tensor
         InputError: it is no such file, holds pickled objects or no arrays, or they do not fit each other or
             the model.
     """
-    arrays = _loaded(path)
+    broken = (ValueError, EOFError, zipfile.BadZipFile, KeyError)
+    way = ": write it with numpy.savez"
+    with refused(f"{path}: it is no .npz file of plain arrays", way, broken), np.load(path, allow_pickle=False) as file:
+        if not hasattr(file, "files"):
+            raise InputError(f"{path}: expected an .npz file of named arrays, got a single array")
+        arrays = {name: file[name] for name in file.files}
     labels = next((arrays.pop(key) for key in TARGET_KEYS if key in arrays), None)
     if not arrays:
         raise InputError(f"{path}: no arrays for the model's inputs")
@@ -50,17 +55,6 @@ def read_arrays(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Tensor
     dtype = main_dtype(model.parameters()) or torch.float32
     tensors = {name: _tensor(path, name, array, dtype) for name, array in arrays.items()}
     return tensors, None if labels is None else torch.from_numpy(labels)
-
-
-def _loaded(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if hasattr(file, "files"):
-                return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        what = f"it is no .npz file of plain arrays ({one_line(error)[:120]}): write it with numpy.savez"
-        raise InputError(f"{path}: {what}") from error
-    raise InputError(f"{path}: expected an .npz file of named arrays, got a single array")
 
 
 def _check_sizes(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -92,13 +86,11 @@ def read_table(path: Path, spec: DataSpec, made: Made) -> tuple[list[str], list[
     kind, label = path.suffix.lower(), spec.label_column
     if kind == ".txt" and (spec.column or label):
         raise InputError(f"{path}: --column and --label-column are for .csv and .tsv files")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
-            rows = [{"text": line.strip()} for line in file] if kind == ".txt" else [dict(row) for row in lines]
-            header = ["text"] if kind == ".txt" else list(lines.fieldnames or ())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: it is no text in UTF-8, or no table ({one_line(error)[:120]})") from error
+    broken = refused(f"{path}: it is no text in UTF-8, or no table", kind=(UnicodeDecodeError, csv.Error))
+    with broken, path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
+        rows = [{"text": line.strip()} for line in file] if kind == ".txt" else [dict(row) for row in lines]
+        header = ["text"] if kind == ".txt" else list(lines.fieldnames or ())
     column = _column(path, header, spec)
     rows = [row for row in rows if (row.get(column) or "").strip()]
     if not rows:
@@ -163,8 +155,5 @@ def _tokenizer(made: Made, name: str | None) -> Any:
     chosen = name or made.name
     if name is None and not os.path.isdir(chosen) and chosen in transformers.CONFIG_MAPPING:
         raise InputError(f"{spec}: a kind of model has no tokenizer of its own: give --tokenizer NAME|DIR")
-    try:
+    with refused(f"no tokenizer {chosen!r}", ": give one with --tokenizer NAME|DIR"):
         return transformers.AutoTokenizer.from_pretrained(chosen, trust_remote_code=False)
-    except Exception as error:
-        what = f"no tokenizer {chosen!r} ({one_line(error)[:200]})"
-        raise InputError(f"{what}: give one with --tokenizer NAME|DIR") from error

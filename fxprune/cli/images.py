@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fxprune._base.extras import need
-from fxprune.cli.errors import InputError, one_line
+from fxprune.cli.errors import InputError, refused
 from fxprune.cli.models import Made
 from fxprune.cli.specs import DataSpec
 
@@ -42,14 +42,9 @@ def read_image(path: Path, transform: Callable[[Image.Image], Tensor], channels:
     Raises:
         InputError: the file is no image, or a broken one.
     """
-    try:
-        with Image.open(path) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
-    except PermissionError:
-        raise
-    except Exception as error:  # Pillow raises a dozen kinds for a broken file
-        what = f"it cannot be read as an image ({one_line(error)[:120]}): remove it or put it right"
-        raise InputError(f"{path}: {what}") from error
+    way = ": remove it or put it right"  # Pillow raises a dozen kinds for a broken file
+    with refused(f"{path}: it cannot be read as an image", way), Image.open(path) as image:
+        converted = image.convert("L" if channels == 1 else "RGB")
     return transform(converted)
 
 

@@ -22,7 +22,7 @@ import fxprune
 from fxprune._base.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune._base.extras import need
 from fxprune.cli.command import told
-from fxprune.cli.errors import InputError, check_known, one_line, suggestion
+from fxprune.cli.errors import InputError, check_known, one_line, refused, suggestion
 from fxprune.cli.output import warn
 from fxprune.cli.specs import ModelSpec, is_file
 from fxprune.cli.values import fetch, is_reference
@@ -197,13 +197,9 @@ def _configuration(transformers: Any, spec: ModelSpec, name: str) -> Any:
         read = partial(transformers.AutoConfig.for_model, name)
     else:
         read = partial(transformers.AutoConfig.from_pretrained, name, trust_remote_code=False)
-    try:
+    expected = f"expected a folder, a name on the Hugging Face hub, or a kind such as bert{suggestion(name, kinds)}"
+    with refused(f"transformers finds no configuration {name!r}: {expected}"):
         config = read()
-    except Exception as error:
-        raise InputError(
-            f"transformers finds no configuration {name!r}: expected a folder, a name on the Hugging Face "
-            f"hub, or a kind such as bert{suggestion(name, kinds)} ({one_line(error)[:300]})"
-        ) from error
     for key, _ in spec.config:
         if not hasattr(config, key):
             check_known(key, vars(config), f"--config {key}: {type(config).__name__} has no such field")
@@ -256,9 +252,7 @@ def device_named(name: str) -> torch.device:
     Raises:
         InputError: there is none of this name here, or it cannot be used.
     """
-    try:
+    with refused(f"--device {name}: it cannot be used here"):
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except Exception as error:
-        raise InputError(f"--device {name}: it cannot be used here ({one_line(error)[:200]})") from error
     return device

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fxprune.cli.errors import InputError, one_line
+from fxprune.cli.errors import InputError, one_line, refused
 
 #: Where checkpoints of training scripts keep the state dict, and what wrappers put before its names.
 _INSIDE = ("state_dict", "model_state_dict", "model")
@@ -45,19 +45,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not files:
             raise InputError(f"{path}: no .safetensors file in this folder")
         return {name: tensor for file in files for name, tensor in _read(file).items()}
-    try:
-        if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        with refused(f"{path}: it is no safetensors file", kind=SafetensorError):
             return load_file(path)
+    way = ": save it with torch.save(model.state_dict(), ...) or as safetensors"
+    with refused(f"{path}: it is no plain state dict, and nothing else is read", way):
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"{path}: it is no safetensors file ({error})") from error
-    except OSError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{path}: it is no plain state dict, and nothing else is read ({one_line(error)[:160]}): save "
-            "it with torch.save(model.state_dict(), ...) or as safetensors"
-        ) from error
     inner = next((found[key] for key in _INSIDE if isinstance(found, Mapping) and key in found), found)
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
         raise InputError(f"{path}: expected a state dict, names to tensors, got {type(inner).__name__}")
