@@ -168,7 +168,6 @@ def _ratios(texts: tuple[str, ...]) -> float | dict[str, float] | None:
 
 def _recover(options: Any, scorer: Any, plan_only: bool) -> str | None:
     """Returns what ``recover`` is to be: a plan alone needs none, unless it depends on it."""
-    asked = str(options["recover"])
-    chosen = None if asked.lower() == "none" else asked
+    chosen = None if options["recover"].lower() == "none" else str(options["recover"])
     own = Options(recover=chosen).resolve(scorer).recover
     return None if plan_only and own != "reinit" and options["steps"] == 1 else chosen

@@ -77,6 +77,7 @@ def _warnings_as_lines() -> Iterator[None]:
 @click.group(
     name="fxprune",
     cls=Program,
+    commands=[compile_model, explain, apply, report, bench, export, finetune, demo],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     examples=[
         "fxprune demo",
@@ -92,7 +93,3 @@ def main(traceback: bool) -> None:
     It takes a model, finds which channels must go together, meets a budget of parameters, MACs or latency,
     and writes a smaller, dense, ordinary model that is verified against the original.
     """
-
-
-for _command in (compile_model, explain, apply, report, bench, export, finetune, demo):
-    main.add_command(_command)

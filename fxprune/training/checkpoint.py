@@ -72,11 +72,10 @@ def write(
     Raises:
         OSError: it cannot be written.
     """
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"weights/{name}": tensor for name, tensor in tensors_of(model).items()}
-    for parameter, state in optimizer.state.items():
-        kept = ((key, value) for key, value in state.items() if isinstance(value, Tensor))
-        tensors |= {f"optimizer/{key}/{names[parameter]}": value for key, value in kept}
+    for name, parameter in model.named_parameters():
+        kept = {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+        tensors |= {f"optimizer/{key}/{name}": value for key, value in kept.items()}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {
         "format": _FORMAT,
