@@ -73,10 +73,10 @@ class Objective:
                 got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise ValueError(f"loss: expected a tensor of one number, the mean over the batch, got {got}")
             return found.squeeze()
-        if not self.recipe.label_smoothing or not is_classes(targets):
-            return default_loss(outputs, targets)
-        rows, classes = class_rows(logits_of(outputs), targets)
-        return functional.cross_entropy(rows, classes, label_smoothing=self.recipe.label_smoothing)
+        rows = class_rows(logits_of(outputs), targets) if self.recipe.label_smoothing else None
+        if rows is None:
+            return default_loss(outputs, targets)  # which says what does not fit
+        return functional.cross_entropy(*rows, label_smoothing=self.recipe.label_smoothing)
 
     def distillation(self, outputs: Any, taught: Any, targets: Any = None) -> Tensor:
         """Returns how far, ``[]``, the outputs ``[batch, ...]`` are from the teacher's.
@@ -100,35 +100,24 @@ class Objective:
         return _divergence(student, teacher, targets, self.recipe.temperature)
 
 
-def is_classes(targets: Any) -> bool:
-    """Says whether targets are class numbers."""
-    return isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
-
-
-def class_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def class_rows(logits: Tensor, targets: Any) -> tuple[Tensor, Tensor] | None:
     """Returns scores ``[rows, classes]`` and class numbers ``[rows]``, read as `default_loss` reads them.
 
-    Raises:
-        CalibrationError: they do not fit each other.
+    Args:
+        logits: ``[batch, classes, *positions]``, or ``[*, classes]``.
+        targets: class numbers, ``[batch, *positions]`` or ``[*]``; None is returned for anything else.
     """
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        return None
     if targets.shape == (logits.shape[0], *logits.shape[2:]):
         return logits.movedim(1, -1).flatten(0, -2), targets.flatten().long()
-    if targets.shape == logits.shape[:-1]:
-        return logits.flatten(0, -2), targets.flatten().long()
-    default_loss(logits, targets)  # says what does not fit
-    raise AssertionError("default_loss takes targets that class_rows does not")
-
-
-def fits(logits: Tensor, targets: Tensor) -> bool:
-    """Says whether class numbers are ``[batch, *positions]`` for scores ``[batch, classes, *positions]``, or ``[*]`` for ``[*, classes]``."""
-    return targets.shape in ((logits.shape[0], *logits.shape[2:]), logits.shape[:-1])
+    return (logits.flatten(0, -2), targets.flatten().long()) if targets.shape == logits.shape[:-1] else None
 
 
 def _divergence(student: Tensor, teacher: Tensor, targets: Any, temperature: float) -> Tensor:
-    counted = None
-    if is_classes(targets) and fits(student, targets):
-        (rows, classes), (soft, _) = class_rows(student, targets), class_rows(teacher, targets)
-        counted = classes != IGNORED
+    own, theirs, counted = class_rows(student, targets), class_rows(teacher, targets), None
+    if own is not None and theirs is not None:
+        rows, soft, counted = own[0], theirs[0], own[1] != IGNORED
     else:  # maps have their classes in the second dimension, all else in the last
         rows, soft = (x.movedim(1, -1) if x.dim() >= 4 else x for x in (student, teacher))
         rows, soft = (x.reshape(-1, x.shape[-1]) for x in (rows, soft))
@@ -166,13 +155,13 @@ def examine(
             outputs, targets = student(batch), batch.targets
             taught = teacher(batch) if targets is None else None
             total, samples = total + float(objective(outputs, targets, taught)) * batch.size, samples + batch.size
-            scored = logits_of(outputs), targets
-            if by_default:
-                if objective.loss is not None or not is_classes(targets) or not fits(*scored):
-                    continue
-                scored = class_rows(*scored)
+            if objective.loss is not None and by_default:
+                continue
+            logits = logits_of(outputs)
+            scored = class_rows(logits, targets) if by_default else (logits, targets)
+            if scored is not None:
                 measured = measured or _collection(_accuracy(scored[0].shape[1]), feed.device)
-            measured.update(*scored)
+                measured.update(*scored)
     found = {} if measured is None else measured.compute()
     return {"loss": total / samples, **{name: _number(name, value) for name, value in found.items()}}
 
