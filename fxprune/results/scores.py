@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -33,6 +34,11 @@ class GroupScores:
     removed: Counts
     cut: float | None = None
 
+    @property
+    def total(self) -> Counts:
+        """Units, for each bin."""
+        return tuple(map(sum, zip(self.kept, self.removed, strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
@@ -59,12 +65,25 @@ class ScoreSummary:
     @property
     def kept(self) -> Counts:
         """Units that stay, for each bin."""
-        return tuple(sum(column) for column in zip(*(group.kept for group in self.groups), strict=True))
+        return self._added("kept")
 
     @property
     def removed(self) -> Counts:
         """Units that go, for each bin."""
-        return tuple(sum(column) for column in zip(*(group.removed for group in self.groups), strict=True))
+        return self._added("removed")
+
+    @property
+    def total(self) -> Counts:
+        """Units, for each bin."""
+        return self._added("total")
+
+    def _added(self, which: str) -> Counts:
+        return tuple(map(sum, zip(*(getattr(group, which) for group in self.groups), strict=True)))
+
+    def span(self, group: GroupScores) -> tuple[float, float]:
+        """Returns the borders of the bins that a group fills; no numbers where it has no units."""
+        filled = [index for index, count in enumerate(group.total) if count]
+        return (self.edges[filled[0]], self.edges[filled[-1] + 1]) if filled else (math.nan, math.nan)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the summary as JSON data; counts are one line of text each."""

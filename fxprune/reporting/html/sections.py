@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from fxprune.reporting.html import charts
+from fxprune.reporting.html.charts import chart
 from fxprune.reporting.html.rows import table
 from fxprune.results.record import GroupRow, Report
+from fxprune.results.scores import GroupScores
 from fxprune.results.tables import counted, percent, share
 
 #: The layers that a cost chart shows; the table has all.
@@ -47,26 +48,21 @@ def widths(groups: Sequence[GroupRow]) -> dict[str, Any] | None:
             f"{least.before} to {least.after}."
         )
     rows = [(r.name, r.kind, ", ".join(r.layers), r.before, r.after, percent(r.before, r.after)) for r in groups]
+    heads = ("group", "kind", "layers", "before", "after", "kept")
+    kinds = dict.fromkeys(row.kind for row in groups)
     return {
         "text": text,
-        "charts": [
-            _widths_of(f"widths-{index}", kind, groups, text)
-            for index, kind in enumerate(dict.fromkeys(row.kind for row in groups))
-        ],
-        "table": table(
-            "Units of every group, before and after", ("group", "kind", "layers", "before", "after", "kept"), rows
-        ),
+        "charts": [_widths_of(f"widths-{index}", kind, groups, text) for index, kind in enumerate(kinds)],
+        "table": table("Units of every group, before and after", heads, rows),
     }
 
 
 def _widths_of(anchor: str, kind: str, groups: Sequence[GroupRow], text: str) -> dict[str, Any]:
     """Returns the chart of the groups of one kind: next to channels, the few heads would not show."""
-    rows = [row for row in groups if row.kind == kind]
+    rows = [(row.name.replace(f":{kind}", ""), row.before, row.after) for row in groups if row.kind == kind]
     name = KINDS.get(kind, kind)
-    names = tuple(row.name.replace(f":{kind}", "") for row in rows)
-    bars = charts.Bars(names, tuple(row.before for row in rows), tuple(row.after for row in rows))
     title = f"{name} of every group, before and after"
-    return {"name": name, "chart": charts.widths(anchor, bars, name, title, text)}
+    return {"name": name, "chart": chart(anchor, title, text, charts.bars, rows, name.lower())}
 
 
 def scores(found: Report) -> dict[str, Any] | None:
@@ -88,29 +84,30 @@ def scores(found: Report) -> dict[str, Any] | None:
                 f" {' and '.join(astray)}: minimum widths, multiples, what goes together and the exact "
                 "budget decide there."
             )
-    bins = [
-        (f"{low:.4g} to {high:.4g}", kept, removed)
-        for (low, high), kept, removed in zip(pairwise(summary.edges), summary.kept, summary.removed, strict=True)
+    spans = (f"{low:.4g} to {high:.4g}" for low, high in pairwise(summary.edges))
+    bins = zip(spans, summary.kept, summary.removed, strict=True)
+    own = summary.cut is None
+    groups = [
+        (g.name, sum(g.kept), sum(g.removed), *(f"{edge:.4g}" for edge in summary.span(g)), *([_cut(g)] if own else []))
+        for g in summary.groups
     ]
-    groups = []
-    for group in summary.groups:
-        total = [a + b for a, b in zip(group.kept, group.removed, strict=True)]
-        filled = [i for i, count in enumerate(total) if count]
-        low, high = (summary.edges[filled[0]], summary.edges[filled[-1] + 1]) if filled else (math.nan, math.nan)
-        cut = "-" if group.cut is None else f"{group.cut:.4g}"
-        groups.append(
-            (group.name, sum(group.kept), sum(group.removed), f"{low:.4g}", f"{high:.4g}")
-            + (() if summary.cut is not None else (cut,))
-        )
-    heads = ("group", "stay", "go", "lowest bin from", "highest bin to")
+    heads = ("group", "stay", "go", "lowest bin from", "highest bin to", "cut")[: 5 + own]
+    overall, by_group = (
+        "How many units have which score, and where the cut is",
+        "How the scores of every group are distributed",
+    )
     return {
         "text": text,
         "legend": _KEPT_REMOVED_CUT if any(summary.removed) else _KEPT_REMOVED_CUT[:1],
-        "overall": charts.distribution(summary, "How many units have which score, and where the cut is", text),
+        "overall": chart("distribution", overall, text, charts.histogram, summary),
         "overall_table": table("Units by score", (summary.unit, "stay", "go"), bins),
-        "groups": charts.strips(summary, "How the scores of every group are distributed", text),
-        "groups_table": table("Units by group", heads if summary.cut is not None else (*heads, "cut"), groups),
+        "groups": chart("strips", by_group, text, charts.strips, summary),
+        "groups_table": table("Units by group", heads, groups),
     }
+
+
+def _cut(group: GroupScores) -> str:
+    return "-" if group.cut is None else f"{group.cut:.4g}"
 
 
 def costs(found: Report) -> list[dict[str, Any]]:
@@ -118,41 +115,36 @@ def costs(found: Report) -> list[dict[str, Any]]:
     parts = []
     for key, name, unit in (("params", "Parameters", "parameters"), ("macs", "MACs", "MACs per sample")):
         rows = [(row.name, *getattr(row, key)) for row in found.layers if any(getattr(row, key))]
-        if not rows:
-            continue
-        top, text = _top(rows, unit)
-        title = f"{name} by layer"
-        parts.append(
-            {
-                "title": title,
-                "text": text,
-                "legend": (("before", "before"), ("after", "after")),
-                "chart": charts.costs(key, charts.Bars(*zip(*top, strict=True)), unit, title, text),
-                "table": table(
-                    f"{title}, front to back",
-                    ("layer", "before", "after", "kept"),
-                    [(*row, percent(*row[1:])) for row in rows],
-                ),
-            }
-        )
+        if rows:
+            parts.append(_cost(key, f"{name} by layer", unit, rows))
     if found.seconds:
-        total = sum(found.seconds.values())
-        longest = max(found.seconds, key=lambda stage: found.seconds[stage])
-        text = f"{total:.2f} s in all; {longest} took {share(total, found.seconds[longest]):.0f} % of it."
-        parts.append(
-            {
-                "title": "Time of the compilation",
-                "text": text,
-                "legend": (),
-                "chart": charts.seconds(list(found.seconds), list(found.seconds.values()), "Seconds by stage", text),
-                "table": table(
-                    "Seconds by stage",
-                    ("stage", "seconds"),
-                    [(stage, f"{value:.2f}") for stage, value in found.seconds.items()],
-                ),
-            }
-        )
+        parts.append(_time(found.seconds))
     return parts
+
+
+def _cost(key: str, title: str, unit: str, rows: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
+    top, text = _top(rows, unit)
+    cells = [(*row, percent(*row[1:])) for row in rows]
+    return {
+        "title": title,
+        "text": text,
+        "legend": (("before", "before"), ("after", "after")),
+        "chart": chart(key, title, text, charts.bars, top, unit),
+        "table": table(f"{title}, front to back", ("layer", "before", "after", "kept"), cells),
+    }
+
+
+def _time(seconds: Mapping[str, float]) -> dict[str, Any]:
+    total, longest = sum(seconds.values()), max(seconds, key=seconds.__getitem__)
+    text = f"{total:.2f} s in all; {longest} took {share(total, seconds[longest]):.0f} % of it."
+    cells = [(stage, f"{value:.2f}") for stage, value in seconds.items()]
+    return {
+        "title": "Time of the compilation",
+        "text": text,
+        "legend": (),
+        "chart": chart("seconds", "Seconds by stage", text, charts.stages, seconds),
+        "table": table("Seconds by stage", ("stage", "seconds"), cells),
+    }
 
 
 def _top(rows: Sequence[tuple[str, int, int]], unit: str) -> tuple[list[tuple[str, int, int]], str]:

@@ -5,47 +5,46 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+_NAMES = "ink muted line before after removed cut paper edge third fourth"
 
 #: Colours that stand for roles while matplotlib draws; the style sheet has those of light and dark.
-ROLES = {
-    "ink": "#010203",
-    "muted": "#010204",
-    "line": "#010205",
-    "before": "#010206",
-    "after": "#010207",
-    "removed": "#010208",
-    "cut": "#010209",
-    "paper": "#01020a",
-    "edge": "#01020b",
-    "third": "#01020c",
-    "fourth": "#01020d",
-}
+ROLES = {role: f"#0102{index:02x}" for index, role in enumerate(_NAMES.split(), 3)}
 
 _ROLE_OF = {colour: role for role, colour in ROLES.items()}
 
-#: What of a style becomes an attribute; fonts are the style sheet's.
-_KEPT = {
-    "stroke-width",
-    "stroke-linecap",
-    "stroke-linejoin",
-    "stroke-dasharray",
-    "stroke-dashoffset",
-    "text-anchor",
-    "opacity",
-    "fill-opacity",
-    "stroke-opacity",
+_TICKS = {"color": ROLES["line"], "labelcolor": ROLES["muted"], "major.size": 0, "major.pad": 6}
+
+#: How every chart is drawn.
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "text.color": ROLES["ink"],
+    "font.size": 12.0,
+    "font.family": "DejaVu Sans",
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
+    "axes.edgecolor": ROLES["line"],
+    "axes.labelcolor": ROLES["muted"],
+    "axes.axisbelow": True,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()},
+    "grid.color": ROLES["line"],
+    "grid.linewidth": 0.6,
+    "lines.markersize": 8,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
 }
+
+#: What of a style becomes an attribute; fonts are the style sheet's.
+_KEPT = re.compile(r"stroke-(width|linecap|linejoin|dasharray|dashoffset)|text-anchor|((fill|stroke)-)?opacity")
 _DROPPED = {"metadata", "style"}
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
-_SETTINGS = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 12.0, "font.family": "DejaVu Sans"}
 
 
 def embedded(draw: Callable[[], Figure], name: str, title: str, description: str) -> Markup:
@@ -57,13 +56,10 @@ def embedded(draw: Callable[[], Figure], name: str, title: str, description: str
         title: its accessible name.
         description: what it shows, in words.
     """
-    import matplotlib as mpl
-
     buffer = io.StringIO()
-    settings: Any = _SETTINGS | {"svg.hashsalt": name}
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()  # the page is the same whatever the user draws with
-        mpl.rcParams.update(settings)
+        mpl.rcParams.update(_SETTINGS | {"svg.hashsalt": name})
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
         figure = draw()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -75,10 +71,9 @@ def embedded(draw: Callable[[], Figure], name: str, title: str, description: str
         "aria-labelledby": f"{name}-title",
         "aria-describedby": f"{name}-text",
     }
-    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(tag, {"id": f"{name}-{'title' if tag == 'title' else 'text'}"})
-        element.text = text
-        root.insert(position, element)
+    for position, (tag, kind, text) in enumerate((("title", "title", title), ("desc", "text", description))):
+        root.insert(position, ElementTree.Element(tag, {"id": f"{name}-{kind}"}))
+        root[position].text = text
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -93,30 +88,18 @@ def _clean(element: ElementTree.Element, name: str) -> None:
         else:
             _clean(child, name)
     attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-    style = _declarations(attributes.pop("style", ""))
+    pairs = (part.partition(":") for part in attributes.pop("style", "").split(";") if ":" in part)
+    style = {key.strip(): value.strip() for key, _, value in pairs}
     painted = {key: attributes.pop(key, None) or style.get(key) for key in ("fill", "stroke")}
-    classes = []
-    for key, colour in painted.items():
-        if colour is None:
-            continue
-        if colour in _ROLE_OF:
-            classes.append(f"{key}-{_ROLE_OF[colour]}")
-        else:
-            attributes[key] = colour
-    attributes |= {key: value for key, value in style.items() if key in _KEPT}
+    classes = [f"{key}-{_ROLE_OF[colour]}" for key, colour in painted.items() if colour in _ROLE_OF]
+    attributes |= {key: colour for key, colour in painted.items() if colour is not None and colour not in _ROLE_OF}
+    attributes |= {key: value for key, value in style.items() if _KEPT.fullmatch(key)}
     if "id" in attributes:
         attributes["id"] = f"{name}-{attributes['id']}"
-    for key in ("href", "clip-path"):
-        if key in attributes:
-            attributes[key] = attributes[key].replace("#", f"#{name}-")
-    for key in ("d", "transform", "x", "y", "points", "width", "height"):
-        if key in attributes:
-            attributes[key] = _NUMBER.sub(lambda m: f"{float(m[0]):.1f}", attributes[key]).replace("\n", "")
+    for key in {"href", "clip-path"} & attributes.keys():
+        attributes[key] = attributes[key].replace("#", f"#{name}-")
+    for key in {"d", "transform", "x", "y", "points", "width", "height"} & attributes.keys():
+        attributes[key] = _NUMBER.sub(lambda m: f"{float(m[0]):.1f}", attributes[key]).replace("\n", "")
     if classes:
         attributes["class"] = " ".join(classes)
     element.attrib = attributes
-
-
-def _declarations(style: str) -> Mapping[str, str]:
-    pairs = (part.partition(":") for part in style.split(";") if ":" in part)
-    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import table
-from fxprune.results.tables import percent
+from fxprune.results.tables import counted, percent
 
 if TYPE_CHECKING:
     from fxprune.reporting.pareto import Point, Sweep
@@ -61,23 +62,15 @@ def _plot(sweep: Sweep, name: str, label: str, cost: Callable[[Point], float], d
     from fxprune.reporting.html import charts
 
     good = [p for p in sweep.points if p.quality is not None and math.isfinite(p.quality) and cost(p) == cost(p)]
-    methods = dict.fromkeys(p.method for p in good)
-    series = [
-        (m, [cost(p) for p in good if p.method == m], [p.quality or 0.0 for p in good if p.method == m])
-        for m in methods
-    ]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for point in good:
+        series.setdefault(point.method, []).append((cost(point), point.quality or 0.0))
     front: list[tuple[float, float]] = []
-    for point in sorted(good, key=lambda p: (cost(p), -(p.quality or 0.0))):
-        if not front or (point.quality or 0.0) > front[-1][1]:
-            front.append((cost(point), point.quality or 0.0))
-    quality = 1.0 if sweep.dense_value is None else sweep.dense_value
+    for place in sorted(chain(*series.values()), key=lambda place: (place[0], -place[1])):
+        if not front or place[1] > front[-1][1]:
+            front.append(place)
+    at = None if dense is None else (dense, 1.0 if sweep.dense_value is None else sweep.dense_value)
     title = f"{sweep.quality_name.capitalize()} against {label}"
-    many = "s" if len(methods) != 1 else ""
-    text = f"{len(good)} points of {len(methods)} method{many}; higher and further left is better."
-    return {
-        "title": title,
-        "text": text,
-        "chart": charts.tradeoff(
-            name, series, front, None if dense is None else (dense, quality), (label, sweep.quality_name), title, text
-        ),
-    }
+    text = f"{len(good)} points of {counted(len(series), 'method')}; higher and further left is better."
+    drawn = charts.chart(name, title, text, charts.scatter, series, front, at, (label, sweep.quality_name))
+    return {"title": title, "text": text, "chart": drawn}
