@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 #: The rows of a table that are printed; the middle of a longer one is left out.
 ROWS = 24
@@ -34,18 +36,27 @@ def table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, 
     )
 
 
+def by_reason(frozen: Iterable[tuple[str, T, int]]) -> list[tuple[str, int, list[T]]]:
+    """Returns (reason, coordinates, what it holds) of what is frozen, most coordinates first.
+
+    Args:
+        frozen: (reason, what, coordinates).
+    """
+    coordinates: Counter[str] = Counter()
+    held: dict[str, list[T]] = {}
+    for reason, what, count in frozen:
+        coordinates[reason] += count
+        held.setdefault(reason, []).append(what)
+    return [(reason, count, held[reason]) for reason, count in coordinates.most_common()]
+
+
 def frozen_table(frozen: Iterable[tuple[str, str, int]]) -> str:
     """Returns what is frozen by reason, most coordinates first; nothing if nothing is.
 
     Args:
         frozen: (reason, tensor and axis, coordinates).
     """
-    coordinates: Counter[str] = Counter()
-    axes: dict[str, list[str]] = {}
-    for reason, axis, count in frozen:
-        coordinates[reason] += count
-        axes.setdefault(reason, []).append(axis)
-    rows = [(reason, count, len(axes[reason]), few(axes[reason], 2)) for reason, count in coordinates.most_common()]
+    rows = [(reason, count, len(axes), few(axes, 2)) for reason, count, axes in by_reason(frozen)]
     return table("frozen, and why", elided(rows), ("reason", "coordinates", "axes", "such as")) if rows else ""
 
 

@@ -21,7 +21,7 @@ def as_text(report: Report) -> str:
 def in_brief(report: Report) -> str:
     """Returns totals and certificate, a line each."""
     sizes = (f"{name}: {before:,} -> {after:,} ({percent(before, after)})" for name, (before, after) in _sizes(report))
-    units = f"{report.units_removed:,} units removed from {_touched(report)} of {len(report.groups)} groups"
+    units = f"{report.units_removed:,} units removed from {touched(report)} of {len(report.groups)} groups"
     lines = [*sizes, units, _certificate(report), "print() shows groups, what is frozen and why, and the rest"]
     return text_summary(f"fxprune.Report: {report.method}", lines)
 
@@ -38,7 +38,8 @@ def _sizes(report: Report) -> tuple[tuple[str, tuple[int, int]], ...]:
     return ("parameters", report.params), ("MACs per sample", report.macs), ("bytes", report.bytes)
 
 
-def _touched(report: Report) -> int:
+def touched(report: Report) -> int:
+    """Returns how many groups lose units."""
     return sum(row.after < row.before for row in report.groups)
 
 
@@ -58,7 +59,7 @@ def _groups(report: Report) -> str:
         (row.name, row.kind, few(row.layers, 2), row.before, row.after, percent(row.before, row.after))
         for row in groups
     ]
-    title = f"groups: {len(groups)}, of which {_touched(report)} lose units"
+    title = f"groups: {len(groups)}, of which {touched(report)} lose units"
     return table(title, elided(rows), ("group", "kind", "layers", "before", "after", "kept"))
 
 
@@ -78,14 +79,23 @@ def _lists(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _certificate(report: Report) -> str:
-    error = "unknown" if report.max_error is None else f"{report.max_error:.1e}"
-    limit = "" if report.tolerance is None else f" (tolerance {report.tolerance:.0e}, {report.dtype})"
-    if report.verified:
-        return f"verified: equal to the masked twin, relative error {error}{limit}"
+def verdict(report: Report) -> str:
+    """Returns whether the model is right, and by how much it is off."""
     if report.verified is None:
         return "not verified: " + ("the comparison could not tell; see the notes" if report.dtype else "not compared")
-    return f"WRONG: differs from the masked twin, relative error {error}{limit}"
+    found = "verified: equal to" if report.verified else "WRONG: differs from"
+    return f"{found} the masked twin, relative error {error_text(report)}"
+
+
+def error_text(report: Report) -> str:
+    """Returns the largest relative error, in figures."""
+    return "unknown" if report.max_error is None else f"{report.max_error:.1e}"
+
+
+def _certificate(report: Report) -> str:
+    if report.verified is None or report.tolerance is None:
+        return verdict(report)
+    return f"{verdict(report)} (tolerance {report.tolerance:.0e}, {report.dtype})"
 
 
 def _factor(before: int, after: int) -> str:

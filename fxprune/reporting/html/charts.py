@@ -140,11 +140,18 @@ def scatter(
         axes.plot(*zip(*front, strict=True), color=ROLES["removed"], linewidth=2, zorder=2, label="Pareto front")
     paper: dict[str, Any] = {"linestyle": "none", "zorder": 3}
     for index, (name, points) in enumerate(series.items()):
-        look = {"marker": _MARKERS[index % len(_MARKERS)], "color": ROLES[_SERIES[index % len(_SERIES)]]}
+        look: dict[str, Any] = {
+            "marker": _MARKERS[index % len(_MARKERS)],
+            "color": ROLES[_SERIES[index % len(_SERIES)]],
+        }
         label = _elided(name, width)
         axes.plot(*zip(*points, strict=True), **paper, **look, markeredgecolor=ROLES["paper"], label=label)
     if dense is not None:
-        ring = {"markerfacecolor": ROLES["paper"], "markeredgecolor": ROLES["ink"], "markeredgewidth": 1.5}
+        ring: dict[str, Any] = {
+            "markerfacecolor": ROLES["paper"],
+            "markeredgecolor": ROLES["ink"],
+            "markeredgewidth": 1.5,
+        }
         axes.plot(*dense, **paper, **ring, marker="o", label="dense")
     axes.set(xlabel=labels[0], ylabel=labels[1])
     _ticks(axes.xaxis, width, whole=False)

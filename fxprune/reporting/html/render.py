@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxprune._base.extras import need
+from fxprune.results.tables import counted, percent, share
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -42,6 +43,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"counted": counted, "percent": percent, "share": share}
     for name, file in (("style", "style.css"), ("script", "script.js")):
         text = Path(__file__).with_name("templates").joinpath(file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

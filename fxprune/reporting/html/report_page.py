@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -14,7 +13,8 @@ from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import Table, group_views, table, tree
 from fxprune.results.attached import report
 from fxprune.results.record import FrozenRow, Report
-from fxprune.results.tables import counted, percent, share
+from fxprune.results.tables import by_reason
+from fxprune.results.text import error_text, touched, verdict
 
 
 def page(pruned_or_report: nn.Module | Report) -> str:
@@ -49,39 +49,21 @@ def write_html(pruned_or_report: nn.Module | Report, path: str | PathLike[str]) 
 def _contents(found: Report) -> dict[str, Any]:
     from fxprune.reporting.html import sections
 
-    plan = found.plan
     views = group_views(found.groups, found.scores)
-    contents: dict[str, Any] = {
-        "method": found.method,
+    return {
+        "report": found,
         "asked": _asked(found),
-        "version": "" if plan is None else plan.versions.get("fxprune", ""),
         "totals": _totals(found),
-        "units_removed": f"{found.units_removed:,}",
-        "units_before": f"{sum(row.before for row in found.groups):,}",
-        "units_share": share(sum(r.before for r in found.groups), sum(r.after for r in found.groups)),
-        "groups_count": len(found.groups),
-        "groups_touched": sum(row.after < row.before for row in found.groups),
+        "touched": touched(found),
         "facts": _facts(found),
         "widths": sections.widths(found.groups),
         "scores": sections.scores(found),
         "costs": sections.costs(found),
         "tree": tree(views) if views else None,
-        "frozen": _frozen(found.frozen),
-        "lists": _lists(found),
-        "certificate": _certificate(found),
-        "notes": found.notes,
+        "reasons": _reasons(found.frozen),
+        "verdict": verdict(found),
+        "proof": _proof(found),
     }
-    named = (
-        ("summary", "Headline", True),
-        ("widths", "Widths", contents["widths"]),
-        ("scores", "Scores", contents["scores"]),
-        ("costs", "Where it goes", contents["costs"]),
-        ("coupling", "What goes together", views),
-        ("frozen", "What stays", contents["frozen"]),
-        ("certificate", "Certificate", True),
-    )
-    contents["sections"] = [(anchor, label) for anchor, label, there in named if there]
-    return contents
 
 
 def _asked(found: Report) -> str:
@@ -100,24 +82,18 @@ def _asked(found: Report) -> str:
     return " and ".join(parts)
 
 
-def _totals(found: Report) -> list[dict[str, Any]]:
-    rows: list[tuple[str, float, float, str]] = [
-        ("Parameters", *found.params, ","),
-        ("MACs per sample", *found.macs, ","),
-        ("Bytes", *found.bytes, ","),
+def _totals(found: Report) -> list[tuple[str, float, float, str, str, str]]:
+    """Returns (name, before, after), both as text, and by which factor."""
+    rows: list[tuple[str, tuple[float, float], str]] = [
+        ("Parameters", found.params, ","),
+        ("MACs per sample", found.macs, ","),
+        ("Bytes", found.bytes, ","),
     ]
     if found.latency is not None:
-        rows.append(("Milliseconds", found.latency.dense_ms, found.latency.measured_ms, ".3g"))
+        rows.append(("Milliseconds", (found.latency.dense_ms, found.latency.measured_ms), ".3g"))
     return [
-        {
-            "name": name,
-            "before": f"{before:{form}}",
-            "after": f"{after:{form}}",
-            "kept": percent(before, after),
-            "share": min(share(before, after), 100.0),
-            "factor": _factor(before, after),
-        }
-        for name, before, after, form in rows
+        (name, before, after, f"{before:{form}}", f"{after:{form}}", _factor(before, after))
+        for name, (before, after), form in rows
     ]
 
 
@@ -141,74 +117,19 @@ def _facts(found: Report) -> list[tuple[str, str]]:
     return facts
 
 
-def _frozen(rows: Sequence[FrozenRow]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    coordinates: Counter[str] = Counter()
-    held: dict[str, list[FrozenRow]] = {}
-    for row in rows:
-        coordinates[row.reason] += row.coordinates
-        held.setdefault(row.reason, []).append(row)
-    return {
-        "text": f"{counted(len(rows), 'axis', 'axes')} of parameters hold coordinates that can never go, "
-        f"for {counted(len(held), 'reason')}.",
-        "reasons": [
-            {
-                "reason": reason,
-                "coordinates": f"{count:,}",
-                "axes": len(held[reason]),
-                "table": _held(reason, held[reason]),
-            }
-            for reason, count in coordinates.most_common()
-        ],
-    }
+def _reasons(rows: Sequence[FrozenRow]) -> list[tuple[str, int, Table]]:
+    """Returns (reason, coordinates, table of what it holds)."""
+    heads = ("parameter", "axis", "coordinates")
+    held = by_reason((row.reason, (row.tensor, row.axis, row.coordinates), row.coordinates) for row in rows)
+    return [(reason, count, table(f"Held by {reason}", heads, cells)) for reason, count, cells in held]
 
 
-def _held(reason: str, rows: Sequence[FrozenRow]) -> Table:
-    return table(
-        f"Held by {reason}",
-        ("parameter", "axis", "coordinates"),
-        [(row.tensor, row.axis, row.coordinates) for row in rows],
-    )
-
-
-def _lists(found: Report) -> list[dict[str, Any]]:
-    parts = (
-        (
-            "islands",
-            "Parts",
-            "The figures are about the parts that were captured; all else stays as it is.",
-            found.islands,
-        ),
-        ("collapsed", "Layers that are gone", f"{counted(len(found.collapsed), 'layer')} collapsed.", found.collapsed),
-        ("skipped", "Corrections that were not made", "What recovery left alone, and why.", found.skipped),
-    )
-    return [
-        {"id": anchor, "title": title, "text": text, "lines": lines} for anchor, title, text, lines in parts if lines
-    ]
-
-
-def _certificate(found: Report) -> dict[str, Any]:
-    error = "unknown" if found.max_error is None else f"{found.max_error:.1e}"
-    if found.verified:
-        state, sign, line = "good", "✓", f"Verified: equal to the masked twin, relative error {error}"
-        text = (
-            "The pruned model was run beside the original at full size with zeros where removed channels "
-            "enter a sum. Both gave the same."
-        )
-    elif found.verified is None:
-        state, sign = "open", "?"
-        why = "the comparison could not tell; see the notes" if found.dtype else "not compared"
-        line, text = (f"Not verified: {why}", "Nothing is known of the pruned model's agreement with its masked twin.")
-    else:
-        state, sign, line = "bad", "✗", f"WRONG: differs from the masked twin, relative error {error}"
-        text = "The pruned model does not compute what the original computes without the removed channels."
-    facts = [("Relative error", error)] if found.dtype or found.max_error is not None else []
+def _proof(found: Report) -> list[tuple[str, str]]:
+    facts = [("Relative error", error_text(found))] if found.dtype or found.max_error is not None else []
     if found.tolerance is not None:
         facts.append(("Tolerance", f"{found.tolerance:.0e}"))
     if found.dtype:
         facts.append(("Precision", found.dtype))
     if found.plan is not None:
-        facts.append(("Seed", str(found.plan.seed)))
-        facts += sorted(found.plan.versions.items())
-    return {"state": state, "sign": sign, "line": line, "text": text, "facts": facts}
+        facts += [("Seed", str(found.plan.seed)), *sorted(found.plan.versions.items())]
+    return facts

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from fxprune.results.record import GroupRow
-from fxprune.results.scores import GroupScores, ScoreSummary
-from fxprune.results.tables import percent
+from fxprune.results.scores import ScoreSummary
 
 #: Up to so many groups stand in one list.
 FLAT = 12
 
 #: More parts than any model's names have; the tree is no deeper.
 _DEPTH = 32
+
+#: What stands in a number beside its digits.
+_SIGNS = re.compile(r" %| x|[,.e+-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,27 @@ class Table:
     @property
     def numeric(self) -> frozenset[int]:
         """The columns that hold nothing but numbers."""
-        columns = range(1, len(self.heads))
-        return frozenset(c for c in columns if self.rows and all(_is_number(row[c]) for row in self.rows))
+        columns = list(zip(*self.rows, strict=True))
+        return frozenset(c for c in range(1, len(columns)) if all(map(_is_number, columns[c])))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One group as the page shows it.
+
+    Attributes:
+        id: of its element.
+        row: of the report.
+        consumers: the layers that read its units, each with the (id, name) of the groups whose units it makes.
+        bins: for each bin of its scores how high its units stand, and those that go.
+        spark: what the bins say, in words.
+    """
+
+    id: str
+    row: GroupRow
+    consumers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    bins: tuple[tuple[float, float], ...] = ()
+    spark: str = ""
 
 
 @dataclass(slots=True)
@@ -37,35 +60,12 @@ class Branch:
     """A part of the model's tree: groups, and parts of their own, in the model's order."""
 
     label: str
-    parts: list[Any] = field(default_factory=list)
-    count: int = 0
-    group: None = None
+    parts: list[Branch | GroupView] = field(default_factory=list)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupView:
-    """One group as the page shows it."""
-
-    id: str
-    name: str
-    kind: str
-    before: int
-    after: int
-    share: float
-    percent: str
-    known: bool
-    producers: tuple[str, ...]
-    consumers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    search: str
-    bins: tuple[tuple[float, float], ...]
-    spark: str
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A group in the tree."""
-
-    group: GroupView
+    @property
+    def count(self) -> int:
+        """The groups in it."""
+        return sum(part.count if isinstance(part, Branch) else 1 for part in self.parts)
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -81,89 +81,56 @@ def group_views(groups: Sequence[GroupRow], scores: ScoreSummary | None) -> list
     for row in groups:
         for layer in row.producers if row.makers is not None else ():
             made_by.setdefault(layer, []).append(row.name)
-    ranked = {} if scores is None else {group.name: group for group in scores.groups}
+    sparks = _sparks(scores)
     views = []
     for row in groups:
         consumers = tuple(
             (layer, tuple((ids[name], name) for name in made_by.get(layer, ()) if name != row.name))
             for layer in row.consumers
         )
-        bins, spark = _spark(ranked.get(row.name), scores)
-        views.append(
-            GroupView(
-                id=ids[row.name],
-                name=row.name,
-                kind=row.kind,
-                before=row.before,
-                after=row.after,
-                share=100 * row.after / max(row.before, 1),
-                percent=percent(row.before, row.after),
-                known=row.makers is not None,
-                producers=row.producers,
-                consumers=consumers,
-                search=" ".join((row.name, row.kind, *row.layers)).lower(),
-                bins=bins,
-                spark=spark,
-            )
-        )
+        views.append(GroupView(ids[row.name], row, consumers, *sparks.get(row.name, ())))
     return views
 
 
 def tree(views: Sequence[GroupView]) -> Branch:
     """Returns the groups by the modules that they lie in; few groups stay in one list."""
     root = Branch("")
+    branches: dict[str, Branch] = {}
     for view in views:
         node = root
-        path = view.name.partition(":")[0].split(".")[:-1][:_DEPTH] if len(views) > FLAT else []
-        for depth in range(len(path)):
-            label = ".".join(path[: depth + 1])
-            inner = next((p for p in node.parts if isinstance(p, Branch) and p.label == label), None)
-            if inner is None:
-                inner = Branch(label)
-                node.parts.append(inner)
-            node = inner
-        node.parts.append(Leaf(view))
-    _count(root)
+        path = view.row.name.partition(":")[0].split(".")[:-1][:_DEPTH] if len(views) > FLAT else []
+        for label in accumulate(path, lambda outer, name: f"{outer}.{name}"):
+            if label not in branches:
+                branches[label] = Branch(label)
+                node.parts.append(branches[label])
+            node = branches[label]
+        node.parts.append(view)
     return _simplified(root)
-
-
-def _count(node: Branch) -> int:
-    node.count = sum(_count(part) if isinstance(part, Branch) else 1 for part in node.parts)
-    return node.count
 
 
 def _simplified(node: Branch) -> Branch:
     """Returns a tree without parts that hold a single thing."""
-    parts: list[Any] = []
+    parts: list[Branch | GroupView] = []
     for part in node.parts:
         inner = _simplified(part) if isinstance(part, Branch) else part
         parts += inner.parts if isinstance(inner, Branch) and len(inner.parts) == 1 else [inner]
-    return Branch(node.label, parts, node.count)
+    return Branch(node.label, parts)
 
 
-def _spark(group: GroupScores | None, scores: ScoreSummary | None) -> tuple[tuple[tuple[float, float], ...], str]:
-    if group is None or scores is None:
-        return (), ""
-    total = [a + b for a, b in zip(group.kept, group.removed, strict=True)]
-    if not any(total):
-        return (), ""
-    scale = 23 / max(total)
-    bins = tuple((t * scale, r * scale) for t, r in zip(total, group.removed, strict=True))
-    filled = [i for i, count in enumerate(total) if count]
-    low, high = scores.edges[filled[0]], scores.edges[filled[-1] + 1]
-    text = f"{scores.unit} from {low:.3g} to {high:.3g}: {sum(group.kept)} stay, {sum(group.removed)} go"
-    return bins, text + (f"; cut at {group.cut:.3g}" if group.cut is not None else "")
+def _sparks(scores: ScoreSummary | None) -> dict[str, tuple[tuple[tuple[float, float], ...], str]]:
+    """Returns bins and words for each group that has any units."""
+    if scores is None:
+        return {}
+    found = {}
+    for group in scores.groups:
+        if any(group.total):
+            scale = 23 / max(group.total)
+            bins = tuple((t * scale, r * scale) for t, r in zip(group.total, group.removed, strict=True))
+            low, high = scores.span(group)
+            text = f"{scores.unit} from {low:.3g} to {high:.3g}: {sum(group.kept)} stay, {sum(group.removed)} go"
+            found[group.name] = bins, text + (f"; cut at {group.cut:.3g}" if group.cut is not None else "")
+    return found
 
 
 def _is_number(text: str) -> bool:
-    return (
-        text in ("-", "")
-        or text.replace(",", "")
-        .replace(" %", "")
-        .replace(".", "")
-        .replace("e", "")
-        .replace("-", "")
-        .replace("+", "")
-        .replace(" x", "")
-        .isdigit()
-    )
+    return text in ("-", "") or _SIGNS.sub("", text).isdigit()

@@ -220,7 +220,7 @@ def test_a_large_model_stays_small() -> None:
 def test_groups_are_found_by_the_modules_they_lie_in() -> None:
     names = [f"body.layers.{i}.{part}" for i in range(8) for part in ("up", "down")] + ["head"]
     found = tree(group_views([GroupRow(name, "channel", (name,), 4, 2, 1) for name in names], None))
-    assert [p.label if isinstance(p, Branch) else p.group.name for p in found.parts] == ["body.layers", "head"]
+    assert [p.label if isinstance(p, Branch) else p.row.name for p in found.parts] == ["body.layers", "head"]
     assert found.count == 17 and [part.count for part in found.parts[0].parts] == [2] * 8
 
 
