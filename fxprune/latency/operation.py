@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -76,9 +76,7 @@ class Operation:
 
     def runner(self, widths: Sequence[int], setting: Setting) -> Callable[[], Any]:
         """Returns what runs it once at given widths, on tensors of its own."""
-        target: Any = torch.ops
-        for part in self.name.split("."):
-            target = getattr(target, part)
+        target: Any = reduce(getattr, self.name.split("."), torch.ops)
         arguments = {name: _value(value, widths, setting.device) for name, value in self.arguments}
         schema = target._schema.arguments
         args = [arguments[a.name] for a in schema if not a.kwarg_only]
@@ -92,11 +90,9 @@ class Operation:
         """
         if self.contracts:
             return math.prod(w / full for w, full in zip(widths, self.widths, strict=True))
-        return self._elements(widths) / max(self._elements(self.widths), 1)
-
-    def _elements(self, widths: Sequence[int]) -> int:
         operands = (*self.results, *_operands(self.arguments))
-        return sum(operand.elements(widths) for operand in operands)
+        some, all_ = (sum(operand.elements(at) for operand in operands) for at in (widths, self.widths))
+        return some / max(all_, 1)
 
 
 def _operands(value: Any) -> list[Operand]:

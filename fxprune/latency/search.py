@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
+from typing import TypeAlias
 
 from torch import nn
 
@@ -18,14 +19,12 @@ from fxprune.capturing.captured import Captured
 from fxprune.coupling.coupling import Coupling
 from fxprune.data.checks import device_of
 from fxprune.latency.layout import layout_of
-from fxprune.latency.operation import Operation
 from fxprune.latency.predict import Calibration, LatencyBound, LatencyModel
-from fxprune.latency.stopwatch import stopwatch_of
+from fxprune.latency.stopwatch import Stopwatch, stopwatch_of
 from fxprune.latency.store import store_of
 from fxprune.latency.table import Table
 from fxprune.results.latency import Latency
 from fxprune.rewriting.emission import emitted
-from fxprune.runtimes.setting import Setting
 
 #: Models that are built and measured at most before the best of them is taken.
 ROUNDS = 5
@@ -40,32 +39,8 @@ ANCHORS = (0.0, 1.0)
 Answer = tuple[Bridged, Solution]
 
 
-class Decide(Protocol):
-    """Solves under a budget and a bound on the latency, or for a share removed from every group."""
-
-    def __call__(
-        self,
-        budget: Budget | None,
-        *,
-        ratios: float | None = None,
-        latency: Callable[[Coupling], LatencyBound] | None = None,
-    ) -> Answer:
-        """Returns the units that go."""
-        ...
-
-
-class Times(Protocol):
-    """What measures: `fxprune.latency.stopwatch.Stopwatch`."""
-
-    setting: Setting
-
-    def operation(self, operation: Operation, widths: tuple[int, ...]) -> float | None:
-        """Returns the milliseconds of an operation, None if it cannot run alone."""
-        ...
-
-    def models(self, models: Sequence[nn.Module]) -> list[float]:
-        """Returns the milliseconds of the original and of each model, timed in turns."""
-        ...
+#: Solves under a budget, with ``latency=`` a function from a coupling to a bound; or for ``ratios=``, a share of every group.
+Decide: TypeAlias = Callable[..., Answer]
 
 
 @dataclass(slots=True)
@@ -82,7 +57,7 @@ class LatencySearch:
         aim: share of the limit that the solver stays below.
     """
 
-    times: Times
+    times: Stopwatch
     budget: Budget
     table: Table
     calibration: Calibration = field(default_factory=Calibration)
@@ -104,30 +79,26 @@ class LatencySearch:
             BudgetError: not even the smallest model is predicted to be within the limit; says what that takes.
         """
         self.aim = AIM
-        whole, whole_ms = self._calibrate(decide, coupling)
+        self._model(coupling)
+        anchors = [decide(None, ratios=share) for share in ANCHORS]
+        whole, whole_ms = anchors[0], self._measure(anchors)[0]
         if self.budget.params is self.budget.macs is None and whole_ms <= self.limit_ms:
             self.predicted_ms = whole_ms
             return whole
-        tried: list[tuple[float, float, Answer]] = []  # latency, as predicted, and what it is the latency of
-        seen: set[bytes] = set()
-        for _ in range(ROUNDS):
+        tried: dict[bytes, tuple[float, float, Answer]] = {}  # by what is removed: latency, as predicted, and of what
+        while len(tried) < ROUNDS:
             answer = self._next(decide, bool(tried))
-            if answer is None:
+            if answer is None or (key := answer[1].removed.tobytes()) in tried:
                 break
-            removed = answer[1].removed
-            if removed.tobytes() in seen:
-                break
-            seen.add(removed.tobytes())
-            predicted = self.bound(answer[0].coupling).predicted(removed)
+            predicted = self.bound(answer[0].coupling).predicted(answer[1].removed)
             ms = self._measure([answer])[0]
-            tried.append((ms, predicted, answer))
+            tried[key] = ms, predicted, answer
             if CLOSE * self.limit_ms <= ms <= SAFE * self.limit_ms:
                 break
-        within = [entry for entry in tried if entry[0] <= SAFE * self.limit_ms]
-        within = within or [entry for entry in tried if entry[0] <= self.limit_ms]
-        best = max(within, key=_first) if within else min(tried, key=_first)
-        self.predicted_ms = best[1]
-        return best[2]
+        by_ms = sorted(tried.values(), key=itemgetter(0))
+        safe, within = ([one for one in by_ms if one[0] <= share * self.limit_ms] for share in (SAFE, 1.0))
+        _, self.predicted_ms, best = (safe or within or by_ms[:1])[-1]
+        return best
 
     def _next(self, decide: Decide, tried: bool) -> Answer | None:
         """Returns what to build next; None where the prediction, by now corrected, leaves nothing that fits."""
@@ -160,10 +131,7 @@ class LatencySearch:
             measured_ms=ms,
             predicted_ms=self.predicted_ms * (dense / self.dense_ms if self.budget.latency else 1.0),
             limit_ms=self._limit(dense),
-            backend=self.times.setting.backend,
-            batch_size=self.times.setting.batch_size,
-            device=self.times.setting.device,
-            threads=self.times.setting.threads,
+            **asdict(self.times.setting),
         )
 
     def _limit(self, dense_ms: float) -> float:
@@ -177,12 +145,6 @@ class LatencySearch:
             self.table.fill(step.operation for step in layout.steps)
             self._models[id(coupling)] = (coupling, LatencyModel(layout, self.table))
         return self._models[id(coupling)][1]
-
-    def _calibrate(self, decide: Decide, coupling: Coupling) -> tuple[Answer, float]:
-        """Measures whole models from nothing removed to everything that may be; returns the first and its latency."""
-        self._model(coupling)
-        answers = [decide(None, ratios=share) for share in ANCHORS]
-        return answers[0], self._measure(answers)[0]
 
     def _measure(self, answers: Sequence[Answer]) -> list[float]:
         """Measures models and notes what they took, for the next prediction.
@@ -218,7 +180,3 @@ def search_of(
     times = stopwatch_of(model, captured, budget.setting(device_of(model)))
     store = store_of(times.setting, cache_dir)
     return LatencySearch(times, budget, Table(times.operation, store, constraints.round_to, progress=progress))
-
-
-def _first(entry: tuple[float, Any, Any]) -> float:
-    return entry[0]

@@ -12,7 +12,7 @@ from torch import nn
 from fxprune._base.modes import untouched
 from fxprune.capturing.captured import Captured
 from fxprune.latency.layout import example_call
-from fxprune.latency.measure import Timing, interleaved
+from fxprune.latency.measure import interleaved
 from fxprune.latency.operation import Operation
 from fxprune.runtimes.registry import Run
 from fxprune.runtimes.running import moved, ready
@@ -41,23 +41,23 @@ class Stopwatch:
 
     def operation(self, operation: Operation, widths: tuple[int, ...]) -> float | None:
         """Returns the milliseconds of an operation run alone, eagerly, at its quickest; None if it cannot be."""
-        timings = self._operations([operation], [widths], 5, OPERATION_SECONDS)
-        return timings[0].best if timings else None
+        return next(iter(self.compare(operation, [widths], repeats=5, seconds=OPERATION_SECONDS)), None)
 
-    def compare(self, operation: Operation, widths: Sequence[tuple[int, ...]]) -> list[float]:
+    def compare(
+        self,
+        operation: Operation,
+        widths: Sequence[tuple[int, ...]],
+        repeats: int = 21,
+        seconds: float = COMPARISON_SECONDS,
+    ) -> list[float]:
         """Returns the milliseconds of an operation at several widths, timed in turns, at its quickest; none if it cannot run alone."""
-        timings = self._operations([operation] * len(widths), widths, 21, COMPARISON_SECONDS)
-        return [timing.best for timing in timings]
-
-    def _operations(
-        self, operations: Sequence[Operation], widths: Sequence[tuple[int, ...]], repeats: int, seconds: float
-    ) -> list[Timing]:
         with threads_set(self.setting.threads), torch.inference_mode():
             try:
-                runs = [op.runner(w, self.setting) for op, w in zip(operations, widths, strict=True)]
-                return interleaved(runs, repeats=repeats, seconds=seconds, device=self.setting.device)
+                runs = [operation.runner(each, self.setting) for each in widths]
+                timings = interleaved(runs, repeats=repeats, seconds=seconds, device=self.setting.device)
             except (RuntimeError, ValueError, TypeError, IndexError):  # made-up inputs, or no memory
                 return []
+        return [timing.best for timing in timings]
 
     def models(self, models: Sequence[nn.Module]) -> list[float]:
         """Returns the milliseconds of the original and of each model, timed in turns, their ratios round by round.

@@ -32,20 +32,11 @@ class Store:
     values: dict[str, float] = field(default_factory=dict)
     path: Path | None = None
 
-    def get(self, key: str) -> float | None:
-        """Returns what is known of a key."""
-        return self.values.get(key)
-
-    def put(self, key: str, ms: float) -> None:
-        """Notes what was measured."""
-        self.values[key] = ms
-
     def save(self) -> None:
         """Writes the file, whole or not at all."""
-        if self.path is None:
-            return
-        body = {"format": _FORMAT, "ms": self.values}
-        write_text(self.path, json.dumps(body, indent=0, allow_nan=False) + "\n")
+        if self.path is not None:
+            body = {"format": _FORMAT, "ms": self.values}
+            write_text(self.path, json.dumps(body, indent=0, allow_nan=False) + "\n")
 
 
 def store_of(setting: Setting, cache_dir: str | os.PathLike[str] | None = None) -> Store:

@@ -5,13 +5,12 @@ Measured coarse to fine until the time is up, so that a model of many shapes get
 
 from __future__ import annotations
 
-import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -20,8 +19,10 @@ from fxprune.budget.solver import Floats
 from fxprune.latency.operation import Operation
 from fxprune.latency.store import Store
 
+Widths: TypeAlias = tuple[int, ...]
+
 #: Returns the milliseconds of an operation at given widths, or None if it cannot run alone.
-Measure: TypeAlias = Callable[[Operation, tuple[int, ...]], float | None]
+Measure: TypeAlias = Callable[[Operation, Widths], float | None]
 
 #: Shares of a width that are measured, coarse to fine; 0 stands for the smallest there is.
 LEVELS = ((0.0, 1.0), (0.5,), (0.25,), (0.75,))
@@ -51,35 +52,27 @@ class Curve:
         """Whether its one coordinate is the share of the work, all widths shrinking alike."""
         return not self.operation.contracts or len(self.operation.widths) > MOST_WIDTHS
 
-    def grid(
-        self, shares: Iterable[float]
-    ) -> tuple[tuple[tuple[float, ...], ...], dict[tuple[int, ...], tuple[int, ...]]]:
+    def grid(self, shares: Iterable[float]) -> tuple[tuple[tuple[float, ...], ...], dict[tuple[int, ...], Widths]]:
         """Returns the points for some shares of the widths, and the widths at each place of their grid."""
-        full = self.operation.widths
+        sampled = [tuple(_sampled(n, share, self.quantum) for n in self.operation.widths) for share in shares]
         if self.diagonal:
-            along = {self.operation.work(w): w for s in shares for w in [self._widths(s)]}
+            along = {self.operation.work(widths): widths for widths in sampled}
             points = tuple(sorted(along))
             return (points,), {(i,): along[p] for i, p in enumerate(points)}
-        axes = [sorted({_sampled(n, s, self.quantum) for s in shares}) for n in full]
+        axes = [sorted(set(axis)) for axis in zip(*sampled, strict=True)]
         places = product(*(range(len(axis)) for axis in axes))
         at = {place: tuple(axis[i] for axis, i in zip(axes, place, strict=True)) for place in places}
         return tuple(tuple(map(float, axis)) for axis in axes), at
-
-    def _widths(self, share: float) -> tuple[int, ...]:
-        return tuple(_sampled(n, share, self.quantum) for n in self.operation.widths)
 
     def ms(self, widths: Sequence[int]) -> float:
         """Returns the milliseconds at given widths: piecewise linear, nothing where a width is 0."""
         if self.values is None or not all(widths):
             return 0.0
         at = (self.operation.work(widths),) if self.diagonal else widths
-        corners = [_between(points, x) for points, x in zip(self.points, at, strict=True)]
-        total = 0.0
-        for choice in product(*corners):
-            weight = math.prod(w for _, w in choice)
-            if weight:
-                total += weight * float(self.values[tuple(i for i, _ in choice)])
-        return total
+        values: Any = self.values
+        for points, x in zip(self.points, at, strict=True):
+            values = sum(weight * values[i] for i, weight in _between(points, x))
+        return float(values)
 
 
 def _sampled(full: int, share: float, quantum: int) -> int:
@@ -152,13 +145,13 @@ class Table:
 
     def _measured(self, operation: Operation, widths: tuple[int, ...]) -> float:
         key = f"{operation.key} at {widths}"
-        found = self.store.get(key)
-        if found is None:
+        known = self.store.values
+        if key not in known:
             found = self.measure(operation, widths)
             if found is None:
                 return 0.0
-            self.store.put(key, found)
-        return found
+            known[key] = found
+        return known[key]
 
     def ms(self, operation: Operation, widths: tuple[int, ...]) -> float:
         """Returns the milliseconds of an operation that `fill` was given, at any widths."""

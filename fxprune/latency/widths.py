@@ -65,22 +65,15 @@ def liked_multiple(layout: Layout, compare: Compare) -> tuple[int, str]:
         return 1, f"round_to=1: no layer has {ROOM} channels that may go"
     full = [sum(compare(op, [op.widths])) for op in wide]
     hottest = sorted(zip(full, wide, strict=True), key=lambda pair: -pair[0] * counted[pair[1]])[:HOT]
-    weights, penalties = 0.0, dict.fromkeys(MULTIPLES, 0.0)
-    for ms, operation in hottest:
-        found = _penalties(operation, compare)
-        if found:
-            weight = ms * counted[operation]
-            weights += weight
-            for multiple, penalty in found.items():
-                penalties[multiple] += weight * penalty
-    if not weights:
+    found = [(ms * counted[operation], _penalties(operation, compare)) for ms, operation in hottest]
+    whole = sum(weight for weight, penalties in found if penalties)
+    if not whole:
         return 1, "round_to=1: no layer could be measured alone"
-    mean = {multiple: penalty / weights for multiple, penalty in penalties.items()}
+    mean = {by: sum(weight * penalties.get(by, 0.0) for weight, penalties in found) / whole for by in MULTIPLES}
     chosen = next(m for m in MULTIPLES if all(mean[n] <= TOLERANCE for n in MULTIPLES if n >= m))
-    return (
-        chosen,
-        f"round_to={chosen}: {_why(mean)}, against multiples of {MULTIPLES[-1]}, in {len(hottest)} hot layer shapes",
-    )
+    longer = ", ".join(f"multiples of {by} take {100 * mean[by]:.0f} % longer" for by in MULTIPLES[:-1])
+    why = f"{longer}, against multiples of {MULTIPLES[-1]}, in {len(hottest)} hot layer shapes"
+    return chosen, f"round_to={chosen}: {why}"
 
 
 def _penalties(operation: Operation, compare: Compare) -> dict[int, float]:
@@ -97,7 +90,3 @@ def _penalties(operation: Operation, compare: Compare) -> dict[int, float]:
     top, *rest = times
     line = [top + (rest[-1] - top) * by / largest for by in MULTIPLES]
     return {by: max(0.0, ms / expected - 1) for by, ms, expected in zip(MULTIPLES, rest, line, strict=True)}
-
-
-def _why(mean: dict[int, float]) -> str:
-    return ", ".join(f"multiples of {m} take {100 * mean[m]:.0f} % longer" for m in MULTIPLES[:-1])
