@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from inspect import BoundArguments, Signature
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -33,3 +35,10 @@ def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, li
 def tensors_of(values: Any) -> list[Tensor]:
     """Returns the tensors, ``[...]`` each, in a nest of containers, in order."""
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def bound_call(signature: Signature, arguments: Mapping[str, Any]) -> Call:
+    """Returns the call that gives arguments by name to a function that takes at least these."""
+    given = OrderedDict((name, arguments[name]) for name in signature.parameters if name in arguments)
+    bound = BoundArguments(signature, given)
+    return bound.args, bound.kwargs

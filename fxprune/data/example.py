@@ -16,8 +16,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune.data.batch import short
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+from fxprune.data.calls import Call, bound_call
 
 _DTYPES = {short(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
@@ -95,10 +94,7 @@ class ExampleSpec:
         signature = inspect.signature(model.forward)
         if strange := sorted(arguments.keys() - signature.parameters.keys()):
             raise PlanError(f"the plan was made for another model: forward{signature} has no parameter {strange[0]!r}")
-        bound = inspect.BoundArguments(
-            signature, {name: arguments[name] for name in signature.parameters if name in arguments}
-        )
-        return bound.args, bound.kwargs
+        return bound_call(signature, arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON data.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -34,24 +34,25 @@ def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
     own = sizes_of(symbolic, tensors_of(call))
     found = [call]
     for sizes in other_sizes(own, program.exported.range_constraints):
-        other = resized(call, symbolic, sizes)
-        try:
-            program.run(other)
-        except Exception as error:
+        found.append(resized(call, symbolic, sizes))
+        if (error := _failure(program, found[-1])) is not None:
             raise ExportError(
-                f"the exported graph takes {shown(program, other)}, the model fails there ({error}): pass "
+                f"the exported graph takes {shown(program, found[-1])}, the model fails there ({error}): pass "
                 "dynamic_batch=False or dynamic_shapes="
             ) from error
-        found.append(other)
     one = own | {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
     if single and one != own:
-        other = resized(call, symbolic, one)
-        try:
-            program.run(other)
-        except Exception:  # then no file can be compared there
-            return found
-        found.append(other)
+        alone = resized(call, symbolic, one)
+        found += [alone] if _failure(program, alone) is None else []  # else no file can be compared there
     return found
+
+
+def _failure(program: Program, call: Call) -> Exception | None:
+    try:
+        program.run(call)
+    except Exception as error:
+        return error
+    return None
 
 
 def worst_difference(program: Program, calls: Sequence[Call], loaded: Loaded, tolerance: float, what: str) -> float:
@@ -125,15 +126,13 @@ def _drawn(program: Program) -> Call:
     rows = iter(_rows(program.exported, [value.name for value in program.inputs]))
 
     def draw(like: Tensor) -> Tensor:
-        high = next(rows)
+        high, image = next(rows), like.dtype is torch.uint8
         if like.is_floating_point() or like.is_complex():
             return torch.randn(like.shape, generator=generator).to(like)
-        if like.dtype is not torch.uint8:
-            drawn = torch.randint(0, high, like.shape, generator=generator)
-            if like.ndim and high > 1:
-                drawn[..., 0] = 1  # a row of a mask must not be empty
-            return drawn.to(like)
-        return torch.randint(0, 256, like.shape, generator=generator).to(like)
+        drawn = torch.randint(0, 256 if image else high, like.shape, generator=generator)
+        if like.ndim and high > 1 and not image:
+            drawn[..., 0] = 1  # a row of a mask must not be empty
+        return drawn.to(like)
 
     drawn: Call = pytree.tree_map_only(Tensor, draw, program.call)
     return drawn
@@ -142,11 +141,5 @@ def _drawn(program: Program) -> Call:
 def _rows(exported: ExportedProgram, names: Sequence[str]) -> list[int]:
     """Returns for each input how many integers it may hold: as many as its tables have rows, or 2."""
     nodes = {node.name: node for node in exported.graph.nodes}
-    return [min((size for size in map(_table, nodes[name].users) if size), default=2) for name in names]
-
-
-def _table(user: fx.Node) -> int:
-    if not is_kind(user, "embedding"):
-        return 0
-    weight: Any = user.args[0]
-    return int(weight.meta["val"].shape[0])
+    tables: list[list[Any]] = [[user.args[0] for user in nodes[n].users if is_kind(user, "embedding")] for n in names]
+    return [min((int(weight.meta["val"].shape[0]) for weight in found), default=2) for found in tables]

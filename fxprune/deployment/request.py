@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError
 from fxprune.capturing.normalize.dtypes import main_dtype
-from fxprune.data.calls import Call, calls_of, tensors_of
+from fxprune.data.calls import Call, bound_call, calls_of, tensors_of
 from fxprune.data.checks import device_of
 from fxprune.data.example import TensorSpec
 from fxprune.results.attached import report_if_any
@@ -108,10 +108,7 @@ def _recorded(model: nn.Module, part: str | None) -> Call | None:
         return tuple(args), dict(kwargs)
     if part is not None or islands:
         return None
-    known = signature(model.forward)
-    bound = known.bind_partial()
-    bound.arguments.update({name: arguments[name] for name in known.parameters if name in arguments})
-    return bound.args, bound.kwargs
+    return bound_call(signature(model.forward), arguments)
 
 
 def _unknown(model: nn.Module, part: str | None) -> str:

@@ -22,6 +22,7 @@ from fxprune.results.attached import report_if_any
 from fxprune.runtimes.registry import BackendName, Run, names
 from fxprune.runtimes.running import moved, ready
 from fxprune.runtimes.setting import Setting, circumstances, threads_set
+from fxprune.runtimes.sizes import repeated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +134,8 @@ def bench(
     call = _example(example, named)
     rows: list[BenchRow] = []
     failed: list[str] = []
+    here = {name: moved(model, where) for name, model in named.items()}
     with ExitStack() as stack:
-        here = {name: moved(model, where) for name, model in named.items()}
         for model in here.values():
             stack.enter_context(untouched(model, training=False))
         for setting in settings:
@@ -161,13 +162,10 @@ def _named(models: Any) -> dict[str, nn.Module]:
 def _example(example: Any, named: Mapping[str, nn.Module]) -> Call:
     if example is not None:
         args, kwargs, _ = read_batch(example, 0)
-        return tuple(args), dict(kwargs)
+        return args, kwargs
     for model in named.values():
-        found = report_if_any(model)
-        plan = None if found is None else found.plan
-        if plan is not None:
-            args, kwargs = plan.example.call(model, device_of(model))
-            return tuple(args), dict(kwargs)
+        if (found := report_if_any(model)) is not None and found.plan is not None:
+            return found.plan.example.call(model, device_of(model))
     raise CalibrationError("bench: example: expected a batch, got None, and no model is fxprune's own")
 
 
@@ -180,7 +178,7 @@ def _resized(call: Call, setting: Setting) -> Call:
 
     def fit(leaf: Tensor) -> Tensor:
         if leaf.ndim and len(leaf) == size:
-            leaf = leaf[torch.arange(setting.batch_size, device=leaf.device) % size]
+            leaf = repeated(leaf, 0, setting.batch_size)
         return leaf.to(setting.device)
 
     resized: Call = pytree.tree_map_only(Tensor, fit, call)
@@ -192,8 +190,6 @@ def _measured(
 ) -> list[BenchRow]:
     with threads_set(setting.threads):
         runs = _ready(models, call, setting, failed)
-        if not runs:
-            return []
         timings = interleaved(list(runs.values()), repeats=repeats, seconds=seconds, device=setting.device)
         peaks = [peak_bytes(run, setting) for run in runs.values()]
     first = timings[0] if next(iter(models)) in runs else None
@@ -221,10 +217,9 @@ def _ready(models: Mapping[str, nn.Module], call: Call, setting: Setting, failed
             with torch.inference_mode():
                 run()
             runs[name] = run
-        except FxpruneError as error:
-            failed.append(f"{name}: {setting}: {' '.join(str(error).split())}")
-        except Exception as error:  # the model's own, such as a batch that is fixed
-            failed.append(f"{name}: {setting}: {brief(error)}")
+        except Exception as error:  # ours, or the model's own, such as a batch that is fixed
+            why = " ".join(str(error).split()) if isinstance(error, FxpruneError) else brief(error)
+            failed.append(f"{name}: {setting}: {why}")
     return runs
 
 

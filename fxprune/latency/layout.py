@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.coupling.branches import collapse_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
+from fxprune.data.calls import Call, bound_call
 from fxprune.latency.operation import Operand, Operation, Size, literal
 from fxprune.ops.registry import bind, rule_of
+from fxprune.runtimes.sizes import repeated
 
 
 class _UnmeasuredError(Exception):
@@ -84,12 +87,9 @@ def layout_of(coupling: Coupling, batch_size: int, *, fused: bool = False) -> La
     contracting = {c.node for c in coupling.contractions if c.macs}
     steps = []
     for node in coupling.captured.module.graph.nodes:
-        if not _works(node) or (fused and node not in contracting):
-            continue
-        try:
-            steps.append(reader.step(node, node in contracting))
-        except _UnmeasuredError:
-            continue  # the calibration against whole models makes up for it
+        if _works(node) and (not fused or node in contracting):
+            with suppress(_UnmeasuredError):  # the calibration against whole models makes up for it
+                steps.append(reader.step(node, node in contracting))
     return Layout(coupling, tuple(steps), tuple(reader.factors))
 
 
@@ -107,38 +107,21 @@ def check_batch(captured: Captured, batch_size: int) -> None:
         )
 
 
-def example_call(captured: Captured, batch_size: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def example_call(captured: Captured, batch_size: int, device: str) -> Call:
     """Returns (args, kwargs) of the captured call at a batch size, its samples repeated or left out."""
     check_batch(captured, batch_size)
-    nodes = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
-    tensors = iter(
-        [
-            _resized(leaf, captured.info.get(node), captured.batch, batch_size).to(device)
-            for node, leaf in zip(nodes, captured.example, strict=True)
-        ]
-    )
-    call = captured.call
-    leaves = [
-        value if name is None else next(tensors) for name, value in zip(call.placeholders, call.literals, strict=True)
-    ]
-    arguments: dict[str, Any] = pytree.tree_unflatten(leaves, call.in_spec)
-    return _bound(captured, arguments)
-
-
-def _bound(captured: Captured, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    signature = captured.call.signature
-    bound = signature.bind_partial()
-    bound.arguments.update({name: arguments[name] for name in signature.parameters if name in arguments})
-    return bound.args, bound.kwargs
+    nodes, call = captured.module.graph.find_nodes(op="placeholder"), captured.call
+    infos = [captured.info.get(node) for node in nodes]
+    tensors = (_resized(x, i, captured.batch, batch_size) for x, i in zip(captured.example, infos, strict=True))
+    given = zip(call.placeholders, call.literals, strict=True)
+    leaves = [value if name is None else next(tensors).to(device) for name, value in given]
+    return bound_call(call.signature, pytree.tree_unflatten(leaves, call.in_spec))
 
 
 def _resized(leaf: Tensor, info: Any, batch: tuple[int, int], batch_size: int) -> Tensor:
     if isinstance(info, TensorInfo):
         for dim in range(leaf.ndim):
-            wanted = _size(info, dim, batch, batch_size)
-            if wanted != leaf.shape[dim]:
-                index = torch.arange(wanted, device=leaf.device) % leaf.shape[dim]
-                leaf = leaf.index_select(dim, index)
+            leaf = repeated(leaf, dim, _size(info, dim, batch, batch_size))
     return leaf
 
 
@@ -173,13 +156,9 @@ class _Reader:
 
         def size(axis: Axis, total: int) -> Size:
             numbers = [n for labels in labels_of(axis) if (n := self._number(labels)) is not None]
-            places = []
-            for number in numbers:
-                if number not in used:
-                    used.append(number)
-                places.append(used.index(number))
+            used.extend(n for n in dict.fromkeys(numbers) if n not in used)
             whole = math.prod(len(self.factors[n]) for n in numbers)
-            return Size(total // whole, tuple(places))
+            return Size(total // whole, tuple(map(used.index, numbers)))
 
         def operand(axes: Axes | None, info: Any) -> Operand:
             if not isinstance(info, TensorInfo) or axes is None:
@@ -200,20 +179,15 @@ class _Reader:
                 arguments[name] = size(axis, arguments[name])
         axes = self._coupling.values[node]
         if "normalized_shape" in arguments:
-            last = axes[len(axes) - len(arguments["normalized_shape"]) :]
-            arguments["normalized_shape"] = tuple(
-                size(a, n) for a, n in zip(last, arguments["normalized_shape"], strict=True)
-            )
-        results = self._results(node, axes, operand)
+            shape = arguments["normalized_shape"]
+            arguments["normalized_shape"] = tuple(map(size, axes[len(axes) - len(shape) :], shape))
+        info: Any = self._coupling.captured.info.get(node)
+        several = isinstance(info, (list, tuple))
+        found = zip(axes, info, strict=True) if several else [(axes, info)]
+        results = tuple(operand(a, i) for a, i in found if isinstance(i, TensorInfo) or not several)
         widths = tuple(len(self.factors[n]) for n in used)
         operation = Operation(str(node.target), tuple(arguments.items()), results, widths, contracts)
         return Step(node, operation, tuple(used))
-
-    def _results(self, node: fx.Node, axes: Any, operand: Any) -> tuple[Operand, ...]:
-        info = self._coupling.captured.info.get(node)
-        if not isinstance(info, (list, tuple)):
-            return (operand(axes, info),)
-        return tuple(operand(a, i) for a, i in zip(axes, info, strict=True) if isinstance(i, TensorInfo))
 
     def _number(self, labels: Ids) -> int | None:
         """Returns the number of a factor, or None if none of its coordinates can go."""

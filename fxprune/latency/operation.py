@@ -91,8 +91,8 @@ class Operation:
         if self.contracts:
             return math.prod(w / full for w, full in zip(widths, self.widths, strict=True))
         operands = (*self.results, *_operands(self.arguments))
-        some, all_ = (sum(operand.elements(at) for operand in operands) for at in (widths, self.widths))
-        return some / max(all_, 1)
+        left, whole = (sum(operand.elements(at) for operand in operands) for at in (widths, self.widths))
+        return left / max(whole, 1)
 
 
 def _operands(value: Any) -> list[Operand]:

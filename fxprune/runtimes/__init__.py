@@ -1,10 +1,8 @@
 """Runtimes: what runs a model, one class each; export, bench and latency find it by its suffix or its name."""
 
-from fxprune.runtimes.aoti import AotInductor
-from fxprune.runtimes.compiled import Compiled
-from fxprune.runtimes.eager import Eager
+from fxprune.runtimes.eager import Compiled, Eager
 from fxprune.runtimes.onnx import OnnxRuntime
-from fxprune.runtimes.pt2 import TorchExport
+from fxprune.runtimes.pt2 import AotInductor, TorchExport
 from fxprune.runtimes.registry import FileRuntime, Runtime, register_runtime
 from fxprune.runtimes.running import from_file
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -57,7 +57,7 @@ class Program:
 
     def symbolic(self) -> list[Tensor]:
         """Returns the inputs' fake tensors, whose free sizes are symbols."""
-        return _inputs(self.exported)
+        return [node.meta["val"] for node in _input_nodes(self.exported)]
 
     def run(self, call: Call) -> list[Tensor]:
         """Returns what the module itself gives in evaluation mode: its tensors, in order."""
@@ -91,22 +91,25 @@ def trace(
     if chosen or not dynamic_batch:
         example = _unrepeated(example, module, call)
     free = _with_free(example, varying, dynamic_batch)
-    exported = export(module, _emptied(free), dynamic_shapes)  # a file keeps its example: none of the user's data
+    empty = [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in free.leaves]
+    exported = export(
+        module, _holding(free, empty), dynamic_shapes
+    )  # a file keeps its example: none of the user's data
     call = example.bound.args, example.bound.kwargs
     pairs = zip(example.leaves, example.batch, strict=True)
     batched = [flag for leaf, flag in pairs if isinstance(leaf, Tensor)]
-    symbolic, labels = _inputs(exported), _input_names(exported)
+    symbolic = {node.name: node.meta["val"] for node in _input_nodes(exported)}
     if dynamic_batch and not chosen:
-        _insist_on_batch(symbolic, labels, batched)
-    names = names_of(symbolic, labels, batched)
+        _insist_on_batch(symbolic, batched)
+    names = names_of(symbolic, batched)
     outputs = _run(module, call)
     _give_plain(exported, outputs)
     return Program(
         module=module,
         exported=exported,
         call=call,
-        inputs=tuple(_value(label, x, names) for label, x in zip(labels, symbolic, strict=True)),
-        outputs=tuple(_value(name, x, names) for name, x in _outputs(exported, _plain(outputs))),
+        inputs=_values(symbolic.items(), names),
+        outputs=_values(_outputs(exported, _plain(outputs)), names),
         names=names,
     )
 
@@ -139,11 +142,6 @@ def _unrepeated(example: Example, module: nn.Module, call: Call) -> Example:
     return _holding(example, [next(tensors).clone() if isinstance(x, Tensor) else x for x in example.leaves])
 
 
-def _emptied(example: Example) -> Example:
-    """Returns the example with zeros: export looks at shapes only."""
-    return _holding(example, [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in example.leaves])
-
-
 def _holding(example: Example, leaves: Sequence[Any]) -> Example:
     arguments = {**example.bound.arguments, **pytree.tree_unflatten(list(leaves), example.spec)}
     bound = inspect.BoundArguments(example.signature, OrderedDict(arguments))
@@ -160,27 +158,20 @@ def _with_free(example: Example, varying: Sequence[Sequence[int]], dynamic_batch
     return dataclasses.replace(example, dynamic=tuple(dynamic))
 
 
-def _insist_on_batch(symbolic: Sequence[Tensor], labels: Sequence[str], batched: Sequence[bool]) -> None:
-    flagged = [(x, label) for x, label, flag in zip(symbolic, labels, batched, strict=True) if flag]
-    if not flagged:
-        return
-    lead, label = min(flagged, key=lambda pair: pair[0].ndim < 2)  # as in capture: the first that has rows
-    if expression(lead.shape[0]) is None:
+def _insist_on_batch(symbolic: Mapping[str, Tensor], batched: Sequence[bool]) -> None:
+    flagged = [label for label, flag in zip(symbolic, batched, strict=True) if flag]
+    label = min(flagged, key=lambda name: symbolic[name].ndim < 2, default="")  # as in capture: the first that has rows
+    if label and expression((lead := symbolic[label]).shape[0]) is None:
         raise ExportError(
             f"the model's graph holds for {label} of {list(lead.shape)} only, the batch is not free: pass "
             "dynamic_batch=False to write a file for that batch"
         )
 
 
-def _inputs(exported: ExportedProgram) -> list[Tensor]:
-    nodes = {node.name: node for node in exported.graph.nodes}
-    return [nodes[name].meta["val"] for name in _input_names(exported)]
-
-
-def _input_names(exported: ExportedProgram) -> list[str]:
-    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    names = [name for name in exported.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
-    return [name for name in names if isinstance(nodes[name].meta.get("val"), Tensor)]
+def _input_nodes(exported: ExportedProgram) -> list[fx.Node]:
+    nodes = {node.name: node for node in exported.graph.find_nodes(op="placeholder")}
+    given = [nodes[name] for name in exported.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
+    return [node for node in given if isinstance(node.meta.get("val"), Tensor)]
 
 
 def _plain(value: Any) -> Any:
@@ -215,5 +206,5 @@ def _outputs(exported: ExportedProgram, outputs: Any) -> list[tuple[str, Tensor]
     return found
 
 
-def _value(name: str, value: Tensor, names: Mapping[Any, str]) -> Value:
-    return Value(name, short(value.dtype), named_shape(value, names))
+def _values(tensors: Iterable[tuple[str, Tensor]], names: Mapping[Any, str]) -> tuple[Value, ...]:
+    return tuple(Value(name, short(x.dtype), named_shape(x, names)) for name, x in tensors)

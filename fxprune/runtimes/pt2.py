@@ -1,4 +1,4 @@
-"""Files of `torch.export`."""
+"""Exported programs as files: those of `torch.export`, and packages of AOTInductor, compiled for one kind of device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune._base.errors import ExportError, raised_as
+from fxprune._base.errors import ExportError, brief, raised_as
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
 from fxprune.runtimes.running import from_file
@@ -50,3 +50,54 @@ class TorchExport:
     def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
         """Returns a call of the file's module."""
         return from_file(self, model, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class AotInductor:
+    """Runs a package that was compiled ahead of time; on a CPU its memory is that of a single operator."""
+
+    name: str = "aotinductor"
+    fuses: bool = True
+    devices: tuple[str, ...] = ()
+    peak_on: tuple[str, ...] = ("cuda",)
+    suffix: str = ".aoti.pt2"
+    format: str = "AOTInductor package"
+
+    def write(self, program: Program, path: Path) -> None:
+        """Compiles a program into a package.
+
+        Raises:
+            ExportError: there is no C++ compiler, or it cannot be compiled.
+        """
+        _need_compiler()
+        from torch import _inductor
+
+        with raised_as(ExportError, "AOTInductor cannot compile the model"), torch.no_grad():
+            _inductor.aoti_compile_and_package(program.exported, package_path=str(path))
+
+    def load(self, path: Path, program: Program) -> Loaded:
+        """Returns the package.
+
+        Raises:
+            ExportError: it cannot be loaded.
+        """
+        from torch import _inductor
+
+        with raised_as(ExportError, "AOTInductor cannot load its package"):
+            package: Loaded = _inductor.aoti_load_package(str(path))
+        return package
+
+    def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
+        """Returns a call of the package, compiled for the sizes of these arguments and the threads that torch has now."""
+        return from_file(self, model, args, kwargs)
+
+
+def _need_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # of several classes, none of them public
+        raise ExportError(
+            f"an .aoti.pt2 package needs a C++ compiler ({brief(error)}): install g++ or clang, or set CXX"
+        ) from error

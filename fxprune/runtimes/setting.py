@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,14 +76,11 @@ def check_setting(device: Any, batch_size: Any, backend: Any, threads: Any) -> N
         BudgetError: says what was expected and what came.
     """
     runtime_of(backend)
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        missing = name == "threads" and value is None
-        if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    for name, value in (("batch_size", batch_size), ("threads", 1 if threads is None else threads)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise BudgetError(f"{name}: expected an int of at least 1, got {value!r}")
-    if device is None:
-        return
     try:
-        torch.device(device)
+        torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
         raise BudgetError(f"device: expected one such as 'cpu' or 'cuda:0', got {device!r}") from error
 
@@ -98,10 +96,8 @@ def device_name(device: str) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name.*?:\s*(.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 @contextmanager

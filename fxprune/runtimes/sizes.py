@@ -45,22 +45,19 @@ def _solved(form: Any, symbol: Any, size: int) -> int:
     return (size - base) // (step - base)
 
 
-def names_of(inputs: Sequence[Tensor], labels: Sequence[str], batched: Sequence[bool]) -> dict[Any, str]:
+def names_of(inputs: Mapping[str, Tensor], batched: Sequence[bool]) -> dict[Any, str]:
     """Returns a name for each symbol.
 
     It is ``batch``, ``length`` for the first row length of ids, ``image_2`` (input, dimension) otherwise.
     """
     found: dict[Any, str] = {}
-    for symbolic, label, flag in zip(inputs, labels, batched, strict=True):
+    for (label, symbolic), flag in zip(inputs.items(), batched, strict=True):
+        ids = symbolic.ndim == 2 and not symbolic.is_floating_point()
         for dim, size in enumerate(symbolic.shape):
             form = expression(size)
-            if form is None or not form.is_Symbol or form in found:
-                continue
-            if dim == 0 and flag:
-                found[form] = "batch"
-                continue
-            ids = symbolic.ndim == 2 and not symbolic.is_floating_point()
-            found[form] = "length" if ids and "length" not in found.values() else f"{label}_{dim}"
+            if form is not None and form.is_Symbol and form not in found:
+                other = "length" if ids and "length" not in found.values() else f"{label}_{dim}"
+                found[form] = "batch" if dim == 0 and flag else other
     return found
 
 
@@ -96,17 +93,21 @@ def _within(size: int, bounds: Any) -> bool:
     return size > 1 and (bounds is None or bool(bounds.lower <= size <= bounds.upper))
 
 
+def repeated(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Returns a tensor ``[...]`` with another size in one dimension: repeated from the start, or cut."""
+    if tensor.shape[dim] == size:
+        return tensor
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
+
+
 def resized(call: Call, inputs: Sequence[Tensor], sizes: Sizes) -> Call:
     """Returns a call at other sizes: what it holds is repeated from the start, or cut."""
     shapes = iter(inputs)
 
     def fit(tensor: Tensor) -> Tensor:
         for dim, size in enumerate(next(shapes).shape):
-            form = expression(size)
-            if form is not None:
-                wanted = int(form.subs(sizes))
-                order = torch.arange(wanted, device=tensor.device) % tensor.shape[dim]
-                tensor = tensor.index_select(dim, order)
+            if (form := expression(size)) is not None:
+                tensor = repeated(tensor, dim, int(form.subs(sizes)))
         return tensor.clone()
 
     made: Call = pytree.tree_map_only(Tensor, fit, call)
