@@ -34,22 +34,22 @@ _TINY = 1e-300
 Floats = npt.NDArray[np.float64]
 
 
-def summarize(
+def score_summary(
     coupling: Coupling,
+    solution: Solution,
     scores: Mapping[str, Tensor],
-    gone: Mask,
     budget: Budget | None,
     *,
     constraints: Constraints,
     per_cost: bool = True,
     bound: Bound | None = None,
 ) -> ScoreSummary | None:
-    """Returns how the units rank, and where the cut fell; None if no unit could go.
+    """Returns how the units of the model as it came rank, and where the cut fell; None if no unit could go.
 
     Args:
         coupling: of the model as it came.
-        scores: for each group's name a score for each unit.
-        gone: a flag for each channel id that is removed.
+        solution: what goes of it, or of what bridges have left of it.
+        scores: for each group's name a score for each unit, ``[units]``.
         budget: what was solved for; None with ratios by layer.
         constraints: what had to stay.
         per_cost: whether scores were divided by what a unit costs, under a budget.
@@ -63,20 +63,30 @@ def summarize(
     ids = {name: units for name, units in ids.items() if len(units) and not (worth[units] == STAYS).all()}
     if not ids:
         return None
-    every = np.concatenate(list(ids.values()))
+    gone, every = _gone(coupling, solution), np.concatenate(list(ids.values()))
     edges, log = _edges(worth[every])
-    overall = budget is not None
-    cut = _cut(worth[every], gone[every]) if overall else None
+    cut = None if budget is None else _cut(worth[every], gone[every])
     groups = []
     for name, units in ids.items():
         values, out = worth[units], gone[units]
-        own = None if overall else _cut(values, out)
+        own = _cut(values, out) if budget is None else None
         groups.append(GroupScores(name, _count(values[~out], edges), _count(values[out], edges), own))
     values, out = worth[every], gone[every]
     astray = (0, 0) if cut is None else (int((values[~out] < cut).sum()), int((values[out] > cut).sum()))
     cost = "parameter" if budget is not None and budget.params is not None else "MAC"
     unit = f"score per {cost if bound is None else 'millisecond'}" if per_cost else "score"
     return ScoreSummary(unit, tuple(edges.tolist()), log, cut, astray, tuple(groups))
+
+
+def _gone(coupling: Coupling, solution: Solution) -> Mask:
+    """Returns which channels of the model as it came are removed."""
+    left, gone = solution.selection.coupling, gone_with(solution.selection)
+    flags = {group.name: gone[left.units[group.units]] for group in left.groups}
+    removed = np.zeros(len(coupling.channels), bool)
+    for group in coupling.groups:  # a bridged group is not among those that are left
+        mine = flags.get(group.name)
+        removed[coupling.units[group.units]] = mine if mine is not None and len(mine) == len(group.units) else True
+    return removed
 
 
 def _edges(values: Floats) -> tuple[Floats, bool]:
@@ -114,23 +124,3 @@ def _cut(values: Floats, gone: Mask) -> float | None:
     at = int(np.where(apart, wrong, len(values) + 1).argmin())
     low, high = float(values[at]), float(values[at + 1])
     return (low * high) ** 0.5 if low > 0 else (low + high) / 2
-
-
-def score_summary(
-    coupling: Coupling,
-    solution: Solution,
-    scores: Mapping[str, Tensor],
-    budget: Budget | None,
-    *,
-    constraints: Constraints,
-    per_cost: bool = True,
-    bound: Bound | None = None,
-) -> ScoreSummary | None:
-    """Returns how the units of the model as it came rank, and where the cut fell (see `summarize`)."""
-    left, gone = solution.selection.coupling, gone_with(solution.selection)
-    flags = {group.name: gone[left.units[group.units]] for group in left.groups}
-    removed = np.zeros(len(coupling.channels), bool)
-    for group in coupling.groups:  # a bridged group is not among those that are left
-        mine = flags.get(group.name)
-        removed[coupling.units[group.units]] = mine if mine is not None and len(mine) == len(group.units) else True
-    return summarize(coupling, scores, removed, budget, constraints=constraints, per_cost=per_cost, bound=bound)

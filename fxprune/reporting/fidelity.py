@@ -94,26 +94,27 @@ class _Sums:
     squares: float = 0.0
     samples: int = 0
     values: int = 0
-    totals: Tensor | None = None  # of each coordinate
+    whole: float = 0.0
+    totals: Tensor = field(default_factory=lambda: torch.zeros(()))  # of each coordinate
     varying: bool = False
 
     def add(self, dense: Tensor, pruned: Tensor) -> None:
         a, b = dense.double(), pruned.double()
         rows = a.reshape(len(a), -1) if a.ndim > 1 else a.reshape(-1, 1)
+        here = rows.sum(0)
+        self.varying |= self.samples > 0 and self.totals.shape != here.shape
+        self.totals = here if self.varying or not self.samples else self.totals + here
         self.error += float((a - b).square().sum())
         self.squares += float(rows.square().sum())
+        self.whole += float(here.sum())
         self.samples += len(rows)
         self.values += rows.numel()
-        here = rows.sum(0)
-        if self.totals is not None and self.totals.shape != here.shape:
-            self.varying, self.totals, here = True, self.totals.sum().reshape(1), here.sum().reshape(1)
-        self.totals = here if self.totals is None else self.totals + (here.sum().reshape(1) if self.varying else here)
 
     def explained(self) -> float | None:
         """Returns None where the dense output does not vary."""
-        if self.totals is None or not math.isfinite(self.error):
+        if not math.isfinite(self.error):
             return math.nan
-        mean = float(self.totals.square().sum()) / (self.values if self.varying else self.samples)
+        mean = self.whole**2 / self.values if self.varying else float(self.totals.square().sum()) / self.samples
         spread = self.squares - mean
         return 1 - self.error / spread if spread > 1e-12 * self.squares else None
 

@@ -82,13 +82,8 @@ class Sweep:
     @property
     def pareto(self) -> tuple[Point, ...]:
         """The points that no other one beats: as good, nowhere larger or slower, and somewhere ahead."""
-        there = [(point, _standing(point)) for point in self.points]
-        return tuple(
-            point
-            for point, mine in there
-            if mine is not None
-            and not any(other is not None and other != mine and _beats(other, mine) for _, other in there)
-        )
+        there = [(point, standing) for point in self.points if (standing := _standing(point)) is not None]
+        return tuple(point for point, mine in there if not any(_beats(other, mine) for _, other in there))
 
     def best(
         self, *, params: float | int | None = None, macs: float | int | None = None, latency_ms: float | None = None
@@ -110,7 +105,7 @@ class Sweep:
             point
             for point in self.points
             if (standing := _standing(point)) is not None
-            and all(standing.cost[i] <= limit for i, limit in limits.items())
+            and all(standing[1 + i] <= limit for i, limit in limits.items())
             and (latency_ms is None or (point.latency_ms is not None and point.latency_ms <= latency_ms))
         ]
         if not good:
@@ -127,15 +122,10 @@ class Sweep:
         align = ["left" if head in _WORDS else "right" for head in heads]
         size = f"{self.before.params:,} parameters, {self.before.macs:,} MACs dense"
         title = f"fxprune: {len(self.points)} points, {size}"
-        dense = [
-            text
-            for text, there in (
-                (f"{self.quality_name} {_shown(self.dense_value)}", self.dense_value is not None),
-                (f"{self.dense_ms or 0:.3g} ms", self.dense_ms is not None),
-            )
-            if there
-        ]
-        title += "".join(f", {text}" for text in dense)
+        if self.dense_value is not None:
+            title += f", {self.quality_name} {_shown(self.dense_value)}"
+        if self.dense_ms is not None:
+            title += f", {self.dense_ms:.3g} ms"
         body = tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=align)
         return "\n".join([title, body, *self.failures])
 
@@ -166,6 +156,7 @@ class Sweep:
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the reports as JSON data; what is not finite becomes None."""
         best = {id(point) for point in self.pareto}
+        numbers = ("fidelity", "agreement", "value", "latency_ms", "seconds")
         return {
             "schema": _SCHEMA,
             "before": self.before._asdict(),
@@ -175,12 +166,9 @@ class Sweep:
             "points": [
                 {
                     "method": point.method,
-                    "budget": _budget_dict(point.budget),
+                    "budget": {key: value for key, value in asdict(point.budget).items() if value is not None},
                     "cost": None if point.cost is None else point.cost._asdict(),
-                    **{
-                        key: _finite(getattr(point, key))
-                        for key in ("fidelity", "agreement", "value", "latency_ms", "seconds")
-                    },
+                    **{key: _finite(getattr(point, key)) for key in numbers},
                     "verified": point.verified,
                     "why": point.why,
                     "pareto": id(point) in best,
@@ -209,23 +197,16 @@ class Sweep:
         write_text(path, self.to_html())
 
 
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """What points are compared by."""
-
-    quality: float
-    cost: tuple[float, ...]
-
-
-def _standing(point: Point) -> _Standing | None:
+def _standing(point: Point) -> tuple[float, ...] | None:
+    """Returns what points are compared by, less of each being better: -quality, parameters, MACs, milliseconds if known."""
     if point.cost is None or point.quality is None or math.isnan(point.quality):
         return None
     slow = () if point.latency_ms is None else (point.latency_ms,)
-    return _Standing(point.quality, (point.cost.params, point.cost.macs, *slow))
+    return -point.quality, point.cost.params, point.cost.macs, *slow
 
 
-def _beats(one: _Standing, other: _Standing) -> bool:
-    return one.quality >= other.quality and all(a <= b for a, b in zip(one.cost, other.cost, strict=True))
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def budget_text(budget: Budget) -> str:
@@ -238,10 +219,6 @@ def budget_text(budget: Budget) -> str:
     if budget.latency_ms is not None:
         parts.append(f"{budget.latency_ms:g} ms")
     return ", ".join(parts)
-
-
-def _budget_dict(budget: Budget) -> dict[str, Any]:
-    return {key: value for key, value in asdict(budget).items() if value is not None}
 
 
 def _finite(value: float | None) -> float | None:

@@ -66,15 +66,11 @@ class Plan:
         return text_summary(self._title(), (f"{name}: {before} -> {after}" for name, before, after in self._changes()))
 
     def _repr_html_(self) -> str:
-        facts = [(key, value) for key, value in self.versions.items()]
-        return html_summary(self._title(), facts, ("tensor", "shape", "kept"), self._changes())
+        return html_summary(self._title(), [*self.versions.items()], ("tensor", "shape", "kept"), self._changes())
 
     def _title(self) -> str:
-        gone = "".join(
-            f", {len(names)} {what}"
-            for what, names in (("collapsed", self.collapsed), ("bridged", self.bridged))
-            if names
-        )
+        lists = {"collapsed": self.collapsed, "bridged": self.bridged}
+        gone = "".join(f", {len(names)} {what}" for what, names in lists.items() if names)
         return f"fxprune.Plan: {self.method}, {self.before['params']:,} -> {self.after['params']:,} parameters{gone}"
 
     def _changes(self) -> Iterator[tuple[str, list[int], list[int]]]:
@@ -85,8 +81,7 @@ class Plan:
     def to_json(self) -> str:
         """Returns the plan as text, a line for each tensor and a checksum at the end; stable."""
         body = self._body()
-        lines = [f"{_json(key)}: {_pretty(body[key])}" for key in _READERS]
-        lines.append(f'"sha256": {_json(_digest(body))}')
+        lines = [f"{_json(key)}: {_pretty(body[key])}" for key in _READERS] + [f'"sha256": {_json(_digest(body))}']
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
@@ -145,15 +140,16 @@ def check_fits(plan: Plan, model: nn.Module | Mapping[str, Sequence[int]]) -> No
     Raises:
         PlanError: a tensor is missing, too many, or of another shape; names the first ones.
     """
-    exact = not isinstance(model, nn.Module)
-    found = _shapes_of(model) if isinstance(model, nn.Module) else model
-    faults = []
-    for name, shape in plan.shapes.items():
-        if name not in found:
-            faults.append(f"{name}: expected {list(shape)}, the model has no such tensor")
-        elif tuple(found[name]) != tuple(shape):
-            faults.append(f"{name}: expected {list(shape)}, got {list(found[name])}")
-    if exact:
+    found = {
+        name: list(shape) for name, shape in (_shapes_of(model) if isinstance(model, nn.Module) else model).items()
+    }
+    faults = [
+        f"{name}: expected {list(shape)}, "
+        + (f"got {found[name]}" if name in found else "the model has no such tensor")
+        for name, shape in plan.shapes.items()
+        if found.get(name) != list(shape)
+    ]
+    if not isinstance(model, nn.Module):
         faults += [f"{name}: unknown to the plan" for name in found if name not in plan.shapes]
     if faults:
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -161,9 +157,8 @@ def check_fits(plan: Plan, model: nn.Module | Mapping[str, Sequence[int]]) -> No
 
 
 def _shapes_of(model: nn.Module) -> dict[str, Shape]:
-    tensors: dict[str, Any] = dict(model.state_dict(keep_vars=True))
-    tensors.update(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    own = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    tensors: dict[str, Any] = {**model.state_dict(keep_vars=True), **dict(own[0]), **dict(own[1])}
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
@@ -178,20 +173,16 @@ def _kept(value: Any, shapes: Mapping[str, Shape], where: str) -> dict[str, dict
         if name not in shapes:
             raise PlanError(f"{here}: no such tensor in shapes")
         kept = {}
+        sizes = {str(axis): size for axis, size in enumerate(shapes[name])}
         for key, indices in untrusted.mapping(axes, here).items():
-            axis = _axis(key, shapes[name], here)
-            kept[axis] = _indices(indices, shapes[name][axis], f"{here}[{axis}]")
+            if key not in sizes:
+                expected = f"an axis of a tensor of shape {list(shapes[name])}"
+                raise PlanError(f"{here}: expected {expected}, got {key!r:.40}")
+            kept[int(key)] = _indices(indices, sizes[key], f"{here}[{key}]")
         if not kept:
             raise PlanError(f"{here}: no axis")
         result[name] = kept
     return result
-
-
-def _axis(key: str, shape: Shape, where: str) -> int:
-    axes = {str(axis): axis for axis in range(len(shape))}
-    if key not in axes:
-        raise PlanError(f"{where}: expected an axis of a tensor of shape {list(shape)}, got {key!r:.40}")
-    return axes[key]
 
 
 def _indices(value: Any, size: int, where: str) -> tuple[int, ...]:

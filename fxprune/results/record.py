@@ -13,7 +13,7 @@ from fxprune._base.errors import PlanError
 from fxprune.results.certificate import Certificate
 from fxprune.results.latency import Latency
 from fxprune.results.plan import Plan
-from fxprune.results.scores import ScoreSummary
+from fxprune.results.scores import ScoreSummary, read_pair
 from fxprune.results.text import as_html, as_text, in_brief
 
 Change = tuple[int, int]
@@ -169,18 +169,13 @@ class Report:
         """Returns everything but the plan as JSON data; a number that is not finite becomes text."""
         return {
             "schema": _SCHEMA,
-            "params": list(self.params),
-            "macs": list(self.macs),
-            "bytes": list(self.bytes),
+            **{key: list(getattr(self, key)) for key in ("params", "macs", "bytes")},
             "method": self.method,
             "units_removed": self.units_removed,
             "verified": self.verified,
-            "max_error": _writable(self.max_error),
-            "tolerance": _writable(self.tolerance),
+            **{key: _writable(getattr(self, key)) for key in ("max_error", "tolerance")},
             "dtype": self.dtype,
-            "groups": [
-                [row.name, row.kind, list(row.layers), row.before, row.after, row.makers] for row in self.groups
-            ],
+            "groups": [[g.name, g.kind, list(g.layers), g.before, g.after, g.makers] for g in self.groups],
             "frozen": [[row.tensor, row.axis, row.coordinates, row.reason] for row in self.frozen],
             "collapsed": list(self.collapsed),
             "dropped": self.dropped,
@@ -221,11 +216,6 @@ def _read_odd(value: Any, where: str) -> float:
     return float(value) if value in ("nan", "inf", "-inf") else untrusted.real(value, where)
 
 
-def _read_change(value: Any, where: str) -> Change:
-    before, after = untrusted.row_of(value, where, untrusted.integer, untrusted.integer)
-    return before, after
-
-
 def _read_group(value: Any, where: str) -> GroupRow:
     readers = (untrusted.string, untrusted.string, untrusted.texts, untrusted.integer, untrusted.integer)
     # format 1 does not tell who makes and who reads
@@ -247,27 +237,18 @@ def _read_frozen(value: Any, where: str) -> FrozenRow:
 
 
 _READERS: dict[str, untrusted.Reader[Any]] = {
-    "schema": untrusted.integer,
-    "params": _read_change,
-    "macs": _read_change,
-    "bytes": _read_change,
-    "method": untrusted.string,
-    "units_removed": untrusted.integer,
+    **dict.fromkeys(("schema", "units_removed", "dropped"), untrusted.integer),
+    **dict.fromkeys(("params", "macs", "bytes"), read_pair),
+    **dict.fromkeys(("method", "dtype", "doubt"), untrusted.string),
+    **dict.fromkeys(("collapsed", "skipped", "notes"), untrusted.texts),
+    **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
     "verified": untrusted.maybe(untrusted.boolean),
-    "max_error": untrusted.maybe(_read_odd),
-    "tolerance": untrusted.maybe(_read_odd),
-    "dtype": untrusted.string,
     "groups": partial(untrusted.sequence_of, read=_read_group),
     "frozen": partial(untrusted.sequence_of, read=_read_frozen),
-    "collapsed": untrusted.texts,
-    "dropped": untrusted.integer,
-    "skipped": untrusted.texts,
     "seconds": partial(untrusted.mapping_of, read=untrusted.number),
-    "notes": untrusted.texts,
     "layers": partial(untrusted.sequence_of, read=_read_layer),
     "scores": untrusted.maybe(ScoreSummary.from_dict),
     "latency": untrusted.maybe(Latency.from_dict),
-    "doubt": untrusted.string,
 }
 
 #: The format in which an entry came, if not in the first.

@@ -125,22 +125,26 @@ def _read_group(value: Any, where: str, bins: int) -> GroupScores:
     return GroupScores(name, kept, removed, cut)
 
 
+def read_pair(value: Any, where: str) -> tuple[int, int]:
+    """Returns two integers."""
+    first, second = untrusted.row_of(value, where, untrusted.integer, untrusted.integer)
+    return first, second
+
+
 def _read_counts(value: Any, where: str, bins: int) -> Counts:
     parts = untrusted.string(value, where).split()
-    good = len(parts) <= bins and all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts)
-    if not good:
+    if len(parts) > bins or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
         raise untrusted.refusal(value, where, f"at most {bins} counts")
     return tuple(map(int, parts)) + (0,) * (bins - len(parts))
 
 
 _read_cut = untrusted.maybe(untrusted.real)
 
-
 _READERS: dict[str, untrusted.Reader[Any]] = {
     "unit": untrusted.string,
     "edges": partial(untrusted.sequence_of, read=untrusted.real),
     "log": untrusted.boolean,
     "cut": _read_cut,
-    "astray": lambda value, where: untrusted.row_of(value, where, untrusted.integer, untrusted.integer),
+    "astray": read_pair,
     "groups": untrusted.sequence,
 }

@@ -52,15 +52,9 @@ def _totals(report: Report) -> str:
 
 
 def _groups(report: Report) -> str:
-    groups = report.groups
-    if not groups:
-        return ""
-    rows = [
-        (row.name, row.kind, few(row.layers, 2), row.before, row.after, percent(row.before, row.after))
-        for row in groups
-    ]
-    title = f"groups: {len(groups)}, of which {touched(report)} lose units"
-    return table(title, elided(rows), ("group", "kind", "layers", "before", "after", "kept"))
+    rows = [(g.name, g.kind, few(g.layers, 2), g.before, g.after, percent(g.before, g.after)) for g in report.groups]
+    title = f"groups: {len(rows)}, of which {touched(report)} lose units"
+    return table(title, elided(rows), ("group", "kind", "layers", "before", "after", "kept")) if rows else ""
 
 
 def _lists(report: Report) -> str:
