@@ -127,8 +127,7 @@ def export(
         with raised_as(ExportError, f"{runtime.name} cannot write the model"):
             found = runtime.write(program, fresh / target.name)
             loaded = runtime.load(fresh / target.name, program)
-        what = f"{target.name}, run by {runtime.name},"
-        difference = worst_difference(program, calls, loaded, tolerance, what)
+        difference = worst_difference(program, calls, loaded, tolerance, f"{target.name}, run by {runtime.name},")
         del loaded  # it may hold the file open
         written = _put(fresh, target)
     return Exported(
@@ -148,8 +147,7 @@ def export(
 def _checked(target: Path, opset: int | None) -> FileRuntime:
     """Returns the runtime that a path asks for, with the opset if one is wanted."""
     runtime = runtime_for(target)
-    takes_opset = "opset" in getattr(runtime, "__dataclass_fields__", {})
-    if opset is not None and not takes_opset:
+    if opset is not None and "opset" not in getattr(runtime, "__dataclass_fields__", {}):
         raise ExportError(f"opset={opset}: only an .onnx file has an opset, got {target.name}")
     if target.is_dir():
         raise ExportError(f"{target}: expected a file name, got a directory: add a name such as model{runtime.suffix}")
@@ -170,12 +168,9 @@ def _checked_model(pruned: Any) -> nn.Module:
 
 def _with_parts(model: nn.Module, error: CaptureError) -> CaptureError:
     """Returns the error, with a word on parts that can be exported where the whole cannot."""
-    parts = islands_of(model)
-    if not parts:
-        return error
-    return CaptureError(
-        "the model cannot be exported whole, only its parts: pass "
-        f"{' or '.join(f'part={part!r}' for part in parts)}. {error}"
+    parts = " or ".join(f"part={part!r}" for part in islands_of(model))
+    return (
+        CaptureError(f"the model cannot be exported whole, only its parts: pass {parts}. {error}") if parts else error
     )
 
 

@@ -65,13 +65,8 @@ def quantize(
     batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
     first = batches.first()
     request = requested(model, (first.args, first.kwargs), None)
-    program = trace(
-        request.module,
-        request.call,
-        _varying(request, batches),
-        dynamic_batch=dynamic_batch,
-        dynamic_shapes=dynamic_shapes,
-    )
+    free: dict[str, Any] = {"dynamic_batch": dynamic_batch, "dynamic_shapes": dynamic_shapes}
+    program = trace(request.module, request.call, _varying(request, batches), **free)
     chosen = quantizer or _x86()
     with raised_as(ExportError, "torchao cannot quantize the model"):
         observed = flow.prepare_pt2e(_with_sources(program.exported.module()), chosen)
@@ -82,8 +77,7 @@ def quantize(
     if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
         raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
     result = fx.GraphModule(quantized, quantized.graph, "QuantizedModule").eval()  # an exported one refuses eval()
-    found = report_if_any(model)
-    return result if found is None else attach(result, found)
+    return result if (found := report_if_any(model)) is None else attach(result, found)
 
 
 def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
@@ -99,8 +93,7 @@ def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
 def _with_sources(graph: Any) -> Any:
     """Returns a graph whose nodes say what they stand for: torchao asks, older torch does not tell."""
     for node in graph.graph.nodes:
-        source = _source(node.target)
-        if source is not None and node.meta.get("source_fn_stack") is None:
+        if node.meta.get("source_fn_stack") is None and (source := _source(node.target)) is not None:
             node.meta["source_fn_stack"] = [(node.name, source)]
     return graph
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -27,7 +27,7 @@ class Request:
         call: one call.
         filled: whether the call holds values of the user's; else zeros.
         varying: for each tensor of the call the dimensions whose size differed in compilation; empty if
-            unknown.
+            unknown, or if the call has other tensors.
     """
 
     module: nn.Module
@@ -45,21 +45,26 @@ def requested(model: nn.Module, example: Any, part: str | None) -> Request:
     call = None if example is None else _given(example)
     module = model if part is None else _submodule(model, part)
     recorded = _recorded(model, part)
-    specs = [] if recorded is None else [x for x in pytree.tree_leaves(recorded) if isinstance(x, TensorSpec)]
-    if call is not None:
-        call = call if part is None else _call_within(model, part, call)
-        return Request(module, call, True, _varying(specs, call))
-    if recorded is None:
+    if call is not None and part is not None:
+        call = _call_within(model, part, call)
+    elif call is None and recorded is None:
         raise ExportError(_unknown(model, part))
+    call = call or _zeros(module, recorded)
+    specs = [x for x in pytree.tree_leaves(recorded) if isinstance(x, TensorSpec)]
+    ranks = [x.ndim for x in tensors_of(call)]
+    varying = tuple(spec.dynamic for spec in specs) if ranks == [len(spec.shape) for spec in specs] else ()
+    return Request(module, call, example is not None, varying)
+
+
+def _zeros(module: nn.Module, recorded: Any) -> Call:
+    """Returns the recorded call with zeros of the module's dtype."""
     device, dtype = device_of(module), main_dtype(module.parameters())
 
     def zeros(spec: TensorSpec) -> Tensor:
         made = spec.zeros(device, 0)
         return made.to(dtype) if dtype is not None and made.is_floating_point() else made
 
-    args, kwargs = pytree.tree_map_only(TensorSpec, zeros, recorded)
-    call = _by_name(module, args, kwargs)
-    return Request(module, call, False, _varying(specs, call))
+    return _by_name(module, *pytree.tree_map_only(TensorSpec, zeros, recorded))
 
 
 def _given(example: Any) -> Call:
@@ -99,15 +104,13 @@ def islands_of(model: nn.Module) -> tuple[str, ...]:
 def _recorded(model: nn.Module, part: str | None) -> Call | None:
     """Returns the call that a model, or a part of it, was compiled with: a `TensorSpec` for each tensor."""
     found, islands = report_if_any(model), islands_of(model)
-    if found is None or found.plan is None or not found.plan.example.structure:
+    example = None if found is None or found.plan is None else found.plan.example
+    if example is None or not example.structure or (part not in (None, *islands)) or (part is None and islands):
         return None
-    example = found.plan.example
     arguments = pytree.tree_unflatten(example.leaves, pytree.treespec_loads(example.structure))
     if part in islands:
         args, kwargs = arguments["calls"][islands.index(part)][0]
         return tuple(args), dict(kwargs)
-    if part is not None or islands:
-        return None
     return bound_call(signature(model.forward), arguments)
 
 
@@ -119,14 +122,7 @@ def _unknown(model: nn.Module, part: str | None) -> str:
             "the model was compiled in parts, so that no call of the whole is known: pass example=, or "
             f"export a part: part={islands[0]!r}"
         )
-    kind = type(model).__name__
-    return f"{kind} was not compiled by fxprune, so that no call of it is known: pass example="
-
-
-def _varying(specs: Sequence[TensorSpec], call: Call) -> tuple[tuple[int, ...], ...]:
-    """Returns the dimensions that varied, if the call has as many tensors of the same ranks."""
-    ranks = [x.ndim for x in tensors_of(call)]
-    return tuple(spec.dynamic for spec in specs) if ranks == [len(spec.shape) for spec in specs] else ()
+    return f"{type(model).__name__} was not compiled by fxprune, so that no call of it is known: pass example="
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -135,10 +131,9 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     A call that needs more than that stays as it is.
     """
     known = signature(model.forward)
-    bound = known.bind(*args, **kwargs)
+    given = known.bind(*args, **kwargs).arguments
     collector = next((p.name for p in known.parameters.values() if p.kind is Parameter.VAR_KEYWORD), "")
-    given = {name: value for name, value in bound.arguments.items() if name != collector}
-    given |= bound.arguments.get(collector, {})
+    given |= given.pop(collector, {})
     tensors = {name: value for name, value in given.items() if tensors_of(value)}
     try:
         known.bind(**tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fxprune.data.checks import device_of
 from fxprune.latency.measure import interleaved
 from fxprune.latency.memory import parameter_bytes, peak_bytes
 from fxprune.results.attached import report_if_any
+from fxprune.results.tables import table
 from fxprune.runtimes.registry import BackendName, Run, names
 from fxprune.runtimes.running import moved, ready
 from fxprune.runtimes.setting import Setting, circumstances, threads_set
@@ -77,22 +79,15 @@ class Bench:
 
     def __str__(self) -> str:
         """Returns the table."""
-        from tabulate import tabulate
-
-        headers = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
-        align = ("left", "right", "left", *["right"] * 5)
+        heads = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
         cells = [row.cells() for row in self.rows]
-        text = tabulate(cells, headers, tablefmt="simple", disable_numparse=True, colalign=align)
-        return "\n".join([circumstances(self.device, self.threads), text, *self.failed])
+        text = table(circumstances(self.device, self.threads), cells, heads, words=("backend", "model"))
+        return "\n".join([text, *self.failed])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
-        return {
-            "device": self.device,
-            "threads": self.threads,
-            "rows": [asdict(row) for row in self.rows],
-            "failed": list(self.failed),
-        }
+        rows = [asdict(row) for row in self.rows]
+        return {"device": self.device, "threads": self.threads, "rows": rows, "failed": list(self.failed)}
 
 
 def bench(
@@ -132,17 +127,15 @@ def bench(
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise FxpruneError(f"bench: repeats: expected an int of at least 1, got {repeats!r}")
     call = _example(example, named)
-    rows: list[BenchRow] = []
     failed: list[str] = []
     here = {name: moved(model, where) for name, model in named.items()}
     with ExitStack() as stack:
         for model in here.values():
             stack.enter_context(untouched(model, training=False))
-        for setting in settings:
-            rows += _measured(here, _resized(call, setting), setting, repeats, seconds, failed)
-    if not rows:
+        found = [_measured(here, _resized(call, each), each, repeats, seconds, failed) for each in settings]
+    if not any(found):
         raise FxpruneError("bench: nothing ran: " + "; ".join(failed))
-    return Bench(tuple(rows), where, settings[0].threads, tuple(dict.fromkeys(failed)))
+    return Bench(tuple(chain(*found)), where, settings[0].threads, tuple(dict.fromkeys(failed)))
 
 
 def _named(models: Any) -> dict[str, nn.Module]:
@@ -150,11 +143,11 @@ def _named(models: Any) -> dict[str, nn.Module]:
         named = {str(name): model for name, model in models.items()}
     else:
         listed = [models] if isinstance(models, nn.Module) else list(models)
-        names = ("dense", "pruned") if len(listed) == 2 else tuple(f"model {i}" for i in range(len(listed)))
-        named = dict(zip(names, listed, strict=True))
-    strange = [name for name, model in named.items() if not isinstance(model, nn.Module)]
+        two = ("dense", "pruned") if len(listed) == 2 else ()
+        named = dict(zip(two or [f"model {i}" for i in range(len(listed))], listed, strict=True))
+    strange = [type(model).__name__ for model in named.values() if not isinstance(model, nn.Module)]
     if not named or strange:
-        got = type(named[strange[0]]).__name__ if strange else "none"
+        got = strange[0] if strange else "none"
         raise FxpruneError(f"bench: expected models by name, or (dense, pruned), got {got}")
     return named
 

@@ -13,7 +13,7 @@ from fxprune._base.files import write_text
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.results.record import Report
-from fxprune.results.tables import percent
+from fxprune.results.tables import percent, table
 
 #: What the quality is called where no ``evaluate`` is given.
 FIDELITY = "fidelity"
@@ -116,18 +116,14 @@ class Sweep:
 
     def __str__(self) -> str:
         """Returns the table; a star marks the points that no other one beats."""
-        from tabulate import tabulate
-
         heads, rows = self.table()
-        align = ["left" if head in _WORDS else "right" for head in heads]
         size = f"{self.before.params:,} parameters, {self.before.macs:,} MACs dense"
         title = f"fxprune: {len(self.points)} points, {size}"
         if self.dense_value is not None:
             title += f", {self.quality_name} {_shown(self.dense_value)}"
         if self.dense_ms is not None:
             title += f", {self.dense_ms:.3g} ms"
-        body = tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=align)
-        return "\n".join([title, body, *self.failures])
+        return "\n".join([table(title, rows, heads, words=_WORDS), *self.failures])
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,7 +14,14 @@ ROWS = 24
 _NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes", "units"}
 
 
-def table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, width: int | None = None) -> str:
+def table(
+    title: str,
+    rows: Iterable[Sequence[Any]],
+    headers: Sequence[str],
+    *,
+    width: int | None = None,
+    words: Container[str] | None = None,
+) -> str:
     """Returns a table under its title; columns of numbers are known by their headers.
 
     Args:
@@ -22,10 +29,11 @@ def table(title: str, rows: Iterable[Sequence[Any]], headers: Sequence[str], *, 
         rows: the cells.
         headers: of the columns.
         width: characters after which a column of words is broken; None never breaks one.
+        words: the headers of the columns that hold no numbers; None knows those of reports.
     """
     from tabulate import tabulate
 
-    numeric = [header in _NUMERIC for header in headers]
+    numeric = [header in _NUMERIC if words is None else header not in words for header in headers]
     return f"{title}\n" + tabulate(
         rows,
         headers,

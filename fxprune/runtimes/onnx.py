@@ -72,11 +72,9 @@ class OnnxRuntime:
             MissingExtraError: it is not installed.
         """
         session = _session(path, torch.device("cpu"), 0)
-
-        def run(*args: Any, **kwargs: Any) -> list[Tensor]:
-            return [torch.from_numpy(array) for array in session.run(None, _feeds(session, program, (args, kwargs)))]
-
-        return run
+        return lambda *args, **kwargs: [
+            torch.from_numpy(array) for array in session.run(None, _feeds(session, program, (args, kwargs)))
+        ]
 
     def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
         """Returns a run of a session on the setting's device; on a GPU inputs and outputs stay there.
@@ -110,9 +108,8 @@ def _session(path: Path, device: torch.device, threads: int) -> Any:
 
 def _feeds(session: Any, program: Program, call: Call) -> dict[str, Any]:
     """Returns a call's arrays by name: those that the session still reads."""
-    taken = [entry.name for entry in session.get_inputs()]
     given = {value.name: _array(x) for value, x in zip(program.inputs, tensors_of(call), strict=True)}
-    return {name: given[name] for name in taken}
+    return {entry.name: given[entry.name] for entry in session.get_inputs()}
 
 
 def _array(tensor: Tensor) -> Any:

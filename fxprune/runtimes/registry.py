@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from torch import nn
 
@@ -107,10 +107,9 @@ def register_runtime(runtime: Runtime) -> None:
     _check_parts(runtime)
     if runtime.name in _RUNTIMES:
         raise BackendError(f"a runtime named {runtime.name!r} is registered already")
-    if writes(runtime):
-        owner = next((known.name for known in _writers() if known.suffix == runtime.suffix), None)
-        if owner is not None:
-            raise BackendError(f"runtime {runtime.name!r}: {owner!r} writes {runtime.suffix} files already")
+    suffix = getattr(runtime, "suffix", "")
+    if owners := [known.name for known in _writers() if known.suffix == suffix]:
+        raise BackendError(f"runtime {runtime.name!r}: {owners[0]!r} writes {suffix} files already")
     _RUNTIMES[runtime.name] = runtime
 
 
@@ -122,23 +121,19 @@ def _check_parts(runtime: Any) -> None:
         raise BackendError(f"expected a runtime with {', '.join(parts)}; {runtime!r:.80} lacks {', '.join(lacks)}")
     for part, kind in parts.items():
         value = getattr(runtime, part)
-        fits = isinstance(value, kind) and (kind is not tuple or all(isinstance(item, str) for item in value))
-        if not fits:
+        if not isinstance(value, kind) or (kind is tuple and not all(isinstance(item, str) for item in value)):
             wanted = "strings in a tuple" if kind is tuple else f"a {kind.__name__.lower()}"
             raise BackendError(f"runtime {runtime!r:.80}: {part}: expected {wanted}, got {value!r:.80}")
     if not runtime.name:
         raise BackendError(f"runtime {runtime!r:.80}: name: expected one, got ''")
-    if writes(runtime) and not (runtime.suffix.startswith(".") and len(runtime.suffix) > 1):
-        raise BackendError(f"runtime {runtime.name!r}: suffix: expected one such as '.onnx', got {runtime.suffix!r}")
-
-
-def writes(runtime: Runtime) -> TypeGuard[FileRuntime]:
-    """Returns whether a runtime writes files."""
-    return bool(getattr(runtime, "suffix", ""))
+    suffix = getattr(runtime, "suffix", "")
+    if suffix and not (suffix.startswith(".") and len(suffix) > 1):
+        raise BackendError(f"runtime {runtime.name!r}: suffix: expected one such as '.onnx', got {suffix!r}")
 
 
 def _writers() -> list[FileRuntime]:
-    return [runtime for runtime in _RUNTIMES.values() if writes(runtime)]
+    """Returns the runtimes that write files."""
+    return [cast("FileRuntime", runtime) for runtime in _RUNTIMES.values() if getattr(runtime, "suffix", "")]
 
 
 def runtime_of(name: Any) -> Runtime:
@@ -147,10 +142,9 @@ def runtime_of(name: Any) -> Runtime:
     Raises:
         BudgetError: there is none; lists those there are.
     """
-    found = _RUNTIMES.get(name) if isinstance(name, str) else None
-    if found is None:
+    if not isinstance(name, str) or name not in _RUNTIMES:
         raise BudgetError(f"backend: expected one of {', '.join(_RUNTIMES)}, got {name!r}")
-    return found
+    return _RUNTIMES[name]
 
 
 def runtime_for(target: Path) -> FileRuntime:
