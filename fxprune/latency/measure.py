@@ -96,11 +96,10 @@ def _warm_up(call: Callable[[], Any], device: str, clock: Callable[[], float]) -
         call()
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize(device)
-        took = clock() - start
-        if took > 0.9 * best or took > 1.0:
-            best = min(best, took)
+        took, before = clock() - start, best
+        best = min(took, before)
+        if took > 0.9 * before or took > 1.0:
             break
-        best = took
     return max(1, min(1000, math.ceil(SAMPLE_SECONDS / max(best, 1e-9))))
 
 

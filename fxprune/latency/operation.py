@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxprune.runtimes.setting import Setting
 
@@ -90,15 +91,9 @@ class Operation:
         """
         if self.contracts:
             return math.prod(w / full for w, full in zip(widths, self.widths, strict=True))
-        operands = (*self.results, *_operands(self.arguments))
+        operands = [x for x in pytree.tree_leaves((self.results, self.arguments)) if isinstance(x, Operand)]
         left, whole = (sum(operand.elements(at) for operand in operands) for at in (widths, self.widths))
         return left / max(whole, 1)
-
-
-def _operands(value: Any) -> list[Operand]:
-    if isinstance(value, Operand):
-        return [value]
-    return [x for item in value for x in _operands(item)] if isinstance(value, tuple) else []
 
 
 def _value(value: Any, widths: Sequence[int], device: str) -> Any:

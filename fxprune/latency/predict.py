@@ -35,10 +35,8 @@ class LatencyModel:
     def channel_costs(self) -> Floats:
         """Returns the milliseconds that each channel id costs in the full model, on average down to a quarter."""
         costs = np.zeros(len(self.layout.coupling.channels))
-        for factor, slope in enumerate(self._slopes()):
-            labels = self.layout.factors[factor]
-            for j in range(labels.shape[1]):
-                np.add.at(costs, labels[:, j], slope)
+        for labels, slope in zip(self.layout.factors, self._slopes(), strict=True):
+            np.add.at(costs, labels, slope)
         costs[0] = 0.0
         units = costs[self.layout.coupling.units]
         least = FLOOR * float(np.median(units[units > 0])) if (units > 0).any() else 1.0
@@ -70,8 +68,7 @@ class Calibration:
 
     def add(self, total: float, ms: float) -> None:
         """Notes what a whole model took."""
-        known = self.points.get(total)
-        self.points[total] = ms if known is None else (known + ms) / 2
+        self.points[total] = (self.points.get(total, ms) + ms) / 2
 
     def ms(self, total: float) -> float:
         """Returns the latency to expect; never less for a larger sum, and the sum itself if nothing was measured."""
@@ -112,9 +109,8 @@ class LatencyBound:
 
     def refusal(self, smallest: Mask) -> str:
         """Returns why the limit is out of reach."""
-        full = self.predicted(np.zeros_like(smallest))
-        least = self.predicted(smallest)
+        full, least = max(self.predicted(np.zeros_like(smallest)), 1e-12), self.predicted(smallest)
         return (
-            f"a latency of {self.limit_ms:.4g} ms ({self.limit_ms / max(full, 1e-12):.4f}) cannot be reached: the smallest is "
-            f"predicted to take {least:.4g} ms ({least / max(full, 1e-12):.4f})"
+            f"a latency of {self.limit_ms:.4g} ms ({self.limit_ms / full:.4f}) cannot be reached: the smallest is "
+            f"predicted to take {least:.4g} ms ({least / full:.4f})"
         )

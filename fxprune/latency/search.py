@@ -64,7 +64,7 @@ class LatencySearch:
     dense_ms: float = 0.0
     predicted_ms: float = 0.0
     aim: float = AIM
-    _models: dict[int, tuple[Coupling, LatencyModel]] = field(default_factory=dict)
+    _models: dict[Coupling, LatencyModel] = field(default_factory=dict)
 
     def solve(self, decide: Decide, coupling: Coupling) -> Answer:
         """Returns the largest model found whose measured latency is within the limit.
@@ -135,24 +135,23 @@ class LatencySearch:
         )
 
     def _limit(self, dense_ms: float) -> float:
-        absolute = self.budget.latency_ms
-        return float(absolute) if absolute is not None else float(self.budget.latency or 1.0) * dense_ms
+        share = float(self.budget.latency or 1.0)
+        return share * dense_ms if self.budget.latency_ms is None else float(self.budget.latency_ms)
 
     def _model(self, coupling: Coupling) -> LatencyModel:
-        if id(coupling) not in self._models:
+        if coupling not in self._models:
             setting = self.times.setting
             layout = layout_of(coupling, setting.batch_size, fused=setting.runtime.fuses)
             self.table.fill(step.operation for step in layout.steps)
-            self._models[id(coupling)] = (coupling, LatencyModel(layout, self.table))
-        return self._models[id(coupling)][1]
+            self._models[coupling] = LatencyModel(layout, self.table)
+        return self._models[coupling]
 
     def _measure(self, answers: Sequence[Answer]) -> list[float]:
         """Measures models and notes what they took, for the next prediction.
 
         For a share the times are those that the machine would have needed when the original was measured first.
         """
-        models = [emitted(solution.selection) for _, solution in answers]
-        dense, *found = self.times.models(models)
+        dense, *found = self.times.models([emitted(solution.selection) for _, solution in answers])
         self.dense_ms = self.dense_ms or dense
         if self.budget.latency is not None:
             found = [ms * self.dense_ms / dense for ms in found]

@@ -26,28 +26,23 @@ Loaded: TypeAlias = Callable[..., Any]
 
 
 class Runtime(Protocol):
-    """What runs a model: a small frozen class whose fields say what others would have to know it by name for.
-
-    Attributes:
-        name: as ``backend=`` takes it.
-        fuses: whether it fuses what lies between contractions with them, so that a table of latencies need not
-            hold it.
-        devices: the kinds of device (``torch.device.type``) that it runs on; none are all.
-        peak_on: those of ``"cpu"`` and ``"cuda"`` on which torch gives it its memory, operator by operator, and can
-            tell its peak.
-    """
+    """What runs a model: a small frozen class whose fields say what others would have to know it by name for."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """As ``backend=`` takes it."""
 
     @property
-    def fuses(self) -> bool: ...  # noqa: D102
+    def fuses(self) -> bool:
+        """Whether it fuses what lies between contractions with them, so that a table of latencies need not hold it."""
 
     @property
-    def devices(self) -> tuple[str, ...]: ...  # noqa: D102
+    def devices(self) -> tuple[str, ...]:
+        """The kinds of device (``torch.device.type``) that it runs on; none are all."""
 
     @property
-    def peak_on(self) -> tuple[str, ...]: ...  # noqa: D102
+    def peak_on(self) -> tuple[str, ...]:
+        """Those of ``"cpu"`` and ``"cuda"`` on which torch gives it its memory, operator by operator, and can tell its peak."""
 
     def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
         """Returns what runs a model once, ready to be timed: compiled, loaded, its inputs where they are read.
@@ -58,22 +53,18 @@ class Runtime(Protocol):
             kwargs: keyword arguments, likewise.
             setting: where, and with how many threads.
         """
-        ...
 
 
 class FileRuntime(Runtime, Protocol):
-    """A runtime that writes a model to a file and runs that.
-
-    Attributes:
-        suffix: of its files, such as ``".onnx"``; empty if it writes none after all.
-        format: what such a file is called.
-    """
+    """A runtime that writes a model to a file and runs that."""
 
     @property
-    def suffix(self) -> str: ...  # noqa: D102
+    def suffix(self) -> str:
+        """Of its files, such as ``".onnx"``; empty if it writes none after all."""
 
     @property
-    def format(self) -> str: ...  # noqa: D102
+    def format(self) -> str:
+        """What such a file is called."""
 
     def write(self, program: Program, path: Path) -> int | None:
         """Writes a program; what it needs beside the file lies in the same directory, which is empty before.
@@ -81,11 +72,9 @@ class FileRuntime(Runtime, Protocol):
         Returns:
             The opset of the file, if its format has such.
         """
-        ...
 
     def load(self, path: Path, program: Program) -> Loaded:
         """Returns what runs a file, called as the program's module is; `export` compares the two."""
-        ...
 
 
 _PARTS: dict[str, Any] = {"name": str, "fuses": bool, "devices": tuple, "peak_on": tuple, "runner": Callable}

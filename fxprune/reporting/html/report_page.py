@@ -55,14 +55,13 @@ def _contents(found: Report) -> dict[str, Any]:
         "asked": _asked(found),
         "totals": _totals(found),
         "touched": touched(found),
-        "facts": _facts(found),
         "widths": sections.widths(found.groups),
         "scores": sections.scores(found),
         "costs": sections.costs(found),
         "tree": tree(views) if views else None,
         "reasons": _reasons(found.frozen),
         "verdict": verdict(found),
-        "proof": _proof(found),
+        "error": error_text(found),
     }
 
 
@@ -103,33 +102,8 @@ def _factor(before: float, after: float) -> str:
     return f"{before / after:.2f} x smaller" if before >= after else f"{after / before:.2f} x as much"
 
 
-def _facts(found: Report) -> list[tuple[str, str]]:
-    facts = []
-    if (latency := found.latency) is not None:
-        over = "met" if latency.met else f"missed by {latency.measured_ms - latency.limit_ms:.3g} ms"
-        facts += [
-            ("Latency limit", f"{latency.limit_ms:.3g} ms, {over}"),
-            ("Predicted", f"{latency.predicted_ms:.3g} ms"),
-            ("Measured on", str(latency.setting)),
-        ]
-    if found.dropped:
-        facts.append(("Dropped", f"{found.dropped:,} parameters of the original that its forward never reaches"))
-    return facts
-
-
 def _reasons(rows: Sequence[FrozenRow]) -> list[tuple[str, int, Table]]:
     """Returns (reason, coordinates, table of what it holds)."""
     heads = ("parameter", "axis", "coordinates")
     held = by_reason((row.reason, (row.tensor, row.axis, row.coordinates), row.coordinates) for row in rows)
     return [(reason, count, table(f"Held by {reason}", heads, cells)) for reason, count, cells in held]
-
-
-def _proof(found: Report) -> list[tuple[str, str]]:
-    facts = [("Relative error", error_text(found))] if found.dtype or found.max_error is not None else []
-    if found.tolerance is not None:
-        facts.append(("Tolerance", f"{found.tolerance:.0e}"))
-    if found.dtype:
-        facts.append(("Precision", found.dtype))
-    if found.plan is not None:
-        facts += [("Seed", str(found.plan.seed)), *sorted(found.plan.versions.items())]
-    return facts

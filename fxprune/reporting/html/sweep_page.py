@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import table
-from fxprune.results.tables import counted, percent
+from fxprune.results.tables import counted
 
 if TYPE_CHECKING:
     from fxprune.reporting.pareto import Point, Sweep
@@ -25,36 +25,19 @@ def sweep_page(sweep: Sweep) -> str:
 
 
 def _contents(sweep: Sweep) -> dict[str, Any]:
-    heads, rows = sweep.table()
-    there = [p for p in sweep.points if p.cost is not None]
     costs: list[tuple[str, str, Callable[[Point], float], float | None]] = [
         ("params", "parameters", lambda p: p.cost.params if p.cost else math.nan, sweep.before.params),
         ("macs", "MACs per sample", lambda p: p.cost.macs if p.cost else math.nan, sweep.before.macs),
     ]
     if sweep.dense_ms is not None:
         costs.append(("latency", "milliseconds a call", lambda p: p.latency_ms or math.nan, sweep.dense_ms))
-    best = sweep.pareto
-    facts = [("Dense", f"{sweep.before.params:,} parameters, {sweep.before.macs:,} MACs per sample")]
-    if sweep.dense_value is not None:
-        facts.append((f"Dense {sweep.quality_name}", f"{sweep.dense_value:.4f}"))
-    if sweep.dense_ms is not None:
-        facts.append(("Dense latency", f"{sweep.dense_ms:.3g} ms"))
+    heads, rows = sweep.table()
     marked = [["yes" if cell == "*" else cell for cell in row] for row in rows]
     return {
-        "points": len(sweep.points),
+        "sweep": sweep,
         "methods": list(dict.fromkeys(p.method for p in sweep.points)),
-        "facts": facts,
         "plots": [_plot(sweep, *cost) for cost in costs],
         "table": table("All points", heads, marked),
-        "lead": f"{len(best)} of {len(sweep.points)} points are beaten by no other one"
-        + (f"; {len(sweep.points) - len(there)} could not be had." if len(there) < len(sweep.points) else "."),
-        "best": [
-            f"{p.method}: {percent(sweep.before.params, p.cost.params)} of the parameters, "
-            f"{percent(sweep.before.macs, p.cost.macs)} of the MACs, {sweep.quality_name} {p.quality:.4f}"
-            for p in best
-            if p.cost is not None
-        ],
-        "failures": sweep.failures,
     }
 
 
