@@ -19,7 +19,7 @@ from fxprune.compiler.islands import Islands
 from fxprune.compiler.reassembly import put_back
 from fxprune.coupling.interpreter import couple
 from fxprune.data.checks import device_of
-from fxprune.reporting.building import Outcome, make_report
+from fxprune.reporting.building import make_report
 from fxprune.results.attached import attach
 from fxprune.results.plan import Plan, check_fits
 from fxprune.rewriting.emission import emitted
@@ -50,7 +50,7 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModu
     pruned: nn.Module = emitted(solution.selection)
     if plan.islands:
         pruned, _ = put_back(whole, plan, pruned, args[0])
-    return attach(cast("PrunedModule", pruned), make_report(Outcome(coupling=coupling, solution=solution, plan=plan)))
+    return attach(cast("PrunedModule", pruned), make_report(coupling, solution, plan))
 
 
 def _at_dtype(call: Any, model: nn.Module) -> Any:

@@ -27,7 +27,7 @@ from fxprune.data.checks import check_weights, device_of, probe, without_values
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths
 from fxprune.recovery.protocol import RecoveryContext, recovered, recovery_of
-from fxprune.reporting.building import Outcome, make_report
+from fxprune.reporting.building import make_report
 from fxprune.reporting.distribution import score_summary
 from fxprune.results.attached import attach
 from fxprune.rewriting.emission import emitted
@@ -229,19 +229,9 @@ def record(state: State) -> State:
         state.scorer.name,
         operator.index(state.options.seed),
     )
-    report = make_report(
-        Outcome(
-            coupling=state.coupling,
-            solution=state.solution,
-            plan=plan,
-            certificate=state.certificate,
-            skipped=state.skipped,
-            seconds=state.clock.seconds,
-            scores=summary,
-            latency=latency,
-            notes=state.notes,
-        )
-    )
+    found = state.coupling, state.solution, plan, state.certificate
+    report = make_report(*found, skipped=state.skipped, notes=state.notes)
+    report = replace(report, seconds=dict(state.clock.seconds), scores=summary, latency=latency)
     return replace(state, report=report, pruned=attach(state.pruned, report))
 
 

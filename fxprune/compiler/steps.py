@@ -16,7 +16,7 @@ from fxprune.capturing.source import unwrapped
 from fxprune.compiler.stages import verify
 from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
-from fxprune.reporting.building import Outcome, make_report
+from fxprune.reporting.building import make_report
 from fxprune.results.attached import attach
 from fxprune.results.certificate import Certificate
 from fxprune.results.plan import Kept, Plan
@@ -63,18 +63,8 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
         whole = replace(state, selection=selection.with_tensors(at_full_size(selection, last.pruned)))
         certificate = verify(replace(whole, options=replace(state.options, verify_dtype=torch.float64))).certificate
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
-    report = make_report(
-        Outcome(
-            coupling=state.coupling,
-            solution=state.solution,
-            plan=plan,
-            certificate=certificate,
-            skipped=last.skipped,
-            seconds=last.report.seconds,
-            latency=latency,
-            notes=state.notes,
-        )
-    )
+    report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=state.notes)
+    report = replace(report, seconds=dict(last.report.seconds), latency=latency)
     return replace(state, certificate=certificate, report=report, pruned=attach(last.pruned, report))
 
 

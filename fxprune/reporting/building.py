@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from fxprune.budget.solver import Solution
 from fxprune.coupling.coupling import Coupling
 from fxprune.reporting.layers import layer_rows
 from fxprune.results.certificate import Certificate
-from fxprune.results.latency import Latency
 from fxprune.results.plan import Plan
 from fxprune.results.record import FrozenRow, GroupRow, Report
-from fxprune.results.scores import ScoreSummary
 from fxprune.rewriting.planning import gone_with
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
-    """What a compilation found.
+def make_report(
+    coupling: Coupling,
+    solution: Solution,
+    plan: Plan,
+    certificate: Certificate | None = None,
+    *,
+    skipped: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """Returns the report of a compilation, without scores, seconds and latency.
 
-    Attributes:
+    Args:
         coupling: of the model as it came.
         solution: what goes of it, or of what bridges have left of it, and the cost before and after.
         plan: the plan.
         certificate: what the comparison with the masked twin found, if it was made.
         skipped: what recovery left alone, and why.
-        seconds: stage -> seconds.
-        scores: how the units rank.
-        latency: predicted and measured, if it is bounded.
         notes: anything else worth knowing.
     """
-
-    coupling: Coupling
-    solution: Solution
-    plan: Plan
-    certificate: Certificate | None = None
-    skipped: Sequence[str] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    scores: ScoreSummary | None = None
-    latency: Latency | None = None
-    notes: Sequence[str] = ()
-
-
-def make_report(outcome: Outcome) -> Report:
-    """Returns the report of a compilation: of the model as it came, and what is left of it."""
-    coupling, solution, plan, certificate = outcome.coupling, outcome.solution, outcome.plan, outcome.certificate
     captured, left = coupling.captured, solution.selection.coupling
     gone = gone_with(solution.selection)
     kept = {g.name: int((~gone[left.units[g.units]]).sum()) for g in left.groups}
@@ -69,12 +55,9 @@ def make_report(outcome: Outcome) -> Report:
         frozen=tuple(FrozenRow(f.tensor, f.dim, f.coordinates, f.reason) for f in coupling.frozen()),
         collapsed=plan.collapsed,
         dropped=sum(p.numel() for p in unused),
-        skipped=tuple(outcome.skipped),
-        seconds=dict(outcome.seconds),
-        notes=(*captured.notes, *doubts, *outcome.notes),
+        skipped=tuple(skipped),
+        notes=(*captured.notes, *doubts, *notes),
         layers=layer_rows(coupling, solution.selection),
-        scores=outcome.scores,
-        latency=outcome.latency,
         plan=plan,
         doubt="" if certificate is None else certificate.note,
     )
