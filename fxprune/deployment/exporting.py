@@ -153,8 +153,7 @@ def _checked(target: Path, opset: int | None) -> FileRuntime:
         raise ExportError(f"{target}: expected a file name, got a directory: add a name such as model{runtime.suffix}")
     if not target.parent.is_dir():
         raise ExportError(f"{target.parent}: there is no such directory: make it first")
-    chosen: FileRuntime = runtime if opset is None else replace(cast(Any, runtime), opset=opset)
-    return chosen
+    return runtime if opset is None else cast("FileRuntime", replace(cast(Any, runtime), opset=opset))
 
 
 def _checked_model(pruned: Any) -> nn.Module:

@@ -27,8 +27,7 @@ def for_generation(pruned: nn.Module, model: nn.Module) -> Any:
     Raises:
         FxpruneError: the original is no `transformers` model that can generate, or the pruned one takes other inputs.
     """
-    can_generate: Any = getattr(model, "can_generate", None)
-    if can_generate is None or not can_generate():
+    if not getattr(model, "can_generate", lambda: False)():
         raise FxpruneError(
             f"for_generation: expected the original causal language model of transformers, got {type(model).__name__}"
         )

@@ -15,10 +15,9 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import CalibrationError, FxpruneError, brief
 from fxprune._base.modes import untouched
 from fxprune.data.batch import read_batch
-from fxprune.data.calls import Call
+from fxprune.data.calls import Call, tensors_of
 from fxprune.data.checks import device_of
-from fxprune.latency.measure import interleaved
-from fxprune.latency.memory import parameter_bytes, peak_bytes
+from fxprune.latency.measure import interleaved, parameter_bytes, peak_bytes
 from fxprune.results.attached import report_if_any
 from fxprune.results.tables import table
 from fxprune.runtimes.registry import BackendName, Run, names
@@ -57,8 +56,8 @@ class BenchRow:
         """Returns it as a row of a table: backend, batch, model, ms, its error, ratio, weights, peak."""
         ratio = "-" if self.ratio is None else f"{self.ratio:.3f}"
         peak = "-" if self.peak_bytes is None else _mib(self.peak_bytes)
-        times = f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio
-        return (self.backend, str(self.batch_size), self.model, *times, _mib(self.parameter_bytes), peak)
+        setting, times = (self.backend, str(self.batch_size)), (f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio)
+        return *setting, self.model, *times, _mib(self.parameter_bytes), peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +163,9 @@ def _example(example: Any, named: Mapping[str, nn.Module]) -> Call:
 
 def _resized(call: Call, setting: Setting) -> Call:
     """Returns the call at the setting's batch size and device: every tensor as long as the first is a batch."""
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not tensors:
+    size = next((len(leaf) for leaf in tensors_of(call) if leaf.ndim), None)
+    if size is None:
         raise CalibrationError("bench: example: expected a batch with a tensor, got none")
-    size = len(tensors[0])
 
     def fit(leaf: Tensor) -> Tensor:
         if leaf.ndim and len(leaf) == size:

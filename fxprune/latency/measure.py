@@ -1,17 +1,25 @@
-"""Milliseconds, measured: warmed up, interleaved where several are compared, repeated until the medians stand still."""
+"""Milliseconds and bytes, measured.
+
+Calls are warmed up, interleaved where several are compared, and repeated until the medians stand still.
+"""
 
 from __future__ import annotations
 
 import gc
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import nn
+
+from fxprune.runtimes.setting import Setting
 
 #: A sample takes at least this long: a quick call is repeated within it.
 SAMPLE_SECONDS = 1e-3
@@ -125,3 +133,44 @@ def _error(samples: Sequence[float]) -> float:
     middle = statistics.median(samples)
     spread = 1.4826 * statistics.median(abs(s - middle) for s in samples)
     return 1.2533 * spread / math.sqrt(len(samples)) / max(middle, 1e-12)
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Returns the bytes of a model's parameters and buffers, each once."""
+    once = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in once.values())
+
+
+def peak_bytes(run: Callable[[], Any], setting: Setting) -> int | None:
+    """Returns the memory that torch has given out during one call at its highest, above what was given out before.
+
+    None where the runtime does not take its memory from torch. On a CPU what an operator takes and gives back within
+    itself is not seen, so that there is none for a runtime that is one large operator there.
+    """
+    kind = torch.device(setting.device).type
+    if kind not in setting.runtime.peak_on:
+        return None
+    with torch.inference_mode():
+        if kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(setting.device)
+            before = torch.cuda.memory_allocated(setting.device)
+            run()
+            torch.cuda.synchronize(setting.device)
+            return int(torch.cuda.max_memory_allocated(setting.device)) - before
+        with _silent(), torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as found:
+            run()
+    events = sorted(found.function_events or (), key=lambda e: e.time_range.start)
+    return int(max(accumulate((event.self_cpu_memory_usage for event in events), initial=0)))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what libraries write to the error stream from the terminal: some builds of torch's profiler log there."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

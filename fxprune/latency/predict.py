@@ -40,8 +40,7 @@ class LatencyModel:
         costs[0] = 0.0
         units = costs[self.layout.coupling.units]
         least = FLOOR * float(np.median(units[units > 0])) if (units > 0).any() else 1.0
-        floored: Floats = np.maximum(costs, least)
-        return floored
+        return costs.clip(min=least)
 
     def _slopes(self) -> Floats:
         slopes = np.zeros(len(self.layout.factors))

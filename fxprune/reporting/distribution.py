@@ -69,8 +69,8 @@ def score_summary(
     groups = []
     for name, units in ids.items():
         values, out = worth[units], gone[units]
-        own = _cut(values, out) if budget is None else None
-        groups.append(GroupScores(name, _count(values[~out], edges), _count(values[out], edges), own))
+        kept, removed = _count(values[~out], edges), _count(values[out], edges)
+        groups.append(GroupScores(name, kept, removed, _cut(values, out) if budget is None else None))
     values, out = worth[every], gone[every]
     astray = (0, 0) if cut is None else (int((values[~out] < cut).sum()), int((values[out] > cut).sum()))
     cost = "parameter" if budget is not None and budget.params is not None else "MAC"
@@ -92,9 +92,7 @@ def _gone(coupling: Coupling, solution: Solution) -> Mask:
 def _edges(values: Floats) -> tuple[Floats, bool]:
     """Returns the borders of the bins, and whether they are even in the logarithm."""
     low, high = float(values.min()), float(values.max())
-    log = low >= 0 and high > 0 and high > _WIDE * float(np.median(values))
-    if low > 0 and high > _WIDE * low:
-        log = True
+    log = (low > 0 and high > _WIDE * low) or (low >= 0 and high > max(0.0, _WIDE * float(np.median(values))))
     if log:
         low = max(float(values[values > 0].min()), high * _REACH)
     rounding = _ROUNDING * max(abs(low), abs(high), _TINY)

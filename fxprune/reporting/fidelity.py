@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune._base.modes import evaluating
 from fxprune.data.batch import Batch
+from fxprune.data.calls import tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,15 @@ class Reference:
 
     def _outputs(self) -> Iterator[tuple[Batch, Any]]:
         for index, batch in enumerate(self.batches):
-            if index in self._kept:
-                yield self._kept[index]
-                continue
-            with evaluating(self.model):
-                found = self.model(*batch.args, **batch.kwargs)
-            held = pytree.tree_leaves((batch.args, batch.kwargs, batch.targets, found))
-            size = sum(x.nbytes for x in held if isinstance(x, Tensor))
-            if self._bytes + size <= self.memory_limit:
-                self._bytes += size
-                self._kept[index] = batch, found
-            yield batch, found
+            entry = self._kept.get(index)
+            if entry is None:
+                with evaluating(self.model):
+                    entry = batch, self.model(*batch.args, **batch.kwargs)
+                size = sum(x.nbytes for x in tensors_of((batch.args, batch.kwargs, batch.targets, entry[1])))
+                if self._bytes + size <= self.memory_limit:
+                    self._bytes += size
+                    self._kept[index] = entry
+            yield entry
 
 
 @dataclass(slots=True)
@@ -120,8 +118,7 @@ class _Sums:
 
 
 def _floats(outputs: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(outputs)
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    return [x for x in tensors_of(outputs) if x.is_floating_point()]
 
 
 def _scores(outputs: Any) -> Tensor | None:

@@ -207,14 +207,10 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def budget_text(budget: Budget) -> str:
     """Returns what a budget asks for, in words."""
-    parts = []
-    for name, label in (("params", "parameters"), ("macs", "MACs"), ("latency", "latency")):
-        bound = getattr(budget, name)
-        if bound is not None:
-            parts.append(f"{100 * bound:.4g} % {label}" if isinstance(bound, float) else f"{bound:,} {label}")
-    if budget.latency_ms is not None:
-        parts.append(f"{budget.latency_ms:g} ms")
-    return ", ".join(parts)
+    names = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+    bounds = [(label, bound) for name, label in names.items() if (bound := getattr(budget, name)) is not None]
+    parts = [f"{100 * x:.4g} % {label}" if isinstance(x, float) else f"{x:,} {label}" for label, x in bounds]
+    return ", ".join([*parts, *([] if budget.latency_ms is None else [f"{budget.latency_ms:g} ms"])])
 
 
 def _finite(value: float | None) -> float | None:

@@ -19,8 +19,8 @@ def attach(pruned: M, found: Report) -> M:
     """
     pruned.__dict__["_record"] = found
     for name, value in (("report", found), ("plan", found.plan), ("certificate", found.certificate)):
-        own = any(name in held for held in (pruned._parameters, pruned._buffers, pruned._modules))
-        if not own and not hasattr(type(pruned), name):
+        own = *pruned._parameters, *pruned._buffers, *pruned._modules
+        if name not in own and not hasattr(type(pruned), name):
             pruned.__dict__[name] = value
     return pruned
 

@@ -63,15 +63,17 @@ class Latency:
         Raises:
             PlanError: the data are damaged; says where.
         """
-        readers = {
-            **dict.fromkeys(("dense_ms", "measured_ms", "predicted_ms", "limit_ms"), _positive),
-            **dict.fromkeys(("backend", "device"), untrusted.string),
-            **dict.fromkeys(("batch_size", "threads"), untrusted.integer),
-        }
-        return cls(**untrusted.fields_of(data, where, readers))
+        return cls(**untrusted.fields_of(data, where, _READERS))
 
 
 def _positive(value: Any, where: str) -> float:
     if untrusted.number(value, where) <= 0:
         raise untrusted.refusal(value, where, "a number above 0")
     return float(value)
+
+
+_READERS: dict[str, untrusted.Reader[Any]] = {
+    **dict.fromkeys(("dense_ms", "measured_ms", "predicted_ms", "limit_ms"), _positive),
+    **dict.fromkeys(("backend", "device"), untrusted.string),
+    **dict.fromkeys(("batch_size", "threads"), untrusted.integer),
+}

@@ -162,10 +162,6 @@ def _shapes_of(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
-def _counts(value: Any, where: str) -> dict[str, int]:
-    return untrusted.fields_of(value, where, dict.fromkeys(_COUNTS, untrusted.integer))
-
-
 def _kept(value: Any, shapes: Mapping[str, Shape], where: str) -> dict[str, dict[int, tuple[int, ...]]]:
     result: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in untrusted.mapping(value, where).items():
@@ -212,6 +208,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
+_counts = partial(untrusted.fields_of, readers=dict.fromkeys(_COUNTS, untrusted.integer))
 _shapes = partial(untrusted.mapping_of, read=untrusted.integers)
 
 #: In the order in which they are written.

@@ -109,8 +109,8 @@ class ScoreSummary:
             raise PlanError(f"{where}: edges: expected at least 2 ascending numbers, got {len(edges)}")
         if found["log"] and edges[0] <= 0:
             raise PlanError(f"{where}: edges: expected positive numbers, got {edges[0]}")
-        read = partial(_read_group, bins=len(edges) - 1)
-        return cls(**{**found, "groups": untrusted.sequence_of(groups, f"{where}: groups", read)})
+        rows = untrusted.sequence_of(groups, f"{where}: groups", partial(_read_group, bins=len(edges) - 1))
+        return cls(**{**found, "groups": rows})
 
 
 def _packed(counts: Counts) -> str:

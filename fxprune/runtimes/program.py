@@ -92,9 +92,8 @@ def trace(
         example = _unrepeated(example, module, call)
     free = _with_free(example, varying, dynamic_batch)
     empty = [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in free.leaves]
-    exported = export(
-        module, _holding(free, empty), dynamic_shapes
-    )  # a file keeps its example: none of the user's data
+    # a file keeps its example: none of the user's data
+    exported = export(module, _holding(free, empty), dynamic_shapes)
     call = example.bound.args, example.bound.kwargs
     pairs = zip(example.leaves, example.batch, strict=True)
     batched = [flag for leaf, flag in pairs if isinstance(leaf, Tensor)]

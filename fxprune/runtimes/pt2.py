@@ -44,8 +44,7 @@ class TorchExport:
             ExportError: it cannot be loaded.
         """
         with raised_as(ExportError, "torch.export cannot load what it saved"):
-            module: Loaded = torch.export.load(path).module()
-        return module
+            return torch.export.load(path).module()
 
     def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
         """Returns a call of the file's module."""

@@ -181,9 +181,9 @@ def _named_rows(width: int, names: Sequence[str], *, top: float = 4) -> tuple[Fi
     left = 14 + _LETTER * max(map(len, shown))
     figure, axes = _figure(width, _ROW * max(len(names), 2) + top + 46, left=left, right=14, top=top)
     axes.set(yticks=[], ylim=(len(names) - 0.4, -0.6))
+    place = -8 / (width - left - 14)
     for row, name in enumerate(shown):
-        place = -8 / (width - left - 14), row
-        axes.text(*place, name, transform=axes.get_yaxis_transform(), ha="right", va="center")
+        axes.text(place, row, name, transform=axes.get_yaxis_transform(), ha="right", va="center")
     return figure, axes
 
 

@@ -68,17 +68,15 @@ def _contents(found: Report) -> dict[str, Any]:
 def _asked(found: Report) -> str:
     if found.plan is None:
         return ""
-    if found.plan.budget is None:
-        return "shares by layer"
-    names = {"params": "parameters", "macs": "MACs"}
-    parts = []
-    for key, bound in found.plan.budget.items():
-        if key == "latency_ms":
-            parts.append(f"{bound:g} ms")
-        else:
-            share = f"{100 * bound:.4g} % of the" if isinstance(bound, float) else f"{bound:,}"
-            parts.append(f"{share} {names.get(key, key)}")
-    return " and ".join(parts)
+    bounds = found.plan.budget
+    return "shares by layer" if bounds is None else " and ".join(_bound(*bound) for bound in bounds.items())
+
+
+def _bound(key: str, bound: float) -> str:
+    if key == "latency_ms":
+        return f"{bound:g} ms"
+    name = {"params": "parameters", "macs": "MACs"}.get(key, key)
+    return f"{100 * bound:.4g} % of the {name}" if isinstance(bound, float) else f"{bound:,} {name}"
 
 
 def _totals(found: Report) -> list[tuple[str, float, float, str, str, str]]:

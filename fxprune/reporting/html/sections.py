@@ -11,7 +11,7 @@ from fxprune.reporting.html import charts
 from fxprune.reporting.html.charts import chart
 from fxprune.reporting.html.rows import table
 from fxprune.results.record import GroupRow, Report
-from fxprune.results.scores import GroupScores
+from fxprune.results.scores import GroupScores, ScoreSummary
 from fxprune.results.tables import counted, percent, share
 
 #: The layers that a cost chart shows; the table has all.
@@ -70,44 +70,41 @@ def scores(found: Report) -> dict[str, Any] | None:
     summary = found.scores
     if summary is None or not summary.groups or not any((*summary.kept, *summary.removed)):
         return None
-    below, above = summary.astray
-    if summary.cut is None:
-        text = f"Ranked by {summary.unit}; every group has a cut of its own."
-        if not any(summary.removed):
-            text = f"Ranked by {summary.unit}; nothing goes."
-    else:
-        text = f"Ranked by {summary.unit}, low goes first. The cut lies at {summary.cut:.3g}."
-        astray = [f"{counted(below, 'unit')} below it {'stays' if below == 1 else 'stay'}"] if below else []
-        astray += [f"{counted(above, 'unit')} above it {'goes' if above == 1 else 'go'}"] if above else []
-        if astray:
-            text += (
-                f" {' and '.join(astray)}: minimum widths, multiples, what goes together and the exact "
-                "budget decide there."
-            )
+    text = _ranked(summary)
+    heads = ("group", "stay", "go", "lowest bin from", "highest bin to", "cut")[: 5 if summary.cut is not None else 6]
     spans = (f"{low:.4g} to {high:.4g}" for low, high in pairwise(summary.edges))
     bins = zip(spans, summary.kept, summary.removed, strict=True)
-    own = summary.cut is None
-    groups = [
-        (g.name, sum(g.kept), sum(g.removed), *(f"{edge:.4g}" for edge in summary.span(g)), *([_cut(g)] if own else []))
-        for g in summary.groups
-    ]
-    heads = ("group", "stay", "go", "lowest bin from", "highest bin to", "cut")[: 5 + own]
-    overall, by_group = (
+    groups = [_cells(summary, group)[: len(heads)] for group in summary.groups]
+    by_score, by_group = (
         "How many units have which score, and where the cut is",
         "How the scores of every group are distributed",
     )
     return {
         "text": text,
         "legend": _KEPT_REMOVED_CUT if any(summary.removed) else _KEPT_REMOVED_CUT[:1],
-        "overall": chart("distribution", overall, text, charts.histogram, summary),
+        "overall": chart("distribution", by_score, text, charts.histogram, summary),
         "overall_table": table("Units by score", (summary.unit, "stay", "go"), bins),
         "groups": chart("strips", by_group, text, charts.strips, summary),
         "groups_table": table("Units by group", heads, groups),
     }
 
 
-def _cut(group: GroupScores) -> str:
-    return "-" if group.cut is None else f"{group.cut:.4g}"
+def _ranked(summary: ScoreSummary) -> str:
+    if summary.cut is None:
+        own = "every group has a cut of its own" if any(summary.removed) else "nothing goes"
+        return f"Ranked by {summary.unit}; {own}."
+    text = f"Ranked by {summary.unit}, low goes first. The cut lies at {summary.cut:.3g}."
+    below, above = summary.astray
+    astray = [f"{counted(below, 'unit')} below it {'stays' if below == 1 else 'stay'}"] if below else []
+    astray += [f"{counted(above, 'unit')} above it {'goes' if above == 1 else 'go'}"] if above else []
+    why = "minimum widths, multiples, what goes together and the exact budget decide there"
+    return f"{text} {' and '.join(astray)}: {why}." if astray else text
+
+
+def _cells(summary: ScoreSummary, group: GroupScores) -> tuple[Any, ...]:
+    low, high = summary.span(group)
+    cut = "-" if group.cut is None else f"{group.cut:.4g}"
+    return group.name, sum(group.kept), sum(group.removed), f"{low:.4g}", f"{high:.4g}", cut
 
 
 def costs(found: Report) -> list[dict[str, Any]]:

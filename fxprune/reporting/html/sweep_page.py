@@ -32,12 +32,11 @@ def _contents(sweep: Sweep) -> dict[str, Any]:
     if sweep.dense_ms is not None:
         costs.append(("latency", "milliseconds a call", lambda p: p.latency_ms or math.nan, sweep.dense_ms))
     heads, rows = sweep.table()
-    marked = [["yes" if cell == "*" else cell for cell in row] for row in rows]
     return {
         "sweep": sweep,
         "methods": list(dict.fromkeys(p.method for p in sweep.points)),
         "plots": [_plot(sweep, *cost) for cost in costs],
-        "table": table("All points", heads, marked),
+        "table": table("All points", heads, [["yes" if cell == "*" else cell for cell in row] for row in rows]),
     }
 
 
