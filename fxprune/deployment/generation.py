@@ -75,7 +75,6 @@ def _generator(pruned: nn.Module, model: Any, *, masked: bool) -> Any:
                     "time, or compile with batches that have an attention_mask"
                 )
             output = self.pruned(**given)
-            logits = output["logits"] if isinstance(output, dict) else output[0]
-            return CausalLMOutput(logits=logits)
+            return CausalLMOutput(logits=output["logits"] if isinstance(output, dict) else output[0])
 
     return PrunedForGeneration()

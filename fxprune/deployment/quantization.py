@@ -67,9 +67,8 @@ def quantize(
     request = requested(model, (first.args, first.kwargs), None)
     free: dict[str, Any] = {"dynamic_batch": dynamic_batch, "dynamic_shapes": dynamic_shapes}
     program = trace(request.module, request.call, _varying(request, batches), **free)
-    chosen = quantizer or _x86()
     with raised_as(ExportError, "torchao cannot quantize the model"):
-        observed = flow.prepare_pt2e(_with_sources(program.exported.module()), chosen)
+        observed = flow.prepare_pt2e(_with_sources(program.exported.module()), quantizer or _x86())
         with torch.no_grad():
             for batch in batches:
                 observed(*batch.args, **batch.kwargs)

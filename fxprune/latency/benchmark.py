@@ -80,8 +80,8 @@ class Bench:
         """Returns the table."""
         heads = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
         cells = [row.cells() for row in self.rows]
-        text = table(circumstances(self.device, self.threads), cells, heads, words=("backend", "model"))
-        return "\n".join([text, *self.failed])
+        title = circumstances(self.device, self.threads)
+        return "\n".join([table(title, cells, heads, words=("backend", "model")), *self.failed])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""

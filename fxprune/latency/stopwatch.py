@@ -69,8 +69,8 @@ class Stopwatch:
             if self._reference is None:
                 self._reference = self._runner(self.original)
             runs = [self._reference, *map(self._runner, models)]
-            timings = interleaved(runs, seconds=MODEL_SECONDS, device=self.setting.device)
-        return [timings[0].ms * timing.beside(timings[0]) for timing in timings]
+            first, *rest = interleaved(runs, seconds=MODEL_SECONDS, device=self.setting.device)
+        return [first.ms, *(first.ms * timing.beside(first) for timing in rest)]
 
     def _runner(self, model: nn.Module) -> Run:
         return ready(moved(model, self.setting.device).eval(), self.args, self.kwargs, self.setting)

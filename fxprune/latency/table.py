@@ -147,8 +147,7 @@ class Table:
         key = f"{operation.key} at {widths}"
         known = self.store.values
         if key not in known:
-            found = self.measure(operation, widths)
-            if found is None:
+            if (found := self.measure(operation, widths)) is None:
                 return 0.0
             known[key] = found
         return known[key]

@@ -42,8 +42,7 @@ def liked_widths(
     if budget is not None and budget.bounds_latency:
         setting = budget.setting(device_of(model))
     else:
-        size = next((len(leaf) for leaf in captured.example if leaf.ndim), 1)
-        setting = Setting.of(device_of(model), size)
+        setting = Setting.of(device_of(model), next((len(leaf) for leaf in captured.example if leaf.ndim), 1))
     layout = layout_of(coupling, setting.batch_size, fused=True)
     multiple, why = liked_multiple(layout, stopwatch_of(model, captured, setting).compare)
     return replace(constraints, round_to=multiple), (why,)

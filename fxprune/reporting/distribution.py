@@ -105,8 +105,7 @@ def _edges(values: Floats) -> tuple[Floats, bool]:
 
 
 def _count(values: Floats, edges: Floats) -> Counts:
-    inside = np.searchsorted(edges[1:-1], values, side="right")
-    return tuple(np.bincount(inside, minlength=len(edges) - 1).tolist())
+    return tuple(np.bincount(np.searchsorted(edges[1:-1], values, side="right"), minlength=len(edges) - 1).tolist())
 
 
 def _cut(values: Floats, gone: Mask) -> float | None:

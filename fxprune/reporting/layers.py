@@ -34,12 +34,9 @@ def layer_rows(coupling: Coupling, selection: Selection) -> tuple[LayerRow, ...]
     """
     before, after = _costs(Selection.nothing(coupling)), _costs(selection)
     nothing = Cost(0, 0, 0)
-    rows = []
-    for name in dict.fromkeys((*before, *after)):
-        old, new = before.get(name, nothing), after.get(name, nothing)
-        if any((old.params, new.params, old.macs, new.macs)):
-            rows.append(LayerRow(name, (old.params, new.params), (old.macs, new.macs)))
-    return tuple(rows)
+    both = {name: (before.get(name, nothing), after.get(name, nothing)) for name in (*before, *after)}
+    rows = (LayerRow(name, (a.params, b.params), (a.macs, b.macs)) for name, (a, b) in both.items())
+    return tuple(row for row in rows if any(row.params + row.macs))
 
 
 def _costs(selection: Selection) -> dict[str, Cost]:

@@ -22,8 +22,8 @@ def in_brief(report: Report) -> str:
     """Returns totals and certificate, a line each."""
     sizes = (f"{name}: {before:,} -> {after:,} ({percent(before, after)})" for name, (before, after) in _sizes(report))
     units = f"{report.units_removed:,} units removed from {touched(report)} of {len(report.groups)} groups"
-    lines = [*sizes, units, _certificate(report), "print() shows groups, what is frozen and why, and the rest"]
-    return text_summary(f"fxprune.Report: {report.method}", lines)
+    more = "print() shows groups, what is frozen and why, and the rest"
+    return text_summary(f"fxprune.Report: {report.method}", [*sizes, units, _certificate(report), more])
 
 
 def as_html(report: Report) -> str:

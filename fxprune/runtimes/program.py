@@ -125,10 +125,11 @@ def _keywords_kept(example: Example, call: Call) -> Example:
     by_name = False  # from the first argument that was given by name on, all are
     for name, parameter in example.signature.parameters.items():
         by_name = by_name or name in call[1]
-        if by_name and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-        elif not by_name or parameter.kind is not parameter.VAR_POSITIONAL:
-            parameters.append(parameter)
+        kind = (
+            parameter.KEYWORD_ONLY if by_name and parameter.kind is parameter.POSITIONAL_OR_KEYWORD else parameter.kind
+        )
+        if not by_name or kind is not parameter.VAR_POSITIONAL:
+            parameters.append(parameter.replace(kind=kind))
     signature = example.signature.replace(parameters=parameters)
     bound = inspect.BoundArguments(signature, example.bound.arguments)
     return dataclasses.replace(example, signature=signature, bound=bound)

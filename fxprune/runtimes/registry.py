@@ -115,8 +115,7 @@ def _check_parts(runtime: Any) -> None:
             raise BackendError(f"runtime {runtime!r:.80}: {part}: expected {wanted}, got {value!r:.80}")
     if not runtime.name:
         raise BackendError(f"runtime {runtime!r:.80}: name: expected one, got ''")
-    suffix = getattr(runtime, "suffix", "")
-    if suffix and not (suffix.startswith(".") and len(suffix) > 1):
+    if (suffix := getattr(runtime, "suffix", "")) and not (suffix.startswith(".") and len(suffix) > 1):
         raise BackendError(f"runtime {runtime.name!r}: suffix: expected one such as '.onnx', got {suffix!r}")
 
 

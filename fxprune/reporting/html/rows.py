@@ -81,7 +81,7 @@ def group_views(groups: Sequence[GroupRow], scores: ScoreSummary | None) -> list
     for row in groups:
         for layer in row.producers if row.makers is not None else ():
             made_by.setdefault(layer, []).append(row.name)
-    sparks = _sparks(scores)
+    sparks = {} if scores is None else _sparks(scores)
     views = []
     for row in groups:
         consumers = tuple(
@@ -117,10 +117,8 @@ def _simplified(node: Branch) -> Branch:
     return Branch(node.label, parts)
 
 
-def _sparks(scores: ScoreSummary | None) -> dict[str, tuple[tuple[tuple[float, float], ...], str]]:
+def _sparks(scores: ScoreSummary) -> dict[str, tuple[tuple[tuple[float, float], ...], str]]:
     """Returns bins and words for each group that has any units."""
-    if scores is None:
-        return {}
     found = {}
     for group in scores.groups:
         if any(group.total):

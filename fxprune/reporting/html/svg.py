@@ -82,11 +82,9 @@ def _clean(element: ElementTree.Element, name: str) -> None:
     element.tail = None
     if element.tag != "text":
         element.text = None
-    for child in list(element):
-        if child.tag.rpartition("}")[2] in _DROPPED:
-            element.remove(child)
-        else:
-            _clean(child, name)
+    element[:] = [child for child in element if child.tag.rpartition("}")[2] not in _DROPPED]
+    for child in element:
+        _clean(child, name)
     attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
     pairs = (part.partition(":") for part in attributes.pop("style", "").split(";") if ":" in part)
     style = {key.strip(): value.strip() for key, _, value in pairs}
