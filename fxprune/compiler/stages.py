@@ -163,7 +163,7 @@ def solve(state: State) -> State:
     if state.search is None:
         bridged, solution = solver(state.budget, ratios=state.options.ratios)
     else:
-        bridged, solution = state.search.solve(solver, state.coupling)
+        bridged, solution = state.search.solve(solver)
     return replace(state, bridged=bridged, solution=solution, selection=solution.selection)
 
 

@@ -43,11 +43,13 @@ def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
     one = own | {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
     if single and one != own:
         alone = resized(call, symbolic, one)
-        found += [alone] if _failure(program, alone) is None else []  # else no file can be compared there
+        if _failure(program, alone) is None:  # else no file can be compared there
+            found.append(alone)
     return found
 
 
 def _failure(program: Program, call: Call) -> Exception | None:
+    """Returns what the module itself fails with at a call; None if it does not."""
     try:
         program.run(call)
     except Exception as error:
@@ -81,7 +83,7 @@ def worst_difference(program: Program, calls: Sequence[Call], loaded: Loaded, to
 
 
 def difference(expected: Tensor, got: Tensor) -> float:
-    """Returns max |got - expected| over max |expected|.
+    """Returns max |got - expected| over max |expected| of two tensors, ``[...]``.
 
     It is infinite where shapes, types, integers or what is not finite differ.
     """

@@ -168,9 +168,9 @@ def _checked_model(pruned: Any) -> nn.Module:
 def _with_parts(model: nn.Module, error: CaptureError) -> CaptureError:
     """Returns the error, with a word on parts that can be exported where the whole cannot."""
     parts = " or ".join(f"part={part!r}" for part in islands_of(model))
-    return (
-        CaptureError(f"the model cannot be exported whole, only its parts: pass {parts}. {error}") if parts else error
-    )
+    if not parts:
+        return error
+    return CaptureError(f"the model cannot be exported whole, only its parts: pass {parts}. {error}")
 
 
 def _put(fresh: Path, target: Path) -> Sequence[Path]:

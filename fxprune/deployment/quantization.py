@@ -65,8 +65,13 @@ def quantize(
     batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
     first = batches.first()
     request = requested(model, (first.args, first.kwargs), None)
-    free: dict[str, Any] = {"dynamic_batch": dynamic_batch, "dynamic_shapes": dynamic_shapes}
-    program = trace(request.module, request.call, _varying(request, batches), **free)
+    program = trace(
+        request.module,
+        request.call,
+        _varying(request, batches),
+        dynamic_batch=dynamic_batch,
+        dynamic_shapes=dynamic_shapes,
+    )
     with raised_as(ExportError, "torchao cannot quantize the model"):
         observed = flow.prepare_pt2e(_with_sources(program.exported.module()), quantizer or _x86())
         with torch.no_grad():

@@ -56,8 +56,8 @@ class BenchRow:
         """Returns it as a row of a table: backend, batch, model, ms, its error, ratio, weights, peak."""
         ratio = "-" if self.ratio is None else f"{self.ratio:.3f}"
         peak = "-" if self.peak_bytes is None else _mib(self.peak_bytes)
-        setting, times = (self.backend, str(self.batch_size)), (f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio)
-        return *setting, self.model, *times, _mib(self.parameter_bytes), peak
+        times = f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio
+        return (self.backend, str(self.batch_size), self.model, *times, _mib(self.parameter_bytes), peak)
 
 
 @dataclass(frozen=True, slots=True)

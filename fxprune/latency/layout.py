@@ -59,11 +59,11 @@ class Layout:
     factors: tuple[Ids, ...]
 
     def counts(self, removed: Mask) -> list[int]:
-        """Returns the kept coordinates of each factor."""
+        """Returns how many coordinates of each factor are kept without the flagged channels, ``[channels]``."""
         return [int((~removed[labels].any(axis=1)).sum()) for labels in self.factors]
 
     def live(self, removed: Mask) -> list[Step]:
-        """Returns the steps that are left once the flagged channels are gone."""
+        """Returns the steps that are left once the flagged channels, ``[channels]``, are gone."""
         slicer = self.coupling.slicer(removed)
         if all(slicer.count(c.axis) for c in self.coupling.contractions):
             return list(self.steps)

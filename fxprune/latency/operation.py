@@ -44,7 +44,7 @@ class Operand:
         return math.prod(size.at(widths) for size in self.sizes)
 
     def tensor(self, widths: Sequence[int], device: str) -> Tensor:
-        """Returns one with random values, or with zeros if it holds integers (indices: all are valid)."""
+        """Returns one, ``[*sizes]``, with random values, or with zeros if it holds integers (indices: all are valid)."""
         shape = [size.at(widths) for size in self.sizes]
         if self.dtype.is_floating_point:
             own = torch.Generator(device).manual_seed(0)  # the user's stays where it is

@@ -26,14 +26,17 @@ class LatencyModel:
     table: Table
 
     def sum(self, removed: Mask) -> float:
-        """Returns the milliseconds of all layers that are left, added up; they never grow with what is removed."""
+        """Returns the milliseconds of all layers that are left without the flagged channels, ``[channels]``, added up.
+
+        They never grow with what is removed.
+        """
         counts = self.layout.counts(removed)
         return sum(
             self.table.ms(step.operation, tuple(counts[n] for n in step.factors)) for step in self.layout.live(removed)
         )
 
     def channel_costs(self) -> Floats:
-        """Returns the milliseconds that each channel id costs in the full model, on average down to a quarter."""
+        """Returns the milliseconds that each channel id costs in the full model, ``[channels]``, on average down to a quarter."""
         costs = np.zeros(len(self.layout.coupling.channels))
         for labels, slope in zip(self.layout.factors, self._slopes(), strict=True):
             np.add.at(costs, labels, slope)
@@ -95,19 +98,19 @@ class LatencyBound:
     limit_ms: float
 
     def predicted(self, removed: Mask) -> float:
-        """Returns the milliseconds to expect once the flagged channels are gone."""
+        """Returns the milliseconds to expect once the flagged channels, ``[channels]``, are gone."""
         return self.calibration.ms(self.model.sum(removed))
 
     def fits(self, removed: Mask) -> bool:
-        """Returns whether the model without the flagged channels is within the limit."""
+        """Returns whether the model without the flagged channels, ``[channels]``, is within the limit."""
         return self.predicted(removed) <= self.limit_ms
 
     def costs(self) -> Floats:
-        """Returns what each channel costs, for the ranking."""
+        """Returns what each channel id costs, ``[channels]``, for the ranking."""
         return self.model.channel_costs()
 
     def refusal(self, smallest: Mask) -> str:
-        """Returns why the limit is out of reach."""
+        """Returns why the limit is out of reach: the smallest model, without the flagged ``[channels]``, exceeds it."""
         full, least = max(self.predicted(np.zeros_like(smallest)), 1e-12), self.predicted(smallest)
         return (
             f"a latency of {self.limit_ms:.4g} ms ({self.limit_ms / full:.4f}) cannot be reached: the smallest is "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
-from typing import TypeAlias
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from fxprune._base.errors import BudgetError
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
+from fxprune.budget.depth import Solver
 from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
 from fxprune.coupling.coupling import Coupling
@@ -39,10 +39,6 @@ ANCHORS = (0.0, 1.0)
 Answer = tuple[Bridged, Solution]
 
 
-#: Solves under a budget, with ``latency=`` a function from a coupling to a bound; or for ``ratios=``, a share of every group.
-Decide: TypeAlias = Callable[..., Answer]
-
-
 @dataclass(slots=True)
 class LatencySearch:
     """Searches the largest model whose measured latency is within a budget.
@@ -66,28 +62,27 @@ class LatencySearch:
     aim: float = AIM
     _models: dict[Coupling, LatencyModel] = field(default_factory=dict)
 
-    def solve(self, decide: Decide, coupling: Coupling) -> Answer:
+    def solve(self, solver: Solver) -> Answer:
         """Returns the largest model found whose measured latency is within the limit.
 
         If none of those measured is, the fastest of them: `measured` then says by how much it is over.
 
         Args:
-            decide: the solver.
-            coupling: of the captured model.
+            solver: chooses what goes of the captured model.
 
         Raises:
             BudgetError: not even the smallest model is predicted to be within the limit; says what that takes.
         """
         self.aim = AIM
-        self._model(coupling)
-        anchors = [decide(None, ratios=share) for share in ANCHORS]
+        self._model(solver.coupling)
+        anchors = [solver(None, ratios=share) for share in ANCHORS]
         whole, whole_ms = anchors[0], self._measure(anchors)[0]
         if self.budget.params is self.budget.macs is None and whole_ms <= self.limit_ms:
             self.predicted_ms = whole_ms
             return whole
         tried: dict[bytes, tuple[float, float, Answer]] = {}  # by what is removed: latency, as predicted, and of what
         while len(tried) < ROUNDS:
-            answer = self._next(decide, bool(tried))
+            answer = self._next(solver, bool(tried))
             if answer is None or (key := answer[1].removed.tobytes()) in tried:
                 break
             predicted = self.bound(answer[0].coupling).predicted(answer[1].removed)
@@ -100,15 +95,15 @@ class LatencySearch:
         _, self.predicted_ms, best = (safe or within or by_ms[:1])[-1]
         return best
 
-    def _next(self, decide: Decide, tried: bool) -> Answer | None:
+    def _next(self, solver: Solver, tried: bool) -> Answer | None:
         """Returns what to build next; None where the prediction, by now corrected, leaves nothing that fits."""
         try:
-            return decide(self.budget, latency=self.bound)
+            return solver(self.budget, latency=self.bound)
         except BudgetError:
             if tried:
                 return None
             self.aim = 1.0  # no room to aim below the limit
-            return decide(self.budget, latency=self.bound)
+            return solver(self.budget, latency=self.bound)
 
     def original_ms(self) -> float:
         """Measures the original and returns its milliseconds."""

@@ -56,11 +56,11 @@ class Program:
     names: Mapping[Any, str]
 
     def symbolic(self) -> list[Tensor]:
-        """Returns the inputs' fake tensors, whose free sizes are symbols."""
+        """Returns the inputs' fake tensors, ``[...]`` each, whose free sizes are symbols."""
         return [node.meta["val"] for node in _input_nodes(self.exported)]
 
     def run(self, call: Call) -> list[Tensor]:
-        """Returns what the module itself gives in evaluation mode: its tensors, in order."""
+        """Returns what the module itself gives in evaluation mode: its tensors, ``[...]`` each, in order."""
         return tensors_of(_run(self.module, call))
 
 

@@ -26,8 +26,8 @@ def sizes_of(inputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> dict[Any, i
     """Returns the size that each symbol has in a call.
 
     Args:
-        inputs: the program's, with symbolic shapes.
-        tensors: the call's.
+        inputs: the program's, ``[...]`` each, with symbolic shapes.
+        tensors: the call's, of the same ranks.
     """
     found: dict[Any, int] = {}
     for symbolic, tensor in zip(inputs, tensors, strict=True):
@@ -46,7 +46,7 @@ def _solved(form: Any, symbol: Any, size: int) -> int:
 
 
 def names_of(inputs: Mapping[str, Tensor], batched: Sequence[bool]) -> dict[Any, str]:
-    """Returns a name for each symbol.
+    """Returns a name for each symbol in the shapes of the inputs, ``[...]`` each, by their names.
 
     It is ``batch``, ``length`` for the first row length of ids, ``image_2`` (input, dimension) otherwise.
     """
@@ -62,7 +62,7 @@ def names_of(inputs: Mapping[str, Tensor], batched: Sequence[bool]) -> dict[Any,
 
 
 def named_shape(value: Tensor, names: Mapping[Any, str]) -> tuple[int | str, ...]:
-    """Returns a shape with names, and expressions of names, for the sizes that may change."""
+    """Returns the shape of a tensor, ``[...]``, with names, and expressions of names, for the sizes that may change."""
     return tuple(
         int(size) if (form := expression(size)) is None else _renamed(str(form), names) for size in value.shape
     )
@@ -101,7 +101,13 @@ def repeated(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def resized(call: Call, inputs: Sequence[Tensor], sizes: Sizes) -> Call:
-    """Returns a call at other sizes: what it holds is repeated from the start, or cut."""
+    """Returns a call at other sizes: what it holds is repeated from the start, or cut.
+
+    Args:
+        call: the call.
+        inputs: the program's, ``[...]`` each, with symbolic shapes.
+        sizes: of the symbols.
+    """
     shapes = iter(inputs)
 
     def fit(tensor: Tensor) -> Tensor:

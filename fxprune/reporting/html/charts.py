@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import cycle, groupby
 from math import log10
 from typing import Any, Concatenate, ParamSpec
 
@@ -138,21 +138,14 @@ def scatter(
     axes.grid()
     if front:
         axes.plot(*zip(*front, strict=True), color=ROLES["removed"], linewidth=2, zorder=2, label="Pareto front")
-    paper: dict[str, Any] = {"linestyle": "none", "zorder": 3}
-    for index, (name, points) in enumerate(series.items()):
-        look: dict[str, Any] = {
-            "marker": _MARKERS[index % len(_MARKERS)],
-            "color": ROLES[_SERIES[index % len(_SERIES)]],
-        }
-        label = _elided(name, width)
-        axes.plot(*zip(*points, strict=True), **paper, **look, markeredgecolor=ROLES["paper"], label=label)
+    dots: dict[str, Any] = {"linestyle": "none", "zorder": 3}
+    looks = zip(series.items(), cycle("os^DvPX*"), cycle(("after", "removed", "third", "fourth")), strict=False)
+    for (name, points), marker, role in looks:
+        edge, label = ROLES["paper"], _elided(name, width)
+        axes.plot(*zip(*points, strict=True), marker, **dots, color=ROLES[role], markeredgecolor=edge, label=label)
     if dense is not None:
-        ring: dict[str, Any] = {
-            "markerfacecolor": ROLES["paper"],
-            "markeredgecolor": ROLES["ink"],
-            "markeredgewidth": 1.5,
-        }
-        axes.plot(*dense, **paper, **ring, marker="o", label="dense")
+        ring: dict[str, Any] = {"markerfacecolor": ROLES["paper"], "markeredgecolor": ROLES["ink"]}
+        axes.plot(*dense, "o", **dots, **ring, markeredgewidth=1.5, label="dense")
     axes.set(xlabel=labels[0], ylabel=labels[1])
     _ticks(axes.xaxis, width, whole=False)
     axes.margins(0.08)
@@ -160,10 +153,6 @@ def scatter(
         loc="upper left", ncols=4 if width == WIDE else 2, labelcolor=ROLES["ink"], handletextpad=0.4, columnspacing=1.2
     )
     return figure
-
-
-_SERIES = ("after", "removed", "third", "fourth")
-_MARKERS = "os^DvPX*"
 
 
 def _figure(
@@ -247,8 +236,15 @@ def _score_axis(axes: Axes, scores: ScoreSummary, width: int) -> None:
         place = min(max(cut, first), last)
         axes.axvline(place, color=ROLES["cut"], linewidth=1.6, dashes=(4, 3))
         side, shift = ("right", -6) if place > (first + last) / 2 else ("left", 6)
-        point: Any = {"xy": (place, 1), "xycoords": ("data", "axes fraction")}
-        axes.annotate("cut", **point, xytext=(shift, 3), textcoords="offset points", ha=side, va="bottom")
+        axes.annotate(
+            "cut",
+            (place, 1),
+            (shift, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+        )
 
 
 def _skylines(
