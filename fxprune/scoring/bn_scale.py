@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
-from fxprune._base.names import fetch
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.registry import bind, is_kind
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.scoring.engine.columns import flags_of
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class BatchNormScale:
+class BatchNormScale(Scorer):
     """The mean of ``|gamma|`` over the batch norm coordinates that lie on a unit, ranked as it is.
 
     As in the paper there is one ranking of raw scales for the whole network. The paper trains with an L1 penalty on the
@@ -28,7 +26,6 @@ class BatchNormScale:
     name: str = "bn_scale"
     needs: tuple[str, ...] = ("weights",)
     per_cost: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns ``mean |gamma|`` over a unit's batch norms.
@@ -41,11 +38,10 @@ class BatchNormScale:
         scales = _scales(coupling.captured.module)
         for axis in coupling.axes:
             if axis.tensor in scales:
-                gamma = fetch(coupling.captured.module, axis.tensor).detach().double().abs()
+                gamma = context.tensor(axis.tensor).double().abs()
                 accumulate(total, axis.labels, gamma)
                 accumulate(count, axis.labels, torch.ones_like(gamma))
-        scaled = np.zeros(len(total), bool)
-        scaled[coupling.units] = count[coupling.units] > 0
+        scaled = flags_of(coupling, coupling.units) & (count > 0)
         if len(coupling.units) and not scaled.any():
             raise ScorerError(
                 f"method {self.name!r} expects batch norms whose scale lies on units that may go; of the {len(scales)} "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +13,14 @@ from torch import Tensor
 from fxprune._base.errors import ScorerError
 from fxprune.algebra.axes import Axis, explicit
 from fxprune.algebra.channels import Ids
-from fxprune.scoring.engine.reads import Input, as_shares, inputs_read
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.scoring.engine.columns import table_of
+from fxprune.scoring.engine.reads import Input, inputs_read
+from fxprune.scoring.engine.shares import as_shares
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelIndependence:
+class ChannelIndependence(Scorer):
     """The change of ``|A|_*``, A = [coordinates, positions], when a unit's rows are zeroed (Eq. 4), mean over samples.
 
     Each change is exact, an eigenvalue problem of a unit's own: a value of m coordinates, u units and p positions
@@ -37,7 +38,6 @@ class ChannelIndependence:
     name: str = "chip"
     needs: tuple[str, ...] = ("activations",)
     per_cost: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns ``mean over samples of | |A|_* - |A without the unit's rows|_* |``, as shares, over all values read.
@@ -118,11 +118,9 @@ def _rows(context: Context, reading: Input) -> tuple[Ids, list[Tensor]]:
         raise ScorerError(f"method 'chip': the axis of {reading.source.name!r} is too long to be written out")
     labels = context.coupling.channels.resolve(written)
     labels = np.where(np.isin(labels, context.coupling.units), labels, 0)
-    coordinate, _ = np.nonzero(labels)
     channels, owner = np.unique(labels[labels > 0], return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    parts = np.split(coordinate[order], np.cumsum(np.bincount(owner, minlength=len(channels)))[:-1])
-    return channels, [torch.from_numpy(part) for part in parts[: len(channels)]]
+    rows = table_of(owner, np.nonzero(labels)[0], len(channels), -1)
+    return channels, [torch.from_numpy(row[row >= 0]) for row in rows]
 
 
 register_scorer("chip", ChannelIndependence)

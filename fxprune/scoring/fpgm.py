@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
-from fxprune.scoring.engine.shares import layers_that, remaining_share
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.coupling.units import ParameterAxis
+from fxprune.scoring.engine.columns import groups_of, table_of
+from fxprune.scoring.engine.shares import as_shares
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class GeometricMedian:
+class GeometricMedian(Scorer):
     """The sum of a unit's distances to the other units of its group, as a share of its layer's, over all makers.
 
     The paper prunes every layer by one ratio. Layers compare here as in `fxprune.scoring.magnitude`: by shares, weighed
@@ -27,27 +28,22 @@ class GeometricMedian:
     name: str = "fpgm"
     needs: tuple[str, ...] = ("weights",)
     per_cost: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``sum over the others j of |F_i - F_j|_2``, as shares; F_i holds all of a unit's coordinates."""
-        coupling = context.coupling
-        group_of = np.full(len(coupling.channels), -1, np.int64)
-        for number, group in enumerate(coupling.groups):
-            group_of[coupling.units[group.units]] = number
-        total = context.zeros()
-        for axis in coupling.axes:
-            if not axis.makes:
-                continue
-            tensor = fetch(coupling.captured.module, axis.tensor).detach()
-            here = context.zeros()
-            for number in np.unique(group_of[axis.labels]):
-                if number >= 0:
-                    members = np.where(group_of[axis.labels] == number, axis.labels, 0)
-                    channels, filters = filters_of(tensor.movedim(axis.dim, 0).flatten(1), members)
-                    here[channels] = distances(filters, context.memory_limit).cpu().numpy()
-            total += here / max(here.sum(), np.finfo(np.float64).tiny)
-        return remaining_share(context.by_group(total), layers_that(context, read=True))
+        """Returns ``sum over the others j of |F_i - F_j|_2``, ``[units]``, as shares; F_i holds all of a unit's coordinates."""
+        group_of = groups_of(context.coupling)
+        axes = (axis for axis in context.coupling.axes if axis.makes)
+        return as_shares(context, (_apart(context, axis, group_of) for axis in axes), made=True)
+
+
+def _apart(context: Context, axis: ParameterAxis, group_of: Ids) -> npt.NDArray[np.float64]:
+    """Returns each channel's distances from those of its group in one layer, ``[channels]``."""
+    rows, here = context.tensor(axis.tensor).movedim(axis.dim, 0).flatten(1), context.zeros()
+    for number in np.unique(group_of[axis.labels]):
+        if number >= 0:
+            channels, filters = filters_of(rows, np.where(group_of[axis.labels] == number, axis.labels, 0))
+            here[channels] = distances(filters, context.memory_limit).cpu().numpy()
+    return here
 
 
 def filters_of(weight: Tensor, labels: Ids) -> tuple[Ids, Tensor]:
@@ -57,15 +53,9 @@ def filters_of(weight: Tensor, labels: Ids) -> tuple[Ids, Tensor]:
         weight: one row for each coordinate, ``[size, width]``.
         labels: ``[size, k]``; a channel with fewer rows than another is filled up with zeros.
     """
-    coordinate, _ = np.nonzero(labels)
     channels, owner = np.unique(labels[labels > 0], return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    counts = np.bincount(owner, minlength=len(channels))
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    filters = weight.new_zeros(len(channels), int(counts.max(initial=0)), weight.shape[1])
-    at = [torch.from_numpy(index).to(weight.device) for index in (owner[order], place, coordinate[order])]
-    filters[at[0], at[1]] = weight[at[2]]
-    return channels, filters.flatten(1)
+    table = torch.from_numpy(table_of(owner, np.nonzero(labels)[0], len(channels), len(weight)))
+    return channels, functional.pad(weight, (0, 0, 0, 1))[table.to(weight.device)].flatten(1)
 
 
 def distances(filters: Tensor, memory_limit: int) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +12,14 @@ from torch import Tensor
 
 from fxprune.algebra.axes import Axis
 from fxprune.coupling.unit_scores import accumulate
-from fxprune.scoring.engine.reads import Input, as_shares, inputs_read
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.scoring.engine.columns import wide
+from fxprune.scoring.engine.reads import Input, inputs_read
+from fxprune.scoring.engine.shares import as_shares
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureRank:
+class FeatureRank(Scorer):
     """The mean over samples of the rank of a unit's feature map, as a share of its layer's, over all values read.
 
     The matrix of one sample is height x width for a map, flattened or not. Else rows are positions and columns the unit's
@@ -37,7 +37,6 @@ class FeatureRank:
     name: str = "hrank"
     needs: tuple[str, ...] = ("activations",)
     per_cost: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns ``mean over samples of rank(map)``, as shares of each value that contractions read, summed.
@@ -88,11 +87,6 @@ def mean_rank(x: Tensor, memory_limit: int) -> Tensor:
     step = max(1, memory_limit // (4 * 8 * math.prod(x.shape[2:])))
     ranks = [torch.linalg.matrix_rank(wide(part)) for part in rows.split(step)]
     return torch.cat(ranks).reshape(x.shape[:2]).double().mean(dim=0)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Returns a tensor in a precision that linear algebra works in, float32 at least."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 register_scorer("hrank", FeatureRank)

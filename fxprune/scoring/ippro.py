@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.errors import CalibrationError, ScorerError
-from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.registry import bind, is_kind
+from fxprune.scoring.engine.columns import wide
 from fxprune.scoring.engine.gradients import Gradients, gradients
 from fxprune.scoring.engine.targets import Target, find_targets
 from fxprune.scoring.scorer import Context, register_scorer
@@ -65,7 +65,10 @@ def tangent(filters: Filters, step: float) -> Tensor:
 
 
 def first_order(filters: Filters) -> Tensor:
-    """Returns ``s = (dL/dD)/|F| - <F, dL/dF>/|F|^2``, so that ``tangent = 1 + step s`` to first order; 0 for F = 0."""
+    """Returns ``s = (dL/dD)/|F| - <F, dL/dF>/|F|^2``, ``[filters]``; 0 for F = 0.
+
+    To first order ``tangent = 1 + step s``.
+    """
     norm = offset_of(filters.square)
     value = filters.offset / norm - filters.product / norm.square()
     return torch.where(filters.square > 0, value, 0.0)
@@ -75,7 +78,7 @@ class BatchStatistics(Run):
     """A pass in which batch norm takes the statistics of the batch, as in training; running ones are left alone."""
 
     def step(self, node: fx.Node, values: Mapping[fx.Node, Any], feed: Iterator[Tensor]) -> Any:
-        """Returns the value of one node.
+        """Returns the value of one node, ``[...]``.
 
         Raises:
             CalibrationError: a channel has a single value in the batch, hence no variance.
@@ -130,7 +133,7 @@ class Ippro:
             raise ScorerError(f"step must be a size of at least 0, or None, got {self.step!r}")
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns for each unit its filters' score over the layers that make it; a zero filter is its layer's lowest.
+        """Returns for each unit, ``[units]``, its filters' score over the layers that make it; a zero filter is its layer's lowest.
 
         Raises:
             CalibrationError: the calibration data have no targets.
@@ -153,20 +156,16 @@ def collect(context: Context, scorer: Ippro) -> list[tuple[Target, Filters]]:
     run = BatchStatistics if scorer.batch_statistics else Run
     slopes: dict[str, Tensor] = {}
     offsets = [torch.zeros(target.size, dtype=torch.float64) for target in found]
-    samples = 0
-    for batch in gradients(
-        context.coupling, context.inputs, context.loss, scorer.name, parameters=names, nodes=nodes, run=run
-    ):
+    samples, batches = 0, context.inputs.labelled(scorer.name)
+    for batch in gradients(context.coupling, batches, context.loss, parameters=names, nodes=nodes, run=run):
         samples += batch.samples
         for name, gradient in batch.parameters.items():
             slopes[name] = slopes.get(name, 0) + gradient.double()
         for target, offset in zip(found, offsets, strict=True):
             offset += _offset(target, batch)
     mean = {name: slope / max(samples, 1) for name, slope in slopes.items()}
-    return [
-        (target, _filters(context, target, mean, offset / max(samples, 1)))
-        for target, offset in zip(found, offsets, strict=True)
-    ]
+    pairs = zip(found, offsets, strict=True)
+    return [(target, _filters(context, target, mean, offset / max(samples, 1))) for target, offset in pairs]
 
 
 def _offset(target: Target, batch: Gradients) -> Tensor:
@@ -174,8 +173,7 @@ def _offset(target: Target, batch: Gradients) -> Tensor:
     total = torch.zeros(target.size, dtype=torch.float64)
     for site in target.sites:
         x, slope = batch.values[site.x][0], batch.values[site.psi][1]
-        wide = x if x.dtype.itemsize >= 4 else x.float()
-        rows = (wide * slope).movedim(site.dim, 0).flatten(1).sum(1, dtype=torch.float64)
+        rows = (wide(x) * slope).movedim(site.dim, 0).flatten(1).sum(1, dtype=torch.float64)
         total += _fold(rows, target.size).cpu()
     return total
 
@@ -189,38 +187,33 @@ def _filters(context: Context, target: Target, slopes: Mapping[str, Tensor], off
     """Returns the figures of a layer's filters; a parameter that is used as it stands is its own output."""
     parts = []
     for name, dim in target.filters:
-        tensor = fetch(context.coupling.captured.module, name).detach()
-        rows, gradient = (t.movedim(dim, 0).reshape(t.shape[dim], -1).cpu() for t in (tensor, slopes[name]))
-        parts.append(measure(rows, gradient, torch.zeros(len(rows))))
-    square, slope, product = (
-        _sum(_fold(getattr(part, name), target.size) for part in parts) for name in ("square", "slope", "product")
-    )
+        pair = context.tensor(name), slopes[name]
+        rows, gradient = (t.movedim(dim, 0).reshape(t.shape[dim], -1).cpu() for t in pair)
+        part = measure(rows, gradient, torch.zeros(len(rows)))
+        parts.append(torch.stack([_fold(f, target.size) for f in (part.square, part.slope, part.product)]))
+    square, slope, product = torch.stack(parts).sum(0)
     return Filters(square, slope, product, offset if target.sites else product)
 
 
 def combine(context: Context, collected: Sequence[tuple[Target, Filters]], scorer: Ippro) -> dict[str, Tensor]:
-    """Returns each unit's score: read in each layer that makes it, then aggregated; 0 if no layer makes it.
+    """Returns each unit's score, ``[units]``: read in each layer that makes it, then aggregated; 0 if no layer makes it.
 
     A unit's filter in a layer is all that it has there: the rows of a head are one filter.
     """
-    total, count = context.zeros(), context.zeros()
-    if scorer.aggregate == "max":
-        total -= np.inf
+    count, gather = context.zeros(), np.maximum if scorer.aggregate == "max" else np.add
+    total = count - (np.inf if scorer.aggregate == "max" else 0.0)
     for target, filters in collected:
         for axis in target.axes:
             channels, filters_here = _by_channel(axis.labels, filters)
             values = read(filters_here, scorer.reading, scorer.step or 0.0).numpy()
             count[channels] += 1
-            if scorer.aggregate == "max":
-                total[channels] = np.maximum(total[channels], values)
-            else:
-                total[channels] += values
+            gather.at(total, channels, values)
     total[count == 0] = 0.0
     return context.by_group(total / np.maximum(count, 1) if scorer.aggregate == "mean" else total)
 
 
 def read(filters: Filters, reading: str, step: float = 0.0) -> Tensor:
-    """Returns the scores of one layer's filters, the lowest goes first; a zero filter gets 0, or less if others do.
+    """Returns the scores of one layer's filters, ``[filters]``, the lowest goes first; a zero filter gets 0, or less if others do.
 
     Args:
         filters: of one layer.
@@ -249,10 +242,6 @@ def _by_channel(labels: Ids, filters: Filters) -> tuple[Ids, Filters]:
         accumulate(values, inverse.reshape(labels.shape), getattr(filters, part.name))
         sums.append(torch.from_numpy(values))
     return channels, Filters(*sums)
-
-
-def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)).sum(0)
 
 
 register_scorer("ippro", Ippro)

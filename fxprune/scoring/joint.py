@@ -7,27 +7,24 @@ moves the model's outputs, to first order: ``h_o = E[sum over positions (d (v . 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ScorerError
-from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
-from fxprune.capturing.inputs import Flat, Inputs
+from fxprune.capturing.inputs import Flat
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import Group
 from fxprune.recovery.consumers import Consumer, find_consumers
-from fxprune.recovery.moments import Moments
-from fxprune.recovery.statistics import measure
-from fxprune.scoring.engine.columns import Reading, readings_of
+from fxprune.recovery.statistics import Blocks, measure
+from fxprune.scoring.engine.columns import Reading, readings_of, table_of
 from fxprune.scoring.engine.elimination import Reader, eliminate
-from fxprune.scoring.engine.gradients import by_unit, gradients
+from fxprune.scoring.engine.gradients import batch_size, by_unit, gradients
 from fxprune.scoring.engine.shares import shares, without_outliers
 from fxprune.scoring.scorer import Context, register_scorer
 
@@ -52,7 +49,7 @@ class Joint:
     defaults: Mapping[str, Any] = field(default_factory=lambda: {"recover": "sequential"})
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns scores that rise along each group's order of removal (see `allocate`).
+        """Returns scores, ``[units]`` each, that rise along each group's order of removal (see `allocate`).
 
         Units that no linear layer reads are ranked by what masking each alone moves, to first order.
 
@@ -68,13 +65,16 @@ class Joint:
         weights, alone = _sensitivity(context, list(used.values()), self.samples, bool(unread))
         scores = {group.name: _by_masking(group, alone) for group in unread}
         for part in _parts(coupling.groups, readings, context.memory_limit // 2):
-            for name, found in _eliminate_part(context, part, readings, weights, self.ridge):
-                scores[name] = allocate(*found)
+            moments = _moments(context, [r.consumer for group in part for r in readings[group.name]])
+            for group in part:
+                count = len(group.units)
+                readers = [x for r in readings[group.name] for x in _readers(context, r, moments, weights, count)]
+                scores[group.name] = allocate(*eliminate(readers, count, self.ridge))
         return {group.name: scores[group.name] for group in coupling.groups}
 
 
 def allocate(order: Sequence[int], errors: Sequence[float]) -> Tensor:
-    """Returns scores for the units of one group, strictly rising along ``order``, that compare across groups.
+    """Returns scores for the units of one group, ``[units]``, strictly rising along ``order``, that compare across groups.
 
     A unit's score is its error as a share of all that is left of its group (see `fxprune.scoring.engine.shares`), outliers cut, times
     the fourth root of the group's whole: between errors counted as they are, which empties the layers that matter little,
@@ -89,26 +89,14 @@ def allocate(order: Sequence[int], errors: Sequence[float]) -> Tensor:
     return scores
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Some:
-    """The first batches that hold some samples, without targets."""
-
-    context: Context
-    samples: int
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __iter__(self) -> Iterator[Flat]:
-        seen = 0
-        for flat in self.context.inputs:
-            yield flat
-            seen += len(flat[0]) if flat and flat[0].dim() else 1
-            if seen >= self.samples:
-                return
-
-    def labelled(self, method: str) -> Iterator[tuple[Flat, Any]]:
-        return ((flat, None) for flat in self)
+def _first(context: Context, samples: int) -> Iterator[tuple[Flat, None]]:
+    """Yields the first batches that hold so many samples, without targets."""
+    seen = 0
+    for flat in context.inputs:
+        yield flat, None
+        seen += batch_size(context.coupling, flat)
+        if seen >= samples:
+            return
 
 
 def _sensitivity(
@@ -127,11 +115,10 @@ def _sensitivity(
             raise ScorerError(f"method 'joint' needs an output with a derivative, got {type(outputs).__name__}")
         return torch.stack(parts).sum()
 
-    inputs: Inputs = _Some(context, samples)
     nodes = [consumer.node for consumer in consumers]
     found: dict[fx.Node, Tensor] = {}
     masked, count = torch.zeros(len(context.coupling.units), dtype=torch.float64), 0
-    for batch in gradients(context.coupling, inputs, projection, "joint", nodes=nodes, gates=masks):
+    for batch in gradients(context.coupling, _first(context, samples), projection, nodes=nodes, gates=masks):
         scale = 1 / batch.samples  # `gradients` multiplies the loss, a mean elsewhere, by the samples
         for consumer in consumers:
             slope = batch.values[consumer.node][1].double() * scale
@@ -173,62 +160,39 @@ def _parts(
         yield part
 
 
-def _eliminate_part(
-    context: Context,
-    part: Sequence[Group],
-    readings: Mapping[str, Sequence[Reading]],
-    weights: Mapping[fx.Node, Tensor],
-    ridge: float,
-) -> Iterator[tuple[str, tuple[list[int], list[float]]]]:
-    """Yields for each group the order of removal and its errors."""
-    consumers = list({r.consumer.node: r.consumer for g in part for r in readings[g.name]}.values())
+def _moments(context: Context, consumers: Iterable[Consumer]) -> dict[fx.Node, Blocks]:
+    """Returns the covariances of what each layer reads, about zero where its shift has no home."""
+    part = list({consumer.node: consumer for consumer in consumers}.values())
     limit = context.memory_limit // 2
-    whole = sum(16 * c.groups * c.kept.shape[1] ** 2 for c in consumers)
-    limit = limit if whole <= limit else limit // len(consumers)
+    whole = sum(16 * c.groups * c.kept.shape[1] ** 2 for c in part)
+    limit = limit if whole <= limit else max(limit // len(part), 1)
     with torch.no_grad():
-        found = measure(context.coupling, consumers, context.inputs, covariance=True, memory_limit=max(limit, 1))
-    moments = {consumer.node: blocks for consumer, blocks in zip(consumers, found, strict=True)}
-    for consumer in consumers:
-        for _, block in moments[consumer.node] if consumer.home is None else ():
+        found = measure(context.coupling, part, context.inputs, covariance=True, memory_limit=limit)
+    for consumer, blocks in zip(part, found, strict=True):
+        for _, block in blocks if consumer.home is None else ():
             block.raw()
-    for group in part:
-        readers = [
-            reader
-            for reading in readings[group.name]
-            for reader in _readers(context, reading, moments[reading.consumer.node], weights, len(group.units))
-        ]
-        yield group.name, eliminate(readers, len(group.units), ridge)
+    return {consumer.node: blocks for consumer, blocks in zip(part, found, strict=True)}
 
 
 def _readers(
-    context: Context,
-    reading: Reading,
-    blocks: Sequence[tuple[slice, Moments]],
-    weights: Mapping[fx.Node, Tensor],
-    count: int,
+    context: Context, reading: Reading, moments: Mapping[fx.Node, Blocks], weights: Mapping[fx.Node, Tensor], count: int
 ) -> Iterator[Reader]:
     """Yields a reader for each block of each convolution group that holds columns of the units."""
     consumer = reading.consumer
-    weight = fetch(context.coupling.captured.module, consumer.weight).detach()
+    weight = context.tensor(consumer.weight)
     matrix = consumer.matrix(weight).double() * weights[consumer.node].sqrt()[:, :, None].to(weight.device)
     for g in range(consumer.groups):
-        for block, moments in blocks:
+        for block, found in moments[consumer.node]:
             columns = _table(reading, g, block, count)
-            if columns.shape[1] and moments.count:
-                gram = moments.xx[g] / moments.count
+            if columns.shape[1] and found.count:
+                gram = found.xx[g] / found.count
                 yield Reader(gram, matrix[g][:, block], torch.from_numpy(columns).to(gram.device))
 
 
 def _table(reading: Reading, g: int, block: slice, count: int) -> Ids:
     """Returns the columns of each unit in one block, counted from its start, filled up with the block's width."""
     inside = (reading.group == g) & (reading.column >= block.start) & (reading.column < block.stop)
-    unit, column = reading.unit[inside], reading.column[inside] - block.start
-    order = np.argsort(unit, kind="stable")
-    sizes = np.bincount(unit, minlength=count)
-    table = np.full((count, int(sizes.max(initial=0))), block.stop - block.start, np.int64)
-    place = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)
-    table[unit[order], place] = column[order]
-    return table
+    return table_of(reading.unit[inside], reading.column[inside] - block.start, count, block.stop - block.start)
 
 
 register_scorer("joint", Joint)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fxprune.scoring.engine.masking import masked_scores, spread
-from fxprune.scoring.loss import log_probabilities
+from fxprune.scoring.loss import log_probabilities, over_samples
 from fxprune.scoring.scorer import Context, register_scorer
 
 
@@ -32,8 +32,7 @@ class Kl:
 def divergence(dense: Any, masked: Any) -> float:
     """Returns ``KL(f || g)`` summed over samples, averaged over positions (classes as in `log_probabilities`)."""
     (f, dim), (g, _) = log_probabilities(dense), log_probabilities(masked)
-    loss = (f.exp() * (f - g)).sum(dim)
-    return float(loss.flatten(1).mean(dim=1).sum()) if loss.dim() > 1 else float(loss.sum())
+    return over_samples((f.exp() * (f - g)).sum(dim))
 
 
 register_scorer("kl", Kl)

@@ -45,7 +45,7 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Returns the entry ``logits`` of a model's outputs, else their first floating tensor.
+    """Returns the entry ``logits`` of a model's outputs, else their first floating tensor, ``[...]``.
 
     Raises:
         CalibrationError: there is none.
@@ -59,7 +59,7 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 def log_probabilities(outputs: Any) -> tuple[Tensor, int]:
-    """Returns the log of the softmax of a model's logits in float64, and the dimension of the classes.
+    """Returns the log of the softmax of a model's logits in float64, ``[...]``, and the dimension of the classes.
 
     Classes lie along dimension 1; along the last one for outputs of rank 3 (tokens).
     """
@@ -68,12 +68,14 @@ def log_probabilities(outputs: Any) -> tuple[Tensor, int]:
     return logits.log_softmax(dim), dim
 
 
+def over_samples(loss: Tensor) -> float:
+    """Returns a loss ``[samples, *positions]`` averaged over positions (pixels, tokens) and summed over samples."""
+    return float(loss.reshape(len(loss), -1).mean(dim=1).sum()) if loss.dim() else float(loss)
+
+
 def _unfit(logits: Tensor, targets: Tensor) -> CalibrationError:
     got = f"{str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}"
     return CalibrationError(
         f"calibration data: targets {got} do not fit outputs {list(logits.shape)}: expected class numbers "
         f"[{logits.shape[0]}{', ...' if logits.dim() > 2 else ''}], or values of the outputs' shape; or pass loss="
     )
-
-
-__all__ = ["Loss", "default_loss", "log_probabilities", "logits_of"]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune._base.names import fetch
 from fxprune.coupling.unit_scores import accumulate
-from fxprune.scoring.engine.shares import layers_that, remaining_share
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.coupling.units import ParameterAxis
+from fxprune.scoring.engine.columns import wide
+from fxprune.scoring.engine.shares import as_shares
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class Magnitude:
+class Magnitude(Scorer):
     """The Lp norm of a unit's own weights as a share of its layer's, summed over the layers that make it.
 
     Scores are weighed by what is left of their group (LAMP), so that layers of any scale compare.
@@ -30,27 +30,17 @@ class Magnitude:
     name: str = "magnitude"
     needs: tuple[str, ...] = ("weights",)
     per_cost: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, as shares, over all makers."""
-        coupling = context.coupling
-        total = context.zeros()
-        is_unit = np.zeros(len(total), bool)
-        is_unit[coupling.units] = True
-        for axis in coupling.axes:
-            if not axis.makes:
-                continue
-            tensor = fetch(coupling.captured.module, axis.tensor).detach()
-            others = [d for d in range(tensor.dim()) if d != axis.dim]
-            wide = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
-            norms = torch.linalg.vector_norm(wide, self.p, others)
-            channels, labels = np.unique(axis.labels, return_inverse=True)
-            powers = np.zeros(len(channels))
-            accumulate(powers, labels.reshape(axis.labels.shape), norms.double() ** self.p)
-            here = np.where(is_unit[channels], powers, 0.0) ** (1 / self.p)
-            total[channels] += here / max(here.sum(), np.finfo(np.float64).tiny)
-        return remaining_share(context.by_group(total), layers_that(context, read=True))
+        """Returns ``(sum over the unit's coordinates and the other dims of |w|^p)^(1/p)``, ``[units]``, as shares, over all makers."""
+        axes = (axis for axis in context.coupling.axes if axis.makes)
+        return as_shares(context, (self._norms(context, axis) for axis in axes), made=True)
+
+    def _norms(self, context: Context, axis: ParameterAxis) -> npt.NDArray[np.float64]:
+        weight, powers = wide(context.tensor(axis.tensor)), context.zeros()
+        others = [dim for dim in range(weight.dim()) if dim != axis.dim]
+        accumulate(powers, axis.labels, torch.linalg.vector_norm(weight, self.p, others).double() ** self.p)
+        return powers ** (1 / self.p)
 
 
 register_scorer("magnitude", Magnitude)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +15,22 @@ from fxprune._base.names import fetch
 from fxprune.algebra.axes import Axis, explicit
 from fxprune.algebra.channels import Ids
 from fxprune.coupling.coupling import Coupling
-from fxprune.ops.registry import bind
+from fxprune.ops.registry import bind, is_kind
 from fxprune.ops.tracer import Contraction
+from fxprune.scoring.engine.columns import wide
 from fxprune.scoring.engine.shares import layers_that, remaining_share
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 Floats = npt.NDArray[np.float64]
 
 #: Importances are scaled down above this: they grow from layer to layer.
 LARGE = 1e250
 
+_CONVOLUTIONS = ("conv", "conv_transpose")
+
 
 @dataclass(frozen=True, slots=True)
-class Propagation:
+class Propagation(Scorer):
     """What a unit's coordinates weigh in the final responses, through the absolute weights of all that reads them.
 
     Importance goes back value by value: a sum, a product or a concatenation passes it to all operands, a layer with
@@ -43,10 +45,9 @@ class Propagation:
     name: str = "nisp"
     needs: tuple[str, ...] = ("weights",)
     per_cost: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``s_in = |W|^T s_out`` (Eq. 11), kernels summed, over a unit's coordinates and readers, as shares.
+        """Returns, ``[units]``, ``s_in = |W|^T s_out`` (Eq. 11), kernels summed, over a unit's coordinates and readers, as shares.
 
         Raises:
             ScorerError: an axis is too long to be written out.
@@ -76,9 +77,8 @@ class _State:
         parts = [rows for c in weighted for rows in _link(coupling, c)]
         self.rows, numbers = _distinct([*parts, *(a.labels for a in coupling.axes if a.makes)])
         self.links: dict[fx.Node, list[tuple[Contraction, Ids, Ids]]] = {}
-        for i, contraction in enumerate(weighted):
-            link = (contraction, numbers[2 * i], numbers[2 * i + 1])
-            self.links.setdefault(contraction.node, []).append(link)
+        for contraction, read, made in zip(weighted, numbers[::2], numbers[1::2], strict=False):
+            self.links.setdefault(contraction.node, []).append((contraction, read, made))
         self.total = np.full(len(self.rows), np.nan)
         self.values: dict[fx.Node, Floats] = {}
         self.one = 1.0
@@ -88,10 +88,8 @@ class _State:
         result = np.where(self.rows[numbers].any(axis=1), given[numbers], self.one)
         unread = np.isnan(result)
         if unread.any():
-            seen = ~np.isnan(given)
-            seen[~self.rows.any(axis=1)] = False
-            size = int(self.rows.max(initial=0)) + 1
-            total, count = np.zeros(size), np.zeros(size)
+            seen = ~np.isnan(given) & self.rows.any(axis=1)
+            total, count = np.zeros((2, int(self.rows.max(initial=0)) + 1))
             for column in self.rows[seen].T:
                 np.add.at(total, column, given[seen])
                 np.add.at(count, column, 1)
@@ -141,17 +139,14 @@ def _plus(a: Floats, b: Floats) -> Floats:
 def _matrices(coupling: Coupling, contraction: Contraction) -> Floats:
     """Returns a contraction's absolute weights, ``[groups, outputs, inputs]``."""
     assert contraction.weight is not None
-    tensor = fetch(coupling.captured.module, str(contraction.weight.target)).detach().abs()
-    tensor = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
-    groups, inputs = _groups(contraction), contraction.weight_dim
-    outputs = _outputs(coupling, contraction)
-    summed = [d for d in range(tensor.dim()) if d != inputs and d not in outputs]
+    tensor = wide(fetch(coupling.captured.module, str(contraction.weight.target)).detach().abs())
+    groups, inputs = int(getattr(bind(contraction.node), "groups", 1)), contraction.weight_dim
+    kept = {inputs, *_outputs(coupling, contraction)}
+    summed = [d for d in range(tensor.dim()) if d not in kept]
     matrix = tensor.sum(dim=summed, keepdim=True, dtype=torch.float64) if summed else tensor.double()
     matrix = matrix.movedim(inputs, -1).reshape(-1, tensor.shape[inputs])
-    if inputs == 0 and groups > 1:  # transposed: inputs hold the groups
-        matrix = matrix.unflatten(1, (groups, -1)).transpose(0, 1)
-    else:
-        matrix = matrix.unflatten(0, (groups, -1))
+    transposed = inputs == 0 and groups > 1  # inputs hold the groups
+    matrix = matrix.unflatten(1, (groups, -1)).transpose(0, 1) if transposed else matrix.unflatten(0, (groups, -1))
     result: Floats = matrix.cpu().numpy()
     return result
 
@@ -159,7 +154,7 @@ def _matrices(coupling: Coupling, contraction: Contraction) -> Floats:
 def _link(coupling: Coupling, contraction: Contraction) -> tuple[Ids, Ids]:
     """Returns the label rows of what a contraction reads and of what it makes."""
     assert contraction.weight is not None
-    if _convolves(contraction):
+    if is_kind(contraction.node, *_CONVOLUTIONS):
         made = coupling.values[contraction.node][contraction.dim]
     else:
         axes = coupling.values[contraction.weight]
@@ -178,16 +173,8 @@ def _outputs(coupling: Coupling, contraction: Contraction) -> list[int]:
     """Returns the weight's dimensions that are neither summed over nor a kernel's."""
     assert contraction.weight is not None
     read = {c.weight_dim for c in coupling.contractions if c.weight is contraction.weight and c.axis}
-    size = 2 if _convolves(contraction) else len(coupling.values[contraction.weight])
+    size = 2 if is_kind(contraction.node, *_CONVOLUTIONS) else len(coupling.values[contraction.weight])
     return [dim for dim in range(size) if dim not in read]
-
-
-def _convolves(contraction: Contraction) -> bool:
-    return "conv" in str(contraction.node.target)
-
-
-def _groups(contraction: Contraction) -> int:
-    return int(getattr(bind(contraction.node), "groups", 1))
 
 
 def _distinct(parts: Sequence[Ids]) -> tuple[Ids, list[Ids]]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class Random:
+class Random(Scorer):
     """Uniform scores; the same seed gives the same scores."""
 
     name: str = "random"
     needs: tuple[str, ...] = ()
     per_cost: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns one draw from [0, 1) for each unit."""

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune._base.errors import ScorerError
+from fxprune._base.names import fetch
 from fxprune.capturing.inputs import Flat, Inputs, inputs_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import annotate, unit_scores
@@ -42,23 +44,28 @@ class Context:
     inputs: Inputs
     seed: int = 0
     loss: Loss = default_loss
-    memory_limit: int = 2 << 30
+    memory_limit: int = MEMORY_LIMIT
     progress: bool = False
     cache_dir: Path | None = None
 
     def by_group(self, per_channel: npt.NDArray[np.float64]) -> dict[str, Tensor]:
-        """Returns scores by group from one value for each channel id (see `accumulate`)."""
+        """Returns scores by group, ``[units]`` each, from a value for each channel id, ``[channels]`` (see `accumulate`)."""
         units = self.coupling.units
         return {g.name: torch.from_numpy(per_channel[units[g.units]]) for g in self.coupling.groups}
 
     def zeros(self) -> npt.NDArray[np.float64]:
-        """Returns one zero for each channel id."""
+        """Returns one zero for each channel id, ``[channels]``."""
         return np.zeros(len(self.coupling.channels))
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a parameter or buffer of the captured model by its name, ``[...]``; not to be changed."""
+        found: Tensor = fetch(self.coupling.captured.module, name).detach()
+        return found
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A pruning criterion.
+    """A pruning criterion. A class that names this one as its base need not say ``defaults``: there are none.
 
     Attributes:
         name: how it is called in reports.
@@ -78,7 +85,8 @@ class Scorer(Protocol):
     def per_cost(self) -> bool: ...  # noqa: D102
 
     @property
-    def defaults(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def defaults(self) -> Mapping[str, Any]:  # noqa: D102
+        return {}
 
     def score(self, context: Context) -> Mapping[str, Tensor]:
         """Returns for each group's name a score for each of its units, ``[len(group.units)]``.
@@ -87,6 +95,9 @@ class Scorer(Protocol):
         """
         ...
 
+
+#: The modules of fxprune's own criteria, one a criterion.
+_OWN = "bn_scale chip fpgm hrank ippro joint kl magnitude nisp random spvr taylor variance"
 
 _SCORERS: dict[str, Callable[[], Scorer]] = {}
 
@@ -106,7 +117,8 @@ def register_scorer(name: str, factory: Callable[[], Scorer]) -> None:
 @functools.cache
 def _fill() -> None:
     """Registers fxprune's own criteria, the first time that anybody asks."""
-    importlib.import_module("fxprune.scoring.criteria")
+    for module in _OWN.split():
+        importlib.import_module(f"fxprune.scoring.{module}")
 
 
 def registered() -> dict[str, Callable[[], Scorer]]:
@@ -140,7 +152,7 @@ def score(
     seed: int = 0,
     *,
     loss: Loss | None = None,
-    memory_limit: int = 2 << 30,
+    memory_limit: int = MEMORY_LIMIT,
     progress: bool = False,
     cache_dir: str | PathLike[str] | None = None,
 ) -> dict[str, Tensor]:

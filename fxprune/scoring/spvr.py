@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from fxprune._base.errors import ScorerError
 from fxprune.algebra.channels import Ids
+from fxprune.scoring.engine.columns import by_factor
 from fxprune.scoring.engine.families import round_scores
 from fxprune.scoring.engine.masking import masked_scores, spread
 from fxprune.scoring.engine.reads import Input, inputs_read
-from fxprune.scoring.loss import log_probabilities
+from fxprune.scoring.loss import log_probabilities, over_samples
 from fxprune.scoring.scorer import Context, register_scorer
 
 
@@ -63,8 +65,7 @@ def disagreement(dense: Any, masked: Any) -> float:
     f, g = a.exp(), b.exp()
     q = f.argmax(dim, keepdim=True)
     other = (g.argmax(dim, keepdim=True) != q).double()
-    loss = other + (f.gather(dim, q) - g.gather(dim, q)).abs()
-    return float(loss.flatten(1).mean(dim=1).sum()) if loss.dim() > 1 else float(loss.sum())
+    return over_samples(other + (f.gather(dim, q) - g.gather(dim, q)).abs())
 
 
 def assign(correlation: Tensor, size: int) -> list[Ids]:
@@ -98,32 +99,25 @@ def correlations(context: Context) -> dict[str, Tensor]:
         rows = value.double().reshape(len(value), -1, value.shape[-1])
         values.setdefault(read, []).append(rows.abs().sum(dim=1) if rows.shape[1] > 1 else rows[:, 0])
     sums = {g.name: torch.zeros(len(g.units), len(g.units), dtype=torch.float64) for g in coupling.groups}
-    counts = dict.fromkeys(sums, 0)
+    counts = Counter[str]()
     for read, parts in values.items():
         by_channel = _by_channel(context, read, torch.cat(parts))
         for group in coupling.groups:
-            columns = [by_channel.get(channel) for channel in coupling.units[group.units].tolist()]
-            if any(column is None for column in columns):
-                continue
-            sums[group.name] += _pearson(torch.stack([c for c in columns if c is not None], dim=1))
-            counts[group.name] += 1
+            channels = coupling.units[group.units].tolist()
+            if by_channel.keys() >= set(channels):
+                sums[group.name] += _pearson(torch.stack([by_channel[channel] for channel in channels], dim=1))
+                counts[group.name] += 1
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
 def _by_channel(context: Context, read: Input, matrix: Tensor) -> dict[int, Tensor]:
     """Returns one column for each channel id on an axis that contractions read."""
     found: dict[int, Tensor] = {}
-    cube = matrix.reshape(len(matrix), *(factor.size for factor in read.axis))
-    for i, factor in enumerate(read.axis):
-        if factor.labels is None:
-            continue
-        rest = [d for d in range(1, cube.dim()) if d != i + 1]
-        values = cube.abs().sum(dim=rest) if rest else cube
-        for position, row in enumerate(context.coupling.channels.resolve(factor.labels).tolist()):
-            for channel in row:
-                if channel:
-                    column = values[:, position]
-                    found[channel] = found[channel].abs() + column.abs() if channel in found else column
+    values = matrix.abs() if len(read.axis) > 1 else matrix
+    for labels, sums in by_factor(context.coupling, read.axis, values):
+        for row, column in zip(labels.tolist(), sums.T, strict=True):
+            for channel in filter(None, row):
+                found[channel] = found[channel].abs() + column.abs() if channel in found else column
     return found
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxprune.scoring.engine.gradients import by_unit, gradients
-from fxprune.scoring.scorer import Context, register_scorer
+from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class Taylor:
+class Taylor(Scorer):
     """The mean over samples of ``|sum over positions of activation x gradient|``, over all that reads a unit.
 
     The paper ranks all layers together after dividing each layer's scores by their Euclidean norm (section 2.2), and
@@ -28,22 +26,20 @@ class Taylor:
     name: str = "taylor"
     needs: tuple[str, ...] = ("gradients",)
     per_cost: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``mean over samples of |d loss / d mask of the unit|``; readers add up before the absolute value.
+        """Returns, ``[units]``, ``mean over samples of |d loss / d mask of the unit|``; readers add up before the absolute value.
 
         Raises:
             CalibrationError: there are no targets, or they do not fit.
         """
         coupling = context.coupling
         total, count = torch.zeros(len(coupling.units), dtype=torch.float64), 0
-        for batch in gradients(coupling, context.inputs, context.loss, self.name, gates=True):
+        for batch in gradients(coupling, context.inputs.labelled(self.name), context.loss, gates=True):
             total += by_unit(coupling, batch.gates, batch.samples).abs().sum(dim=0).cpu()
             count += batch.samples
-        per_channel = context.zeros()
-        per_channel[coupling.units] = (total / max(count, 1)).numpy()
-        scores = context.by_group(per_channel)
+        mean = total / max(count, 1)
+        scores = {group.name: mean[torch.from_numpy(group.units)] for group in coupling.groups}
         if not self.normalise:
             return scores
         return {name: s / s.norm().clamp_min(torch.finfo(s.dtype).tiny) for name, s in scores.items()}

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune._base.names import fetch
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.tracer import Contraction
+from fxprune.scoring.engine.columns import by_factor, is_read
 from fxprune.scoring.engine.scope import check_scope, within
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.scorer import Context, register_scorer
@@ -24,26 +24,20 @@ class Welford:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.squares = torch.zeros(0, dtype=torch.float64)
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, value: Tensor, dim: int) -> None:
-        """Takes in a batch; every dimension but ``dim`` is a sample."""
+        """Takes in a batch, ``[...]``; every dimension but ``dim`` is a sample."""
         x = value.movedim(dim, -1).reshape(-1, value.shape[dim])
-        n = len(x)
         variance, mean = torch.var_mean(x.double() if x.numel() < 1 << 22 else x, dim=0, correction=0)
-        variance, mean = variance.double(), mean.double()
-        if not self.count:
-            self.count, self.mean, self.squares = n, mean, variance * n
-            return
-        step, total = mean - self.mean, self.count + n
-        self.squares = self.squares + variance * n + step.square() * (self.count * n / total)
+        step, n, total = mean.double() - self.mean, len(x), max(self.count + len(x), 1)
+        self.squares = self.squares + variance.double() * n + step.square() * (self.count * n / total)
         self.mean = self.mean + step * (n / total)
-        self.count = total
+        self.count += n
 
     @property
     def variance(self) -> Tensor:
-        """The variance (biased)."""
+        """The variance (biased), ``[coordinates]``."""
         return self.squares / max(self.count, 1)
 
 
@@ -80,45 +74,25 @@ class Variance:
         return within(context.coupling, scores, self.scope)
 
     def _all(self, context: Context) -> dict[str, Tensor]:
-        coupling = context.coupling
-        readers = [c for c in coupling.contractions if c.axis]
-        moments: dict[tuple[fx.Node, int], Welford] = {}
-        for contraction in readers:
-            moments.setdefault((contraction.source, contraction.dim), Welford())
-            if contraction.other is not None:
-                moments.setdefault(contraction.other, Welford())
-        wanted: dict[fx.Node, list[tuple[int, Welford]]] = {}
-        for (node, dim), welford in moments.items():
-            wanted.setdefault(node, []).append((dim, welford))
+        coupling, total = context.coupling, context.zeros()
+        readers = [contraction for contraction in coupling.contractions if is_read(coupling, contraction.axis)]
+        places = [place for c in readers for place in ((c.source, c.dim), c.other) if place is not None]
+        moments = {place: Welford() for place in places}
         run = Run(Selection.nothing(coupling))
         with torch.no_grad():
             for batch in context.inputs:
-                for node, values in run.steps(batch):
-                    for dim, welford in wanted.get(node, ()):
-                        welford.add(values[node], dim)
-        total = context.zeros()
+                for node, alive in run.steps(batch):
+                    for (source, dim), welford in moments.items():
+                        if source is node:
+                            welford.add(alive[node], dim)
         for contraction in readers:
-            self._add(context, total, contraction, moments)
+            values = moments[contraction.source, contraction.dim].variance
+            if self.weighted:
+                values = values * _sensitivity(context, contraction, moments, values)
+                values = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+            for labels, sums in by_factor(coupling, contraction.axis, values):
+                accumulate(total, labels, sums)
         return context.by_group(total)
-
-    def _add(
-        self, context: Context, total: Any, contraction: Contraction, moments: Mapping[tuple[fx.Node, int], Welford]
-    ) -> None:
-        labels = [context.coupling.channels.resolve(f.labels) for f in contraction.axis if f.labels is not None]
-        if not any(rows.shape[1] for rows in labels):
-            return
-        values = moments[contraction.source, contraction.dim].variance
-        if self.weighted:
-            values = values * _sensitivity(context, contraction, moments, values)
-            values = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-        shape = [factor.size for factor in contraction.axis]
-        cube = values.reshape(shape)
-        for i, factor in enumerate(contraction.axis):
-            if factor.labels is not None:
-                rest = [d for d in range(len(shape)) if d != i]
-                accumulate(
-                    total, context.coupling.channels.resolve(factor.labels), cube.sum(dim=rest) if rest else cube
-                )
 
 
 def _sensitivity(
@@ -126,8 +100,7 @@ def _sensitivity(
 ) -> Tensor:
     """Returns how much of a coordinate's variance the reader passes on: the squared norm of what multiplies it."""
     if contraction.weight is not None:
-        weight = fetch(context.coupling.captured.module, str(contraction.weight.target)).detach()
-        dim = contraction.weight_dim
+        weight, dim = context.tensor(str(contraction.weight.target)), contraction.weight_dim
         groups = len(like) // weight.shape[dim]  # of a grouped convolution: each has columns and outputs of its own
         parts = weight.double().square().unflatten(0, (groups, -1))
         squares: Tensor = parts.transpose(1, dim + 1).flatten(2).sum(dim=2)

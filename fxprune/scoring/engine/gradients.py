@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor, fx
 
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import is_labelled
-from fxprune.capturing.inputs import Inputs
+from fxprune.capturing.inputs import Flat
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.tracer import Contraction
+from fxprune.scoring.engine.columns import by_factor
 from fxprune.scoring.loss import Loss
 from fxprune.twin.interpreter import Run
 
@@ -67,9 +69,8 @@ class Gradients:
 
 def gradients(
     coupling: Coupling,
-    inputs: Inputs,
+    batches: Iterable[tuple[Flat, Any]],
     loss: Loss,
-    method: str,
     *,
     parameters: Iterable[str] = (),
     nodes: Iterable[fx.Node] = (),
@@ -80,9 +81,8 @@ def gradients(
 
     Args:
         coupling: of the captured graph.
-        inputs: batches with targets.
+        batches: flat inputs with targets.
         loss: ``loss(outputs, targets)``, a mean over samples.
-        method: who asks, for messages.
         parameters: names of the parameters wanted.
         nodes: the values wanted.
         gates: also by factors on what contractions read.
@@ -91,19 +91,16 @@ def gradients(
     Raises:
         CalibrationError: there are no targets, or they do not fit.
     """
-    wanted = list(parameters)
-    kept = set(nodes)
-    for flat, targets in inputs.labelled(method):
+    wanted, kept = list(parameters), set(nodes)
+    for flat, targets in batches:
         tensors = {name: fetch(coupling.captured.module, name).detach().requires_grad_() for name in wanted}
         pass_ = (Gated if gates else run or Run)(Selection.nothing(coupling, tensors))
         values: dict[fx.Node, Tensor] = {}
-        outputs: Any = None
         with torch.enable_grad():
             for node, alive in pass_.steps(flat):
                 if node in kept:
                     values[node] = alive[node] if alive[node].requires_grad else alive[node].requires_grad_()
-                if node.op == "output":
-                    outputs = alive[node]
+                outputs = alive[node]
             samples = batch_size(coupling, flat)
             total = loss(coupling.captured.call.unflatten(outputs), targets) * samples
         factors = pass_.gates if isinstance(pass_, Gated) else []
@@ -119,14 +116,17 @@ def gradients(
 
 
 def batch_size(coupling: Coupling, flat: Sequence[Tensor]) -> int:
-    """Returns the number of samples of a batch of flat inputs."""
-    prime, _ = coupling.captured.batch
-    placeholders = [node for node in coupling.captured.module.graph.nodes if node.op == "placeholder"]
-    for node, leaf in zip(placeholders, flat, strict=True):
-        shape = coupling.captured.info[node].shape
-        if shape and shape[0] == prime:
-            return int(leaf.shape[0])
-    return int(flat[0].shape[0]) if flat and flat[0].dim() else 1
+    """Returns the number of samples of a batch of flat inputs, ``[samples, ...]`` those that hold them."""
+    batched = itertools.compress(flat, batched_inputs(coupling))
+    leaf = next(batched, flat[0] if flat else None)
+    return len(leaf) if leaf is not None and leaf.dim() else 1
+
+
+def batched_inputs(coupling: Coupling) -> list[bool]:
+    """Returns for each flat input whether its first dimension is the batch."""
+    captured = coupling.captured
+    shapes = [captured.info[node].shape for node in captured.module.graph.nodes if node.op == "placeholder"]
+    return [shape[:1] == captured.batch[:1] for shape in shapes]
 
 
 def by_unit(coupling: Coupling, gates: Sequence[tuple[Contraction, Tensor]], samples: int) -> Tensor:
@@ -144,14 +144,8 @@ def by_unit(coupling: Coupling, gates: Sequence[tuple[Contraction, Tensor]], sam
         apart = contraction.dim != 0 and by_batch
         rows = gradient.double().movedim(contraction.dim, -1).reshape(-1, gradient.shape[contraction.dim])
         rows = rows.reshape(samples, -1, rows.shape[1]).sum(dim=1) if apart else rows.sum(dim=0)[None] / samples
-        cube = rows.reshape(-1, *(factor.size for factor in contraction.axis))
-        for i, factor in enumerate(contraction.axis):
-            if factor.labels is None:
-                continue
-            rest = [d for d in range(1, cube.dim()) if d != i + 1]
-            values = cube.sum(dim=rest) if rest else cube
-            labels = coupling.channels.resolve(factor.labels)
-            for k in range(labels.shape[1]):
-                index = torch.from_numpy(unit_of[labels[:, k]]).to(device)
+        for labels, values in by_factor(coupling, contraction.axis, rows):
+            for column in labels.T:
+                index = torch.from_numpy(unit_of[column]).to(device)
                 total.index_add_(1, index, values.expand(samples, -1))
     return total[:, :-1]

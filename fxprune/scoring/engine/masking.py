@@ -20,7 +20,8 @@ from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.inputs import Flat
 from fxprune.coupling.coupling import Coupling
-from fxprune.scoring.engine.gradients import batch_size
+from fxprune.scoring.engine.columns import flags_of
+from fxprune.scoring.engine.gradients import batch_size, batched_inputs
 from fxprune.scoring.engine.suffix import Suffix
 from fxprune.scoring.scorer import Context
 
@@ -72,12 +73,11 @@ def masked_scores(context: Context, sets: UnitSets, measure: Measure, name: str)
                     if dense is None:
                         dense = suffix.dense(flat, wanted)
                         whole = unflatten(dense[cone.nodes[-1]])
-                    masks = [_flags(coupling, part) for part in ids[group]]
+                    masks = [flags_of(coupling, part) for part in ids[group]]
                     possible = [suffix.possible(mask) for mask in masks]
-                    outputs = iter(suffix.masked(cone, list(compress(masks, possible)), dense, samples))
-                    known[group] = [
-                        measure(whole, unflatten(next(outputs))) if one else float("inf") for one in possible
-                    ]
+                    outputs = suffix.masked(cone, list(compress(masks, possible)), dense, samples)
+                    losses = (measure(whole, unflatten(output)) for output in outputs)
+                    known[group] = [next(losses) if one else float("inf") for one in possible]
                     store.write(number, group, known[group])
                 totals[group] += torch.tensor(known[group], dtype=torch.float64)
                 bar.update(round(effort[group] * share))
@@ -85,7 +85,7 @@ def masked_scores(context: Context, sets: UnitSets, measure: Measure, name: str)
 
 
 def spread(coupling: Coupling, sets: UnitSets, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a finite score for each unit from one for each set; a unit in no set has zero."""
+    """Returns a finite score for each unit, ``[units]``, from one for each set, ``[sets]``; a unit in no set has zero."""
     found = {}
     finite = [float(score[score.isfinite()].max()) for score in scores.values() if score.isfinite().any()]
     highest = max(finite, default=0.0) + 1.0
@@ -95,12 +95,6 @@ def spread(coupling: Coupling, sets: UnitSets, scores: Mapping[str, Tensor]) -> 
             values[torch.from_numpy(part)] = float(value) if value.isfinite() else highest
         found[group.name] = values
     return found
-
-
-def _flags(coupling: Coupling, channels: Ids) -> Any:
-    flags = np.zeros(len(coupling.channels), bool)
-    flags[channels] = True
-    return flags
 
 
 def _rows(suffix: Suffix, memory_limit: int) -> int:
@@ -114,19 +108,14 @@ def _chunks(context: Context, suffix: Suffix, wanted: set[fx.Node]) -> Iterator[
     """Yields the batches, cut where the values kept of one would take more than half of the limit, and their share."""
     most = max(1, context.memory_limit // 2 // max(suffix.bytes(wanted), 1))
     most = min(most, suffix.rows) if suffix.device.type == "cpu" else most
-    prime = suffix.prime
-    placeholders = [node for node in suffix.graph.nodes if node.op == "placeholder"]
-    shapes = [context.coupling.captured.info[node].shape for node in placeholders]
+    batched = batched_inputs(context.coupling)
     for flat in context.inputs:
         samples = batch_size(context.coupling, flat)
-        if prime == 1 or samples <= most:
+        if suffix.prime == 1 or samples <= most:
             yield flat, 1.0
             continue
         for start in range(0, samples, most):
-            part = [
-                leaf[start : start + most] if shape and shape[0] == prime else leaf
-                for leaf, shape in zip(flat, shapes, strict=True)
-            ]
+            part = [x[start : start + most] if cut else x for x, cut in zip(flat, batched, strict=True)]
             yield part, min(most, samples - start) / samples
 
 
@@ -135,14 +124,8 @@ def _bar(context: Context, name: str, effort: int) -> Any:
         total: int | None = len(context.inputs) * effort
     except TypeError:
         total = None
-    return tqdm(
-        total=total,
-        desc=f"fxprune score {name}",
-        leave=False,
-        unit="MAC",
-        unit_scale=True,
-        disable=None if context.progress else True,
-    )
+    hidden = not context.progress or None  # None: only where there is no terminal
+    return tqdm(total=total, desc=f"fxprune score {name}", leave=False, unit="MAC", unit_scale=True, disable=hidden)
 
 
 class _Store:
@@ -182,9 +165,8 @@ class _Store:
         if self._path is None:
             return
         body = json.dumps([number, self._digest, group, [float(score).hex() for score in scores]])
-        line = f"{hashlib.sha256(body.encode()).hexdigest()[:16]} {body}\n"
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"{_checksum(body)} {body}\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -192,12 +174,16 @@ class _Store:
         text = path.read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines():
             check, _, body = line.partition(" ")
-            if hashlib.sha256(body.encode()).hexdigest()[:16] == check:
+            if _checksum(body) == check:
                 number, digest, group, scores = json.loads(body)
                 self._known[number, digest, group] = [float.fromhex(score) for score in scores]
         if text and not text.endswith("\n"):
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")  # what was cut short stays apart from what comes
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(flat: Flat) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
-from fxprune.algebra.axes import Axis, labels_of
+from fxprune.algebra.axes import Axis
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
+from fxprune.scoring.engine.columns import is_read
 from fxprune.scoring.engine.gradients import batch_size
-from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.scorer import Context
 from fxprune.twin.interpreter import Run
 
@@ -50,7 +48,7 @@ def inputs_read(context: Context, samples: int | None, method: str) -> Iterator[
     coupling = context.coupling
     wanted: dict[fx.Node, dict[int, Input]] = {}
     for c in coupling.contractions:
-        if any(coupling.channels.resolve(labels).shape[1] for labels in labels_of(c.axis)):
+        if is_read(coupling, c.axis):
             wanted.setdefault(c.source, {}).setdefault(c.dim, Input(c.source, c.dim, c.axis))
     run, left = Run(Selection.nothing(coupling)), sys.maxsize if samples is None else samples
     for batch in context.inputs:
@@ -79,12 +77,3 @@ def _by_sample(coupling: Coupling, read: Input, value: Tensor, samples: int) -> 
     else:
         batch = 0 if shape and shape[0] % samples == 0 else None
     return x[None] if batch is None else x.movedim(batch, 0).unflatten(0, (samples, -1))
-
-
-def as_shares(context: Context, found: Iterable[npt.NDArray[np.float64]]) -> dict[str, Tensor]:
-    """Returns scores that compare between groups from what each value read gives each channel id (any scale)."""
-    units = context.coupling.units
-    total = context.zeros()
-    for here in found:
-        total[units] += here[units] / max(here[units].sum(), np.finfo(np.float64).tiny)
-    return remaining_share(context.by_group(total), layers_that(context, read=False))

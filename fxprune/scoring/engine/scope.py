@@ -41,20 +41,15 @@ def mlp_groups(coupling: Coupling) -> tuple[Group, ...]:
     found = []
     for group in coupling.groups:
         makers = {coupling.axes[index].tensor for index, _ in group.axes if coupling.axes[index].makes}
-        taken = [readers.get(channel, set()) for channel in coupling.units[group.units].tolist()]
-        if (
-            group.kind == "channel"
-            and 1 <= len(makers) <= 2
-            and makers <= linear
-            and len(set().union(*taken)) == 1
-            and all(_is_linear(coupling, reader) for reader in taken[0])
-        ):
+        taken = set[Contraction]().union(*(readers.get(c, ()) for c in coupling.units[group.units].tolist()))
+        one = len(taken) == 1 and all(_is_linear(coupling, reader) for reader in taken)
+        if group.kind == "channel" and 1 <= len(makers) <= 2 and makers <= linear and one:
             found.append(group)
     return tuple(found)
 
 
 def within(coupling: Coupling, scores: dict[str, torch.Tensor], scope: str) -> dict[str, torch.Tensor]:
-    """Returns the scores with `STAYS` for all groups that are out of scope.
+    """Returns the scores, ``[units]`` each, with `STAYS` for all groups that are out of scope.
 
     Raises:
         NothingToPruneError: no group is in scope.

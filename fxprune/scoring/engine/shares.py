@@ -6,8 +6,10 @@ group is worth the whole group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,19 +22,19 @@ _LIMIT, _QUANTILE = 4.0, 0.9
 
 
 def without_outliers(rising: Tensor) -> Tensor:
-    """Returns the scores of one group, which rise, each at most four times the 0.9 quantile of those above zero."""
+    """Returns the scores of one group, which rise, ``[units]``, each at most four times the 0.9 quantile of those above 0."""
     positive = rising[rising > 0]
     return rising.clamp(max=_LIMIT * float(positive[int(_QUANTILE * (len(positive) - 1))])) if len(positive) else rising
 
 
 def shares(rising: Tensor) -> Tensor:
-    """Returns each score of one group, which rise, as a share of itself and all that follow."""
+    """Returns each score of one group, which rise, ``[units]``, as a share of itself and all that follow."""
     left = rising.flip(0).cumsum(0).flip(0)
     return rising / left.clamp_min(torch.finfo(rising.dtype).tiny)
 
 
 def remaining_share(scores: Mapping[str, Tensor], beside: Mapping[str, float]) -> dict[str, Tensor]:
-    """Returns each score as a share of what is left of its group, outliers cut, times the group's whole.
+    """Returns each score, ``[units]`` a group, as a share of what is left of its group, outliers cut, times the group's whole.
 
     The whole says in how many layers the group matters, since its cost is that of all of them: the scores' sum, which
     counts the layers on the side that the criterion looks at (those that make the group, or those that read it), and
@@ -45,6 +47,20 @@ def remaining_share(scores: Mapping[str, Tensor], beside: Mapping[str, float]) -
         share[order] = shares(without_outliers(score[order]))
         result[name] = share * (score.sum() + beside[name])
     return result
+
+
+def as_shares(context: Context, layers: Iterable[npt.NDArray[np.float64]], *, made: bool = False) -> dict[str, Tensor]:
+    """Returns scores that compare between groups, ``[units]`` each: each layer's shares, added up, as `remaining_share`.
+
+    Args:
+        context: of the scorer.
+        layers: what each layer, or value read, gives each channel id, ``[channels]``; any scale, at least zero.
+        made: the layers make the units; otherwise they read them.
+    """
+    units, total = context.coupling.units, context.zeros()
+    for here in layers:
+        total[units] += here[units] / max(here[units].sum(), np.finfo(np.float64).tiny)
+    return remaining_share(context.by_group(total), layers_that(context, read=made))
 
 
 def layers_that(context: Context, *, read: bool) -> dict[str, float]:

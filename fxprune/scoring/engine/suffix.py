@@ -7,23 +7,28 @@ evaluation mode are folded into the convolution before them, and activations wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fxprune._base.names import fetch
+from fxprune.algebra.axes import Axis, size_of
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind, may_alias, rule_of
 from fxprune.ops.rule import in_place_form
+from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction
+from fxprune.scoring.engine.columns import flags_of
 from fxprune.twin.certificate import TOLERANCE
 from fxprune.twin.interpreter import Run, last_uses
 
@@ -65,67 +70,59 @@ class Suffix:
         self.graph = coupling.captured.module.graph
         self.prime = coupling.captured.batch[0]
         self.device = next((p.device for p in coupling.captured.module.parameters()), torch.device("cpu"))
-        self._macs: dict[fx.Node, int] = {}
+        self._macs = Counter[fx.Node]()
         for contraction in coupling.contractions:
-            self._macs[contraction.node] = self._macs.get(contraction.node, 0) + contraction.macs
+            self._macs[contraction.node] += contraction.macs
         self._folded = _fold(coupling)
         self._apart: dict[Cone, bool] = {}
 
     def cone(self, channels: Ids) -> Cone:
-        """Returns the part of the graph that masking some of these channels may change."""
-        removed = np.zeros(len(self.coupling.channels), bool)
-        removed[channels] = True
-        slicer = self.coupling.slicer(removed)
+        """Returns the part of the graph that masking some of these channels, ``[n]``, may change."""
+        slicer = self.coupling.slicer(flags_of(self.coupling, channels))
         hit = tuple(c for c in self.coupling.contractions if slicer.changed(c.axis))
-        starts = {c.node for c in hit}
-        statistics = False
-        for node in self.coupling.statistics:
-            axes = [self.coupling.values.get(source) for source in node.all_input_nodes]
-            if any(slicer.changed(axis) for group in axes if isinstance(group, tuple) for axis in group):
-                starts.add(node)
-                statistics = True
-        inside: set[fx.Node] = set()
+        statistics = {node for node, axis in self._statistics(slicer) if slicer.changed(axis)}
+        inside = statistics | {c.node for c in hit}
         for node in self.graph.nodes:
-            if node in starts or any(source in inside for source in node.all_input_nodes):
+            if not inside.isdisjoint(node.all_input_nodes):
                 inside.add(node)
-        alive = _needed(self.graph, inside)
+        alive: set[fx.Node] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op == "output" or (node in inside and not alive.isdisjoint(node.users)):
+                alive.add(node)
         nodes = tuple(node for node in self.graph.nodes if node in alive)
-        frontier = tuple(
-            dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in alive)
-        )
+        sources = [source for node in nodes for source in node.all_input_nodes if source not in alive]
+        frontier = tuple(dict.fromkeys(sources))
         apart = all(self._batch_dim(node) is not None for node in (*nodes[:-1], *frontier))
         apart &= all(self._batch_dim(node) == 0 for node in nodes[-1].all_input_nodes if node in alive)
-        weight = sum(self._macs.get(node, 0) for node in nodes)
-        return Cone(hit, nodes, frontier, apart and not statistics, weight)
+        return Cone(hit, nodes, frontier, apart and not statistics, sum(self._macs[node] for node in nodes))
+
+    def _statistics(self, slicer: Slicer) -> Iterator[tuple[fx.Node, Axis]]:
+        """Yields the nodes that take statistics, with each axis of what they read."""
+        for node in self.coupling.statistics:
+            for source in node.all_input_nodes:
+                if isinstance(self.coupling.values.get(source), tuple):
+                    yield from ((node, axis) for axis in slicer.axes(source, node))
 
     def dense(self, flat: Sequence[Tensor], wanted: Iterable[fx.Node]) -> Values:
-        """Returns the values of the wanted nodes and of the output, in one pass over one batch."""
-        keep = set(wanted)
-        found: Values = {}
-        for node, values in Run(Selection.nothing(self.coupling)).steps(flat):
-            if node in keep or node.op == "output":
-                found[node] = values[node]
-        return found
+        """Returns the values of the wanted nodes and of the output, ``[samples, ...]``, in one pass over one batch."""
+        keep, steps = set(wanted), Run(Selection.nothing(self.coupling)).steps(flat)
+        return {node: values[node] for node, values in steps if node in keep or node.op == "output"}
 
     def possible(self, mask: Mask) -> bool:
-        """Returns whether the outputs are defined under a mask: statistics keep a coordinate, choices as many as they take."""
+        """Returns whether the outputs are defined under a mask of channels, ``[channels]``.
+
+        They are if statistics keep a coordinate, and choices as many as they take.
+        """
         slicer = self.coupling.slicer(mask)
-        axes = (
-            axis
-            for node in self.coupling.statistics
-            for source in node.all_input_nodes
-            if isinstance(self.coupling.values.get(source), tuple)
-            for axis in slicer.axes(source, node)
-        )
         enough = all(slicer.count(axis) >= least for axis, least in self.coupling.least)
-        return enough and all(slicer.count(axis) for axis in axes if slicer.changed(axis))
+        return enough and all(slicer.count(axis) for _, axis in self._statistics(slicer) if slicer.changed(axis))
 
     def masked(self, cone: Cone, masks: Sequence[Mask], dense: Values, samples: int) -> Iterable[Any]:
         """Yields the flat outputs under each mask, in order.
 
         Args:
             cone: of all channels in the masks.
-            masks: a flag for each channel id.
+            masks: a flag for each channel id, ``[channels]``.
             dense: the values at the cone's frontier.
             samples: the batch size.
         """
@@ -166,32 +163,28 @@ class Suffix:
     # -- one pass -----------------------------------------------------------------------------------------------
 
     def _run(self, cone: Cone, masks: Sequence[Mask], dense: Values) -> Any:
-        if not cone.stackable:
-            return self._twin(cone, masks[0], dense)
-        count = len(masks)
-        values: Values = {node: self._repeated(node, dense[node], count) for node in cone.frontier}
-        keeps = self._keeps(cone, masks)
-        last = last_uses(cone.nodes)
-        own = set(cone.nodes)
+        twin = None if cone.stackable else Run(Selection(self.coupling, masks[0]))
+        values: Values = {node: self._repeated(node, dense[node], len(masks)) for node in cone.frontier}
+        keeps, last, own = self._keeps(cone, masks), last_uses(cone.nodes), set(cone.nodes)
         for node in cone.nodes:
-            if node.op == "output":
-                return fx.node.map_arg(node.args[0], values.__getitem__)
-            values[node] = self._step(node, values, keeps.get(node, ()), own)
+            if twin is not None:
+                values[node] = twin.step(node, values, iter(()))
+            else:
+                values[node] = self._step(node, values, keeps.get(node, ()), own)
             for source in last.get(node, ()):
                 values.pop(source, None)
-        raise AssertionError("a cone ends with the output")
+        return values[cone.nodes[-1]]
 
     def _step(
         self, node: fx.Node, values: Values, keeps: Sequence[tuple[fx.Node, int, Tensor]], own: set[fx.Node]
     ) -> Any:
-        operands: Values = values
-        if keeps:
-            operands = dict(values)
-            for source, dim, keep in keeps:
-                operands[source] = _masked(operands[source], self._batch_dim(source), dim, keep)
-        folded = self._folded.get(node)
-        if folded is not None:
-            return folded(operands)
+        operands = dict(values) if keeps else values
+        for source, dim, keep in keeps:
+            operands[source] = _masked(operands[source], self._batch_dim(source), dim, keep)
+        if node in self._folded:
+            return self._folded[node](operands)
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], operands.__getitem__)
         args = fx.node.map_arg(node.args, operands.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, operands.__getitem__)
         rule = rule_of(node.target)
@@ -210,24 +203,14 @@ class Suffix:
             return is_kind(source, *_FRESH) and not may_alias(source.target)
         return False
 
-    def _twin(self, cone: Cone, mask: Mask, dense: Values) -> Any:
-        run = Run(Selection(self.coupling, mask))
-        values: Values = {node: dense[node] for node in cone.frontier}
-        last = last_uses(cone.nodes)
-        for node in cone.nodes:
-            values[node] = run.step(node, values, iter(()))
-            for source in last.get(node, ()):
-                values.pop(source, None)
-        return values[cone.nodes[-1]]
-
     def _keeps(self, cone: Cone, masks: Sequence[Mask]) -> dict[fx.Node, list[tuple[fx.Node, int, Tensor]]]:
         """Returns for each contraction node its (operand, dimension, kept coordinates ``[masks, size]``)."""
         slicers = [self.coupling.slicer(mask) for mask in masks]
         found: dict[fx.Node, list[tuple[fx.Node, int, Tensor]]] = {}
         for contraction in cone.contractions:
-            size = int(np.prod([factor.size for factor in contraction.axis]))
+            every = np.ones(size_of(contraction.axis), bool)
             rows = [slicer.mask(contraction.axis) for slicer in slicers]
-            keep = np.stack([np.ones(size, bool) if row is None else row for row in rows])
+            keep = np.stack([every if row is None else row for row in rows])
             entry = (contraction.source, contraction.dim, torch.from_numpy(keep))
             found.setdefault(contraction.node, []).append(entry)
         return found
@@ -263,18 +246,6 @@ class Suffix:
         return dim if self.prime in (info.shape[dim], outer) else None
 
 
-def _needed(graph: fx.Graph, inside: set[fx.Node]) -> set[fx.Node]:
-    """Returns those of some nodes that the output needs."""
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    waiting, needed = [output], {output}
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source in inside and source not in needed:
-                needed.add(source)
-                waiting.append(source)
-    return needed
-
-
 def _agree(a: Any, b: Any) -> bool:
     if not isinstance(a, Tensor) or not a.is_floating_point():
         return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
@@ -298,61 +269,34 @@ def _masked(value: Tensor, batch: int | None, dim: int, keep: Tensor) -> Tensor:
 
 
 def _part(value: Any, index: int, count: int) -> Any:
-    if not isinstance(value, Tensor) or not value.dim():
-        return value
-    size = value.shape[0] // count
-    return value[index * size : (index + 1) * size]
+    return value.tensor_split(count)[index] if isinstance(value, Tensor) and value.dim() else value
 
 
 def _fold(coupling: Coupling) -> dict[fx.Node, Callable[[Values], Any]]:
     """Returns how to run convolutions with the batch norm behind them folded in, and those batch norms."""
     folded: dict[fx.Node, Callable[[Values], Any]] = {}
     for norm in coupling.captured.module.graph.nodes:
-        if not is_kind(norm, "batch_norm") or bind(norm).training:
-            continue
-        conv = norm.args[0]
+        conv: Any = norm.args[0] if is_kind(norm, "batch_norm") and not bind(norm).training else None
         if not is_kind(conv, "conv") or len(conv.users) != 1:
             continue
-        tensors = [
-            bind(conv).weight,
-            *(getattr(bind(norm), n) for n in ("weight", "bias", "running_mean", "running_var")),
-        ]
-        if bind(conv).bias is not None:
-            tensors.append(bind(conv).bias)
-        if any(t is not None and t.op != "get_attr" for t in tensors):
-            continue
-        folded[conv] = _folded_conv(coupling, conv, norm)
-        folded[norm] = _pass_on(conv)
+        a, b = bind(conv), bind(norm)
+        nodes = (a.weight, a.bias, b.running_mean, b.running_var, b.weight, b.bias)
+        if all(node is None or node.op == "get_attr" for node in nodes):
+            folded[conv], folded[norm] = _folded_conv(coupling, conv, nodes, b.eps), itemgetter(conv)
     return folded
 
 
-def _pass_on(conv: fx.Node) -> Callable[[Values], Any]:
-    return lambda values: values[conv]
-
-
-def _folded_conv(coupling: Coupling, conv: fx.Node, norm: fx.Node) -> Callable[[Values], Any]:
-    a, b = bind(conv), bind(norm)
-
-    def get(node: fx.Node | None) -> Tensor | None:
-        return None if node is None else fetch(coupling.captured.module, str(node.target)).detach().double()
-
-    weight, mean, var = get(a.weight), get(b.running_mean), get(b.running_var)
-    assert weight is not None and mean is not None and var is not None
-    dtype = coupling.captured.info[conv].dtype
-    scale = torch.rsqrt(var + b.eps)
-    gamma, beta, bias = get(b.weight), get(b.bias), get(a.bias)
-    scale = scale if gamma is None else scale * gamma
-    shift = (beta if beta is not None else 0.0) - mean * scale
-    shift = shift if bias is None else shift + bias * scale
-    kernel = (weight * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(dtype)
+def _folded_conv(
+    coupling: Coupling, conv: fx.Node, nodes: Iterable[fx.Node | None], eps: float
+) -> Callable[[Values], Any]:
+    """Returns the convolution with other weights; of the nodes two are its own, four the batch norm's."""
+    module, a = coupling.captured.module, bind(conv)
+    weight, bias, mean, var, gamma, beta = (
+        None if node is None else fetch(module, str(node.target)).detach().double() for node in nodes
+    )
+    fused = fuse_conv_bn_weights(weight, bias, mean, var, eps, gamma, beta)  # type: ignore[arg-type]
+    kernel, offset = (x.detach().to(coupling.captured.info[conv].dtype) for x in fused)
     if kernel.dim() == 4:
         kernel = kernel.contiguous(memory_format=torch.channels_last)
-    offset = shift.to(dtype)
-    source: fx.Node = a.input
-    run = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[kernel.dim()]
-
-    def convolve(values: Mapping[fx.Node, Any]) -> Tensor:
-        result: Tensor = run(values[source], kernel, offset, a.stride, a.padding, a.dilation, a.groups)
-        return result
-
-    return convolve
+    run: Any = conv.target
+    return lambda values: run(values[a.input], kernel, offset, a.stride, a.padding, a.dilation, a.groups)

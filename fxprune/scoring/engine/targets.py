@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +58,10 @@ def find_targets(coupling: Coupling, kind: str) -> tuple[Target, ...]:
         kind: ``"gamma"`` or ``"gamma_beta"`` for the scale (and shift) of the batch norm behind a layer, where every
             use of the layer has one; ``"weight"`` for the layer's own weight throughout.
     """
-    is_unit = np.zeros(len(coupling.channels), bool)
-    is_unit[coupling.units] = True
     nodes = {str(n.target): n for n in coupling.values if n.op == "get_attr"}
     by_dimension: dict[tuple[str, int], list[ParameterAxis]] = {}
     for axis in coupling.axes:
-        if axis.makes and is_unit[axis.labels].any():
+        if axis.makes and np.isin(axis.labels, coupling.units).any():
             by_dimension.setdefault((axis.tensor, axis.dim), []).append(axis)
     return tuple(_target(coupling, nodes[name], dim, tuple(axes), kind) for (name, dim), axes in by_dimension.items())
 
@@ -71,12 +69,11 @@ def find_targets(coupling: Coupling, kind: str) -> tuple[Target, ...]:
 def _target(coupling: Coupling, weight: fx.Node, dim: int, axes: tuple[ParameterAxis, ...], kind: str) -> Target:
     name, size = str(weight.target), len(axes[0].labels)
     uses = list(_uses(coupling, weight, dim))
-    norms = [_norm_behind(node) for node, _ in uses]
-    if kind != "weight" and uses and all(norm is not None for norm in norms):
-        found = [norm for norm in norms if norm is not None]
-        names = dict.fromkeys(name for norm in found for name in _scale_and_shift(norm, kind))
-        sites = tuple(_site(coupling, norm, 1) for norm in found)
-        return Target(axes, size, tuple((name, 0) for name in names), sites)
+    norms = [norm for node, _ in uses if (norm := _norm_behind(node)) is not None]
+    if kind != "weight" and uses and len(norms) == len(uses):
+        parts = ("weight", "bias") if kind == "gamma_beta" else ("weight",)
+        names = dict.fromkeys(str(getattr(bind(norm), part).target) for norm in norms for part in parts)
+        return Target(axes, size, tuple((name, 0) for name in names), tuple(_site(coupling, n, 1) for n in norms))
     return Target(axes, size, ((name, dim),), tuple(_site(coupling, node, at) for node, at in uses))
 
 
@@ -99,11 +96,6 @@ def _norm_behind(node: fx.Node) -> fx.Node | None:
     a = bind(reader)
     own = all(isinstance(p, fx.Node) and p.op == "get_attr" for p in (a.weight, a.bias))
     return reader if own and a.input is node else None
-
-
-def _scale_and_shift(norm: fx.Node, kind: str) -> Iterable[str]:
-    a = bind(norm)
-    return [str(p.target) for p in ((a.weight, a.bias) if kind == "gamma_beta" else (a.weight,))]
 
 
 def _site(coupling: Coupling, x: fx.Node, dim: int) -> Site:

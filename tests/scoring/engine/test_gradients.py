@@ -41,7 +41,7 @@ def test_a_gate_is_the_derivative_of_masking(name: str) -> None:
     model, x = NETWORKS[name]()
     coupling = prepared(model, (x,))[1]
     targets = torch.linspace(-1, 1, len(x), dtype=torch.float64)
-    (found,) = gradients(coupling, PlainInputs([(x,)], [targets]), _loss, "test", gates=True)
+    (found,) = gradients(coupling, PlainInputs([(x,)], [targets]).labelled("test"), _loss, gates=True)
     per_unit = by_unit(coupling, found.gates, found.samples)
     assert per_unit.shape == (len(x), len(coupling.units))
     for unit in range(0, len(coupling.units), 3):
@@ -60,14 +60,14 @@ def test_parameters_and_values() -> None:
     layers = [n for n in coupling.captured.module.graph.nodes if n.target is torch.ops.aten.linear.default]
     names = [name for name, _ in model.named_parameters()]
     inputs = PlainInputs([(x,)], [targets])
-    (found,) = gradients(coupling, inputs, default_loss, "test", parameters=names, nodes=layers[:1])
+    (found,) = gradients(coupling, inputs.labelled("test"), default_loss, parameters=names, nodes=layers[:1])
     loss = F.cross_entropy(model(x), targets, reduction="sum")
     expected = torch.autograd.grad(loss, list(model.parameters()))
     assert found.loss == pytest.approx(float(loss.detach()))
     for name, value in zip(names, expected, strict=True):
         torch.testing.assert_close(found.parameters[name], value)
     assert all(p.grad is None for p in model.parameters())
-    (alone,) = gradients(coupling, inputs, default_loss, "test", nodes=layers[:1])
+    (alone,) = gradients(coupling, inputs.labelled("test"), default_loss, nodes=layers[:1])
     for one in (found, alone):
         value, gradient = one.values[layers[0]]
         assert value.shape == gradient.shape
@@ -77,7 +77,7 @@ def test_parameters_and_values() -> None:
 def test_targets_are_needed() -> None:
     coupling = prepared(_mlp(), (random(6, 8),))[1]
     with pytest.raises(CalibrationError, match="'taylor' needs targets"):
-        next(gradients(coupling, PlainInputs([(random(6, 8),)]), default_loss, "taylor"))
+        next(gradients(coupling, PlainInputs([(random(6, 8),)]).labelled("taylor"), default_loss))
 
 
 @pytest.mark.parametrize(("outputs", "targets"), [((4, 3), (4,)), ((4, 3, 5, 5), (4, 5, 5)), ((4, 7, 3), (4, 7))])
