@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["fetch", "layer_of", "place"]
-
 
 def layer_of(tensor: str) -> str:
     """Returns the name of the module that owns a tensor; empty for the model itself."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.recovery.compensate import compensate
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
@@ -14,47 +16,20 @@ from fxprune.recovery.sequential import sequential
 
 
 @dataclass(frozen=True, slots=True)
-class MeanShift(Recovery):
-    """What a removed column brought on average goes into the bias (VBP, arXiv 2507.12988)."""
+class Fitted(Recovery):
+    """New weights, biases and running means of the layers that lose columns, so that they make up for those.
 
-    name: str = "mean_shift"
+    Attributes:
+        fit: gives them, at full size.
+        name: how it is called in messages.
+    """
 
-    def recover(self, context: RecoveryContext) -> Recovered:
-        """Returns shifted biases and running means."""
-        return Recovered(compensate(context, covariance=False), context.skipped)
-
-
-@dataclass(frozen=True, slots=True)
-class Covariance(Recovery):
-    """Kept columns take over what they can predict of the removed ones in the dense model (OB2C, arXiv 2608.17657)."""
-
-    name: str = "covariance"
+    fit: Callable[[RecoveryContext], Mapping[str, Tensor]]
+    name: str = "fitted"
 
     def recover(self, context: RecoveryContext) -> Recovered:
-        """Returns weights, biases and running means of every layer that loses columns."""
-        return Recovered(compensate(context, covariance=True), context.skipped)
-
-
-@dataclass(frozen=True, slots=True)
-class Sequential(Recovery):
-    """Layer after layer is regressed on what the pruned model really feeds it, with residual drift."""
-
-    name: str = "sequential"
-
-    def recover(self, context: RecoveryContext) -> Recovered:
-        """Returns weights, biases and running means of every layer that loses columns."""
-        return Recovered(sequential(context), context.skipped)
-
-
-@dataclass(frozen=True, slots=True)
-class Reconstruct(Recovery):
-    """After `Sequential` every block learns to give the dense model's values, by gradient and without labels."""
-
-    name: str = "reconstruct"
-
-    def recover(self, context: RecoveryContext) -> Recovered:
-        """Returns all parameters, or what `Sequential` gave where nothing better was learnt."""
-        return Recovered(reconstruct(context, sequential(context)), context.skipped)
+        """Returns what was fitted, and the layers that could not be."""
+        return Recovered(self.fit(context), context.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,5 +49,12 @@ class Reinit(Recovery):
         return tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
 
 
-for _recovery in (MeanShift, Covariance, Sequential, Reconstruct, Reinit):
-    register_recovery(_recovery().name, _recovery)
+#: What a removed column brought on average goes into the bias (VBP, arXiv 2507.12988).
+register_recovery("mean_shift", partial(Fitted, partial(compensate, covariance=False), "mean_shift"))
+#: Kept columns take over what they can predict of the removed ones in the dense model (OB2C, arXiv 2608.17657).
+register_recovery("covariance", partial(Fitted, partial(compensate, covariance=True), "covariance"))
+#: Layer after layer is regressed on what the pruned model really feeds it, with residual drift.
+register_recovery("sequential", partial(Fitted, sequential, "sequential"))
+#: Then every block learns to give the dense model's values, by gradient and without labels.
+register_recovery("reconstruct", partial(Fitted, reconstruct, "reconstruct"))
+register_recovery("reinit", Reinit)

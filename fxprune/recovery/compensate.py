@@ -7,19 +7,16 @@ VBP's mean shift (arXiv 2507.12988) is the case B = 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from fxprune.recovery.consumers import Consumer
-from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.consumers import Consumer, Replacements
+from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 from fxprune.recovery.protocol import RecoveryContext
-from fxprune.recovery.replacements import Replacements
 
 
 def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tensor]:
-    """Returns full-size replacements of the consumers' weights, biases and running means.
+    """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means.
 
     The inputs are gone through once for each part of the consumers whose statistics fit into memory together; a single
     consumer beyond the limit is compensated in blocks of columns.
@@ -30,29 +27,45 @@ def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tenso
     """
     changed = Replacements(context.selection.coupling)
     for consumer, blocks in context.moments(covariance=covariance):
-        _update(changed, consumer, blocks, context.ridge if covariance else None)
+        weight = consumer.matrix(changed.value(consumer.weight)).double()
+        kept = torch.from_numpy(consumer.kept).to(weight.device)
+        for block, moments in blocks:
+            _aim(moments, weight[..., block], kept[:, block], covariance)
+        fit(changed, consumer, blocks, context.ridge if covariance else None)
     return changed.tensors
 
 
-def _update(
-    changed: Replacements, consumer: Consumer, blocks: Sequence[tuple[slice, Moments]], ridge: float | None
-) -> None:
-    """Compensates one layer; without a ridge by the mean shift alone."""
-    weight = consumer.matrix(changed.value(consumer.weight)).double()
-    update = torch.zeros_like(weight)
-    shift = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device)
-    kept_all = torch.from_numpy(consumer.kept).to(weight.device)
+def _aim(moments: Moments, weight: Tensor, kept: Tensor, covariance: bool) -> None:
+    """Makes what the removed columns give to the outputs the target; of ``tx`` the kept columns are filled in."""
+    moments.mean_t = weight.new_zeros(weight.shape[:2])
+    moments.tx = torch.zeros_like(weight)
+    for g, stays in enumerate(kept):
+        removed = weight[g][:, ~stays]
+        moments.mean_t[g] = removed @ moments.mean_x[g][~stays]
+        if covariance:
+            moments.tx[g][:, stays] = removed @ moments.xx[g][~stays][:, stays]
+
+
+def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float | None) -> None:
+    """Adds to a layer what gives the moments' targets from its kept columns, by least squares.
+
+    Args:
+        changed: holds the layer's tensors.
+        consumer: the layer.
+        blocks: moments of its columns with the targets.
+        ridge: damping, as a share of the mean variance; None for a shift by the targets' means alone.
+    """
+    kept = torch.from_numpy(consumer.kept).to(blocks[0][1].mean_x.device)
+    shape = (consumer.groups, consumer.rows.shape[1], consumer.kept.shape[1])
+    update = torch.zeros(shape, dtype=torch.float64, device=kept.device)
+    shift = update.new_zeros(shape[:2])
     for block, moments in blocks:
         if ridge is not None and consumer.home is None:
             moments.raw()
-        for g in range(consumer.groups):
-            kept = kept_all[g, block]
-            removed_weight = weight[g, :, block][:, ~kept]
-            mean = moments.mean_x[g]
-            shift[g] += removed_weight @ mean[~kept]
+        for g, stays in enumerate(kept[:, block]):
+            shift[g] += moments.mean_t[g]
             if ridge is not None:
-                gram = moments.xx[g]
-                gain = ridge_solve(gram[kept][:, kept], removed_weight @ gram[~kept][:, kept], ridge)
-                update[g, :, block][:, kept] = gain
-                shift[g] -= gain @ mean[kept]
+                gain = ridge_solve(moments.xx[g][stays][:, stays], moments.tx[g][:, stays], ridge)
+                update[g, :, block][:, stays] = gain
+                shift[g] -= gain @ moments.mean_x[g][stays]
     changed.add(consumer, update, shift)

@@ -1,7 +1,9 @@
-"""The layers that read pruned channels: their columns, and where a constant shift of their output can go."""
+"""The layers that read pruned channels: their columns, where a constant shift of their output can go, and their new tensors."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -64,8 +66,7 @@ class Consumer:
 
     def samples(self, shape: Sequence[int]) -> int:
         """Returns how many samples an output of this shape holds: tokens, or batch times positions."""
-        sizes = shape[:-1] if is_kind(self.node, "linear") else (shape[0], *shape[2:])
-        return int(np.prod(sizes))
+        return math.prod(shape[:-1] if is_kind(self.node, "linear") else (shape[0], *shape[2:]))
 
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns chosen samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel."""
@@ -82,12 +83,48 @@ class Consumer:
         return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
 
     def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
-        """Returns which samples of an output of this shape count: all, or a random part that is ample and fits."""
+        """Returns which samples of an output of this shape count, ``[rows]``: all, or a random part that is ample and fits."""
         count, columns = self.samples(shape), self.kept.shape[1]
         most = min(max(8192, 32 * columns), max(memory_limit // (16 * columns * self.groups), 1))
         if count <= most:
             return torch.arange(count)
         return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch))
+
+
+class Replacements:
+    """Full-size replacements of parameters and buffers; what was not changed is the model's own.
+
+    Args:
+        coupling: of the captured graph.
+
+    Attributes:
+        tensors: name -> replacement; grows.
+    """
+
+    def __init__(self, coupling: Coupling) -> None:
+        self._module = coupling.captured.module
+        self.tensors: dict[str, Tensor] = {}
+
+    def value(self, name: str) -> Tensor:
+        """Returns a parameter or buffer, ``[...]``, as recovery has left it so far."""
+        found: Tensor = self.tensors[name] if name in self.tensors else fetch(self._module, name).detach()
+        return found
+
+    def add(self, consumer: Consumer, update: Tensor, shift: Tensor) -> None:
+        """Changes a layer.
+
+        Args:
+            consumer: the layer.
+            update: is added to its weight, ``[groups, outputs, columns]``.
+            shift: is added to its outputs, ``[groups, outputs]``, where the layer has a home for that.
+        """
+        weight = self.value(consumer.weight)
+        new = consumer.matrix(weight).double() + update
+        self.tensors[consumer.weight] = new.reshape(weight.shape).to(weight.dtype)
+        if consumer.home is not None:
+            home = self.value(consumer.home.tensor)
+            moved = home.double() + consumer.home.sign * shift.reshape(-1)
+            self.tensors[consumer.home.tensor] = moved.to(home.dtype)
 
 
 def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:
@@ -97,10 +134,9 @@ def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:
 
 def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
     """Before: x[b, c, *space].  After: a view [b, *positions, c, *kernel]."""
-    kernel = a.kernel
-    n = len(kernel)
+    n = len(a.kernel)
     stride, dilation = _tuple(a.stride, n), _tuple(a.dilation, n)
-    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    reach = [d * (k - 1) for k, d in zip(a.kernel, dilation, strict=True)]
     if a.padding == "same":
         pads = [(r // 2, r - r // 2) for r in reach]
     else:
@@ -120,22 +156,15 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
         every: also the layers whose input could lose channels, or nothing, but does not.
     """
     coupling, slicer = selection.coupling, selection.slicer
-    module = coupling.captured.module
-    uses: dict[str, int] = {}
-    for contraction in coupling.contractions:
-        if contraction.weight is not None and contraction.axis:
-            uses[str(contraction.weight.target)] = uses.get(str(contraction.weight.target), 0) + 1
+    uses = Counter(str(c.weight.target) for c in coupling.contractions if c.weight is not None and c.axis)
     found: list[Consumer] = []
     notes: list[str] = []
     for contraction in coupling.contractions:
         node, weight = contraction.node, contraction.weight
-        hit = slicer.changed(contraction.axis)
-        if weight is None or not (hit or every):
+        if weight is None or not (every or slicer.changed(contraction.axis)):
             continue
-        name = str(weight.target)
-        a = bind(node)
-        size = fetch(module, name).shape
-        groups = getattr(a, "groups", 1)
+        name, a = str(weight.target), bind(node)
+        size, groups = fetch(coupling.captured.module, name).shape, getattr(a, "groups", 1)
         if not is_kind(node, "linear", "conv"):
             notes.append(f"{name}: no compensation for {node.target}")
         elif uses[name] > 1 or len(weight.users) > 1:
@@ -148,8 +177,9 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             a.kernel = tuple(size[2:])
             channels, outputs = slicer.mask(contraction.axis), slicer.mask(coupling.values[weight][0])
             channels = np.ones(size[1] * groups, bool) if channels is None else channels
-            kept = np.repeat(channels.reshape(groups, -1), int(np.prod(size[2:])), axis=1)
-            rows = (np.ones(size[0], bool) if outputs is None else outputs).reshape(groups, -1)
+            outputs = np.ones(size[0], bool) if outputs is None else outputs
+            kept = np.repeat(channels.reshape(groups, -1), math.prod(a.kernel), axis=1)
+            rows = outputs.reshape(groups, -1)
             bias = _parameter(coupling, a.bias)
             found.append(Consumer(node, name, bias, a, groups, kept, rows, _home(coupling, node, bias)))
     return found, notes

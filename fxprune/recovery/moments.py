@@ -1,11 +1,18 @@
-"""Means and (cross-)covariances of columns, streamed: centred in each batch, merged in float64."""
+"""Means and (cross-)covariances of what layers read, streamed: centred in each batch, merged in float64, in parts that fit."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from fxprune._base.errors import CalibrationError
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
+from fxprune.recovery.consumers import Consumer
+from fxprune.twin.interpreter import Run
 
 
 class Moments:
@@ -13,35 +20,35 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean_x = torch.zeros(0, dtype=torch.float64)
-        self.mean_t = torch.zeros(0, dtype=torch.float64)
-        self.xx = torch.zeros(0, dtype=torch.float64)
-        self.tx = torch.zeros(0, dtype=torch.float64)
+        self.mean_x, self.mean_t, self.xx, self.tx = torch.zeros(4, 0, dtype=torch.float64)
 
     def add(self, x: Tensor, t: Tensor | None = None) -> None:
-        """Takes in a batch (Chan et al. 1983, parallel update)."""
+        """Takes in a batch ``x[samples, groups, p]`` (Chan et al. 1983, parallel update); ``t`` has the same samples."""
         n = len(x)
         if n == 0:
             return
+        t = x[..., :0] if t is None else t
         if x.dtype.itemsize < 4:  # a sum of squares leaves the range of float16
-            x, t = x.float(), None if t is None else t.float()
-        mean_x = x.mean(dim=0, dtype=torch.float64)
+            x, t = x.float(), t.float()
+        mean_x, mean_t = (part.mean(dim=0, dtype=torch.float64) for part in (x, t))
         centred = (x - mean_x.to(x.dtype)).transpose(0, 1)  # [groups, samples, p]
         xx = (centred.transpose(1, 2) @ centred).double()
-        if t is None:
-            t = x[..., :0]
-        mean_t = t.mean(dim=0, dtype=torch.float64)
         tx = ((t - mean_t.to(t.dtype)).permute(1, 2, 0) @ centred).double()
         if not self.count:
             self.count, self.mean_x, self.mean_t, self.xx, self.tx = n, mean_x, mean_t, xx, tx
             return
-        total = self.count + n
         step_x, step_t = mean_x - self.mean_x, mean_t - self.mean_t
-        scale = self.count * n / total
-        self.xx += xx + scale * step_x[..., :, None] * step_x[..., None, :]
-        self.tx += tx + scale * step_t[..., :, None] * step_x[..., None, :]
-        self.mean_x += step_x * (n / total)
-        self.mean_t += step_t * (n / total)
+        share = n / (self.count + n)
+        self.xx += xx + self.count * share * step_x[..., :, None] * step_x[..., None, :]
+        self.tx += tx + self.count * share * step_t[..., :, None] * step_x[..., None, :]
+        self.mean_x += step_x * share
+        self.mean_t += step_t * share
+        self.count += n
+
+    def add_mean(self, x: Tensor) -> None:
+        """Takes in a batch ``x[samples, groups, p]``, for ``mean_x`` alone."""
+        mean, total = x.mean(dim=0, dtype=torch.float64), self.count + len(x)
+        self.mean_x = mean if not self.count else self.mean_x + (mean - self.mean_x) * (len(x) / total)
         self.count = total
 
     def raw(self) -> None:
@@ -68,7 +75,80 @@ def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
         return torch.zeros_like(right)
     damped = gram + ridge * level * torch.eye(size, dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        solution: Tensor = torch.linalg.lstsq(damped, right.T).solution.T
-        return solution
-    return torch.cholesky_solve(right.T, factor).T
+    solution = torch.linalg.lstsq(damped, right.T).solution if int(failed) else torch.cholesky_solve(right.T, factor)
+    return solution.T
+
+
+T = TypeVar("T")
+
+#: The moments of blocks of columns.
+Blocks: TypeAlias = "list[tuple[slice, Moments]]"
+
+
+def _blocks(consumer: Consumer, covariance: bool, memory_limit: int) -> list[slice]:
+    """Cuts the columns into blocks whose covariance fits."""
+    groups, columns = consumer.kept.shape
+    most = int((memory_limit / 16 / groups) ** 0.5) if covariance else columns
+    count = max(1, -(-columns // max(most, 1)))
+    width = -(-columns // count)
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
+def bytes_of(consumer: Consumer, covariance: bool, memory_limit: int) -> int:
+    """Returns what the statistics of one consumer take, in blocks if need be."""
+    widths = [block.stop - block.start for block in _blocks(consumer, covariance, memory_limit)]
+    return sum(16 * consumer.groups * width**2 for width in widths) if covariance else 8 * consumer.kept.size
+
+
+def parts_that_fit(items: Iterable[T], sizes: Callable[[T], Mapping[Any, int]], memory_limit: int) -> Iterator[list[T]]:
+    """Yields items in parts whose statistics fit into ``memory_limit`` bytes together.
+
+    Args:
+        items: in their order.
+        sizes: of one item, the bytes of each statistic that it needs; what several need counts once.
+        memory_limit: bytes.
+    """
+    part: list[T] = []
+    held: dict[Any, int] = {}
+    for item in items:
+        own = sizes(item)
+        if part and sum({**held, **own}.values()) > memory_limit:
+            yield part
+            part, held = [], {}
+        part.append(item)
+        held.update(own)
+    if part:
+        yield part
+
+
+def measure(
+    coupling: Coupling,
+    part: Sequence[Consumer],
+    inputs: Iterable[Sequence[Tensor]],
+    *,
+    covariance: bool,
+    memory_limit: int,
+) -> list[Blocks]:
+    """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
+
+    Args:
+        coupling: of the captured graph.
+        part: the consumers.
+        inputs: the graph's flat inputs, ``[samples, ...]``, batch by batch.
+        covariance: False for the means alone.
+        memory_limit: bytes for one block's statistics, and for one batch's samples of one consumer.
+    """
+    blocks = [[(b, Moments()) for b in _blocks(consumer, covariance, memory_limit)] for consumer in part]
+    run = Run(Selection.nothing(coupling))
+    for number, batch in enumerate(inputs):
+        waiting = len(part)
+        for node, values in run.steps(batch):
+            for consumer, own in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
+                rows = consumer.choose(values[node].shape, memory_limit, number)
+                columns = consumer.columns(values[consumer.source], rows)
+                for block, moments in own:
+                    moments.add(columns[..., block]) if covariance else moments.add_mean(columns[..., block])
+                waiting -= 1
+            if not waiting:
+                break
+    return blocks

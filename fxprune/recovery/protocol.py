@@ -18,7 +18,7 @@ from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.errors import RecoveryError
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer, find_consumers
-from fxprune.recovery.statistics import Blocks, measure, parts_that_fit
+from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
 
 #: The recoveries that come with fxprune.
 RecoveryName = Literal["mean_shift", "covariance", "sequential", "reconstruct", "reinit"]
@@ -77,10 +77,10 @@ class RecoveryContext:
             covariance: False for the means alone.
         """
         coupling, limit = self.selection.coupling, self.memory_limit
-        for part in parts_that_fit(self.consumers, covariance, limit):
-            yield from zip(
-                part, measure(coupling, part, self.inputs, covariance=covariance, memory_limit=limit), strict=True
-            )
+        sizes = {consumer: {consumer: bytes_of(consumer, covariance, limit)} for consumer in self.consumers}
+        for part in parts_that_fit(self.consumers, sizes.__getitem__, limit):
+            found = measure(coupling, part, self.inputs, covariance=covariance, memory_limit=limit)
+            yield from zip(part, found, strict=True)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -186,11 +186,9 @@ def recovered(method: str | Recovery | None, context: RecoveryContext) -> Recove
     captured = context.selection.coupling.captured
     shapes = {str(n.target): captured.info[n].shape for n in captured.module.graph.nodes if n.op == "get_attr"}
     for name, tensor in result.tensors.items():
-        if shapes.get(name) != tuple(tensor.shape):
-            raise RecoveryError(
-                f"recovery {recovery.name!r}: {name}: expected a replacement of shape {list(shapes.get(name, ()))}, got "
-                f"{list(tensor.shape)}"
-                if name in shapes
-                else f"recovery {recovery.name!r}: the graph has no tensor {name!r} to replace"
-            )
+        if name not in shapes:
+            raise RecoveryError(f"recovery {recovery.name!r}: the graph has no tensor {name!r} to replace")
+        if shapes[name] != tuple(tensor.shape):
+            expected = f"a replacement of shape {list(shapes[name])}, got {list(tensor.shape)}"
+            raise RecoveryError(f"recovery {recovery.name!r}: {name}: expected {expected}")
     return result

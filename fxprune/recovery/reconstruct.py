@@ -21,7 +21,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.recovery.protocol import RecoveryContext
-from fxprune.recovery.sequential import find_drift
+from fxprune.recovery.sequential import find_drift, sequential
 from fxprune.twin.interpreter import Run
 
 _PASSES = 8
@@ -33,8 +33,8 @@ _SAMPLES = 32
 _HELD_OUT = 8
 
 
-def reconstruct(context: RecoveryContext, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns full-size replacements of parameters that follow the dense model more closely than ``start``, or ``start``.
+def reconstruct(context: RecoveryContext) -> dict[str, Tensor]:
+    """Returns full-size replacements, ``[...]`` each, that follow the dense model more closely than `sequential`'s, or those.
 
     Adam with a cosine, its rate a share of each tensor's size; a step for 32 samples, or for a batch where its size is
     fixed. One step's samples in eight are held out where there are as many; what was learnt is kept only if the targets'
@@ -43,10 +43,9 @@ def reconstruct(context: RecoveryContext, start: Mapping[str, Tensor]) -> dict[s
     Args:
         context: the layers that lose columns, whose outputs, or the sums they go into, are the targets; and the inputs,
             which are gone through eleven times.
-        start: what replaces parameters and buffers so far.
     """
+    start, coupling, inputs = sequential(context), context.selection.coupling, context.inputs
     blocks = _Blocks(context, start)
-    coupling, inputs = context.selection.coupling, context.inputs
     count = sum(1 for _ in _parts(coupling, inputs))
     held_out = {i for i in range(count) if i % _HELD_OUT == _HELD_OUT - 1} or set(range(count))
     learning = [i for i in range(count) if count < _HELD_OUT or i not in held_out]
@@ -57,7 +56,7 @@ def reconstruct(context: RecoveryContext, start: Mapping[str, Tensor]) -> dict[s
     before = check()
     groups = [{"params": [p], "lr": _RATE * max(_size(p), _LEAST)} for p in blocks.parameters.values()]
     if not groups or not learning:
-        return dict(start)
+        return start
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     steps = _PASSES * len(learning)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
@@ -68,7 +67,10 @@ def reconstruct(context: RecoveryContext, start: Mapping[str, Tensor]) -> dict[s
                 blocks.follow(flat, learn=True)
                 optimizer.step()
                 schedule.step()
-    return blocks.tensors_as(coupling) if check() < before else dict(start)
+    if check() >= before:
+        return start
+    module = coupling.captured.module
+    return {name: x.detach().to(fetch(module, name).dtype) for name, x in blocks.tensors.items()}
 
 
 def _parts(coupling: Coupling, inputs: Iterable[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
@@ -79,10 +81,8 @@ def _parts(coupling: Coupling, inputs: Iterable[Sequence[Tensor]]) -> Iterator[S
     for flat in inputs:
         size = max((len(x) for x, split in zip(flat, batched, strict=True) if split), default=1)
         count = math.ceil(size / _SAMPLES)
-        yield from zip(
-            *(x.tensor_split(count) if split else (x,) * count for x, split in zip(flat, batched, strict=True)),
-            strict=True,
-        )
+        pairs = zip(flat, batched, strict=True)
+        yield from zip(*(x.tensor_split(count) if split else (x,) * count for x, split in pairs), strict=True)
 
 
 def _target(consumer: Consumer) -> fx.Node:
@@ -105,25 +105,19 @@ class _Blocks:
         graph, module = self.coupling.captured.module.graph, self.coupling.captured.module
         self.targets = {_target(consumer) for consumer in context.consumers}
         self.targets |= {source for node in graph.nodes if node.op == "output" for source in node.all_input_nodes}
-        self.tensors = dict(start)
+        names = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+        own = {
+            name: x for name in names if isinstance(x := fetch(module, name), nn.Parameter) and x.is_floating_point()
+        }
+        halves = any(x.dtype in (torch.float16, torch.bfloat16) for x in own.values())
         self.parameters: dict[str, Tensor] = {}
-        halves = False
-        for node in graph.nodes:
-            value = fetch(module, str(node.target)) if node.op == "get_attr" else None
-            if isinstance(value, nn.Parameter) and value.is_floating_point():
-                name = str(node.target)
-                halves |= value.dtype in (torch.float16, torch.bfloat16)
-                now = self.tensors.get(name, value).detach()
-                self.parameters[name] = now.to(torch.promote_types(now.dtype, torch.float32)).clone().requires_grad_()
-        self.tensors |= self.parameters
+        for name, value in own.items():
+            now = start.get(name, value).detach()
+            self.parameters[name] = now.to(torch.promote_types(now.dtype, torch.float32)).clone().requires_grad_()
+        self.tensors = {**start, **self.parameters}
         dtype = torch.float32 if halves else None  # halves are too coarse to learn in
         self.dense = Run(Selection.nothing(self.coupling), dtype)
         self.pruned = Run(context.selection.with_tensors(self.tensors), dtype)
-
-    def tensors_as(self, coupling: Coupling) -> dict[str, Tensor]:
-        """Returns the replacements in the model's own precision."""
-        module = coupling.captured.module
-        return {k: v.detach().to(fetch(module, k).dtype) for k, v in self.tensors.items()}
 
     def follow(self, inputs: Sequence[Tensor], *, learn: bool = False) -> float:
         """Returns the mean error of the targets on one batch, as a share of their variance; ``learn`` leaves gradients."""

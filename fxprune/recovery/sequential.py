@@ -8,7 +8,7 @@ between, with a ridge towards the old weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor, fx
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, conducts, is_kind
-from fxprune.recovery.consumers import Consumer
-from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.compensate import fit
+from fxprune.recovery.consumers import Consumer, Replacements
+from fxprune.recovery.moments import Moments
 from fxprune.recovery.protocol import RecoveryContext
-from fxprune.recovery.replacements import Replacements
 from fxprune.twin.interpreter import Run
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
@@ -57,7 +57,7 @@ def find_drift(node: fx.Node) -> Drift | None:
 
 
 def sequential(context: RecoveryContext) -> dict[str, Tensor]:
-    """Returns full-size replacements of the consumers' weights, biases and running means.
+    """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means.
 
     All batches advance together, node by node, if the values that are alive fit into the memory limit; otherwise every
     consumer has its own pass from the start.
@@ -66,13 +66,11 @@ def sequential(context: RecoveryContext) -> dict[str, Tensor]:
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
     order = _order(context.selection.coupling, drifts)
     march = _March(context, order, drifts)
-    batches = list(context.inputs) if march.fits() else None
-    if batches is not None:
-        march.together(batches, by_node)
+    if march.fits():
+        march.together(list(context.inputs), by_node)
     else:
-        for node in order:
-            if node in by_node:
-                march.alone(by_node[node])
+        for consumer in (by_node[node] for node in order if node in by_node):
+            march.alone(consumer)
     return march.changed.tensors
 
 
@@ -103,54 +101,45 @@ class _March:
         self.changed = Replacements(context.selection.coupling)
         self.dense = Run(Selection.nothing(context.selection.coupling))
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
+        final = {source: node for node in order for source in node.all_input_nodes}
+        place = {node: i for i, node in enumerate(order)}
+        for node, drift in drifts.items():
+            final[drift.skip] = max(node, final[drift.skip], key=place.__getitem__)
         self.last: dict[fx.Node, list[fx.Node]] = {}
-        seen: set[fx.Node] = set()
-        for node in reversed(order):
-            needed = [*node.all_input_nodes, *([drifts[node].skip] if node in drifts else [])]
-            for source in dict.fromkeys(needed):
-                if source not in seen:
-                    seen.add(source)
-                    self.last.setdefault(node, []).append(source)
+        for source, node in final.items():
+            self.last.setdefault(node, []).append(source)
 
     def fits(self) -> bool:
         """Returns whether all batches' live values stay within half the limit, judged by the first batch."""
-        sizes: dict[fx.Node, int] = {}
-        peak = count = 0
-        for batch in self.context.inputs:
-            count += 1
-            if count > 1:
-                continue
-            values: dict[fx.Node, Any] = {}
-            feed = iter(batch)
-            for node in self.order:
-                values[node] = self.dense.step(node, values, feed)
-                if node.op != "get_attr" and isinstance(values[node], Tensor):
-                    sizes[node] = values[node].numel() * values[node].element_size()
-                peak = max(peak, sum(sizes.values()))
-                for source in self.last.get(node, ()):
-                    values.pop(source)
-                    sizes.pop(source, None)
-        return 2 * count * peak <= self.context.memory_limit // 2
+        batches, peak = iter(self.context.inputs), 0
+        feed, values = iter(next(batches, ())), dict[fx.Node, Any]()
+        for node in self.order:
+            values[node] = self.dense.step(node, values, feed)
+            alive = [x for n, x in values.items() if n.op != "get_attr" and isinstance(x, Tensor)]
+            peak = max(peak, sum(x.nbytes for x in alive))
+            for source in self.last.get(node, ()):
+                del values[source]
+        return 2 * (1 + sum(1 for _ in batches)) * peak <= self.context.memory_limit // 2
 
     def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
         """Advances all batches node by node."""
-        dense: list[dict[fx.Node, Any]] = [{} for _ in batches]
-        pruned: list[dict[fx.Node, Any]] = [{} for _ in batches]
-        feeds = [(iter(batch), iter(batch)) for batch in batches]
-        for node in self.order:
-            for i, (dense_feed, _) in enumerate(feeds):
-                dense[i][node] = self.dense.step(node, dense[i], dense_feed)
+        for states in zip(*map(self._walk, batches), strict=True):
+            node, moments = states[0][0], Moments()
             if node in consumers:
-                moments = Moments()
-                for i, (d, p) in enumerate(zip(dense, pruned, strict=True)):
-                    self._observe(consumers[node], moments, d, p, i)
+                for number, (_, dense, pruned) in enumerate(states):
+                    self._observe(consumers[node], moments, dense, pruned, number)
                 self._fit(consumers[node], moments)
-                self._refresh(consumers[node], pruned)
-            for i, (_, pruned_feed) in enumerate(feeds):
-                pruned[i][node] = self.pruned.step(node, pruned[i], pruned_feed)
+                self._refresh(consumers[node], [pruned for _, _, pruned in states])
+
+    def _walk(self, batch: Sequence[Tensor]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any], dict[fx.Node, Any]]]:
+        """Yields every node with what is alive in the dense model, its own value included, and in the pruned one, before that."""
+        dense, pruned, feeds = dict[fx.Node, Any](), dict[fx.Node, Any](), (iter(batch), iter(batch))
+        for node in self.order:
+            dense[node] = self.dense.step(node, dense, feeds[0])
+            yield node, dense, pruned
+            pruned[node] = self.pruned.step(node, pruned, feeds[1])
             for source in self.last.get(node, ()):
-                for values in (*dense, *pruned):
-                    del values[source]
+                del dense[source], pruned[source]
 
     def _refresh(self, consumer: Consumer, pruned: Sequence[dict[fx.Node, Any]]) -> None:
         """Hands the consumer's new weight and shift to the runs that hold the old ones."""
@@ -165,17 +154,8 @@ class _March:
         """Runs every batch from the start up to one consumer."""
         moments = Moments()
         for number, batch in enumerate(self.context.inputs):
-            dense: dict[fx.Node, Any] = {}
-            pruned: dict[fx.Node, Any] = {}
-            feeds = iter(batch), iter(batch)
-            for node in self.order:
-                dense[node] = self.dense.step(node, dense, feeds[0])
-                if node is consumer.node:
-                    self._observe(consumer, moments, dense, pruned, number)
-                    break
-                pruned[node] = self.pruned.step(node, pruned, feeds[1])
-                for source in self.last.get(node, ()):
-                    del dense[source], pruned[source]
+            _, dense, pruned = next(state for state in self._walk(batch) if state[0] is consumer.node)
+            self._observe(consumer, moments, dense, pruned, number)
         self._fit(consumer, moments)
 
     def _observe(
@@ -204,15 +184,4 @@ class _March:
         return inverse.reshape(1, -1, *[1] * (like.dim() - 2))
 
     def _fit(self, consumer: Consumer, moments: Moments) -> None:
-        if consumer.home is None:
-            moments.raw()
-        shape = (consumer.groups, consumer.rows.shape[1], consumer.kept.shape[1])
-        update = torch.zeros(shape, dtype=torch.float64, device=moments.xx.device)
-        shift = torch.zeros(shape[:2], dtype=torch.float64, device=moments.xx.device)
-        masks = torch.from_numpy(consumer.kept).to(update.device)
-        for g in range(consumer.groups):
-            kept = masks[g]
-            gain = ridge_solve(moments.xx[g][kept][:, kept], moments.tx[g][:, kept], self.context.ridge)
-            update[g][:, kept] = gain
-            shift[g] = moments.mean_t[g] - gain @ moments.mean_x[g][kept]
-        self.changed.add(consumer, update, shift)
+        fit(self.changed, consumer, [(slice(None), moments)], self.context.ridge)

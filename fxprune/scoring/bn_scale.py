@@ -28,7 +28,7 @@ class BatchNormScale(Scorer):
     per_cost: bool = False
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``mean |gamma|`` over a unit's batch norms.
+        """Returns ``mean |gamma|``, ``[units]``, over a unit's batch norms.
 
         Raises:
             ScorerError: no batch norm with a scale lies on any unit.

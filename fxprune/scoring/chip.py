@@ -39,22 +39,22 @@ class ChannelIndependence(Scorer):
     needs: tuple[str, ...] = ("activations",)
     per_cost: bool = True
 
+    @torch.no_grad()
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``mean over samples of | |A|_* - |A without the unit's rows|_* |``, as shares, over all values read.
+        """Returns ``mean over samples of | |A|_* - |A without the unit's rows|_* |``, ``[units]``, as shares, over all values read.
 
         Raises:
             ScorerError: activations are not finite, or an axis is too long to be written out.
         """
         found: dict[Input, npt.NDArray[np.float64]] = {}
         rows: dict[Input, tuple[Ids, list[Tensor]]] = {}
-        with torch.no_grad():
-            for reading, x in inputs_read(context, self.samples, self.name):
-                if reading not in rows:
-                    rows[reading], found[reading] = _rows(context, reading), context.zeros()
-                channels, of_unit = rows[reading]
-                for matrix in matrices(x, reading.axis):
-                    change = norm_changes(matrix, of_unit, context.memory_limit)
-                    found[reading][channels] += change.cpu().numpy()
+        for reading, x in inputs_read(context, self.samples, self.name):
+            if reading not in rows:
+                rows[reading], found[reading] = _rows(context, reading), context.zeros()
+            channels, of_unit = rows[reading]
+            for matrix in matrices(x, reading.axis):
+                change = norm_changes(matrix, of_unit, context.memory_limit)
+                found[reading][channels] += change.cpu().numpy()
         return as_shares(context, found.values())
 
 

@@ -38,21 +38,20 @@ class FeatureRank(Scorer):
     needs: tuple[str, ...] = ("activations",)
     per_cost: bool = True
 
+    @torch.no_grad()
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``mean over samples of rank(map)``, as shares of each value that contractions read, summed.
+        """Returns ``mean over samples of rank(map)``, ``[units]``, as shares of each value that contractions read, summed.
 
         Raises:
             ScorerError: activations are not finite.
         """
         found: dict[Input, npt.NDArray[np.float64]] = {}
-        channels = context.coupling.channels
-        with torch.no_grad():
-            for reading, x in inputs_read(context, self.samples, self.name):
-                ranks = found.setdefault(reading, context.zeros())
-                for i, factor in enumerate(reading.axis):
-                    if factor.labels is not None:
-                        rank = mean_rank(matrices(x, reading.axis, i), context.memory_limit)
-                        accumulate(ranks, channels.resolve(factor.labels), rank * len(x))
+        for reading, x in inputs_read(context, self.samples, self.name):
+            ranks = found.setdefault(reading, context.zeros())
+            for i, factor in enumerate(reading.axis):
+                if factor.labels is not None:
+                    rank = mean_rank(matrices(x, reading.axis, i), context.memory_limit)
+                    accumulate(ranks, context.coupling.channels.resolve(factor.labels), rank * len(x))
         return as_shares(context, found.values())
 
 

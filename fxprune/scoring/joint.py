@@ -21,7 +21,7 @@ from fxprune.capturing.inputs import Flat
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import Group
 from fxprune.recovery.consumers import Consumer, find_consumers
-from fxprune.recovery.statistics import Blocks, measure
+from fxprune.recovery.moments import Blocks, measure, parts_that_fit
 from fxprune.scoring.engine.columns import Reading, readings_of, table_of
 from fxprune.scoring.engine.elimination import Reader, eliminate
 from fxprune.scoring.engine.gradients import batch_size, by_unit, gradients
@@ -64,7 +64,10 @@ class Joint:
         used = {r.consumer.node: r.consumer for group in readings.values() for r in group}
         weights, alone = _sensitivity(context, list(used.values()), self.samples, bool(unread))
         scores = {group.name: _by_masking(group, alone) for group in unread}
-        for part in _parts(coupling.groups, readings, context.memory_limit // 2):
+        read = [group for group in coupling.groups if readings[group.name]]
+        for part in parts_that_fit(
+            read, lambda group: _sizes(r.consumer for r in readings[group.name]), context.memory_limit // 2
+        ):
             moments = _moments(context, [r.consumer for group in part for r in readings[group.name]])
             for group in part:
                 count = len(group.units)
@@ -142,32 +145,19 @@ def _by_masking(group: Group, alone: Tensor) -> Tensor:
     return allocate(order.tolist(), effect[order].tolist())
 
 
-def _parts(
-    groups: Sequence[Group], readings: Mapping[str, Sequence[Reading]], memory_limit: int
-) -> Iterator[list[Group]]:
-    """Yields the groups that linear layers read, in parts whose readers' statistics fit together."""
-    part: list[Group] = []
-    sizes: dict[fx.Node, int] = {}
-    for group in groups:
-        own = {r.consumer.node: 16 * r.consumer.groups * r.consumer.kept.shape[1] ** 2 for r in readings[group.name]}
-        if part and sum((sizes | own).values()) > memory_limit:
-            yield part
-            part, sizes = [], {}
-        if own:
-            part.append(group)
-            sizes |= own
-    if part:
-        yield part
+def _sizes(consumers: Iterable[Consumer]) -> dict[fx.Node, int]:
+    """Returns the bytes of each layer's covariance."""
+    return {c.node: 16 * c.groups * c.kept.shape[1] ** 2 for c in consumers}
 
 
+@torch.no_grad()
 def _moments(context: Context, consumers: Iterable[Consumer]) -> dict[fx.Node, Blocks]:
     """Returns the covariances of what each layer reads, about zero where its shift has no home."""
     part = list({consumer.node: consumer for consumer in consumers}.values())
     limit = context.memory_limit // 2
-    whole = sum(16 * c.groups * c.kept.shape[1] ** 2 for c in part)
+    whole = sum(_sizes(part).values())
     limit = limit if whole <= limit else max(limit // len(part), 1)
-    with torch.no_grad():
-        found = measure(context.coupling, part, context.inputs, covariance=True, memory_limit=limit)
+    found = measure(context.coupling, part, context.inputs, covariance=True, memory_limit=limit)
     for consumer, blocks in zip(part, found, strict=True):
         for _, block in blocks if consumer.home is None else ():
             block.raw()

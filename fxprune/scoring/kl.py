@@ -24,7 +24,7 @@ class Kl:
     defaults: Mapping[str, Any] = field(default_factory=lambda: {"recover": "covariance"})
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns ``sum over samples of KL(f || f_masked)`` for each unit masked alone."""
+        """Returns ``sum over samples of KL(f || f_masked)``, ``[units]``, for each unit masked alone."""
         sets = {g.name: list(np.arange(len(g.units)).reshape(-1, 1)) for g in context.coupling.groups}
         return spread(context.coupling, sets, masked_scores(context, sets, divergence, "kl"))
 

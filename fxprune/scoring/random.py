@@ -19,7 +19,7 @@ class Random(Scorer):
     per_cost: bool = False
 
     def score(self, context: Context) -> dict[str, Tensor]:
-        """Returns one draw from [0, 1) for each unit."""
+        """Returns one draw from [0, 1) for each unit, ``[units]``."""
         generator = torch.Generator().manual_seed(context.seed)
         return {g.name: torch.rand(len(g.units), generator=generator) for g in context.coupling.groups}
 

@@ -173,9 +173,8 @@ def score(
     Raises:
         ScorerError: an unknown method, or unusable scores.
     """
-    scorer = scorer_of(method)
     folder = None if cache_dir is None else Path(cache_dir)
     context = Context(coupling, inputs_of(inputs), seed, loss or default_loss, memory_limit, progress, folder)
-    scores = scorer.score(context)
+    scores = scorer_of(method).score(context)
     annotate(coupling, unit_scores(coupling, scores))
     return dict(scores)

@@ -124,8 +124,7 @@ def _by_channel(context: Context, read: Input, matrix: Tensor) -> dict[int, Tens
 def _pearson(columns: Tensor) -> Tensor:
     centred = columns - columns.mean(dim=0)
     norm = centred.norm(dim=0)
-    result: Tensor = (centred.T @ centred) / (norm[:, None] * norm[None, :])
-    return result.nan_to_num(0.0, 0.0, 0.0)
+    return torch.nan_to_num((centred.T @ centred) / (norm[:, None] * norm), 0.0, 0.0, 0.0)
 
 
 register_scorer("spvr", Spvr)

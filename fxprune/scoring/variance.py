@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune._base.errors import ScorerError
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.columns import by_factor, is_read
-from fxprune.scoring.engine.scope import check_scope, within
+from fxprune.scoring.engine.scope import SCOPES, within
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.scorer import Context, register_scorer
 from fxprune.twin.interpreter import Run
@@ -60,7 +61,8 @@ class Variance:
 
     def __post_init__(self) -> None:
         """Refuses a scope that there is not."""
-        check_scope(self.scope)
+        if self.scope not in SCOPES:
+            raise ScorerError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
 
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns, summed over readers and coordinates, ``Var[x_i] * |W_i|^2`` (weighted) or ``Var[x_i]``.
@@ -73,18 +75,18 @@ class Variance:
             scores = remaining_share(scores, layers_that(context, read=False))
         return within(context.coupling, scores, self.scope)
 
+    @torch.no_grad()
     def _all(self, context: Context) -> dict[str, Tensor]:
         coupling, total = context.coupling, context.zeros()
         readers = [contraction for contraction in coupling.contractions if is_read(coupling, contraction.axis)]
         places = [place for c in readers for place in ((c.source, c.dim), c.other) if place is not None]
         moments = {place: Welford() for place in places}
         run = Run(Selection.nothing(coupling))
-        with torch.no_grad():
-            for batch in context.inputs:
-                for node, alive in run.steps(batch):
-                    for (source, dim), welford in moments.items():
-                        if source is node:
-                            welford.add(alive[node], dim)
+        for batch in context.inputs:
+            for node, alive in run.steps(batch):
+                for (source, dim), welford in moments.items():
+                    if source is node:
+                        welford.add(alive[node], dim)
         for contraction in readers:
             values = moments[contraction.source, contraction.dim].variance
             if self.weighted:
@@ -103,8 +105,7 @@ def _sensitivity(
         weight, dim = context.tensor(str(contraction.weight.target)), contraction.weight_dim
         groups = len(like) // weight.shape[dim]  # of a grouped convolution: each has columns and outputs of its own
         parts = weight.double().square().unflatten(0, (groups, -1))
-        squares: Tensor = parts.transpose(1, dim + 1).flatten(2).sum(dim=2)
-        return squares.flatten()
+        return torch.flatten(parts.transpose(1, dim + 1).flatten(2).sum(dim=2))
     if contraction.other is not None:
         other = moments[contraction.other]
         return other.variance + other.mean.square()

@@ -49,16 +49,13 @@ class _State:
         self.columns, self.dummy = reader.columns, p
         level = float(reader.gram.diagonal().mean()) * ridge
         self.precision = torch.eye(p + 1, dtype=torch.float64, device=reader.gram.device)
+        self.weight = reader.weight.new_zeros(p + 1, len(reader.weight))
         if level > 0:
             damped = reader.gram + level * self.precision[:p, :p]
             factor, failed = torch.linalg.cholesky_ex(damped)
-            inverse = torch.cholesky_inverse(factor) if not int(failed) else torch.linalg.pinv(damped)
-            self.precision[:p, :p] = inverse
-            self.weight = torch.cat([reader.weight.T, reader.weight.new_zeros(1, len(reader.weight))])
-        else:
-            self.weight = reader.weight.new_zeros(p + 1, len(reader.weight))
-        at = self.columns
-        self.blocks = self.precision[at[:, :, None], at[:, None, :]] + self._fill()
+            self.precision[:p, :p] = torch.linalg.pinv(damped) if int(failed) else torch.cholesky_inverse(factor)
+            self.weight[:p] = reader.weight.T
+        self.blocks = self.precision[self.columns[:, :, None], self.columns[:, None, :]] + self._fill()
         self.rows = self.gains = self.precision.new_empty(0, p + 1)
 
     def costs(self, units: Tensor) -> Tensor:

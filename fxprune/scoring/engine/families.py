@@ -55,7 +55,7 @@ def _take_in(leads: nx.DiGraph[str], family: set[str], entries: Iterable[str]) -
 
 
 def round_scores(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns scores by which the layers of a family lose their own least units in step.
+    """Returns scores, ``[units]`` each, by which the layers of a family lose their own least units in step.
 
     The i-th lowest part of every member gets the lowest score that any member has there: when one layer's turn comes, all
     of the family lose the same share, each its own least.

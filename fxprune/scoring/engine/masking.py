@@ -67,12 +67,11 @@ def masked_scores(context: Context, sets: UnitSets, measure: Measure, name: str)
         for number, (flat, share) in enumerate(_chunks(context, suffix, wanted)):
             known = store.read(number, flat)
             samples = batch_size(coupling, flat)
-            dense: dict[fx.Node, Any] | None = None
+            dense: dict[fx.Node, Any] = {}
             for group, cone in cones.items():
                 if group not in known:
-                    if dense is None:
-                        dense = suffix.dense(flat, wanted)
-                        whole = unflatten(dense[cone.nodes[-1]])
+                    dense = dense or suffix.dense(flat, wanted)
+                    whole = unflatten(dense[cone.nodes[-1]])
                     masks = [flags_of(coupling, part) for part in ids[group]]
                     possible = [suffix.possible(mask) for mask in masks]
                     outputs = suffix.masked(cone, list(compress(masks, possible)), dense, samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fxprune._base.errors import NothingToPruneError, ScorerError
+from fxprune._base.errors import NothingToPruneError
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import labels_of
 from fxprune.coupling.coupling import Coupling
@@ -14,16 +14,6 @@ from fxprune.coupling.units import Group
 from fxprune.ops.tracer import Contraction
 
 SCOPES = ("all", "mlp")
-
-
-def check_scope(scope: str) -> None:
-    """Makes sure that there is such a scope.
-
-    Raises:
-        ScorerError: there is none.
-    """
-    if scope not in SCOPES:
-        raise ScorerError(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
 
 
 def mlp_groups(coupling: Coupling) -> tuple[Group, ...]:

@@ -7,6 +7,7 @@ evaluation mode are folded into the convolution before them, and activations wor
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,9 +128,8 @@ class Suffix:
             samples: the batch size.
         """
         together = max(1, self.rows // max(samples, 1)) if cone.stackable else 1
-        start = 0
-        while start < len(masks):
-            part = masks[start : start + together]
+        while masks:
+            part = masks[:together]
             outputs = self._run(cone, part, dense)
             if len(part) == 1:
                 yield outputs
@@ -138,7 +138,7 @@ class Suffix:
             else:
                 together = 1
                 continue
-            start += len(part)
+            masks = masks[len(part) :]
 
     def _keeps_apart(self, cone: Cone, masks: Sequence[Mask], outputs: Sequence[Any], dense: Values) -> bool:
         """Returns whether masks that share a pass leave each other alone, tried once for each cone.
@@ -153,11 +153,8 @@ class Suffix:
 
     def bytes(self, nodes: Iterable[fx.Node]) -> int:
         """Returns what the values of these nodes take for one sample at the example's sizes."""
-        total = 0
-        for node in nodes:
-            info = self.coupling.captured.info.get(node)
-            if isinstance(info, TensorInfo) and node.op != "get_attr":
-                total += int(np.prod(info.example)) * info.dtype.itemsize
+        infos = [self.coupling.captured.info.get(node) for node in nodes if node.op != "get_attr"]
+        total = sum(math.prod(i.example) * i.dtype.itemsize for i in infos if isinstance(i, TensorInfo))
         return total // max(self.coupling.captured.batch[1], 1)
 
     # -- one pass -----------------------------------------------------------------------------------------------
@@ -264,8 +261,7 @@ def _masked(value: Tensor, batch: int | None, dim: int, keep: Tensor) -> Tensor:
     shape = [1] * parts.dim()
     shape[batch], shape[place] = len(keep), keep.shape[1]
     order = gone if batch < place else gone.T
-    result: Tensor = parts.masked_fill(order.reshape(shape), 0).flatten(batch, batch + 1)
-    return result
+    return torch.flatten(parts.masked_fill(order.reshape(shape), 0), batch, batch + 1)
 
 
 def _part(value: Any, index: int, count: int) -> Any:
