@@ -141,10 +141,15 @@ def sequence_of(value: Any, where: str, read: Reader[T]) -> tuple[T, ...]:
 
 def row_of(value: Any, where: str, *readers: Reader[Any]) -> tuple[Any, ...]:
     """Returns a JSON array of as many entries as readers, each read by its own."""
-    row = sequence(value, where)
-    if len(row) != len(readers):
-        raise refusal(value, where, f"{len(readers)} entries")
+    row = exactly(len(readers), value, where, f"{len(readers)} entries")
     return tuple(read(entry, where) for read, entry in zip(readers, row, strict=True))
+
+
+def exactly(count: int, value: Any, where: str, expected: str) -> list[Any]:
+    """Returns a JSON array of so many entries; ``expected`` says which."""
+    if len(row := sequence(value, where)) != count:
+        raise refusal(value, where, expected)
+    return row
 
 
 def maybe(read: Reader[T]) -> Reader[T | None]:
@@ -195,6 +200,13 @@ def string(value: Any, where: str) -> str:
     if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise refusal(value, where, "text")
     return str(value)
+
+
+def one_of(names: Iterable[str], value: Any, where: str) -> str:
+    """Returns text that is one of some names."""
+    if (name := string(value, where)) not in names:
+        raise refusal(name, where, f"one of {', '.join(names)}")
+    return name
 
 
 def boolean(value: Any, where: str) -> bool:

@@ -39,7 +39,7 @@ def check_directory(out: str | os.PathLike[str]) -> None:
         PlanError: it holds something other than an artifact.
         OSError: it cannot be written.
     """
-    from fxprune.storage.artifact import check_target
+    from fxprune.storage.manifest import check_target
 
     check_target(out)
     _check_writable(Path(out).resolve().parent)

@@ -26,7 +26,7 @@ from fxprune.results.attached import report
 from fxprune.results.record import Report
 from fxprune.runtimes.setting import threads_set
 from fxprune.scoring import scorer_of
-from fxprune.storage import artifact
+from fxprune.storage import artifact, manifest
 from fxprune.training import Recipe, finetune
 
 #: How the network is trained; fine-tuning starts lower.
@@ -160,7 +160,7 @@ def run(
     as_budget(budget)
     scorer_of(method)
     if out is not None:
-        artifact.check_target(out)
+        manifest.check_target(out)
     digits, model = load_digits(seed), make_model(seed)
     say(f"training a residual network on {len(digits.train[1]):,} digits ...")
     train = partial(finetune, data=TensorDataset(*digits.train), recipe=RECIPE, progress=False)

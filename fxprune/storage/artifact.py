@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,21 +24,10 @@ from fxprune.results.attached import attach, report
 from fxprune.results.plan import Plan, check_fits
 from fxprune.results.record import Report
 from fxprune.rewriting.pruned import PrunedModule
+from fxprune.storage import manifest
 from fxprune.storage.graph import Role, Unstorable, describe, rebuild, tensors_of
-from fxprune.storage.manifest import (
-    CONSTANTS,
-    FILES,
-    GRAPH,
-    MANIFEST,
-    PAGE,
-    PLAN,
-    README,
-    REPORT,
-    WEIGHTS,
-    Sealed,
-    seal,
-    sealed,
-)
+from fxprune.storage.manifest import CONSTANTS, GRAPH, MANIFEST, PAGE, PLAN, README, REPORT, WEIGHTS
+from fxprune.storage.shards import opened
 
 #: Numbers in an example call: a batch of 3,000 images of 224 x 224 pixels.
 _LARGEST_EXAMPLE = 1 << 29
@@ -104,7 +91,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     if found.plan is None:
         raise FxpruneError("the model's report has no plan, without which it could not be loaded again")
     target = Path(directory).resolve()
-    check_target(target)
+    manifest.check_target(target)
     tensors, ties = _tensors_once(pruned)
     graph, constants, reason = _graph_of(pruned)
     texts = {
@@ -121,7 +108,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
             (fresh / name).write_text(text, encoding="utf-8")
         for name, values in stored.items():
             save_file(values, fresh / name, metadata={"format": "pt"})
-        seal(fresh, ties, reason)
+        manifest.seal(fresh, ties, reason)
         put_in_place(fresh, target)
 
 
@@ -144,7 +131,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
         OSError: it cannot be read.
     """
     source = readable(Path(directory).resolve())
-    found = sealed(source)
+    found = manifest.sealed(source)
     summary, plan = _report_of(found)
     if model is None:
         return attach(_load_graph(source, found), summary)
@@ -155,7 +142,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
     _check_example(plan)
     with untrusted.reading(f"{PLAN}: the plan for this model"):
         pruned = apply(model, plan)
-    with _opened(source / WEIGHTS) as file:
+    with opened(source / WEIGHTS, WEIGHTS) as file:
         _fill(pruned, file, found.ties)
     renew_anchor(pruned)
     return attach(pruned, summary)
@@ -169,10 +156,10 @@ def load_report(directory: str | os.PathLike[str]) -> Report:
         OSError: it cannot be read.
     """
     source = readable(Path(directory).resolve())
-    return _report_of(sealed(source, tensors=False))[0]
+    return _report_of(manifest.sealed(source, tensors=False))[0]
 
 
-def _report_of(found: Sealed) -> tuple[Report, Plan]:
+def _report_of(found: manifest.Sealed) -> tuple[Report, Plan]:
     plan = Plan.from_json(found.texts[PLAN], what=PLAN)
     return Report.from_dict(untrusted.decode(found.texts[REPORT], REPORT), plan=plan, what=REPORT), plan
 
@@ -214,23 +201,6 @@ def _how_to_load(name: str, plan: Plan, files: tuple[str, ...], reason: str | No
     )
 
 
-def check_target(directory: str | os.PathLike[str]) -> None:
-    """Makes sure that ``save`` may write there.
-
-    Raises:
-        PlanError: it is a file, or a directory that holds something other than an artifact.
-    """
-    target = Path(directory).resolve()
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise PlanError(f"{target}: expected a directory, got a file")
-    names = sorted(path.name for path in target.iterdir())
-    others = [name for name in names if name not in FILES] if MANIFEST in names else names
-    if others:
-        raise PlanError(f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory")
-
-
 def _tensors_once(pruned: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns every tensor of the state under its first name, and for each tied name that first name."""
     tensors: dict[str, Tensor] = {}
@@ -270,14 +240,14 @@ def _identity(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
-def _load_graph(source: Path, found: Sealed) -> PrunedModule:
+def _load_graph(source: Path, found: manifest.Sealed) -> PrunedModule:
     """Returns the module that the graph describes, with the tensors of both files, each in memory of its own."""
     if found.no_graph is not None:
         raise PlanError(
             f"{source}: it does not load by itself ({found.no_graph:.200}): give an instance of the original "
             "architecture, fxprune.load(directory, model)"
         )
-    with _opened(source / WEIGHTS) as weights, _opened(source / CONSTANTS) as constants:
+    with opened(source / WEIGHTS, WEIGHTS) as weights, opened(source / CONSTANTS, CONSTANTS) as constants:
         state, fleeting = set(weights.keys()), set(constants.keys())
 
         def values(name: str, role: Role) -> Tensor:
@@ -293,17 +263,6 @@ def _load_graph(source: Path, found: Sealed) -> PrunedModule:
         if unknown := sorted(fleeting - own):
             raise PlanError(f"{CONSTANTS}: {unknown[0]!r:.80} is not in {GRAPH}")
     return pruned
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Yields an open safetensors file."""
-    try:
-        file = safe_open(path, framework="pt")
-    except Exception as error:  # whatever the library raises at what is no such file
-        raise PlanError(f"{path.name}: it is no safetensors file ({error})") from error
-    with file as opened:
-        yield opened
 
 
 def _read_tensor(file: Any, name: str, where: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,23 @@ def sealed(directory: Path, *, tensors: bool = True) -> Sealed:
             found = _fingerprint_of(texts[name]) if name in texts else _fingerprint(directory / name)
             _check(name, listed[name], found)
     return Sealed(texts, untrusted.mapping_of(data["ties"], f"{MANIFEST}: ties", untrusted.string), no_graph)
+
+
+def check_target(directory: str | os.PathLike[str]) -> None:
+    """Makes sure that ``save`` may write there.
+
+    Raises:
+        PlanError: it is a file, or a directory that holds something other than an artifact.
+    """
+    target = Path(directory).resolve()
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise PlanError(f"{target}: expected a directory, got a file")
+    names = sorted(path.name for path in target.iterdir())
+    others = [name for name in names if name not in FILES] if MANIFEST in names else names
+    if others:
+        raise PlanError(f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory")
 
 
 def _names(no_graph: str | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def _places(plan: Plan, sources: Sequence[Path]) -> dict[Path, dict[str, bool]]:
     places: dict[Path, dict[str, bool]] = {}
     shapes: dict[str, list[int]] = {}
     for source in sources:
-        with _opened(source) as file:
+        with opened(source, source) as file:
             names = file.keys()
             for name in names:
                 if name in shapes:
@@ -116,7 +116,7 @@ def _places(plan: Plan, sources: Sequence[Path]) -> dict[Path, dict[str, bool]]:
 
 
 def _sliced(plan: Plan, source: Path, names: Mapping[str, bool]) -> Iterator[tuple[str, Tensor]]:
-    with _opened(source) as file:
+    with opened(source, source) as file:
         for name in (name for name, known in names.items() if known):
             tensor: Tensor = file.get_tensor(name)
             for axis, kept in plan.keep.get(name, {}).items():
@@ -124,11 +124,16 @@ def _sliced(plan: Plan, source: Path, names: Mapping[str, bool]) -> Iterator[tup
             yield name, tensor.contiguous()
 
 
-def _opened(source: Path) -> Any:
+def opened(path: Path, what: object) -> Any:
+    """Returns an open safetensors file, to be used in a ``with``; ``what`` names it in the message.
+
+    Raises:
+        PlanError: it is no such file.
+    """
     try:
-        return safe_open(source, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise PlanError(f"{source}: it is no safetensors file ({error})") from error
+        return safe_open(path, framework="pt")
+    except Exception as error:  # whatever the library raises at what is no such file
+        raise PlanError(f"{what}: it is no safetensors file ({error})") from error
 
 
 def _index(sizes: Mapping[str, Mapping[str, int]]) -> str:

@@ -24,22 +24,16 @@ from fxprune.capturing.call import CallSpec
 from fxprune.storage.graph.values import DEPTH, Opaque, Unstorable, plain, to_json
 
 _KINDS = {
-    kind.name.lower(): kind
-    for kind in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.KEYWORD_ONLY,
-        inspect.Parameter.VAR_KEYWORD,
-    )
+    name: getattr(inspect.Parameter, name.upper())
+    for name in ["positional_only", "positional_or_keyword", "var_positional", "keyword_only", "var_keyword"]
 }
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 #: Names that the generated code of a `PrunedModule` needs for itself.
 _OWN_NAMES = frozenset({"self", "_inputs_of", "_outputs_of"})
 
-_PLAIN: dict[str, type] = {"list": list, "tuple": tuple}
-_DICTS: dict[str, type] = {"dict": dict, "ordered_dict": collections.OrderedDict}
+_PLAIN = {"list": list, "tuple": tuple, "dict": dict, "ordered_dict": collections.OrderedDict}
+_STARRED: dict[Any, type] = {inspect.Parameter.VAR_POSITIONAL: tuple, inspect.Parameter.VAR_KEYWORD: dict}
 _LEAF = pytree.tree_structure(0)
 
 
@@ -101,10 +95,8 @@ def read_call(data: Any, where: str) -> CallSpec:
 
 
 def _write_parameter(parameter: inspect.Parameter) -> dict[str, Any]:
-    row = {"name": parameter.name, "kind": parameter.kind.name.lower()}
-    if parameter.default is parameter.empty:
-        return row
-    return {**row, "default": _write_literal(parameter.default, (parameter.default,))}
+    row, default = {"name": parameter.name, "kind": parameter.kind.name.lower()}, parameter.default
+    return row if default is parameter.empty else {**row, "default": _write_literal(default, (default,))}
 
 
 def _write_literal(value: Any, defaults: Sequence[Any]) -> Any:
@@ -120,9 +112,7 @@ def _write_literal(value: Any, defaults: Sequence[Any]) -> Any:
 def _read_parameter(value: Any, where: str) -> inspect.Parameter:
     found = untrusted.record(value, where, ("name", "kind"), ("default",))
     name = identifier(found["name"], f"{where}: name")
-    kind = untrusted.string(found["kind"], f"{where}: kind")
-    if kind not in _KINDS:
-        raise untrusted.refusal(kind, f"{where}: kind", f"one of {', '.join(_KINDS)}")
+    kind = untrusted.one_of(_KINDS, found["kind"], f"{where}: kind")
     default = plain(found["default"], where) if "default" in found else inspect.Parameter.empty
     with untrusted.reading(where):
         return inspect.Parameter(name, _KINDS[kind], default=default)
@@ -142,9 +132,7 @@ def _check_arguments(spec: pytree.TreeSpec, signature: inspect.Signature, where:
         raise PlanError(f"{where}: expected a dict of the signature's parameters")
     for name, child in zip(spec.context, spec.children(), strict=True):
         kind = signature.parameters[name].kind
-        if (kind is inspect.Parameter.VAR_KEYWORD and child.type is not dict) or (
-            kind is inspect.Parameter.VAR_POSITIONAL and child.type is not tuple
-        ):
+        if child.type is not _STARRED.get(kind, child.type):
             raise PlanError(f"{where}: {name!r}: expected the form of {kind.description} arguments")
 
 
@@ -158,12 +146,11 @@ def _write_tree(spec: pytree.TreeSpec) -> Any:
 
 
 def _write_node(kind: Any, context: Any) -> dict[str, Any]:
-    for table in (_PLAIN, _DICTS):
-        for name, cls in table.items():
-            if kind is cls:
-                return {"kind": name} if table is _PLAIN else {"kind": name, "keys": _write_keys(context)}
     if kind is collections.defaultdict:
-        return {"kind": "dict", "keys": _write_keys(context[1])}
+        kind, context = dict, context[1]
+    for name, cls in _PLAIN.items():
+        if kind is cls:
+            return {"kind": name} if context is None else {"kind": name, "keys": [to_json(key) for key in context]}
     if kind is collections.deque:
         return {"kind": "deque", "length": context}
     if kind is collections.namedtuple:
@@ -171,10 +158,6 @@ def _write_node(kind: Any, context: Any) -> dict[str, Any]:
     row = {"kind": "registered", "class": _full_name(kind), "context": to_json(context)}
     names = _names_in(context)
     return row if names is None else {**row, "names": names}
-
-
-def _write_keys(keys: Sequence[Any]) -> list[Any]:
-    return [to_json(key) for key in keys]
 
 
 def _names_in(context: Any) -> list[str] | None:
@@ -196,29 +179,21 @@ def _read_tree(data: Any, where: str, depth: int = 0) -> pytree.TreeSpec:
     if depth > DEPTH:
         raise PlanError(f"{where}: nested too deeply")
     found = untrusted.mapping(data, where)
-    kind = untrusted.string(found.get("kind"), f"{where}: kind")
-    if kind not in _NODE_READERS:
-        raise untrusted.refusal(kind, f"{where}: kind", f"one of {', '.join(_NODE_READERS)}")
+    kind = untrusted.one_of(_NODE_READERS, found.get("kind"), f"{where}: kind")
     required, optional, read = _NODE_READERS[kind]
     found = untrusted.record(found, where, ("kind", "children", *required), optional)
-    children = [
-        _read_tree(child, where, depth + 1) for child in untrusted.sequence(found["children"], f"{where}: children")
-    ]
+    rows = untrusted.sequence(found["children"], f"{where}: children")
+    children = [_read_tree(child, where, depth + 1) for child in rows]
     cls, context = read(found, len(children), where)
     return pytree.TreeSpec(cls, context, children)
 
 
-def _read_plain(found: Mapping[str, Any], _: int, __: str) -> tuple[Any, Any]:
-    return _PLAIN[found["kind"]], None
-
-
-def _read_dict(found: Mapping[str, Any], count: int, where: str) -> tuple[Any, Any]:
+def _read_plain(found: Mapping[str, Any], count: int, where: str) -> tuple[Any, Any]:
+    cls = _PLAIN[found["kind"]]
+    if "keys" not in found:
+        return cls, None
     keys = [plain(key, where) for key in untrusted.sequence(found["keys"], f"{where}: keys")]
-    with untrusted.reading(f"{where}: keys"):
-        different = len(set(keys))
-    if not len(keys) == different == count:
-        raise PlanError(f"{where}: expected {count} different keys, got {different}")
-    return _DICTS[found["kind"]], keys
+    return cls, _different("keys", keys, count, where)
 
 
 def _read_deque(found: Mapping[str, Any], count: int, where: str) -> tuple[Any, Any]:
@@ -248,10 +223,15 @@ def _read_registered(found: Mapping[str, Any], count: int, where: str) -> tuple[
 
 
 def _read_names(found: Mapping[str, Any], count: int, where: str) -> list[str]:
-    names = untrusted.texts(found["names"], f"{where}: names")
-    if not len(names) == len(set(names)) == count:
-        raise PlanError(f"{where}: expected {count} different names, got {len(set(names))}")
-    return list(names)
+    return _different("names", list(untrusted.texts(found["names"], f"{where}: names")), count, where)
+
+
+def _different(what: str, entries: list[Any], count: int, where: str) -> list[Any]:
+    with untrusted.reading(f"{where}: {what}"):
+        different = len(set(entries))
+    if not len(entries) == different == count:
+        raise PlanError(f"{where}: expected {count} different {what}, got {different}")
+    return entries
 
 
 def _registered() -> Iterator[type]:
@@ -276,8 +256,7 @@ def _loaded(name: str) -> Any:
 
 
 _NODE_READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Any]] = {
-    **dict.fromkeys(_PLAIN, ((), (), _read_plain)),
-    **dict.fromkeys(_DICTS, (("keys",), (), _read_dict)),
+    **{name: (("keys",) if issubclass(cls, dict) else (), (), _read_plain) for name, cls in _PLAIN.items()},
     "deque": (("length",), (), _read_deque),
     "namedtuple": (("class", "names"), (), _read_namedtuple),
     "registered": (("class", "context"), ("names",), _read_registered),

@@ -15,42 +15,34 @@ from fxprune.storage.graph.values import Unstorable, plain, to_json
 _CONV = "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode"
 _NORM = "num_features eps momentum affine track_running_stats"
 
-#: Class -> its options: attributes of the same name, but for ``bias``, which says whether there is one.
-_OPTIONS: dict[type[nn.Module], str] = {
-    nn.Module: "",
-    nn.Identity: "",
-    nn.Conv1d: _CONV,
-    nn.Conv2d: _CONV,
-    nn.Conv3d: _CONV,
-    nn.ConvTranspose1d: f"{_CONV} output_padding",
-    nn.ConvTranspose2d: f"{_CONV} output_padding",
-    nn.ConvTranspose3d: f"{_CONV} output_padding",
-    nn.Linear: "in_features out_features bias",
-    nn.BatchNorm1d: _NORM,
-    nn.BatchNorm2d: _NORM,
-    nn.BatchNorm3d: _NORM,
-    nn.InstanceNorm1d: _NORM,
-    nn.InstanceNorm2d: _NORM,
-    nn.InstanceNorm3d: _NORM,
-    nn.LayerNorm: "normalized_shape eps elementwise_affine bias",
-    nn.RMSNorm: "normalized_shape eps elementwise_affine",
-    nn.GroupNorm: "num_groups num_channels eps affine",
-    nn.PReLU: "num_parameters",
-    nn.Embedding: "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse",
-    nn.Dropout: "p inplace",
-    nn.Dropout1d: "p inplace",
-    nn.Dropout2d: "p inplace",
-    nn.Dropout3d: "p inplace",
-    nn.AlphaDropout: "p inplace",
-    nn.FeatureAlphaDropout: "p inplace",
-    nn.RReLU: "lower upper inplace",
-    FeatureDropout: "p",
-    ScaledDotProductAttention: "dropout_p",
-    Recurrent: "op names options",
-    StochasticDepth: "p batch scale",
-    Lost: "what",
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+#: Classes -> their options: attributes of the same name, but for ``bias``, which says whether there is one.
+_ALIKE: dict[tuple[type[nn.Module], ...], str] = {
+    (nn.Module, nn.Identity): "",
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d): _CONV,
+    (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): f"{_CONV} output_padding",
+    (nn.Linear,): "in_features out_features bias",
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d): _NORM,
+    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d): _NORM,
+    (nn.LayerNorm,): "normalized_shape eps elementwise_affine bias",
+    (nn.RMSNorm,): "normalized_shape eps elementwise_affine",
+    (nn.GroupNorm,): "num_groups num_channels eps affine",
+    (nn.PReLU,): "num_parameters",
+    (nn.Embedding,): "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse",
+    _DROPOUTS: "p inplace",
+    (nn.RReLU,): "lower upper inplace",
+    (FeatureDropout,): "p",
+    (ScaledDotProductAttention,): "dropout_p",
+    (Recurrent,): "op names options",
+    (StochasticDepth,): "p batch scale",
+    (Lost,): "what",
 }
+_OPTIONS = {cls: options.split() for classes, options in _ALIKE.items() for cls in classes}
 _CLASSES = {cls.__name__: cls for cls in _OPTIONS}
+_WITH_TENSORS = {
+    cls for cls, names in _OPTIONS.items() if names and names[0].startswith(("in_", "num_", "normalized_"))
+}
 _RECURRENT = ("has_biases", "num_layers", "dropout", "bidirectional", "batch_first")
 _RECURRENT_OPS = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
@@ -65,8 +57,7 @@ def describe_layer(module: nn.Module, path: str) -> tuple[str, dict[str, Any]]:
     if known is None:
         cls = type(module)
         raise Unstorable(f"{path!r} is a {cls.__module__}.{cls.__qualname__}, which a file may not name")
-    names = _OPTIONS[type(known)].split()
-    values = {name: getattr(known, name) for name in names}
+    values = {name: getattr(known, name) for name in _OPTIONS[type(known)]}
     if "bias" in values:
         values["bias"] = values["bias"] is not None
     return type(known).__name__, {name: to_json(value) for name, value in values.items()}
@@ -81,13 +72,12 @@ def make_layer(name: str, options: Any, where: str) -> nn.Module:
     if name not in _CLASSES:
         raise PlanError(f"{where}: expected a layer such as 'Conv2d', got {name!r:.80}")
     cls = _CLASSES[name]
-    found = untrusted.record(options, where, _OPTIONS[cls].split())
+    found = untrusted.record(options, where, _OPTIONS[cls])
     values = {key: plain(value, f"{where}: {key}") for key, value in found.items()}
     if cls is Recurrent:
         return _recurrent(values, where)
     with untrusted.reading(where):
-        module: nn.Module = cls(**values, device="meta") if cls in _WITH_TENSORS else cls(**values)
-    return module
+        return cls(**values, device="meta") if cls in _WITH_TENSORS else cls(**values)
 
 
 def _recurrent(values: dict[str, Any], where: str) -> Recurrent:
@@ -98,10 +88,3 @@ def _recurrent(values: dict[str, Any], where: str) -> Recurrent:
         raise untrusted.refusal(names, where, "a tuple of names")
     names = tuple(untrusted.string(name, where) for name in names)
     return Recurrent(op, names, **untrusted.record(options, where, _RECURRENT))
-
-
-_WITH_TENSORS = frozenset(
-    cls
-    for cls, options in _OPTIONS.items()
-    if options.split()[:1] and options.split()[0].startswith(("in_", "num_", "normalized_"))
-)

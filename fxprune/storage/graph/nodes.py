@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -49,22 +49,25 @@ def build_graph(rows: Any, root: nn.Module, call: CallSpec, where: str) -> fx.Gr
     modules = {name for name, _ in root.named_modules(remove_duplicate=False)}
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
+    last: fx.Node | None = None
     for index, row in enumerate(found):
         here = f"{where}[{index}]"
         op, name, target, args, kwargs = _read_row(row, nodes, here)
-        if _is_over(graph):
+        if last is not None and last.op == "output":
             raise PlanError(f"{here}: a node after the output")
         function: Any = target
         if op == "call_function":
             function = targets.find(target, here)
             targets.check_call(function, args, kwargs, here)
         else:
-            _CHECKS[op](target, args, kwargs, tensors if op == "get_attr" else modules, here)
+            _check(op, target, args, kwargs, tensors if op == "get_attr" else modules, here)
         with untrusted.reading(here):
-            nodes[name] = graph.create_node(op, function, args, kwargs, name)
+            last = nodes[name] = graph.create_node(op, function, args, kwargs, name)
         if nodes[name].name != name:
             raise PlanError(f"{here}: {name!r:.80} is not free as a name")
-    _check_ends(graph, call, where)
+    if last is None or last.op != "output":
+        raise PlanError(f"{where}: expected an output at the end")
+    _check_ends(graph, last, call, where)
     return graph
 
 
@@ -76,70 +79,37 @@ def _write_node(node: fx.Node) -> list[Any]:
     return [node.op, node.name, target, [to_json(value) for value in node.args], kwargs]
 
 
-def _is_over(graph: fx.Graph) -> bool:
-    """Returns whether the last node is an output."""
-    last = next(iter(reversed(graph.nodes)), None)
-    return last is not None and last.op == "output"
-
-
 def _read_row(
     row: Any, nodes: Mapping[str, fx.Node], where: str
 ) -> tuple[str, str, str, tuple[Any, ...], dict[str, Any]]:
-    entries = untrusted.sequence(row, where)
-    if len(entries) != 5:
-        raise untrusted.refusal(row, where, "op, name, target, arguments and named arguments")
-    op = untrusted.string(entries[0], where)
-    if op not in _OPS:
-        raise untrusted.refusal(op, where, f"one of {', '.join(_OPS)}")
-    name = identifier(entries[1], where)
+    op, name, target, args, kwargs = untrusted.exactly(5, row, where, "op, name, target, arguments and named arguments")
+    op, name = untrusted.one_of(_OPS, op, where), identifier(name, where)
     where = f"{where} {name!r:.80}"
-    args = tuple(from_json(entry, where, nodes) for entry in untrusted.sequence(entries[3], where))
-    kwargs = untrusted.mapping(entries[4], where)
-    return (
-        op,
-        name,
-        untrusted.string(entries[2], where),
-        args,
-        {keyword_name(key, where): from_json(entry, where, nodes) for key, entry in kwargs.items()},
-    )
+    args = tuple(from_json(entry, where, nodes) for entry in untrusted.sequence(args, where))
+    pairs = untrusted.mapping(kwargs, where).items()
+    kwargs = {keyword_name(key, where): from_json(entry, where, nodes) for key, entry in pairs}
+    return op, name, untrusted.string(target, where), args, kwargs
 
 
-def _check_placeholder(target: str, args: tuple[Any, ...], kwargs: Any, _: set[str], where: str) -> None:
-    identifier(target, where)
-    if args or kwargs:
+def _check(op: str, target: str, args: tuple[Any, ...], kwargs: Any, names: set[str], where: str) -> None:
+    """Makes sure that a node that calls no function is sound; ``names`` are the tensors, or modules, that it may name."""
+    given = bool(args or kwargs)
+    if op == "placeholder" and identifier(target, where) and given:
         raise PlanError(f"{where}: an input has no arguments")
-
-
-def _check_get_attr(target: str, args: Any, kwargs: Any, tensors: set[str], where: str) -> None:
-    if target not in tensors or args or kwargs:
+    if op == "get_attr" and (target not in names or given):
         raise PlanError(f"{where}: there is no tensor {target!r:.80}")
-
-
-def _check_module(target: str, _: Any, __: Any, modules: set[str], where: str) -> None:
-    if not target or target not in modules:
+    if op == "call_module" and (not target or target not in names):
         raise PlanError(f"{where}: there is no module {target!r:.80}")
-
-
-def _check_output(target: str, args: tuple[Any, ...], kwargs: Any, _: set[str], where: str) -> None:
-    if target != "output" or kwargs or len(args) != 1 or not isinstance(args[0], (list, tuple)):
+    one = len(args) == 1 and isinstance(args[0], (list, tuple))
+    if op == "output" and (target != "output" or kwargs or not one):
         raise PlanError(f"{where}: expected one tuple of outputs")
 
 
-_CHECKS: dict[str, Callable[..., None]] = {
-    "placeholder": _check_placeholder,
-    "get_attr": _check_get_attr,
-    "call_module": _check_module,
-    "output": _check_output,
-}
-
-
-def _check_ends(graph: fx.Graph, call: CallSpec, where: str) -> None:
+def _check_ends(graph: fx.Graph, last: fx.Node, call: CallSpec, where: str) -> None:
     """The inputs and outputs must be those of the call."""
-    if not _is_over(graph):
-        raise PlanError(f"{where}: expected an output at the end")
     inputs = [node.target for node in graph.nodes if node.op == "placeholder"]
     if inputs != [name for name in call.placeholders if name is not None]:
         raise PlanError(f"{where}: the inputs are not those of the call")
-    outputs: Any = next(iter(reversed(graph.nodes))).args[0]
+    outputs: Any = last.args[0]
     if len(outputs) != call.out_spec.num_leaves:
         raise PlanError(f"{where}: expected {call.out_spec.num_leaves} outputs, got {len(outputs)}")

@@ -60,7 +60,7 @@ class Lost(nn.Module):
         self.what = what
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x``."""
+        """Returns ``x``, ``[...]``."""
         return x
 
     def extra_repr(self) -> str:

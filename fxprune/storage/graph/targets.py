@@ -24,7 +24,7 @@ _OPERATOR = re.compile(rf"({'|'.join(NAMESPACES)})::([A-Za-z_]\w*)\.([A-Za-z_]\w
 
 #: Arguments that are text. No operator that takes another text (a file's name, a message, a device) is called.
 _TEXTS = frozenset(
-    {
+    [
         "activation",
         "approximate",
         "driver",
@@ -44,7 +44,7 @@ _TEXTS = frozenset(
         "rounding_mode",
         "side",
         "UPLO",
-    }
+    ]
 )
 
 _NAMES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -70,19 +71,16 @@ def describe_tensors(root: nn.Module) -> list[list[Any]]:
 
 
 def tensors_of(root: nn.Module) -> Iterator[tuple[str, Role, Tensor]]:
-    """Yields every parameter and buffer of every module once, with its name and role."""
+    """Yields every parameter and buffer, ``[...]``, of every module once, with its name and role."""
     for path, module in root.named_modules():
-        for name, value in module._parameters.items():
+        for name, value in {**module._parameters, **module._buffers}.items():
+            kept: Role = "constant" if name in module._non_persistent_buffers_set else "buffer"
             if value is not None:
-                yield join(path, name), "parameter", value
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                fleeting = name in module._non_persistent_buffers_set
-                yield join(path, name), "constant" if fleeting else "buffer", buffer
+                yield join(path, name), "parameter" if name in module._parameters else kept, value
 
 
 def strides_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """Returns a dense tensor's steps in memory where they are not the usual ones (``channels_last``), else None."""
+    """Returns the steps in memory of a dense tensor ``[...]`` where they are not the usual ones (``channels_last``), else None."""
     usual = torch.empty(tensor.shape, device="meta").stride()
     strides = tuple(tensor.stride())
     return strides if strides != usual and _are_dense(tensor.shape, strides) else None
@@ -100,12 +98,11 @@ def build_tree(modules: Any, tensors: Any, values: Values, where: str) -> nn.Mod
     Raises:
         PlanError: the rows are damaged, or do not fit the tensors.
     """
-    found = _Modules(where)
-    for index, row in enumerate(untrusted.sequence(modules, f"{where}: modules")):
-        found.add(row, f"{where}: modules[{index}]")
-    root = found.finished()
+    found = _Modules()
+    if not untrusted.sequence_of(modules, f"{where}: modules", found.add):
+        raise PlanError(f"{where}: modules: expected the root, got none")
     _Tensors(found.by_path, values).fill(untrusted.sequence(tensors, f"{where}: tensors"), where)
-    return root
+    return found.by_path[""]
 
 
 def lost_of(root: nn.Module) -> list[str]:
@@ -143,68 +140,47 @@ def _are_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 @dataclass(slots=True)
 class _Modules:
-    """The modules read so far; ``open`` holds the path from the root to the last one, which alone can take children."""
+    """The modules read so far; ``around`` holds the path from the root to the last one, which alone can take children."""
 
-    where: str
     by_path: dict[str, nn.Module] = field(default_factory=dict)
-    open: list[str] = field(default_factory=list)
-    names: dict[int, int] = field(default_factory=dict)
+    around: list[str] = field(default_factory=list)
+    names: Counter[int] = field(default_factory=Counter)
 
     def add(self, row: Any, where: str) -> None:
         """Adds a module under its parent."""
-        entries = untrusted.sequence(row, where)
-        if len(entries) != 3:
-            raise untrusted.refusal(row, where, "path, class and options")
-        path, cls, options = entries
+        path, cls, options = untrusted.exactly(3, row, where, "path, class and options")
         path, cls = untrusted.string(path, where), untrusted.string(cls, where)
-        if not self.by_path:
-            if path or cls != "Module":
-                raise PlanError(f"{where}: expected the root first, got {path!r:.80}")
-        elif path in self.by_path or not path:
-            raise PlanError(f"{where}: {path!r:.80} is there twice")
-        self._close_to(path, where)
+        parent, _, name = path.rpartition(".")
+        self._check_place(path, parent, cls, where)
+        self.around = self.around[: self.around.index(parent) + 1] if path else []
+        if len(self.around) > DEPTH:
+            raise PlanError(f"{where}: nested too deeply")
         module = self._same(options, where) if cls == "same" else make_layer(cls, options, where)
         if path:
-            parent, _, name = path.rpartition(".")
             _check_atom(name, where, at_root=not parent)
             with untrusted.reading(where):
                 self.by_path[parent].add_module(name, module)
         self.by_path[path] = module
+        more = self.names.setdefault(id(module), 1)
+        self.names.update({id(self.by_path[one]): more for one in self.around})
+        if self.names[id(self.by_path[""])] > _MOST_NAMES:  # shared names count wherever they are
+            raise PlanError(f"{where}: more than {_MOST_NAMES} names of modules")
         if cls != "same":
-            self.open.append(path)
-            self.names[id(module)] = 1
-            return
-        owner = self.by_path[self.open[-1]]
-        self.names[id(owner)] += self.names[id(module)]  # shared names count wherever they are
-        self._check_count(where)
+            self.around.append(path)
 
-    def finished(self) -> nn.Module:
-        """Returns the root."""
-        if not self.by_path:
-            raise PlanError(f"{self.where}: modules: expected the root, got none")
-        return self.by_path[""]
-
-    def _close_to(self, path: str, where: str) -> None:
-        parent = path.rpartition(".")[0]
-        while path and self.open and self.open[-1] != parent:
-            done = self.open.pop()
-            if self.open:
-                self.names[id(self.by_path[self.open[-1]])] += self.names[id(self.by_path[done])]
-        if path and not self.open:
+    def _check_place(self, path: str, parent: str, cls: str, where: str) -> None:
+        if not self.by_path and (path or cls != "Module"):
+            raise PlanError(f"{where}: expected the root first, got {path!r:.80}")
+        if self.by_path and (path in self.by_path or not path):
+            raise PlanError(f"{where}: {path!r:.80} is there twice")
+        if path and parent not in self.around:
             raise PlanError(f"{where}: {path!r:.80} does not follow its parent")
-        if len(self.open) > DEPTH:
-            raise PlanError(f"{where}: nested too deeply")
-        self._check_count(where)
 
     def _same(self, first: Any, where: str) -> nn.Module:
         path = untrusted.string(first, where)
-        if path not in self.by_path or path in self.open:
+        if path not in self.by_path or path in self.around:
             raise PlanError(f"{where}: there is no module {path!r:.80} before it")
         return self.by_path[path]
-
-    def _check_count(self, where: str) -> None:
-        if self.open and self.names[id(self.by_path[self.open[-1]])] > _MOST_NAMES:
-            raise PlanError(f"{where}: more than {_MOST_NAMES} names of modules")
 
 
 @dataclass(slots=True)
@@ -231,12 +207,9 @@ class _Tensors:
                 raise PlanError(f"{where}: tensors: {join(path, lacking[0])!r:.80} is missing")
 
     def _add(self, row: Any, promised: dict[int, dict[str, Any]], where: str) -> None:
-        entries = untrusted.sequence(row, where)
-        if len(entries) != 2:
-            raise untrusted.refusal(row, where, "a name and facts")
-        name = untrusted.string(entries[0], where)
-        where = f"{where} {name!r:.80}"
-        tensor, role = self._tensor(name, entries[1], where)
+        name, facts = untrusted.exactly(2, row, where, "a name and facts")
+        where = f"{where} {untrusted.string(name, where)!r:.80}"
+        tensor, role = self._tensor(name, facts, where)
         path, _, leaf = name.rpartition(".")
         _check_atom(leaf, where, at_root=not path)
         module = self.modules.get(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ def plain(value: Any, where: str) -> Any:
 
 def dtype(value: Any, where: str) -> torch.dtype:
     """Returns the dtype of a name such as ``float32``."""
-    found: torch.dtype = _named(_DTYPES)(value, where)
+    found: torch.dtype = _READERS["dtype"](value, where)
     return found
 
 
@@ -130,12 +131,10 @@ def _container(name: str, entry: Any, where: str, nodes: Mapping[str, fx.Node], 
     if name == "dict":
         items = untrusted.mapping(entry, where).items()
         return {key: from_json(value, where, nodes, depth) for key, value in items}
+    if name == "slice":
+        untrusted.exactly(3, entry, where, "start, stop and step")
     parts = [from_json(value, where, nodes, depth) for value in untrusted.sequence(entry, where)]
-    if name == "tuple":
-        return tuple(parts)
-    if len(parts) != 3:
-        raise untrusted.refusal(entry, where, "start, stop and step")
-    return slice(*parts)
+    return tuple(parts) if name == "tuple" else slice(*parts)
 
 
 def _complex(value: Any, where: str) -> complex:
@@ -147,11 +146,9 @@ def _complex(value: Any, where: str) -> complex:
 
 def _device(value: Any, where: str) -> torch.device:
     name = untrusted.string(value, where)
-    try:
+    with suppress(RuntimeError):
         if _DEVICE.fullmatch(name):
             return torch.device(name)
-    except RuntimeError:
-        pass
     raise untrusted.refusal(name, where, "a device such as 'cuda:0'")
 
 
@@ -165,31 +162,27 @@ def _named(table: Mapping[str, Any]) -> Callable[[Any, str], Any]:
     return read
 
 
-def _constants(kind: type) -> dict[str, Any]:
-    return {name_of(value): value for value in vars(torch).values() if isinstance(value, kind)}
-
-
-_DTYPES, _LAYOUTS, _FORMATS = (_constants(kind) for kind in (torch.dtype, torch.layout, torch.memory_format))
+#: Kinds of torch's constants, which have names.
+_CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 _WRITERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "node": (fx.Node, lambda node: node.name),
     "slice": (slice, lambda cut: [to_json(part) for part in (cut.start, cut.stop, cut.step)]),
     "dict": (Mapping, _write_dict),
     "complex": (complex, lambda number: [to_json(number.real), to_json(number.imag)]),
-    "dtype": (torch.dtype, name_of),
     "device": (torch.device, str),
-    "layout": (torch.layout, name_of),
-    "memory_format": (torch.memory_format, name_of),
     "opaque": (Opaque, lambda opaque: opaque.text),
+    **{name: (kind, name_of) for name, kind in _CONSTANTS.items()},
 }
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "float": _named(_FLOATS),
     "complex": _complex,
-    "dtype": _named(_DTYPES),
+    **{
+        name: _named({name_of(value): value for value in vars(torch).values() if isinstance(value, kind)})
+        for name, kind in _CONSTANTS.items()
+    },
     "device": _device,
-    "layout": _named(_LAYOUTS),
-    "memory_format": _named(_FORMATS),
     "opaque": lambda value, where: Opaque(untrusted.string(value, where)),
 }
 
