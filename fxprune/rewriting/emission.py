@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +65,9 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
     """
     emission = _begin(captured.model, sliced)
     ranks = {node.name: len(info.shape) for node, info in captured.info.items() if isinstance(info, TensorInfo)}
-    _find_layers(emission, sliced.graph, ranks)
-    _find_extras(emission, sliced.graph)
+    nodes = [node for node in sliced.graph.nodes if node in emission.live]
+    _find_layers(emission, nodes, ranks)
+    _find_extras(emission, nodes)
     root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors)
     for path, module in emission.extras.items():
         place(root, path, module)
@@ -89,24 +90,20 @@ def _begin(model: nn.Module, sliced: fx.GraphModule) -> _Emission:
 # -- which nodes become which modules -------------------------------------------------------------------------------
 
 
-def _find_layers(emission: _Emission, graph: fx.Graph, ranks: Mapping[str, int]) -> None:
+def _find_layers(emission: _Emission, nodes: Iterable[fx.Node], ranks: Mapping[str, int]) -> None:
     """Finds the calls of the original's layers; where two calls of one layer differ, the second stays an op."""
     used = {alias for name in emission.tensors for alias in emission.owners.names(name)}
     found: dict[str, Call] = {}
-    for node in graph.nodes:
-        if node not in emission.live:
-            continue
+    for node in nodes:
         call = find_call(node, emission.owners, emission.tensors, used, ranks.get(node.name))
         if call is not None and found.setdefault(call.path, call).key == call.key:
             emission.calls[node] = call.path, call.inputs
     emission.layers.update((path, call.module) for path, call in found.items())
 
 
-def _find_extras(emission: _Emission, graph: fx.Graph) -> None:
+def _find_extras(emission: _Emission, nodes: Iterable[fx.Node]) -> None:
     """Finds the calls of what an eval-mode graph lost: dropout, attention with dropout, stochastic depth."""
-    for node in graph.nodes:
-        if node not in emission.live:
-            continue
+    for node in nodes:
         if node.target is MARK:
             _restore_marked(emission, node)
         elif (noise := _noise_of(node)) is not None:
@@ -171,11 +168,8 @@ def _innermost(emission: _Emission, node: fx.Node) -> nn.Module | None:
 def _fresh(emission: _Emission, node: fx.Node, name: str) -> str:
     """Returns a new path for a module under the one whose forward made the call."""
     home = emission.owners.home(node.meta.get("module")) or ""
-    path = next(
-        path
-        for path in (join(home, f"{name}_{i}" if i else name) for i in itertools.count())
-        if path not in emission.taken
-    )
+    paths = (join(home, f"{name}_{i}" if i else name) for i in itertools.count())
+    path = next(path for path in paths if path not in emission.taken)
     emission.taken.add(path)
     return path
 

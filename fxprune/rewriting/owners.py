@@ -31,9 +31,7 @@ class Owners:
     def of(cls, model: nn.Module) -> Owners:
         """Reads the owners off ``model``, which stays as it is."""
         modules = dict(model.named_modules(remove_duplicate=False))
-        paths: dict[int, str] = {}
-        for path, module in modules.items():
-            paths.setdefault(id(module), path)
+        paths = {id(module): path for path, module in reversed(modules.items())}  # the first path stays
         names: dict[int, list[str]] = {}
         for path, module in modules.items():
             for attribute, tensor in _own_tensors(module):
@@ -114,19 +112,14 @@ def find_call(
     return Call(owners.paths[id(owner)], module, inputs, (node.target, literals, held))
 
 
-def _candidates(layer: Layer, values: Mapping[str, Any], owners: Owners) -> Iterator[str]:
-    """Yields each path that owns the first tensor operand, under any of its names."""
-    for argument in layer.roles:
-        value = values[argument]
-        first = value[0] if isinstance(value, Sequence) else value
-        if first is None:
-            continue
-        if isinstance(first, fx.Node) and first.op == "get_attr":
-            for name in owners.names(str(first.target)):
-                path = layer_of(name)
-                if isinstance(owners.modules.get(path), layer.owners):
-                    yield path
-        return
+def _candidates(layer: Layer, values: Mapping[str, Any], owners: Owners) -> list[str]:
+    """Returns each path that owns the first tensor operand, under any of its names."""
+    given = [values[argument] for argument in layer.roles]
+    operands = [value[0] if isinstance(value, Sequence) else value for value in given]
+    first = next((operand for operand in operands if operand is not None), None)
+    names = owners.names(str(first.target)) if isinstance(first, fx.Node) and first.op == "get_attr" else ()
+    paths = [layer_of(name) for name in names]
+    return [path for path in paths if isinstance(owners.modules.get(path), layer.owners)]
 
 
 def _operands(layer: Layer, values: Mapping[str, Any], owner: nn.Module) -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import PlanError
 from fxprune._base.names import fetch, layer_of
 from fxprune.algebra.axes import keep_mask
-from fxprune.algebra.channels import Mask
+from fxprune.algebra.channels import Ids, Mask
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.solver import Solution
@@ -32,9 +32,8 @@ def make_plan(
 ) -> Plan:
     """Returns the plan of a solution: kept indices for each parameter axis, and all it takes to apply them again."""
     captured = coupling.captured
-    keep = keep_indices(solution.selection)
     return Plan(
-        keep={name: {d: tuple(i.tolist()) for d, i in axes.items()} for name, axes in keep.items()},
+        keep=_as_tuples(keep_indices(solution.selection)),
         shapes=shapes_of(captured),
         collapsed=(*_spanned(coupling, bridged), *_collapsed(solution.selection)),
         bridged=bridged.groups,
@@ -68,14 +67,11 @@ def selection_of(coupling: Coupling, plan: Plan) -> Selection:
     """
 
     def kept(axis: ParameterAxis) -> Mask:
-        mask = np.ones(len(axis.labels), bool)
-        if (indices := plan.keep.get(axis.tensor, {}).get(axis.dim)) is not None:
-            mask[:] = False
-            mask[list(indices)] = True
-        return mask
+        every = range(len(axis.labels))
+        return np.isin(every, plan.keep.get(axis.tensor, {}).get(axis.dim, every))
 
     selection = Selection(coupling, nowhere(coupling, kept))
-    found = {n: {d: tuple(i.tolist()) for d, i in axes.items()} for n, axes in keep_indices(selection).items()}
+    found = _as_tuples(keep_indices(selection))
     wanted = {name: {d: tuple(i) for d, i in axes.items()} for name, axes in plan.keep.items()}
     if found != wanted:
         wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
@@ -83,14 +79,18 @@ def selection_of(coupling: Coupling, plan: Plan) -> Selection:
     return selection
 
 
+def _as_tuples(kept: Mapping[str, Mapping[int, Ids]]) -> dict[str, dict[int, tuple[int, ...]]]:
+    return {name: {dim: tuple(index.tolist()) for dim, index in axes.items()} for name, axes in kept.items()}
+
+
 def gone_with(selection: Selection) -> Mask:
-    """Flags what is removed, and what goes with it since nothing of it is left."""
+    """Flags what is removed, and what goes with it since nothing of it is left, ``[channels]``."""
     removed = selection.removed
     return removed | nowhere(selection.coupling, lambda axis: keep_mask(axis.labels, removed))
 
 
 def nowhere(coupling: Coupling, kept: Callable[[ParameterAxis], Mask]) -> Mask:
-    """Flags the channels all of whose coordinates are gone, given which coordinates of each axis are kept."""
+    """Flags the channels all of whose coordinates are gone, ``[channels]``, given which of each axis, ``[size]``, are kept."""
     here, gone = (np.zeros(len(coupling.channels), bool) for _ in range(2))
     for axis in coupling.axes:
         mask = kept(axis)
@@ -102,17 +102,16 @@ def nowhere(coupling: Coupling, kept: Callable[[ParameterAxis], Mask]) -> Mask:
 
 
 def _example_spec(captured: Captured) -> ExampleSpec:
-    call = captured.call
-    tensors = iter(captured.example)
-    nodes = iter([n for n in captured.module.graph.nodes if n.op == "placeholder"])
-    leaves, dynamic = [], []
+    call, leaves, dynamic = captured.call, [], []
+    nodes = (node for node in captured.module.graph.nodes if node.op == "placeholder")
+    given = zip(nodes, captured.example, strict=True)
     for name, literal in zip(call.placeholders, call.literals, strict=True):
-        info = captured.info.get(next(nodes)) if name is not None else None
-        leaves.append(literal if name is None else next(tensors))
+        node, leaf = next(given) if name is not None else (None, literal)
+        info = captured.info[node] if node is not None else None
         pairs = enumerate(zip(info.shape, info.example, strict=True)) if isinstance(info, TensorInfo) else ()
+        leaves.append(leaf)
         dynamic.append([d for d, (prime, size) in pairs if prime != size])
-    arguments = pytree.tree_unflatten(leaves, call.in_spec)
-    return ExampleSpec.of(arguments, dynamic)
+    return ExampleSpec.of(pytree.tree_unflatten(leaves, call.in_spec), dynamic)
 
 
 def _version() -> str:
@@ -133,9 +132,6 @@ def _spanned(coupling: Coupling, bridged: Bridged) -> tuple[str, ...]:
 def _collapsed(selection: Selection) -> tuple[str, ...]:
     """Returns the layers of which no weight is left."""
     coupling, slicer = selection.coupling, selection.slicer
-    gone: dict[str, bool] = {}
-    for node, axes in coupling.values.items():
-        if node.op == "get_attr" and node.target in coupling.captured.persistent and axes:
-            layer = layer_of(str(node.target))
-            gone[layer] = gone.get(layer, False) or any(slicer.count(axis) == 0 for axis in axes)
-    return tuple(layer for layer, empty in gone.items() if empty)
+    stored = [(n, axes) for n, axes in coupling.values.items() if n.op == "get_attr"]
+    empty = [str(n.target) for n, axes in stored if any(slicer.count(axis) == 0 for axis in axes or ())]
+    return tuple(dict.fromkeys(layer_of(name) for name in empty if name in coupling.captured.persistent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,12 @@ from fxprune.results.plan import Plan
 from fxprune.results.record import Report
 
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
-_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 class CallCodeGen(CodeGen):
     """Writes a ``forward`` with the original signature, around a graph of flat inputs and one flat output tuple.
 
-    Before/after: a graph of ``x, mask`` becomes ``def forward(self, batch, mode = 'sum', **kwargs)``, whose first line
+    Before/after: a graph of ``x, mask`` becomes ``def forward(self, batch, mode='sum', **kwargs)``, whose first line
     finds ``x`` and ``mask`` in ``batch`` and refuses a ``mode`` other than the captured one.
     """
 
@@ -39,7 +39,7 @@ class CallCodeGen(CodeGen):
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
         """Returns the head of ``forward`` and the line that turns its arguments into the graph's inputs."""
-        head = f"def {self._func_name}({', '.join(self._parameters())}){maybe_return_annotation}:"
+        head = f"def {self._func_name}{self._parameters()}{maybe_return_annotation}:"
         targets = "".join(f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self")
         given = ", ".join(self.call.signature.parameters)
         return f"{head}\n    {targets and f'{targets}= '}_inputs_of(({given}{',' if given else ''}))"
@@ -78,22 +78,20 @@ class CallCodeGen(CodeGen):
         defaults = [(_global_name(p), p.default) for p in parameters if not _is_plain(p)]
         return [*defaults, ("_inputs_of", self.binding.inputs), ("_outputs_of", self.binding.outputs)]
 
-    def _parameters(self) -> list[str]:
-        texts = ["self"]
-        previous: Any = inspect.Parameter.POSITIONAL_ONLY
-        for parameter in self.call.signature.parameters.values():
-            kind = parameter.kind
-            if previous is inspect.Parameter.POSITIONAL_ONLY and kind is not previous and len(texts) > 1:
-                texts.append("/")
-            if kind is inspect.Parameter.KEYWORD_ONLY and previous < inspect.Parameter.VAR_POSITIONAL:
-                texts.append("*")
-            default = repr(parameter.default) if _is_plain(parameter) else _global_name(parameter)
-            given = parameter.default is not parameter.empty
-            texts.append(f"{_STARS.get(kind, '')}{parameter.name}{f' = {default}' if given else ''}")
-            previous = kind
-        if previous is inspect.Parameter.POSITIONAL_ONLY and len(texts) > 1:
-            texts.append("/")
-        return texts
+    def _parameters(self) -> str:
+        parameters = list(self.call.signature.parameters.values())
+        first = parameters[0].kind if parameters else None
+        alone = first is inspect.Parameter.POSITIONAL_ONLY
+        own = inspect.Parameter("self", first if alone and first else inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        written = [p if _is_plain(p) else p.replace(default=_Global(_global_name(p))) for p in parameters]
+        return str(inspect.Signature([own, *written]))
+
+
+class _Global(str):
+    """A name in generated code."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def _is_plain(parameter: inspect.Parameter) -> bool:
@@ -219,12 +217,7 @@ def _write_target(target: Any) -> Any:
 
 
 def _read_target(target: Any) -> Any:
-    if not isinstance(target, _Op):
-        return target
-    found: Any = torch.ops
-    for part in target.name.split("."):
-        found = getattr(found, part)
-    return found
+    return operator.attrgetter(target.name)(torch.ops) if isinstance(target, _Op) else target
 
 
 def _write_ref(value: Any) -> Any:

@@ -27,22 +27,20 @@ def slice_graph(selection: Selection) -> fx.GraphModule:
 
 
 def keep_indices(selection: Selection) -> dict[str, dict[int, Ids]]:
-    """Returns, for each parameter or persistent buffer that shrinks, the kept indices of each axis that does."""
+    """Returns, for each parameter or persistent buffer that shrinks, the kept indices, ``[kept]``, of each axis that does."""
     coupling, slicer = selection.coupling, selection.slicer
     kept: dict[str, dict[int, Ids]] = {}
     for node, axes in coupling.values.items():
-        if node.op == "get_attr" and axes is not None and node.target in coupling.captured.persistent:
-            changed = {dim: slicer.index(axis) for dim, axis in enumerate(axes) if slicer.changed(axis)}
-            if changed:
-                kept[str(node.target)] = changed
-    return kept
+        if node.op == "get_attr" and node.target in coupling.captured.persistent:
+            kept[str(node.target)] = {
+                d: slicer.index(axis) for d, axis in enumerate(axes or ()) if slicer.changed(axis)
+            }
+    return {name: axes for name, axes in kept.items() if axes}
 
 
 def at_full_size(selection: Selection, pruned: nn.Module) -> dict[str, Tensor]:
-    """Returns a pruned model's parameters and buffers at their places in tensors of the original's size."""
-    values, coupling = pruned.state_dict(), selection.coupling
-    kept = keep_indices(selection)
-    found = {}
+    """Returns a pruned model's parameters and buffers at their places in tensors of the original's size, ``[...]``."""
+    values, coupling, kept, found = pruned.state_dict(), selection.coupling, keep_indices(selection), {}
     for node in coupling.values:
         name = str(node.target)
         if node.op == "get_attr" and name in values:
@@ -81,10 +79,7 @@ class _Writer:
         """A branch that has collapsed leaves a constant for each channel, at home in the branch's last bias."""
         dim = self.collapse.constant[node]
         value = ConstantValues(self.coupling, self.slicer, self.collapse.constant, self.tensors).of(node)
-        value = value.to(self.coupling.captured.info[node].dtype)
-        axis = self.coupling.values[node][dim]
-        if self.slicer.changed(axis):
-            value = value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
+        value = self._kept(value.to(self.coupling.captured.info[node].dtype), dim, self.coupling.values[node][dim])
         host = host_of(self.coupling, self.collapse, node)
         if host is None:
             if value.any():
@@ -103,9 +98,7 @@ class _Writer:
             return self._attribute(node)
         if is_kind(node, "addition") and (left := self._zero_operand(node)) is not None:
             return self._operand(left, node)
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
-        rule = rule_of(node.target)
+        rule = rule_of(node.target) if node.op == "call_function" else None
         if rule is None or rule.slice is None:
             return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
         arguments = bind(node)
@@ -117,7 +110,7 @@ class _Writer:
             raise RuleError(f"{node.target}: slice: expected edits of {expected}, got {strange[0]}")
         args, kwargs = list(node.args), dict(node.kwargs)
         for name, value in edit.arguments.items():
-            position = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)
+            position = list(vars(arguments)).index(name)
             if position < len(args):
                 args[position] = value
             elif name in kwargs or value != getattr(arguments, name):
@@ -138,17 +131,14 @@ class _Writer:
 
     def _map(self, reader: fx.Node, value: Any) -> Any:
         """Rewrites an argument: nodes, run-time sizes that scale, index arrays."""
-        if isinstance(value, fx.Node):
-            return self._operand(value, reader)
-        if isinstance(value, Scaled):
-            return self._scaled(value)
-        if isinstance(value, np.ndarray):
-            return self._constant(torch.from_numpy(value))
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._map(reader, item) for item in value)
-        if isinstance(value, dict):
-            return {key: self._map(reader, item) for key, item in value.items()}
-        return value
+        return fx.node.map_aggregate(value, lambda part: self._changed(reader, part))
+
+    def _changed(self, reader: fx.Node, part: Any) -> Any:
+        if isinstance(part, fx.Node):
+            return self._operand(part, reader)
+        if isinstance(part, Scaled):
+            return self._scaled(part)
+        return self._constant(torch.from_numpy(part)) if isinstance(part, np.ndarray) else part
 
     def _scaled(self, size: Scaled) -> fx.Node:
         node, up, down = size.node, size.numerator, size.denominator
@@ -161,23 +151,17 @@ class _Writer:
 
     def _operand(self, value: fx.Node, reader: fx.Node) -> fx.Node:
         """Returns a value as its reader needs it: a part, where the value itself depends on no parameter."""
-        axes = self.coupling.edges.get((reader, value))
         result = self.nodes[value]
-        if axes is None:
-            return result
-        for dim, axis in enumerate(axes):
+        for dim, axis in enumerate(self.coupling.edges.get((reader, value), ())):
             if self.slicer.changed(axis):
                 result = self._part(result, value, dim, axis)
         return result
 
     def _part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
-        info: TensorInfo = self.coupling.captured.info[value]
-        if info.shape[dim] != info.example[dim]:
-            return self._part_of_dynamic(node, value, dim, axis)
-        return self._static_part(node, value, dim, axis)
-
-    def _part_of_dynamic(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         """Before: x[b * h], b known only at run time.  After: x.unflatten(0, (-1, h)), a part of h, flat again."""
+        info: TensorInfo = self.coupling.captured.info[value]
+        if info.shape[dim] == info.example[dim]:
+            return self._static_part(node, value, dim, axis)
         free = max((f for f in axis if f.labels is None), key=lambda f: f.size)
         sizes = [-1 if f is free else f.size for f in axis]
         part = self.graph.call_function(torch.ops.aten.unflatten.int, (node, dim, sizes))
@@ -194,7 +178,7 @@ class _Writer:
         key = (node, dim, index.tobytes())
         if key not in self.parts:
             if node.op == "get_attr" and isinstance(constant := fetch(self.root, str(node.target)), Tensor):
-                part = self._constant(constant.index_select(dim, torch.from_numpy(index).to(constant.device)))
+                part = self._constant(self._kept(constant, dim, axis))
             elif len(index) and index[-1] - index[0] + 1 == len(index):
                 ends = (int(index[0]), int(index[-1]) + 1)
                 part = self.graph.call_function(torch.ops.aten.slice.Tensor, (node, dim, *ends))
@@ -212,6 +196,11 @@ class _Writer:
         self.root.register_buffer(name, tensor.to(device), persistent=False)
         return self.graph.get_attr(name)
 
+    def _kept(self, value: Tensor, dim: int, axis: Axis) -> Tensor:
+        if not self.slicer.changed(axis):
+            return value
+        return value.index_select(dim, torch.from_numpy(self.slicer.index(axis)).to(value.device))
+
     def _attribute(self, node: fx.Node) -> fx.Node:
         name = str(node.target)
         value = fetch(self.source, name)
@@ -221,11 +210,9 @@ class _Writer:
         return self._copy(node, name, (), {})
 
     def _sliced(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
-        axes: Axes = self.coupling.values[node] or ()
+        plain = isinstance(self.coupling.captured.info[node], TensorInfo)
+        axes: Axes = (self.coupling.values[node] if plain else None) or ()
         result = self.tensors.get(name, value).detach()
-        if isinstance(self.coupling.captured.info[node], TensorInfo):
-            for dim, axis in enumerate(axes):
-                if self.slicer.changed(axis):
-                    index = torch.from_numpy(self.slicer.index(axis)).to(result.device)
-                    result = result.index_select(dim, index)
+        for dim, axis in enumerate(axes):
+            result = self._kept(result, dim, axis)
         return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result

@@ -70,7 +70,7 @@ def log_probabilities(outputs: Any) -> tuple[Tensor, int]:
 
 def over_samples(loss: Tensor) -> float:
     """Returns a loss ``[samples, *positions]`` averaged over positions (pixels, tokens) and summed over samples."""
-    return float(loss.reshape(len(loss), -1).mean(dim=1).sum()) if loss.dim() else float(loss)
+    return float(loss[..., None].flatten(1).mean(dim=1).sum()) if loss.dim() else float(loss)
 
 
 def _unfit(logits: Tensor, targets: Tensor) -> CalibrationError:

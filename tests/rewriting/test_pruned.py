@@ -112,7 +112,7 @@ def test_signature_is_the_originals():
 
 def test_generated_code_reads_like_a_forward():
     assert emitted("structured").pruned.code.strip() == (
-        "def forward(self, batch, weight = None, scale = _default_scale, *, mode = 'sum', mask = None, **extra):\n"
+        "def forward(self, batch, weight=None, scale=_default_scale, *, mode='sum', mask=None, **extra):\n"
         "    batch_x, batch_more_0, weight, mask, shift, = "
         "_inputs_of((batch, weight, scale, mode, mask, extra,))\n"
         "    linear = self.layer(batch_x);  batch_x = None\n"
