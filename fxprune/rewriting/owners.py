@@ -88,7 +88,7 @@ def find_call(
     Args:
         node: a node of the sliced graph.
         owners: the original model.
-        tensors: every tensor that the graph reads, by its name there.
+        tensors: every tensor that the graph reads, ``[...]``, by its name there.
         used: all names of all those tensors.
         rank: number of dimensions of the result, if known.
     """

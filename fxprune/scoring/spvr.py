@@ -41,6 +41,8 @@ class Spvr:
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns Eq. 2, ``sum over samples of [other class] + |change of the class' probability|``, of each unit's group.
 
+        For each group's name ``[units]``.
+
         Raises:
             ScorerError: ``group_size`` or ``propagate`` is malformed, or an activation is not finite.
         """

@@ -38,7 +38,7 @@ _CACHE = 4 << 20
 
 @torch.no_grad()
 def masked_scores(context: Context, sets: UnitSets, measure: Measure, name: str) -> dict[str, Tensor]:
-    """Returns what masking each set does to the outputs, summed over all samples, ``{group: [sets]}``.
+    """Returns what masking each set does to the outputs, summed over all samples: for each group ``[sets]``.
 
     A set without which a statistic has nothing left to go over has infinity.
 
