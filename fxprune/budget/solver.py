@@ -10,7 +10,6 @@ gives a larger model.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -20,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, NothingToPruneError
+from fxprune._base.errors import BudgetError, NothingToPruneError
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.budget import Budget
-from fxprune.budget.constraints import Constraints, free_groups, matches, names_of
+from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
+from fxprune.budget.patterns import names_of_layers, reaching, warn_unused
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
@@ -93,8 +93,8 @@ def solve(
         coupling: what may go.
         scores: for each group's name a score for each of its units, ``[len(group.units)]``; low goes first.
         budget: upper bounds; give either this or ``ratios``.
-        ratios: the share of units removed, for all groups or by pattern of group or layer name (key ``default`` for
-            the others, 0 if absent).
+        ratios: the share of units removed, for all groups or by pattern; a group falls under its own name, or else under the
+            first pattern that matches all the layers that make it, or under ``default`` (0 if absent).
         constraints: what must stay.
         vanishing: the groups that may lose all their units, i.e. blocks, and others under ``min_keep=0``, each with the names
             of the tensors that are then gone (`fxprune.coupling.branches.vanishing_groups`).
@@ -179,21 +179,17 @@ def _by_ratio(
     coupling: Coupling, free: Sequence[Group], pools: Sequence[Pool], ratios: float | Mapping[str, float]
 ) -> Mask:
     """Flags the channels that go when each group loses its own share, rounded down."""
-    table = ratio_table(ratios)
-    used = {"default"}
+    table, names = ratio_table(ratios), names_of_layers(coupling)
+    patterns = [pattern for pattern in table if pattern != "default"]
+    found = {group.name: reaching(coupling, group, patterns, names) for group in free}
     removed = np.zeros(len(coupling.channels), bool)
     for group, pool in zip(free, pools, strict=True):
-        names = names_of(coupling, group)
-        exact = [p for p in table if p == group.name]  # a group's own name comes before patterns
-        matching = exact or [p for p in table if p != "default" and matches([p], names)]
-        pattern = matching[0] if matching else "default"
-        used.add(pattern)
-        keep = len(pool.order) - int(len(pool.order) * table.get(pattern, 0.0) + 1e-9)
+        share = table.get(found[group.name] or "default", 0.0)
+        keep = len(pool.order) - int(len(pool.order) * share + 1e-9)
         removed[pool.order[pool.rounded(keep) :]] = True
-    for pattern in table:
-        if pattern not in used:
-            text = f"ratios pattern {pattern!r} matches no group"
-            warnings.warn(text, IgnoredPatternWarning, stacklevel=4)
+    for pattern in patterns:
+        if pattern not in found.values():
+            warn_unused("ratios", pattern, coupling, names)
     return removed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from fxprune._base.errors import FxpruneError
 from fxprune._base.names import layer_of
+from fxprune.budget.patterns import nearest, taken
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.islands import capture_or_parts, captured_islands
 from fxprune.coupling.blocks import with_blocks
@@ -60,6 +61,7 @@ class Explanation:
         frozen: tensor axes with coordinates that can never go, and why.
         unsupported: (op, module) of each op without a rule that froze something.
         islands: the parts that were captured, where the whole could not be; all else stays as it is.
+        patterns: (option, pattern, names of groups): what each pattern of ``ignore`` holds, and of ``ratios`` reaches.
         details: text about the layers that were asked for; empty if none were.
     """
 
@@ -67,6 +69,7 @@ class Explanation:
     frozen: tuple[Frozen, ...]
     unsupported: tuple[tuple[str, str], ...] = ()
     islands: tuple[str, ...] = ()
+    patterns: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     details: str = ""
 
     def __str__(self) -> str:
@@ -87,6 +90,9 @@ class Explanation:
             parts.append("ops without a rule, which froze what they touch\n" + "\n".join(lines))
         if self.islands:
             parts.append(f"islands: {', '.join(self.islands)}; all else stays as it is")
+        if self.patterns:
+            taken_by = [(option, pattern, ", ".join(groups) or "-") for option, pattern, groups in self.patterns]
+            parts.append(table("what each pattern takes", taken_by, ("option", "pattern", "groups"), width=80))
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +115,10 @@ class Explanation:
             ],
             "unsupported": [{"op": op, "module": module} for op, module in self.unsupported],
             "islands": list(self.islands),
+            "patterns": [
+                {"option": option, "pattern": pattern, "groups": list(groups)}
+                for option, pattern, groups in self.patterns
+            ],
             "details": self.details,
         }
 
@@ -144,6 +154,8 @@ def explain(
     *,
     layers: str | Sequence[str] = (),
     units: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    ratios: Mapping[str, float] | None = None,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
@@ -155,8 +167,10 @@ def explain(
     Args:
         model: the model, or the coupling that `fxprune.couple` found.
         calib_data: batches, as for `fxprune.compile`; not for a coupling.
-        layers: names or ``fnmatch`` patterns: only what touches these layers or tensors.
+        layers: names or ``fnmatch`` patterns: only what touches these layers, modules that hold layers, or tensors.
         units: with ``"block"`` among them, whole residual branches are units as well.
+        ignore: as for `fxprune.compile`; says which groups each pattern holds.
+        ratios: as for `fxprune.compile`; says which groups each pattern reaches.
         forward_args: as for `fxprune.compile`.
         dynamic_shapes: as for `fxprune.compile`.
         strict: raise at an op without a rule.
@@ -186,7 +200,15 @@ def explain(
         details = "\n\n".join(coupling.explain(pattern) for pattern in patterns)
         groups = tuple(g for g in groups if any(_matches(name, patterns) for name, _, _ in g.tensors))
         frozen = tuple(f for f in frozen if _matches(f.tensor, patterns))
-    return Explanation(groups=groups, frozen=frozen, unsupported=coupling.unsupported, islands=islands, details=details)
+    held, reached = (ignore,) if isinstance(ignore, str) else tuple(ignore), tuple(ratios or ())
+    return Explanation(
+        groups=groups,
+        frozen=frozen,
+        unsupported=coupling.unsupported,
+        islands=islands,
+        patterns=tuple(taken(coupling, held, reached)),
+        details=details,
+    )
 
 
 def _about(coupling: Coupling, group: Group) -> GroupInfo:
@@ -195,14 +217,11 @@ def _about(coupling: Coupling, group: Group) -> GroupInfo:
 
 
 def _check_patterns(patterns: Iterable[str], coupling: Coupling) -> None:
-    import difflib
-
     tensors = {axis.tensor for axis in coupling.axes}
-    names = sorted({layer_of(tensor) for tensor in tensors} | tensors)
+    names = {layer_of(tensor) for tensor in tensors} | tensors
     for pattern in patterns:
         if not any(_matches(tensor, (pattern,)) for tensor in tensors):
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(close)}?" if close else f", such as {', '.join(names[:3])}"
+            hint = nearest(pattern, names)
             raise FxpruneError(f"{pattern}: expected a layer or tensor with parameters in the graph{hint}")
 
 

@@ -61,15 +61,15 @@ class Options:
         method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"spvr"``,
             ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
             ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
-        ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of
-            the layers that make a group, where a group's own name comes first, then the first pattern that matches,
-            then ``"default"`` (0 if absent).
+        ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of layers,
+            modules that hold them or tensors. A pattern reaches a group if it matches all the layers that make it; a group's
+            own name comes first, then the first pattern that reaches it, then ``"default"`` (0 if absent).
         units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"kv_group"`` (a key and value head with all the
             query heads that share it; ``"head"`` is then one query head of every group), ``"head_dim"``,
             ``"expert"`` (of a mixture; it is gone from the router as well, which weighs and chooses among those that
             stay, as many as it chooses at least), and ``"block"`` for whole residual branches (``min_keep`` is about the
             others).
-        ignore: ``fnmatch`` patterns of layers whose channels all stay.
+        ignore: ``fnmatch`` patterns of layers, or of modules that hold them, whose channels all stay.
         round_to: kept channels come in multiples of this; ``"auto"`` measures which multiple the hardware likes.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
             method's own choice, mostly 1.

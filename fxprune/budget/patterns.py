@@ -1,0 +1,109 @@
+"""Patterns: what a user may call layers and groups by, and which groups a pattern holds or reaches.
+
+A layer goes by its own name, the names of the modules that hold it, and those of its tensors; a tied tensor by all of its names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import fx
+
+from fxprune._base.errors import IgnoredPatternWarning
+from fxprune._base.names import layer_of
+from fxprune.algebra.axes import is_labelled
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.units import Group
+
+
+def matches(names: Iterable[str], pattern: str) -> bool:
+    """Returns whether an ``fnmatch`` pattern matches one of the names."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def names_of_layers(coupling: Coupling) -> dict[str, set[str]]:
+    """Returns for each layer with tensors in the graph all that it may be called by."""
+    ties: dict[str, list[str]] = {}
+    for other, name in coupling.captured.ties.items():
+        ties.setdefault(name, []).append(other)
+    found: dict[str, set[str]] = {}
+    for node in coupling.values:
+        if node.op == "get_attr":
+            tensor = str(node.target)
+            for name in (tensor, *ties.get(tensor, ())):
+                parts = name.split(".")
+                found.setdefault(layer_of(tensor), set()).update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return found
+
+
+def makers_of(coupling: Coupling, group: Group) -> set[str]:
+    """Returns the layers whose outputs the group's channels are; not those that they only pass: norms, depthwise convolutions."""
+    axes = [coupling.axes[index] for index, _ in group.axes]
+    made = {axis.layer for axis in axes if axis.makes and axis.layer in group.producers} | _looked_up(coupling, group)
+    summed = {str(c.weight.target) for c in coupling.contractions if c.weight is not None and is_labelled(c.axis)}
+    passed = {layer_of(tensor) for tensor in summed - {axis.tensor for axis in coupling.axes if axis.reads}}
+    return (made - passed) or made or set(group.producers)
+
+
+def _looked_up(coupling: Coupling, group: Group) -> set[str]:
+    """Returns the embeddings among the layers that read a group: tied to the output, they make its channels as well."""
+    sums: dict[str, set[fx.Node]] = {}
+    for c in coupling.contractions:
+        if c.weight is not None:
+            sums.setdefault(str(c.weight.target), set()).add(c.node)
+    reads = {axis.tensor for index, _ in group.axes if (axis := coupling.axes[index]).reads}
+    users = {str(node.target): set(node.users) for node in coupling.values if node.op == "get_attr"}
+    return {layer_of(tensor) for tensor in reads if users[tensor] - sums[tensor]}
+
+
+def holding(coupling: Coupling, group: Group, patterns: Iterable[str], names: Mapping[str, set[str]]) -> set[str]:
+    """Returns the patterns of ``ignore`` that hold a group: they match it, or a layer that makes it or that it passes."""
+    layers = {*group.producers, *_looked_up(coupling, group)}
+    spelled = {group.name}.union(*(names.get(layer, {layer}) for layer in layers))
+    return {pattern for pattern in patterns if matches(spelled, pattern)}
+
+
+def reaching(coupling: Coupling, group: Group, patterns: Sequence[str], names: Mapping[str, set[str]]) -> str | None:
+    """Returns the pattern of ``ratios`` that a group falls under: its own name, or the first that matches all its makers."""
+    if group.name in patterns:
+        return group.name
+    makers = makers_of(coupling, group) or {group.name}
+    for pattern in patterns:
+        if all(matches(names.get(maker, {maker}), pattern) for maker in makers):
+            return pattern
+    return None
+
+
+def taken(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Returns (option, pattern, names of groups) for each pattern: what ``ignore`` holds and what ``ratios`` reaches."""
+    names = names_of_layers(coupling)
+    held = {group.name: holding(coupling, group, ignore, names) for group in coupling.groups}
+    reached = {group.name: reaching(coupling, group, ratios, names) for group in coupling.groups}
+    return [
+        *(("ignore", pattern, tuple(name for name, by in held.items() if pattern in by)) for pattern in ignore),
+        *(("ratios", pattern, tuple(name for name, by in reached.items() if pattern == by)) for pattern in ratios),
+    ]
+
+
+def nearest(pattern: str, known: Iterable[str]) -> str:
+    """Returns the end of a sentence with the names that are most like a pattern, or with some."""
+    names = sorted(known)
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else f", such as {', '.join(names[:3])}"
+
+
+def warn_unused(kind: str, pattern: str, coupling: Coupling, names: Mapping[str, set[str]]) -> None:
+    """Warns of a pattern that does nothing, and says why, or which names are near."""
+    partly = [g for g in coupling.groups if any(matches(names.get(m, {m}), pattern) for m in makers_of(coupling, g))]
+    if any(reaching(coupling, group, [pattern], names) for group in partly):
+        text = "reaches no group that is left: what stays is ignored, and of two patterns the first counts"
+    elif partly:
+        others = sorted(m for m in makers_of(coupling, partly[0]) if not matches(names.get(m, {m}), pattern))
+        text = f"reaches no group: {partly[0].name!r} is made by {', '.join(others[:3])} as well"
+    else:
+        known = set().union(*names.values(), (group.name for group in coupling.groups))
+        text = f"matches no {'group' if kind == 'ratios' else 'layer'}{nearest(pattern, known)}"
+    warnings.warn(f"{kind} pattern {pattern!r} {text}", IgnoredPatternWarning, stacklevel=5)
