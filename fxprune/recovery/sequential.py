@@ -75,7 +75,10 @@ def sequential(context: RecoveryContext) -> dict[str, Tensor]:
 
 
 def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
-    """Returns the graph's nodes with every skip before the layer it is added to, where that is possible."""
+    """Returns the graph's nodes with every skip before the layer it is added to; drops the drifts where that cannot be.
+
+    Skips that come first anyway are edges too, or what is moved for the sake of another would take them along.
+    """
     import networkx as nx
 
     nodes = list(coupling.captured.module.graph.nodes)
@@ -83,9 +86,8 @@ def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
     graph: nx.DiGraph[fx.Node] = nx.DiGraph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from((source, node) for node in nodes for source in node.all_input_nodes)
+    graph.add_edges_from((drift.skip, node) for node, drift in drifts.items() if place[drift.skip] < place[node])
     for node, drift in list(drifts.items()):
-        if place[drift.skip] < place[node]:
-            continue
         if nx.has_path(graph, node, drift.skip):
             del drifts[node]
         else:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.capturing.captured import capture
 from fxprune.recovery.sequential import find_drift
 from tests.models.fn import Fn
+from tests.support.pruning import removal
+from tests.support.weights import randomise
 
 
 def test_drift_is_the_other_operand_of_the_addition_behind_a_layer() -> None:
@@ -24,3 +28,39 @@ def test_drift_is_the_other_operand_of_the_addition_behind_a_layer() -> None:
     assert drift is not None and drift.skip.op == "placeholder"
     assert drift.norm is not None and drift.norm.target is torch.ops.aten.batch_norm.default
     assert find_drift(nodes["other.weight"]) is None  # it is scaled before it is added
+
+
+class Bottleneck(nn.Module):
+    """Two layers beside a projection, as in ResNet-50: each of the last two is the other's skip."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(channels, 6, 1), nn.Conv2d(6, out, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out)
+        self.down = nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.b(self.a(x).relu())) + self.down(x)
+        return y.relu()
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_layers_that_are_each_other_s_skip(limit: int) -> None:
+    torch.manual_seed(0)
+    blocks = [Bottleneck(8, 8), Bottleneck(8, 12), Bottleneck(12, 12)]
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.Conv2d(12, 4, 1)))
+    data = [(torch.randn(4, 3, 5, 5),) for _ in range(3)]
+    coupling = fxprune.couple(fxprune.capture(model, data[0]))
+    removed = removal(coupling, 0, 0.4)
+    tensors = {
+        method: fxprune.recover(coupling, removed, data, method, memory_limit=limit).tensors
+        for method in ("mean_shift", "sequential")
+    }
+    dense = [model(*batch) for batch in data]
+    error = {}
+    for method, changed in tensors.items():
+        pruned = fxprune.rewrite(coupling, removed, changed)
+        error[method] = sum(
+            float((pruned(*x)[0] - y).square().sum().detach()) for x, y in zip(data, dense, strict=True)
+        )
+    assert error["sequential"] < error["mean_shift"]
