@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
@@ -66,4 +70,90 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = copies[id(buffer)]
+        yield
+
+
+@contextmanager
+def lent(model: nn.Module, *given: Any) -> Iterator[None]:
+    """Has a model run in evaluation mode on what is given to it: parameters and inputs are as they were on leaving, too."""
+    with evaluating(model), guarded([*model.parameters(), *_tensors(given)]):
+        yield
+
+
+@contextmanager
+def at_full_speed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """As `lent`, to be timed: what a call writes is found by a first one, and nothing watches those that follow."""
+    with evaluating(model):
+        guard = _Guard([*model.parameters(), *_tensors(args, kwargs)])
+        try:
+            with guard:
+                model(*args, **kwargs)
+            yield
+        finally:
+            guard.put_back()
+
+
+@contextmanager
+def guarded(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Puts back what is written to tensors, ``[...]`` each, meanwhile; nothing is copied before the first write."""
+    guard = _Guard(tensors)
+    try:
+        with guard:
+            yield
+    finally:
+        guard.put_back()
+
+
+class _Guard(TorchDispatchMode):
+    """Copies a guarded storage right before an operator that writes to it."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.guarded = {_place(tensor) for tensor in tensors if not tensor.is_meta}
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            self._keep(argument, value)
+        for argument in func._schema.arguments:
+            if argument.name in kwargs:
+                self._keep(argument, kwargs[argument.name])
+        return func(*args, **kwargs)
+
+    def _keep(self, argument: torch.Argument, value: Any) -> None:
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            return
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if (
+                isinstance(tensor, Tensor)
+                and not tensor.is_meta
+                and _place(tensor) in self.guarded - self.before.keys()
+            ):
+                storage = tensor.untyped_storage()
+                self.before[_place(tensor)] = storage, storage.clone()
+
+    def put_back(self) -> None:
+        """Gives every storage that was written to its content again."""
+        for storage, before in self.before.values():
+            storage.copy_(before)
+
+
+def _tensors(*given: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Puts the random states of torch, Python and numpy back on leaving; numpy's if it is there."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
         yield

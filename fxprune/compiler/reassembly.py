@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError
-from fxprune._base.modes import evaluating
+from fxprune._base.modes import lent
 from fxprune.capturing.captured import Captured, capture
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
@@ -137,6 +137,8 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
 
 
 def _compared(twin: nn.Module, result: nn.Module, call: Call) -> Certificate:
-    with evaluating(twin), evaluating(result):
-        expected, got = (pytree.tree_leaves(m(*call[0], **call[1])) for m in (twin, result))
-    return compare(expected, got)
+    outputs: list[list[Any]] = []
+    for model in (twin, result):
+        with lent(model, call):
+            outputs.append(pytree.tree_leaves(model(*call[0], **call[1])))
+    return compare(outputs[0], outputs[1])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.errors import BudgetError, ScorerError, VerificationError
-from fxprune._base.modes import evaluating, untouched
+from fxprune._base.modes import at_full_speed, random_states_kept, untouched
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.compiler import stages
@@ -36,6 +36,7 @@ from fxprune.scoring.scorer import Scorer, scorer_of
 
 
 @spelled_out
+@random_states_kept()
 def sweep(  # noqa: D417  # the options are described as `Options` has them
     model: nn.Module | ExportedProgram,
     calib_data: Any,
@@ -180,7 +181,7 @@ class _Judge:
         """Returns a call's milliseconds in proportion to the dense model's, timed in turns with it."""
         args, kwargs = self.first.args, self.first.kwargs
         device = str(device_of(self.dense))
-        with evaluating(self.dense), evaluating(pruned):
+        with at_full_speed(self.dense, args, kwargs), at_full_speed(pruned, args, kwargs):
             calls = [partial(model, *args, **kwargs) for model in (self.dense, pruned)]
             dense, mine = interleaved(calls, device=device)
         self.dense_ms = self.dense_ms or dense.ms

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune._base.modes import evaluating
+from fxprune._base.modes import lent
 
 #: (args, kwargs)
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -21,7 +21,7 @@ def calls_of(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, li
     """Returns the calls that each submodule gets in one evaluation-mode call of the model, tensors copied."""
     found: dict[str, list[Call]] = {name: [] for name in names}
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(lent(model, call))
         for name in found:
 
             def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:

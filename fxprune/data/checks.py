@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CalibrationError
-from fxprune._base.modes import evaluating
+from fxprune._base.modes import lent
 from fxprune.data.batch import Batch, bad_batch, short
 
 
@@ -127,7 +127,7 @@ def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
 
 
 def _forward(model: nn.Module, batch: Batch) -> None:
-    with evaluating(model):
+    with lent(model, batch.args, batch.kwargs):
         model(*batch.args, **batch.kwargs)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune._base.modes import untouched
+from fxprune._base.modes import evaluating
 from fxprune.capturing.captured import Captured
 from fxprune.latency.layout import example_call
 from fxprune.latency.measure import interleaved
@@ -65,7 +65,7 @@ class Stopwatch:
         Raises:
             FxpruneError: the backend does not take one of them.
         """
-        with threads_set(self.setting.threads), untouched(self.original, training=False):
+        with threads_set(self.setting.threads), evaluating(self.original):
             if self._reference is None:
                 self._reference = self._runner(self.original)
             runs = [self._reference, *map(self._runner, models)]

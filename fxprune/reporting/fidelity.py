@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune._base.modes import evaluating
+from fxprune._base.modes import lent
 from fxprune.data.batch import Batch
 from fxprune.data.calls import tensors_of
 
@@ -56,7 +56,7 @@ class Reference:
         same, samples = 0, 0
         with torch.no_grad():
             for batch, dense in self._outputs():
-                with evaluating(pruned):
+                with lent(pruned, batch.args, batch.kwargs):
                     result = pruned(*batch.args, **batch.kwargs)
                 for place, (a, b) in enumerate(zip_longest(_floats(dense), _floats(result))):
                     if a is None or b is None or a.shape != b.shape:
@@ -75,7 +75,7 @@ class Reference:
         for index, batch in enumerate(self.batches):
             entry = self._kept.get(index)
             if entry is None:
-                with evaluating(self.model):
+                with lent(self.model, batch.args, batch.kwargs):
                     entry = batch, self.model(*batch.args, **batch.kwargs)
                 size = sum(x.nbytes for x in tensors_of((batch.args, batch.kwargs, batch.targets, entry[1])))
                 if self._bytes + size <= self.memory_limit:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from fxprune._base.modes import random_states_kept
 from fxprune.data.batch import ForwardArgs
 from fxprune.data.batches import Batches
 
@@ -43,9 +44,7 @@ class Feed:
         """
         start = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []))
-            stack.callback(random.setstate, random.getstate())
-            stack.callback(np.random.set_state, np.random.get_state())
+            stack.enter_context(random_states_kept())
             for generator in self.generators:
                 stack.callback(generator.set_state, generator.get_state())
                 generator.manual_seed(start)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import VerificationError
+from fxprune._base.modes import lent
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
 from fxprune.ops.twin import in_precision
@@ -61,7 +62,8 @@ def certify(
     if dtype is not None:
         pruned = lifted(pruned, dtype)
         args, kwargs = pytree.tree_map_only(Tensor, partial(in_precision, dtype=dtype), (args, kwargs))
-    result = pytree.tree_leaves(pruned(*args, **kwargs))
+    with lent(pruned, args, kwargs):
+        result = pytree.tree_leaves(pruned(*args, **kwargs))
     expected = [value for value in twin if value is not None]
     certificate = compare(expected, [value for value in result if value is not None], tolerance)
     if certificate.verified is False:

@@ -7,7 +7,7 @@ is kept. It must give what the emitted module gives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +46,12 @@ class Run:
                     self.masked.setdefault(contraction.node, []).append(contraction)
             self.stored = frozenset(selection.collapse.frontier) if dtype is not None else self.stored
         self.last = last_uses(list(self.graph.nodes))
+        self.statistics = {
+            source
+            for node in self.graph.nodes
+            if node.op == "call_function" and _keeps_statistics(node.target)
+            for source in (bind(node).running_mean, bind(node).running_var)
+        }
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         """Returns the flat outputs for flat inputs, ``[...]`` as the model has them."""
@@ -77,10 +83,11 @@ class Run:
             return self._lift(next(feed).detach())
         if node.op == "get_attr":
             name, tensors = str(node.target), self.selection.tensors
-            if name in tensors:
-                return self._lift(tensors[name])
-            value = fetch(self.selection.coupling.captured.module, name)
-            return self._lift(value.detach()) if isinstance(value, Tensor) else value
+            value = tensors[name] if name in tensors else fetch(self.selection.coupling.captured.module, name)
+            if node in self.statistics:  # of the batch, they are written to the model's buffers
+                value = value.clone()
+            held = isinstance(value, Tensor) and name not in tensors
+            return self._lift(value.detach() if held else value)
         if node.op == "output":
             return fx.node.map_arg(node.args[0], values.__getitem__)
         if self.slicer is not None and node in self.selection.coupling.statistics:
@@ -111,6 +118,11 @@ class Run:
                 gone = torch.from_numpy(np.flatnonzero(~mask)).to(value.device)
                 value = value.index_fill(contraction.dim, gone, 0)
         return value
+
+
+@cache
+def _keeps_statistics(target: Any) -> bool:
+    return any(a.name == "running_mean" for a in getattr(getattr(target, "_schema", None), "arguments", ()))
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

@@ -51,6 +51,10 @@ def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
         owner = memory.family[first(node)][0]
         if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
             notes.append(f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update")
+        if owner.op == "placeholder":
+            notes.append(
+                f"the forward pass changes its input {owner.name!r} in place: the captured graph leaves it alone"
+            )
         if memory.is_self_copy(node):
             replace(node, first(node))
         elif not memory.functionalise(node) and owner.op in ("get_attr", "placeholder"):
