@@ -24,7 +24,8 @@ from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.planning import selection_of
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.rewriting.slicing import at_full_size
-from fxprune.twin.certificate import compare, lifted, settled
+from fxprune.twin.certificate import lifted, settled
+from fxprune.twin.comparison import compare
 from fxprune.twin.interpreter import Run
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -22,19 +24,24 @@ from fxprune.compiler.options import AUTO, Options
 from fxprune.compiler.state import State
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.interpreter import couple as couple_graph
+from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
+from fxprune.data.calls import Call
 from fxprune.data.checks import check_weights, device_of, probe, without_values
+from fxprune.latency.layout import example_call
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths
 from fxprune.recovery.protocol import RecoveryContext, recovered, recovery_of
 from fxprune.reporting.building import make_report
 from fxprune.reporting.distribution import score_summary
 from fxprune.results.attached import attach
+from fxprune.results.certificate import Certificate
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.planning import make_plan
 from fxprune.scoring.scorer import Scorer, scorer_of
 from fxprune.scoring.scorer import score as score_units
 from fxprune.twin.certificate import certify, settled
+from fxprune.twin.interpreter import Run
 
 
 def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, options: Options) -> State:
@@ -183,18 +190,39 @@ def rewrite(state: State) -> State:
 
 
 def verify(state: State) -> State:
-    """Compares the module with the masked twin.
+    """Compares the module with the masked twin, on the first batch and, where the batch is dynamic, at another size of it.
 
     Raises:
         VerificationError: they differ.
     """
     if not state.options.verify:
         return state
-    batch = (state.first.args, state.first.kwargs)
-    certificate = settled(
-        lambda dtype: certify(state.selection, state.pruned, batch, dtype=dtype), state.options.verify_dtype
-    )
-    return replace(state, certificate=certificate)
+    calls = [(state.first.args, state.first.kwargs), *_other_batch(state)]
+    first, *others = (settled(partial(_certified, state, call), state.options.verify_dtype) for call in calls)
+    compared = tuple(dict.fromkeys(line for each in (first, *others) for line in each.compared))
+    worst = max(each.max_error for each in (first, *others) if each.dtype == first.dtype)
+    return replace(state, certificate=replace(first, max_error=worst, compared=compared))
+
+
+def _certified(state: State, call: Call, dtype: torch.dtype | None) -> Certificate:
+    return certify(state.selection, state.pruned, call, dtype=dtype)
+
+
+def _other_batch(state: State) -> Iterator[Call]:
+    """Yields the captured call with a sample less, or one more, if the model takes that.
+
+    Samples may be the same ones again: it is the first batch that proves, here no output may differ.
+    """
+    prime, size = state.coupling.captured.batch
+    if prime > 1:
+        call = example_call(state.coupling.captured, size - 1 if size > 2 else size + 1, str(device_of(state.module)))
+        inputs = state.coupling.captured.call.flatten(*call)
+        try:
+            with torch.no_grad():
+                Run(Selection.nothing(state.coupling, state.selection.tensors))(inputs)
+        except RuntimeError:  # the original insists on its batch size, or on even ones
+            return
+        yield call
 
 
 def finish(state: State) -> State:

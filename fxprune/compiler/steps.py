@@ -80,7 +80,9 @@ def together(certificates: Sequence[Certificate | None]) -> Certificate | None:
         return None
     doubtful = next((c for c in found if c.verified is not True), None)
     worst = max(found, key=lambda c: c.max_error / c.tolerance)
-    return worst if doubtful is None else replace(worst, verified=doubtful.verified, note=doubtful.note)
+    compared = tuple(dict.fromkeys(line for each in found for line in each.compared))
+    verdict = doubtful or worst
+    return replace(worst, verified=verdict.verified, note=verdict.note, compared=compared)
 
 
 def schedule(budget: Budget, before: Cost, progress: float, dense_ms: float | None = None) -> Budget:

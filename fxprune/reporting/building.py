@@ -60,4 +60,5 @@ def make_report(
         layers=layer_rows(coupling, solution.selection),
         plan=plan,
         doubt="" if certificate is None else certificate.note,
+        compared=() if certificate is None else certificate.compared,
     )

@@ -112,6 +112,7 @@ class Report:
         latency: predicted and measured, if the budget bounds it.
         plan: the plan, if there is one.
         doubt: why it is not verified; empty if it is, or was not compared.
+        compared: the outputs that were compared, with what is doubtful about each.
     """
 
     params: Change
@@ -135,6 +136,7 @@ class Report:
     latency: Latency | None = None
     plan: Plan | None = None
     doubt: str = ""
+    compared: tuple[str, ...] = ()
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Fills in what a report that an earlier version pickled does not have."""
@@ -147,7 +149,9 @@ class Report:
         """What the comparison with the masked twin found; None if there was none."""
         if not self.dtype or self.max_error is None or self.tolerance is None:
             return None
-        return Certificate(self.verified, self.max_error, self.tolerance, f"torch.{self.dtype}", self.doubt)
+        return Certificate(
+            self.verified, self.max_error, self.tolerance, f"torch.{self.dtype}", self.doubt, self.compared
+        )
 
     @property
     def islands(self) -> tuple[str, ...]:
@@ -186,6 +190,7 @@ class Report:
             "scores": None if self.scores is None else self.scores.to_dict(),
             "latency": None if self.latency is None else self.latency.to_dict(),
             "doubt": self.doubt,
+            "compared": list(self.compared),
         }
 
     @classmethod
@@ -240,7 +245,7 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
     **dict.fromkeys(("schema", "units_removed", "dropped"), untrusted.integer),
     **dict.fromkeys(("params", "macs", "bytes"), read_pair),
     **dict.fromkeys(("method", "dtype", "doubt"), untrusted.string),
-    **dict.fromkeys(("collapsed", "skipped", "notes"), untrusted.texts),
+    **dict.fromkeys(("collapsed", "skipped", "notes", "compared"), untrusted.texts),
     **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
     "verified": untrusted.maybe(untrusted.boolean),
     "groups": partial(untrusted.sequence_of, read=_read_group),
@@ -252,4 +257,4 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
 }
 
 #: The format in which an entry came, if not in the first.
-_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3}
+_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3}

@@ -10,6 +10,7 @@ from torch import nn
 
 import fxprune
 from fxprune.rewriting.emission import emitted
+from tests.models.fn import Fn
 from tests.support.compiling import around, compile_small, mlp
 from tests.support.weights import fingerprint
 
@@ -51,8 +52,41 @@ def test_compile_refuses_what_its_own_emission_gets_wrong(monkeypatch: pytest.Mo
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     before, data = fingerprint(model), [torch.randn(6, 5)]
-    with pytest.raises(fxprune.VerificationError, match=r"failed verification: error .* the outputs differ"):
+    with pytest.raises(fxprune.VerificationError, match=r"failed verification: error .* output 0 differs"):
         fxprune.compile(model, data, 0.6, recover=None, progress=False)
     assert fingerprint(model) == before
     unproven = fxprune.compile(model, data, 0.6, recover=None, verify=False, progress=False)
     assert fxprune.report(unproven).verified is None
+
+
+def test_what_was_compared_is_listed_at_two_batch_sizes() -> None:
+    torch.manual_seed(0)
+    model = Fn(lambda m, x: (m.b(m.a(x).relu()), x[:, :0]), a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval()
+    certificate = fxprune.compile(model, [torch.randn(6, 4)], 0.6, progress=False).certificate
+    assert certificate.verified is True
+    assert certificate.compared == (
+        "output 0 [6, 2]",
+        "output 1 [6, 0]: is empty",
+        "output 0 [5, 2]",
+        "output 1 [5, 0]: is empty",
+    )
+
+
+def test_a_model_that_insists_on_its_batch_size_is_compared_at_that() -> None:
+    torch.manual_seed(0)
+    model = Fn(lambda m, x: (h := m.b(m.a(x).relu()))[::2] + h[1::2], a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval()
+    pruned = fxprune.compile(model, [torch.randn(6, 4), torch.randn(4, 4)], 0.6, progress=False)
+    assert pruned.certificate.verified is True and pruned.certificate.compared == ("output 0 [3, 2]",)
+
+
+def test_a_fault_at_another_batch_size_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> nn.Module:
+        module = emitted(*args)
+        module.register_forward_hook(lambda _, args, out: out if len(args[0]) == 6 else out * 1.01)
+        return module
+
+    monkeypatch.setattr("fxprune.compiler.stages.emitted", broken)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    with pytest.raises(fxprune.VerificationError, match="output 0 differs"):
+        fxprune.compile(model, [torch.randn(6, 5)], 0.6, progress=False)

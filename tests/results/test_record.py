@@ -28,7 +28,7 @@ def test_reports_of_format_1_stay_readable() -> None:
     found = make_report()
     data = found.to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency", "doubt"):
+    for key in ("layers", "scores", "latency", "doubt", "compared"):
         data.pop(key, None)
     assert Report.from_dict(data) == found
     assert found.groups[0].producers == found.groups[0].layers and found.groups[0].consumers == ()

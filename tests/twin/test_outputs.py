@@ -109,7 +109,8 @@ def test_a_degenerate_output_is_never_proof(name: str) -> None:
     assert certificate.verified is None
     assert words in certificate.note and "output 0" in certificate.note
     beside = layers(lambda m, y: (m.b(y), function(m, y), m.b(y) + 1)).certificate()
-    assert beside.verified is None and "output 1" in beside.note
+    assert beside.verified is True and beside.note == "" and len(beside.compared) == 3
+    assert words in beside.compared[1] and not any(words in beside.compared[i] for i in (0, 2))
 
 
 @pytest.mark.parametrize("name", ["zero", "constant", "NaN", "infinite"])
@@ -153,7 +154,31 @@ def test_one_wrong_output_among_several_fails() -> None:
         tensor = case.module.get_parameter(name)
         with changed(tensor, tensor * 1.01):
             certificate = case.certificate()
-        assert certificate.verified is False and certificate.note == "the outputs differ"
+        assert certificate.verified is False and "differs" in certificate.note
+
+
+@pytest.mark.parametrize("small", [1.0, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_channel_counts_however_small_it_is(tokens: bool, dtype: torch.dtype, small: float) -> None:
+    scale = torch.tensor([1.0, small, 1.0, 1.0])
+    case = layers(lambda m, y: (m.b(y.relu())[:, None].expand(-1, 3, -1) if tokens else m.b(y.relu())) * scale)
+    assert case.certificate(dtype=dtype).verified is True
+    bias = case.module.get_parameter("b.bias")
+    with changed(bias, bias + torch.tensor([0.0, 0.5, 0.0, 0.0])):
+        found = case.certificate(dtype=dtype)
+    hidden = dtype is torch.float32 and small < 1  # by what rounding the others have: float64 is asked, then
+    assert found.verified is (None if hidden else False)
+
+
+def test_a_constant_in_place_of_a_small_channel() -> None:
+    case = layers(lambda m, y: m.b(y.relu()) * torch.tensor([1e6, 1.0, 1.0, 1.0]))
+
+    def spoil(out: Tensor) -> Tensor:
+        return torch.stack([out[:, 0], torch.full_like(out[:, 1], 7.0), out[:, 2], out[:, 3]], 1)
+
+    for dtype in (torch.float32, torch.float64):
+        assert case.certificate(Other(case.module, spoil), dtype=dtype).verified is False
 
 
 def test_integer_outputs_are_equal_or_wrong() -> None:
@@ -174,9 +199,9 @@ def test_integer_outputs_are_equal_or_wrong() -> None:
         (lambda out: (out[0], out[1][:, :3]), "output 1 has another shape or dtype"),
         (lambda out: (out[0][:1], out[1]), "output 0 has another shape or dtype"),
         (lambda out: (1.0, out[1]), "output 0 has another shape or dtype"),
-        (lambda out: (out[1], out[0]), "the outputs differ"),
+        (lambda out: (out[1], out[0]), "output 0 differs"),
         (lambda out: (out[0], out[1].float()), "output 1 has another shape or dtype"),
-        (lambda out: (out[0], out[1] / 0), "the outputs differ"),
+        (lambda out: (out[0], out[1] / 0), "output 1 differs"),
     ],
 )
 def test_outputs_of_another_form(change: Callable[[Any], Any], note: str) -> None:

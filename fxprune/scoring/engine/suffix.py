@@ -30,7 +30,7 @@ from fxprune.ops.rule import in_place_form
 from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.columns import flags_of
-from fxprune.twin.certificate import TOLERANCE
+from fxprune.twin.comparison import TOLERANCE
 from fxprune.twin.interpreter import Run, last_uses
 
 Values = dict[fx.Node, Any]
