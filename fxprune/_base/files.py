@@ -40,7 +40,7 @@ def replaced(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def fresh_directory(target: Path) -> Iterator[Path]:
     """Yields a new directory beside the target; what is left of it at the end goes away."""
-    fresh = target.with_name(f".{target.name}.new")
+    fresh = target.with_name(f".{target.name}.fxprune-draft")  # a name that nobody else gives: see `put_in_place`
     shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
     fresh.mkdir()
     try:
@@ -50,7 +50,10 @@ def fresh_directory(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(fresh: Path, target: Path) -> None:
-    """Renames a complete directory to its place; for a moment the old one waits under another name."""
+    """Renames a complete directory to its place; for a moment the old one waits under another name.
+
+    Both names say whose they are, so that what an interrupted run left is cleared, and nothing of anybody else.
+    """
     for path in (*fresh.iterdir(), fresh):
         sync(path)
     _recover(target)
@@ -99,4 +102,4 @@ def sync(path: Path) -> None:
 
 
 def _previous(target: Path) -> Path:
-    return target.with_name(f".{target.name}.previous")
+    return target.with_name(f".{target.name}.fxprune-previous")

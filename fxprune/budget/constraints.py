@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxprune.budget.patterns import holding, matches, names_of_layers, warn_unused
+from fxprune.budget.patterns import holding, names_of_layers
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
@@ -27,11 +27,7 @@ class Constraints:
 
 
 def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:
-    """Returns the groups that may lose units; warns of patterns that match nothing."""
+    """Returns the groups that may lose units."""
     names = names_of_layers(coupling)
-    held = {group.name: holding(coupling, group, constraints.ignore, names) for group in coupling.groups}
-    used = set().union(*held.values())
-    for pattern in constraints.ignore:
-        if pattern not in used and not any(matches(spelled, pattern) for spelled in names.values()):
-            warn_unused("ignore", pattern, coupling, names)
-    return [group for group in coupling.groups if not held[group.name] and group.kind in constraints.kinds]
+    groups = [group for group in coupling.groups if group.kind in constraints.kinds]
+    return [group for group in groups if not holding(coupling, group, constraints.ignore, names)]

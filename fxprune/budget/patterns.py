@@ -95,15 +95,21 @@ def nearest(pattern: str, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else f", such as {', '.join(names[:3])}"
 
 
-def warn_unused(kind: str, pattern: str, coupling: Coupling, names: Mapping[str, set[str]]) -> None:
-    """Warns of a pattern that does nothing, and says why, or which names are near."""
+def check_patterns(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[str]) -> None:
+    """Warns of each pattern that does nothing, and says why, or which names are near."""
+    names = names_of_layers(coupling)
+    for option, pattern, groups in taken(coupling, ignore, ratios):
+        if not groups and (option == "ratios" or not any(matches(spelled, pattern) for spelled in names.values())):
+            text = f"{option} pattern {pattern!r} {_why_unused(option, pattern, coupling, names)}"
+            warnings.warn(text, IgnoredPatternWarning, stacklevel=3)
+
+
+def _why_unused(option: str, pattern: str, coupling: Coupling, names: Mapping[str, set[str]]) -> str:
     partly = [g for g in coupling.groups if any(matches(names.get(m, {m}), pattern) for m in makers_of(coupling, g))]
     if any(reaching(coupling, group, [pattern], names) for group in partly):
-        text = "reaches no group that is left: what stays is ignored, and of two patterns the first counts"
-    elif partly:
+        return "reaches no group that is left: of two patterns that reach one, the first counts"
+    if partly:
         others = sorted(m for m in makers_of(coupling, partly[0]) if not matches(names.get(m, {m}), pattern))
-        text = f"reaches no group: {partly[0].name!r} is made by {', '.join(others[:3])} as well"
-    else:
-        known = set().union(*names.values(), (group.name for group in coupling.groups))
-        text = f"matches no {'group' if kind == 'ratios' else 'layer'}{nearest(pattern, known)}"
-    warnings.warn(f"{kind} pattern {pattern!r} {text}", IgnoredPatternWarning, stacklevel=5)
+        return f"reaches no group: {partly[0].name!r} is made by {', '.join(others[:3])} as well"
+    known = set().union(*names.values(), (group.name for group in coupling.groups))
+    return f"matches no {'group' if option == 'ratios' else 'layer'}{nearest(pattern, known)}"

@@ -24,7 +24,7 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
-from fxprune.budget.patterns import names_of_layers, reaching, warn_unused
+from fxprune.budget.patterns import check_patterns, names_of_layers, reaching
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
@@ -112,6 +112,7 @@ def solve(
         raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
     if budget is not None and budget.bounds_latency and bound is None:
         raise BudgetError("a latency must be measured to be met: fxprune.compile does, solve alone cannot")
+    check_patterns(coupling, constraints.ignore, [p for p in ratio_table(ratios or {}) if p != "default"])
     values = channel_scores(coupling, scores)
     free = _free(coupling, constraints, values)
     may_vanish = frozenset(vanishing)
@@ -187,9 +188,6 @@ def _by_ratio(
         share = table.get(found[group.name] or "default", 0.0)
         keep = len(pool.order) - int(len(pool.order) * share + 1e-9)
         removed[pool.order[pool.rounded(keep) :]] = True
-    for pattern in patterns:
-        if pattern not in found.values():
-            warn_unused("ratios", pattern, coupling, names)
     return removed
 
 

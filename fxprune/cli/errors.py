@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from fxprune._base.errors import FxpruneError
+from fxprune._base.errors import FxpruneError, FxpruneWarning
 
 
 class InputError(FxpruneError, ValueError):
@@ -61,7 +61,7 @@ def is_the_users(error: Exception) -> bool:
     A ValueError, TypeError or ImportError counts where fxprune itself raised it; the same from within torch
     is a fault that keeps its traceback.
     """
-    if isinstance(error, (FxpruneError, OSError)):
+    if isinstance(error, (FxpruneError, FxpruneWarning, OSError)):
         return True
     *_, origin = "", *(str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, (ValueError, TypeError, ImportError)) and origin.partition(".")[0] == "fxprune"

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import fxprune
-from fxprune._base.errors import FxpruneWarning
+from fxprune._base.errors import FxpruneWarning, IgnoredPatternWarning
 from fxprune.cli.command import WithExamples
 from fxprune.cli.commands import apply, bench, demo, explain, export, finetune, report
 from fxprune.cli.compile_command import compile_model
@@ -70,6 +70,7 @@ def _warnings_as_lines() -> Iterator[None]:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         warnings.simplefilter("always", FxpruneWarning)
+        warnings.simplefilter("error", IgnoredPatternWarning)  # a slip of the keyboard, found before any work is done
         warnings.showwarning = show
         yield
 

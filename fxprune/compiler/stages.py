@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
+from fxprune.budget.patterns import check_patterns
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.source import runnable
@@ -116,10 +118,13 @@ def capture(state: State) -> State:
 
 
 def couple(state: State) -> State:
-    """Finds what goes together, and in what units."""
+    """Finds what goes together, and in what units; warns of patterns that reach nothing before anything takes long."""
     assert state.captured is not None
     coupling = couple_graph(state.captured, strict=state.options.strict)
-    return replace(state, coupling=with_blocks(coupling) if "block" in state.constraints.kinds else coupling)
+    coupling = with_blocks(coupling) if "block" in state.constraints.kinds else coupling
+    table = ratio_table(state.options.ratios or {})
+    check_patterns(coupling, state.constraints.ignore, [pattern for pattern in table if pattern != "default"])
+    return replace(state, coupling=coupling)
 
 
 def widths(state: State) -> State:
@@ -167,10 +172,12 @@ def solve(state: State) -> State:
         bridges=state.recovery is not None and state.recovery.anew,
         seed=operator.index(state.options.seed),
     )
-    if state.search is None:
-        bridged, solution = solver(state.budget, ratios=state.options.ratios)
-    else:
-        bridged, solution = state.search.solve(solver)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IgnoredPatternWarning)  # `couple` has told of them
+        if state.search is None:
+            bridged, solution = solver(state.budget, ratios=state.options.ratios)
+        else:
+            bridged, solution = state.search.solve(solver)
     return replace(state, bridged=bridged, solution=solution, selection=solution.selection)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -57,9 +56,7 @@ def score_summary(
     """
     per_cost = per_cost and budget is not None
     worth = ranking(coupling, scores, cost_model(coupling), budget if per_cost else None, bound)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # solve has told of patterns that match nothing
-        ids = {g.name: coupling.units[g.units] for g in free_groups(coupling, constraints)}
+    ids = {g.name: coupling.units[g.units] for g in free_groups(coupling, constraints)}
     ids = {name: units for name, units in ids.items() if len(units) and not (worth[units] == STAYS).all()}
     if not ids:
         return None

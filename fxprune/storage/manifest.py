@@ -91,7 +91,7 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     """Makes sure that ``save`` may write there.
 
     Raises:
-        PlanError: it is a file, or a directory that holds something other than an artifact.
+        PlanError: it is a file, or a directory that holds something other than a whole artifact, as it was written.
     """
     target = Path(directory).resolve()
     if not target.exists():
@@ -99,9 +99,17 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     if not target.is_dir():
         raise PlanError(f"{target}: expected a directory, got a file")
     names = sorted(path.name for path in target.iterdir())
+    if not names:
+        return
     others = [name for name in names if name not in FILES] if MANIFEST in names else names
     if others:
         raise PlanError(f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory")
+    try:
+        sealed(target)
+    except PlanError as error:
+        raise PlanError(
+            f"{target}: it holds no artifact as fxprune wrote it ({error}): choose a new or empty directory"
+        ) from error
 
 
 def _names(no_graph: str | None) -> tuple[str, ...]:

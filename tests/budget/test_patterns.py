@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune._base.errors import IgnoredPatternWarning
 from fxprune.budget.constraints import Constraints, free_groups
-from fxprune.budget.patterns import makers_of, names_of_layers, reaching
+from fxprune.budget.patterns import check_patterns, makers_of, names_of_layers, reaching
 from fxprune.coupling.coupling import Coupling
 from tests.support.pruning import random_scores
 
@@ -98,10 +98,10 @@ def test_a_pattern_that_does_nothing_says_why(decoder: Coupling, ratios: dict[st
 
 def test_an_ignore_pattern_that_matches_nothing_names_what_is_near(decoder: Coupling) -> None:
     with pytest.warns(IgnoredPatternWarning, match="ignore pattern 'embd' matches no layer; did you mean embed"):
-        free_groups(decoder, Constraints(ignore=("embd",)))
+        check_patterns(decoder, ["embd"], [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        free_groups(decoder, Constraints(ignore=("head.weight",)))
+        check_patterns(decoder, ["head.weight", "*"], ["mlp"])
 
 
 def test_explain_shows_what_each_pattern_takes(decoder: Coupling) -> None:

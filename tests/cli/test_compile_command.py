@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ def test_random_weights_and_noise_are_warned_of(here: Path) -> None:
     assert found.stderr.count("\n") == 3  # and what is compiled
 
 
-def test_a_pattern_that_matches_nothing_is_warned_of_in_one_line(here: Path) -> None:
-    found = done("compile", *TINY, "--weights", "none", "--budget", "0.6", "--dry-run", "--ignore", "head*")
-    assert "fxprune: warning: ignore pattern 'head*' matches no layer\n" in found.stderr
+@pytest.mark.parametrize("argv", [("--budget", "0.6", "--ignore", "head*"), ("--ratio", "head*=0.5")])
+def test_a_pattern_that_matches_nothing_is_an_error_in_one_line(here: Path, argv: tuple[str, ...]) -> None:
+    said = complaint("compile", *TINY, "--weights", "none", *argv, "--dry-run")
+    assert re.search(r"pattern 'head\*' matches no (layer|group), such as 0", said)
 
 
 def test_a_plan_without_weights(here: Path) -> None:

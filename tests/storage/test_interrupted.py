@@ -114,7 +114,7 @@ def _failing_steps() -> Iterator[Callable[[int], None]]:
 
 
 def test_reading_moves_and_removes_nothing(pruned: fxprune.PrunedModule, tmp_path: Path) -> None:
-    directory, previous = tmp_path / "out", tmp_path / ".out.previous"
+    directory, previous = tmp_path / "out", tmp_path / ".out.fxprune-previous"
     fxprune.save(marked(pruned, 1.0), directory)
     directory.rename(previous)
     again = fxprune.load(directory)
@@ -132,3 +132,35 @@ def test_saving_again_replaces(pruned: fxprune.PrunedModule, tmp_path: Path, mon
     fxprune.save(marked(pruned, 1.0), "a/b")
     fxprune.save(marked(pruned, 2.0), Path("a") / "b")
     assert stored_mark(tmp_path / "a" / "b") == 2.0
+
+
+FOREIGN = {"manifest.json": '{"name": "my web app"}', "README.md": "notes", "model.safetensors": "trained for a week"}
+
+
+def test_a_directory_of_somebody_else_is_left_alone(pruned: fxprune.PrunedModule, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name, text in FOREIGN.items():
+        (mine / name).write_text(text)
+    with pytest.raises(fxprune.PlanError, match="it holds no artifact as fxprune wrote it"):
+        fxprune.save(pruned, mine)
+    assert {path.name: path.read_text() for path in mine.iterdir()} == FOREIGN
+
+
+def test_an_artifact_whose_weights_were_trained_further_is_left_alone(
+    pruned: fxprune.PrunedModule, tmp_path: Path
+) -> None:
+    fxprune.save(pruned, tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").write_text("trained for a week")
+    with pytest.raises(fxprune.PlanError, match=r"model.safetensors: expected .* bytes"):
+        fxprune.save(pruned, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "trained for a week"
+
+
+@pytest.mark.parametrize("name", [".out.new", ".out.previous", ".out", "out.new"])
+def test_neighbours_are_left_alone(pruned: fxprune.PrunedModule, tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "data").mkdir(parents=True)
+    for value in (1.0, 2.0, 3.0):
+        fxprune.save(marked(pruned, value), tmp_path / "out")
+    assert (tmp_path / name / "data").is_dir() and stored_mark(tmp_path / "out") == 3.0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out"])
