@@ -1,24 +1,31 @@
-"""Modules under the names that they had up to 0.1: results that were pickled then still load."""
+"""What was pickled up to 0.1 still loads: modules under the names that they had, records with the fields that they had."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from types import ModuleType
 from typing import Any
 
 #: old name -> new name, of modules whose classes stand in pickled results
 MOVED = {
+    "capture": "capturing",  # a package is asked for before what is in it
     "capture.call": "capturing.call",
+    "constraints": "budget.constraints",
     "cost": "budget.cost",
     "distribution": "results.scores",
+    "errors": "_base.errors",
     "example": "data.example",
+    "explain": "compiler.explanation",
     "latency.bench": "latency.benchmark",
     "latency.record": "results.latency",
     "latency.setting": "runtimes.setting",
     "plan": "results.plan",
     "points": "reporting.pareto",
     "report": "results.record",
+    "rewrite": "rewriting",
     "rewrite.modules": "ops.layers",
     "rewrite.pruned": "rewriting.pruned",
     "verify": "results.certificate",
@@ -42,3 +49,10 @@ def keep_old_names() -> None:
     """Makes the old names known to ``pickle``; none of them hides a public name of the package."""
     for old, new in MOVED.items():
         sys.modules.setdefault(f"fxprune.{old}", _Moved(old, new))
+
+
+def filled_in(self: Any, state: Sequence[Any]) -> None:
+    """Is ``__setstate__`` of a frozen dataclass with slots: fills in what an earlier version, with fewer fields, did not pickle."""
+    defaults = [None if entry.default is MISSING else entry.default for entry in fields(self)]
+    for entry, value in zip(fields(self), [*state, *defaults[len(state) :]], strict=True):
+        object.__setattr__(self, entry.name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import open_source
 from fxprune.capturing.state import State, hang, read_state
 from fxprune.capturing.training import restore_training
+
+_QUOTES = frozenset("\"'\\")
 
 __all__ = ["MARK", "CallSpec", "Captured", "TensorInfo", "capture"]
 
@@ -137,18 +140,26 @@ def _build(flat: Flat, state: State) -> fx.GraphModule:
     root = hang(((name, tensor) for name, tensor in flat.tensors.items() if name in used), state.persistent)
     for name, block in flat.submodules.items():
         root.add_module(name, block)
-    _check_names(root)
+    _check_names(root, [*flat.tensors, *flat.submodules])
     module = fx.GraphModule(root, flat.graph)
     _copy_persistence(root, module)
     return module
 
 
-def _check_names(root: nn.Module) -> None:
-    """Refuse names of parts that a graph module has uses of its own for.
+def _check_names(root: nn.Module, names: Iterable[str]) -> None:
+    """Refuse names of parts that a graph module has uses of its own for, and those that no code can be written with.
 
     Raises:
         CaptureError: there is one; says which.
     """
+    for name in names:
+        if strange := [
+            part for part in name.split(".") if keyword.iskeyword(part) or not part.isprintable() or set(part) & _QUOTES
+        ]:
+            raise CaptureError(
+                f"the model calls a part of itself {strange[0]!r} (of {name!r}), which torch.fx cannot write code with: "
+                "rename it; expected no word of Python's, no quote and no backslash"
+            )
     needed = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
     if clash := [name for held in (root._modules, root._parameters, root._buffers) for name in held if name in needed]:
         raise CaptureError(

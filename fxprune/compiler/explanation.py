@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._base.errors import FxpruneError
+from fxprune._base.moved import filled_in
 from fxprune._base.names import layer_of
 from fxprune.budget.patterns import nearest, taken
 from fxprune.capturing.source import runnable, unwrapped
@@ -61,16 +62,18 @@ class Explanation:
         frozen: tensor axes with coordinates that can never go, and why.
         unsupported: (op, module) of each op without a rule that froze something.
         islands: the parts that were captured, where the whole could not be; all else stays as it is.
-        patterns: (option, pattern, names of groups): what each pattern of ``ignore`` holds, and of ``ratios`` reaches.
         details: text about the layers that were asked for; empty if none were.
+        patterns: (option, pattern, names of groups): what each pattern of ``ignore`` holds, and of ``ratios`` reaches.
     """
 
     groups: tuple[GroupInfo, ...]
     frozen: tuple[Frozen, ...]
     unsupported: tuple[tuple[str, str], ...] = ()
     islands: tuple[str, ...] = ()
-    patterns: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     details: str = ""
+    patterns: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+    __setstate__ = filled_in
 
     def __str__(self) -> str:
         if self.details:

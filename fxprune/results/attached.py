@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any, TypeVar
 
 from torch import nn
 
 from fxprune._base.errors import FxpruneError
+from fxprune.results.certificate import Certificate
+from fxprune.results.plan import Plan
 from fxprune.results.record import Report
 
 M = TypeVar("M", bound=nn.Module)
+
+#: Where a module holds its report: a name that no model has for something of its own.
+_KEY = "_fxprune_report"
+_KEYS_OF_0_1 = ("_record", "record")
 
 
 def attach(pruned: M, found: Report) -> M:
@@ -17,11 +24,14 @@ def attach(pruned: M, found: Report) -> M:
 
     It is also there as ``report``, ``plan`` and ``certificate``, unless the model has something of that name.
     """
-    pruned.__dict__["_record"] = found
+    own = {*pruned._parameters, *pruned._buffers, *pruned._modules, *dir(type(pruned))}
+    own |= {
+        name for name, value in vars(pruned).items() if not isinstance(value, (Report, Plan, Certificate, NoneType))
+    }
     for name, value in (("report", found), ("plan", found.plan), ("certificate", found.certificate)):
-        own = *pruned._parameters, *pruned._buffers, *pruned._modules
-        if name not in own and not hasattr(type(pruned), name):
+        if name not in own:
             pruned.__dict__[name] = value
+    pruned.__dict__[_KEY] = found
     return pruned
 
 
@@ -42,5 +52,5 @@ def report(pruned: nn.Module) -> Report:
 def report_if_any(model: Any) -> Report | None:
     """Returns the report of a model, None if fxprune did not make it."""
     attributes = getattr(model, "__dict__", {})
-    found = attributes.get("_record", attributes.get("record"))  # the latter of models in parts up to 0.1
-    return found if isinstance(found, Report) else None
+    found = (attributes.get(name) for name in (_KEY, *_KEYS_OF_0_1))
+    return next((value for value in found if isinstance(value, Report)), None)

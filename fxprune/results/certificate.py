@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune._base.moved import filled_in
+
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
@@ -27,3 +29,5 @@ class Certificate:
     dtype: str
     note: str = ""
     compared: tuple[str, ...] = ()
+
+    __setstate__ = filled_in

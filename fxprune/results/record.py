@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune._base.moved import filled_in
 from fxprune.results.certificate import Certificate
 from fxprune.results.latency import Latency
 from fxprune.results.plan import Plan
@@ -138,11 +139,7 @@ class Report:
     doubt: str = ""
     compared: tuple[str, ...] = ()
 
-    def __setstate__(self, state: Sequence[Any]) -> None:
-        """Fills in what a report that an earlier version pickled does not have."""
-        defaults = [None if entry.default is MISSING else entry.default for entry in fields(self)]
-        for entry, value in zip(fields(self), [*state, *defaults[len(state) :]], strict=True):
-            object.__setattr__(self, entry.name, value)
+    __setstate__ = filled_in
 
     @property
     def certificate(self) -> Certificate | None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import fxprune
 from fxprune.reporting.pareto import Sweep
 
-HERE = Path(__file__).parents[1] / "results_of_0_1"
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "tests" / "results_of_0_1"
 
 
 def call() -> dict[str, torch.Tensor]:
@@ -45,6 +49,21 @@ def test_a_sweep_and_a_bench_load() -> None:
     found = pickle.loads((HERE / "sweep.pkl").read_bytes())
     assert isinstance(found, Sweep) and found.best().report is not None and "l1" in str(found)
     assert "a" in str(pickle.loads((HERE / "bench.pkl").read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["mixed.pt", "sweep.pkl", "bench.pkl", "explanation.pkl"])
+def test_a_process_that_imported_nothing_loads_them(name: str) -> None:
+    read = "torch.load(file, weights_only=False)" if name.endswith(".pt") else "pickle.load(open(file, 'rb'))"
+    code = f"import pickle, sys, torch\nfile = sys.argv[1]\nprint(repr({read}))"
+    done = subprocess.run([sys.executable, "-c", code, str(HERE / name)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_an_explanation_and_an_error_load() -> None:
+    found, error = pickle.loads((HERE / "explanation.pkl").read_bytes())
+    assert isinstance(found, fxprune.Explanation) and [group.units for group in found.groups] == [8]
+    assert isinstance(error, fxprune.BudgetError) and "cannot be reached" in str(error)
+    assert "1 groups" in str(found)
 
 
 def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
