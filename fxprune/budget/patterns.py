@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from torch import fx
 
@@ -20,22 +21,22 @@ from fxprune.coupling.units import Group
 
 
 def matches(names: Iterable[str], pattern: str) -> bool:
-    """Returns whether an ``fnmatch`` pattern matches one of the names."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    """Returns whether a pattern is one of the names, brackets and all, or matches one as ``fnmatch`` does."""
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def spellings(coupling: Coupling, tensor: str) -> set[str]:
+    """Returns what a tensor may be called by: all its own names, those of its layer and of the modules that hold that."""
+    found = [tensor, *(other for other, name in coupling.captured.ties.items() if name == tensor)]
+    return {name for each in found for name in (each, *accumulate(each.split("."), "{}.{}".format))}
 
 
 def names_of_layers(coupling: Coupling) -> dict[str, set[str]]:
     """Returns for each layer with tensors in the graph all that it may be called by."""
-    ties: dict[str, list[str]] = {}
-    for other, name in coupling.captured.ties.items():
-        ties.setdefault(name, []).append(other)
     found: dict[str, set[str]] = {}
     for node in coupling.values:
         if node.op == "get_attr":
-            tensor = str(node.target)
-            for name in (tensor, *ties.get(tensor, ())):
-                parts = name.split(".")
-                found.setdefault(layer_of(tensor), set()).update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+            found.setdefault(layer_of(str(node.target)), set()).update(spellings(coupling, str(node.target)))
     return found
 
 
@@ -81,7 +82,9 @@ def taken(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[str]) -> l
     """Returns (option, pattern, names of groups) for each pattern: what ``ignore`` holds and what ``ratios`` reaches."""
     names = names_of_layers(coupling)
     held = {group.name: holding(coupling, group, ignore, names) for group in coupling.groups}
-    reached = {group.name: reaching(coupling, group, ratios, names) for group in coupling.groups}
+    free = [group for group in coupling.groups if not held[group.name]]
+    own = [pattern for pattern in ratios if pattern != "default"]
+    reached = {group.name: reaching(coupling, group, own, names) or "default" for group in free}
     return [
         *(("ignore", pattern, tuple(name for name, by in held.items() if pattern in by)) for pattern in ignore),
         *(("ratios", pattern, tuple(name for name, by in reached.items() if pattern == by)) for pattern in ratios),
@@ -107,9 +110,13 @@ def check_patterns(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[s
 def _why_unused(option: str, pattern: str, coupling: Coupling, names: Mapping[str, set[str]]) -> str:
     partly = [g for g in coupling.groups if any(matches(names.get(m, {m}), pattern) for m in makers_of(coupling, g))]
     if any(reaching(coupling, group, [pattern], names) for group in partly):
-        return "reaches no group that is left: of two patterns that reach one, the first counts"
+        return (
+            "reaches no group that is left: what is ignored stays, and of two patterns that reach one the first counts"
+        )
     if partly:
         others = sorted(m for m in makers_of(coupling, partly[0]) if not matches(names.get(m, {m}), pattern))
         return f"reaches no group: {partly[0].name!r} is made by {', '.join(others[:3])} as well"
+    if any(matches(spelled, pattern) for spelled in names.values()):
+        return "reaches no group: what it matches makes no channels, which only pass it or end there"
     known = set().union(*names.values(), (group.name for group in coupling.groups))
     return f"matches no {'group' if option == 'ratios' else 'layer'}{nearest(pattern, known)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch.export import ExportedProgram
 from fxprune._base.errors import FxpruneError
 from fxprune._base.moved import filled_in
 from fxprune._base.names import layer_of
-from fxprune.budget.patterns import nearest, taken
+from fxprune.budget.patterns import matches, nearest, spellings, taken
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.islands import capture_or_parts, captured_islands
 from fxprune.coupling.blocks import with_blocks
@@ -77,7 +76,7 @@ class Explanation:
 
     def __str__(self) -> str:
         if self.details:
-            return self.details
+            return "\n\n".join([self.details, *self._taken()])
         units = sum(group.units for group in self.groups)
         rows = [(g.name, g.kind, g.units, ", ".join(g.makers) or "-", ", ".join(g.readers) or "-") for g in self.groups]
         heads = ("group", "kind", "units", "made by", "read by")
@@ -93,10 +92,11 @@ class Explanation:
             parts.append("ops without a rule, which froze what they touch\n" + "\n".join(lines))
         if self.islands:
             parts.append(f"islands: {', '.join(self.islands)}; all else stays as it is")
-        if self.patterns:
-            taken_by = [(option, pattern, ", ".join(groups) or "-") for option, pattern, groups in self.patterns]
-            parts.append(table("what each pattern takes", taken_by, ("option", "pattern", "groups"), width=80))
-        return "\n\n".join(parts)
+        return "\n\n".join([*parts, *self._taken()])
+
+    def _taken(self) -> list[str]:
+        rows = [(option, pattern, ", ".join(groups) or "-") for option, pattern, groups in self.patterns]
+        return [table("what each pattern takes", rows, ("option", "pattern", "groups"), width=80)] if rows else []
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as JSON data."""
@@ -199,10 +199,10 @@ def explain(
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     details = ""
     if patterns:
-        _check_patterns(patterns, coupling)
-        details = "\n\n".join(coupling.explain(pattern) for pattern in patterns)
-        groups = tuple(g for g in groups if any(_matches(name, patterns) for name, _, _ in g.tensors))
-        frozen = tuple(f for f in frozen if _matches(f.tensor, patterns))
+        asked = _asked(patterns, coupling)
+        details = "\n\n".join(map(coupling.explain, asked))
+        groups = tuple(g for g in groups if any(name in asked for name, _, _ in g.tensors))
+        frozen = tuple(f for f in frozen if f.tensor in asked)
     held, reached = (ignore,) if isinstance(ignore, str) else tuple(ignore), tuple(ratios or ())
     return Explanation(
         groups=groups,
@@ -219,17 +219,18 @@ def _about(coupling: Coupling, group: Group) -> GroupInfo:
     return GroupInfo(group.name, group.kind, len(group.units), group.producers, group.consumers, tensors)
 
 
-def _check_patterns(patterns: Iterable[str], coupling: Coupling) -> None:
-    tensors = {axis.tensor for axis in coupling.axes}
-    names = {layer_of(tensor) for tensor in tensors} | tensors
+def _asked(patterns: Iterable[str], coupling: Coupling) -> list[str]:
+    """Returns the tensors that patterns name, in the graph's order.
+
+    Raises:
+        FxpruneError: one names none; says which names are close.
+    """
+    names = {axis.tensor: spellings(coupling, axis.tensor) for axis in coupling.axes}
     for pattern in patterns:
-        if not any(_matches(tensor, (pattern,)) for tensor in tensors):
-            hint = nearest(pattern, names)
+        if not any(matches(spelled, pattern) for spelled in names.values()):
+            hint = nearest(pattern, set().union(*names.values()))
             raise FxpruneError(f"{pattern}: expected a layer or tensor with parameters in the graph{hint}")
-
-
-def _matches(tensor: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in (tensor, layer_of(tensor)))
+    return [tensor for tensor, spelled in names.items() if any(matches(spelled, pattern) for pattern in patterns)]
 
 
 def _quoted(text: str) -> str:

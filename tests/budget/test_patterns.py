@@ -101,12 +101,36 @@ def test_an_ignore_pattern_that_matches_nothing_names_what_is_near(decoder: Coup
         check_patterns(decoder, ["embd"], [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_patterns(decoder, ["head.weight", "*"], ["mlp"])
+        check_patterns(decoder, ["head.weight"], ["mlp"])
 
 
 def test_explain_shows_what_each_pattern_takes(decoder: Coupling) -> None:
     found = fxprune.explain(decoder, ignore="head", ratios={"mlp": 0.5, "embed": 0.1})
     stream = next(g.name for g in decoder.groups if g.name != "mlp.0")
     assert found.patterns == (("ignore", "head", (stream,)), ("ratios", "mlp", ("mlp.0",)), ("ratios", "embed", ()))
+    left = fxprune.explain(decoder, ratios={"embed": 0.1, "default": 0.5}).patterns
+    assert left == (("ratios", "embed", ()), ("ratios", "default", ("mlp.2", "mlp.0")))
     assert "what each pattern takes" in str(found)
     assert found.to_dict()["patterns"][1] == {"option": "ratios", "pattern": "mlp", "groups": ["mlp.0"]}
+
+
+@pytest.mark.parametrize("layers", ["mlp", "mlp.0", "head", "embed.weight", "*.weight"])
+def test_explain_takes_the_same_names(decoder: Coupling, layers: str) -> None:
+    found = fxprune.explain(decoder, layers=layers, ignore="head")
+    assert found.groups and found.details and "what each pattern takes" in str(found)
+
+
+def test_a_name_with_brackets_is_itself() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ModuleDict({"x[0]": nn.Linear(8, 8)})["x[0]"], nn.Linear(8, 2))
+    model.add_module("y[1]", nn.Linear(2, 2))
+    model.append(nn.Linear(2, 2))
+    coupling = fxprune.couple(fxprune.capture(model.eval(), (torch.randn(3, 4),)))
+    assert "y[1]" in {g.name for g in coupling.groups}
+    assert "y[1]" not in {g.name for g in free_groups(coupling, Constraints(ignore=("y[1]",)))}
+
+
+def test_a_norm_makes_no_group(mobile: Coupling) -> None:
+    with pytest.warns(
+        IgnoredPatternWarning, match=r"'features.0.1' reaches no group: what it matches makes no channels"
+    ):
+        check_patterns(mobile, [], ["features.0.1"])

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fxprune"
 ARRAY = re.compile(r"\b(Tensor|Ids|Mask|Floats|NDArray|ndarray)\b")
 SHAPE = re.compile(r"``[\w.]*\[.*?\]", re.DOTALL)
 #: The public calls that spell out a dataclass of options for the user's editor.
-SPELLED_OUT = {"compile", "sweep", "finetune", "retrain"}
+SPELLED_OUT = {"compile", "explain", "sweep", "finetune", "retrain"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
