@@ -244,3 +244,11 @@ def test_norms_and_attention_stay_whole() -> None:
     assert ops.count("aten.layer_norm.default") == 2
     assert ops.count("aten.scaled_dot_product_attention.default") == 1
     assert not any("softmax" in op or "native" in op or "rsqrt" in op for op in ops)
+
+
+@pytest.mark.parametrize("name", ["class", "in", 'say "hi"', "it's", "a\\b", "a\nb"])
+def test_names_that_no_code_can_be_written_with_are_refused(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({name: nn.Linear(4, 4)}))
+    calling = Fn(lambda m, x: m.net[1][name](m.net[0](x)), net=model)
+    with pytest.raises(CaptureError, match=r"which torch\.fx cannot write code with: rename it"):
+        capture(calling.eval(), (torch.randn(2, 4),))

@@ -196,3 +196,23 @@ def test_a_tie_within_a_part_stays_one_tensor() -> None:
         name for name, p in pruned.named_parameters(remove_duplicate=False) if p.dim() == 2 and p.shape[0] == p.shape[1]
     ]
     assert len(weights) == 2 and len({id(pruned.get_parameter(name)) for name in weights}) == 1
+
+
+def test_attributes_of_a_model_s_own_stay_its_own() -> None:
+    class Planned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU())
+            self.plan, self.certificate = [2.0], None
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.part(x)
+            return out * self.plan[0] if float(out.detach().sum().item()) < 1e9 else out
+
+    torch.manual_seed(0)
+    model, x = Planned().eval(), torch.randn(6, 8)
+    pruned = fxprune.compile(model, [x], 0.7, progress=False)
+    assert pruned.plan == [2.0] and pruned(x).shape == (6, 12)
+    assert fxprune.report(pruned).plan is not None and pruned.report is fxprune.report(pruned)
+    again = copy.deepcopy(pruned)
+    assert again.plan == [2.0] and fxprune.report(again) == fxprune.report(pruned)

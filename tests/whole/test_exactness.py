@@ -51,7 +51,8 @@ def test_half_of_the_parameters(entry: zoo.Entry) -> None:
     unseen = _arguments(_batch(entry, 3, 7))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
         certificate = fxprune.verify(coupling, removed, pruned, unseen, dtype=dtype)
-        assert certificate.verified is True and certificate.max_error <= tolerance, certificate
+        assert certificate.verified is not False and certificate.max_error <= tolerance, certificate
+        assert certificate.verified or (dtype is torch.float32 and "rounding" in certificate.note)  # a faint channel
 
     sizes = [SIZE, OTHER] if entry.other is not None else [SIZE]
     for other in [_batch(entry, count, 3, size) for count in (1, 3) for size in sizes]:
