@@ -70,8 +70,10 @@ class PlainInputs:
 
 
 def inputs_of(source: Iterable[Flat]) -> Inputs:
-    """Returns flat inputs as `Inputs`."""
-    return source if isinstance(source, Inputs) else PlainInputs(source)
+    """Returns flat inputs, ``[...]`` each, as `Inputs`; what can be gone through once only is kept, for it is read again."""
+    if isinstance(source, Inputs):
+        return source
+    return PlainInputs(list(source) if isinstance(source, Iterator) else source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

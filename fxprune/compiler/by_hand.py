@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune.algebra.channels import Mask
+from fxprune.capturing.inputs import inputs_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, RecoveryName, check_recovery, recovered
@@ -45,7 +47,8 @@ def recover(
         ValueError: a ridge or limit that is not positive.
     """
     check_recovery(ridge, memory_limit)
-    return recovered(method, RecoveryContext(Selection(coupling, removed), inputs, ridge, memory_limit))
+    selection = Selection(coupling, _flags(coupling, removed))
+    return recovered(method, RecoveryContext(selection, inputs_of(inputs), ridge, memory_limit))
 
 
 def rewrite(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
@@ -56,7 +59,7 @@ def rewrite(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | N
         removed: a flag for each channel id, ``[channels]``.
         tensors: full-size replacements of parameters and buffers, by name (what recovery gives).
     """
-    return slice_graph(Selection(coupling, removed, tensors or {}))
+    return slice_graph(Selection(coupling, _flags(coupling, removed), tensors or {}))
 
 
 def verify(
@@ -80,4 +83,20 @@ def verify(
         dtype: compare in this precision instead of the model's own.
         tolerance: instead of 1e-9 in float64, 1e-4 in float32.
     """
-    return certify(Selection(coupling, removed, tensors or {}), pruned, batch, dtype=dtype, tolerance=tolerance)
+    selection = Selection(coupling, _flags(coupling, removed), tensors or {})
+    return certify(selection, pruned, batch, dtype=dtype, tolerance=tolerance)
+
+
+def _flags(coupling: Coupling, removed: Mask) -> Mask:
+    """Returns the flags if they are some.
+
+    Raises:
+        ValueError: they are not; says what was expected.
+    """
+    wanted = f"a flag for each channel id, bool[{len(coupling.channels)}], as coupling.removed_mask(units) gives"
+    if not isinstance(removed, np.ndarray) or removed.dtype != bool or removed.shape != (len(coupling.channels),):
+        got = f"{removed.dtype}{list(removed.shape)}" if isinstance(removed, np.ndarray) else type(removed).__name__
+        raise ValueError(f"removed: expected {wanted}, got {got}")
+    if removed[0]:
+        raise ValueError(f"removed: expected {wanted}; channel 0 stands for what can never go, and is flagged")
+    return removed

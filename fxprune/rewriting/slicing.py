@@ -56,7 +56,10 @@ def at_full_size(selection: Selection, pruned: nn.Module) -> dict[str, Tensor]:
 class _Writer:
     def __init__(self, selection: Selection) -> None:
         self.coupling, self.slicer, self.collapse = selection.coupling, selection.slicer, selection.collapse
-        assert self.collapse.legal, "a group that must keep a channel has lost all of them"
+        if not self.collapse.legal:
+            raise ValueError(
+                "removed: a group whose layers are on the only path has lost all its channels; leave it one"
+            )
         self.tensors = selection.tensors
         self.source = self.coupling.captured.module
         self.root = nn.Module()
