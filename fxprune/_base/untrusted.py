@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fxprune._base.errors import PlanError
+from fxprune._base.given import LARGEST, is_text
 
 T = TypeVar("T")
 
 #: Returns a value as what it must be, once it is checked; takes the value, and where it stands, for messages.
 Reader = Callable[[Any, str], T]
-
-#: The largest integer accepted anywhere: what int64 holds.
-LARGEST = 2**63 - 1
 
 #: The largest JSON file that is read, in bytes.
 LARGEST_FILE = 1 << 27
@@ -197,7 +195,7 @@ def real(value: Any, where: str) -> float:
 
 def string(value: Any, where: str) -> str:
     """Returns text that can be written out again."""
-    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+    if not is_text(value):
         raise refusal(value, where, "text")
     return str(value)
 

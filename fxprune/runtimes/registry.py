@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 from torch import nn
 
 from fxprune._base.errors import BackendError, BudgetError, ExportError
+from fxprune._base.given import check_parts
 
 if TYPE_CHECKING:
     from fxprune.runtimes.program import Program
@@ -93,7 +93,7 @@ def register_runtime(runtime: Runtime) -> None:
     Raises:
         BackendError: a part is missing or malformed, or the name or the suffix is taken.
     """
-    _check_parts(runtime)
+    _check(runtime)
     if runtime.name in _RUNTIMES:
         raise BackendError(f"a runtime named {runtime.name!r} is registered already")
     suffix = getattr(runtime, "suffix", "")
@@ -102,19 +102,9 @@ def register_runtime(runtime: Runtime) -> None:
     _RUNTIMES[runtime.name] = runtime
 
 
-def _check_parts(runtime: Any) -> None:
-    if inspect.isclass(runtime):
-        raise BackendError(f"expected a runtime, got the class {runtime.__name__}: register {runtime.__name__}()")
+def _check(runtime: Any) -> None:
     parts = _PARTS | (_FILE_PARTS if any(hasattr(runtime, part) for part in _FILE_PARTS) else {})
-    if lacks := [part for part in parts if not hasattr(runtime, part)]:
-        raise BackendError(f"expected a runtime with {', '.join(parts)}; {runtime!r:.80} lacks {', '.join(lacks)}")
-    for part, kind in parts.items():
-        value = getattr(runtime, part)
-        if not isinstance(value, kind) or (kind is tuple and not all(isinstance(item, str) for item in value)):
-            wanted = "strings in a tuple" if kind is tuple else f"a {kind.__name__.lower()}"
-            raise BackendError(f"runtime {runtime!r:.80}: {part}: expected {wanted}, got {value!r:.80}")
-    if not runtime.name:
-        raise BackendError(f"runtime {runtime!r:.80}: name: expected one, got ''")
+    check_parts(BackendError, "expected a runtime", runtime, parts)
     if (suffix := getattr(runtime, "suffix", "")) and not (suffix.startswith(".") and len(suffix) > 1):
         raise BackendError(f"runtime {runtime.name!r}: suffix: expected one such as '.onnx', got {suffix!r}")
 

@@ -18,6 +18,7 @@ from torch import fx
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune._base.given import LARGEST, is_text
 
 #: How deep containers may lie within each other.
 DEPTH = 32
@@ -51,9 +52,9 @@ def to_json(value: Any) -> Any:
         Unstorable: the argument has none.
     """
     kind = type(value)
-    if value is None or kind is bool or (kind is str and _is_text(value)):
+    if value is None or kind is bool or (kind is str and is_text(value)):
         return value
-    if kind is int and -untrusted.LARGEST - 1 <= value <= untrusted.LARGEST:
+    if kind is int and -LARGEST - 1 <= value <= LARGEST:
         return value
     if isinstance(value, float):  # NumPy's as well
         return float(value) if math.isfinite(value) else {"float": str(float(value))}
@@ -117,12 +118,8 @@ def name_of(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _is_text(value: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
 def _write_dict(value: Mapping[Any, Any]) -> dict[str, Any]:
-    if any(type(key) is not str or not _is_text(key) for key in value):
+    if any(type(key) is not str or not is_text(key) for key in value):
         raise Unstorable("a dict among the arguments has keys that are no text")
     return {key: to_json(entry) for key, entry in value.items()}
 
