@@ -87,6 +87,15 @@ def test_every_parameter_and_statistic_counts(name: str) -> None:
         assert noticed is not key.endswith(NO_EFFECT), key
 
 
+def test_replacements_that_are_not_finite_are_no_fault_of_the_model() -> None:
+    case = network("residual")
+    name, tensor = next((key, value) for key, value in floats(case.module).items() if key.endswith("weight"))
+    tensors = {name: torch.full_like(case.original(name), torch.nan)}
+    with changed(tensor, tensor * torch.nan):
+        certificate = verify(case.coupling, case.removed, case.module, (case.args, {}), tensors=tensors)
+    assert certificate.verified is False and certificate.note == "the outputs are not finite, unlike the original's"
+
+
 @pytest.mark.parametrize("name", but_slow(small.NETWORKS, quick=("residual",)))
 def test_a_wrong_channel_in_one_tensor(name: str) -> None:
     case = network(name)
