@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune._base.errors import ScorerError
+from fxprune._base.given import check_factory, check_parts, check_takes, seed_of
 from fxprune._base.names import fetch
 from fxprune.capturing.inputs import Flat, Inputs, inputs_of
 from fxprune.coupling.coupling import Coupling
@@ -75,18 +76,26 @@ class Scorer(Protocol):
         defaults: what `fxprune.compile` uses unless the caller says otherwise, e.g. ``{"recover": "covariance"}``.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    if TYPE_CHECKING:  # read-only to type checkers, so that a frozen class fits
 
-    @property
-    def needs(self) -> Sequence[str]: ...  # noqa: D102
+        @property
+        def name(self) -> str: ...  # noqa: D102
 
-    @property
-    def per_cost(self) -> bool: ...  # noqa: D102
+        @property
+        def needs(self) -> Sequence[str]: ...  # noqa: D102
 
-    @property
-    def defaults(self) -> Mapping[str, Any]:  # noqa: D102
-        return {}
+        @property
+        def per_cost(self) -> bool: ...  # noqa: D102
+
+        @property
+        def defaults(self) -> Mapping[str, Any]:  # noqa: D102
+            return {}
+
+    else:  # a class of one's own may set them on itself or in ``__init__``
+        name: str
+        needs: Sequence[str]
+        per_cost: bool
+        defaults: Mapping[str, Any] = MappingProxyType({})
 
     def score(self, context: Context) -> Mapping[str, Tensor]:
         """Returns for each group's name a score for each of its units, ``[len(group.units)]``.
@@ -99,6 +108,8 @@ class Scorer(Protocol):
 #: The modules of fxprune's own criteria, one a criterion.
 _OWN = "bn_scale chip fpgm hrank ippro joint kl magnitude nisp random spvr taylor variance"
 
+_PARTS = {"name": str, "needs": object, "per_cost": object, "defaults": Mapping, "score": object}
+
 _SCORERS: dict[str, Callable[[], Scorer]] = {}
 
 
@@ -106,11 +117,10 @@ def register_scorer(name: str, factory: Callable[[], Scorer]) -> None:
     """Makes a criterion available as ``method=name``.
 
     Raises:
-        ScorerError: the name is taken.
+        ScorerError: the name is taken, or no name; or the factory cannot be called without arguments.
     """
     _fill()
-    if name in _SCORERS:
-        raise ScorerError(f"a scorer named {name!r} is registered already")
+    check_factory(ScorerError, "scorer", name, factory, _SCORERS)
     _SCORERS[name] = factory
 
 
@@ -133,15 +143,14 @@ def scorer_of(method: str | Scorer) -> Scorer:
     Raises:
         ScorerError: no scorer of that name, or an object that is none; lists the names there are.
     """
+    expected = "method: expected a name or a scorer"
     if isinstance(method, str):
         known = registered()
         if method not in known:
             raise ScorerError(f"unknown method {method!r}; known methods: {', '.join(sorted(known))}")
-        return known[method]()
-    lacks = [part for part in ("name", "needs", "per_cost", "defaults") if not hasattr(method, part)]
-    if inspect.isclass(method) or not callable(getattr(method, "score", None)) or lacks:
-        wanted = ".score(context), .name, .needs, .per_cost and .defaults"
-        raise ScorerError(f"method must be a name or an object with {wanted}, got {method!r}")
+        expected, method = f"method {method!r}: what is registered gives none: expected one", known[method]()
+    check_parts(ScorerError, expected, method, _PARTS)
+    check_takes(ScorerError, f"method {method.name!r}: score", method.score, "context")
     return method
 
 
@@ -172,9 +181,10 @@ def score(
 
     Raises:
         ScorerError: an unknown method, or unusable scores.
+        TypeError, ValueError: a seed that is no int, or too large.
     """
     folder = None if cache_dir is None else Path(cache_dir)
-    context = Context(coupling, inputs_of(inputs), seed, loss or default_loss, memory_limit, progress, folder)
+    context = Context(coupling, inputs_of(inputs), seed_of(seed), loss or default_loss, memory_limit, progress, folder)
     scores = scorer_of(method).score(context)
     annotate(coupling, unit_scores(coupling, scores))
     return dict(scores)

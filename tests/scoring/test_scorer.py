@@ -10,12 +10,17 @@ from torch import Tensor
 
 import fxprune
 from fxprune._base.errors import ScorerError
-from fxprune.scoring import register_scorer, score, scorer_of
+from fxprune.scoring import register_scorer, score, scorer, scorer_of
 from fxprune.scoring.magnitude import Magnitude
 from fxprune.scoring.scorer import Context
 from tests.models import small
 from tests.support.compiling import compile_small, mlp
 from tests.support.pruning import coupling_of
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "_SCORERS", scorer.registered())
 
 
 @pytest.mark.parametrize("name", small.NETWORKS)
@@ -61,10 +66,61 @@ def test_an_object_of_ones_own_and_one_by_name() -> None:
         register_scorer("test: last", Last)
 
 
-@pytest.mark.parametrize("bad", ["magic", Magnitude, object(), None, 3])
-def test_what_is_no_scorer(bad: Any) -> None:
-    with pytest.raises(ScorerError, match=r"known methods: .*variance|name or an object with .score"):
+class Own(fxprune.Scorer):
+    """One of one's own, whose parts are set when it is made."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.name, self.needs, self.per_cost = "own", (), False
+        vars(self).update(parts)
+
+    def score(self, context: Context) -> dict[str, Tensor]:
+        return {g.name: torch.arange(len(g.units)).double() for g in context.coupling.groups}
+
+
+def test_parts_may_be_set_when_it_is_made() -> None:
+    found = fxprune.report(compile_small(mlp(), method=Own(name="its own", defaults={"recover": None})))
+    assert found.method == "its own" and Own().defaults == {}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("magic", "unknown method 'magic'; known methods: .*variance"),
+        (Magnitude, r"method: expected a name or a scorer, got the class Magnitude: give Magnitude\(\)"),
+        (None, "expected a name or a scorer with name, needs, per_cost, defaults, score; None lacks name, needs"),
+        (object(), "lacks name, needs"),
+        (3, "3 lacks name, needs"),
+        *((Own(name=name), "name: expected a str, got") for name in (None, 5, ("a",), b"x")),
+        *((Own(name=name), "name: expected text, got") for name in ("", "\ud800")),
+        *((Own(defaults=value), "defaults: expected a mapping, got") for value in (5, [], None)),
+        (Own(score=5), r"method 'own': score: expected a function of \(context\), got 5"),
+        (Own(score=lambda: {}), r"score: expected a function of \(context\), got one of \(\)"),
+    ],
+)
+def test_what_is_no_scorer(bad: Any, message: str) -> None:
+    with pytest.raises(ScorerError, match=message):
         scorer_of(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "factory", "message"),
+    [
+        *((name, Own, "a scorer is registered under a name, got") for name in (None, 5, "", "auto", "\ud800")),
+        *(("mine", bad, r"'mine': what makes it, .*: expected a function of \(\), got") for bad in (Own(), None, "l1")),
+        ("mine", lambda size: Own(), "missing a required argument: 'size'"),
+    ],
+)
+def test_what_cannot_make_a_scorer_is_not_registered(name: Any, factory: Any, message: str) -> None:
+    with pytest.raises(ScorerError, match=message):
+        register_scorer(name, factory)
+
+
+def test_what_a_factory_makes_is_checked() -> None:
+    register_scorer("five", lambda: 5)  # type: ignore[arg-type, return-value]
+    with pytest.raises(
+        ScorerError, match=r"method 'five': what is registered gives none: expected one with .* 5 lacks"
+    ):
+        scorer_of("five")
 
 
 def test_scores_of_the_wrong_form_are_a_scorer_error() -> None:
