@@ -33,7 +33,7 @@ from fxprune.data.checks import check_weights, device_of, probe, without_values
 from fxprune.latency.layout import example_call
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths
-from fxprune.recovery.protocol import RecoveryContext, recovered, recovery_of
+from fxprune.recovery.protocol import RecoveryContext, finished, recovered, recovery_of
 from fxprune.reporting.building import make_report
 from fxprune.reporting.distribution import score_summary
 from fxprune.results.attached import attach
@@ -236,7 +236,7 @@ def finish(state: State) -> State:
     """Lets the recovery change the module once it is verified, and measures it if its latency is bounded."""
     if state.recovery is None:
         return state
-    left = state.recovery.finish(state.pruned, operator.index(state.options.seed))
+    left = finished(state.recovery, state.pruned, operator.index(state.options.seed))
     return replace(state, skipped=(*state.skipped, *left))
 
 

@@ -110,6 +110,11 @@ def non_finite(tensor: Tensor, *, allow_minus_inf: bool = False) -> str:
     return "-Inf" if low == float("-inf") and not allow_minus_inf else ""
 
 
+def flawed(model: nn.Module) -> dict[str, str]:
+    """Returns what the model's parameters and buffers hold of NaN and Inf, by name, where they hold any."""
+    return {name: flaw for name, tensor in _tensors(model) if (flaw := non_finite(tensor))}
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.errors import RecoveryError
+from fxprune._base.given import check_factory, check_parts, check_takes, is_text
+from fxprune._base.names import fetch
 from fxprune.coupling.selection import Selection
+from fxprune.data.batch import shown
+from fxprune.data.checks import flawed, non_finite
 from fxprune.recovery.consumers import Consumer, find_consumers
 from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
 
@@ -32,7 +35,8 @@ class Recovered:
     """What a recovery changed.
 
     Attributes:
-        tensors: full-size replacements of parameters and buffers, by name; removed coordinates do not matter.
+        tensors: full-size replacements of parameters and buffers, by name; finite where the model's own are. What stands
+            at removed coordinates does not matter otherwise.
         skipped: what was left alone, and why, a line each.
     """
 
@@ -98,12 +102,18 @@ class Recovery(Protocol):
         anew: all weights are drawn anew by `finish`: nothing is there to recover, and layers on the only path may go.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    if TYPE_CHECKING:  # read-only to type checkers, so that a frozen class fits
 
-    @property
-    def anew(self) -> bool:  # noqa: D102
-        return False
+        @property
+        def name(self) -> str: ...  # noqa: D102
+
+        @property
+        def anew(self) -> bool:  # noqa: D102
+            return False
+
+    else:  # a class of one's own may set them on itself or in ``__init__``
+        name: str
+        anew: bool = False
 
     def recover(self, context: RecoveryContext) -> Recovered:
         """Returns new values at full size, before anything is sliced; called without gradients."""
@@ -114,6 +124,8 @@ class Recovery(Protocol):
         return ()
 
 
+_PARTS = {"name": str, "anew": object, "recover": object, "finish": object}
+
 _RECOVERIES: dict[str, Callable[[], Recovery]] = {}
 
 
@@ -121,13 +133,10 @@ def register_recovery(name: str, factory: Callable[[], Recovery]) -> None:
     """Makes a recovery available as ``recover=name``.
 
     Raises:
-        RecoveryError: the name is taken, or no name.
+        RecoveryError: the name is taken, or no name; or the factory cannot be called without arguments.
     """
-    if not isinstance(name, str) or not name or name == "auto":
-        raise RecoveryError(f"a recovery is registered under a name, got {name!r}")
     _fill()
-    if name in _RECOVERIES:
-        raise RecoveryError(f"a recovery named {name!r} is registered already")
+    check_factory(RecoveryError, "recovery", name, factory, _RECOVERIES)
     _RECOVERIES[name] = factory
 
 
@@ -146,49 +155,94 @@ def recovery_of(method: str | Recovery | None) -> Recovery | None:
     _fill()
     if method is None:
         return None
+    expected = "recover: expected a name, None or a recovery"
     if isinstance(method, str):
         if method not in _RECOVERIES:
             raise RecoveryError(f"recover must be one of {', '.join(_RECOVERIES)} or None, got {method!r}")
-        return _RECOVERIES[method]()
-    lacks = [part for part in ("name", "anew", "recover", "finish") if not hasattr(method, part)]
-    if inspect.isclass(method) or lacks:
-        wanted = ".name, .anew, .recover(context) and .finish(pruned, seed), which fxprune.Recovery has as a base class"
-        raise RecoveryError(f"recover must be a name, None or an object with {wanted}, got {method!r:.80}")
+        expected, method = f"recover={method!r}: what is registered gives none: expected one", _RECOVERIES[method]()
+    check_parts(RecoveryError, expected, method, _PARTS)
+    check_takes(RecoveryError, f"recovery {method.name!r}: recover", method.recover, "context")
+    check_takes(RecoveryError, f"recovery {method.name!r}: finish", method.finish, "pruned", "seed")
     return method
+
+
+#: The largest ridge: nothing but the mean shift is left of a regression long before it.
+_STIFFEST = 1e12
 
 
 def check_recovery(ridge: Any, memory_limit: Any) -> None:
     """Makes sure that the numbers that recoveries are given can be used.
 
     Raises:
-        ValueError: a ridge or limit that is not positive.
+        ValueError: a ridge or limit that is not positive, or a ridge above 1e12.
     """
-    if not isinstance(ridge, Real) or not float(ridge) > 0:
-        raise ValueError(f"ridge must be a positive share of the mean variance, such as 1e-2, got {ridge!r}")
+    number = isinstance(ridge, Real) and not isinstance(ridge, bool)
+    if not number or not 0 < ridge <= _STIFFEST:
+        raise ValueError(
+            f"ridge must be a positive share of the mean variance, such as 1e-2, at most 1e12, got {ridge!r:.80}"
+        )
     if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit <= 0:
         raise ValueError(f"memory_limit must be a positive number of bytes, got {memory_limit!r}")
 
 
 @torch.no_grad()
 def recovered(method: str | Recovery | None, context: RecoveryContext) -> Recovered:
-    """Returns what a recovery changes; nothing if there is none, or nothing goes.
+    """Returns what a recovery changes, in the dtypes and on the devices of the model's own tensors.
+
+    That is nothing if there is none, or nothing goes.
 
     Raises:
-        RecoveryError: there is no such recovery, or it returned something else than `Recovered`, or a tensor of another
-            shape than the one that it replaces; names it.
+        RecoveryError: there is no such recovery, or it returned something else than `Recovered`, or what cannot stand in
+            for a tensor: of another shape or kind, or not finite where the model's own is; names it.
     """
     recovery = recovery_of(method)
     if recovery is None or not context.selection.removed.any():
         return Recovered()
-    result = recovery.recover(context)
+    result, where = recovery.recover(context), f"recovery {recovery.name!r}"
     if not isinstance(result, Recovered):
-        raise RecoveryError(f"recovery {recovery.name!r}: expected fxprune.Recovered, got {type(result).__name__}")
-    captured = context.selection.coupling.captured
-    shapes = {str(n.target): captured.info[n].shape for n in captured.module.graph.nodes if n.op == "get_attr"}
-    for name, tensor in result.tensors.items():
-        if name not in shapes:
-            raise RecoveryError(f"recovery {recovery.name!r}: the graph has no tensor {name!r} to replace")
-        if shapes[name] != tuple(tensor.shape):
-            expected = f"a replacement of shape {list(shapes[name])}, got {list(tensor.shape)}"
-            raise RecoveryError(f"recovery {recovery.name!r}: {name}: expected {expected}")
-    return result
+        raise RecoveryError(f"{where}: expected fxprune.Recovered, got {type(result).__name__}")
+    if not isinstance(result.tensors, Mapping):
+        raise RecoveryError(f"{where}: tensors: expected replacements by name, got {result.tensors!r:.80}")
+    module = context.selection.coupling.captured.module
+    own = {str(node.target): fetch(module, str(node.target)) for node in module.graph.find_nodes(op="get_attr")}
+    if strange := [name for name in result.tensors if name not in own]:
+        raise RecoveryError(f"{where}: the graph has no tensor {strange[0]!r:.80} to replace")
+    tensors = {name: _replacement(value, own[name], f"{where}: {name}") for name, value in result.tensors.items()}
+    return Recovered(tensors, _lines(result.skipped, f"{where}: skipped"))
+
+
+def _replacement(value: Any, own: Tensor, where: str) -> Tensor:
+    """Returns what stands in for a tensor, ``[...]`` as its own, once it is checked."""
+    if not isinstance(value, Tensor):
+        raise RecoveryError(f"{where}: expected a tensor {shown(own)}, got {type(value).__name__}")
+    alike = value.dtype == own.dtype or (value.is_floating_point() and own.is_floating_point())
+    if not alike or value.shape != own.shape or value.layout is not torch.strided or value.is_meta:
+        got = f"{shown(value)}, {value.layout} on {value.device}"
+        raise RecoveryError(f"{where}: expected a dense tensor {shown(own)} with values, got {got}")
+    new: Tensor = value.detach().to(own)
+    if bool((own.isfinite() & ~new.isfinite()).any()):
+        raise RecoveryError(f"{where}: expected finite numbers where the model's own are, got {non_finite(new)}")
+    return new
+
+
+@torch.no_grad()
+def finished(recovery: Recovery, pruned: nn.Module, seed: int) -> tuple[str, ...]:
+    """Lets a recovery change the emitted module, and returns what it left alone, and why.
+
+    Raises:
+        RecoveryError: it left a tensor that is no longer finite, or returned something else than lines.
+    """
+    before = flawed(pruned)
+    left = recovery.finish(pruned, seed)
+    for name, flaw in flawed(pruned).items():
+        if flaw != before.get(name):
+            raise RecoveryError(f"recovery {recovery.name!r}: finish: {name}: expected finite numbers, it left {flaw}")
+    return _lines(left, f"recovery {recovery.name!r}: finish")
+
+
+def _lines(value: Any, where: str) -> tuple[str, ...]:
+    """Returns lines of text; None counts as none."""
+    found = () if value is None else value
+    if not isinstance(found, (tuple, list)) or not all(is_text(line) for line in found):
+        raise RecoveryError(f"{where}: expected lines of text in a tuple, got {value!r:.80}")
+    return tuple(found)
