@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import CalibrationError
+from fxprune._base.errors import CalibrationError, raised_as
 
 #: Makes a call out of a batch; what it may return is said at ``fxprune.data.batches.Batches``.
 ForwardArgs: TypeAlias = Callable[[Any], Any]
@@ -97,10 +97,12 @@ def read_batch(raw: Any, index: int, forward_args: ForwardArgs | None = None) ->
     """Returns (args, kwargs, targets) of a batch in any of its forms (see ``fxprune.data.batches.Batches``).
 
     Raises:
-        CalibrationError: a form that is none of them.
+        CalibrationError: a form that is none of them, or ``forward_args`` raises.
     """
     if forward_args is not None:
-        return _read_call(forward_args(raw), raw, index)
+        with raised_as(CalibrationError, f"calibration data: batch {index}: forward_args fails on it"):
+            call = forward_args(raw)
+        return _read_call(call, raw, index)
     if not isinstance(raw, tuple | list):
         return _read_inputs(raw, index)
     if len(raw) == 2:

@@ -44,6 +44,18 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
     raise _unfit(logits, targets)
 
 
+def one_number(loss: Any) -> Tensor:
+    """Returns what a loss of the caller's own gave, ``[]``.
+
+    Raises:
+        ValueError: it is not one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss: expected a tensor of one number, the mean over the batch, got {got}")
+    return loss.squeeze()
+
+
 def logits_of(outputs: Any) -> Tensor:
     """Returns the entry ``logits`` of a model's outputs, else their first floating tensor, ``[...]``.
 

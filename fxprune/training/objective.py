@@ -14,7 +14,7 @@ from torch.nn import functional
 from fxprune._base.errors import CalibrationError
 from fxprune._base.extras import need
 from fxprune.data.batch import Batch
-from fxprune.scoring.loss import Loss, default_loss, logits_of
+from fxprune.scoring.loss import Loss, default_loss, logits_of, one_number
 from fxprune.training.feed import Feed
 from fxprune.training.recipe import Recipe
 
@@ -68,11 +68,7 @@ class Objective:
     def task(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the loss ``[]`` on the targets; class targets are smoothed."""
         if self.loss is not None:
-            found = self.loss(outputs, targets)
-            if not isinstance(found, Tensor) or found.numel() != 1:
-                got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise ValueError(f"loss: expected a tensor of one number, the mean over the batch, got {got}")
-            return found.squeeze()
+            return one_number(self.loss(outputs, targets))
         rows = class_rows(logits_of(outputs), targets) if self.recipe.label_smoothing else None
         if rows is None:
             return default_loss(outputs, targets)  # which says what does not fit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import operator
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +14,7 @@ from torch import nn
 
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
+from fxprune._base.given import seed_of
 from fxprune._base.modes import untouched
 from fxprune.data.checks import check_weights, device_of
 from fxprune.training.feed import feed_of
@@ -78,7 +78,7 @@ def _check(pruned: nn.Module, options: TrainingOptions) -> None:
     for name, model in models.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
-    if operator.index(options.seed) < 0:
+    if seed_of(options.seed) < 0:
         raise ValueError(f"seed: expected a whole number from 0, got {options.seed}")
     if options.metrics is not None and options.validation is None:
         raise ValueError("metrics: expected validation data to measure them on, got none: pass validation=")

@@ -170,6 +170,11 @@ def test_a_source_that_runs_dry_is_found_at_the_second_pass() -> None:
         list(batches)
 
 
+def test_forward_args_that_raises() -> None:
+    with pytest.raises(CalibrationError, match="batch 1: forward_args fails on it: KeyError: 'pixels'"):
+        list(Batches([{"pixels": X}, {"ids": X}], device="cpu", forward_args=lambda batch: (batch["pixels"],)))
+
+
 def test_forward_args_that_returns_no_call() -> None:
     with pytest.raises(CalibrationError, match="forward_args: expected a tuple, a dict or"):
         first([X], forward_args=lambda batch: 7)

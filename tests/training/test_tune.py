@@ -75,6 +75,7 @@ def _reset(model: nn.Module) -> None:
         ({"mixed_precision": "fp8"}, ValueError, "expected 'no' or 'bf16', got 'fp8'"),
         ({"metrics": object()}, ValueError, "pass validation="),
         ({"seed": -1}, ValueError, "seed: expected a whole number from 0"),
+        ({"seed": 2**63}, ValueError, r"seed: expected an int from -2\*\*63 to 2\*\*63 - 1"),
         ({"teacher": "dense"}, TypeError, "teacher: expected a torch.nn.Module, got str"),
         ({"data": [torch.ones(2, 1, 4, 4)]}, CalibrationError, "no targets and there is no teacher"),
         ({"data": []}, CalibrationError, "it is empty"),

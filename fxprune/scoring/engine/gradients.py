@@ -18,7 +18,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.columns import by_factor
-from fxprune.scoring.loss import Loss
+from fxprune.scoring.loss import Loss, one_number
 from fxprune.twin.interpreter import Run
 
 
@@ -90,6 +90,7 @@ def gradients(
 
     Raises:
         CalibrationError: there are no targets, or they do not fit.
+        ValueError: the loss is not one number, or has no gradient.
     """
     wanted, kept = list(parameters), set(nodes)
     for flat, targets in batches:
@@ -102,7 +103,9 @@ def gradients(
                     values[node] = alive[node] if alive[node].requires_grad else alive[node].requires_grad_()
                 outputs = alive[node]
             samples = batch_size(coupling, flat)
-            total = loss(coupling.captured.call.unflatten(outputs), targets) * samples
+            total = one_number(loss(coupling.captured.call.unflatten(outputs), targets)) * samples
+        if not total.requires_grad:
+            raise ValueError("loss: expected a number with a gradient, made of the outputs, got one without")
         factors = pass_.gates if isinstance(pass_, Gated) else []
         sources = [*tensors.values(), *values.values(), *(gate for _, gate in factors)]
         found = iter(torch.autograd.grad(total, sources, allow_unused=True, materialize_grads=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,22 @@ def test_a_gate_is_the_derivative_of_masking(name: str) -> None:
 
 def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "a tensor of one number, the mean over the batch, got NoneType"),
+        (1.5, "a tensor of one number, the mean over the batch, got float"),
+        (torch.ones(3, requires_grad=True), r"a tensor of one number, the mean over the batch, got \[3\]"),
+        (torch.ones(()), "a number with a gradient, made of the outputs, got one without"),
+    ],
+)
+def test_a_loss_that_cannot_be_differentiated(given: Any, message: str) -> None:
+    coupling = prepared(_mlp(), (random(6, 8),))[1]
+    batches = PlainInputs([(random(6, 8),)], [torch.zeros(6)]).labelled("test")
+    with pytest.raises(ValueError, match=f"loss: expected {message}"):
+        next(gradients(coupling, batches, lambda outputs, targets: given, gates=True))
 
 
 def test_parameters_and_values() -> None:
