@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from fxprune._base.errors import BudgetError
+from fxprune._base.given import LARGEST, is_whole
 from fxprune.budget.cost import Cost
 from fxprune.runtimes.registry import BackendName
 from fxprune.runtimes.setting import Setting, check_setting
@@ -68,8 +69,8 @@ class Budget:
                 raise BudgetError(f"{name} must be a float (share) or an int (absolute), got {value!r}")
             if isinstance(value, float) and not 0 < value <= 1:
                 raise BudgetError(f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int")
-            if isinstance(value, int) and value <= 0:
-                raise BudgetError(f"an absolute bound on {name} must be positive, got {value}")
+            if isinstance(value, int) and not is_whole(value, 1):
+                raise BudgetError(f"an absolute bound on {name} must be positive, below 2**63, got {value!r:.80}")
 
     def _check_latency(self) -> None:
         if self.latency is not None and self.latency_ms is not None:
@@ -79,9 +80,9 @@ class Budget:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise BudgetError(f"{name} must be a number, got {value!r}")
-            if not 0 < value < math.inf or (name == "latency" and value > 1):
-                bounds = "in (0, 1]; milliseconds are latency_ms" if name == "latency" else "above 0"
-                raise BudgetError(f"{name} must lie {bounds}, got {value}")
+            if not 0 < value <= (1 if name == "latency" else LARGEST):
+                bounds = "in (0, 1]; milliseconds are latency_ms" if name == "latency" else "above 0, below 2**63"
+                raise BudgetError(f"{name} must lie {bounds}, got {value!r:.80}")
         check_setting(self.device, self.batch_size, self.backend, self.threads)
         stated = (self.device, self.batch_size, self.backend, self.threads)
         if stated != (None, 1, "eager", None) and not self.bounds_latency:

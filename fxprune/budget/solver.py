@@ -195,9 +195,11 @@ def ratio_table(ratios: Any) -> dict[str, float]:
     """Returns ratios by pattern.
 
     Raises:
-        BudgetError: they are no shares in [0, 1].
+        BudgetError: they are no shares in [0, 1], or a pattern is no text.
     """
     table = dict(ratios) if isinstance(ratios, Mapping) else {"default": ratios}
+    if strange := [pattern for pattern in table if not isinstance(pattern, str)]:
+        raise BudgetError(f"ratios: expected patterns of layer names as keys, got {strange[0]!r:.80}")
     if bad := {
         k: v for k, v in table.items() if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= float(v) <= 1
     }:

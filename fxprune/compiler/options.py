@@ -6,14 +6,14 @@ Nothing here imports torch: the command line reads its options and their texts f
 from __future__ import annotations
 
 import inspect
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from os import PathLike
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+from fxprune._base.given import check_takes, is_whole, seed_of
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +129,7 @@ class Options:
             method=scorer,
             min_keep=scorer.defaults.get("min_keep", 1) if self.min_keep == AUTO else self.min_keep,
             recover=scorer.defaults.get("recover", "covariance") if _is_auto(self.recover) else self.recover,
+            seed=seed_of(self.seed),
         )
         found.constraints()
         _check_types(found)
@@ -139,10 +140,11 @@ class Options:
 
         Raises:
             ValueError: an unknown kind, or a number that is too small.
+            TypeError: what is no collection.
         """
         from fxprune.budget.constraints import Constraints
 
-        kinds, patterns = ((one,) if isinstance(one, str) else tuple(one) for one in (self.units, self.ignore))
+        kinds, patterns = _several("units", self.units), _several("ignore", self.ignore)
         known = UnitKind.__args__  # type: ignore[attr-defined]
         if unknown := [kind for kind in kinds if kind not in known] or not kinds:
             raise ValueError(f"units must be among {', '.join(known)}, got {unknown if kinds else self.units!r}")
@@ -158,9 +160,23 @@ def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == AUTO
 
 
+def _several(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Iterator) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected a str or several in a tuple, got {value!r:.80}")
+    return tuple(value)
+
+
 def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+    if not is_whole(value, least):
+        raise ValueError(f"{name} must be an int of at least {least}, below 2**63, got {value!r:.80}")
+
+
+def _check_folder(value: Any) -> None:
+    path = fspath(value) if isinstance(value, PathLike) else value
+    if not isinstance(path, str) or not path:
+        raise TypeError(f"cache_dir: expected the path of a folder, or None, got {value!r:.80}")
 
 
 def _check_types(options: Options) -> None:
@@ -170,15 +186,15 @@ def _check_types(options: Options) -> None:
 
     check_recovery(options.ridge, options.memory_limit)
     _whole("steps", options.steps, 1)
-    if options.forward_args is not None and not callable(options.forward_args):
-        raise TypeError(f"forward_args: expected a function of a batch, got {options.forward_args!r:.80}")
+    if options.forward_args is not None:
+        check_takes(TypeError, "forward_args", options.forward_args, "batch")
+    if options.loss is not None:
+        check_takes(TypeError, "loss", options.loss, "outputs", "targets")
+    if options.cache_dir is not None:
+        _check_folder(options.cache_dir)
     dtype = options.verify_dtype
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"verify_dtype: expected a floating-point torch.dtype, got {dtype!r}")
-    try:
-        operator.index(options.seed)
-    except TypeError:
-        raise TypeError(f"seed: expected an int, got {options.seed!r}") from None
 
 
 def described(kind: type = Options) -> dict[str, str]:

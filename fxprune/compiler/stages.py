@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -170,7 +169,7 @@ def solve(state: State) -> State:
         state.constraints,
         per_cost=state.scorer.per_cost,
         bridges=state.recovery is not None and state.recovery.anew,
-        seed=operator.index(state.options.seed),
+        seed=state.options.seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IgnoredPatternWarning)  # `couple` has told of them
@@ -184,9 +183,7 @@ def solve(state: State) -> State:
 def recover(state: State) -> State:
     """Gives what is kept new values."""
     options = state.options
-    context = RecoveryContext(
-        state.selection, state.inputs, options.ridge, options.memory_limit, operator.index(options.seed)
-    )
+    context = RecoveryContext(state.selection, state.inputs, options.ridge, options.memory_limit, options.seed)
     found = recovered(state.recovery, context)
     return replace(state, selection=state.selection.with_tensors(found.tensors), skipped=found.skipped)
 
@@ -236,7 +233,7 @@ def finish(state: State) -> State:
     """Lets the recovery change the module once it is verified, and measures it if its latency is bounded."""
     if state.recovery is None:
         return state
-    left = finished(state.recovery, state.pruned, operator.index(state.options.seed))
+    left = finished(state.recovery, state.pruned, state.options.seed)
     return replace(state, skipped=(*state.skipped, *left))
 
 
@@ -256,14 +253,7 @@ def record(state: State) -> State:
     if state.search is not None:
         with state.clock("latency"):
             latency = state.search.measured(state.pruned)
-    plan = make_plan(
-        state.coupling,
-        state.bridged,
-        state.solution,
-        state.budget,
-        state.scorer.name,
-        operator.index(state.options.seed),
-    )
+    plan = make_plan(state.coupling, state.bridged, state.solution, state.budget, state.scorer.name, state.options.seed)
     found = state.coupling, state.solution, plan, state.certificate
     report = make_report(*found, skipped=state.skipped, notes=state.notes)
     report = replace(report, seconds=dict(state.clock.seconds), scores=summary, latency=latency)

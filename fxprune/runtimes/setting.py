@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fxprune._base.errors import BudgetError
+from fxprune._base.given import is_whole
 from fxprune.runtimes.registry import BackendName, Runtime, runtime_of
 
 
@@ -77,8 +78,8 @@ def check_setting(device: Any, batch_size: Any, backend: Any, threads: Any) -> N
     """
     runtime_of(backend)
     for name, value in (("batch_size", batch_size), ("threads", 1 if threads is None else threads)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BudgetError(f"{name}: expected an int of at least 1, got {value!r}")
+        if not is_whole(value, 1):
+            raise BudgetError(f"{name}: expected an int of at least 1, below 2**63, got {value!r:.80}")
     try:
         torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,12 +75,52 @@ def compiled(**given: Any) -> nn.Module:
         ({"budget": 40}, fxprune.BudgetError, r"budget=40 is an int: write a float .*, or Budget\(params=40\)"),
         ({"budget": True}, fxprune.BudgetError, "budget must be a share such as 0.5"),
         ({"memory_limit": True}, ValueError, "memory_limit must be a positive number of bytes, got True"),
-        ({"steps": 0}, ValueError, "steps must be an int of at least 1, got 0"),
+        ({"steps": 0}, ValueError, "steps must be an int of at least 1, .*got 0"),
+        ({"min_keep": 2**63}, ValueError, "min_keep must be an int of at least 0"),
+        *(
+            ({option: value}, TypeError, f"{option}: expected a str or several in a tuple, got")
+            for option in ("units", "ignore")
+            for value in (None, 5, iter(()))
+        ),
+        *(
+            ({"ridge": value}, ValueError, "ridge must be a positive share")
+            for value in (torch.inf, 1e308, 10**400, True)
+        ),
+        *(
+            ({"loss": value}, TypeError, r"loss: expected a function of \(outputs, targets\), got")
+            for value in (5, "mse", lambda outputs: None)
+        ),
+        ({"forward_args": 5}, TypeError, r"forward_args: expected a function of \(batch\), got 5"),
+        *(
+            ({"cache_dir": value}, TypeError, "cache_dir: expected the path of a folder, or None, got")
+            for value in (5, b"there", True, "")
+        ),
+        ({"seed": 0.5}, TypeError, r"seed: expected an int, got 0\.5"),
+        *(
+            ({"seed": value}, ValueError, r"seed: expected an int from -2\*\*63")
+            for value in (2**63, 10**400, -(10**400))
+        ),
+        *(
+            (
+                {"budget": None, "ratios": {key: 0.5}},
+                fxprune.BudgetError,
+                "ratios: expected patterns of layer names as keys",
+            )
+            for key in (5, None)
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         compiled(**given)
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), torch.tensor(3), True, -(2**63), 2**63 - 1])
+def test_a_seed_is_kept_as_the_int_that_it_stands_for(seed: Any) -> None:
+    plan = compiled(seed=seed, method="random").plan
+    assert (
+        type(plan.seed) is int and plan.seed == int(seed) and fxprune.Plan.from_json(plan.to_json()).seed == plan.seed
+    )
 
 
 def test_one_parameter_is_not_all_parameters() -> None:
