@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -108,7 +108,7 @@ class Scorer(Protocol):
 #: The modules of fxprune's own criteria, one a criterion.
 _OWN = "bn_scale chip fpgm hrank ippro joint kl magnitude nisp random spvr taylor variance"
 
-_PARTS = {"name": str, "needs": object, "per_cost": object, "defaults": Mapping, "score": object}
+_PARTS = {"name": str, "needs": Collection, "per_cost": object, "defaults": Mapping, "score": object}
 
 _SCORERS: dict[str, Callable[[], Scorer]] = {}
 

@@ -93,6 +93,7 @@ def test_parts_may_be_set_when_it_is_made() -> None:
         *((Own(name=name), "name: expected a str, got") for name in (None, 5, ("a",), b"x")),
         *((Own(name=name), "name: expected text, got") for name in ("", "\ud800")),
         *((Own(defaults=value), "defaults: expected a mapping, got") for value in (5, [], None)),
+        *((Own(needs=value), "needs: expected a collection, got") for value in (5, None)),
         (Own(score=5), r"method 'own': score: expected a function of \(context\), got 5"),
         (Own(score=lambda: {}), r"score: expected a function of \(context\), got one of \(\)"),
     ],
