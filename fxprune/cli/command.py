@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
 from functools import reduce
@@ -12,6 +13,8 @@ import click
 from fxprune.compiler.options import described
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_GIVEN = "fxprune.given"
 
 
 class Option(click.Option):
@@ -37,7 +40,12 @@ class WithExamples(click.Command):
 
 
 class Command(WithExamples):
-    """A command whose help shows its options by section."""
+    """A command whose help shows its options by section, and which remembers how it was called."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the words of the call."""
+        ctx.meta[_GIVEN] = shlex.join(["fxprune", str(self.name), *args])
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options by section, those of no section last."""
@@ -56,6 +64,12 @@ def option(*names: str, section: str = "Options", **settings: Any) -> Callable[[
     """Returns click's decorator for an option in a section of the help."""
     shown = settings.get("default") not in (None, False, ())
     return click.option(*names, cls=Option, section=section, **{"show_default": shown, **settings})
+
+
+def as_given() -> str:
+    """Returns the command that runs, as a line that can be pasted."""
+    given: str = click.get_current_context().meta[_GIVEN]
+    return given
 
 
 def together(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:

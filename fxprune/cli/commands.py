@@ -59,7 +59,7 @@ def explain(
 
     made = make(ModelSpec(**told(ModelSpec, options, spec=model)), quiet=True)
     spec = DataSpec(**told(DataSpec, options))
-    data = load_data(spec, made) if spec.source is not None else example_of(made, spec)
+    data = load_data(spec, made, kept=False) if spec.source is not None else example_of(made, spec)
     found = fxprune.explain(made.model, data, layers=layers, units=units, strict=strict)
     if form == "dot":
         click.echo(found.to_dot(), nl=False)
@@ -249,17 +249,25 @@ def finetune(directory: str, out: str, as_json: bool, quiet: bool, **options: An
     """
     from fxprune.cli.data import load_data
     from fxprune.cli.models import Made, dense_of, load_pruned
+    from fxprune.data.batch import read_batch
 
     check_directory(out)
+    if Path(out).resolve() == Path(directory).resolve():
+        raise InputError(f"--out {out}: expected another directory than the one whose model is trained")
     if options["distill"] and (options["model"] is None or options["weights"] is None):
-        raise InputError("--distill: expected the dense model as teacher: --model MODEL --weights NAME|FILE")
+        own = "--weights none where it makes its own"
+        raise InputError(f"--distill: expected the dense model as teacher: --model MODEL --weights NAME|FILE; {own}")
     dense = dense_of(options)
     pruned = load_pruned(directory, dense, options["device"])
     about = dense or Made(pruned, ModelSpec(spec=directory), "", directory)
 
     def read(source: str, name: str) -> Any:
         spec = DataSpec(**told(DataSpec, options, source=source, name=name))
-        return load_data(spec, about, targets=not options["distill"])
+        data = load_data(spec, about, targets=not options["distill"])
+        if not options["distill"] and isinstance(data, list) and data and read_batch(data[0], 0)[2] is None:
+            ways = "images in subfolders, `labels` of an .npz file, --label-column, a loader of (inputs, targets)"
+            raise InputError(f"{name} {source}: it has no targets: expected {ways}, or --distill, which needs none")
+        return data
 
     wanted = told(TrainingOptions, options, progress=not quiet)
     if options["distill"] and dense is not None:

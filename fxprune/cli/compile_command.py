@@ -9,15 +9,16 @@ import click
 
 import fxprune
 from fxprune._base.files import write_text
-from fxprune.cli.command import QUIET, Command, option, options_of, told
+from fxprune.cli.command import QUIET, Command, as_given, option, options_of, told
 from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_directory, check_file, show, tell
 from fxprune.cli.specs import MODEL, DataSpec, ModelSpec, data_options
-from fxprune.cli.values import BACKENDS, amount, fetch
+from fxprune.cli.values import BACKENDS, amount, fetch, portion
 from fxprune.compiler.options import MethodName, Options, RecoveryOption, UnitKind
 
 _BUDGET, _METHOD = "Budget", "Method"
 _METHODS, _RECOVERIES, _KINDS = (", ".join(get_args(names)) for names in (MethodName, RecoveryOption, UnitKind))
+_BOUNDS = ("params", "macs", "latency", "latency_ms")
 _NUMBER = {"type": str, "metavar": "N"}
 _FUNCTION = {"metavar": "package.module:f"}
 _RATIO = (
@@ -40,10 +41,10 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     ],
 )
 @click.argument("model")
-@option("--budget", type=float, metavar="SHARE", section=_BUDGET, help="Share of parameters to keep, in (0, 1].")
+@option("--budget", type=portion, metavar="SHARE", section=_BUDGET, help="Share of parameters to keep, in (0, 1].")
 @option("--params", type=amount, section=_BUDGET, help="Parameters to keep: 0.5, 50% or 1.2M.")
 @option("--macs", type=amount, section=_BUDGET, help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G.")
-@option("--latency", type=float, metavar="SHARE", section=_BUDGET, help="Share of the measured latency to keep.")
+@option("--latency", type=portion, metavar="SHARE", section=_BUDGET, help="Share of the measured latency to keep.")
 @option("--latency-ms", type=float, section=_BUDGET, help="Milliseconds of a call, as measured.")
 @option("--latency-batch", type=int, section=_BUDGET, help="Samples of the call that is measured; 1 by default.")
 @option("--latency-backend", metavar="NAME", section=_BUDGET, help=f"{BACKENDS}.")
@@ -87,22 +88,26 @@ def compile_model(
     MODEL is torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory. What is written
     is a directory for `fxprune report`, `export`, `bench` and `finetune`, and for fxprune.load.
     """
-    from fxprune.cli.data import load_data
-    from fxprune.cli.models import make
+    from fxprune.cli.data import is_loader, load_data
+    from fxprune.cli.models import introduce, make
     from fxprune.results.attached import attach
     from fxprune.scoring import scorer_of
 
     plan_only = dry_run or options["meta"]
     _check_outputs(out, plan, dry_run, options["meta"])
-    scorer = scorer_of(options["method"])
     wanted = _wanted(options)
+    introduce(model)
+    if is_loader(options["source"]):
+        fetch(options["source"], "--calib")  # what it registers is there to be asked for, as what the model's does
+    scorer = scorer_of(options["method"])
+    wanted |= {"budget": _budget(options)} | _functions(options)
     made = make(ModelSpec(**told(ModelSpec, options, spec=model)))
     data = load_data(DataSpec(**told(DataSpec, options)), made, targets="gradients" in scorer.needs)
     tell(f"compiling {made}", quiet or as_json)
     wanted |= {"method": scorer, "recover": _recover(options, scorer, plan_only), "progress": not quiet}
     pruned = fxprune.compile(made.model, data, verify=not (options["no_verify"] or plan_only), **wanted)
     found = fxprune.report(pruned)
-    found = replace(found, notes=(*found.notes, f"fxprune compile {made} --calib {options['source']}"))
+    found = replace(found, notes=(*found.notes, as_given()))
     attach(pruned, found)
     if plan is not None and not dry_run and found.plan is not None:
         write_text(plan, found.plan.to_json())
@@ -127,19 +132,25 @@ def _check_outputs(out: str | None, plan: str | None, dry_run: bool, meta: bool)
 
 
 def _wanted(options: Any) -> dict[str, Any]:
-    """Returns the keyword arguments of ``fxprune.compile`` that do not depend on what is to be written."""
-    wanted = told(Options, options, budget=_budget(options), ratios=_ratios(options["ratios"]))
-    for name in ("round_to", "min_keep"):
-        wanted[name] = _whole(name, options[name])
-    for name in ("loss", "forward_args"):
-        if options[name] is not None:
-            wanted[name] = fetch(options[name], f"--{name.replace('_', '-')}")
-    return wanted
+    """Returns the keyword arguments of ``fxprune.compile`` that need no module of the user's."""
+    if not options["ratios"] and all(options[name] is None for name in ("budget", *_BOUNDS)):
+        others = ", ".join(f"--{name.replace('_', '-')}" for name in _BOUNDS)
+        raise click.UsageError(f"Missing option '--budget'. (Or {others} or --ratio.)")
+    if options["budget"] is not None and not 0 < options["budget"] <= 1:
+        what = f"--budget {options['budget']:g}: expected a share of parameters in (0, 1], such as 0.5 or 50%"
+        raise InputError(f"{what}; for a number of parameters use --params, such as --params 1.2M")
+    wanted = told(Options, options, ratios=_ratios(options["ratios"]))
+    return wanted | {name: _whole(name, options[name]) for name in ("round_to", "min_keep")}
+
+
+def _functions(options: Any) -> dict[str, Any]:
+    given = {name: options[name] for name in ("loss", "forward_args") if options[name] is not None}
+    return {name: fetch(reference, f"--{name.replace('_', '-')}") for name, reference in given.items()}
 
 
 def _budget(options: Any) -> Any:
     own = {"batch_size": "latency_batch", "backend": "latency_backend", "threads": "latency_threads"}
-    own |= {name: name for name in ("params", "macs", "latency", "latency_ms")}
+    own |= {name: name for name in _BOUNDS}
     bounds = {name: options[option] for name, option in own.items() if options[option] is not None}
     if options["budget"] is None or not bounds:
         return fxprune.Budget(**bounds) if bounds else options["budget"]

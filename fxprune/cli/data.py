@@ -25,20 +25,29 @@ _FORMS = (
 )
 
 
-def load_data(spec: DataSpec, made: Made, *, targets: bool = False) -> Any:
+def is_loader(source: str) -> bool:
+    """Returns whether data are named as ``package.module:loader``, not as a file or noise."""
+    return is_reference(source) and not source.startswith("random:") and not Path(source).exists()
+
+
+def load_data(spec: DataSpec, made: Made, *, targets: bool = False, kept: bool = True) -> Any:
     """Returns batches for a model, as ``fxprune.compile`` takes them.
 
     Args:
         spec: where they come from.
         made: the model that they are for.
         targets: whether targets are wanted: they are read off subfolders or ``--label-column`` then.
+        kept: whether weights come of it, so that noise is to be warned of.
 
     Raises:
         InputError: there are none, or they are broken; names the file.
     """
     source = str(spec.source)
     if source.startswith("random:"):
-        warn(f"{spec.name} {source}: this is noise, for trying out: the weights that are kept will fit nothing real")
+        if kept:
+            warn(
+                f"{spec.name} {source}: this is noise, for trying out: the weights that are kept will fit nothing real"
+            )
         return _noise(spec, made)
     path = Path(source)
     if path.is_dir():
@@ -49,7 +58,7 @@ def load_data(spec: DataSpec, made: Made, *, targets: bool = False) -> Any:
         return _arrays(spec, made, path) if kind == ".npz" else _texts(spec, made, path)
     if path.exists():
         raise InputError(f"{spec.name} {source}: this kind of file is not read; expected {_FORMS}")
-    if is_reference(source):
+    if is_loader(source):
         found = fetch(source, spec.name)
         return found() if callable(found) and not hasattr(found, "__iter__") else found
     raise InputError(f"{spec.name} {source}: no such file or folder; expected {_FORMS}")

@@ -75,8 +75,8 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
     if library == "transformers" and spec.args:
         raise InputError("--arg is not for transformers: models: use --config key=value")
     if spec.weights is None and not spec.meta and not quiet:
-        own = "--weights DEFAULT for trained ones, " if library else ""
-        warn(f"{spec.spec}: the weights are random; {own}--weights FILE for yours, --weights none if it is meant so")
+        own = "random; --weights DEFAULT for trained ones," if library else "as the factory makes them;"
+        warn(f"{spec.spec}: the weights are {own} --weights FILE for yours, --weights none if it is meant so")
     file = spec.weights if spec.weights is not None and is_file(spec.weights) else None
     if file is not None and not os.path.exists(file):
         raise InputError(f"--weights {file}: no such file")
@@ -92,6 +92,17 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
     if file is not None:
         load_weights(model, Path(file))
     return Made(model.to(device).eval(), spec, library, name)
+
+
+def introduce(spec: str) -> None:
+    """Imports the module of a factory, so that what it registers is known.
+
+    Raises:
+        InputError: the spec has none of the forms, or there is no such factory.
+    """
+    library, name = _parts(spec)
+    if not library:
+        fetch(name, "model")
 
 
 def dense_of(options: Mapping[str, Any]) -> Made | None:

@@ -35,6 +35,15 @@ def amount(text: str) -> float | int:
     return round(float(number) * _SCALES[scale])
 
 
+def portion(text: str) -> float:
+    """Reads a share: ``0.5`` or ``50%``."""
+    number, percent, _ = text.strip().partition("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError:
+        raise click.BadParameter(f"expected a share such as 0.5 or 50%, got {text!r}") from None
+
+
 def pair(text: str) -> tuple[str, Any]:
     """Reads ``key=value``; the value is a Python literal where it reads as one, else text."""
     key, equals, value = text.partition("=")

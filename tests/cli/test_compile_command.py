@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 import fxprune
+from fxprune.runtimes import registry
+from fxprune.scoring import scorer
 from tests.support.cli import TINY, complaint, done, listing
 
 # -- what the commands do -----------------------------------------------------------------------------------------
@@ -27,7 +30,7 @@ def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
     assert report.plan is not None and (here / "plan.json").read_text() == report.plan.to_json()
     assert done("report", "out").stdout == f"{report}\n"
     assert json.loads(done("report", "out", "--json").stdout) == report.to_dict()
-    assert "mine:net" in report.notes[-1]
+    assert report.notes[-1] == shlex.join(["fxprune", *argv, "--out", "out", "--plan", "plan.json"])
 
 
 def test_bounds_together_and_as_json(here: Path) -> None:
@@ -36,6 +39,52 @@ def test_bounds_together_and_as_json(here: Path) -> None:
     assert data["params"][1] <= 0.8 * data["params"][0] and data["macs"][1] <= 0.5 * data["macs"][0]
     absolute = done("compile", *TINY, "--macs", str(data["macs"][1]), "--dry-run", "--json")
     assert json.loads(absolute.stdout)["macs"][1] <= data["macs"][1]
+
+
+def test_a_share_in_per_cent() -> None:
+    budget, share = (done("compile", *TINY, "--budget", text, "--dry-run", "--json").stdout for text in ("60%", "0.6"))
+    assert json.loads(budget)["params"] == json.loads(share)["params"]
+
+
+PLUG = """
+import fxprune
+from mine import loader, net
+
+
+class ByIndex(fxprune.Scorer):
+    name, needs, per_cost = "byindex", (), False
+
+    def score(self, context):
+        return {group.name: 1.0 + torch.arange(len(group.units)) for group in context.coupling.groups}
+
+
+class Mine:
+    name, fuses, devices, peak_on = "mine_rt", False, (), ()
+
+    def runner(self, model, args, kwargs, setting):
+        return lambda: model(*args, **kwargs)
+
+
+import torch
+"""
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is registered meanwhile is gone afterwards."""
+    for module, table in ((scorer, "_SCORERS"), (registry, "_RUNTIMES")):
+        monkeypatch.setattr(module, table, dict(getattr(module, table)))
+
+
+@pytest.mark.parametrize("argv", [("plug:net", "--calib", "mine:loader"), ("mine:net", "--calib", "plug:loader")])
+def test_what_the_model_s_or_the_loader_s_module_registers(here: Path, registries: None, argv: tuple[str, ...]) -> None:
+    (here / "plug.py").write_text(
+        f"{PLUG}\nfxprune.register_scorer('byindex', ByIndex)\nfxprune.register_runtime(Mine())"
+    )
+    sys.modules.pop("plug", None)
+    own = ("--budget", "0.6", "--latency-ms", "1000", "--method", "byindex", "--latency-backend", "mine_rt")
+    data = json.loads(done("compile", *argv, *own, "--dry-run", "--json").stdout)
+    assert data["method"] == "byindex" and data["latency"]["backend"] == "mine_rt"
 
 
 def test_ratios_by_pattern(here: Path) -> None:
@@ -58,7 +107,10 @@ def test_quiet_says_nothing(here: Path) -> None:
 
 def test_random_weights_and_noise_are_warned_of(here: Path) -> None:
     found = done("compile", "mine:net", "--calib", "random:4x3x8x8", "--budget", "0.6", "--dry-run")
-    assert "warning: mine:net: the weights are random" in found.stderr and "this is noise" in found.stderr
+    assert (
+        "warning: mine:net: the weights are as the factory makes them" in found.stderr
+        and "this is noise" in found.stderr
+    )
     assert found.stderr.count("\n") == 3  # and what is compiled
 
 
@@ -86,7 +138,10 @@ def test_a_plan_without_weights(here: Path) -> None:
         (("--budget", "2"), "(0, 1]"),
         (("--budget", "0"), "(0, 1]"),
         (("--budget", "0.01"), "the smallest is"),
-        ((), "neither"),
+        (
+            ("--budget", "50"),
+            "expected a share of parameters in (0, 1], such as 0.5 or 50%; for a number of parameters use",
+        ),
         (("--budget", "0.5", "--ratio", "0.5"), "either"),
         (("--budget", "0.5", "--params", "0.5"), "give one of them"),
         (("--ratio", "0=1.5"), "[0, 1]"),

@@ -10,7 +10,9 @@ from tests.support.cli import complaint, done
 
 def test_explain_as_text_json_and_graph(here: Path) -> None:
     base = ("explain", "mine:net", "--calib", "random:2x3x8x8")
-    text = done(*base).stdout
+    found = done(*base)
+    assert found.stderr == ""  # noise does no harm here
+    text = found.stdout
     assert "2 groups, 16 units" in text and "frozen, and why" in text and "7.weight[0]" in text
     data = json.loads(done(*base, "--json").stdout)
     assert [(g["name"], g["units"], g["makers"], g["readers"]) for g in data["groups"]] == [

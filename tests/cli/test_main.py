@@ -32,6 +32,8 @@ from tests.support.cli import TINY, done, run
         ["compile"],
         ["compile", "mine:net"],
         ["compile", *TINY, "--budget", "0.5"],
+        ["compile", *TINY, "--out", "o"],
+        ["compile", *TINY, "--budget", "half", "--out", "o"],
         ["compile", *TINY, "--params", "half", "--out", "o"],
         ["compile", *TINY, "--arg", "width", "--out", "o"],
         ["bench", "o", "--batch-sizes", "1,two"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,12 @@ def test_directories_that_hold_no_pruned_model(here: Path) -> None:
     report.write_text(report.read_text().replace('"verified": true', '"verified": null'))
     assert "its checksum does not match" in complaint("report", "out")
     assert "its checksum does not match" in complaint("export", "out", "x.pt2")
+
+
+def test_finetune_says_what_it_wants(here: Path) -> None:
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+    argv = ("finetune", "out", "--data", "mine:batches")
+    assert "another directory than the one" in complaint(*argv, "--out", "./out")
+    ways = r"--data mine:batches: it has no targets: .*subfolders.*`labels`.*--label-column.*--distill"
+    assert re.search(ways, complaint(*argv, "--out", "tuned"))
+    assert "--weights none where" in complaint(*argv, "--out", "tuned", "--distill", "--model", "mine:net")
