@@ -15,7 +15,7 @@ from fxprune.algebra.axes import size_of
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
 from fxprune.ops.constants import Constants
-from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.registry import bind, blamed, rule_of
 from fxprune.ops.slicer import Slicer
 from fxprune.ops.twin import Twin, in_precision
 
@@ -111,7 +111,8 @@ class ConstantValues:
                 return self._placed(node, self.of(next(iter(vars(a).values()))))
         arguments = {name: in_precision(value, torch.float64) for name, value in vars(a).items()}
         if rule is not None and rule.twin is not None:
-            return rule.twin(self._twin, node, SimpleNamespace(**arguments))
+            with blamed(node, "twin", a):
+                return rule.twin(self._twin, node, SimpleNamespace(**arguments))
         return self._twin.run(node, **self._twin.value(arguments))
 
     def _empty(self, node: fx.Node) -> Tensor:

@@ -21,7 +21,7 @@ from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis, form_groups
-from fxprune.ops.registry import bind, may_alias, rule_of
+from fxprune.ops.registry import bind, blamed, may_alias, rule_of
 from fxprune.ops.tracer import Tracer
 
 
@@ -81,14 +81,17 @@ def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, 
     else:
         if writes(node):
             _freeze_memory(t, node)
-        rule = rule_of(node.target)
-        axes = rule.couple(t, node, bind(node)) if rule is not None else None
+        axes = None
+        if (rule := rule_of(node.target)) is not None:
+            arguments = bind(node)
+            with blamed(node, "couple", arguments):
+                axes = rule.couple(t, node, arguments)
         if axes is not None:
-            _check(node, axes, info)
+            _check(t, node, axes, info)
         t.values[node] = _freeze_unknown(t, node, strict, unsupported) if axes is None else axes
 
 
-def _check(node: fx.Node, axes: Any, info: Any) -> None:
+def _check(t: Tracer, node: fx.Node, axes: Any, info: Any) -> None:
     """Makes sure that a rule gave axes for every dimension of every result.
 
     Raises:
@@ -99,7 +102,8 @@ def _check(node: fx.Node, axes: Any, info: Any) -> None:
     parts = info if isinstance(info, (list, tuple)) else [info]
     expected = [part.shape if isinstance(part, TensorInfo) else None for part in parts]
     if got != expected or several != isinstance(info, (list, tuple)):
-        raise RuleError(f"{node.target}: couple: expected axes of sizes {expected}, got {got} for {node.format_node()}")
+        wanted, came = ([each and tuple(map(t.shown, each)) for each in sizes] for sizes in (expected, got))
+        raise RuleError(f"{node.target}: couple: expected axes of sizes {wanted}, got {came} for {node.format_node()}")
 
 
 def _attribute(t: Tracer, node: fx.Node) -> Axes:
@@ -115,7 +119,7 @@ def _attribute(t: Tracer, node: fx.Node) -> Axes:
 
 def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> Any:
     """Freezes everything that an op without a rule touches; what it makes of free values is free as well."""
-    touched = False
+    touched, known = False, rule_of(node.target) is not None
     pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
     make = ax.free if pure and node not in t.bound and _made_of_literals(t, node) else ax.fixed
     for source in node.all_input_nodes:
@@ -123,14 +127,14 @@ def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tu
         for axes in values if isinstance(values, list) else [values]:
             whole = ax.joined(axes or ())
             touched |= ax.is_labelled(whole)
-            t.freeze(node, whole, "an op without a rule,")
+            t.freeze(node, whole, "a call to which the rule does not apply," if known else "an op without a rule,")
     if touched:
         unsupported.append((str(node.target), str(node.meta.get("module", ""))))
         if strict:
             lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
             raise UnsupportedOpError(
                 f"{node.target} in module {node.meta.get('module', '?')!r} ({lines[-1] if lines else 'no source line'})"
-                " has no coupling rule; without strict=True everything it touches is kept as it is"
+                f" has no coupling rule{' for this call' if known else ''}; without strict=True everything it touches is kept as it is"
             )
     info = t.captured.info.get(node)
     if isinstance(info, TensorInfo):

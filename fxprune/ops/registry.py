@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
 
-from fxprune._base.errors import RuleError
+from fxprune._base.errors import RuleError, raised_as
 from fxprune.capturing.normalize.edit import schema_args
 from fxprune.ops.rule import Rule, check_rule, check_schema
 
@@ -22,20 +24,21 @@ _RULES: dict[Any, Rule] = {}
 _LATER: dict[str, Rule] = {}  # of ops that nobody has registered yet, by name
 
 
-def register_rule(ops: str | Iterable[str], rule: Rule) -> None:
+def register_rule(ops: str | OpOverload | Iterable[str | OpOverload], rule: Rule) -> None:
     """Declares one or several ops; from then on they are coupled, sliced and run as the rule says.
 
     Args:
         ops: names such as ``"conv2d.default"``, of the ``aten`` namespace unless another is named
-            (``"mylib::blend.default"``); several in a string are parted by spaces. An overload that this torch does not have
-            is passed over; an op of another library counts as soon as that library is there.
+            (``"mylib::blend.default"``), or overloads such as ``torch.ops.mylib.blend.default``; several names in a string are
+            parted by spaces. An overload that this torch does not have is passed over; an op of another library counts as
+            soon as that library is there.
         rule: the declaration.
 
     Raises:
         RuleError: an op has a rule already, or the declaration lacks something (see `Rule`); names the op.
     """
     _fill()
-    for name in ops.split() if isinstance(ops, str) else ops:
+    for name in _named(ops):
         check_rule(name, rule)
         if name == POINTWISE:
             _enter(name, name, rule)
@@ -48,6 +51,15 @@ def register_rule(ops: str | Iterable[str], rule: Rule) -> None:
             _enter(target, name, rule)
         elif namespace:
             _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = rule
+
+
+def _named(ops: Any) -> list[str]:
+    several = isinstance(ops, Iterable) and not isinstance(ops, OpOverloadPacket)
+    listed = ops.split() if isinstance(ops, str) else list(ops) if several else [ops]
+    if strange := [op for op in listed if not isinstance(op, (str, OpOverload))]:
+        expected = "expected names such as 'mylib::blend.default', or overloads such as torch.ops.mylib.blend.default"
+        raise RuleError(f"{strange[0]}: {expected}, got {type(strange[0]).__name__}")
+    return [op.name() if isinstance(op, OpOverload) else op for op in listed]
 
 
 def _enter(target: Any, name: str, rule: Rule) -> None:
@@ -78,7 +90,7 @@ def rule_of(target: Any) -> Rule | None:
         check_schema(str(target), target, _LATER[str(target)])
         _RULES[target] = _LATER.pop(str(target))
         return _RULES[target]
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or target._schema.is_mutable:
         return None
     return _RULES[POINTWISE] if torch.Tag.pointwise in target.tags else None
 
@@ -115,3 +127,9 @@ def registered() -> dict[Any, Rule]:
 def bind(node: fx.Node) -> SimpleNamespace:
     """Returns the node's arguments by schema name, defaults filled in (``a.input``, ``a.self``, ``a.dim``...)."""
     return SimpleNamespace(**schema_args(node))
+
+
+def blamed(node: fx.Node, part: str, a: SimpleNamespace) -> AbstractContextManager[None]:
+    """Raises what a part of a rule fails with as a `RuleError` that names the op, the part, and the arguments it was given."""
+    given = ", ".join(f"a.{name}" for name in vars(a))
+    return raised_as(RuleError, f"{node.target}: {part}, given {given}")

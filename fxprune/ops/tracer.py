@@ -86,6 +86,14 @@ class Tracer:
         info: TensorInfo = self.captured.info[node]
         return info.example
 
+    def shown(self, size: int) -> int:
+        """Returns a size, at the example's sizes where it holds dynamic ones; for messages."""
+        for info in self.captured.info.values():
+            for prime, example in zip(info.shape, info.example, strict=True) if isinstance(info, TensorInfo) else ():
+                if prime > example and size % prime == 0:
+                    size = size // prime * example
+        return size
+
     def dynamic(self, node: fx.Node, dim: int) -> bool:
         """Returns whether a dimension's size is known only at run time."""
         return self.shape(node)[dim] != self.example(node)[dim]

@@ -17,8 +17,8 @@ from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.branches import host_of
 from fxprune.coupling.constants import ConstantValues
 from fxprune.coupling.selection import Selection
-from fxprune.ops.registry import bind, is_kind, rule_of
-from fxprune.ops.slicer import Scaled
+from fxprune.ops.registry import bind, blamed, is_kind, rule_of
+from fxprune.ops.slicer import Edit, Scaled
 
 
 def slice_graph(selection: Selection) -> fx.GraphModule:
@@ -105,7 +105,10 @@ class _Writer:
         if rule is None or rule.slice is None:
             return self._copy(node, node.target, self._map(node, node.args), self._map(node, node.kwargs))
         arguments = bind(node)
-        edit = rule.slice(self.slicer, node, arguments)
+        with blamed(node, "slice", arguments):
+            edit = rule.slice(self.slicer, node, arguments)
+        if not isinstance(edit, Edit):
+            raise RuleError(f"{node.target}: slice: expected a fxprune.ops.slicer.Edit, got {type(edit).__name__}")
         if edit.target is not None:
             return self._copy(node, edit.target, (), self._map(node, dict(edit.arguments)))
         if strange := [name for name in edit.arguments if name not in rule.literals]:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from fxprune._base.names import fetch
 from fxprune.coupling.selection import Selection
-from fxprune.ops.registry import bind, rule_of
+from fxprune.ops.registry import bind, blamed, rule_of
 from fxprune.ops.tracer import Contraction
 from fxprune.ops.twin import Twin, in_precision
 
@@ -94,7 +94,8 @@ class Run:
             rule = rule_of(node.target)
             assert rule is not None and rule.twin is not None, f"{node.target} takes a statistic but has no twin"
             arguments = SimpleNamespace(**self._lifted(vars(bind(node))))
-            return rule.twin(Twin(**vars(self.slicer), read=values.__getitem__), node, arguments)
+            with blamed(node, "twin", arguments):
+                return rule.twin(Twin(**vars(self.slicer), read=values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
         seen: set[fx.Node] = set()
 

@@ -222,6 +222,54 @@ def test_what_a_rule_does_undeclared_is_refused(declared: Any) -> None:
             couple_graph(captured)
 
 
+def test_what_a_rule_fails_with_names_the_op_and_what_it_was_given(declared: Any) -> None:
+    captured = capture(Tri().eval(), (torch.randn(3, 4),))
+    declared(A.triu.default, Rule(lambda t, node, a: t.axes(a.input, node)))
+    words = r"aten\.triu\.default: couple, given a\.self, a\.diagonal: AttributeError: .*'input'"
+    with pytest.raises(fxprune.RuleError, match=words):
+        couple_graph(captured)
+    registry._RULES[A.triu.default] = Rule(lambda t, node, a: t.axes(a.self, node)[1:])
+    with pytest.raises(
+        fxprune.RuleError, match=r"expected axes of sizes \[\(3, 6\)\], got \[\(6,\)\]"
+    ):  # as in the example
+        couple_graph(captured)
+    given = {"literals": ("diagonal",), "slice": lambda s, node, a: None}
+    registry._RULES[A.triu.default] = Rule(lambda t, node, a: t.axes(a.self, node), **given)
+    coupling = couple_graph(captured)
+    with pytest.raises(
+        fxprune.RuleError, match=r"aten\.triu\.default: slice: expected a fxprune\.ops\.slicer\.Edit, got NoneType"
+    ):
+        slice_graph(Selection(coupling, coupling.removed_mask([0])))
+
+
+def test_a_twin_that_fails_names_the_op(declared: Any) -> None:
+    def couple(t: Any, node: fx.Node, a: Any) -> Any:
+        t.statistic(node)
+        return t.axes(a.self, node)
+
+    declared("triu.default", Rule(couple, statistic=True, twin=lambda w, node, a: a.other))
+    with pytest.raises(
+        fxprune.RuleError, match=r"aten\.triu\.default: twin, given a\.self, a\.diagonal: AttributeError: .*'other'"
+    ):
+        fxprune.compile(Tri().eval(), [torch.randn(3, 4)], 0.8, recover=None, progress=False)
+
+
+def test_a_rule_that_does_not_apply_is_told_from_none(declared: Any) -> None:
+    declared("triu.default", Rule(couple))
+    captured = capture(Tri().eval(), (torch.randn(3, 4),))
+    assert "a call to which the rule does not apply, of aten.triu.default" in couple_graph(captured).explain("up")
+    with pytest.raises(fxprune.UnsupportedOpError, match="has no coupling rule for this call"):
+        couple_graph(captured, strict=True)
+
+
+def test_an_overload_is_as_good_as_its_name(declared: Any) -> None:
+    declared(A.triu.default, Rule(couple))
+    declared(iter([A.tril.default, "trace.default"]), Rule(couple))
+    assert {A.triu.default, A.tril.default, A.trace.default} <= registered().keys()
+    with pytest.raises(fxprune.RuleError, match=r"names such as .*, or overloads such as .*, got OpOverloadPacket"):
+        declared(A.det, Rule(couple))
+
+
 def test_an_argument_that_is_edited_undeclared_is_refused(declared: Any) -> None:
     def rule(t: Any, node: fx.Node, a: Any) -> Any:
         return t.axes(a.self, node)
