@@ -17,6 +17,7 @@ from fxprune._base.extras import need
 from fxprune._base.given import seed_of
 from fxprune._base.modes import untouched
 from fxprune.data.checks import check_weights, device_of
+from fxprune.results.attached import attach, report_if_any
 from fxprune.training.feed import feed_of
 from fxprune.training.history import History
 from fxprune.training.loop import Run, train
@@ -69,7 +70,24 @@ def start(
             teacher = teacher if device_of(teacher) == device else copy.deepcopy(teacher).to(device)
             stack.enter_context(untouched(teacher, training=False))
         run = Run(pruned, network, teacher, objective, batches, exam, optimizer, accelerator, bf16, options, identity)
-        return train(run, fresh)
+        before = _versions(pruned)
+        try:
+            return train(run, fresh)
+        finally:
+            if _versions(pruned) != before:
+                _note(pruned, identity["kind"])
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """Returns how often each parameter was written to."""
+    return [parameter._version for parameter in model.parameters()]
+
+
+def _note(pruned: nn.Module, how: str) -> None:
+    """Lets the report of a model, if it has one, say that its certificate is about other weights."""
+    line = f"the weights have been trained since ({how}): the certificate is about those before"
+    if (found := report_if_any(pruned)) is not None and line not in found.notes:
+        attach(pruned, dataclasses.replace(found, notes=(*found.notes, line)))
 
 
 def _check(pruned: nn.Module, options: TrainingOptions) -> None:

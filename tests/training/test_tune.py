@@ -127,3 +127,16 @@ def test_the_extra_is_needed_only_to_train() -> None:
     assert done.returncode == 0, done.stderr
     assert "training needs accelerate" in done.stdout
     assert "pip install 'fxprune[train]'" in done.stdout
+
+
+@pytest.mark.parametrize("train", [finetune, retrain])
+def test_the_report_says_that_the_weights_were_trained(train: Any) -> None:
+    data = pairs()
+    pruned = fxprune.compile(net().eval(), [x for x, _ in data], 0.7, progress=False)
+    with pytest.raises(CalibrationError):
+        train(pruned, [x for x, _ in data], recipe=SGD, epochs=1, progress=False)
+    assert not any("trained since" in note for note in pruned.report.notes)  # nothing has changed yet
+    for _ in range(2):
+        train(pruned, data, recipe=SGD, epochs=1, progress=False)
+    line = f"the weights have been trained since ({train.__name__}): the certificate is about those before"
+    assert pruned.report.notes.count(line) == 1 and f"note: {line}" in str(fxprune.report(pruned))
