@@ -21,7 +21,7 @@ import torch
 
 from fxprune._base.errors import BudgetError, NothingToPruneError
 from fxprune.algebra.channels import Ids, Mask
-from fxprune.budget.budget import Budget
+from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
 from fxprune.budget.patterns import check_patterns, names_of_layers, reaching
@@ -79,7 +79,7 @@ class Bound(Protocol):
 def solve(
     coupling: Coupling,
     scores: Scores,
-    budget: Budget | None = None,
+    budget: float | Budget | None = None,
     *,
     ratios: float | Mapping[str, float] | None = None,
     constraints: Constraints | None = None,
@@ -92,7 +92,7 @@ def solve(
     Args:
         coupling: what may go.
         scores: for each group's name a score for each of its units, ``[len(group.units)]``; low goes first.
-        budget: upper bounds; give either this or ``ratios``.
+        budget: upper bounds, or a share of parameters; give either this or ``ratios``.
         ratios: the share of units removed, for all groups or by pattern; a group falls under its own name, or else under the
             first pattern that matches all the layers that make it, or under ``default`` (0 if absent).
         constraints: what must stay.
@@ -110,6 +110,7 @@ def solve(
     constraints, vanishing = constraints or Constraints(), vanishing or {}
     if (budget is None) == (ratios is None):
         raise BudgetError("give either a budget or ratios (the share removed from each layer), not both or neither")
+    budget = None if budget is None else as_budget(budget)
     if budget is not None and budget.bounds_latency and bound is None:
         raise BudgetError("a latency must be measured to be met: fxprune.compile does, solve alone cannot")
     check_patterns(coupling, constraints.ignore, [p for p in ratio_table(ratios or {}) if p != "default"])
@@ -130,7 +131,7 @@ def solve(
     limits = budget.limits(before)
     smallest = _rescue(coupling, model, values, _least(coupling, pools), pools, may_vanish)
     if not _fits(model.of(smallest), limits):
-        raise BudgetError(_unreachable(coupling, model, smallest, limits, before))
+        raise BudgetError(_unreachable(coupling, model, values, smallest, limits, before))
     if bound is not None and not bound.fits(smallest):
         raise BudgetError(bound.refusal(smallest))
     density = ranking(coupling, scores, model, budget if per_cost else None, bound)
@@ -349,7 +350,9 @@ def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Map
     return removed
 
 
-def _unreachable(coupling: Coupling, model: CostModel, smallest: Mask, limits: Mapping[int, int], before: Cost) -> str:
+def _unreachable(
+    coupling: Coupling, model: CostModel, values: Floats, smallest: Mask, limits: Mapping[int, int], before: Cost
+) -> str:
     cost = model.of(smallest)
     names = {0: "params", 1: "MACs"}
     lines = [
@@ -363,6 +366,8 @@ def _unreachable(coupling: Coupling, model: CostModel, smallest: Mask, limits: M
     for node, axes in coupling.values.items():
         if node.op == "get_attr" and node.target in coupling.captured.persistent and axes is not None:
             sizes.append((math.prod(map(slicer.count, axes)), str(node.target)))
-    frozen = {f.tensor: f.reason for f in coupling.frozen()}
-    held = [f"{name} ({size}: {frozen.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
+    stays = [group for group in coupling.groups if (values[coupling.units[group.units]] == STAYS).all()]
+    kept = {coupling.axes[i].tensor: "the method, which takes none of its units" for g in stays for i, _ in g.axes}
+    why = kept | {f.tensor: f.reason for f in coupling.frozen()}
+    held = [f"{name} ({size}: {why.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
     return "; ".join(lines) + ". Held by " + ", ".join(reversed(held))

@@ -55,8 +55,12 @@ class PlainInputs:
     targets: Iterable[Any] | None = None
 
     def __iter__(self) -> Iterator[Flat]:
-        """Yields the flat inputs of each batch."""
-        return iter(self.source)
+        """Yields the flat inputs of each batch.
+
+        Raises:
+            CalibrationError: a batch is a tensor, not a sequence of them.
+        """
+        return map(_flat, self.source)
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -66,7 +70,15 @@ class PlainInputs:
         """Yields (flat inputs, targets) of each batch."""
         if self.targets is None:
             raise CalibrationError(f"method {method!r} needs targets: pass PlainInputs(inputs, targets)")
-        return zip(self.source, self.targets, strict=True)
+        return zip(self, self.targets, strict=True)
+
+
+def _flat(batch: Any) -> Flat:
+    if isinstance(batch, Tensor):
+        got = f"got a tensor {list(batch.shape)}: write [(x,)] for [x]"
+        raise CalibrationError(f"inputs: expected for each batch a tuple of the graph's flat inputs, {got}")
+    flat: Flat = batch
+    return flat
 
 
 def inputs_of(source: Iterable[Flat]) -> Inputs:

@@ -18,6 +18,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.budget.solver import solve
+from fxprune.coupling.unit_scores import STAYS
 from tests.models import small
 from tests.models.fn import Fn
 from tests.support.compiling import compile_small, mlp
@@ -267,3 +268,18 @@ def test_the_smallest_share_that_is_named_can_be_asked_for() -> None:
     share = float(str(caught.value).split("the smallest is ")[1].split("(")[1].split(")")[0])
     assert fxprune.report(compile_small(mlp(), budget=fxprune.Budget(macs=share))).macs[1] > 0
     assert fxprune.Budget(params=0.29).limits(Cost(100, 0, 0)) == {0: 29}
+
+
+def test_what_the_method_takes_no_unit_of_is_said_to_be_held_by_it() -> None:
+    coupling = coupling_of("residual")
+    stays = {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups[1:]}
+    with pytest.raises(BudgetError, match=r"Held by .*: the method, which takes none of its units\)"):
+        solve(coupling, random_scores(coupling) | stays, Budget(params=0.01))
+
+
+def test_a_share_is_a_budget_of_parameters() -> None:
+    coupling = coupling_of("residual")
+    scores = random_scores(coupling)
+    assert solve(coupling, scores, 0.5).after == solve(coupling, scores, Budget(params=0.5)).after
+    with pytest.raises(BudgetError, match=r"must be a share such as 0\.5 or a fxprune\.Budget, got 'half'"):
+        solve(coupling, scores, "half")  # type: ignore[arg-type]
