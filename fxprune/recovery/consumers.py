@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from fxprune._base.errors import RecoveryError
 from fxprune._base.names import fetch
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
@@ -117,7 +119,13 @@ class Replacements:
             consumer: the layer.
             update: is added to its weight, ``[groups, outputs, columns]``.
             shift: is added to its outputs, ``[groups, outputs]``, where the layer has a home for that.
+
+        Raises:
+            RecoveryError: one of them is no tensor of that shape; names the layer.
         """
+        expected = tuple(consumer.matrix(self.value(consumer.weight)).shape)
+        _check_shape(f"{consumer.weight}: update", update, expected)
+        _check_shape(f"{consumer.weight}: shift", shift, expected[:2])
         weight = self.value(consumer.weight)
         new = consumer.matrix(weight).double() + update
         self.tensors[consumer.weight] = new.reshape(weight.shape).to(weight.dtype)
@@ -125,6 +133,12 @@ class Replacements:
             home = self.value(consumer.home.tensor)
             moved = home.double() + consumer.home.sign * shift.reshape(-1)
             self.tensors[consumer.home.tensor] = moved.to(home.dtype)
+
+
+def _check_shape(what: str, value: Any, expected: tuple[int, ...]) -> None:
+    got = list(value.shape) if isinstance(value, Tensor) else value
+    if got != list(expected):
+        raise RecoveryError(f"{what}: expected a tensor {list(expected)}, got {got!r:.80}")
 
 
 def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:

@@ -105,6 +105,9 @@ class Scorer(Protocol):
         ...
 
 
+#: What a criterion may read, and the options that it may have a choice of its own for.
+NEEDS, PREFERRED = ("weights", "activations", "gradients", "masked outputs"), ("recover", "min_keep")
+
 #: The modules of fxprune's own criteria, one a criterion.
 _OWN = "bn_scale chip fpgm hrank ippro joint kl magnitude nisp random spvr taylor variance"
 
@@ -141,7 +144,8 @@ def scorer_of(method: str | Scorer) -> Scorer:
     """Returns a scorer by name, or the scorer itself.
 
     Raises:
-        ScorerError: no scorer of that name, or an object that is none; lists the names there are.
+        ScorerError: no scorer of that name, or an object that is none; lists the names there are. Or one that needs or prefers
+            what there is not.
     """
     expected = "method: expected a name or a scorer"
     if isinstance(method, str):
@@ -151,7 +155,16 @@ def scorer_of(method: str | Scorer) -> Scorer:
         expected, method = f"method {method!r}: what is registered gives none: expected one", known[method]()
     check_parts(ScorerError, expected, method, _PARTS)
     check_takes(ScorerError, f"method {method.name!r}: score", method.score, "context")
-    return method
+    return _checked(method)
+
+
+def _checked(scorer: Scorer) -> Scorer:
+    for part, known in (("needs", NEEDS), ("defaults", PREFERRED)):
+        if unknown := [word for word in getattr(scorer, part) if word not in known]:
+            raise ScorerError(
+                f"method {scorer.name!r}: {part}: expected some of {', '.join(known)}, got {unknown[0]!r}"
+            )
+    return scorer
 
 
 def score(
@@ -171,7 +184,7 @@ def score(
 
     Args:
         coupling: what may go.
-        inputs: the graph's flat inputs, batch by batch.
+        inputs: the graph's flat inputs, batch by batch, a tuple of tensors each.
         method: a registered name or a `Scorer`.
         seed: for scorers that draw.
         loss: ``loss(outputs, targets)`` for methods that need gradients; see `fxprune.scoring.loss.default_loss`.

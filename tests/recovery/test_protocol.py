@@ -12,6 +12,7 @@ from torch import nn
 
 import fxprune
 from fxprune.recovery import protocol
+from fxprune.recovery.consumers import Replacements
 
 
 class Nothing(fxprune.Recovery):
@@ -197,3 +198,22 @@ def test_replacements_are_what_is_verified() -> None:
 def test_all_that_come_with_fxprune_are_in_the_type() -> None:
     protocol.recovery_of(None)
     assert set(protocol._RECOVERIES) == set(protocol.RecoveryName.__args__)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("update", "shift", "message"),
+    [
+        (torch.zeros(1, 3, 8), None, r"2\.weight: shift: expected a tensor \[1, 3\], got None"),
+        (torch.zeros(1, 3, 8), torch.zeros(3), r"2\.weight: shift: expected a tensor \[1, 3\], got \[3\]"),
+        (torch.zeros(3, 8), torch.zeros(1, 3), r"2\.weight: update: expected a tensor \[1, 3, 8\], got \[3, 8\]"),
+    ],
+)
+def test_a_replacement_of_another_shape_is_refused(update: Any, shift: Any, message: str) -> None:
+    class Adds(Nothing):
+        def recover(self, context: fxprune.RecoveryContext) -> fxprune.Recovered:
+            found = Replacements(context.selection.coupling)
+            found.add(context.consumers[0], update, shift)
+            return fxprune.Recovered(found.tensors)
+
+    with pytest.raises(fxprune.RecoveryError, match=message):
+        compiled(Adds())

@@ -133,3 +133,27 @@ def test_scores_of_the_wrong_form_are_a_scorer_error() -> None:
 
     with pytest.raises(fxprune.ScorerError, match="has 32 units, got scores of shape"):
         compile_small(mlp(), method=Short())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("needs", ("foo",), r"method 'odd': needs: expected some of weights, .*masked outputs, got 'foo'"),
+        ("needs", "weights", r"method 'odd': needs: expected some of"),
+        ("defaults", {"recovery": None}, r"method 'odd': defaults: expected some of recover, min_keep, got 'recovery'"),
+    ],
+)
+def test_a_scorer_that_needs_or_prefers_what_there_is_not(part: str, value: Any, message: str) -> None:
+    given = {"name": "odd", "needs": (), "per_cost": True, "defaults": {}, "score": lambda self, context: {}}
+    odd = type("Odd", (), given | {part: value})
+    with pytest.raises(ScorerError, match=message):
+        scorer_of(odd())
+
+
+def test_inputs_that_are_no_tuples_are_told() -> None:
+    coupling = coupling_of("residual")
+    (x,) = small.example("residual")
+    with pytest.raises(
+        fxprune.CalibrationError, match=r"a tuple of the graph's flat inputs, got a tensor .*: write \[\(x,\)\]"
+    ):
+        score(coupling, [x], "variance")
