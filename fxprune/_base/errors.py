@@ -5,6 +5,8 @@ Each message says what was expected, what came, where, and what to do about it.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,6 +77,15 @@ class FxpruneWarning(UserWarning):
 
 class IgnoredPatternWarning(FxpruneWarning):
     """An ``ignore`` or ``ratios`` pattern that matches nothing."""
+
+
+def outside() -> int:
+    """Returns the ``stacklevel`` with which a caller's warning points at the line of the user's that called fxprune."""
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_stack(sys._getframe(1))]
+    level = max((level for level, name in enumerate(names, 1) if name.partition(".")[0] == "fxprune"), default=0)
+    while names[level : level + 1] == ["contextlib"]:  # of a call of ours that is decorated
+        level += 1
+    return level + 1
 
 
 def brief(error: BaseException) -> str:

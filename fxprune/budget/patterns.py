@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from torch import fx
 
-from fxprune._base.errors import IgnoredPatternWarning
+from fxprune._base.errors import IgnoredPatternWarning, outside
 from fxprune._base.names import layer_of
 from fxprune.algebra.axes import is_labelled
 from fxprune.coupling.coupling import Coupling
@@ -104,7 +104,7 @@ def check_patterns(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[s
     for option, pattern, groups in taken(coupling, ignore, ratios):
         if not groups and (option == "ratios" or not any(matches(spelled, pattern) for spelled in names.values())):
             text = f"{option} pattern {pattern!r} {_why_unused(option, pattern, coupling, names)}"
-            warnings.warn(text, IgnoredPatternWarning, stacklevel=3)
+            warnings.warn(text, IgnoredPatternWarning, stacklevel=outside())
 
 
 def _why_unused(option: str, pattern: str, coupling: Coupling, names: Mapping[str, set[str]]) -> str:

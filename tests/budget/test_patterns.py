@@ -134,3 +134,13 @@ def test_a_norm_makes_no_group(mobile: Coupling) -> None:
         IgnoredPatternWarning, match=r"'features.0.1' reaches no group: what it matches makes no channels"
     ):
         check_patterns(mobile, [], ["features.0.1"])
+
+
+def test_the_warning_points_at_the_line_that_called_fxprune(decoder: Coupling) -> None:
+    ratios = {"nothing": 0.5, "*": 0.5}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fxprune.solve(decoder, random_scores(decoder), ratios=ratios)
+        fxprune.compile(Decoder().eval(), [torch.randint(0, 11, (2, 5))], ratios=ratios, progress=False)
+    told = [warning.filename for warning in found if warning.category is IgnoredPatternWarning]
+    assert told == [__file__, __file__]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fxprune._base import untrusted
-from fxprune._base.errors import FxpruneWarning, PlanError
+from fxprune._base.errors import FxpruneWarning, PlanError, outside
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage.graph.convention import describe_call, identifier, read_call
 from fxprune.storage.graph.nodes import build_graph, describe_nodes
@@ -83,7 +83,7 @@ def rebuild(text: str | bytes, values: Values, what: str) -> PrunedModule:
             f"{', '.join(lost[:3])}: what this does while training is not stored, and it does nothing here; load with the "
             "model, fxprune.load(directory, model), to train as before",
             FxpruneWarning,
-            stacklevel=4,
+            stacklevel=outside(),
         )
     return pruned.eval()
 
