@@ -55,9 +55,9 @@ class BenchRow:
     def cells(self) -> tuple[str, ...]:
         """Returns it as a row of a table: backend, batch, model, ms, its error, ratio, weights, peak."""
         ratio = "-" if self.ratio is None else f"{self.ratio:.3f}"
-        peak = "-" if self.peak_bytes is None else _mib(self.peak_bytes)
+        peak = "-" if self.peak_bytes is None else _size(self.peak_bytes)
         times = f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio
-        return (self.backend, str(self.batch_size), self.model, *times, _mib(self.parameter_bytes), peak)
+        return (self.backend, str(self.batch_size), self.model, *times, _size(self.parameter_bytes), peak)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def bench(
     example: Any = None,
     *,
     batch_sizes: Sequence[int] = (1,),
-    backends: Sequence[BackendName | str] = ("eager",),
+    backends: BackendName | str | Sequence[BackendName | str] = ("eager",),
     threads: int | None = None,
     device: str | torch.device | None = None,
     repeats: int = 11,
@@ -107,7 +107,7 @@ def bench(
         example: one batch as calibration data have it; its first dimension is the batch. None where a model is fxprune's
             own, whose plan knows the shapes.
         batch_sizes: the example's samples are repeated to these.
-        backends: runtimes by name: ``"eager"``, ``"compiled"``, ``"onnxruntime"``, ``"torch.export"``,
+        backends: runtimes, or one, by name: ``"eager"``, ``"compiled"``, ``"onnxruntime"``, ``"torch.export"``,
             ``"aotinductor"``, or one of your own (`register_runtime`).
         threads: that an operator may use on the CPU; by default as many as torch uses now.
         device: where; by default where the first model is.
@@ -119,6 +119,7 @@ def bench(
         CalibrationError: the example is no batch.
     """
     named = _named(models)
+    backends = (backends,) if isinstance(backends, str) else backends
     where = str(device or device_of(next(iter(named.values()))))
     settings = [Setting.of(where, size, backend, threads) for backend in backends for size in batch_sizes]
     if not settings:
@@ -214,5 +215,5 @@ def _ready(models: Mapping[str, nn.Module], call: Call, setting: Setting, failed
     return runs
 
 
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"

@@ -13,7 +13,7 @@ from fxprune._base.files import write_text
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.results.record import Report
-from fxprune.results.tables import percent, table
+from fxprune.results.tables import in_ms, percent, table
 
 #: What the quality is called where no ``evaluate`` is given.
 FIDELITY = "fidelity"
@@ -122,7 +122,7 @@ class Sweep:
         if self.dense_value is not None:
             title += f", {self.quality_name} {_shown(self.dense_value)}"
         if self.dense_ms is not None:
-            title += f", {self.dense_ms:.3g} ms"
+            title += f", {in_ms(self.dense_ms)}"
         return "\n".join([table(title, rows, heads, words=_WORDS), *self.failures])
 
     @property

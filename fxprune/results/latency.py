@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fxprune._base import untrusted
+from fxprune.results.tables import in_ms
 from fxprune.runtimes.setting import Setting
 
 
@@ -45,10 +46,10 @@ class Latency:
 
     def __str__(self) -> str:
         """Returns one line: before, after, predicted, and whether the limit is met."""
-        over = f"over by {self.measured_ms - self.limit_ms:.3g} ms ({self.measured_ms / self.limit_ms - 1:.1%})"
+        over = f"over by {in_ms(self.measured_ms - self.limit_ms)} ({self.measured_ms / self.limit_ms - 1:.1%})"
         return (
-            f"latency: {self.dense_ms:.3g} ms -> {self.measured_ms:.3g} ms ({self.measured_ms / self.dense_ms:.1%}), "
-            f"predicted {self.predicted_ms:.3g}; limit {self.limit_ms:.3g} ms: {'met' if self.met else over}; "
+            f"latency: {in_ms(self.dense_ms)} -> {in_ms(self.measured_ms)} ({self.measured_ms / self.dense_ms:.1%}), "
+            f"predicted {in_ms(self.predicted_ms)}; limit {in_ms(self.limit_ms)}: {'met' if self.met else over}; "
             f"{self.setting}"
         )
 

@@ -77,10 +77,10 @@ def elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return [*rows[:half], gap, *rows[-half:]]
 
 
-def few(names: Sequence[str], count: int) -> str:
-    """Returns the first names, and how many more there are."""
-    more = f" +{len(names) - count}" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+def few(names: Sequence[str], count: int | None = None) -> str:
+    """Returns the first names of layers, or all, and how many more there are; the model itself has an empty one."""
+    more = f" +{len(names) - count}" if count is not None and len(names) > count else ""
+    return ", ".join(name or "the model itself" for name in names[:count]) + more
 
 
 def percent(before: float, after: float) -> str:
@@ -91,6 +91,11 @@ def percent(before: float, after: float) -> str:
 def share(before: float, after: float) -> float:
     """Returns the percentage that is left; 0 of nothing."""
     return 100 * after / before if before else 0.0
+
+
+def in_ms(value: float) -> str:
+    """Returns milliseconds with their unit, of three figures or all that are whole."""
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

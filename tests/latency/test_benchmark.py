@@ -45,6 +45,13 @@ def test_a_model_that_fails_costs_only_its_own_rows(network: Any) -> None:
     assert found.failed[0].startswith("dense: eager, batch 3, cpu") and "RuntimeError" in found.failed[0]
 
 
+def test_one_backend_need_not_stand_in_a_tuple(network: Any) -> None:
+    model, x = network
+    found = fxprune.bench([model], x, backends="eager", repeats=1, seconds=0.0)
+    assert [row.backend for row in found.rows] == ["eager"]
+    assert "KiB" in str(found) and " 0.0 MiB" not in str(found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -29,8 +29,12 @@ def _latency(**changes: Any) -> Latency:
 def test_the_record_says_by_how_much_a_limit_is_missed() -> None:
     assert not _latency().met and _latency(limit_ms=6.0).met
     assert str(_latency()) == (
-        "latency: 10 ms -> 6 ms (60.0%), predicted 5.5; limit 5 ms: over by 1 ms (20.0%); eager, batch 1, cpu, 2 threads"
+        "latency: 10 ms -> 6 ms (60.0%), predicted 5.5 ms; limit 5 ms: over by 1 ms (20.0%); eager, batch 1, cpu, 2 threads"
     )
+
+
+def test_large_figures_are_written_out() -> None:
+    assert "predicted 5.5 ms; limit 1000 ms: met" in str(_latency(limit_ms=1000.0))
 
 
 def test_the_record_is_kept_with_the_report() -> None:
