@@ -21,7 +21,7 @@ from fxprune.coupling.interpreter import couple
 from fxprune.coupling.units import Group
 from fxprune.data.batches import Batches
 from fxprune.data.checks import device_of
-from fxprune.results.tables import frozen_table, table
+from fxprune.results.tables import few, frozen_table, table
 
 __all__ = ["Explanation", "GroupInfo", "explain"]
 
@@ -75,10 +75,15 @@ class Explanation:
     __setstate__ = filled_in
 
     def __str__(self) -> str:
-        if self.details:
-            return "\n\n".join([self.details, *self._taken()])
+        parts = [self.details] if self.details else self._tables()
+        if self.patterns:
+            taken_by = [(option, pattern, ", ".join(groups) or "-") for option, pattern, groups in self.patterns]
+            parts.append(table("what each pattern takes", taken_by, ("option", "pattern", "groups"), width=80))
+        return "\n\n".join(parts)
+
+    def _tables(self) -> list[str]:
         units = sum(group.units for group in self.groups)
-        rows = [(g.name, g.kind, g.units, ", ".join(g.makers) or "-", ", ".join(g.readers) or "-") for g in self.groups]
+        rows = [(g.name, g.kind, g.units, few(g.makers) or "-", few(g.readers) or "-") for g in self.groups]
         heads = ("group", "kind", "units", "made by", "read by")
         parts = [
             table(f"{len(rows)} groups, {units:,} units", rows, heads, width=48)
@@ -89,14 +94,10 @@ class Explanation:
             parts.append(frozen_table((f.reason, f"{f.tensor}[{f.dim}]", f.coordinates) for f in self.frozen))
         if self.unsupported:
             lines = [f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)]
-            parts.append("ops without a rule, which froze what they touch\n" + "\n".join(lines))
+            parts.append("ops without a rule that applies, which froze what they touch\n" + "\n".join(lines))
         if self.islands:
             parts.append(f"islands: {', '.join(self.islands)}; all else stays as it is")
-        return "\n\n".join([*parts, *self._taken()])
-
-    def _taken(self) -> list[str]:
-        rows = [(option, pattern, ", ".join(groups) or "-") for option, pattern, groups in self.patterns]
-        return [table("what each pattern takes", rows, ("option", "pattern", "groups"), width=80)] if rows else []
+        return parts
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as JSON data."""

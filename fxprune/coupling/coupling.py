@@ -108,10 +108,12 @@ class Coupling:
             for group in self.groups:
                 count = int(np.isin(self.units[group.units], here).sum())
                 if count:
-                    makers, readers = ", ".join(group.producers) or "-", ", ".join(group.consumers) or "-"
+                    makers, readers = few(group.producers) or "-", few(group.consumers) or "-"
                     lines.append(f"  {count} units of {group.name}: made by {makers}; read by {readers}")
             if held := frozen.get((axis.tensor, axis.dim)):
                 lines.append(f"  {held.coordinates} of {held.size} frozen: {held.reason}")
+            if lines[-1].startswith(axis.tensor):
+                lines.append("  no units: all of it stays")
         return "\n".join(lines)
 
     def __str__(self) -> str:

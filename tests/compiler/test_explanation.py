@@ -33,3 +33,27 @@ def test_an_explanation_as_data_has_the_details() -> None:
     data = json.loads(json.dumps(found.to_dict()))
     assert data["details"] == found.details == str(found) and "conv.weight" in found.details
     assert [group["name"] for group in data["groups"]] == ["conv"]
+
+
+def test_what_patterns_take_is_said_beside_the_details() -> None:
+    found = str(fxprune.explain(Aside(), [torch.randn(8, 3, 6, 6)], layers="conv", ignore="conv", ratios={"*": 0.5}))
+    assert found.startswith("conv.weight axis 0") and "what each pattern takes" in found
+    assert "conv.weight axis 2 (3)\n  no units: all of it stays" in found
+
+
+def test_the_model_itself_has_a_name_among_layers() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.randn(8, 4))
+            self.b = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.b(nn.functional.linear(x, self.a).relu())
+            return out
+
+    data = [torch.randn(3, 4)]
+    assert "the model itself  b" in str(fxprune.explain(Bare(), data))
+    assert "made by the model itself; read by b" in str(fxprune.explain(Bare(), data, layers="b"))
+    pruned = fxprune.compile(Bare().eval(), data, 0.7, progress=False)
+    assert "the model itself, b" in str(fxprune.report(pruned))

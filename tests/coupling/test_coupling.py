@@ -284,7 +284,9 @@ two.2.weight axis 0 (16)
 two.2.weight axis 1 (4)
   4 units of two.0: made by two.0; read by two.2
 two.2.weight axis 2 (3)
+  no units: all of it stays
 two.2.weight axis 3 (3)
+  no units: all of it stays
 two.2.bias axis 0 (16)
   4 units of two.0#2: made by two.0, two.2; read by two.4
   4 units of two.2: made by two.2; read by two.4""",
