@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import fxprune
+from fxprune.compiler.options import MethodName, Options
+from fxprune.scoring.scorer import scorer_of
 from tests.support.marks import but_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +53,29 @@ def test_every_page_is_in_an_index() -> None:
         (tree,) = re.findall(r"```{toctree}\n.*?\n\n(.*?)```", (folder / "index.md").read_text("utf-8"), re.DOTALL)
         listed |= {NAMES[page] for pattern in tree.split() for page in folder.glob(f"{pattern}.md")}
     assert listed == set(NAMES.values()) - {"index"}
+
+
+def test_every_page_is_linked_where_it_is_listed() -> None:
+    """A table of contents is nothing where the pages are read without being built."""
+    linked = set()
+    for index in (page for page in PAGES if page.name == "index.md"):
+        links = re.findall(r"\]\(([\w/.-]+\.md)\)", index.read_text("utf-8"))
+        linked |= {NAMES[index.parent / link] for link in links}
+    assert linked == set(NAMES.values()) - {"index"}
+
+
+def test_the_guide_says_what_each_method_prefers() -> None:
+    """Each row of its table of criteria names methods, and in the last two columns what ``"auto"`` stands for."""
+    rows = re.findall(
+        r"^\| (`.*) \|$", (DOCS / "guide.md").read_text("utf-8").partition("## Recovery")[0], re.MULTILINE
+    )
+    said = {name: row.split(" | ")[-2:] for row in rows for name in re.findall(r"`([\w-]+)`", row.partition(" | ")[0])}
+    wanted = {}
+    for name in get_args(MethodName):
+        chosen = Options().resolve(scorer_of(name))
+        wanted[name] = [f'`"{chosen.recover}"`' if chosen.recover else "None", str(chosen.min_keep)]
+    assert said == wanted
+    assert get_args(MethodName)[0] == "variance" == Options().method and "`variance`, the default" in rows[0]
 
 
 def _exists(dotted: str) -> bool:
