@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -62,6 +63,26 @@ def test_every_page_is_linked_where_it_is_listed() -> None:
         links = re.findall(r"\]\(([\w/.-]+\.md)\)", index.read_text("utf-8"))
         linked |= {NAMES[index.parent / link] for link in links}
     assert linked == set(NAMES.values()) - {"index"}
+
+
+def _is_text(part: ast.AST) -> bool:
+    return isinstance(part, ast.FormattedValue) or (isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def _said(source: Path) -> list[str]:
+    """Returns all texts in a file of source, with gaps where values are put in."""
+    texts = []
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts.append("\0".join(p.value if isinstance(p, ast.Constant) else "" for p in parts if _is_text(p)))
+    return texts
+
+
+def test_messages_are_looked_up_by_their_own_words() -> None:
+    rows = re.findall(r"^\| \*(.+?)\* ", (DOCS / "troubleshooting.md").read_text("utf-8"), re.MULTILINE)
+    said = [text for source in (ROOT / "fxprune").rglob("*.py") for text in _said(source)]
+    assert len(rows) > 15
+    assert [row for row in rows if not any(all(part in text for part in row.split("...")) for text in said)] == []
 
 
 def test_the_guide_says_what_each_method_prefers() -> None:
