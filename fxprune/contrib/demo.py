@@ -168,7 +168,8 @@ def run(
     dense = accuracy(model, digits.test)
     say(f"compiling it to {100 * budget:g} % of its parameters by {method} ...")
     pruned = compile_model(model, batches(digits.train), budget, method=method, seed=seed, progress=False)
-    say(f"\n{report(pruned)}\n")
+    found = report(pruned)
+    say(f"\n{found}\n")
     raw = accuracy(pruned, digits.test)
     say("fine-tuning the pruned network ...\n")
     train(pruned, teacher=model, epochs=max(1, epochs // 2), lr=0.005, warmup=0.0, seed=seed + 1)
@@ -176,7 +177,7 @@ def run(
     rows = bench([model, pruned], batch_sizes=SIZES, seconds=0.3).rows
     times = {size: tuple(row.ms for row in rows if row.batch_size == size) for size in SIZES}
     reloaded = _same_after_reload(pruned, digits.test[0], seed, out)
-    outcome = Outcome(report(pruned), (dense, raw, tuned), times, reloaded, time.perf_counter() - start)
+    outcome = Outcome(found, (dense, raw, tuned), times, reloaded, time.perf_counter() - start)
     say(_table(outcome, len(digits.test[1])))
     where, verdict = "" if out is None else f" to {out}", "equal" if reloaded else "DIFFERENT"
     say(f"\nsaved{where} and loaded again: outputs {verdict}; {outcome.seconds:.0f} s in all")
