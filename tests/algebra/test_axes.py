@@ -384,6 +384,7 @@ def test_what_is_too_large_to_write_out_freezes(work: str, monkeypatch: pytest.M
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(["", "*", "a", "b", "c"]), st.integers(1, 3)), max_size=3))
+@pytest.mark.slow
 def test_explicit_labels_say_what_the_factors_say(words: list[tuple[str, int]]) -> None:
     channels = Channels()
     (axis,), _ = _axes(channels, " ".join(f"{letter}{size}" for letter, size in words))

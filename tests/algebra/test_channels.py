@@ -256,6 +256,7 @@ def test_step_by_step_it_agrees_with_substitution(steps: Sequence[tuple[Label, .
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(pairs, min_size=1, max_size=3), label)
+@pytest.mark.slow
 def test_related_labels_go_together_whatever_is_removed(
     calls: Sequence[list[tuple[Label, Label]]], never: Label
 ) -> None:

@@ -144,6 +144,7 @@ def test_lines_of_code() -> None:
     assert file.functions == (counting.Function("a.py:method", 5, 3), counting.Function("a.py:inner", 3, 0))
 
 
+@pytest.mark.slow
 def test_every_room_of_the_core_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     size = script("size", monkeypatch, "size")
     rooms = size["rooms_of"](size["files_of"](ROOT))

@@ -158,6 +158,7 @@ class ByPlace:
         }
 
 
+@pytest.mark.slow
 def test_the_solver_bridges_what_the_ranking_empties() -> None:
     model = Chain(widths=(16, 16, "M", 32, 32, "M", 32, 32, "M"))
     method, x = ByPlace("features.10", "features.14"), [_x(8)]
@@ -180,6 +181,7 @@ def test_nothing_is_bridged_unless_weights_are_drawn_anew() -> None:
     assert {r.name: r.after for r in report.groups}["features.10"] == 1
 
 
+@pytest.mark.slow
 def test_a_budget_only_bridges_can_reach() -> None:
     model, x = Chain(widths=(16, 16, "M", 16, 16, "M")), [_x(8)]
     with pytest.raises(fxprune.BudgetError) as error:

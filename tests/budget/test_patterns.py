@@ -57,6 +57,7 @@ def test_a_pattern_reaches_a_group_through_all_its_makers(decoder: Coupling) -> 
 
 
 @pytest.mark.parametrize("pattern", ["features.*.conv.0.0", "features.2", "features.2.*", "features"])
+@pytest.mark.slow
 def test_what_channels_only_pass_makes_no_group(mobile: Coupling, pattern: str) -> None:
     group = next(g for g in mobile.groups if g.name == "features.2.conv.0.0")
     assert makers_of(mobile, group) == {"features.2.conv.0.0"}  # not its norm, nor the depthwise convolution

@@ -185,6 +185,7 @@ def test_dtype(dtype):
     assert captured.info[node] == TensorInfo((10007, 4), (3, 4), dtype)
 
 
+@pytest.mark.slow
 def test_meta_device():
     with torch.device("meta"):
         model, x = small(), torch.randn(3, 6, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fxprune.cli.data import load_data
@@ -12,6 +13,7 @@ from fxprune.cli.specs import DataSpec
 from tests.support.cli import Bomb, complaint, done, made
 
 
+@pytest.mark.slow
 def test_arrays_go_by_name(here: Path) -> None:
     import mine
 

@@ -33,6 +33,7 @@ def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
     assert report.notes[-1] == shlex.join(["fxprune", *argv, "--out", "out", "--plan", "plan.json"])
 
 
+@pytest.mark.slow
 def test_bounds_together_and_as_json(here: Path) -> None:
     found = done("compile", *TINY, "--params", "80%", "--macs", "0.5", "--out", "out", "--json", "--quiet")
     data = json.loads(found.stdout)

@@ -20,6 +20,7 @@ from fxprune.cli.specs import DataSpec, ModelSpec
 from tests.support.cli import complaint, made
 
 
+@pytest.mark.slow
 def test_images_are_prepared_as_torchvision_and_timm_say() -> None:
     import timm
     import torchvision
@@ -113,6 +114,7 @@ def test_images_that_cannot_be_used(here: Path) -> None:
     assert "--std: expected numbers above 0, got 0.0" in said("pictures", "--std", "0")
 
 
+@pytest.mark.slow
 def test_means_and_deviations_are_checked_for_every_library() -> None:
     for model in ("torchvision:squeezenet1_1", "timm:vit_tiny_patch16_224", "mine:net"):
         base = ("compile", model, "--weights", "none", "--calib", "pictures", "--budget", "0.5", "--out", "out")

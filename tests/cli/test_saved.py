@@ -94,6 +94,7 @@ def test_directories_that_hold_no_pruned_model(here: Path) -> None:
     assert "its checksum does not match" in complaint("export", "out", "x.pt2")
 
 
+@pytest.mark.slow
 def test_finetune_says_what_it_wants(here: Path) -> None:
     done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
     argv = ("finetune", "out", "--data", "mine:batches")

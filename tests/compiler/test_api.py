@@ -387,6 +387,7 @@ def test_a_model_without_values_and_one_with_shapes_that_data_decide() -> None:
         compile_small(around(pad))
 
 
+@pytest.mark.slow
 def test_a_mask_of_minus_infinities_is_an_input_like_any_other() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = randomise(

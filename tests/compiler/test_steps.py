@@ -43,6 +43,7 @@ def network() -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize("recover", but_slow([None, "covariance", "sequential"], quick=("covariance",)))
 @pytest.mark.parametrize("budget", but_slow([0.4, Budget(macs=0.5), Budget(params=900)], quick=(0.4,)))
+@pytest.mark.slow
 def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget: Any) -> None:
     model, x = network
     before = fingerprint(model)

@@ -66,6 +66,7 @@ def test_capture_couple_and_score_are_shared(monkeypatch: pytest.MonkeyPatch) ->
     assert len(found.points) == 6 and all(p.cost is not None for p in found.points)
 
 
+@pytest.mark.slow
 def test_a_budget_out_of_reach_is_a_row_that_says_so() -> None:
     found = small_sweep()
     point = found.points[2]

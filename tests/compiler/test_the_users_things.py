@@ -125,6 +125,7 @@ def test_compile_leaves_the_user_s_things_alone(name: str, training: bool) -> No
     assert changed(found(model, data), before) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_times_leaves_them_alone_too() -> None:
     torch.manual_seed(0)
     build, batches = CASES["max_norm"]
@@ -134,6 +135,7 @@ def test_a_sweep_that_times_leaves_them_alone_too() -> None:
     assert changed(found(model, data), before) == []
 
 
+@pytest.mark.slow
 def test_what_the_result_does_not_write_is_told() -> None:
     torch.manual_seed(0)
     build, batches = CASES["the input"]

@@ -101,6 +101,7 @@ def test_a_channel_stays(name: str) -> None:
     assert fxprune.report(pruned).verified is True
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_keeps_a_unit_and_nothing_breaks() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

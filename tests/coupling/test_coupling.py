@@ -390,6 +390,7 @@ def test_an_expanded_dimension_can_shrink_with_its_neighbour() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(st.sampled_from(list(small.NETWORKS)), st.data())
+@pytest.mark.slow
 def test_masks_and_units_round_trip(name: str, data: Any) -> None:
     coupling = _coupling(name)
     units = data.draw(st.sets(st.integers(0, len(coupling.units) - 1)))

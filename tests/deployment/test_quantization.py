@@ -62,6 +62,7 @@ def test_quantize_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         fxprune.quantize(nn.Linear(4, 3), [torch.randn(2, 4)])
 
 
+@pytest.mark.slow
 def test_quantize_says_if_there_is_nothing_to_do() -> None:
     pytest.importorskip("torchao")
     with pytest.raises(fxprune.ExportError, match="found nothing to quantize"):

@@ -95,6 +95,7 @@ def test_state_dict_is_the_originals_without_what_is_never_used(name):
 
 
 @pytest.mark.parametrize("name", but_slow(CASES, QUICK))
+@pytest.mark.slow
 def test_owns_its_tensors_and_changes_nobody_elses(name):
     case = emitted(name)
     theirs = {t.untyped_storage().data_ptr() for t in (*case.model.parameters(), *case.model.buffers())}
@@ -222,6 +223,7 @@ def test_random_modules_stand_at_their_names():
     assert noisy.depth is not emitted("noisy").model.depth
 
 
+@pytest.mark.slow
 def test_small_modules_say_their_probability():
     assert repr(FeatureDropout(0.25)) == "FeatureDropout(p=0.25)"
     assert repr(ScaledDotProductAttention(0.25)) == "ScaledDotProductAttention(dropout_p=0.25)"
@@ -393,6 +395,7 @@ def test_a_pruned_graph_is_emitted_as_real_layers(name):
     assert targets[0] == targets[1]
 
 
+@pytest.mark.slow
 def test_a_tie_is_one_tensor_after_pruning() -> None:
     case = network("transformer")
     head, table = case.module.get_submodule("head"), case.module.get_submodule("embedding")

@@ -184,6 +184,7 @@ def test_compiles_in_one_graph(name):
         assert_close(compiled(*case.args, **case.kwargs), case.model(*case.args, **case.kwargs))
 
 
+@pytest.mark.slow
 def test_trains_compiled():
     case = emitted("attentive")
     pruned = copy.deepcopy(case.pruned).train()

@@ -141,6 +141,7 @@ def test_what_failed_is_a_line_each() -> None:
     assert found.failed[0].startswith("fixed: torch.export, batch 1, cpu") and "\n" not in found.failed[0]
 
 
+@pytest.mark.slow
 def test_numpy_has_no_bfloat16() -> None:
     class Widened(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -172,6 +173,7 @@ def test_through_bench() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_through_a_budget(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Light(Own):

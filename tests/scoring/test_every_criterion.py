@@ -60,6 +60,7 @@ def _with_zeros(dtype: torch.dtype) -> Coupling:
 
 @pytest.mark.parametrize("method", BASELINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.slow
 def test_low_precision_and_zero_weights(method: str, dtype: torch.dtype) -> None:
     inputs = PlainInputs([(random(5, 3, 6, 6).to(dtype),)], [torch.arange(5) % 4])
     found = score(_with_zeros(dtype), inputs, method)

@@ -321,6 +321,7 @@ def test_every_unit_gets_a_finite_score(name: str, settings: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     "method", but_slow(["ippro", "ippro-literal", Ippro(target="weight", step=0.01)], quick=("ippro",))
 )
+@pytest.mark.slow
 def test_a_compile_from_end_to_end(method: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -44,6 +44,7 @@ def _write(folder: Path, count: int = 3, **changes: Tensor) -> str:
     return str(folder / "*.safetensors")
 
 
+@pytest.mark.slow
 def test_files_hold_what_applying_to_the_model_gives(tmp_path: Path) -> None:
     plan, files = _plan(), _write(tmp_path / "in", extra=torch.ones(3))
     done = fxprune.apply(plan, files, tmp_path / "out")

@@ -13,6 +13,7 @@ from fxprune.training import History, finetune
 from tests.support.training import ADAMW, SGD, net, pairs
 
 
+@pytest.mark.slow
 def test_distillation_alone_needs_no_targets() -> None:
     student, teacher = net(1), net(2)
     inputs = [x for x, _ in pairs(32)]
@@ -21,6 +22,7 @@ def test_distillation_alone_needs_no_targets() -> None:
     assert set(history.before) == {"loss"}
 
 
+@pytest.mark.slow
 def test_metrics_are_the_users_and_stay_as_they_are() -> None:
     from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 

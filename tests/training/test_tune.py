@@ -130,6 +130,7 @@ def test_the_extra_is_needed_only_to_train() -> None:
 
 
 @pytest.mark.parametrize("train", [finetune, retrain])
+@pytest.mark.slow
 def test_the_report_says_that_the_weights_were_trained(train: Any) -> None:
     data = pairs()
     pruned = fxprune.compile(net().eval(), [x for x, _ in data], 0.7, progress=False)

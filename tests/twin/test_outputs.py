@@ -251,6 +251,7 @@ def test_a_statistic_with_a_dtype_is_lifted(reduce: str) -> None:
     assert verify(coupling, removed, module, (x, {}), dtype=torch.float64).verified is True
 
 
+@pytest.mark.slow
 def test_an_output_that_varies_by_rounding_only_is_no_proof_of_a_bug() -> None:
     # layer norms over two channels give almost the same for every sample: 1e-16 apart looked like an error of 1e-5
     network = Network("tokens", 4, (Encoder(2, 4), Encoder(2, 4)), "first")

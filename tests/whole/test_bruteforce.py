@@ -91,6 +91,7 @@ def test_coupling_says_what_trying_finds(name: str) -> None:
 
 
 @pytest.mark.parametrize("how", but_slow(FROZEN, quick=("roll",)))
+@pytest.mark.slow
 def test_axes_that_could_be_cut_and_stay(how: str) -> None:
     torch.manual_seed(0)
     captured, coupling = prepared(*_drawn("tokens", tokens.Reduced(how), head="mean"))

@@ -92,6 +92,7 @@ def _compile(model: nn.Module, *args: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("how", HOW)
+@pytest.mark.slow
 def test_a_mixture_has_its_experts_as_units(how: str) -> None:
     coupling = _coupled(how)
     (group,) = (g for g in coupling.groups if g.kind == "expert")

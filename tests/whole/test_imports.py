@@ -61,6 +61,7 @@ def test_going_through_all_modules_imports_nothing() -> None:
     assert "fxprune.report" in found and "torch" not in found
 
 
+@pytest.mark.slow
 def test_all_public_names_import_little_that_torch_does_not() -> None:
     ours = imported_by("import fxprune\nfor name in fxprune.__all__: getattr(fxprune, name)", before="import torch")
     assert set(PLACES.values()) <= ours
@@ -69,6 +70,7 @@ def test_all_public_names_import_little_that_torch_does_not() -> None:
     assert libraries <= {"lazy_loader", "safetensors", "safetensors._safetensors_rust", "safetensors.torch"}
 
 
+@pytest.mark.slow
 def test_whoever_looks_a_rule_up_finds_it() -> None:
     imported_by("import torch\nfrom fxprune.ops.registry import rule_of\nassert rule_of(torch.ops.aten.conv2d.default)")
 

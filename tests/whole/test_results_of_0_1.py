@@ -52,6 +52,7 @@ def test_a_sweep_and_a_bench_load() -> None:
 
 
 @pytest.mark.parametrize("name", ["mixed.pt", "sweep.pkl", "bench.pkl", "explanation.pkl"])
+@pytest.mark.slow
 def test_a_process_that_imported_nothing_loads_them(name: str) -> None:
     read = "torch.load(file, weights_only=False)" if name.endswith(".pt") else "pickle.load(open(file, 'rb'))"
     code = f"import pickle, sys, torch\nfile = sys.argv[1]\nprint(repr({read}))"

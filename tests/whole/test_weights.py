@@ -37,6 +37,7 @@ def test_outputs_vary_over_a_fresh_batch_and_agree_in_both_precisions(name: str)
 
 
 @pytest.mark.parametrize("name", but_slow(["resnet18", "mobilenet_v2", "bert"], quick=("resnet18",)))
+@pytest.mark.slow
 def test_a_single_channel_that_is_zeroed_shows(name: str) -> None:
     model, _, fresh = _prepared(name)
     model, fresh = model.double(), zoo.cast(fresh, torch.float64)

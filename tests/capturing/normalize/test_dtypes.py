@@ -59,6 +59,7 @@ WIDTH = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.f
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("at", but_slow([torch.float32, torch.bfloat16], quick=(torch.float32,)))
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_it_follows_its_model(name: str, at: torch.dtype, to: torch.dtype) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name]().eval().to(at), torch.randn(3, 5, 8, dtype=at)

@@ -16,6 +16,7 @@ from tests.support.pruning import certify, check, check_case, groups_of, prepare
 
 
 @pytest.mark.parametrize(("functions", "operands"), [(UNARY, 1), (BINARY, 2)], ids=["unary", "binary"])
+@pytest.mark.slow
 def test_every_op_passes_channels_on(functions: dict[str, Callable[..., Tensor]], operands: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 7, 5, dtype=torch.float64)

@@ -39,6 +39,7 @@ def _without(coupling: Coupling, experts: list[int]) -> Mask:
 
 @pytest.mark.parametrize("experts", [[0], [5], [2, 3], [0, 2, 4], [0, 1, 3, 4]])
 @pytest.mark.parametrize("case", GOING, ids=lambda c: c.name)
+@pytest.mark.slow
 def test_any_experts_may_go_down_to_those_that_are_chosen(case: Case, experts: list[int]) -> None:
     coupling = coupled(case)
     certificate = certify(coupling, case.args(seed=2), _without(coupling, experts))

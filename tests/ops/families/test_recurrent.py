@@ -23,6 +23,7 @@ def test_what_stays_is_exact(name: str) -> None:
     check(coupling, sequence())
 
 
+@pytest.mark.slow
 def test_a_hidden_unit_goes_from_every_gate_layer_and_direction() -> None:
     coupling = prepared(tagger(LAYERS["lstm, two layers, both ways"]()), sequence())[1]
     hidden = groups_of(coupling)[1]

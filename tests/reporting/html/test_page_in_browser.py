@@ -122,6 +122,7 @@ def shown(browser: Any) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_search_filters_groups_and_says_how_many(chromium: Any, report_file: Path) -> None:
     look(chromium, report_file)
     field = chromium.find_element("id", "query")
@@ -140,6 +141,7 @@ def test_search_filters_groups_and_says_how_many(chromium: Any, report_file: Pat
     assert shown(chromium) == [HOSTILE]
 
 
+@pytest.mark.slow
 def test_everything_opens_by_keyboard(chromium: Any, report_file: Path) -> None:
     look(chromium, report_file)
     keys(chromium, "TAB")

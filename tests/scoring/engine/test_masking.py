@@ -83,6 +83,7 @@ def _naive(coupling: Coupling, batches: list[Tensor], sets: dict[str, list[np.nd
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("limit", but_slow([1 << 30, 20_000], quick=(20_000,)))
+@pytest.mark.slow
 def test_scores_are_those_of_whole_masked_passes(name: str, limit: int) -> None:
     model, x = CASES[name]()
     coupling = prepared(model, (x,))[1]
