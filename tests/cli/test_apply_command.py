@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -12,7 +11,6 @@ import fxprune
 from tests.support.cli import complaint, done
 
 
-@pytest.mark.slow
 def test_apply_to_a_model_and_to_files(here: Path) -> None:
     import mine
 

@@ -41,7 +41,6 @@ def test_onnx(name: str, exported: Any) -> None:
 
 
 @pytest.mark.parametrize("name", but_slow(MODELS, quick=("cnn",)))
-@pytest.mark.slow
 def test_pt2(name: str, exported: Any) -> None:
     found = exported(name, ".pt2")
     assert found.format == "torch.export" and found.max_error == 0 and found.opset is None

@@ -42,7 +42,6 @@ def test_both_budgets_are_met_and_verified(name: str) -> None:
     assert all(found[str(budget)]["kept"] <= budget for budget in BUDGETS)
 
 
-@pytest.mark.slow
 def test_every_model_file_of_timm_has_a_line() -> None:
     import timm
     from timm.models import _registry
