@@ -50,12 +50,13 @@ class ChannelIndependence(Scorer):
         rows: dict[Input, tuple[Ids, list[Tensor]]] = {}
         for reading, x in inputs_read(context, self.samples, self.name):
             if reading not in rows:
-                rows[reading], found[reading] = _rows(context, reading), context.zeros()
-            channels, of_unit = rows[reading]
+                rows[reading] = _rows(context, reading)
+                found[reading] = np.zeros(len(rows[reading][0]))
+            _, of_unit = rows[reading]
             for matrix in matrices(x, reading.axis):
                 change = norm_changes(matrix, of_unit, context.memory_limit)
-                found[reading][channels] += change.cpu().numpy()
-        return as_shares(context, found.values())
+                found[reading] += change.cpu().numpy()
+        return as_shares(context, ((rows[reading][0], changes) for reading, changes in found.items()))
 
 
 def matrices(x: Tensor, axis: Axis) -> Tensor:

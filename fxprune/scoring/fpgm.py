@@ -36,14 +36,15 @@ class GeometricMedian(Scorer):
         return as_shares(context, (_apart(context, axis, group_of) for axis in axes), made=True)
 
 
-def _apart(context: Context, axis: ParameterAxis, group_of: Ids) -> npt.NDArray[np.float64]:
-    """Returns each channel's distances from those of its group in one layer, ``[channels]``."""
-    rows, here = context.tensor(axis.tensor).movedim(axis.dim, 0).flatten(1), context.zeros()
+def _apart(context: Context, axis: ParameterAxis, group_of: Ids) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Returns the channels that are units in one layer, and each one's distances from the others of its group."""
+    rows, found = context.tensor(axis.tensor).movedim(axis.dim, 0).flatten(1), [(np.empty(0, np.int64), np.empty(0))]
     for number in np.unique(group_of[axis.labels]):
         if number >= 0:
             channels, filters = filters_of(rows, np.where(group_of[axis.labels] == number, axis.labels, 0))
-            here[channels] = distances(filters, context.memory_limit).cpu().numpy()
-    return here
+            found.append((channels, distances(filters, context.memory_limit).cpu().numpy()))
+    channels, apart = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return channels, apart
 
 
 def filters_of(weight: Tensor, labels: Ids) -> tuple[Ids, Tensor]:

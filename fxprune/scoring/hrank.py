@@ -52,7 +52,8 @@ class FeatureRank(Scorer):
                 if factor.labels is not None:
                     rank = mean_rank(matrices(x, reading.axis, i), context.memory_limit)
                     accumulate(ranks, context.coupling.channels.resolve(factor.labels), rank * len(x))
-        return as_shares(context, found.values())
+        units = context.coupling.units
+        return as_shares(context, ((units, ranks[units]) for ranks in found.values()))
 
 
 def matrices(x: Tensor, axis: Axis, which: int) -> Tensor:

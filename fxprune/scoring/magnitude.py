@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fxprune.algebra.channels import Ids
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.coupling.units import ParameterAxis
 from fxprune.scoring.engine.columns import wide
@@ -36,11 +37,13 @@ class Magnitude(Scorer):
         axes = (axis for axis in context.coupling.axes if axis.makes)
         return as_shares(context, (self._norms(context, axis) for axis in axes), made=True)
 
-    def _norms(self, context: Context, axis: ParameterAxis) -> npt.NDArray[np.float64]:
-        weight, powers = wide(context.tensor(axis.tensor)), context.zeros()
-        others = [dim for dim in range(weight.dim()) if dim != axis.dim]
-        accumulate(powers, axis.labels, torch.linalg.vector_norm(weight, self.p, others).double() ** self.p)
-        return powers ** (1 / self.p)
+    def _norms(self, context: Context, axis: ParameterAxis) -> tuple[Ids, npt.NDArray[np.float64]]:
+        weight = wide(context.tensor(axis.tensor))
+        norms = torch.linalg.vector_norm(weight, self.p, [dim for dim in range(weight.dim()) if dim != axis.dim])
+        channels, labels = np.unique(axis.labels, return_inverse=True)
+        powers = np.zeros(len(channels))
+        accumulate(powers, labels.reshape(axis.labels.shape), norms.double() ** self.p)
+        return channels, powers ** (1 / self.p)
 
 
 register_scorer("magnitude", Magnitude)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fxprune.algebra.channels import Ids
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.scoring.scorer import Context
 
@@ -49,17 +50,22 @@ def remaining_share(scores: Mapping[str, Tensor], beside: Mapping[str, float]) -
     return result
 
 
-def as_shares(context: Context, layers: Iterable[npt.NDArray[np.float64]], *, made: bool = False) -> dict[str, Tensor]:
+def as_shares(
+    context: Context, layers: Iterable[tuple[Ids, npt.NDArray[np.float64]]], *, made: bool = False
+) -> dict[str, Tensor]:
     """Returns scores that compare between groups, ``[units]`` each: each layer's shares, added up, as `remaining_share`.
 
     Args:
         context: of the scorer.
-        layers: what each layer, or value read, gives each channel id, ``[channels]``; any scale, at least zero.
+        layers: the channel ids that each layer, or value read, knows, ``[n]``, each once, and what it gives each, ``[n]``;
+            any scale, at least zero.
         made: the layers make the units; otherwise they read them.
     """
-    units, total = context.coupling.units, context.zeros()
-    for here in layers:
-        total[units] += here[units] / max(here[units].sum(), np.finfo(np.float64).tiny)
+    total, is_unit = context.zeros(), np.zeros(len(context.coupling.channels), bool)
+    is_unit[context.coupling.units] = True
+    for channels, values in layers:
+        here = np.where(is_unit[channels], values, 0.0)
+        total[channels] += here / max(here.sum(), np.finfo(np.float64).tiny)
     return remaining_share(context.by_group(total), layers_that(context, read=made))
 
 
