@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,51 +24,82 @@ from fxprune.ops.rule import Rule, check_rule, check_schema
 POINTWISE = "pointwise"
 
 _RULES: dict[Any, Rule] = {}
-_LATER: dict[str, Rule] = {}  # of ops that nobody has registered yet, by name
+_LATER: dict[str, Rule] = {}  # of ops that nobody has registered yet, by the name that PyTorch would print
+
+_NAME = re.compile(
+    r"(?:torch\.ops\.)?(?:(?P<namespace>\w+)(?:::|\.(?=\w+\.\w+$)))?(?P<packet>\w+)(?:\.(?P<overload>\w+))?"
+)
+_SEVERAL_VERSIONS = ContextVar("several versions of torch", default=False)
 
 
 def register_rule(ops: str | OpOverload | Iterable[str | OpOverload], rule: Rule) -> None:
-    """Declares one or several ops; from then on they are coupled, sliced and run as the rule says.
+    """Declares one or several ops, all or none; from then on they are coupled, sliced and run as the rule says.
 
     Args:
         ops: names such as ``"conv2d.default"``, of the ``aten`` namespace unless another is named
-            (``"mylib::blend.default"``), or overloads such as ``torch.ops.mylib.blend.default``; several names in a string are
-            parted by spaces. An overload that this torch does not have is passed over; an op of another library counts as
-            soon as that library is there.
+            (``"mylib::blend.default"``, or ``"mylib.blend.default"`` as PyTorch prints it), or overloads such as
+            ``torch.ops.mylib.blend.default``; several names in a string are parted by spaces. An op of another library counts
+            as soon as that library is there.
         rule: the declaration.
 
     Raises:
-        RuleError: an op has a rule already, or the declaration lacks something (see `Rule`); names the op.
+        RuleError: an op has a rule already, there is no such op, or the declaration lacks something (see `Rule`); names it.
     """
     _fill()
-    for name in _named(ops):
-        check_rule(name, rule)
-        if name == POINTWISE:
-            _enter(name, name, rule)
-            continue
-        namespace, _, rest = name.rpartition("::")
-        packet, _, overload = rest.partition(".")
-        target = _find(namespace or "aten", packet, overload or "default")
-        if target is not None:
-            check_schema(name, target, rule)
-            _enter(target, name, rule)
-        elif namespace:
-            _LATER[f"{namespace}.{packet}.{overload or 'default'}"] = rule
+    checked = [found for name in _named(ops) if (found := _checked(name, rule)) is not None]
+    for table, key in checked:
+        table[key] = rule
+
+
+@contextmanager
+def for_several_versions() -> Iterator[None]:
+    """Lets rules be registered for ``aten`` ops that this torch does not have."""
+    token = _SEVERAL_VERSIONS.set(True)
+    try:
+        yield
+    finally:
+        _SEVERAL_VERSIONS.reset(token)
 
 
 def _named(ops: Any) -> list[str]:
     several = isinstance(ops, Iterable) and not isinstance(ops, OpOverloadPacket)
     listed = ops.split() if isinstance(ops, str) else list(ops) if several else [ops]
-    if strange := [op for op in listed if not isinstance(op, (str, OpOverload))]:
+    if strange := [op for op in listed or [ops] if not isinstance(op, OpOverload) and not _is_name(op)]:
         expected = "expected names such as 'mylib::blend.default', or overloads such as torch.ops.mylib.blend.default"
-        raise RuleError(f"{strange[0]}: {expected}, got {type(strange[0]).__name__}")
+        raise RuleError(f"{strange[0]!s:.80}: {expected}, got {type(strange[0]).__name__}")
     return [op.name() if isinstance(op, OpOverload) else op for op in listed]
 
 
-def _enter(target: Any, name: str, rule: Rule) -> None:
-    if target in _RULES:
+def _is_name(op: Any) -> bool:
+    return isinstance(op, str) and _NAME.fullmatch(op) is not None
+
+
+def _checked(name: str, rule: Rule) -> tuple[dict[Any, Rule], Any] | None:
+    """Returns where a rule is to stand, and under what; None for an op of another version of torch."""
+    check_rule(name, rule)
+    namespace, packet, overload = (part or "" for part in _NAME.fullmatch(name).groups())  # type: ignore[union-attr]
+    namespace, overload = namespace or "aten", overload or "default"
+    printed = f"{namespace}.{packet}.{overload}"
+    target = POINTWISE if name == POINTWISE else _find(namespace, packet, overload)
+    if target in _RULES or printed in _LATER:
         raise RuleError(f"{name}: it has a rule already; an op is declared once")
-    _RULES[target] = rule
+    if target is not None:
+        if target != POINTWISE:
+            check_schema(name, target, rule)
+        return _RULES, target
+    if namespace != "aten":
+        return _LATER, printed
+    if _SEVERAL_VERSIONS.get():
+        return None
+    raise RuleError(f"{name}: torch {torch.__version__} has no such aten op{_near(packet)}")
+
+
+def _near(packet: str) -> str:
+    """Returns the end of a sentence: the overloads of an op, or ops whose names are near."""
+    if hasattr(torch.ops.aten, packet):
+        return f"; there is {packet} as {', '.join(getattr(torch.ops.aten, packet).overloads())}"
+    near = get_close_matches(packet, {str(op).split(".")[1] for op in _RULES if isinstance(op, OpOverload)})
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def _find(namespace: str, packet: str, overload: str) -> Any:

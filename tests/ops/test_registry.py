@@ -14,7 +14,7 @@ from fxprune.capturing.captured import Captured, capture
 from fxprune.coupling.interpreter import couple as couple_graph
 from fxprune.coupling.selection import Selection
 from fxprune.ops import registry
-from fxprune.ops.registry import bind, register_rule, registered, rule_of
+from fxprune.ops.registry import bind, for_several_versions, register_rule, registered, rule_of
 from fxprune.ops.rule import Rule
 from fxprune.ops.slicer import Edit
 from fxprune.rewriting.slicing import slice_graph
@@ -174,17 +174,69 @@ def test_a_declaration_that_lacks_something_is_refused(ops: str, rule: Any, mess
     assert registered() == before
 
 
-def test_ops_that_are_not_there_are_passed_over() -> None:
-    before = registered()
-    register_rule("no_such_op.default nowhere::op.default linear.no_such_overload", Rule(couple))
-    assert registered() == before
-
-
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Registers rules that are gone afterwards."""
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    registered()  # they are there before they are copied
+    for table in ("_RULES", "_LATER"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     return register_rule
+
+
+@pytest.mark.parametrize(
+    ("ops", "said"),
+    [
+        ("softma.default", r"softma.default: torch .* has no such aten op; did you mean softmax"),
+        ("linear.no_such_overload", r"has no such aten op; there is linear as .*default"),
+        ("blend.default", "has no such aten op"),
+        ("triu.default nonsense.default", "nonsense.default: torch .* has no such aten op"),
+        ("", "expected names such as"),
+        ("::", "expected names such as"),
+        ("t::", "expected names such as"),
+        ("a::b::c", "expected names such as"),
+        (".", "expected names such as"),
+        ([5], "expected names .* got int"),
+        ([], "expected names .* got list"),
+        (torch.ops.aten.triu, "expected names .* got OpOverloadPacket"),
+        ("pointwise", "it has a rule already"),
+    ],
+)
+def test_a_name_that_no_op_has_is_refused_and_nothing_is_registered(declared: Any, ops: Any, said: str) -> None:
+    before = registered()
+    with pytest.raises(fxprune.RuleError, match=said):
+        declared(ops, Rule(couple))
+    assert registered() == before
+
+
+def test_our_own_rules_are_for_several_versions(declared: Any) -> None:
+    before = registered()
+    with for_several_versions():
+        declared("no_such_op.default", Rule(couple))
+    assert registered() == before
+    with pytest.raises(fxprune.RuleError, match="has no such aten op"):
+        declared("no_such_op.default", Rule(couple))
+
+
+@pytest.mark.parametrize("name", ["aten::triu.default", "aten.triu.default", "torch.ops.aten.triu.default", "triu"])
+def test_an_op_goes_by_every_name_that_people_write(declared: Any, name: str) -> None:
+    rule = Rule(couple)
+    declared(name, rule)
+    assert rule_of(torch.ops.aten.triu.default) is rule
+    with pytest.raises(fxprune.RuleError, match="it has a rule already"):
+        declared(torch.ops.aten.triu.default, rule)
+
+
+def test_an_op_that_is_not_there_yet_is_declared_once_as_well(declared: Any) -> None:
+    rule = Rule(couple)
+    declared("later_library::op", rule)
+    for name in ("later_library::op.default", "later_library.op.default"):
+        with pytest.raises(fxprune.RuleError, match="it has a rule already"):
+            declared(name, Rule(couple))
+    with torch.library._scoped_library("later_library", "DEF") as library:
+        library.define("op(Tensor self) -> Tensor")
+        with pytest.raises(fxprune.RuleError, match="it has a rule already"):
+            declared("later_library::op", Rule(couple))
+        assert rule_of(torch.ops.later_library.op.default) is rule
 
 
 class Tri(nn.Module):

@@ -3,5 +3,8 @@
 import importlib
 import pkgutil
 
-for _family in pkgutil.iter_modules(__path__, f"{__name__}."):
-    importlib.import_module(_family.name)
+from fxprune.ops.registry import for_several_versions
+
+with for_several_versions():
+    for _family in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(_family.name)

@@ -59,7 +59,7 @@ register_rule(
 )
 register_rule(
     "hardsigmoid.default relu6.default selu.default mish.default leaky_relu.default elu.default celu.default "
-    "softplus.default log_sigmoid.default softsign.default threshold.default masked_fill.Scalar masked_fill.Tensor "
+    "softplus.default log_sigmoid.default threshold.default masked_fill.Scalar masked_fill.Tensor "
     "where.self where.ScalarOther where.ScalarSelf where.Scalar square.default nan_to_num.default rsub.Scalar rsub.Tensor "
     "hardshrink.default softshrink.default __and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar "
     "div.Tensor_mode div.Scalar_mode floor_divide.default min.other max.other clip.default clamp.Tensor isfinite.default "
