@@ -14,6 +14,7 @@ import fxprune
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.compiler.steps import schedule
+from tests.models.small import classifier
 from tests.support.marks import but_slow
 from tests.support.weights import fingerprint, randomise
 
@@ -25,20 +26,7 @@ def _model() -> tuple[nn.Module, Tensor]:
 
 @pytest.fixture(scope="module")
 def network() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 12, 3),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 16, 3),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 24),
-        nn.GELU(),
-        nn.Linear(24, 4),
-    )
-    return model.eval(), torch.randn(8, 3, 12, 12)
+    return classifier(12, 16, 24), torch.randn(8, 3, 12, 12)
 
 
 @pytest.mark.parametrize("recover", but_slow([None, "covariance", "sequential"], quick=("covariance",)))

@@ -12,6 +12,7 @@ from fxprune.latency import search, widths
 from fxprune.latency.layout import example_call
 from fxprune.latency.store import Store
 from fxprune.runtimes.setting import Setting
+from tests.models.small import classifier
 from tests.support.latency import Fake
 
 
@@ -32,17 +33,4 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
 
 @pytest.fixture(scope="module")
 def network() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 24, 3),
-        nn.BatchNorm2d(24),
-        nn.ReLU(),
-        nn.Conv2d(24, 32, 3),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128, 96),
-        nn.GELU(),
-        nn.Linear(96, 4),
-    )
-    return model.eval(), torch.randn(4, 3, 12, 12)
+    return classifier(24, 32, 96, pool=2), torch.randn(4, 3, 12, 12)

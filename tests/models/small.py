@@ -147,3 +147,13 @@ class Convolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.body(x)).mean((2, 3)))
+
+
+def classifier(first: int, second: int, hidden: int, pool: int = 1) -> nn.Sequential:
+    """Returns two convolutions, a batch norm behind the first, and two linear layers behind the pooling, for images."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, first, 3), nn.BatchNorm2d(first), nn.ReLU(), nn.Conv2d(first, second, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(pool), nn.Flatten()),
+        *(nn.Linear(second * pool**2, hidden), nn.GELU(), nn.Linear(hidden, 4)),
+    ).eval()

@@ -19,8 +19,9 @@ from fxprune.ops.layers import FeatureDropout, ScaledDotProductAttention
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
 from tests.models.calls import CASES
+from tests.support.capturing import assert_equal
 from tests.support.certificates import network
-from tests.support.emitting import assert_close, emit_of, emitted
+from tests.support.emitting import emit_of, emitted
 from tests.support.marks import but_slow
 
 #: Those that are small.
@@ -39,7 +40,7 @@ def test_equals_the_original_in_evaluation(name):
         expected = case.model(*case.args, **case.kwargs)
         got = case.pruned(*case.args, **case.kwargs)
     assert type(got) is type(expected)
-    assert_close(got, expected)
+    assert_equal(got, expected)
 
 
 @pytest.mark.parametrize("name", but_slow([name for name in CASES if name != "googlenet"], QUICK))
@@ -50,12 +51,12 @@ def test_equals_the_original_in_training(name):
         torch.manual_seed(1)
         expected = model(*case.args, **case.kwargs)
         torch.manual_seed(1)
-        assert_close(pruned(*case.args, **case.kwargs), expected)
+        assert_equal(pruned(*case.args, **case.kwargs), expected)
     state = model.state_dict()
     for key, value in pruned.state_dict().items():
-        assert_close(value.double(), state[key].double())
+        assert_equal(value.double(), state[key].double())
     still = pruned.eval()(*case.args, **case.kwargs)
-    assert_close(still, pruned(*case.args, **case.kwargs))
+    assert_equal(still, pruned(*case.args, **case.kwargs))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_a_pruned_graph_is_emitted_as_real_layers(name):
     with torch.no_grad():
         expected = sliced(*case.captured.call.flatten(case.args, dict(case.kwargs)))
         got = pytree.tree_leaves(pruned(*case.args, **case.kwargs))
-    assert_close([leaf for leaf in got if leaf is not None], [leaf for leaf in expected if leaf is not None])
+    assert_equal([leaf for leaf in got if leaf is not None], [leaf for leaf in expected if leaf is not None])
     assert list(pruned.state_dict()) == list(case.pruned.state_dict())
     sizes, full = (sum(p.numel() for p in m.parameters()) for m in (pruned, case.pruned))
     assert sizes < full

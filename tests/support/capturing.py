@@ -53,7 +53,7 @@ def assert_equal(expected: Any, got: Any, tolerance: float = 1e-12) -> None:
         if isinstance(a, Tensor):
             assert a.shape == b.shape
             assert a.dtype == b.dtype
-            assert float((a - b).abs().max()) <= tolerance * float(a.abs().max()), "values differ"
+            assert float((a - b).detach().abs().max()) <= tolerance * float(a.detach().abs().max()), "values differ"
         else:
             assert a == b
 

@@ -43,15 +43,3 @@ def emit_of(model: nn.Module, *args: Any) -> PrunedModule:
 
 def double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def assert_close(got: Any, expected: Any) -> None:
-    leaves, spec = pytree.tree_flatten(got)
-    others, other_spec = pytree.tree_flatten(expected)
-    assert spec == other_spec
-    for leaf, other in zip(leaves, others, strict=True):
-        if isinstance(other, Tensor):
-            assert leaf.dtype == other.dtype
-            assert (leaf - other).abs().max() <= 1e-12 * other.abs().max()
-        else:
-            assert leaf == other
