@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from tqdm import tqdm
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
-from fxprune._base.errors import BudgetError, ScorerError, VerificationError
+from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError
 from fxprune._base.modes import at_full_speed, random_states_kept, untouched
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
@@ -82,14 +82,14 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
         (options)
 
     Returns:
-        One point for each method and budget. A budget that is out of reach, or a result that fails
-        verification, is a point that says so.
+        One point for each method and budget. A budget that is out of reach, a result that fails verification, or a method
+        that does not take this model, is a point that says so.
 
     Raises:
         BudgetError: no budget, or a malformed one.
         ScorerError: no method, or an unknown one.
         TypeError: ``evaluate`` is no function, or gives no number.
-        FxpruneError: whatever else `fxprune.compile` raises for this model and these data.
+        FxpruneError: whatever else `fxprune.compile` raises for this model and these data, if no point has a model.
     """
     options = Options.of(locals())
     wanted, scorers = _budgets(budgets), _scorers(methods)
@@ -110,6 +110,8 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
             for budget, make in _ways(stages.with_method(state, options, scorer), wanted):
                 points.append(judge.point(scorer.name, budget, make))
                 bar.update()
+    if judge.failures and all(point.report is None for point in points):
+        raise judge.failures[0]
     return Sweep(
         points=tuple(points),
         before=_before(points, state),
@@ -126,11 +128,18 @@ def _coupled(state: State) -> State:
 
 
 def _ways(state: State, budgets: Sequence[Budget]) -> Iterator[tuple[Budget, Callable[[], State]]]:
-    """Yields each budget with what compiles the model to it; scored once, if it was captured whole."""
-    if state.captured is not None:
-        state = stages.score(state)
+    """Yields each budget with what compiles the model to it, or raises why the method scores nothing; scored once."""
+    try:
+        state = state if state.captured is None else stages.score(state)
+    except FxpruneError as error:
+        yield from ((budget, partial(_fail, error)) for budget in budgets)
+        return
     for budget in budgets:
         yield budget, partial(_compiled, replace(state, budget=budget, clock=Clock(False)))
+
+
+def _fail(error: FxpruneError) -> State:
+    raise error
 
 
 def _compiled(state: State) -> State:
@@ -152,6 +161,7 @@ class _Judge:
     latency: bool
     dense_value: float | None = None
     dense_ms: float | None = None
+    failures: list[FxpruneError] = field(default_factory=list)
 
     def point(self, method: str, budget: Budget, make: Callable[[], State]) -> Point:
         if self.evaluate is not None and self.dense_value is None:
@@ -159,7 +169,9 @@ class _Judge:
         start = time.perf_counter()
         try:
             done = make()
-        except (BudgetError, VerificationError) as error:
+        except FxpruneError as error:
+            if not isinstance(error, (BudgetError, VerificationError)):
+                self.failures.append(error)
             return Point(method=method, budget=budget, why=str(error), seconds=time.perf_counter() - start)
         seconds = time.perf_counter() - start
         pruned, found = done.pruned, done.report

@@ -126,6 +126,8 @@ def export(
     with fresh_directory(target) as fresh:
         with raised_as(ExportError, f"{runtime.name} cannot write the model"):
             found = runtime.write(program, fresh / target.name)
+            if not (fresh / target.name).is_file():
+                raise ExportError(f"{runtime.name} cannot write the model: its write() left no file {target.name}")
             loaded = runtime.load(fresh / target.name, program)
         difference = worst_difference(program, calls, loaded, tolerance, f"{target.name}, run by {runtime.name},")
         del loaded  # it may hold the file open

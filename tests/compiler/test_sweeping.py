@@ -80,6 +80,14 @@ def test_a_budget_out_of_reach_is_a_row_that_says_so() -> None:
         alone.best(params=1.0)
 
 
+def test_a_method_that_does_not_take_the_model_is_a_row_and_loses_no_other() -> None:
+    found = fxprune.sweep(model(), DATA, [0.8, 0.7], ["l1", "vbp"], recover=None, progress=False)
+    assert [point.report is not None for point in found.points] == [True, True, False, False]
+    assert all("expects hidden units of an MLP" in point.why for point in found.points[2:])
+    with pytest.raises(fxprune.NothingToPruneError, match="expects hidden units of an MLP"):
+        fxprune.sweep(model(), DATA, [0.8], ["vbp"], progress=False)
+
+
 def test_the_table_and_the_data() -> None:
     found = small_sweep()
     lines = str(found).splitlines()

@@ -216,6 +216,22 @@ def test_export_does_not_believe_it(spoil: Any, message: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("write", [lambda path: None, lambda path: path.mkdir()])
+def test_export_does_not_believe_that_there_is_a_file(write: Any, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Silent(Own):
+        def write(self, program: Any, path: Path) -> None:
+            write(path)
+
+        def load(self, path: Path, program: Any) -> Any:
+            return program.module
+
+    fxprune.register_runtime(Silent())
+    with pytest.raises(fxprune.ExportError, match=r"own cannot write the model: its write\(\) left no file model\.own"):
+        fxprune.export(_network(), tmp_path / "model.own", IMAGES)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_its_errors_are_told_with_its_name(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Failing(Own):
