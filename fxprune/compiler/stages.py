@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, VerificationError
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
@@ -201,32 +200,39 @@ def verify(state: State) -> State:
     """
     if not state.options.verify:
         return state
-    calls = [(state.first.args, state.first.kwargs), *_other_batch(state)]
-    first, *others = (settled(partial(_certified, state, call), state.options.verify_dtype) for call in calls)
-    compared = tuple(dict.fromkeys(line for each in (first, *others) for line in each.compared))
-    worst = max(each.max_error for each in (first, *others) if each.dtype == first.dtype)
+    first = _settled(state, (state.first.args, state.first.kwargs))
+    prime, size = state.coupling.captured.batch
+    if prime == 1:
+        return replace(state, certificate=first)
+    call = example_call(state.coupling.captured, size - 1 if size > 2 else size + 1, str(device_of(state.module)))
+    try:
+        other = _settled(state, call)
+    except RuntimeError as error:
+        if _takes(state, call):
+            text = f"the pruned model fails where the original does not, at another batch size: {error}"
+            raise VerificationError(f"{text}. This is a bug of fxprune: please report the model.") from error
+        return replace(state, certificate=first)
+    # samples may be the same ones again: it is the first batch that proves, in the other no output may differ
+    worst = max(first.max_error, other.max_error) if other.dtype == first.dtype else first.max_error
+    compared = tuple(dict.fromkeys((*first.compared, *other.compared)))
     return replace(state, certificate=replace(first, max_error=worst, compared=compared))
 
 
-def _certified(state: State, call: Call, dtype: torch.dtype | None) -> Certificate:
-    return certify(state.selection, state.pruned, call, dtype=dtype)
+def _settled(state: State, call: Call) -> Certificate:
+    def certified(dtype: torch.dtype | None) -> Certificate:
+        return certify(state.selection, state.pruned, call, dtype=dtype)
+
+    return settled(certified, state.options.verify_dtype)
 
 
-def _other_batch(state: State) -> Iterator[Call]:
-    """Yields the captured call with a sample less, or one more, if the model takes that.
-
-    Samples may be the same ones again: it is the first batch that proves, here no output may differ.
-    """
-    prime, size = state.coupling.captured.batch
-    if prime > 1:
-        call = example_call(state.coupling.captured, size - 1 if size > 2 else size + 1, str(device_of(state.module)))
-        inputs = state.coupling.captured.call.flatten(*call)
-        try:
-            with torch.no_grad():
-                Run(Selection.nothing(state.coupling, state.selection.tensors))(inputs)
-        except RuntimeError:  # the original insists on its batch size, or on even ones
-            return
-        yield call
+def _takes(state: State, call: Call) -> bool:
+    """Returns whether the original takes a call: it may insist on its batch size, or on even ones."""
+    try:
+        with torch.no_grad():
+            Run(Selection.nothing(state.coupling))(state.coupling.captured.call.flatten(*call))
+    except RuntimeError:
+        return False
+    return True
 
 
 def finish(state: State) -> State:

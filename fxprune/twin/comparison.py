@@ -25,10 +25,12 @@ class Found:
     Attributes:
         error: its largest difference as a share of how far it, or the channel, varies.
         doubt: why it proves nothing; empty if it does.
+        rounding: whether a difference may be rounding, or a fault: more precision would tell.
     """
 
     error: float
     doubt: str = ""
+    rounding: bool = False
 
 
 def compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None = None) -> Certificate:
@@ -39,7 +41,7 @@ def compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None
     failed = partial(Certificate, False, float("inf"), limit, str(dtype))
     if len(expected) != len(got):
         return failed(f"{len(expected)} outputs expected, {len(got)} came")
-    worst, compared, doubts = 0.0, [], []
+    compared: dict[int, Found] = {}
     for index, (a, b) in enumerate(zip(expected, got, strict=True)):
         if not isinstance(a, Tensor):
             if isinstance(b, Tensor) or a != b:
@@ -52,12 +54,16 @@ def compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None
             return failed(f"output {index} differs in a whole number")
         if found.error > limit:
             return Certificate(False, found.error, limit, str(dtype), f"output {index} differs")
-        worst = max(worst, found.error)
-        doubts += [f"output {index} {found.doubt}"] if found.doubt else []
-        compared.append(f"output {index} {list(a.shape)}" + (f": {found.doubt}" if found.doubt else ""))
-    proven = len(doubts) < len(compared) and not any("rounding" in doubt for doubt in doubts)
+        compared[index] = found
+    every = compared.values()
+    proven = any(not found.doubt for found in every) and not any(found.rounding for found in every)
+    doubts = [f"output {index} {found.doubt}" for index, found in compared.items() if found.doubt]
     note = "" if proven else "; ".join(doubts) or "there is no output"
-    return Certificate(True if proven else None, worst, limit, str(dtype), note, tuple(compared))
+    lines = (
+        f"output {i} {list(expected[i].shape)}{found.doubt and ': '}{found.doubt}" for i, found in compared.items()
+    )
+    worst = max((found.error for found in every), default=0.0)
+    return Certificate(True if proven else None, worst, limit, str(dtype), note, tuple(lines))
 
 
 def _whole(a: Tensor, b: Tensor) -> Found | None:
@@ -81,20 +87,20 @@ def _real(a: Tensor, b: Tensor, limit: float) -> Found:
     difference = (a - b).abs()
     if not torch.isfinite(difference).all():
         return Found(float("inf"))
-    worst, doubt = _error(torch.zeros((), device=a.device), deviation.max(), difference.max(), a, limit)
+    worst, rounding = _error(torch.zeros((), device=a.device), deviation.max(), difference.max(), a, limit)
     for dim in {1, a.dim() - 1} - {0, -1} if a.dim() > 1 else ():  # channels, or features of tokens
         size, spread, apart = (_by_channel(values, dim) for values in (a.abs(), deviation, difference))
-        error, more = _error(size, spread, apart, a, limit)
-        worst, doubt = max(worst, error), doubt or more
-    return Found(worst, doubt)
+        error, doubtful = _error(size, spread, apart, a, limit)
+        worst, rounding = max(worst, error), rounding or doubtful
+    return Found(worst, "varies by little more than rounding" if rounding else "", rounding)
 
 
 def _by_channel(values: Tensor, dim: int) -> Tensor:
     return values.amax(dim=[d for d in range(values.dim()) if d != dim])
 
 
-def _error(size: Tensor, spread: Tensor, difference: Tensor, a: Tensor, limit: float) -> tuple[float, str]:
-    """Returns the largest difference as a share of the spread, and the doubt if it may be rounding.
+def _error(size: Tensor, spread: Tensor, difference: Tensor, a: Tensor, limit: float) -> tuple[float, bool]:
+    """Returns the largest difference as a share of the spread, and whether some may be rounding.
 
     A difference within rounding of a channel's own ``size`` is none. Within rounding of the whole output, from whose parts a
     small channel may come, it is a doubt; so it is in low precision, as far as the noise of a deep network may reach.
@@ -103,13 +109,13 @@ def _error(size: Tensor, spread: Tensor, difference: Tensor, a: Tensor, limit: f
     error = torch.where(difference <= precision * size, 0.0, difference / spread)
     beyond = error > limit
     if not beyond.any():
-        return float(error.max()), ""
+        return float(error.max()), False
     rounding = difference <= precision * a.abs().max()
     if a.dtype is not torch.float64:
         rounding |= error <= limit**0.5
     if rounding[beyond].all():
-        return 0.0, "varies by little more than rounding"
-    return float(error[beyond & ~rounding].max()), ""
+        return 0.0, True
+    return float(error[beyond & ~rounding].max()), False
 
 
 def _alike(a: Tensor, b: Tensor, limit: float, doubt: str) -> Found:

@@ -90,3 +90,16 @@ def test_a_fault_at_another_batch_size_is_found(monkeypatch: pytest.MonkeyPatch)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     with pytest.raises(fxprune.VerificationError, match="output 0 differs"):
         fxprune.compile(model, [torch.randn(6, 5)], 0.6, progress=False)
+
+
+def test_a_result_that_fails_at_another_batch_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> nn.Module:
+        module = emitted(*args)
+        module.register_forward_hook(lambda _, args, out: out.view(6, -1))
+        return module
+
+    monkeypatch.setattr("fxprune.compiler.stages.emitted", broken)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    with pytest.raises(fxprune.VerificationError, match="fails where the original does not, at another batch size"):
+        fxprune.compile(model, [torch.randn(6, 5)], 0.6, progress=False)
