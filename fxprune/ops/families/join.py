@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +25,11 @@ from fxprune.ops.tracer import Tracer
 def _cat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """Before: x[b, c], y[b, d].  After: [b, c + d], each with its own channels."""
     operands = [x for x in a.tensors if t.shape(x) != (0,)]  # the legacy empty tensor
-    axes = [t.axes(x, node) for x in operands]
     rank = len(t.shape(node))
     dim = a.dim % rank
+    if _partly_free(t.values[x][dim] for x in operands):
+        t.bound.add(node)  # one part for all readers: what is fixed beside it holds no more than itself
+    axes = [t.axes(x, node) for x in operands]
     result: list[Axis] = []
     for d in range(rank):
         column = [x[d] for x in axes]
@@ -38,6 +40,12 @@ def _cat(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
         else:
             result.append(joined(t.channels, column, t.where(node)))
     return tuple(result)
+
+
+def _partly_free(parts: Iterable[Axis]) -> bool:
+    """Whether some parts of a concatenation are free, and others stay: an input beside a state that starts at zero."""
+    free = [ax.is_free(part) for part in parts if ax.size_of(part)]
+    return any(free) and not all(free)
 
 
 def _stack(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:

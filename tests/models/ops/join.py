@@ -24,6 +24,14 @@ def _two(function: Callable[[Tensor, Tensor], Tensor], left: int, right: int, in
     return Fn(lambda m, x: m.b(function(m.p(x), m.q(x))), **parts)
 
 
+def _remember(m: Fn, x: Tensor) -> Tensor:
+    state = x.new_zeros(x.shape[0], 6)
+    for step in x.unbind(1):
+        gate, new = m.cell(torch.cat([step, state], 1)).chunk(2, 1)
+        state = gate.sigmoid() * new.tanh() + state
+    return m.b(state)  # type: ignore[no-any-return]
+
+
 def _table(function: Callable[[Tensor, Tensor], Tensor]) -> Fn:
     return Fn(lambda m, i: m.b(function(m.w, i)), w=nn.Parameter(torch.randn(11, 6)), b=nn.Linear(6, 2))
 
@@ -40,6 +48,8 @@ CASES = [
          [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]),
     Case("cat with zeros", lambda: Fn(lambda m, x: m.b(torch.cat([m.a(x), x.new_zeros(x.shape[0], 4, 3)], -1)),
                                       a=nn.Linear(5, 6), b=nn.Linear(9, 2)), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]", "3 channel: b.weight[1]"]),
+    Case("a cell over the input and what it remembers", lambda: Fn(_remember, cell=nn.Linear(5 + 6, 12), b=nn.Linear(6, 2)), [T],
+         ["6 channel: cell.weight[0]x2 cell.weight[1] cell.bias[0]x2 b.weight[1]"]),
     Case("cat with nothing", lambda: Fn(lambda m, x: m.b(torch.cat([torch.zeros(0, dtype=x.dtype), m.a(x)], -1)),
                                         a=nn.Linear(5, 6), b=nn.Linear(6, 2)), [T], ["6 channel: a.weight[0] a.bias[0] b.weight[1]"]),
     Case("dense connections", lambda: Fn(lambda m, x: m.c(torch.cat([(y := m.a(x)), m.b(y), y], -1)),
