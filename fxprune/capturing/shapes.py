@@ -108,7 +108,7 @@ def replay(
 ) -> dict[fx.Node, Any]:
     """Run the graph on meta tensors of these shapes, dtypes as ``leaves`` (``[...]``); return every node's value.
 
-    Where an operator's result depends on data, export's own fake value stands in.
+    Where an operator's result depends on data, or it has no meta kernel, export's own fake value stands in.
     """
     env: dict[fx.Node, Any] = {}
     inputs = iter(zip(leaves, shapes, strict=True))
@@ -146,7 +146,12 @@ def _call(node: fx.Node, env: dict[fx.Node, Any], sizes: Sizes) -> Any:
         return args[0]
     if target is aten.linear.default and args[0].shape[-1] == args[1].shape[-1] and args[1].ndim == 2:
         return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
-    return target(*args, **kwargs)
+    try:
+        return target(*args, **kwargs)
+    except NotImplementedError:  # an op that export can trace need not run on the meta device
+        if value is None:
+            raise
+        return _stand_in(value, sizes)
 
 
 def _alike(a: Any, b: Any) -> bool:

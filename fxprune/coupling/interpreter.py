@@ -111,7 +111,7 @@ def _attribute(t: Tracer, node: fx.Node) -> Axes:
     info: TensorInfo = t.captured.info[node]
     if node.target not in t.captured.persistent:
         return tuple(map(ax.free, info.shape))
-    if not info.dtype.is_floating_point:
+    if not (info.dtype.is_floating_point or info.dtype.is_complex):
         return tuple(map(ax.fixed, info.shape))
     t.bound.add(node)
     return tuple(ax.labelled(t.channels.fresh(size)) if size > 1 else ax.fixed(size) for size in info.shape)

@@ -63,7 +63,9 @@ class Twin(Slicer):
 
 
 def in_precision(value: Any, dtype: torch.dtype | None) -> Any:
-    """Returns a floating tensor, ``[...]``, or floating dtype in precision ``dtype``; all else, or if None, as is."""
+    """Returns a floating or complex tensor, ``[...]``, or floating dtype in precision ``dtype``; all else, or if None, as is."""
     if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
         return value.to(dtype)
+    if dtype is not None and isinstance(value, Tensor) and value.is_complex():
+        return value.to(torch.promote_types(dtype, torch.complex64))
     return dtype if dtype is not None and isinstance(value, torch.dtype) and value.is_floating_point else value

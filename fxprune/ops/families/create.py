@@ -13,7 +13,7 @@ from fxprune.ops.rule import Rule
 from fxprune.ops.tracer import Tracer
 
 
-def _create(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+def create(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     """After: nothing depends on a parameter, so each reader may take the coordinates that it needs."""
     t.bound.discard(node)  # an operand such as new_zeros' lends its dtype only
     return tuple(ax.fixed(size) if t.dynamic(node, dim) else ax.free(size) for dim, size in enumerate(t.shape(node)))
@@ -23,5 +23,5 @@ register_rule(
     "arange.default arange.start arange.start_step linspace.default zeros.default ones.default full.default "
     "empty.memory_format eye.default eye.m scalar_tensor.default new_zeros.default new_ones.default new_full.default "
     "new_empty.default rand.default randn.default tril_indices.default triu_indices.default randint.default randint.low",
-    Rule(_create),
+    Rule(create),
 )
