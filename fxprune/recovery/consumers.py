@@ -178,9 +178,12 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
         if weight is None or not (every or slicer.changed(contraction.axis)):
             continue
         name, a = str(weight.target), bind(node)
-        size, groups = fetch(coupling.captured.module, name).shape, getattr(a, "groups", 1)
+        tensor, groups = fetch(coupling.captured.module, name), getattr(a, "groups", 1)
+        size = tensor.shape
         if not is_kind(node, "linear", "conv"):
             notes.append(f"{name}: no compensation for {node.target}")
+        elif tensor.is_complex():
+            notes.append(f"{name}: no compensation for complex weights")
         elif uses[name] > 1 or len(weight.users) > 1:
             notes.append(f"{name}: used more than once")
         elif groups > 1 and size[1] == 1:

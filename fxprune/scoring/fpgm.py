@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fxprune.algebra.channels import Ids
 from fxprune.coupling.units import ParameterAxis
-from fxprune.scoring.engine.columns import groups_of, table_of
+from fxprune.scoring.engine.columns import groups_of, in_parts, table_of
 from fxprune.scoring.engine.shares import as_shares
 from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
@@ -66,6 +66,7 @@ def distances(filters: Tensor, memory_limit: int) -> Tensor:
         filters: ``[rows, width]``; taken relative to their mean, so that little is lost by cancellation.
         memory_limit: bytes; beyond it blocks get smaller, and float32 takes the place of float64.
     """
+    filters = in_parts(filters).flatten(1)
     fits = 3 * 8 * filters.numel() <= memory_limit
     x = filters.to(torch.float64 if fits else torch.float32)
     x = x - x.mean(dim=0)

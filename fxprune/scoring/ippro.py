@@ -14,7 +14,7 @@ from fxprune._base.errors import CalibrationError, ScorerError
 from fxprune.algebra.channels import Ids
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.registry import bind, is_kind
-from fxprune.scoring.engine.columns import wide
+from fxprune.scoring.engine.columns import in_parts, wide
 from fxprune.scoring.engine.gradients import Gradients, gradients
 from fxprune.scoring.engine.targets import Target, find_targets
 from fxprune.scoring.scorer import Context, register_scorer
@@ -44,7 +44,7 @@ class Filters:
 
 def measure(filters: Tensor, gradient: Tensor, offset: Tensor) -> Filters:
     """Returns the figures of filters ``[n, *]`` with gradients of that shape and ``dL/dD`` ``[n]``."""
-    f, g = filters.detach().double().flatten(1), gradient.detach().double().flatten(1)
+    f, g = (in_parts(part.detach()).double().flatten(1) for part in (filters, gradient))
     return Filters(f.square().sum(1), g.square().sum(1), (f * g).sum(1), offset.detach().double())
 
 
@@ -160,7 +160,7 @@ def collect(context: Context, scorer: Ippro) -> list[tuple[Target, Filters]]:
     for batch in gradients(context.coupling, batches, context.loss, parameters=names, nodes=nodes, run=run):
         samples += batch.samples
         for name, gradient in batch.parameters.items():
-            slopes[name] = slopes.get(name, 0) + gradient.double()
+            slopes[name] = slopes.get(name, 0) + gradient.to(torch.promote_types(gradient.dtype, torch.float64))
         for target, offset in zip(found, offsets, strict=True):
             offset += _offset(target, batch)
     mean = {name: slope / max(samples, 1) for name, slope in slopes.items()}
@@ -173,7 +173,7 @@ def _offset(target: Target, batch: Gradients) -> Tensor:
     total = torch.zeros(target.size, dtype=torch.float64)
     for site in target.sites:
         x, slope = batch.values[site.x][0], batch.values[site.psi][1]
-        rows = (wide(x) * slope).movedim(site.dim, 0).flatten(1).sum(1, dtype=torch.float64)
+        rows = torch.real(wide(x).conj() * slope).movedim(site.dim, 0).flatten(1).sum(1, dtype=torch.float64)
         total += _fold(rows, target.size).cpu()
     return total
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxprune.algebra.axes import Axis, explicit, labels_of
@@ -111,3 +112,8 @@ def table_of(owner: Ids, entry: Ids, count: int, fill: int) -> Ids:
 def wide(x: Tensor) -> Tensor:
     """Returns a tensor ``[...]`` in a precision that linear algebra works in, float32 at least."""
     return x if x.dtype.itemsize >= 4 and (x.is_floating_point() or x.is_complex()) else x.float()
+
+
+def in_parts(x: Tensor) -> Tensor:
+    """Returns a tensor ``[...]``, and a complex one as its real and imaginary parts, ``[..., 2]``: norms and gradients agree."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

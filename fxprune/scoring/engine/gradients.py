@@ -42,7 +42,7 @@ class Gated(Run):
             if contraction.source is source:
                 shape = [1] * value.dim()
                 shape[0], shape[contraction.dim] = value.shape[0], value.shape[contraction.dim]
-                gate = value.new_ones(shape).requires_grad_()
+                gate = value.new_ones(shape, dtype=torch.real(value).dtype).requires_grad_()
                 self.gates.append((contraction, gate))
                 value = value * gate
         return value
