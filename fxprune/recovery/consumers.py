@@ -199,7 +199,7 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             rows = outputs.reshape(groups, -1)
             bias = _parameter(coupling, a.bias)
             found.append(Consumer(node, name, bias, a, groups, kept, rows, _home(coupling, node, bias)))
-    return found, notes
+    return found, list(dict.fromkeys(notes))
 
 
 def _parameter(coupling: Coupling, node: fx.Node | None) -> str | None:

@@ -6,6 +6,7 @@ is kept. It must give what the emitted module gives.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
@@ -97,12 +98,11 @@ class Run:
             with blamed(node, "twin", arguments):
                 return rule.twin(Twin(**vars(self.slicer), read=values.__getitem__), node, arguments)
         masked = {c.source: self._masked(node, c.source, values) for c in self.masked.get(node, ())}
-        seen: set[fx.Node] = set()
+        sums = Counter(c.source for c in self.masked.get(node, ()))
 
         def value_of(source: fx.Node) -> Any:
-            first = source not in seen  # an operand given twice is masked once
-            seen.add(source)
-            return masked[source] if first and source in masked else values[source]
+            sums[source] -= 1  # an operand given twice is masked as often as it is summed over
+            return masked[source] if sums[source] >= 0 else values[source]
 
         args, kwargs = fx.node.map_arg(self._lifted((node.args, node.kwargs)), value_of)
         assert callable(node.target)

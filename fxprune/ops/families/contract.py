@@ -1,4 +1,4 @@
-"""Linear, matmul, bmm, addmm, einsum: one rule for every sum of products, told by its subscripts."""
+"""Linear, bilinear, matmul, bmm, addmm, einsum: one rule for every sum of products, told by its subscripts."""
 
 from __future__ import annotations
 
@@ -126,6 +126,22 @@ def _einsum(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     return product(t, node, a.tensors, [list(part) for part in names], list(out))
 
 
+def _bilinear(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, i], y[b, j], w[o, i, j].  After: each of x and y shares an axis with w, and both are summed; [b, o]."""
+    *lead, first = t.axes(a.input1, node)
+    *beside, second = t.axes(a.input2, node)
+    outputs, rows, columns = t.axes(a.weight, node)
+    lead = list(t.broadcast(node, lead, beside))
+    first, second = t.relate(node, first, rows), t.relate(node, second, columns)
+    if a.bias is not None:
+        outputs = t.relate(node, outputs, t.axes(a.bias, node)[0])
+    at = len(lead)
+    macs = math.prod(t.example(a.input1)[:-1]) * math.prod(t.example(a.weight))
+    t.contract(node, (a.input1, at), first, (first, second, outputs), macs, a.weight, 1)
+    t.contract(node, (a.input2, at), second, (), 0, a.weight, 2)
+    return (*lead, outputs)
+
+
 def _grouped_mm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     """Before: tokens[n, k] sorted by expert, weight[e, k, m], ends[e].  After: [n, m]; e goes if nobody is sent there."""
     values = [value for value in vars(a).values() if t.is_tensor(value)]
@@ -165,6 +181,11 @@ def _of_linear(site: Site) -> nn.Module | None:
     return nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in site.tensors, device="meta")
 
 
+def _of_bilinear(site: Site) -> nn.Module:
+    outputs, first, second = site.tensors["weight"].shape
+    return nn.Bilinear(first, second, outputs, bias="bias" in site.tensors, device="meta")
+
+
 def _empty_linear(c: Constants, node: fx.Node, a: SimpleNamespace) -> tuple[int, fx.Node | None] | None:
     return (c.rank(node) - 1, a.bias) if c.rank(a.weight) == 2 else None
 
@@ -198,6 +219,9 @@ register_rule(
         empty=_empty_linear,
         module=Layer((nn.Linear,), _of_linear, affine()),
     ),
+)
+register_rule(
+    "bilinear.default", Rule(_bilinear, module=Layer((nn.Bilinear,), _of_bilinear, affine(), ("input1", "input2")))
 )
 register_rule(
     "_grouped_mm.default transformers::grouped_mm_fallback.default",

@@ -1,4 +1,4 @@
-"""Convolutions: 1d to 3d, grouped, depthwise, transposed."""
+"""Convolutions: 1d to 3d, grouped, depthwise, transposed, deformable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.algebra.axes import Axes, Axis, joined
+from fxprune.algebra.axes import Axes, Axis, fixed, joined
 from fxprune.ops.constants import Constants
 from fxprune.ops.modules import Layer, Site, affine
 from fxprune.ops.registry import register_rule
@@ -53,6 +53,27 @@ def _conv(t: Tracer, node: fx.Node, a: SimpleNamespace, transposed: bool = False
 
 def _grouped(t: Tracer, node: fx.Node, axis: Axis, groups: int, size: int) -> Axes:
     return ((), axis) if groups == 1 else t.reshape(node, [axis], [groups, size])
+
+
+def _deformed(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, i, h, w], w[o, i / g], a shift of each tap for each of d parts of i.  After: d stays, within them i goes."""
+    x, w, size = list(t.axes(a.input, node)), t.axes(a.weight, node), t.shape(a.weight)
+    t.freeze(node, joined((*x[2:], *w[2:])), "the spatial axis")
+    for shifts in (a.offset, a.mask) if a.use_mask else (a.offset,):
+        batch, *rest = t.axes(shifts, node)
+        x[0] = t.relate(node, x[0], batch)
+        t.freeze(node, joined(rest), "what moves the taps")
+    if a.offset_groups > 1:
+        x[1] = joined(t.reshape(node, [x[1]], [a.offset_groups, t.shape(a.input)[1] // a.offset_groups]))
+        t.freeze(node, x[1][:1], "the parts that are moved together")
+    x_group, inner = _grouped(t, node, x[1], a.groups, size[1])
+    w_group, makes = _grouped(t, node, w[0], a.groups, size[0] // a.groups)
+    t.relate(node, inner, w[1])
+    group = t.relate(node, x_group, w_group)
+    t.note(node, groups=group)
+    out = t.relate(node, (*group, *makes), t.axes(a.bias, node)[0])
+    t.contract(node, (a.input, 1), x[1], (out, w[1]), math.prod(t.example(node)) * math.prod(size[1:]), a.weight, 1)
+    return (x[0], out, *map(fixed, t.shape(node)[2:]))
 
 
 def _channel(c: Constants, node: fx.Node, a: SimpleNamespace) -> int:
@@ -103,3 +124,4 @@ for _n, _plain, _transposed in (
     _couple, _layer = partial(_conv, transposed=True), _module(_transposed, _n, transposed=True)
     _rule = replace(_rule, couple=_couple, kind="conv_transpose", module=_layer)
     register_rule(f"conv_transpose{_n}d.{'input' if _n > 1 else 'default'}", _rule)
+register_rule("torchvision::deform_conv2d.default", Rule(_deformed, slice=noted_sizes, literals=("groups",)))

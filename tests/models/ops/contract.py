@@ -25,6 +25,33 @@ def _heads(x: torch.Tensor, *sizes: int) -> torch.Tensor:
 
 CASES = [
     Case(
+        "bilinear",
+        lambda: Fn(
+            lambda m, x: m.c(m.b(m.p(x), m.q(x.tanh())).relu()),
+            p=nn.Linear(5, 6),
+            q=nn.Linear(5, 4),
+            b=nn.Bilinear(6, 4, 7),
+            c=nn.Linear(7, 2),
+        ),
+        [(3, 4, 5)],
+        [
+            "6 channel: p.weight[0] p.bias[0] b.weight[1]",
+            "4 channel: q.weight[0] q.bias[0] b.weight[2]",
+            "7 channel: b.weight[0] b.bias[0] c.weight[1]",
+        ],
+    ),
+    Case(
+        "bilinear of twice the same, no bias",
+        lambda: Fn(
+            lambda m, x: m.c(m.b(h := m.p(x), h)),
+            p=nn.Linear(5, 6),
+            b=nn.Bilinear(6, 6, 7, bias=False),
+            c=nn.Linear(7, 2),
+        ),
+        [(3, 5)],
+        ["6 channel: p.weight[0] p.bias[0] b.weight[1] b.weight[2]", "7 channel: b.weight[0] c.weight[1]"],
+    ),
+    Case(
         "linear",
         lambda: Fn(lambda m, x: m.b(m.a(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)),
         [(3, 5)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,7 +39,56 @@ GROUPED_TRANSPOSED = [
 
 IMAGE = {1: (3, 3, 7), 2: (3, 3, 7, 6), 3: (3, 3, 5, 4, 3)}
 
+
+def _deformable(groups: int = 1, parts: int = 1, masked: bool = False, bias: bool = True) -> nn.Module:
+    """A deformable convolution; what moves its taps is made of the input."""
+
+    def forward(m: Fn, x: torch.Tensor) -> torch.Tensor:
+        mask = m.weigh(x).sigmoid() if masked else None
+        return m.b(m.bend(m.a(x).relu(), m.move(x), mask).relu())  # type: ignore[no-any-return]
+
+    bend = torchvision.ops.DeformConv2d(8, 12, 3, padding=1, groups=groups, bias=bias)
+    weigh = {"weigh": nn.Conv2d(3, 9 * parts, 1)} if masked else {}
+    return Fn(
+        forward, a=nn.Conv2d(3, 8, 1), move=nn.Conv2d(3, 18 * parts, 1), bend=bend, b=nn.Conv2d(12, 2, 1), **weigh
+    )
+
+
+DEFORMED = ["8 channel: a.weight[0] a.bias[0] bend.weight[1]", "12 channel: bend.weight[0] bend.bias[0] b.weight[1]"]
+
 CASES = [
+    Case("deformable", _deformable, [IMAGE[2]], DEFORMED),
+    Case(
+        "deformable, no bias",
+        lambda: _deformable(bias=False),
+        [IMAGE[2]],
+        [DEFORMED[0], "12 channel: bend.weight[0] b.weight[1]"],
+    ),
+    Case(
+        "deformable, masked, each half moved by itself",
+        lambda: _deformable(parts=2, masked=True),
+        [IMAGE[2]],
+        ["4 channel: a.weight[0]x2 a.bias[0]x2 bend.weight[1]x2", DEFORMED[1]],
+    ),
+    Case(
+        "deformable, groups",
+        lambda: _deformable(groups=2),
+        [IMAGE[2]],
+        [
+            "2 channel: a.weight[0]x4 a.bias[0]x4 bend.weight[0]x6 bend.bias[0]x6 b.weight[1]x6",
+            "4 channel: a.weight[0]x2 a.bias[0]x2 bend.weight[1]",
+            "6 channel: bend.weight[0]x2 bend.bias[0]x2 b.weight[1]x2",
+        ],
+    ),
+    Case(
+        "deformable, groups, each half moved by itself",
+        lambda: _deformable(groups=2, parts=2),
+        [IMAGE[2]],
+        [
+            "4 channel: a.weight[0]x2 a.bias[0]x2 bend.weight[1]",
+            "6 channel: bend.weight[0]x2 bend.bias[0]x2 b.weight[1]x2",
+        ],
+    ),
     *(
         Case(
             f"conv{n}d{'' if groups == 1 else ', groups'}",
