@@ -15,6 +15,7 @@ from fxprune.capturing.call import CallSpec
 from fxprune.capturing.exported import export
 from fxprune.capturing.prepared import Example, of_program, prepare
 from fxprune.capturing.state import hang
+from fxprune.data.checks import check_plain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +52,7 @@ def open_source(
 
     Raises:
         CaptureError: If the module cannot be exported.
+        CalibrationError: If its weights are not initialised, or quantised.
     """
     owner: nn.Module
     if isinstance(model, ExportedProgram):
@@ -58,6 +60,7 @@ def open_source(
         example = of_program(program)
     else:
         owner = unwrapped(model)
+        check_plain(owner)
         example = prepare(owner, args, kwargs, batches)
         program = export(owner, example, dynamic_shapes)
     names, out_spec = _placeholder_names(program, example), program.call_spec.out_spec

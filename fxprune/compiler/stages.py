@@ -27,7 +27,7 @@ from fxprune.coupling.interpreter import couple as couple_graph
 from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call
-from fxprune.data.checks import check_weights, device_of, probe, without_values
+from fxprune.data.checks import check_plain, check_weights, device_of, probe, without_values
 from fxprune.latency.layout import example_call
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths
@@ -76,6 +76,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
     clock = Clock(chosen.progress)
     with clock("check"):
         module = runnable(model)
+        check_plain(module)
         batches = Batches(calib_data, device=device_of(module), forward_args=chosen.forward_args)
         first = batches.first()
         if not without_values(module, scorer.needs, None if recovery is None else recovery.name, chosen.verify):

@@ -25,6 +25,9 @@ _CONSTANTS = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
 _FORMS = "a tensor, (inputs, targets) or a dict"
 
+#: How a batch is made one argument, for messages.
+WHOLE = "forward_args=lambda b: ((b,), {})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -71,6 +74,8 @@ class Signature:
             if not isinstance(leaf, (Tensor, *_CONSTANTS)):
                 expected = "expected a tensor (or a plain number, string or None)"
                 raise bad_batch(index, f"{name}: {expected}, got {type(leaf).__name__}")
+            if isinstance(leaf, Tensor) and (kind := _odd(leaf)):
+                raise bad_batch(index, f"{name}: expected a dense tensor, got a {kind} one: convert it")
             leaves.append((name, (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else leaf, shown(leaf)))
         return cls(pytree.tree_structure((batch.args, batch.kwargs)), tuple(batch.kwargs), tuple(leaves))
 
@@ -110,8 +115,9 @@ def read_batch(raw: Any, index: int, forward_args: ForwardArgs | None = None) ->
         return args, kwargs, raw[1]
     if len(raw) == 1 and isinstance(raw[0], Tensor | Mapping):
         return _read_inputs(raw[0], index)
-    got = f"a {type(raw).__name__} of {len(raw)}: if these are the inputs, pass forward_args=tuple"
-    raise bad_batch(index, f"expected {_FORMS}, got {got}")
+    got = f"a {type(raw).__name__} of {len(raw)}"
+    way = f"if these are the inputs, pass forward_args=tuple; if they are one, such as a list of images, {WHOLE}"
+    raise bad_batch(index, f"expected {_FORMS}, got {got}: {way}")
 
 
 def size_of(call: Call, index: int) -> int:
@@ -129,6 +135,12 @@ def size_of(call: Call, index: int) -> int:
     if not size:
         raise bad_batch(index, f"no samples: its first tensor is {shown(tensors[0])}")
     return size
+
+
+def _odd(tensor: Tensor) -> str:
+    """Returns what a tensor ``[...]`` is instead of numbers side by side; empty if it is just that."""
+    kinds = {"nested": tensor.is_nested, "quantized": tensor.is_quantized, "sparse": tensor.layout != torch.strided}
+    return next((kind for kind, holds in kinds.items() if holds), "")
 
 
 def shown(leaf: Any) -> str:

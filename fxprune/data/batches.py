@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from fxprune._base.errors import CalibrationError
 from fxprune.data.batch import Batch, ForwardArgs, Signature, bad_batch, read_batch, size_of
+from fxprune.data.calls import tensors_of
 from fxprune.data.checks import is_mask, non_finite
 
 
@@ -98,6 +99,8 @@ class Batches:
         args, kwargs, targets = call = read_batch(raw, index, self._forward_args)
         if self._reference is not None and set(kwargs) == set(self._reference.keywords):
             kwargs = {key: kwargs[key] for key in self._reference.keywords}
+        if self._device.type != "meta" and any(leaf.is_meta for leaf in tensors_of((args, kwargs, targets))):
+            raise bad_batch(index, "a tensor lies on the meta device; expected values to work with")
         batch = Batch(self._moved(args), self._moved(kwargs), self._moved(targets), size_of(call, index))
         signature = Signature.of(batch, index)
         self._reference = self._reference or signature

@@ -7,11 +7,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxprune._base.errors import CalibrationError
 from fxprune._base.modes import lent
-from fxprune.data.batch import Batch, bad_batch, short
+from fxprune.data.batch import WHOLE, Batch, bad_batch, short
+
+_QUANTISED = (
+    ", as a quantised model does; expected plain tensors: prune first, then quantise the result (fxprune.quantize)"
+)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -52,6 +58,26 @@ def is_mask(tensor: Tensor) -> bool:
     return known and bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 
+def check_plain(model: nn.Module) -> None:
+    """Makes sure that the model's tensors are numbers side by side, which can be cut: initialised, and not quantised.
+
+    Raises:
+        CalibrationError: they are not; names the tensor or the layer.
+    """
+    for name, tensor in _tensors(model):
+        if is_lazy(tensor):
+            raise CalibrationError(f"the model: {name} is not initialised yet: call the model once with a batch")
+        if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
+            raise CalibrationError(
+                f"the model: {name} is a {type(tensor).__name__} of {short(tensor.dtype)}{_QUANTISED}"
+            )
+    for name, module in model.named_modules():
+        if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
+            raise CalibrationError(
+                f"the model: {name or 'it'} ({type(module).__name__}) holds packed weights{_QUANTISED}"
+            )
+
+
 def check_weights(model: nn.Module) -> None:
     """Makes sure that the model's parameters and buffers hold only finite numbers.
 
@@ -88,7 +114,8 @@ def probe(model: nn.Module, batch: Batch) -> None:
         signature.bind(*batch.args, **batch.kwargs)
     except TypeError as error:
         kept_out = "" if batch.targets is None else " and targets, which are kept out of the call"
-        raise bad_batch(0, f"forward{signature}: {error}; got {batch}{kept_out}; see forward_args") from error
+        way = _as_one(batch) or "see forward_args"
+        raise bad_batch(0, f"forward{signature}: {error}; got {batch}{kept_out}; {way}") from error
     try:
         _forward(model, _narrowed(batch, 2))
     except Exception:  # a model may insist on its batch size: what counts is the batch as it is
@@ -128,7 +155,18 @@ def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
     except Exception as error:
         complaint = f"{type(error).__name__}: {error}"
         wanted = _wanted(model, batch, complaint)
-        raise bad_batch(0, f"the model fails on it: {complaint}\n  expected {wanted}\n  got {batch}") from error
+        way = f"\n  {way}" if (way := _as_one(batch)) else ""
+        raise bad_batch(0, f"the model fails on it: {complaint}\n  expected {wanted}\n  got {batch}{way}") from error
+
+
+def _as_one(batch: Batch) -> str:
+    """Returns how the call is made whose one argument is the batch, where the batch has parts: a list of images, a dict."""
+    parts = len(batch.args) + len(batch.kwargs) + (batch.targets is not None)
+    return (
+        f"if forward takes the whole batch as one argument, such as a list of images, pass {WHOLE}"
+        if parts > 1 or batch.kwargs
+        else ""
+    )
 
 
 def _forward(model: nn.Module, batch: Batch) -> None:

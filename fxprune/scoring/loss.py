@@ -11,6 +11,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CalibrationError
 
+#: A class that does not count: padding.
+IGNORED = -100
+
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
 
@@ -38,10 +41,24 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
             raise _unfit(logits, targets)
         return functional.mse_loss(logits, targets.to(logits.dtype))
     if targets.shape == (logits.shape[0], *logits.shape[2:]):
-        return functional.cross_entropy(logits, targets.long())
+        return functional.cross_entropy(logits, _classes(targets, logits.shape[1]))
     if targets.shape == logits.shape[:-1]:
-        return functional.cross_entropy(logits.flatten(0, -2), targets.long().flatten())
+        return functional.cross_entropy(logits.flatten(0, -2), _classes(targets, logits.shape[-1]).flatten())
     raise _unfit(logits, targets)
+
+
+def _classes(targets: Tensor, classes: int) -> Tensor:
+    """Returns class numbers, ``[...]``, as int64.
+
+    Raises:
+        CalibrationError: one is none of so many classes, nor -100, which does not count.
+    """
+    found = targets.long()
+    strange = found[(found != IGNORED) & ((found < 0) | (found >= classes))]
+    if strange.numel():
+        got = int(strange[0])
+        raise CalibrationError(f"calibration data: targets: expected classes from 0 to {classes - 1}, got {got}")
+    return found
 
 
 def one_number(loss: Any) -> Tensor:

@@ -14,15 +14,12 @@ from torch.nn import functional
 from fxprune._base.errors import CalibrationError
 from fxprune._base.extras import need
 from fxprune.data.batch import Batch
-from fxprune.scoring.loss import Loss, default_loss, logits_of, one_number
+from fxprune.scoring.loss import IGNORED, Loss, default_loss, logits_of, one_number
 from fxprune.training.feed import Feed
 from fxprune.training.recipe import Recipe
 
 #: Runs a model on a batch and returns its outputs in float32.
 Forward = Callable[[Batch], Any]
-
-#: The class number that counts for nothing, as in ``torch.nn.functional.cross_entropy``.
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)

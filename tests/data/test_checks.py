@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from fxprune._base.errors import CalibrationError
 from fxprune.data.batches import Batches
-from fxprune.data.checks import check_weights, device_of, non_finite, probe
+from fxprune.data.checks import check_plain, check_weights, device_of, non_finite, probe
 from tests.support.weights import fingerprint
 
 X, Y = torch.randn(8, 3), torch.arange(8)
@@ -36,6 +37,15 @@ def test_non_finite(dtype: torch.dtype) -> None:
 def test_non_finite_of_tensors_without_floats() -> None:
     assert [non_finite(t) for t in (torch.arange(3), torch.ones(0), torch.ones(2, device="meta"))] == [""] * 3
     assert non_finite(torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2)) == "NaN"
+
+
+class Stacked(nn.Module):
+    """Takes a list of images, as a detector does."""
+
+    def forward(self, images: Any) -> Tensor:
+        if not isinstance(images, list | dict):
+            raise TypeError("expected a list")
+        return torch.stack(list(images)).sum()
 
 
 class Masked(nn.Module):
@@ -70,6 +80,31 @@ def test_weights_that_are_not(name: str, value: str, message: str) -> None:
         model.state_dict()[name].flatten()[1] = float(value)
     with pytest.raises(CalibrationError, match=message):
         check_weights(model)
+
+
+def test_weights_that_are_not_there_yet_are_named() -> None:
+    with pytest.raises(CalibrationError, match=r"0.weight is not initialised yet: call the model once with a batch"):
+        check_plain(nn.Sequential(nn.LazyLinear(4)))
+
+
+def _quantised(kind: str) -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    if kind == "dynamic":
+        return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+    if kind == "tensor":
+        net[0].weight = nn.Parameter(torch.quantize_per_tensor(net[0].weight, 0.1, 0, torch.qint8), requires_grad=False)
+    else:
+        net[0].weight = nn.Parameter(TwoTensor(net[0].weight.detach(), net[0].weight.detach()))
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("kind", "name"), [("dynamic", "0._packed_params"), ("tensor", "0.weight"), ("subclass", "0.weight")]
+)
+def test_a_quantised_model_is_told_to_be_pruned_first(kind: str, name: str) -> None:
+    with pytest.raises(CalibrationError, match=rf"{name} .*prune first, then quantise"):
+        check_plain(_quantised(kind))
 
 
 def test_the_device_of_a_model() -> None:
@@ -110,6 +145,9 @@ def test_probe_takes_two_samples_unless_the_model_needs_all() -> None:
         (nn.Embedding(9, 2), X, "expected int64 or int32 indices for an embedding"),
         (nn.Linear(5, 2), X, "expected a batch that the model's forward accepts"),
         (nn.ReLU(), {"x": X}, "got kwargs['x'] float32 [8, 3]"),
+        (Stacked(), [X[0], X[0]], "pass forward_args=lambda b: ((b,), {})"),
+        (Stacked(), ([X[0], X[0], X[0]], {"boxes": Y}), "pass forward_args=lambda b: ((b,), {})"),
+        (Stacked(), {"pixels": X}, "pass forward_args=lambda b: ((b,), {})"),
         (Masked(), ((X, X), Y), "too many positional arguments; got args[0] float32 [8, 3], args[1]"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune._base.errors import CalibrationError, raised_as
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import is_labelled
 from fxprune.capturing.inputs import Flat
@@ -103,18 +104,20 @@ def gradients(
                     values[node] = alive[node] if alive[node].requires_grad else alive[node].requires_grad_()
                 outputs = alive[node]
             samples = batch_size(coupling, flat)
-            total = one_number(loss(coupling.captured.call.unflatten(outputs), targets)) * samples
+            with raised_as(CalibrationError, "calibration data: the loss fails on a batch's outputs and targets"):
+                found = loss(coupling.captured.call.unflatten(outputs), targets)
+            total = one_number(found) * samples
         if not total.requires_grad:
             raise ValueError("loss: expected a number with a gradient, made of the outputs, got one without")
         factors = pass_.gates if isinstance(pass_, Gated) else []
         sources = [*tensors.values(), *values.values(), *(gate for _, gate in factors)]
-        found = iter(torch.autograd.grad(total, sources, allow_unused=True, materialize_grads=True))
+        results = iter(torch.autograd.grad(total, sources, allow_unused=True, materialize_grads=True))
         yield Gradients(
             samples,
             float(total.detach()),
-            {name: next(found) for name in tensors},
-            {node: (value.detach(), next(found)) for node, value in values.items()},
-            [(contraction, next(found)) for contraction, _ in factors],
+            {name: next(results) for name in tensors},
+            {node: (value.detach(), next(results)) for node, value in values.items()},
+            [(contraction, next(results)) for contraction, _ in factors],
         )
 
 
