@@ -96,7 +96,7 @@ def _find_layers(emission: _Emission, nodes: Iterable[fx.Node], ranks: Mapping[s
     found: dict[str, Call] = {}
     for node in nodes:
         call = find_call(node, emission.owners, emission.tensors, used, ranks.get(node.name))
-        if call is not None and found.setdefault(call.path, call).key == call.key:
+        if call is not None and call.path and found.setdefault(call.path, call).key == call.key:
             emission.calls[node] = call.path, call.inputs
     emission.layers.update((path, call.module) for path, call in found.items())
 

@@ -8,7 +8,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from fxprune._base.errors import FxpruneError
 from fxprune.capturing.call import CallSpec, same
 from fxprune.results.attached import attach, report_if_any
 from fxprune.results.certificate import Certificate
@@ -74,17 +75,24 @@ class CallCodeGen(CodeGen):
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """Returns what the generated code refers to."""
-        parameters = self.call.signature.parameters.values()
-        defaults = [(_global_name(p), p.default) for p in parameters if not _is_plain(p)]
-        return [*defaults, ("_inputs_of", self.binding.inputs), ("_outputs_of", self.binding.outputs)]
+        defaults = {p.name: p.default for p in self.call.signature.parameters.values() if not _is_plain(p)}
+        functions = ("_inputs_of", self.binding.inputs), ("_outputs_of", self.binding.outputs)
+        return [("_defaults", _Defaults(defaults)), *((name, _traced(function)) for name, function in functions)]
 
     def _parameters(self) -> str:
         parameters = list(self.call.signature.parameters.values())
-        first = parameters[0].kind if parameters else None
-        alone = first is inspect.Parameter.POSITIONAL_ONLY
-        own = inspect.Parameter("self", first if alone and first else inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        written = [p if _is_plain(p) else p.replace(default=_Global(_global_name(p))) for p in parameters]
+        alone = bool(parameters) and parameters[0].kind is inspect.Parameter.POSITIONAL_ONLY
+        kind = inspect.Parameter.POSITIONAL_ONLY if alone else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        own = inspect.Parameter("self", kind)
+        written = [p if _is_plain(p) else p.replace(default=_Global(f"_defaults.{p.name}")) for p in parameters]
         return str(inspect.Signature([own, *written]))
+
+
+class _Defaults:
+    """The defaults of parameters that cannot be written in code, such as a tensor; torch.fx takes them in one piece."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        vars(self).update(values)
 
 
 class _Global(str):
@@ -98,8 +106,16 @@ def _is_plain(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty or type(parameter.default) in _PLAIN_DEFAULTS
 
 
-def _global_name(parameter: inspect.Parameter) -> str:
-    return f"_default_{parameter.name}"
+def _traced(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a function that `torch.fx.symbolic_trace` writes down as one call, since it looks at what it is given."""
+
+    def called(values: Any) -> Any:
+        for value in values:
+            if isinstance(value, fx.Proxy):
+                return value.tracer.create_proxy("call_function", function, (values,), {})
+        return function(values)
+
+    return called
 
 
 class PrunedModule(fx.GraphModule):
@@ -135,6 +151,17 @@ class PrunedModule(fx.GraphModule):
         if call is not None:
             graph.set_codegen(CallCodeGen(_without_annotations(call)))
         self.graph = graph
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Says what `torch.jit.script` should be given instead.
+
+        Raises:
+            FxpruneError: always: its compiler cannot read how ``forward`` finds the graph's inputs in its arguments.
+        """
+        raise FxpruneError(
+            "torch.jit.script cannot read the forward of a pruned model: use torch.jit.trace(pruned, example), or "
+            "fxprune.export for torch.export, AOTInductor or ONNX"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._recipe(), self._own_state()

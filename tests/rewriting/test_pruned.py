@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._base.errors import FxpruneError
 from fxprune.rewriting.pruned import PrunedModule
 from tests.models.calls import Pair
 from tests.support.capturing import assert_equal
@@ -113,7 +114,7 @@ def test_signature_is_the_originals():
 
 def test_generated_code_reads_like_a_forward():
     assert emitted("structured").pruned.code.strip() == (
-        "def forward(self, batch, weight=None, scale=_default_scale, *, mode='sum', mask=None, **extra):\n"
+        "def forward(self, batch, weight=None, scale=_defaults.scale, *, mode='sum', mask=None, **extra):\n"
         "    batch_x, batch_more_0, weight, mask, shift, = "
         "_inputs_of((batch, weight, scale, mode, mask, extra,))\n"
         "    linear = self.layer(batch_x);  batch_x = None\n"
@@ -173,6 +174,29 @@ def test_model_outputs_keep_their_class():
     assert out.loss is None
 
 
+class _Shifted(nn.Module):
+    """Has a parameter that comes first and has no name, and defaults that no code can be written with."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, /, shift=torch.ones(3), dtype=torch.float32):
+        return (self.layer(x) + shift).to(dtype)
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_positional_only_parameters_and_tensors_as_defaults(way):
+    model, x = _Shifted().eval(), torch.randn(2, 4)
+    pruned = COPIES[way](emit_of(model, x))
+    assert str(inspect.signature(pruned.forward)).startswith("(x, /, shift=")
+    assert_equal(pruned(x), model(x))
+    with pytest.raises(TypeError, match="positional-only"):
+        pruned(x=x)
+    with pytest.raises(TypeError, match="'shift' of forward.. was not given"):
+        pruned(x, torch.zeros(3))
+
+
 # -- what PyTorch does to modules --------------------------------------------------------------------------------------
 
 
@@ -202,6 +226,19 @@ def test_exports(name, strict):
     program = torch.export.export(copy.deepcopy(case.pruned), case.args, dict(case.kwargs), strict=strict)
     with torch.no_grad():
         assert_equal(program.module()(*case.args, **case.kwargs), case.model(*case.args, **case.kwargs))
+
+
+@pytest.mark.parametrize("name", ["shared", "layers"])
+def test_is_traced_symbolically_as_it_is_called(name):
+    case = emitted(name)
+    traced = fx.symbolic_trace(case.pruned)
+    assert_equal(traced(*case.args, **case.kwargs), case.model(*case.args, **case.kwargs))
+
+
+def test_torchscript_is_told_what_to_do_instead():
+    pruned = emit_of(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+    with pytest.raises(FxpruneError, match=r"use torch.jit.trace"):
+        torch.jit.script(pruned)
 
 
 @pytest.mark.slow
