@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -27,6 +29,8 @@ from fxprune.rewriting.slicing import at_full_size
 from fxprune.twin.certificate import lifted, settled
 from fxprune.twin.comparison import compare
 from fxprune.twin.interpreter import Run
+
+_CONSTANTS = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype, torch.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,5 +145,21 @@ def _compared(twin: nn.Module, result: nn.Module, call: Call) -> Certificate:
     outputs: list[list[Any]] = []
     for model in (twin, result):
         with lent(model, call):
-            outputs.append(pytree.tree_leaves(model(*call[0], **call[1])))
+            outputs.append(_leaves(model(*call[0], **call[1])))
     return compare(outputs[0], outputs[1])
+
+
+def _leaves(output: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
+    """Returns the tensors and constants of an output; objects that are no containers to torch are opened, each once.
+
+    What has no content to compare, such as a function, is left out.
+    """
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+            found.append(torch.from_numpy(leaf))
+        elif isinstance(leaf, (Tensor, *_CONSTANTS)):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not callable(leaf) and id(leaf) not in seen:
+            found += _leaves(dict(vars(leaf)), seen | {id(leaf)})
+    return found

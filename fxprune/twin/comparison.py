@@ -43,6 +43,8 @@ def compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None
         return failed(f"{len(expected)} outputs expected, {len(got)} came")
     compared: dict[int, Found] = {}
     for index, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if isinstance(a, float) and isinstance(b, float):
+            a, b = (torch.tensor(value, dtype=dtype) for value in (a, b))
         if not isinstance(a, Tensor):
             if isinstance(b, Tensor) or a != b:
                 return failed(f"output {index} is another value")
@@ -59,9 +61,8 @@ def compare(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None
     proven = any(not found.doubt for found in every) and not any(found.rounding for found in every)
     doubts = [f"output {index} {found.doubt}" for index, found in compared.items() if found.doubt]
     note = "" if proven else "; ".join(doubts) or "there is no output"
-    lines = (
-        f"output {i} {list(expected[i].shape)}{found.doubt and ': '}{found.doubt}" for i, found in compared.items()
-    )
+    shapes = {i: list(expected[i].shape) if isinstance(expected[i], Tensor) else "a number" for i in compared}
+    lines = (f"output {i} {shapes[i]}{found.doubt and ': '}{found.doubt}" for i, found in compared.items())
     worst = max((found.error for found in every), default=0.0)
     return Certificate(True if proven else None, worst, limit, str(dtype), note, tuple(lines))
 

@@ -84,6 +84,35 @@ def test_parts_share_one_budget_and_the_whole_is_verified(detector: nn.Module, r
         assert len(pruned(_images(size, images))) == images
 
 
+class _Answer:
+    """An output that is no container of torch's, such as a cache of keys and values."""
+
+    def __init__(self, values: Tensor, name: str) -> None:
+        self.values, self.name, self.parts, self.itself = values, name, [{"sum": values.sum().item()}], self
+        self.array, self.function = values.detach().numpy(), lambda: values
+
+
+class _Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> _Answer:
+        return _Answer(self.body(x), "answer")
+
+
+def test_objects_in_the_output_are_compared_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = randomise(_Answering()).eval(), torch.randn(6, 5)
+    pruned = fxprune.compile(model, [x], 0.7, progress=False)
+    assert pruned.report.verified and pruned.report.islands == ("body",)
+    from fxprune.compiler import reassembly
+
+    whole = reassembly.at_full_size
+    monkeypatch.setattr(reassembly, "at_full_size", lambda *a: {k: v - 0.05 for k, v in whole(*a).items()})
+    with pytest.raises(fxprune.VerificationError):
+        fxprune.compile(model, [x], 0.7, progress=False)
+
+
 @pytest.mark.slow
 def test_a_wrong_part_is_found_out_inside_the_whole(detector: nn.Module, monkeypatch: Any) -> None:
     from fxprune.compiler import reassembly

@@ -17,6 +17,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.rewriting.emission import emit
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.twin.certificate import lifted
+from fxprune.twin.comparison import compare
 from tests.models.blocks_tokens import Encoder
 from tests.models.fn import Fn
 from tests.models.networks import Network
@@ -179,6 +180,14 @@ def test_a_constant_in_place_of_a_small_channel() -> None:
 
     for dtype in (torch.float32, torch.float64):
         assert case.certificate(Other(case.module, spoil), dtype=dtype).verified is False
+
+
+def test_numbers_are_compared_within_the_tolerance() -> None:
+    x = torch.randn(4, 3)
+    assert compare([x, 2.0], [x, 2.0 + 1e-6]).verified is True
+    assert compare([x, 2.0], [x, 2.1]).verified is False and compare([x, 2.0], [x, 2]).verified is True
+    assert compare([x, 2.0], [x, x]).verified is False
+    assert compare([2.0], [2.0]).verified is None
 
 
 def test_integer_outputs_are_equal_or_wrong() -> None:
