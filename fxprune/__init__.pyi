@@ -7,6 +7,7 @@ from ._base.errors import CaptureError as CaptureError
 from ._base.errors import ExportError as ExportError
 from ._base.errors import FxpruneError as FxpruneError
 from ._base.errors import FxpruneWarning as FxpruneWarning
+from ._base.errors import GradientWarning as GradientWarning
 from ._base.errors import IgnoredPatternWarning as IgnoredPatternWarning
 from ._base.errors import MissingExtraError as MissingExtraError
 from ._base.errors import NothingToPruneError as NothingToPruneError
@@ -15,6 +16,7 @@ from ._base.errors import RecoveryError as RecoveryError
 from ._base.errors import RuleError as RuleError
 from ._base.errors import ScorerError as ScorerError
 from ._base.errors import TrainingError as TrainingError
+from ._base.errors import TrainingWarning as TrainingWarning
 from ._base.errors import UnsupportedOpError as UnsupportedOpError
 from ._base.errors import VerificationError as VerificationError
 from .budget.budget import Budget as Budget

@@ -79,6 +79,14 @@ class IgnoredPatternWarning(FxpruneWarning):
     """An ``ignore`` or ``ratios`` pattern that matches nothing."""
 
 
+class GradientWarning(FxpruneWarning):
+    """The result computes what it must, and has other gradients than the model has; says where."""
+
+
+class TrainingWarning(FxpruneWarning):
+    """The model does something in training mode that the result does not do; says what."""
+
+
 def outside() -> int:
     """Returns the ``stacklevel`` with which a caller's warning points at the line of the user's that called fxprune."""
     names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_stack(sys._getframe(1))]

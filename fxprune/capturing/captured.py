@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import CaptureError
+from fxprune._base.errors import CaptureError, FxpruneWarning, GradientWarning
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.flatten import Flat, flatten
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
 from fxprune.capturing.normalize.dtypes import follow_dtype
+from fxprune.capturing.normalize.stops import stop_gradients
 from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import open_source
@@ -45,6 +46,7 @@ class Captured:
         ties: Every other name of a tied tensor to the canonical name used in the graph.
         unused: Names of parameters that the graph never reaches.
         notes: What the user should know: behaviour that the graph does not keep.
+        warned: Those of the notes that are to be warned of.
     """
 
     module: fx.GraphModule
@@ -57,6 +59,7 @@ class Captured:
     ties: dict[str, str]
     unused: frozenset[str]
     notes: tuple[str, ...] = ()
+    warned: tuple[FxpruneWarning, ...] = ()
 
     def __repr__(self) -> str:
         """Returns what was captured, how it is called, and what the graph does not keep."""
@@ -106,7 +109,8 @@ def capture(
     state = read_state(source.model)
     flat = flatten(source.program, state)
     sizes = read_sizes(source.program, flat, source.batched)
-    notes = normalise(flat.graph, sizes)
+    stops = stop_gradients(flat.graph, state.parameters)
+    notes = normalise(flat.graph, sizes, state.parameters)
     notes += restore_training(flat.graph, source)
     follow_dtype(flat)
     module = _build(flat, state)
@@ -115,6 +119,7 @@ def capture(
         node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
         node.meta.setdefault("module", "")
     used = _attributes(module.graph)
+    warned = tuple(map(GradientWarning, [*stops, *source.functions.notes()]))
     return Captured(
         module=module,
         model=source.model,
@@ -125,7 +130,8 @@ def capture(
         persistent=state.persistent,
         ties=state.ties,
         unused=frozenset(p for p in state.parameters if state.canonical[p] == p and p not in used),
-        notes=tuple(notes),
+        notes=(*notes, *map(str, warned)),
+        warned=warned,
     )
 
 

@@ -17,16 +17,20 @@ from torch.export import ExportedProgram
 
 from fxprune._base.modes import untouched
 from fxprune.capturing.blame import capture_error, watching
+from fxprune.capturing.functions import Functions, observed
 from fxprune.capturing.prepared import Example
 
 
-def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
+def export(
+    model: nn.Module, example: Example, dynamic_shapes: Any = None, functions: Functions | None = None
+) -> ExportedProgram:
     """Export the model in eval mode, its idle modules marked, and leave it as it was.
 
     Args:
         model: The model to capture.
         example: The prepared example call.
         dynamic_shapes: As `torch.export.export` takes it; the example's own by default.
+        functions: Takes note of the model's own autograd Functions.
 
     Raises:
         CaptureError: If the model cannot be exported; names the module and the line.
@@ -40,7 +44,14 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
             shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
         given = [name for name in example.bound.arguments if name != collector]
         shapes = dict.fromkeys([*given, *extra]) | shapes
-    with untouched(model, training=False), _no_fast_path(), watching(model) as watch, warnings.catch_warnings():
+    with (
+        untouched(model, training=False),
+        _no_fast_path(),
+        _with_gradients(),
+        watching(model) as watch,
+        observed(functions, watch),
+        warnings.catch_warnings(),
+    ):
         # what a module assigns to itself is undone afterwards: the warning says otherwise
         warnings.filterwarnings("ignore", message="The tensor attributes?", category=UserWarning)
         if extra:
@@ -77,3 +88,20 @@ def _no_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _with_gradients() -> Iterator[None]:
+    """Record gradients, whatever the caller does; where the model is in inference mode, it is under ``no_grad``."""
+    enter = torch.inference_mode.__enter__
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.inference_mode.__enter__ = _enter_no_grad  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            torch.inference_mode.__enter__ = enter  # type: ignore[method-assign]
+
+
+def _enter_no_grad(self: torch.inference_mode) -> None:
+    self._inference_mode_context = torch.no_grad() if self.mode else torch.enable_grad()  # type: ignore[assignment]
+    self._inference_mode_context.__enter__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from fxprune._base.errors import CaptureError
+from fxprune.capturing.regions import AUTOCAST, GRAD, Autocast, within
 from fxprune.capturing.state import State
 
 META = ("val", "nn_module_stack", "stack_trace", "module")
@@ -40,8 +41,8 @@ def flatten(program: ExportedProgram, state: State) -> Flat:
     """Return the program as one flat graph.
 
     Placeholders are the tensor leaves of the call, the output is one flat tuple. Parameters, buffers and lifted
-    constants are `get_attr` nodes under the model's own names, one node a tensor. Checks are dropped, and
-    blocks under ``no_grad`` or a disabled autocast are inlined.
+    constants are `get_attr` nodes under the model's own names, one node a tensor. Checks are dropped. Blocks under
+    ``no_grad`` or autocast are inlined; their nodes carry the mode that they run in (see `fxprune.capturing.regions`).
 
     Raises:
         CaptureError: If the program takes something other than tensors and constants.
@@ -62,7 +63,7 @@ def flatten(program: ExportedProgram, state: State) -> Flat:
             env[node] = _keep_meta(flat.graph.placeholder(node.name), node)
         elif spec.kind is not InputKind.USER_INPUT:
             raise CaptureError(f"input {node.name!r} is a {spec.kind.name.lower()}: only tensors can be captured")
-    _inline(program.graph_module, env, flat)
+    _inline(program.graph_module, env, flat, {})
     _write_output(program, env, flat)
     for node in flat.graph.nodes:  # a shared module has one name, as a shared tensor has
         path = node.meta.get("module", "")
@@ -89,8 +90,8 @@ def _keep_meta(node: fx.Node, source: fx.Node) -> fx.Node:
     return node
 
 
-def _inline(module: fx.GraphModule, env: dict[fx.Node, Any], flat: Flat) -> Sequence[Any]:
-    """Copy the body of ``module`` into the flat graph and return what it outputs."""
+def _inline(module: fx.GraphModule, env: dict[fx.Node, Any], flat: Flat, modes: Mapping[str, Any]) -> Sequence[Any]:
+    """Copy the body of ``module``, which runs in these modes, into the flat graph and return what it outputs."""
     for node in module.graph.nodes:
         if node.op == "placeholder":
             continue
@@ -101,12 +102,13 @@ def _inline(module: fx.GraphModule, env: dict[fx.Node, Any], flat: Flat) -> Sequ
             env[node] = _submodule(module, node, env, flat)
         elif _is_check(node):
             continue
-        elif (body := _transparent_body(node)) is not None:
-            env[node] = _inline_call(module, node, body, env, flat)
+        elif (region := _region(node)) is not None:
+            env[node] = _inline_call(module, region, env, flat, modes)
         elif node.target is operator.getitem and isinstance(env.get(node.args[0]), (tuple, list)):
             env[node] = env[node.args[0]][node.args[1]]
         else:
             env[node] = _keep_meta(flat.graph.node_copy(node, lambda n: env[n]), node)
+            env[node].meta.update(modes)
     raise AssertionError("an exported graph has an output")
 
 
@@ -115,27 +117,44 @@ def _is_check(node: fx.Node) -> bool:
     return node.op == "call_module" or (not node.users and bool(_CHECKS.match(name)))
 
 
-def _transparent_body(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
-    """Return the submodule and the operands of a higher-order operator that only switches a mode off."""
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A call of a submodule in a mode of its own.
+
+    Attributes:
+        body: Names the submodule.
+        operands: What it is called with.
+        modes: Entries for the ``meta`` of its nodes.
+    """
+
+    body: fx.Node
+    operands: Sequence[Any]
+    modes: Mapping[str, Any]
+
+
+def _region(node: fx.Node) -> _Region | None:
+    """Return what a higher-order operator calls if it only switches a mode."""
+    args: Any = node.args
     if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
-        return node.args[1], node.args[2:]  # type: ignore[return-value]
-    if node.target is torch.ops.higher_order.wrap_with_autocast and not node.args[2]:
-        return node.args[4], node.args[5:]  # type: ignore[return-value]
+        return _Region(args[1], args[2:], {GRAD: args[0]})
+    if node.target is torch.ops.higher_order.wrap_with_autocast:
+        return _Region(args[4], args[5:], {AUTOCAST: (Autocast(*args[:4]),)})
     return None
 
 
 def _inline_call(
-    module: fx.GraphModule, node: fx.Node, body: tuple[fx.Node, tuple[Any, ...]], env: dict[fx.Node, Any], flat: Flat
+    module: fx.GraphModule, region: _Region, env: dict[fx.Node, Any], flat: Flat, modes: Mapping[str, Any]
 ) -> Sequence[Any]:
-    inner = module.get_submodule(str(body[0].target))
+    inner = module.get_submodule(str(region.body.target))
     assert isinstance(inner, fx.GraphModule)
-    operands = fx.map_arg(body[1], lambda n: env[n])
-    return _inline(inner, dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True)), flat)
+    operands = fx.map_arg(region.operands, lambda n: env[n])
+    given = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
+    return _inline(inner, given, flat, within(modes, region.modes))
 
 
 def _submodule(module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any], flat: Flat) -> fx.Node | None:
-    """Keep the submodule of an opaque higher-order operator (a loop, an enabled autocast) as it is."""
-    if all(_transparent_body(user) is not None for user in node.users):
+    """Keep the submodule of an opaque higher-order operator (a loop) as it is."""
+    if all(_region(user) is not None for user in node.users):
         return None
     inner = module.get_submodule(str(node.target))
     assert isinstance(inner, fx.GraphModule)

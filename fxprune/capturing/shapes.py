@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError
 from fxprune._base.names import fetch
+from fxprune.capturing.regions import AUTOCAST
 from fxprune.capturing.sizes import Sizes, static
 
 aten = torch.ops.aten
@@ -142,6 +145,9 @@ def _call(node: fx.Node, env: dict[fx.Node, Any], sizes: Sizes) -> Any:
         return _stand_in(value, sizes)
     args: Any = fx.map_arg(node.args, env.__getitem__)
     kwargs: Any = fx.map_arg(node.kwargs, env.__getitem__)
+    if AUTOCAST in node.meta and isinstance(value, Tensor) and value.is_floating_point():
+        args, kwargs = pytree.tree_map_only(Tensor, partial(_cast, value.dtype), (args, kwargs))
+        return _cast(value.dtype, target(*args, **kwargs))  # autocast knows nothing of the meta device
     if target in _KEEPS_SHAPE or (target in _ARITHMETIC and _alike(args[0], args[1])):
         return args[0]
     if target is aten.linear.default and args[0].shape[-1] == args[1].shape[-1] and args[1].ndim == 2:
@@ -152,6 +158,10 @@ def _call(node: fx.Node, env: dict[fx.Node, Any], sizes: Sizes) -> Any:
         if value is None:
             raise
         return _stand_in(value, sizes)
+
+
+def _cast(dtype: torch.dtype, value: Tensor) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.exported import export
+from fxprune.capturing.functions import Functions
 from fxprune.capturing.prepared import Example, of_program, prepare
 from fxprune.capturing.state import hang
 from fxprune.data.checks import check_plain
@@ -30,6 +31,7 @@ class Source:
         tensors: The example's tensor leaves, one for each placeholder.
         batched: For each placeholder, whether its dimension 0 is the batch.
         exported: Whether the program was given, so that ``model`` cannot be run.
+        functions: The model's own autograd Functions.
     """
 
     program: ExportedProgram
@@ -39,6 +41,7 @@ class Source:
     tensors: tuple[Tensor, ...]
     batched: tuple[bool, ...]
     exported: bool
+    functions: Functions
 
 
 def open_source(
@@ -55,6 +58,7 @@ def open_source(
         CalibrationError: If its weights are not initialised, or quantised.
     """
     owner: nn.Module
+    functions = Functions()
     if isinstance(model, ExportedProgram):
         program, owner = model, _owner(model)
         example = of_program(program)
@@ -62,7 +66,9 @@ def open_source(
         owner = unwrapped(model)
         check_plain(owner)
         example = prepare(owner, args, kwargs, batches)
-        program = export(owner, example, dynamic_shapes)
+        program = export(owner, example, dynamic_shapes, functions)
+        if functions.seen and functions.keep_opaque():
+            program = export(owner, example, dynamic_shapes, functions)
     names, out_spec = _placeholder_names(program, example), program.call_spec.out_spec
     assert out_spec is not None
     given = [name is not None for name in names]
@@ -74,7 +80,7 @@ def open_source(
         literals=tuple(leaf if name is None else None for name, leaf in zip(names, example.leaves, strict=True)),
     )
     tensors, batched = tuple(compress(example.leaves, given)), tuple(compress(example.batch, given))
-    return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram))
+    return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram), functions)
 
 
 def runnable(model: nn.Module | ExportedProgram) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, VerificationError
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, VerificationError, outside
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
@@ -113,6 +113,8 @@ def capture(state: State) -> State:
     captured, parts = capture_or_parts(state.source, state.batches, options.dynamic_shapes, options.strict)
     if captured is None:
         return replace(state, parts=parts)
+    for warning in captured.warned:
+        warnings.warn(warning, stacklevel=outside())
     return replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
 
 

@@ -84,3 +84,30 @@ class Recurrent(nn.Module):
     def extra_repr(self) -> str:
         """Returns the op and its options."""
         return ", ".join([self.op, *(f"{name}={value}" for name, value in self.options.items())])
+
+
+class CustomFunction(nn.Module):
+    """A ``torch.autograd.Function`` of one tensor, with its own backward.
+
+    Args:
+        function: its class.
+        args: what it is called with.
+        place: which of them the tensor takes the place of.
+    """
+
+    def __init__(
+        self, function: type[torch.autograd.Function], args: tuple[Any, ...] = (None,), place: int = 0
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.args = args
+        self.place = place
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns what the Function gives for ``input``, ``[...]``."""
+        args = (*self.args[: self.place], input, *self.args[self.place + 1 :])
+        return self.function.apply(*args)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Returns the class."""
+        return self.function.__qualname__

@@ -12,8 +12,10 @@ from torch import fx, nn
 
 from fxprune._base.names import fetch, place
 from fxprune.capturing.captured import MARK, Captured, TensorInfo
+from fxprune.capturing.functions import FUNCTION, call_of
+from fxprune.capturing.regions import Autocasts
 from fxprune.coupling.selection import Selection
-from fxprune.ops.layers import ScaledDotProductAttention
+from fxprune.ops.layers import CustomFunction, ScaledDotProductAttention
 from fxprune.ops.modules import Noise
 from fxprune.ops.registry import is_kind, rule_of
 from fxprune.rewriting.owners import Call, Owners, arguments, find_call, join
@@ -106,6 +108,8 @@ def _find_extras(emission: _Emission, nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
         if node.target is MARK:
             _restore_marked(emission, node)
+        elif node.target is FUNCTION:
+            _restore_function(emission, node)
         elif (noise := _noise_of(node)) is not None:
             _restore_noise(emission, node, noise)
         elif is_kind(node, "attention") and node.meta.get("dropout_p", 0.0) > 0:
@@ -118,6 +122,15 @@ def _restore_marked(emission: _Emission, node: fx.Node) -> None:
     assert path is not None, f"{node} marks {values['path']!r}, which the model does not have"
     if path not in emission.extras:
         emission.extras[path] = copy.deepcopy(emission.owners.modules[path])
+    emission.calls[node] = path, (values["x"],)
+
+
+def _restore_function(emission: _Emission, node: fx.Node) -> None:
+    values = arguments(node)
+    call = call_of(values["key"])
+    assert call.place is not None
+    path = _fresh(emission, node, "function")
+    emission.extras[path] = CustomFunction(call.function, call.args, call.place)
     emission.calls[node] = path, (values["x"],)
 
 
@@ -180,6 +193,7 @@ def _fresh(emission: _Emission, node: fx.Node, name: str) -> str:
 def _write_graph(emission: _Emission, sliced: fx.Graph) -> fx.Graph:
     """Returns the graph with module calls; each tensor is read once, right before its first use."""
     graph = fx.Graph()
+    autocasts = Autocasts(graph)
     copies: dict[fx.Node, fx.Node] = {}
     read: dict[str, fx.Node] = {}
 
@@ -196,7 +210,9 @@ def _write_graph(emission: _Emission, sliced: fx.Graph) -> fx.Graph:
             continue
         if node in emission.aliased:
             copies[node] = copied(emission.aliased[node])
-        elif node in emission.calls:
+            continue
+        autocasts.switch(node)
+        if node in emission.calls:
             path, inputs = emission.calls[node]
             copies[node] = graph.create_node("call_module", path, fx.map_arg(inputs, copied), name=node.name)
         else:

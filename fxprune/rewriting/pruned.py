@@ -8,6 +8,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import FxpruneError
 from fxprune.capturing.call import CallSpec, same
+from fxprune.capturing.regions import enter_autocast, guarded
 from fxprune.results.attached import attach, report_if_any
 from fxprune.results.certificate import Certificate
 from fxprune.results.plan import Plan
@@ -29,18 +31,24 @@ _PLAIN_DEFAULTS = (type(None), bool, int, str)
 class CallCodeGen(CodeGen):
     """Writes a ``forward`` with the original signature, around a graph of flat inputs and one flat output tuple.
 
+    Args:
+        call: the call of the original.
+        autocasts: the device types for which the graph switches autocast.
+
     Before/after: a graph of ``x, mask`` becomes ``def forward(self, batch, mode='sum', **kwargs)``, whose first line
     finds ``x`` and ``mask`` in ``batch`` and refuses a ``mode`` other than the captured one.
     """
 
-    def __init__(self, call: CallSpec) -> None:
+    def __init__(self, call: CallSpec, autocasts: Sequence[str] = ()) -> None:
         super().__init__()
         self.call = call
         self.binding = call.binding()
+        self.autocasts = tuple(autocasts)
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **_: Any) -> str:
         """Returns the head of ``forward`` and the line that turns its arguments into the graph's inputs."""
-        head = f"def {self._func_name}{self._parameters()}{maybe_return_annotation}:"
+        before = "@_guarded\n" if self.autocasts else ""
+        head = f"{before}def {self._func_name}{self._parameters()}{maybe_return_annotation}:"
         targets = "".join(f"{name.split(':')[0].split('=')[0].strip()}, " for name in free_vars if name != "self")
         given = ", ".join(self.call.signature.parameters)
         return f"{head}\n    {targets and f'{targets}= '}_inputs_of(({given}{',' if given else ''}))"
@@ -77,7 +85,8 @@ class CallCodeGen(CodeGen):
         """Returns what the generated code refers to."""
         defaults = {p.name: p.default for p in self.call.signature.parameters.values() if not _is_plain(p)}
         functions = ("_inputs_of", self.binding.inputs), ("_outputs_of", self.binding.outputs)
-        return [("_defaults", _Defaults(defaults)), *((name, _traced(function)) for name, function in functions)]
+        guard = [("_guarded", partial(guarded, self.autocasts))] if self.autocasts else []
+        return [("_defaults", _Defaults(defaults)), *guard, *((name, _traced(function)) for name, function in functions)]
 
     def _parameters(self) -> str:
         parameters = list(self.call.signature.parameters.values())
@@ -149,7 +158,8 @@ class PrunedModule(fx.GraphModule):
         for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[held] = root.__dict__[held]
         if call is not None:
-            graph.set_codegen(CallCodeGen(_without_annotations(call)))
+            devices = dict.fromkeys(str(node.args[0]) for node in graph.nodes if node.target is enter_autocast)
+            graph.set_codegen(CallCodeGen(_without_annotations(call), tuple(devices)))
         self.graph = graph
 
     def __prepare_scriptable__(self) -> NoReturn:

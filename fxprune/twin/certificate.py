@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import VerificationError
 from fxprune._base.modes import lent
+from fxprune.capturing.regions import without_autocast
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
 from fxprune.ops.twin import in_precision
@@ -29,6 +30,7 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         lift = partial(in_precision, dtype=dtype)
         for node in module.graph.nodes:
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lift)
+        without_autocast(module.graph)
         module.recompile()
     return module
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import fetch
+from fxprune.capturing.regions import mode_of
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, blamed, rule_of
 from fxprune.ops.tracer import Contraction
@@ -80,6 +81,10 @@ class Run:
 
     def step(self, node: fx.Node, values: Mapping[fx.Node, Any], feed: Iterator[Tensor]) -> Any:
         """Returns the value of one node from those of its operands; ``feed`` yields the next input, ``[...]``."""
+        with mode_of(node, self.dtype):
+            return self._step(node, values, feed)
+
+    def _step(self, node: fx.Node, values: Mapping[fx.Node, Any], feed: Iterator[Tensor]) -> Any:
         if node.op == "placeholder":
             return self._lift(next(feed).detach())
         if node.op == "get_attr":

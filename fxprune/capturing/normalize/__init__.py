@@ -6,6 +6,8 @@ value is computed, never the value.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from torch import fx
 
 from fxprune.capturing.normalize.devices import take_device_from_input
@@ -13,17 +15,24 @@ from fxprune.capturing.normalize.inplace import functionalise
 from fxprune.capturing.normalize.literals import fold_sizes, pin_attention_scale
 from fxprune.capturing.normalize.noop import drop_noops
 from fxprune.capturing.normalize.select import push_down_selects
+from fxprune.capturing.normalize.stops import drop_idle_stops
 from fxprune.capturing.normalize.views import unify_reshapes, unify_splits
 from fxprune.capturing.sizes import Sizes
 
 
-def normalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
+def normalise(graph: fx.Graph, sizes: Sizes, parameters: Set[str] = frozenset()) -> list[str]:
     """Normalise a flat graph in place; nodes must carry export's fake tensors in ``meta["val"]``.
+
+    Args:
+        graph: The graph.
+        sizes: The integer values of its symbolic sizes.
+        parameters: The names of its parameters.
 
     Returns:
         Notes for the user: what the captured graph does not keep.
     """
     notes = functionalise(graph, sizes)
+    drop_idle_stops(graph, parameters)
     take_device_from_input(graph)
     fold_sizes(graph)
     drop_noops(graph)

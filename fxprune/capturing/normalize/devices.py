@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, rewrite
+from fxprune.capturing.regions import AUTOCAST
 
 _DEFAULTS = {"pin_memory": (None, False), "layout": (None, torch.strided)}
 
@@ -42,7 +43,7 @@ def _cast(node: fx.Node) -> fx.Node | None:
     source, before, after = node.args[0], fake(node.args[0]), fake(node)
     if before is None or after is None or not isinstance(source, fx.Node):
         return None
-    if before.dtype == after.dtype:
+    if before.dtype == after.dtype and AUTOCAST not in node.meta:  # under another autocast it may differ
         return source
     if node.target is aten.to.dtype and len(node.args) <= 2:
         return None

@@ -19,7 +19,7 @@ from fxprune.capturing.normalize.edit import (
     written,
 )
 
-_ALIASES = named("alias detach lift_fresh_copy lift_fresh lift detach_ alias_copy")
+_ALIASES = named("alias lift_fresh_copy lift_fresh lift alias_copy")
 
 
 def drop_noops(graph: fx.Graph) -> None:

@@ -76,6 +76,7 @@ register_rule("_to_copy.default type_as.default", replace(_ELEMENTWISE, view=Tru
 register_rule("clone.default alias.default detach.default", replace(_SAME, carries=True))
 register_rule("contiguous.default", replace(_SAME, carries=True, view=True, idle=True))
 register_rule("lift_fresh_copy.default fxprune::mark.default", _SAME)
+register_rule("fxprune::function.default", _ELEMENTWISE)
 register_rule("expand_as.default", replace(_SAME, conducts=False))
 for _name, _owners, _module in (
     ("dropout", (nn.Dropout,), nn.Dropout),

@@ -23,6 +23,7 @@ from fxprune._base.names import fetch
 from fxprune.algebra.axes import Axis, size_of
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import TensorInfo
+from fxprune.capturing.regions import mode_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind, may_alias, rule_of
@@ -178,6 +179,10 @@ class Suffix:
         operands = dict(values) if keeps else values
         for source, dim, keep in keeps:
             operands[source] = _masked(operands[source], self._batch_dim(source), dim, keep)
+        with mode_of(node):
+            return self._value(node, operands, alone=not keeps, own=own)
+
+    def _value(self, node: fx.Node, operands: Values, alone: bool, own: set[fx.Node]) -> Any:
         if node in self._folded:
             return self._folded[node](operands)
         if node.op == "output":
@@ -185,7 +190,7 @@ class Suffix:
         args = fx.node.map_arg(node.args, operands.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, operands.__getitem__)
         rule = rule_of(node.target)
-        if rule is not None and rule.in_place and not keeps and self._is_own(node, own):
+        if rule is not None and rule.in_place and alone and self._is_own(node, own):
             return in_place_form(node.target)(*args, **kwargs)
         target: Any = node.target
         return target(*args, **kwargs)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
-from fxprune.ops.layers import FeatureDropout, Recurrent, ScaledDotProductAttention
+from fxprune.ops.layers import CustomFunction, FeatureDropout, Recurrent, ScaledDotProductAttention
 from fxprune.storage.graph.silent import Lost, StochasticDepth, recognise
 from fxprune.storage.graph.values import Unstorable, plain, to_json
 
@@ -53,9 +53,10 @@ def describe_layer(module: nn.Module, path: str) -> tuple[str, dict[str, Any]]:
     Raises:
         Unstorable: a module of another class, which does something in evaluation mode.
     """
-    known = module if type(module) in _OPTIONS else recognise(module)
-    if known is None:
-        cls = type(module)
+    own = type(module) in _OPTIONS or isinstance(module, CustomFunction)
+    known = module if own else recognise(module)
+    if isinstance(known, CustomFunction) or known is None:
+        cls = module.function if isinstance(module, CustomFunction) else type(module)
         raise Unstorable(f"{path!r} is a {cls.__module__}.{cls.__qualname__}, which a file may not name")
     values = {name: getattr(known, name) for name in _OPTIONS[type(known)]}
     if "bias" in values:

@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune.capturing.call import CallSpec
+from fxprune.capturing.regions import are_closed
 from fxprune.storage.graph import targets
 from fxprune.storage.graph.convention import identifier, keyword_name
 from fxprune.storage.graph.tree import tensors_of
@@ -68,6 +69,8 @@ def build_graph(rows: Any, root: nn.Module, call: CallSpec, where: str) -> fx.Gr
     if last is None or last.op != "output":
         raise PlanError(f"{where}: expected an output at the end")
     _check_ends(graph, last, call, where)
+    if not are_closed(graph):
+        raise PlanError(f"{where}: expected each autocast to be entered and left in turn")
     return graph
 
 

@@ -15,6 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune.capturing.regions import enter_autocast, exit_autocast, is_autocast
 from fxprune.storage.graph.values import Unstorable
 
 #: Libraries whose operators a file may name; those that are not torch's own count once they are imported.
@@ -59,6 +60,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     for name in names.split()
     if hasattr(module, name)
 }
+_FUNCTIONS |= {"fxprune.enter_autocast": enter_autocast, "fxprune.exit_autocast": exit_autocast}
 _FUNCTION_NAMES = {id(function): name for name, function in _FUNCTIONS.items()}
 
 #: What may be asked of a tensor by ``getattr``.
@@ -114,6 +116,12 @@ def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
             raise PlanError(f"{where}: the arguments are not those of {target._schema.name}")
     elif kwargs or not args:
         raise PlanError(f"{where}: expected arguments without names")
+    elif target is enter_autocast and not is_autocast(args):
+        raise untrusted.refusal(args, where, "a device type, a floating dtype, and two flags")
+    elif target is exit_autocast and not (
+        len(args) == 1 and isinstance(args[0], fx.Node) and args[0].target is enter_autocast
+    ):
+        raise untrusted.refusal(args, where, "an autocast that was entered")
     elif target is getattr and (len(args) != 2 or not isinstance(args[0], fx.Node) or args[1] not in _ATTRIBUTES):
         raise untrusted.refusal(args[1:], where, f"one of {', '.join(_ATTRIBUTES)} of a tensor")
 
