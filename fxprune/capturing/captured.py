@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from fxprune._base.errors import CaptureError, FxpruneWarning, GradientWarning
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.call import CallSpec
+from fxprune.capturing.effective import Folded, fold_weights
 from fxprune.capturing.flatten import Flat, flatten
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
@@ -21,7 +22,7 @@ from fxprune.capturing.normalize.stops import stop_gradients
 from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import open_source
-from fxprune.capturing.state import State, hang, read_state
+from fxprune.capturing.state import hang, read_state
 from fxprune.capturing.training import restore_training
 
 _QUOTES = frozenset("\"'\\")
@@ -47,6 +48,8 @@ class Captured:
         unused: Names of parameters that the graph never reaches.
         notes: What the user should know: behaviour that the graph does not keep.
         warned: Those of the notes that are to be warned of.
+        folded: Every plain tensor that stands for a computed weight to the model's own tensors that it was computed
+            from; first comes a parameter of its shape, if there is one.
     """
 
     module: fx.GraphModule
@@ -60,6 +63,7 @@ class Captured:
     unused: frozenset[str]
     notes: tuple[str, ...] = ()
     warned: tuple[FxpruneWarning, ...] = ()
+    folded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Returns what was captured, how it is called, and what the graph does not keep."""
@@ -109,16 +113,19 @@ def capture(
     state = read_state(source.model)
     flat = flatten(source.program, state)
     sizes = read_sizes(source.program, flat, source.batched)
-    stops = stop_gradients(flat.graph, state.parameters)
-    notes = normalise(flat.graph, sizes, state.parameters)
+    folded = fold_weights(flat, source.model, state)
+    parameters = {*state.parameters, *(one.name for one in folded)}
+    stops = stop_gradients(flat.graph, parameters)
+    notes = normalise(flat.graph, sizes, parameters) + _told(folded)
     notes += restore_training(flat.graph, source)
     follow_dtype(flat)
-    module = _build(flat, state)
+    persistent = state.persistent | {one.name for one in folded}
+    module = _build(flat, persistent)
     info, batch = infer(module, source.tensors, source.batched, sizes)
     for node in module.graph.nodes:
         node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
         node.meta.setdefault("module", "")
-    used = _attributes(module.graph)
+    used = _attributes(module.graph).union(*(one.sources for one in folded))
     warned = tuple(map(GradientWarning, [*stops, *source.functions.notes()]))
     return Captured(
         module=module,
@@ -127,12 +134,25 @@ def capture(
         info=info,
         batch=batch,
         example=source.tensors,
-        persistent=state.persistent,
+        persistent=persistent,
         ties=state.ties,
         unused=frozenset(p for p in state.parameters if state.canonical[p] == p and p not in used),
         notes=(*notes, *map(str, warned)),
         warned=warned,
+        folded={one.name: one.sources for one in folded},
     )
+
+
+def _told(folded: list[Folded]) -> list[str]:
+    """Return what the user should know of weights that are plain now."""
+    if not folded:
+        return []
+    names = [f"{one.name} ({one.by})" for one in folded]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"computed weights are plain tensors in the result, and train as such: {', '.join(names[:3])}{more}; "
+        "register the parametrization or the mask on the result's layers if training needs it"
+    ]
 
 
 def _attributes(graph: fx.Graph) -> set[str]:
@@ -140,10 +160,10 @@ def _attributes(graph: fx.Graph) -> set[str]:
     return {str(node.target) for node in graph.find_nodes(op="get_attr")}
 
 
-def _build(flat: Flat, state: State) -> fx.GraphModule:
+def _build(flat: Flat, persistent: frozenset[str]) -> fx.GraphModule:
     """Return a module that runs the flat graph; its attributes are the user's tensors themselves."""
     used = _attributes(flat.graph)
-    root = hang(((name, tensor) for name, tensor in flat.tensors.items() if name in used), state.persistent)
+    root = hang(((name, tensor) for name, tensor in flat.tensors.items() if name in used), persistent)
     for name, block in flat.submodules.items():
         root.add_module(name, block)
     _check_names(root, [*flat.tensors, *flat.submodules])

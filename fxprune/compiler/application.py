@@ -23,7 +23,7 @@ from fxprune.reporting.building import make_report
 from fxprune.results.attached import attach
 from fxprune.results.plan import Plan, check_fits
 from fxprune.rewriting.emission import emitted
-from fxprune.rewriting.planning import selection_of, shapes_of
+from fxprune.rewriting.planning import selection_of, shapes_of, without_sources
 from fxprune.rewriting.pruned import PrunedModule
 
 
@@ -41,7 +41,7 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModu
     example, grown = (_at_dtype(plan.example.call(module, device_of(module), grow=grow), module) for grow in (0, 1))
     args, kwargs = example
     captured = capture(module if plan.islands else model, args, kwargs, batches=[grown])
-    coupling = couple(captured)
+    coupling, plan = couple(captured), without_sources(plan, captured)
     check_fits(plan, shapes_of(captured))
     bridged = bridge(coupling, plan.bridged, plan.seed)
     if bridged is None:

@@ -12,6 +12,7 @@ from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.budget.solver import Solution
+from fxprune.capturing.captured import Captured
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.stages import verify
 from fxprune.compiler.state import State
@@ -20,7 +21,7 @@ from fxprune.reporting.building import make_report
 from fxprune.results.attached import attach
 from fxprune.results.certificate import Certificate
 from fxprune.results.plan import Kept, Plan
-from fxprune.rewriting.planning import selection_of
+from fxprune.rewriting.planning import plan_name, selection_of
 from fxprune.rewriting.slicing import at_full_size
 
 
@@ -48,7 +49,8 @@ def in_steps(state: State, straight: Callable[[State], State]) -> State:
 
 def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | None) -> State:
     """Returns the state at the end of the last step, with what is said of the whole way."""
-    plan, last = combined([_plan(step) for step in done]), done[-1]
+    first, *others = [_plan(step) for step in done]
+    plan, last = combined([first, *(_renamed(other, state.coupling.captured) for other in others)]), done[-1]
     selection = selection_of(state.coupling, plan)
     state = replace(
         state,
@@ -66,6 +68,11 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
     report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=state.notes)
     report = replace(report, seconds=dict(last.report.seconds), latency=latency)
     return replace(state, certificate=certificate, report=report, pruned=attach(last.pruned, report))
+
+
+def _renamed(plan: Plan, captured: Captured) -> Plan:
+    """Returns the plan of a later step under the original's names: what the original computes is plain by then."""
+    return replace(plan, keep={plan_name(captured, name): axes for name, axes in plan.keep.items()})
 
 
 def _plan(state: State) -> Plan:

@@ -10,7 +10,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
@@ -158,8 +160,19 @@ def check_fits(plan: Plan, model: nn.Module | Mapping[str, Sequence[int]]) -> No
 
 def _shapes_of(model: nn.Module) -> dict[str, Shape]:
     own = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    tensors: dict[str, Any] = {**model.state_dict(keep_vars=True), **dict(own[0]), **dict(own[1])}
+    tensors: dict[str, Any] = {**model.state_dict(keep_vars=True), **dict(own[0]), **dict(own[1]), **_computed(model)}
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+@torch.no_grad()
+def _computed(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors that parametrizations compute, whose plain forms are in the graph."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.ModuleDict)
+            found.update((f"{path}.{name}".lstrip("."), getattr(module, name)) for name in module.parametrizations)
+    return found
 
 
 def _kept(value: Any, shapes: Mapping[str, Shape], where: str) -> dict[str, dict[int, tuple[int, ...]]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from fxprune.data.example import ExampleSpec
 from fxprune.results.plan import Plan
 from fxprune.rewriting.slicing import keep_indices
 
+_Axes: TypeAlias = "dict[int, tuple[int, ...]]"
+
 
 def make_plan(
     coupling: Coupling, bridged: Bridged, solution: Solution, budget: Budget | None, method: str, seed: int
@@ -33,7 +37,7 @@ def make_plan(
     """Returns the plan of a solution: kept indices for each parameter axis, and all it takes to apply them again."""
     captured = coupling.captured
     return Plan(
-        keep=_as_tuples(keep_indices(solution.selection)),
+        keep=_in_plan(captured, _as_tuples(keep_indices(solution.selection))),
         shapes=shapes_of(captured),
         collapsed=(*_spanned(coupling, bridged), *_collapsed(solution.selection)),
         bridged=bridged.groups,
@@ -51,12 +55,35 @@ def make_plan(
 
 
 def shapes_of(captured: Captured) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter and persistent buffer that the graph uses."""
+    """Returns the shape of every parameter and persistent buffer of the model that the graph uses."""
     return {
-        str(n.target): tuple(fetch(captured.module, str(n.target)).shape)
+        plan_name(captured, str(n.target)): tuple(fetch(captured.module, str(n.target)).shape)
         for n in captured.module.graph.nodes
         if n.op == "get_attr" and n.target in captured.persistent
     }
+
+
+def plan_name(captured: Captured, name: str) -> str:
+    """Returns the name that a plan has for a tensor of the graph: the model's own tensor of the same shape, if there is one."""
+    source = next(iter(captured.folded.get(name, ())), None)
+    return source if source is not None and _alike(captured, name, source) else name
+
+
+def without_sources(plan: Plan, captured: Captured) -> Plan:
+    """Returns a plan without what weights of the model are computed from besides; plans of 0.1 have that as well."""
+    sources = {source for found in captured.folded.values() for source in found}
+    beside = sources - {plan_name(captured, name) for name in captured.folded}
+    keep = {name: axes for name, axes in plan.keep.items() if name not in beside}
+    return replace(plan, keep=keep, shapes={name: s for name, s in plan.shapes.items() if name not in beside})
+
+
+def _alike(captured: Captured, name: str, source: str) -> bool:
+    plain, own = fetch(captured.module, name), fetch(captured.model, source)
+    return bool(plain.shape == own.shape)
+
+
+def _in_plan(captured: Captured, kept: Mapping[str, _Axes]) -> dict[str, _Axes]:
+    return {plan_name(captured, name): axes for name, axes in kept.items()}
 
 
 def selection_of(coupling: Coupling, plan: Plan) -> Selection:
@@ -68,10 +95,11 @@ def selection_of(coupling: Coupling, plan: Plan) -> Selection:
 
     def kept(axis: ParameterAxis) -> Mask:
         every = range(len(axis.labels))
-        return np.isin(every, plan.keep.get(axis.tensor, {}).get(axis.dim, every))
+        name = plan_name(coupling.captured, axis.tensor)
+        return np.isin(every, plan.keep.get(name, {}).get(axis.dim, every))
 
     selection = Selection(coupling, nowhere(coupling, kept))
-    found = _as_tuples(keep_indices(selection))
+    found = _in_plan(coupling.captured, _as_tuples(keep_indices(selection)))
     wanted = {name: {d: tuple(i) for d, i in axes.items()} for name, axes in plan.keep.items()}
     if found != wanted:
         wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from fxprune.rewriting.owners import Owners, join
 
 
 def build_tree(
-    model: nn.Module, owners: Owners, layers: Mapping[str, nn.Module], tensors: Mapping[str, Any]
+    model: nn.Module,
+    owners: Owners,
+    layers: Mapping[str, nn.Module],
+    tensors: Mapping[str, Any],
+    gone: Set[str] = frozenset(),
 ) -> nn.Module:
     """Returns a tree like ``model``'s that holds a copy of each of ``tensors``, and nothing without tensors.
 
@@ -25,13 +29,14 @@ def build_tree(
         owners: its modules and tensors.
         layers: path -> module on the meta device that takes the tensors of that path; others go to plain containers.
         tensors: the tensors by name in the graph, at their new sizes; a graph module is allowed as well.
+        gone: names of tensors that others stand for now.
     """
     flags = {name: tensor.requires_grad for name, tensor in model.named_parameters(remove_duplicate=False)}
     copies: dict[str, Any] = {}
     for name, tensor in tensors.items():
         new = _copy(tensor, flags.get(name))
         copies.update((alias, new) for alias in owners.names(name))
-    root = _Builder(layers, copies).build(model, "")
+    root = _Builder(layers, copies, gone).build(model, "")
     for name in tensors:
         if name not in owners.aliases:
             place(root, name, copies[name])
@@ -51,9 +56,10 @@ def _copy(tensor: Any, requires_grad: bool | None) -> Any:
 class _Builder:
     """Walks the original's tree once; ``built`` maps the id of an original module to its counterpart."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], copies: Mapping[str, Any]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], copies: Mapping[str, Any], gone: Set[str]) -> None:
         self.layers = layers
         self.copies = copies
+        self.gone = gone
         self.built: dict[int, nn.Module] = {}
 
     def build(self, module: nn.Module, path: str) -> nn.Module:
@@ -79,7 +85,8 @@ class _Builder:
             value: Tensor | None = self.copies.get(join(path, name))
             persistent = name not in module._non_persistent_buffers_set
             original = module._buffers.get(name)
-            if value is None and survives and persistent and original is not None:
+            lost = value is None and survives and join(path, name) not in self.gone
+            if lost and persistent and original is not None:
                 value = original.detach().clone()
             if value is not None or name in new._buffers:
                 new.register_buffer(name, value, persistent=persistent)

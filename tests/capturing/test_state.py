@@ -68,12 +68,6 @@ def test_every_call_of_a_module_knows_its_module():
     assert "return self.head(y)" in nodes(captured, "linear.default")[-1].meta["stack_trace"]
 
 
-def test_parametrised_weights_keep_their_names():
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-    captured = check(model, torch.randn(3, 4, dtype=torch.float64))
-    assert set(attributes(captured)) == set(dict(model.named_parameters()))
-
-
 def test_functional_parameters_hang_in_plain_containers():
     def forward(self: Any, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self.inner.weight)

@@ -104,7 +104,7 @@ class Shared(nn.Module):
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
         self.tied = nn.Linear(6, 6)
         self.tied.weight = self.frozen.weight
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+        self.normed = nn.Linear(6, 6)
         self.scales = nn.ParameterList([nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))])
 
     def forward(self, x: Tensor) -> Tensor:
