@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ class Kept:
 
     Args:
         path: a file of JSON lines; those that are there already are not made again. None keeps nothing.
+        shown: what is printed of a row; all of it by default.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, shown: Collection[str] | None = None) -> None:
+        self._shown = shown
         self.rows: list[Row] = []
         self._path = path
         self._known: list[Row] = []
@@ -42,7 +44,7 @@ class Kept:
                 with self._path.open("a") as file:
                     file.write("\n" + json.dumps(row))  # apart from a line that was cut short
         self.rows.append(row)
-        print(row, flush=True)
+        print({k: v for k, v in row.items() if self._shown is None or k in self._shown}, flush=True)
         return row
 
     def _find(self, key: Mapping[str, Any]) -> Row | None:

@@ -32,3 +32,8 @@ def test_without_a_file_nothing_is_kept() -> None:
     kept = Kept(None)
     kept.add({"a": 1}, lambda: {"x": 2})
     assert kept.rows == [{"a": 1, "x": 2}] and not kept.has({"a": 1})
+
+
+def test_a_long_row_is_printed_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    Kept(None, shown=("a",)).add({"a": 1}, lambda: {"x": [2] * 100})
+    assert capsys.readouterr().out == "{'a': 1}\n"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 Shape = tuple[int, ...]
+STATISTICS = {"group", "one", "layer"}  # norms that centre over channels
 ACTS = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -43,14 +44,31 @@ class Spec(ABC):
         """Returns, for inner layers, how many units must be on their output axis."""
         return {}
 
-    def kinds(self) -> Iterator[str]:
-        """Yields the names of this block and of those inside it."""
-        yield type(self).__name__
+    def within(self) -> Iterator[Spec]:
+        """Yields this block and those inside it."""
+        yield self
         for item in fields(self):
             value = getattr(self, item.name)
             for inner in value if isinstance(value, tuple) else (value,):
                 if isinstance(inner, Spec):
-                    yield from inner.kinds()
+                    yield from inner.within()
+
+    def kinds(self) -> Iterator[str]:
+        """Yields the names of this block and of those inside it."""
+        return (type(block).__name__ for block in self.within())
+
+    def absent(self) -> str:
+        """Returns what a unit that is gone is to this block.
+
+        ``"zero"``, as if the weights that make it and those that read it were zero; ``"dead"``: that only if it gave zero
+        before, as for statistics over channels; or ``"other"``: the original has no such setting, as for a softmax over them.
+        """
+        return "dead" if {getattr(self, name, None) for name in ("norm", "kind")} & STATISTICS else "zero"
+
+    @property
+    def rounding(self) -> float:
+        """Differences that are rounding, relative to the largest value."""
+        return 1e-8
 
 
 class Block(nn.Module):
@@ -156,6 +174,9 @@ class Standardised(Spec):
     def make(self, m: Block, shape: Shape) -> None:
         m.groups = gcd(gcd(self.groups, shape[1]), self.out)
         m.conv = nn.Conv2d(shape[1], self.out, 3, padding=1, groups=m.groups)
+
+    def absent(self) -> str:
+        return "other"
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         w = m.conv.weight
@@ -516,6 +537,9 @@ class Odd(Spec):
         m.prelu, m.drop = nn.PReLU(c), nn.Dropout2d(0.2)
         m.depth = StochasticDepth(0.2, "row")
         m.conv = nn.Conv2d(c, c, 1)
+
+    def absent(self) -> str:
+        return {"group_mean": "dead", "maxout": "other"}.get(self.how, "zero")
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         b, c, h, w = x.shape

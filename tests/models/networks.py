@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.models import blocks_image as image
+from tests.models import blocks_rare as rare
 from tests.models import blocks_tokens as tokens
 from tests.models.blocks_image import Block, Chain, Spec
 
@@ -18,6 +19,7 @@ SIZE = 6  # height and width of images
 LENGTH = 6  # tokens
 VOCABULARY = 11
 KINDS = ("image", "tokens", "ids")
+RARE = ("rare image", "rare tokens")
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ class Network:
         """Returns the network, in float64 and evaluation mode."""
         return Net(self).double().eval()
 
-    def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Returns random inputs."""
+    def example(self, batch: int, seed: int = 0, more: int = 0) -> tuple[Tensor, ...]:
+        """Returns random inputs, ``more`` longer or wider than those that the network is made for."""
         generator = torch.Generator().manual_seed(seed)
 
         def one() -> Tensor:
             if self.kind == "ids":
-                return torch.randint(VOCABULARY, (batch, LENGTH), generator=generator)
-            shape = (batch, 3, SIZE, SIZE) if self.kind == "image" else (batch, LENGTH, 5)
+                return torch.randint(VOCABULARY, (batch, LENGTH + more), generator=generator)
+            shape = (batch, 3, SIZE, SIZE + more) if self.kind == "image" else (batch, LENGTH + more, 5)
             return torch.randn(shape, generator=generator, dtype=torch.float64)
 
         if self.inputs == "one":
@@ -59,6 +61,19 @@ class Network:
         if self.inputs == "film":
             return one(), torch.randn(batch, 4, generator=generator, dtype=torch.float64)
         return one(), one()
+
+    def absent(self) -> str:
+        """Returns what a unit that is gone is to the network: zero, dead (zero if all its weights were) or other."""
+        found = {block.absent() for spec in self.blocks for block in spec.within()}
+        return next((kind for kind in ("other", "dead") if kind in found), "zero")
+
+    def comparable(self) -> bool:
+        """Returns whether the original can be given zeros: a weight that is made of others has none where they are zero."""
+        return self.absent() != "dead" or "Made" not in set(self.kinds())
+
+    def tolerance(self) -> float:
+        """Returns how much rounding there may be: parts may work in less than float64."""
+        return max(block.rounding for spec in self.blocks for block in spec.within())
 
     def kinds(self) -> Iterator[str]:
         """Yields the kinds of all blocks, head, inputs and outputs."""
@@ -263,6 +278,38 @@ image_blocks = st.one_of(
     ),
     st.builds(image.AsTokens, body=st.lists(token_blocks, min_size=1, max_size=2).map(tuple)),
 )
+made = st.builds(
+    rare.Made,
+    how=pick(("weight", "rows", "old", "spectral", "orthogonal", "masked", "structured", "positive", "symmetric")),
+    conv=flag,
+)
+averages = st.builds(rare.Average, how=pick(("gate", "sum", "centre", "power", "l2", "variance")))
+rare_tokens = st.one_of(
+    st.builds(rare.Recurrent, how=pick(("LSTM", "GRU", "RNN")), layers=pick((1, 1, 2)), both=flag, last=flag),
+    st.builds(rare.Cell, how=pick(("lstm", "gru", "plain")), joined=flag),
+    st.builds(
+        rare.Nodes,
+        how=pick(("index_add", "scatter_add", "scatter_mean", "gather", "index_put", "index_copy", "masked", "dense")),
+    ),
+    st.builds(rare.Fourier, how=pick(("real", "complex", "fnet", "modes", "short"))),
+    st.builds(rare.Complex, how=pick(("abs", "parts"))),
+    st.builds(rare.Layout, text=pick(rare.LAYOUTS)),
+    st.builds(rare.Pair, same=flag),
+    st.builds(
+        rare.Gradient,
+        how=pick(("detach", "gate", "no_grad", "frozen", "checkpoint", "sign", "reversed", "scaled", "quantised")),
+        act=acts,
+    ),
+    st.builds(rare.Region, how=pick(("bfloat16", "disabled", "enable_grad"))),
+    made,
+    averages,
+    st.builds(rare.Training, how=pick(("scale", "more", "kept"))),
+    st.builds(rare.Vanishing, how=pick(("two", "one", "norm", "scaled"))),
+    st.builds(rare.Written, how=pick(("out", "tril", "triu", "slice", "mask", "cumsum"))),
+)
+rare_images = st.one_of(
+    st.builds(rare.Deform, masked=flag), st.builds(rare.Spectrum, how=pick(("real", "modes", "power"))), made, averages
+)
 stems = pick((6, 8, 12, 4))
 inputs = pick(("one", "one", "one", "add", "cat", "film"))
 outputs = pick(("tensor", "tensor", "tensor", "tuple", "dict"))
@@ -271,14 +318,22 @@ outputs = pick(("tensor", "tensor", "tensor", "tuple", "dict"))
 def networks(most: int = 4, kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Network]:
     """Returns a strategy for networks of one to ``most`` blocks, of these kinds."""
 
-    def of(kind: str, blocks: st.SearchStrategy[Spec], heads: tuple[str, ...]) -> st.SearchStrategy[Network]:
-        chain = st.lists(blocks, min_size=1, max_size=most).map(tuple)
+    def of(kind: str, chain: st.SearchStrategy[tuple[Spec, ...]], heads: tuple[str, ...]) -> st.SearchStrategy[Network]:
         return st.builds(Network, st.just(kind), stems, chain, pick(heads), inputs, outputs)
 
-    token_heads = ("mean", "first", "flatten", "all", "max")
-    made = {
-        "image": of("image", image_blocks, ("pool", "flatten", "map", "max")),
-        "tokens": of("tokens", token_blocks, token_heads),
-        "ids": of("ids", token_blocks, (*token_heads, "tied")),
+    def chain(blocks: st.SearchStrategy[Spec]) -> st.SearchStrategy[tuple[Spec, ...]]:
+        return st.lists(blocks, min_size=1, max_size=most).map(tuple)
+
+    def among(odd: st.SearchStrategy[Spec], blocks: st.SearchStrategy[Spec]) -> st.SearchStrategy[tuple[Spec, ...]]:
+        rest = st.lists(st.one_of(odd, blocks), max_size=most - 1)
+        return st.builds(lambda one, others, at: (*others[:at], one, *others[at:]), odd, rest, pick((0, 1)))
+
+    image_heads, token_heads = ("pool", "flatten", "map", "max"), ("mean", "first", "flatten", "all", "max")
+    found = {
+        "image": lambda: of("image", chain(image_blocks), image_heads),
+        "tokens": lambda: of("tokens", chain(token_blocks), token_heads),
+        "ids": lambda: of("ids", chain(token_blocks), (*token_heads, "tied")),
+        "rare image": lambda: of("image", among(rare_images, image_blocks), image_heads),
+        "rare tokens": lambda: of("tokens", among(rare_tokens, token_blocks), token_heads),
     }
-    return st.one_of(*(made[kind] for kind in kinds))
+    return st.one_of(*(found[kind]() for kind in kinds)).filter(Network.comparable)

@@ -193,6 +193,7 @@ class _Calibration(TorchFunctionMode):
         mean.copy_(rows.mean(1) + 0.3 * variance.sqrt() * _normal(mean, self.generator))
         var.copy_(variance * _uniform(var, self.generator, *_VARIANCE))
 
+    @torch.no_grad()  # whatever mode the model is in there
     def _affine(self, out: Tensor, axis: int, weight: Any, bias: Any, output_axis: int = 0) -> Tensor:
         """Gives each output channel a scale and, where there is a bias, an offset of its own."""
         if not self._fresh(weight):

@@ -1,15 +1,24 @@
-"""Networks that Hypothesis draws, against the masked twin."""
+"""Networks that Hypothesis draws, against the masked twin and against the original with zeros."""
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import HealthCheck, given, note, settings
+from torch import Tensor, nn
 
 from tests.models.blocks_image import Conv, Dense, Residual
 from tests.models.blocks_tokens import Attention, Mlp, TokenResidual
 from tests.models.networks import Network
 from tests.support.fuzzing import Case, Pruning, cases, run
 from tests.support.marks import but_slow
+from tests.support.originals import Pair, against_the_original, paired
+from tests.support.zeroed import Inputs
 
 
 @pytest.mark.parametrize(("kind", "count"), [("image", 50), ("tokens", 35), ("ids", 15)])
@@ -42,3 +51,77 @@ def test_a_wrong_plan_fails(network: Network, seed: int) -> None:
     outcome = run(Case(network, Pruning(ratio=0.4, seed=seed)), mutate=True)
     assert outcome.status == "verified", outcome.detail
     assert outcome.detected is True
+
+
+# -- the original with zeros ----------------------------------------------------------------------------------------
+
+PLAIN = Case(Network("image", 8, (Residual((Conv(8, act="tanh"),)),), "pool"), Pruning(ratio=0.4))
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[Pair, Inputs]:
+    return paired(PLAIN)[:2]
+
+
+def test_a_network_is_verified() -> None:
+    found = against_the_original(PLAIN)
+    assert (found.status, found.faults) == ("verified", [])
+    assert found.units > 0 and found.sizes == Counter(equal=5)
+
+
+def more_weight(pruned: nn.Module) -> None:
+    with torch.no_grad():
+        pruned.get_parameter("stem.weight")[0, 0] += 0.1
+
+
+def more_gradient(pruned: nn.Module) -> None:
+    pruned.get_parameter("stem.weight").register_hook(lambda gradient: 1.001 * gradient)
+
+
+def no_gradient(pruned: nn.Module) -> None:
+    pruned.get_parameter("stem.weight").requires_grad_(False)
+
+
+def another_buffer(pruned: nn.Module) -> None:
+    name = next(name for name, _ in pruned.named_buffers() if name.endswith("running_mean"))
+
+    def write(module: nn.Module, _: object) -> None:
+        module.get_buffer(name).add_(0.1 * module.training)
+
+    pruned.register_forward_pre_hook(write)
+
+
+def always(change: Callable[[Tensor], Tensor], *, training: bool) -> Callable[[nn.Module], None]:
+    def put(pruned: nn.Module) -> None:
+        pruned.register_forward_hook(lambda module, _, out: change(out) if module.training == training else out)
+
+    return put
+
+
+def fail(x: Tensor) -> Tensor:
+    raise IndexError("nothing of fxprune's")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (more_weight, {"output", "size", "training"}),
+        (more_gradient, {"gradient"}),
+        (no_gradient, {"gradient"}),
+        (another_buffer, {"buffer", "output"}),
+        (always(lambda x: x * 1.001, training=True), {"training"}),
+        (always(lambda x: x if len(x) == 3 else x[:2], training=False), {"size"}),
+        (always(fail, training=True), {"error"}),
+        (always(lambda x: x if len(x) == 3 else fail(x), training=False), {"error"}),
+    ],
+    ids=("weight", "gradient", "none", "buffer", "training", "size", "error", "error at a size"),
+)
+def test_a_wrong_result_is_found_out(
+    plain: tuple[Pair, Inputs], wrong: Callable[[nn.Module], None], what: set[str]
+) -> None:
+    pair, inputs = plain
+    pair = replace(pair, original=copy.deepcopy(pair.original), pruned=copy.deepcopy(pair.pruned))
+    wrong(pair.pruned)
+    sized: list[tuple[str, str]] = []
+    pair.at(PLAIN.network.example(5, 1), sized)
+    assert {name for name, _ in (*pair.other_outputs(inputs), *sized, *pair.other_step(inputs))} == what

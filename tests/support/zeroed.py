@@ -1,0 +1,190 @@
+"""The original with what was removed set to zero: an oracle for outputs, gradients and buffers that knows nothing of the compiler.
+
+It takes from a result only its plan: tensor -> axis -> kept coordinates. Where all else of a parameter is zero, in what makes a
+unit as in what reads it, the original computes what it would without the unit; autograd and batch norm do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
+Inputs = tuple[Tensor, ...]
+
+
+def certain(model: nn.Module) -> nn.Module:
+    """Returns the model, without anything that is drawn at random in training."""
+    for module in model.modules():
+        for name in ("p", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def with_zeros(model: nn.Module, keep: Kept) -> nn.Module:
+    """Returns the model, all zero in it that a plan does not keep; of a weight that is made of others what is made of it."""
+    tensors = _tensors(model)
+    with torch.no_grad():
+        for name, axes in keep.items():
+            tensor = tensors.get(name)
+            for dim, kept in axes.items():
+                if tensor is not None:
+                    gone = sorted(set(range(tensor.shape[dim])) - set(kept))
+                    tensor.index_fill_(dim, torch.tensor(gone), 0)
+    return model
+
+
+def plain(model: nn.Module, keep: Kept) -> tuple[nn.Module, Kept, set[str]]:
+    """Returns the model with each made weight that loses something as a plain one, what is kept of it, and the layers it is in.
+
+    The promise is about the weight that acts: of it the rows and columns that are kept stay as they were.
+    """
+    found, layers = dict(keep), set[str]()
+    for path, module in list(model.named_modules()):
+        for name, shape in _made(module):
+            origins = [key for key in keep if key.startswith((f"{path}.parametrizations.{name}.", f"{path}.{name}_"))]
+            same = [key for key in origins if tuple(_tensors(model)[key].shape) == shape]
+            if not origins:
+                continue
+            axes = {dim: kept for key in same for dim, kept in keep[key].items()}
+            for key in origins:
+                found.pop(key, None)
+            _fold(module, name)
+            found[f"{path}.{name}"] = {**axes, **keep.get(f"{path}.{name}", {})}
+            layers.add(path)
+    return model, found, layers
+
+
+def _made(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the names and shapes of the weights that a module makes of others at each call."""
+    if parametrize.is_parametrized(module):
+        return [(name, tuple(getattr(module, name).shape)) for name in module.parametrizations]
+    hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__name__ == "WeightNorm"]
+    return [(hook.name, tuple(getattr(module, hook.name).shape)) for hook in hooks]
+
+
+def _fold(module: nn.Module, name: str) -> None:
+    if parametrize.is_parametrized(module, name):
+        parametrize.remove_parametrizations(module, name)
+    else:
+        nn.utils.remove_weight_norm(module, name)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass forward and backward gives: outputs, gradients by name (None where there is none), buffers by name."""
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor | None]
+    buffers: dict[str, Tensor]
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """Returns the tensors of an output, however nested."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def step(model: nn.Module, inputs: Inputs) -> Step:
+    """Returns what one training step's pass gives: the loss is a sum of all outputs with weights of many sizes."""
+    model.train()
+    model.zero_grad()
+    found = leaves(model(*inputs))
+    loss = sum((_real(out) * _weights(_real(out))).sum() for out in found if out.requires_grad)
+    if isinstance(loss, Tensor):
+        loss.backward()
+    model.eval()
+    tensors = _tensors(model)
+    return Step(
+        [out.detach() for out in found],
+        {name: value.grad for name, value in tensors.items() if isinstance(value, nn.Parameter)},
+        {name: value.clone() for name, value in tensors.items() if not isinstance(value, nn.Parameter)},
+    )
+
+
+def evaluate(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Returns the outputs in evaluation mode."""
+    with torch.no_grad():
+        return leaves(model.eval()(*inputs))
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _weights(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(like.numel())
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+
+def differing(want: list[Tensor], got: list[Tensor], tolerance: float) -> str:
+    """Returns in words how two lists of tensors differ by more than rounding; empty if they do not."""
+    if [tuple(t.shape) for t in want] != [tuple(t.shape) for t in got]:
+        return f"shapes {[tuple(t.shape) for t in want]}, got {[tuple(t.shape) for t in got]}"
+    return next((text for a, b in zip(want, got, strict=True) if (text := _apart(a, b, tolerance))), "")
+
+
+def _apart(want: Tensor, got: Tensor, tolerance: float) -> str:
+    if want.dtype != got.dtype:
+        return f"{want.dtype}, got {got.dtype}"
+    if not want.numel() or torch.equal(want, got):
+        return ""
+    want, got = _real(want).double(), _real(got).double()
+    if not want.isfinite().all():
+        return "" if torch.allclose(want, got, rtol=tolerance, equal_nan=True) else "not finite, and not the same"
+    error = (want - got).abs().max().item()
+    scale = max(want.abs().max().item(), tolerance)
+    return "" if error <= tolerance * scale else f"off by {error / scale:.1e} of the largest"
+
+
+def sliced(tensor: Tensor, axes: Mapping[int, tuple[int, ...]]) -> Tensor:
+    """Returns what is kept of a tensor."""
+    for dim, kept in axes.items():
+        tensor = tensor.index_select(dim, torch.tensor(kept, dtype=torch.long))
+    return tensor
+
+
+def other_gradients(want: Step, got: Step, keep: Kept, apart: set[str], tolerance: float) -> Iterator[str]:
+    """Yields the parameters whose gradients are not the original's; those of the layers ``apart`` have none to compare with."""
+    whole = max((g.abs().max().item() for g in want.gradients.values() if g is not None and g.numel()), default=0.0)
+    for name, gradient in got.gradients.items():
+        if name.startswith(tuple(f"{layer}." for layer in apart)) or name not in want.gradients:
+            continue
+        expected = want.gradients[name]
+        if expected is None or gradient is None:
+            present = expected if gradient is None else gradient
+            if present is not None and present.abs().max() > tolerance * whole:
+                yield f"{name}: {'a gradient' if gradient is None else 'none'}, got {'none' if gradient is None else 'one'}"
+            continue
+        if text := _apart_from(sliced(expected, keep.get(name, {})), gradient, tolerance, whole):
+            yield f"{name}: {text}"
+
+
+def _apart_from(want: Tensor, got: Tensor, tolerance: float, whole: float) -> str:
+    """Differences are measured against the tensor, or a millionth of the largest gradient where that is more."""
+    if want.shape != got.shape:
+        return f"shape {tuple(want.shape)}, got {tuple(got.shape)}"
+    if not want.numel():
+        return ""
+    error = (want - got).abs().max().item()
+    scale = max(want.abs().max().item(), 1e-6 * whole)
+    return "" if error <= tolerance * scale else f"off by {error / max(scale, 1e-300):.1e} of the largest"
+
+
+def other_buffers(want: Step, got: Step, keep: Kept, apart: set[str], tolerance: float) -> Iterator[str]:
+    """Yields the buffers that are not the original's after a step."""
+    for name, value in got.buffers.items():
+        if name not in want.buffers or name.startswith(tuple(f"{layer}." for layer in apart)):
+            continue
+        if text := differing([sliced(want.buffers[name], keep.get(name, {}))], [value], tolerance):
+            yield f"{name}: {text}"
