@@ -59,11 +59,21 @@ def export(
         said = io.StringIO()
         try:
             with redirect_stderr(said):  # a failure prints the whole graph so far
-                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                program = _export(model, args, kwargs, shapes)
         except Exception as error:
             raise capture_error(model, watch, error) from error
         sys.stderr.write(said.getvalue())
         return program
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except RuntimeError as error:
+        if "out=" not in str(error):
+            raise
+    with torch.no_grad():  # what writes to out= runs without gradients or not at all
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _spelled_out(forward: Callable[..., Any], signature: Signature, extra: Iterable[str]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from fxprune.capturing.normalize.devices import take_device_from_input
 from fxprune.capturing.normalize.inplace import functionalise
 from fxprune.capturing.normalize.literals import fold_sizes, pin_attention_scale
 from fxprune.capturing.normalize.noop import drop_noops
+from fxprune.capturing.normalize.out import without_out
 from fxprune.capturing.normalize.select import push_down_selects
 from fxprune.capturing.normalize.stops import drop_idle_stops
 from fxprune.capturing.normalize.views import unify_reshapes, unify_splits
@@ -31,6 +32,7 @@ def normalise(graph: fx.Graph, sizes: Sizes, parameters: Set[str] = frozenset())
     Returns:
         Notes for the user: what the captured graph does not keep.
     """
+    without_out(graph)
     notes = functionalise(graph, sizes)
     drop_idle_stops(graph, parameters)
     take_device_from_input(graph)

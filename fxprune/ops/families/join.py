@@ -134,10 +134,19 @@ def _slice_select(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     return Edit({"index": s.kept_before(axis, a.index % ax.size_of(axis))} if s.changed(axis) else {})
 
 
+def indices_of(t: Tracer, a: SimpleNamespace) -> list[fx.Node | None]:
+    """Returns the index of each dimension, None where there is none; a mask stands for as many as it has itself."""
+    found: list[fx.Node | None] = []
+    for index in a.indices:
+        masks = index is not None and t.captured.info[index].dtype in (torch.bool, torch.uint8)
+        found += [index] * (len(t.shape(index)) if masks else 1)
+    return [*found, *[None] * (len(t.shape(a.self)) - len(found))]
+
+
 def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
     """Before: table[n, c] at positions [i, j].  After: [i, j, c]; rows that are indexed stay."""
     x = t.axes(a.self, node)
-    indices = [*a.indices, *[None] * (len(x) - len(a.indices))]
+    indices = indices_of(t, a)
     indexed = [d for d, index in enumerate(indices) if index is not None]
     if len(indices) != len(x) or not indexed:
         for positions in (a.self, *a.indices):
@@ -145,9 +154,10 @@ def _index(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
         return None
     if (pointed := t.pointed(a.self)) is not None:
         t.point(node, pointed)
-    for dim in indexed:
-        t.follow(node, x[dim], indices[dim], "an indexed axis")
-        t.freeze(node, ax.joined(t.axes(indices[dim], node)), "an index")
+    for dim, index in enumerate(indices):
+        if index is not None:
+            t.follow(node, x[dim], index, "an indexed axis")
+            t.freeze(node, ax.joined(t.axes(index, node)), "an index")
     count = len(t.shape(node)) - (len(x) - len(indexed))
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     at = indexed[0] if adjacent else 0
@@ -207,6 +217,8 @@ def _slice_pad(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 def _beside_indexed(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     """Before: x[b, n, c] at positions of n.  After: c is still the last."""
     dim = c.first(node, a)
+    if any(index is not None and c.info[index].dtype in (torch.bool, torch.uint8) for index in a.indices):
+        return None
     indexed = [d for d, index in enumerate(a.indices) if index is not None]
     behind = bool(indexed) and dim > indexed[-1] and indexed[-1] - indexed[0] == len(indexed) - 1
     return dim + c.rank(node) - c.rank(a.self) if behind else None

@@ -25,7 +25,7 @@ from fxprune.ops.slicer import Edit, Slicer, noted_sizes
 from fxprune.ops.tracer import Tracer
 
 
-def _beside(t: Tracer, node: fx.Node, operands: Sequence[Any], dim: int) -> list[Axis]:
+def beside_dim(t: Tracer, node: fx.Node, operands: Sequence[Any], dim: int) -> list[Axis]:
     """Relates the axes of some operands in all dimensions but one; where the sizes differ, they stay."""
     shapes = [t.shape(x) for x in operands]
     columns = list(zip(*(t.axes(x, node) for x in operands), strict=True))
@@ -40,31 +40,31 @@ def _beside(t: Tracer, node: fx.Node, operands: Sequence[Any], dim: int) -> list
 
 
 def _gather(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
-    """Before: x[b, e], chosen[b, k] positions of e.  After: [b, k]."""
+    """Before: x[b, e, c], positions[b, k, c] of e.  After: [b, k, c]; e goes if the positions follow it."""
     index = a.index if hasattr(a, "index") else a.indices
     x, at = t.axes(a.self, node), t.axes(index, node)
-    if t.pointed(index) is None or a.dim is None:
+    if a.dim is None:
         t.freeze(node, ax.joined((*x, *at)), "a gathered axis")
         t.follow(node, (), index, "a gathered axis")
         return tuple(ax.fixed(size) for size in t.shape(node))
     dim = a.dim % len(x)
-    result = _beside(t, node, (a.self, index), dim)
+    if hasattr(a, "indices"):  # all other dimensions are broadcast
+        result = [axis if d == dim else t.relate(node, axis, x[d]) for d, axis in enumerate(at)]
+    else:
+        result = beside_dim(t, node, (a.self, index), dim)
     t.follow(node, x[dim], index, "a gathered axis")
-    result[dim] = at[dim]
+    result[dim] = at[dim] if t.pointed(index) is not None else t.freeze(node, at[dim], "a gathered axis")
     return tuple(result)
 
 
-def _scatter(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | None:
-    """Before: x[b, e], chosen[b, k] positions of e, weight[b, k].  After: [b, e]."""
-    if t.pointed(a.index) is None:
-        return None
+def _scatter(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
+    """Before: x[b, e, c], positions[b, k, c] of e, source[b, k, c].  After: [b, e, c]; e goes if the positions follow it."""
     sources = [a.src] if hasattr(a, "src") else []
     x = t.axes(a.self, node)
     dim = a.dim % len(x)
-    result = _beside(t, node, (a.self, a.index, *sources), dim)
+    result = beside_dim(t, node, (a.self, a.index, *sources), dim)
     t.freeze(node, ax.joined(t.axes(operand, node)[dim] for operand in (a.index, *sources)), "what is spread out")
-    t.follow(node, x[dim], a.index, "the axis that is written to")
-    result[dim] = x[dim]
+    result[dim] = t.follow(node, x[dim], a.index, "the axis that is written to")
     return tuple(result)
 
 
@@ -148,7 +148,10 @@ def _slice_compare(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
 
 register_rule("gather.default", Rule(_gather, positions=("index",)))
 register_rule("take_along_dim.default", Rule(_gather, positions=("indices",)))
-register_rule("scatter.src scatter.value scatter_add.default", Rule(_scatter, positions=("index",)))
+register_rule(
+    "scatter.src scatter.value scatter.reduce scatter.value_reduce scatter_add.default scatter_reduce.two",
+    Rule(_scatter, positions=("index",)),
+)
 register_rule("index_select.default", Rule(_index_select, positions=("index",), moves=beside))
 register_rule("one_hot.default", Rule(_one_hot, slice=noted_sizes, literals=("num_classes",), positions=("self",)))
 register_rule("histc.default", Rule(_histc, slice=_slice_histc, literals=("bins", "max"), positions=("self",)))

@@ -187,7 +187,7 @@ register_rule("reshape.default", replace(_VIEW, literals=("shape",)))
 register_rule("view.default _unsafe_view.default", replace(_VIEW, literals=("size",)))
 register_rule(
     "permute.default transpose.int t.default swapaxes.default swapdims.default movedim.int movedim.intlist "
-    "moveaxis.int moveaxis.intlist",
+    "moveaxis.int moveaxis.intlist mT.default mH.default adjoint.default numpy_T.default matrix_H.default",
     Rule(_reorder, carries=True, moves=_reordered),
 )
 register_rule("unsqueeze.default", Rule(_reorder, carries=True, moves=_reshaped))
