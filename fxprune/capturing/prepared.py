@@ -45,12 +45,25 @@ class Example:
 
 
 def _shapes_like(value: Any, specs: Iterator[Any]) -> Any:
-    """Arrange ``specs`` as ``value`` is; classes other than Python's own count as lists of their parts."""
+    """Arrange ``specs`` as ``value`` is; classes other than Python's own count as lists of their parts.
+
+    Raises:
+        CaptureError: A named tuple checks its parts, as a packed sequence does.
+    """
     parts, spec = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
     if spec.is_leaf():
         return next(specs)
     shapes = [_shapes_like(part, specs) for part in parts]
-    return pytree.tree_unflatten(shapes, spec) if spec.type in pytree.BUILTIN_TYPES else shapes
+    if spec.type not in pytree.BUILTIN_TYPES:
+        return shapes
+    try:
+        return pytree.tree_unflatten(shapes, spec)
+    except Exception as error:
+        raise CaptureError(
+            f"a {type(value).__name__} among the arguments cannot be captured: it takes nothing but its own kind of parts "
+            f"({type(error).__name__}: {error}). Let the module take the tensors themselves, padded, and make the "
+            f"{type(value).__name__} where no channel is to go; or compile only the submodules that take tensors"
+        ) from error
 
 
 def prepare(

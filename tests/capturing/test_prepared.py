@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import fxprune
 from fxprune._base.errors import CaptureError
 from fxprune.capturing.captured import Captured, capture
 from tests.models.fn import Fn
@@ -153,3 +155,37 @@ def test_transformers_model_with_a_cache():
     got = run(captured, ids)
     assert type(got) is type(expected)
     assert_equal(expected, got)
+
+
+class Tagger(nn.Module):
+    """Pads no sequence: the recurrent layer runs over packed ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+        self.rnn, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.make(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.head(pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+
+
+def test_a_packed_sequence_as_an_argument_is_refused_in_words():
+    packed = pack_padded_sequence(torch.randn(3, 7, 6), torch.tensor([7, 5, 3]), batch_first=True)
+    with pytest.raises(CaptureError, match=r"a PackedSequence among the arguments .* Let the module take the tensors"):
+        capture(nn.GRU(6, 8), (packed,))
+
+
+def test_what_comes_before_a_packed_sequence_is_pruned():
+    calls = [(torch.randn(3, 7, 6), torch.tensor([7, 5, 3])) for _ in range(2)]
+    model = Tagger().eval()
+    found = fxprune.compile(
+        model, calls, 0.8, method="l2", recover=None, progress=False, forward_args=lambda b: (b, {})
+    )
+    report = fxprune.report(found)
+    assert report.verified and report.islands == ("make",)
+    kept = dict(found.named_parameters())["make.0.weight"]
+    with torch.no_grad():
+        gone = [i for i in range(16) if not (kept[:, None] == model.make[0].weight[i]).all(-1).any()]
+        model.make[2].weight[:, gone] = 0
+        torch.testing.assert_close(found(*calls[0]), model(*calls[0]))
