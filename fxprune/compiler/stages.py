@@ -205,7 +205,7 @@ def verify(state: State) -> State:
         return state
     first = _settled(state, (state.first.args, state.first.kwargs))
     prime, size = state.coupling.captured.batch
-    if prime == 1:
+    if prime == size:  # it is not dynamic
         return replace(state, certificate=first)
     call = example_call(state.coupling.captured, size - 1 if size > 2 else size + 1, str(device_of(state.module)))
     try:
@@ -265,8 +265,14 @@ def record(state: State) -> State:
     plan = make_plan(state.coupling, state.bridged, state.solution, state.budget, state.scorer.name, state.options.seed)
     found = state.coupling, state.solution, plan, state.certificate
     report = make_report(*found, skipped=state.skipped, notes=state.notes)
-    report = replace(report, seconds=dict(state.clock.seconds), scores=summary, latency=latency)
+    report = replace(
+        report, seconds=dict(state.clock.seconds), scores=summary, latency=latency, recover=_recovery(state)
+    )
     return replace(state, report=report, pruned=attach(state.pruned, report))
+
+
+def _recovery(state: State) -> str:
+    return "" if state.recovery is None else state.recovery.name
 
 
 def to_coupled(state: State) -> State:

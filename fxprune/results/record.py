@@ -19,7 +19,7 @@ from fxprune.results.text import as_html, as_text, in_brief
 
 Change = tuple[int, int]
 
-_SCHEMA = 3
+_SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ class Report:
         plan: the plan, if there is one.
         doubt: why it is not verified; empty if it is, or was not compared.
         compared: the outputs that were compared, with what is doubtful about each.
+        recover: the recovery's name; empty if there was none, or if the report is too old to tell.
     """
 
     params: Change
@@ -138,6 +139,7 @@ class Report:
     plan: Plan | None = None
     doubt: str = ""
     compared: tuple[str, ...] = ()
+    recover: str = ""
 
     __setstate__ = filled_in
 
@@ -188,6 +190,7 @@ class Report:
             "latency": None if self.latency is None else self.latency.to_dict(),
             "doubt": self.doubt,
             "compared": list(self.compared),
+            "recover": self.recover,
         }
 
     @classmethod
@@ -241,7 +244,7 @@ def _read_frozen(value: Any, where: str) -> FrozenRow:
 _READERS: dict[str, untrusted.Reader[Any]] = {
     **dict.fromkeys(("schema", "units_removed", "dropped"), untrusted.integer),
     **dict.fromkeys(("params", "macs", "bytes"), read_pair),
-    **dict.fromkeys(("method", "dtype", "doubt"), untrusted.string),
+    **dict.fromkeys(("method", "dtype", "doubt", "recover"), untrusted.string),
     **dict.fromkeys(("collapsed", "skipped", "notes", "compared"), untrusted.texts),
     **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
     "verified": untrusted.maybe(untrusted.boolean),
@@ -254,4 +257,4 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
 }
 
 #: The format in which an entry came, if not in the first.
-_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3}
+_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3, "recover": 4}

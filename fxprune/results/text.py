@@ -23,7 +23,7 @@ def in_brief(report: Report) -> str:
     sizes = (f"{name}: {before:,} -> {after:,} ({percent(before, after)})" for name, (before, after) in _sizes(report))
     units = f"{report.units_removed:,} units removed from {touched(report)} of {len(report.groups)} groups"
     more = "print() shows groups, what is frozen and why, and the rest"
-    return text_summary(f"fxprune.Report: {report.method}", [*sizes, units, _certificate(report), more])
+    return text_summary(f"fxprune.Report: {_methods(report)}", [*sizes, units, _certificate(report), more])
 
 
 def as_html(report: Report) -> str:
@@ -31,7 +31,11 @@ def as_html(report: Report) -> str:
     facts = [(name, f"{a:,} -> {b:,} ({percent(a, b)})") for name, (a, b) in _sizes(report)]
     rows = [(row.name, row.kind, row.before, row.after, percent(row.before, row.after)) for row in report.groups]
     heads = ("group", "kind", "before", "after", "kept")
-    return html_summary(f"fxprune: {report.method}", [*facts, ("certificate", _certificate(report))], heads, rows)
+    return html_summary(f"fxprune: {_methods(report)}", [*facts, ("certificate", _certificate(report))], heads, rows)
+
+
+def _methods(report: Report) -> str:
+    return f"{report.method}, recovered by {report.recover}" if report.recover else report.method
 
 
 def _sizes(report: Report) -> tuple[tuple[str, tuple[int, int]], ...]:
@@ -48,7 +52,7 @@ def _totals(report: Report) -> str:
         (name, f"{before:,}", f"{after:,}", percent(before, after), _factor(before, after))
         for name, (before, after) in _sizes(report)
     ]
-    return table(f"fxprune: {report.method}", rows, ("", "before", "after", "kept", "smaller"))
+    return table(f"fxprune: {_methods(report)}", rows, ("", "before", "after", "kept", "smaller"))
 
 
 def _groups(report: Report) -> str:

@@ -71,3 +71,12 @@ def test_long_tables_lose_their_middle() -> None:
 def test_an_empty_report_prints() -> None:
     text = str(Report(params=(0, 0), macs=(0, 0), bytes=(0, 0), method="random"))
     assert "groups" not in text and "frozen" not in text and text.count("-\n") >= 1
+
+
+def test_the_recovery_stands_beside_the_method() -> None:
+    found = make_report(recover="sequential")
+    assert str(found).startswith("fxprune: variance, recovered by sequential\n")
+    assert (
+        "variance, recovered by sequential" in repr(found)
+        and "variance, recovered by sequential" in found._repr_html_()
+    )
