@@ -83,17 +83,22 @@ def infer(
         raise CaptureError(
             f"the shapes inside the model cannot be told without data: {type(error).__name__}: {error}"
         ) from error
-    shapes, large = concrete, small
+    shapes, found = concrete, _described(small, small)
     for scaled in _attempts(sizes):
         try:
-            shapes = [scaled.shape(shape) for shape in symbolic]
-            large = replay(module, example, shapes, scaled)
-            break
+            scaled_shapes = [scaled.shape(shape) for shape in symbolic]
+            found = _described(replay(module, example, scaled_shapes, scaled), small)
         except REFUSALS:
-            shapes, large = concrete, small
+            continue
+        shapes = scaled_shapes
+        break
     pairs = zip(symbolic, shapes, concrete, batched, strict=True)
     batch = next(((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1))
-    return {node: describe(large.get(node), small.get(node)) for node in module.graph.nodes}, batch
+    return {node: found.get(node) for node in module.graph.nodes}, batch
+
+
+def _described(large: dict[fx.Node, Any], small: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+    return {node: describe(large[node], value) for node, value in small.items()}
 
 
 def _attempts(sizes: Sizes) -> Iterator[Sizes]:
@@ -184,7 +189,11 @@ def _meta(value: Any) -> Any:
 
 
 def describe(large: Any, small: Any) -> Any:
-    """Return what a node is, from its value at the primes and at the example: see `infer`."""
+    """Return what a node is, from its value at the primes and at the example: see `infer`.
+
+    Raises:
+        ValueError: there are more parts at one than at the other, as of a batch that is split into pieces of a fixed size.
+    """
     if isinstance(large, Tensor):
         example = tuple(small.shape) if isinstance(small, Tensor) else tuple(large.shape)
         return TensorInfo(tuple(large.shape), example, large.dtype)

@@ -82,3 +82,12 @@ def test_assign():
     assert sizes.primes == {a: 10007, b: 17, c: 13}
     assert sizes.value(a * 2 + b) == 20031
     assert assign([a], [], {a: 8}, set()).primes == {a: 7}
+
+
+def test_a_batch_that_is_split_into_pieces_of_a_fixed_size():
+    """There are as many pieces as the batch is long; the table says what they are at the example."""
+    model = Fn(lambda self, x: list(self.lin(x).split(4)), lin=nn.Linear(3, 5)).double()
+    x = torch.randn(8, 3).double()
+    captured = capture(model, (x,))
+    assert captured.batch == (8, 8)
+    assert_equal(run(captured, x), model(x))

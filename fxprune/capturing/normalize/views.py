@@ -43,25 +43,37 @@ def unify_reshapes(graph: fx.Graph) -> None:
             return None
         if same_sizes(before.shape, after.shape):
             return first(node)
-        return insert(node, aten.reshape.default, (node.args[0], _explicit(node, nodes)), after)
+        sizes = _explicit(node, nodes)
+        return None if sizes is None else insert(node, aten.reshape.default, (node.args[0], sizes), after)
 
     rewrite(graph, reshaped)
 
 
-def _explicit(node: fx.Node, nodes: SizeNodes) -> list[int | fx.Node]:
-    """Return the sizes of a view: known ones, those given, those of its input, and at most one -1."""
+def _explicit(node: fx.Node, nodes: SizeNodes) -> list[int | fx.Node] | None:
+    """Return the sizes of a view: known ones, those given, those of its input, and at most one -1; None if more are open."""
     shape = node.meta["val"].shape
+    given = _given(node, len(shape))
     result: list[Any] = [nodes.know(size) for size in shape]
-    if node.target in _SIZED:
-        given: Any = node.args[1]
-        result = [g if r is None and g != -1 else r for r, g in zip(result, given, strict=True)]
+    result = [g if r is None and g != -1 else r for r, g in zip(result, given, strict=True)]
     if result.count(None) > 1:  # those that an operand has under the same expression
         for operand in node.all_input_nodes:
             if fake(operand) is not None:
                 nodes.shape(operand, node)
         result = [nodes.know(size) if r is None else r for r, size in zip(result, shape, strict=True)]
-        assert result.count(None) <= 1, f"{node.format_node()}: more than one size that no operand has"
+        if result.count(None) > 1:
+            return None
     return [-1 if size is None else size for size in result]
+
+
+def _given(node: fx.Node, rank: int) -> list[Any]:
+    """Return the sizes that a view is called with, -1 for those that it is not: an expression may hide what is plain here."""
+    if node.target in _SIZED:
+        return list(node.args[1])  # type: ignore[arg-type]
+    if node.target is aten.unflatten.int:
+        _, dim, sizes = node.args
+        before = dim % (rank - len(sizes) + 1)  # type: ignore[arg-type, operator]
+        return [*[-1] * before, *sizes, *[-1] * (rank - before - len(sizes))]  # type: ignore[arg-type, misc]
+    return [-1] * rank
 
 
 def unify_splits(graph: fx.Graph) -> None:
