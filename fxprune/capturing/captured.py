@@ -5,12 +5,13 @@ from __future__ import annotations
 import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
+from unicodedata import normalize
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import CaptureError, FxpruneWarning, GradientWarning
+from fxprune._base.errors import CaptureError, FxpruneError, FxpruneWarning, GradientWarning
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.effective import Folded, fold_weights
@@ -68,6 +69,14 @@ class Captured:
     def __repr__(self) -> str:
         """Returns what was captured, how it is called, and what the graph does not keep."""
         return text_summary(f"fxprune.Captured: {type(self.model).__name__}", (f"{a}: {b}" for a, b in self._facts()))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Says what can be kept instead.
+
+        Raises:
+            FxpruneError: always.
+        """
+        raise stays_in_place(self)
 
     def _repr_html_(self) -> str:
         return html_summary(f"fxprune.Captured: {type(self.model).__name__}", self._facts())
@@ -155,6 +164,14 @@ def _told(folded: list[Folded]) -> list[str]:
     ]
 
 
+def stays_in_place(value: Any) -> FxpruneError:
+    """Returns the error for a copy or a pickle of what refers to the nodes of a graph, which have no life outside it."""
+    return FxpruneError(
+        f"a {type(value).__name__} refers to the nodes of a torch.fx graph and cannot be copied or pickled: make it anew from "
+        "the model, and keep what is data: the plan, the report, fxprune.explain(...)"
+    )
+
+
 def _attributes(graph: fx.Graph) -> set[str]:
     """Return the names of the parameters, buffers and blocks that a graph uses."""
     return {str(node.target) for node in graph.find_nodes(op="get_attr")}
@@ -180,11 +197,16 @@ def _check_names(root: nn.Module, names: Iterable[str]) -> None:
     """
     for name in names:
         if strange := [
-            part for part in name.split(".") if keyword.iskeyword(part) or not part.isprintable() or set(part) & _QUOTES
+            part
+            for part in name.split(".")
+            if keyword.iskeyword(part)
+            or not part.isprintable()
+            or set(part) & _QUOTES
+            or normalize("NFKC", part) != part
         ]:
             raise CaptureError(
                 f"the model calls a part of itself {strange[0]!r} (of {name!r}), which torch.fx cannot write code with: "
-                "rename it; expected no word of Python's, no quote and no backslash"
+                "rename it; expected no word of Python's, no quote, no backslash and no letter that Python reads as another one"
             )
     needed = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
     if clash := [name for held in (root._modules, root._parameters, root._buffers) for name in held if name in needed]:

@@ -10,11 +10,15 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._base.errors import FxpruneError
+from fxprune._base.given import check_takes
 from fxprune._base.moved import filled_in
 from fxprune._base.names import layer_of
+from fxprune._base.shown import html_summary, text_summary
 from fxprune.budget.patterns import matches, nearest, spellings, taken
+from fxprune.budget.solver import ratio_table
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.islands import capture_or_parts, captured_islands
+from fxprune.compiler.options import Options, several
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.coupling import Coupling, Frozen
 from fxprune.coupling.interpreter import couple
@@ -52,7 +56,7 @@ class GroupInfo:
         return tuple(dict.fromkeys([*self.makers, *self.readers, *(layer_of(n) for n, _, _ in self.tensors)]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Explanation:
     """What could be pruned, and what holds the rest; ``print()`` is text.
 
@@ -74,6 +78,21 @@ class Explanation:
 
     __setstate__ = filled_in
 
+    def __repr__(self) -> str:
+        """Returns how many groups there are, a line for each, and how much is held."""
+        lines = [f"{g.name}: {g.units} {g.kind} units, made by {few(g.makers, 2) or '-'}" for g in self.groups]
+        held = f"{len(self.frozen)} axes with frozen coordinates; print() shows why, and all the rest"
+        return text_summary(f"fxprune.Explanation: {self._size()}", [*lines, held])
+
+    def _repr_html_(self) -> str:
+        rows = [(g.name, g.kind, g.units, few(g.makers, 3), few(g.readers, 3)) for g in self.groups]
+        heads = ("group", "kind", "units", "made by", "read by")
+        facts = [("axes with frozen coordinates", len(self.frozen))]
+        return html_summary(f"fxprune.Explanation: {self._size()}", facts, heads, rows)
+
+    def _size(self) -> str:
+        return f"{len(self.groups)} groups, {sum(group.units for group in self.groups):,} units"
+
     def __str__(self) -> str:
         parts = [self.details] if self.details else self._tables()
         if self.patterns:
@@ -82,13 +101,10 @@ class Explanation:
         return "\n\n".join(parts)
 
     def _tables(self) -> list[str]:
-        units = sum(group.units for group in self.groups)
         rows = [(g.name, g.kind, g.units, few(g.makers) or "-", few(g.readers) or "-") for g in self.groups]
         heads = ("group", "kind", "units", "made by", "read by")
         parts = [
-            table(f"{len(rows)} groups, {units:,} units", rows, heads, width=48)
-            if rows
-            else "no groups: nothing of this model can be pruned"
+            table(self._size(), rows, heads, width=48) if rows else "no groups: nothing of this model can be pruned"
         ]
         if self.frozen:
             parts.append(frozen_table((f.reason, f"{f.tensor}[{f.dim}]", f.coordinates) for f in self.frozen))
@@ -157,9 +173,9 @@ def explain(
     calib_data: Any = None,
     *,
     layers: str | Sequence[str] = (),
-    units: Sequence[str] = (),
+    units: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
-    ratios: Mapping[str, float] | None = None,
+    ratios: float | Mapping[str, float] | None = None,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
@@ -184,27 +200,36 @@ def explain(
         CalibrationError: the data are unusable.
         FxpruneError: no layer has such a name; says which are close.
         UnsupportedOpError: under ``strict``, an op without a rule.
+        BudgetError: ratios that are no shares.
+        TypeError, ValueError: another argument is malformed.
     """
+    kinds, patterns, held = several("units", units), several("layers", layers), several("ignore", ignore)
+    Options(units=kinds or "channel", ignore=held, min_keep=0).constraints()
+    reached = () if ratios is None else tuple(ratio_table(ratios))
+    if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise ValueError(f"layers takes names or patterns of layers, got {strange[0]!r:.80}")
+    if forward_args is not None:
+        check_takes(TypeError, "forward_args", forward_args, "batch")
     islands: tuple[str, ...] = ()
     if isinstance(model, Coupling):
         coupling = model
+    elif not isinstance(model, (nn.Module, ExportedProgram)):
+        raise TypeError(f"model: expected a torch.nn.Module, an ExportedProgram or a Coupling, got {model!r:.80}")
     else:
         module = runnable(model)
         batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
         captured, islands = capture_or_parts(model, batches, dynamic_shapes, strict)
         coupling = couple(captured or captured_islands(unwrapped(module), islands, batches), strict=strict)
-    if "block" in units:
+    if "block" in kinds:
         coupling = with_blocks(coupling)
     groups = tuple(_about(coupling, group) for group in coupling.groups)
     frozen = tuple(coupling.frozen())
-    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     details = ""
     if patterns:
         asked = _asked(patterns, coupling)
         details = "\n\n".join(map(coupling.explain, asked))
         groups = tuple(g for g in groups if any(name in asked for name, _, _ in g.tensors))
         frozen = tuple(f for f in frozen if f.tensor in asked)
-    held, reached = (ignore,) if isinstance(ignore, str) else tuple(ignore), tuple(ratios or ())
     return Explanation(
         groups=groups,
         frozen=frozen,

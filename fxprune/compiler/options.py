@@ -144,7 +144,7 @@ class Options:
         """
         from fxprune.budget.constraints import Constraints
 
-        kinds, patterns = _several("units", self.units), _several("ignore", self.ignore)
+        kinds, patterns = several("units", self.units), several("ignore", self.ignore)
         known = UnitKind.__args__  # type: ignore[attr-defined]
         if unknown := [kind for kind in kinds if kind not in known] or not kinds:
             raise ValueError(f"units must be among {', '.join(known)}, got {unknown if kinds else self.units!r}")
@@ -160,7 +160,12 @@ def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == AUTO
 
 
-def _several(name: str, value: Any) -> tuple[Any, ...]:
+def several(name: str, value: Any) -> tuple[Any, ...]:
+    """Returns an option that may be one text or a collection as a tuple.
+
+    Raises:
+        TypeError: it is neither.
+    """
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Iterator) or not isinstance(value, Iterable):

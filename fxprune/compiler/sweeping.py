@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 from tqdm import tqdm
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
-from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError
+from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError, brief
 from fxprune._base.modes import at_full_speed, random_states_kept, untouched
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
@@ -83,12 +84,12 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
 
     Returns:
         One point for each method and budget. A budget that is out of reach, a result that fails verification, or a method
-        that does not take this model, is a point that says so.
+        that does not take this model, is a point that says so; so is a model on which ``evaluate`` fails, with NaN as its value.
 
     Raises:
         BudgetError: no budget, or a malformed one.
         ScorerError: no method, or an unknown one.
-        TypeError: ``evaluate`` is no function, or gives no number.
+        TypeError: ``evaluate`` is no function, or gives no number for the dense model.
         FxpruneError: whatever else `fxprune.compile` raises for this model and these data, if no point has a model.
     """
     options = Options.of(locals())
@@ -175,6 +176,7 @@ class _Judge:
             return Point(method=method, budget=budget, why=str(error), seconds=time.perf_counter() - start)
         seconds = time.perf_counter() - start
         pruned, found = done.pruned, done.report
+        value, why = self._value_or_why(pruned)
         close = self.reference.of(pruned)
         return Point(
             method=method,
@@ -185,9 +187,17 @@ class _Judge:
             cost=Cost(found.params[1], found.macs[1], found.bytes[1]),
             fidelity=close.explained,
             agreement=close.agreement,
-            value=None if self.evaluate is None else _value(self.evaluate, pruned),
+            value=value,
+            why=why,
             latency_ms=self._milliseconds(pruned) if self.latency else None,
         )
+
+    def _value_or_why(self, pruned: nn.Module) -> tuple[float | None, str]:
+        """Returns what ``evaluate`` gives; or NaN, and how it failed: the points that took so long are kept."""
+        try:
+            return None if self.evaluate is None else _value(self.evaluate, pruned), ""
+        except Exception as error:  # whatever a user's function raises
+            return math.nan, f"evaluate fails on the model: {brief(error)}"
 
     def _milliseconds(self, pruned: nn.Module) -> float:
         """Returns a call's milliseconds in proportion to the dense model's, timed in turns with it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from torch import fx
@@ -14,7 +14,7 @@ from fxprune._base.shown import html_summary, text_summary
 from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
 from fxprune.algebra.channels import Channels, Ids, Mask
-from fxprune.capturing.captured import Captured
+from fxprune.capturing.captured import Captured, stays_in_place
 from fxprune.coupling.units import Group, ParameterAxis
 from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction
@@ -129,6 +129,14 @@ class Coupling:
         """Returns how many groups there are, and a line for each."""
         lines = (f"{g.name}: {len(g.units)} {g.kind} units, made by {few(g.producers, 2) or '-'}" for g in self.groups)
         return text_summary(f"fxprune.Coupling: {len(self.groups)} groups, {len(self.units):,} units", lines)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Says what can be kept instead.
+
+        Raises:
+            FxpruneError: always.
+        """
+        raise stays_in_place(self)
 
     def _repr_html_(self) -> str:
         rows = [(g.name, g.kind, len(g.units), few(g.producers, 3), few(g.consumers, 3)) for g in self.groups]

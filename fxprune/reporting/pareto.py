@@ -10,6 +10,7 @@ from typing import Any
 
 from fxprune._base.errors import BudgetError
 from fxprune._base.files import write_text
+from fxprune._base.shown import html_summary, text_summary
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.results.record import Report
@@ -39,7 +40,7 @@ class Point:
         latency_ms: milliseconds of a call with the first calibration batch, if it was measured.
         verified: whether it equals its masked twin, as `Report.verified` says.
         seconds: that this point took, without what it shares with others.
-        why: why there is no model.
+        why: why there is no model; or, where ``value`` is NaN, no value.
         report: the whole report, with the plan.
     """
 
@@ -61,7 +62,7 @@ class Point:
         return self.fidelity if self.value is None else self.value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sweep:
     """What `fxprune.sweep` found: ``print`` it for a table, ``to_dict()`` is JSON data, ``to_html()`` a page.
 
@@ -117,17 +118,29 @@ class Sweep:
     def __str__(self) -> str:
         """Returns the table; a star marks the points that no other one beats."""
         heads, rows = self.table()
+        return "\n".join([table(self._title(), rows, heads, words=_WORDS), *self.failures])
+
+    def __repr__(self) -> str:
+        """Returns a line for each point."""
+        heads, rows = self.table()
+        lines = (", ".join(f"{head} {cell}" for head, cell in zip(heads, row, strict=True) if cell) for row in rows)
+        return text_summary(self._title(), [*lines, *self.failures])
+
+    def _repr_html_(self) -> str:
+        return html_summary(self._title(), [("no model or no value", line) for line in self.failures], *self.table())
+
+    def _title(self) -> str:
         size = f"{self.before.params:,} parameters, {self.before.macs:,} MACs dense"
         title = f"fxprune: {len(self.points)} points, {size}"
         if self.dense_value is not None:
             title += f", {self.quality_name} {_shown(self.dense_value)}"
         if self.dense_ms is not None:
             title += f", {in_ms(self.dense_ms)}"
-        return "\n".join([table(title, rows, heads, words=_WORDS), *self.failures])
+        return title
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why there is no model, a line for each point without one."""
+        """Why there is no model or no value, a line for each point without one."""
         return tuple(f"{point.method}, {budget_text(point.budget)}: {point.why}" for point in self.points if point.why)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -144,7 +157,11 @@ class Sweep:
             ("fidelity", lambda p: _shown(p.fidelity), True),
             ("agreement", lambda p: _shown(p.agreement), any(p.agreement is not None for p in self.points)),
             ("pareto", lambda p: "*" if id(p) in best else "", True),
-            ("note", lambda p: "no model" if p.why else "", any(p.why for p in self.points)),
+            (
+                "note",
+                lambda p: p.why and ("no model" if p.cost is None else "no value"),
+                any(p.why for p in self.points),
+            ),
         ]
         shown = [(head, cell) for head, cell, there in columns if there]
         return [head for head, _ in shown], [[cell(point) for _, cell in shown] for point in self.points]

@@ -13,8 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fxprune._base.errors import CaptureError
+from fxprune._base.errors import CaptureError, FxpruneError
 from fxprune.capturing.captured import Captured, TensorInfo, capture
+from fxprune.coupling.interpreter import couple
 from tests.models.fn import Fn
 from tests.models.libraries import swin, transformer, vit
 from tests.support.capturing import (
@@ -143,6 +144,16 @@ def test_graph_can_be_copied_and_pickled(pair):
         assert_equal(run(captured, *args, **kwargs), captured.call.unflatten(outputs))
 
 
+def test_what_refers_to_a_graph_s_nodes_is_not_copied():
+    captured = capture(small(), (torch.randn(3, 6).double(),))
+    for value in (captured, couple(captured)):
+        for way in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(
+                FxpruneError, match=rf"a {type(value).__name__} refers to the nodes of a torch.fx graph"
+            ):
+                way(value)
+
+
 def small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 4)).double()
 
@@ -247,7 +258,7 @@ def test_norms_and_attention_stay_whole() -> None:
     assert not any("softmax" in op or "native" in op or "rsqrt" in op for op in ops)
 
 
-@pytest.mark.parametrize("name", ["class", "in", 'say "hi"', "it's", "a\\b", "a\nb"])
+@pytest.mark.parametrize("name", ["class", "in", "ﬁeld", 'say "hi"', "it's", "a\\b", "a\nb"])
 def test_names_that_no_code_can_be_written_with_are_refused(name: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({name: nn.Linear(4, 4)}))
     calling = Fn(lambda m, x: m.net[1][name](m.net[0](x)), net=model)

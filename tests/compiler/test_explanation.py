@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -57,3 +59,36 @@ def test_the_model_itself_has_a_name_among_layers() -> None:
     assert "made by the model itself; read by b" in str(fxprune.explain(Bare(), data, layers="b"))
     pruned = fxprune.compile(Bare().eval(), data, 0.7, progress=False)
     assert "the model itself, b" in str(fxprune.report(pruned))
+
+
+def test_it_is_shown_in_a_few_lines() -> None:
+    found = fxprune.explain(Aside(), [torch.randn(8, 3, 6, 6)])
+    assert repr(found).startswith("fxprune.Explanation: 1 groups") and "conv: " in repr(found)
+    assert len(repr(found).splitlines()) <= 25 and "<td>conv</td>" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "resnet18"}, TypeError, "model: expected a torch.nn.Module"),
+        ({"ignore": None}, TypeError, "ignore: expected a str or several"),
+        ({"ignore": [3]}, ValueError, "ignore takes patterns of layer names, got 3"),
+        ({"units": None}, TypeError, "units: expected a str or several"),
+        ({"units": "blocks"}, ValueError, "units must be among .*blocks"),
+        ({"layers": 3}, TypeError, "layers: expected a str or several"),
+        ({"layers": [3]}, ValueError, "layers takes names or patterns of layers, got 3"),
+        ({"layers": "nothing"}, fxprune.FxpruneError, "nothing: expected a layer or tensor"),
+        ({"ratios": {0: 0.5}}, fxprune.BudgetError, "expected patterns of layer names as keys, got 0"),
+        ({"ratios": 1.5}, fxprune.BudgetError, r"a ratio is the share removed and lies in \[0, 1\]"),
+        ({"forward_args": 3}, TypeError, "forward_args: expected a function"),
+    ],
+)
+def test_bad_arguments_are_told(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"model": Aside(), "calib_data": [torch.randn(8, 3, 6, 6)], **changes}
+    with pytest.raises(error, match=message):
+        fxprune.explain(**arguments)
+
+
+def test_one_ratio_for_all_and_one_kind_of_units() -> None:
+    found = fxprune.explain(Aside(), [torch.randn(8, 3, 6, 6)], ratios=0.5, units="block")
+    assert found.patterns == (("ratios", "default", tuple(group.name for group in found.groups)),)

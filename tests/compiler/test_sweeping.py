@@ -170,6 +170,22 @@ def test_evaluate_gets_evaluation_mode_and_may_change_it() -> None:
     assert seen == [False, False] and all(m.training for m in dense.modules())
 
 
+def test_a_model_on_which_evaluate_fails_is_a_point_that_says_so() -> None:
+    calls: list[nn.Module] = []
+
+    def evaluate(module: nn.Module) -> float:
+        calls.append(module)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return 0.5
+
+    found = fxprune.sweep(model(), DATA, [0.9, 0.7], "l1", evaluate=evaluate, recover=None, progress=False)
+    first, second = found.points
+    assert first.report is not None and math.isnan(first.value or 0) and "RuntimeError: no memory" in first.why
+    assert second.value == 0.5 and not second.why and found.pareto == (second,) == (found.best(),)
+    assert "no value" in str(found) and "evaluate fails on the model: RuntimeError: no memory" in str(found)
+
+
 @pytest.mark.slow
 def test_blocks_go_in_a_sweep_too() -> None:
     found = fxprune.sweep(

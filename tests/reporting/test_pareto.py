@@ -19,6 +19,12 @@ def points_of(*rows: tuple[int, int, float]) -> Sweep:
     return Sweep(points=tuple(points), before=Cost(1000, 1000, 1000))
 
 
+def test_a_sweep_is_shown_in_a_few_lines() -> None:
+    found = points_of(*((i, i, 0.5) for i in range(1, 60)))
+    assert repr(found).startswith("fxprune: 59 points") and len(repr(found).splitlines()) <= 25
+    assert "<th>parameters</th>" in found._repr_html_()
+
+
 def test_pareto_and_best() -> None:
     found = points_of(
         (800, 800, 0.9), (700, 700, 0.9), (500, 600, 0.8), (400, 700, 0.8), (300, 300, 0.5), (300, 300, math.nan)

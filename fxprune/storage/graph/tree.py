@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
+from unicodedata import normalize
 
 import torch
 from safetensors.torch import save as write_tensors
@@ -30,7 +31,7 @@ Values = Callable[[str, Role], Tensor]
 #: More names than any model has: what is shared may occur under many, and names would multiply without end.
 _MOST_NAMES = 1_000_000
 
-_ATOM = re.compile(r"[^\"\\.\x00-\x1f\x7f-\U0010ffff]+")
+_ATOM = re.compile(r"[^\"\\.]+")
 
 
 def describe_modules(root: nn.Module) -> list[list[Any]]:
@@ -265,5 +266,6 @@ def _laid_out(value: Tensor, strides: Any, where: str) -> Tensor:
 
 def _check_atom(name: str, where: str, at_root: bool) -> None:
     """A name must be one in generated code, where it may stand between quotes."""
-    if not _ATOM.fullmatch(name) or (at_root and name in RESERVED):
+    plain = _ATOM.fullmatch(name) and name.isprintable() and normalize("NFKC", name) == name
+    if not plain or (at_root and name in RESERVED):
         raise untrusted.refusal(name, where, "a name of letters, digits and plain signs")

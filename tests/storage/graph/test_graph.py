@@ -29,6 +29,16 @@ from tests.support.marks import but_slow
 # -- the same module ------------------------------------------------------------------------------------------------
 
 
+def test_names_may_be_of_any_language(tmp_path: Path) -> None:
+    model, x = nn.Sequential(), torch.randn(4, 5)
+    for name, layer in {"première": nn.Linear(5, 8), "層": nn.ReLU(), "a b": nn.Linear(8, 3)}.items():
+        model.add_module(name, layer)
+    pruned = fxprune.compile(model.eval(), [x], 0.7, progress=False)
+    fxprune.save(pruned, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved")
+    assert torch.equal(loaded(x), pruned(x)) and "première.weight" in loaded.state_dict()
+
+
 def test_it_computes_the_same(pair: Any) -> None:
     _, pruned, directory, call = pair
     loaded = fxprune.load(directory)
