@@ -148,6 +148,18 @@ def _place(tensor: Tensor) -> int:
 
 
 @contextmanager
+def plain_modes() -> Iterator[None]:
+    """Records gradients, and casts nothing by itself, whatever mode the caller is in: what is made here can be trained."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device_type in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextmanager
 def random_states_kept() -> Iterator[None]:
     """Puts the random states of torch, Python and numpy back on leaving; numpy's if it is there."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -11,7 +11,7 @@ from unicodedata import normalize
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import CaptureError, FxpruneError, FxpruneWarning, GradientWarning
+from fxprune._base.errors import CaptureError, FxpruneError, FxpruneWarning, GradientWarning, TrainingWarning
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.effective import Folded, fold_weights
@@ -20,6 +20,7 @@ from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
 from fxprune.capturing.normalize.dtypes import follow_dtype
 from fxprune.capturing.normalize.stops import stop_gradients
+from fxprune.capturing.observed import Training, compare_modes
 from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import open_source
@@ -51,6 +52,7 @@ class Captured:
         warned: Those of the notes that are to be warned of.
         folded: Every plain tensor that stands for a computed weight to the model's own tensors that it was computed
             from; first comes a parameter of its shape, if there is one.
+        resting: Modules that the model's own ``train()`` leaves in evaluation mode, by name.
     """
 
     module: fx.GraphModule
@@ -65,6 +67,7 @@ class Captured:
     notes: tuple[str, ...] = ()
     warned: tuple[FxpruneWarning, ...] = ()
     folded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    resting: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         """Returns what was captured, how it is called, and what the graph does not keep."""
@@ -126,7 +129,9 @@ def capture(
     parameters = {*state.parameters, *(one.name for one in folded)}
     stops = stop_gradients(flat.graph, parameters)
     notes = normalise(flat.graph, sizes, parameters) + _told(folded)
-    notes += restore_training(flat.graph, source)
+    training = Training() if source.exported else compare_modes(source.model, source.example, _silent(flat.graph))
+    lost = [*training.notes, *restore_training(flat.graph, training.dropouts)]
+    notes += [training.failure] if training.failure else []
     follow_dtype(flat)
     persistent = state.persistent | {one.name for one in folded}
     module = _build(flat, persistent)
@@ -135,7 +140,7 @@ def capture(
         node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
         node.meta.setdefault("module", "")
     used = _attributes(module.graph).union(*(one.sources for one in folded))
-    warned = tuple(map(GradientWarning, [*stops, *source.functions.notes()]))
+    warned = (*map(GradientWarning, [*stops, *source.functions.notes()]), *map(TrainingWarning, lost))
     return Captured(
         module=module,
         model=source.model,
@@ -149,6 +154,7 @@ def capture(
         notes=(*notes, *map(str, warned)),
         warned=warned,
         folded={one.name: one.sources for one in folded},
+        resting=training.resting,
     )
 
 
@@ -170,6 +176,11 @@ def stays_in_place(value: Any) -> FxpruneError:
         f"a {type(value).__name__} refers to the nodes of a torch.fx graph and cannot be copied or pickled: make it anew from "
         "the model, and keep what is data: the plan, the report, fxprune.explain(...)"
     )
+
+
+def _silent(graph: fx.Graph) -> frozenset[str]:
+    """Return the modules that the graph keeps as they are, by name."""
+    return frozenset(str(node.args[1]) for node in graph.nodes if node.target is MARK)
 
 
 def _attributes(graph: fx.Graph) -> set[str]:

@@ -46,7 +46,7 @@ def export(
         shapes = dict.fromkeys([*given, *extra]) | shapes
     with (
         untouched(model, training=False),
-        _no_fast_path(),
+        without_fast_path(),
         _with_gradients(),
         watching(model) as watch,
         observed(functions, watch),
@@ -90,7 +90,7 @@ def _spelled_out(forward: Callable[..., Any], signature: Signature, extra: Itera
 
 
 @contextmanager
-def _no_fast_path() -> Iterator[None]:
+def without_fast_path() -> Iterator[None]:
     """Keep `nn.TransformerEncoderLayer` from collapsing into one opaque fused operator."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -23,7 +23,21 @@ from fxprune.capturing.blame import Watch
 torch.library.define("fxprune::function", "(Tensor x, str key) -> Tensor")
 
 _KEEPS_PLACES = frozenset(
-    ["detach", "alias", "clone", "_to_copy", "to", "view", "view_as", "_unsafe_view", "reshape", "zeros_like", "ones_like", "full_like", "empty_like"]
+    [
+        "detach",
+        "alias",
+        "clone",
+        "_to_copy",
+        "to",
+        "view",
+        "view_as",
+        "_unsafe_view",
+        "reshape",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+    ]
 )
 
 
@@ -135,9 +149,10 @@ def observed(functions: Functions | None, watch: Watch) -> Iterator[None]:
                 setattr(cls, "forward", forward)  # noqa: B010
 
 
-def _subclasses(cls: type) -> Iterator[type[Any]]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     """Yield all classes below one that are not torch's own."""
-    for below in cls.__subclasses__():
+    subclasses: list[type[Any]] = cls.__subclasses__()
+    for below in subclasses:
         if not below.__module__.startswith(("torch.", "functorch.")):
             yield below
         yield from _subclasses(below)
@@ -215,7 +230,7 @@ def _without_reentrance() -> Iterator[None]:
     def called(ctx: Any, function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         return function(*args)
 
-    CheckpointFunction.forward = staticmethod(called)  # type: ignore[method-assign, assignment]
+    CheckpointFunction.forward = staticmethod(called)  # type: ignore[method-assign]
     try:
         yield
     finally:

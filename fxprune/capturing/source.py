@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
+from fxprune._base.errors import CaptureError
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.exported import export
 from fxprune.capturing.functions import Functions
@@ -54,9 +56,10 @@ def open_source(
     """Export a module, or take a program as it is.
 
     Raises:
-        CaptureError: If the module cannot be exported.
+        CaptureError: If the module cannot be exported, or is of TorchScript.
         CalibrationError: If its weights are not initialised, or quantised.
     """
+    check_is_python(model)
     owner: nn.Module
     functions = Functions()
     if isinstance(model, ExportedProgram):
@@ -81,6 +84,20 @@ def open_source(
     )
     tensors, batched = tuple(compress(example.leaves, given)), tuple(compress(example.batch, given))
     return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram), functions)
+
+
+def check_is_python(model: nn.Module | ExportedProgram) -> None:
+    """Refuse a model of TorchScript, in which there is nothing left to trace.
+
+    Raises:
+        CaptureError: It is one; says what to pass instead.
+    """
+    if isinstance(model, nn.Module) and isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise CaptureError(
+            "expected a module of Python, got one of TorchScript (torch.jit.script, trace or load), which torch.export "
+            "cannot trace: pass the module that it was made of; of a saved one, build the original class and load "
+            "scripted.state_dict() into it"
+        )
 
 
 def runnable(model: nn.Module | ExportedProgram) -> nn.Module:

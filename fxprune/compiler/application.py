@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import PlanError
+from fxprune._base.modes import plain_modes
 from fxprune.bridging.bridge import bridge
 from fxprune.budget.cost import Cost
 from fxprune.budget.solver import Solution
@@ -27,6 +28,7 @@ from fxprune.rewriting.planning import selection_of, shapes_of, without_sources
 from fxprune.rewriting.pruned import PrunedModule
 
 
+@plain_modes()
 def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModule:
     """Returns the pruned model; weights are sliced, not recovered.
 

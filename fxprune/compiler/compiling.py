@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
-from fxprune._base.modes import random_states_kept
+from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.budget import Budget
 from fxprune.compiler.options import AUTO, MethodName, Options, RecoveryOption, UnitKind, spelled_out
 from fxprune.compiler.pipeline import run
@@ -24,6 +24,7 @@ from fxprune.scoring.scorer import Scorer
 
 @spelled_out
 @random_states_kept()
+@plain_modes()
 def compile(  # noqa: D417  # the options are described as `Options` has them
     model: nn.Module | ExportedProgram,
     calib_data: Any,

@@ -17,7 +17,7 @@ from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
-from fxprune.capturing.source import runnable
+from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.options import AUTO, Options
@@ -48,6 +48,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
     """Checks what a compilation is asked for, and that the model and the data work together.
 
     Raises:
+        CaptureError: the model is of TorchScript.
         BudgetError: both a budget and ratios, neither, or a malformed one.
         CalibrationError: the data or the weights are unusable.
         ScorerError: an unknown method.
@@ -67,6 +68,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
     recovery = recovery_of(chosen.recover)
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"model: expected a torch.nn.Module or an ExportedProgram, got {model!r:.80}")
+    check_is_python(model)
     if chosen.steps > 1 and wanted is None:
         raise ValueError("steps needs a budget to approach; ratios are reached in one step")
     if chosen.steps > 1 and recovery is not None and recovery.anew:

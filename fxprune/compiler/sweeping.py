@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError, brief
-from fxprune._base.modes import at_full_speed, random_states_kept, untouched
+from fxprune._base.modes import at_full_speed, plain_modes, random_states_kept, untouched
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.compiler import stages
@@ -38,6 +38,7 @@ from fxprune.scoring.scorer import Scorer, scorer_of
 
 @spelled_out
 @random_states_kept()
+@plain_modes()
 def sweep(  # noqa: D417  # the options are described as `Options` has them
     model: nn.Module | ExportedProgram,
     calib_data: Any,

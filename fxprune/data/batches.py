@@ -112,7 +112,12 @@ class Batches:
         return batch
 
     def _moved(self, tree: Any) -> Any:
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to(self._device), tree)
+        return pytree.tree_map_only(Tensor, lambda tensor: _recordable(tensor.detach().to(self._device)), tree)
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    """Returns a tensor, ``[...]``, that autograd takes, which takes none that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def need_targets(batch: Batch, index: int, method: str) -> Any:

@@ -19,7 +19,7 @@ from fxprune.ops.layers import CustomFunction, ScaledDotProductAttention
 from fxprune.ops.modules import Noise
 from fxprune.ops.registry import is_kind, rule_of
 from fxprune.rewriting.owners import Call, Owners, arguments, find_call, join
-from fxprune.rewriting.pruned import PrunedModule
+from fxprune.rewriting.pruned import RESTING, PrunedModule
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.rewriting.tree import build_tree
 
@@ -76,7 +76,20 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
         place(root, path, module)
     pruned = PrunedModule(root, _write_graph(emission, sliced.graph), captured.call, type(captured.model).__name__)
     pruned.graph.lint()
+    if captured.resting:
+        vars(pruned)[RESTING] = _resting(emission, captured, pruned)
     return pruned.eval()
+
+
+def _resting(emission: _Emission, captured: Captured, pruned: nn.Module) -> tuple[str, ...]:
+    """Returns the modules that stay in evaluation mode, with those that were put in where they make calls."""
+
+    def origin(path: str) -> str | None:
+        while path not in emission.owners.modules:
+            path = path.rpartition(".")[0]
+        return emission.owners.home(path)
+
+    return tuple(path for path, _ in pruned.named_modules() if origin(path) in captured.resting)
 
 
 def _begin(model: nn.Module, sliced: fx.GraphModule) -> _Emission:

@@ -25,6 +25,9 @@ from fxprune.results.certificate import Certificate
 from fxprune.results.plan import Plan
 from fxprune.results.record import Report
 
+#: The attribute of a pruned module that names those of its modules that are never in training mode.
+RESTING = "_resting"
+
 _PLAIN_DEFAULTS = (type(None), bool, int, str)
 
 
@@ -172,6 +175,16 @@ class PrunedModule(fx.GraphModule):
             "torch.jit.script cannot read the forward of a pruned model: use torch.jit.trace(pruned, example), or "
             "fxprune.export for torch.export, AOTInductor or ONNX"
         )
+
+    def train(self, mode: bool = True) -> PrunedModule:
+        """Sets the mode of all modules; those that the original's ``train()`` leaves in evaluation mode stay in it."""
+        super().train(mode)
+        resting = self.__dict__.get(RESTING, ()) if mode else ()
+        modules = dict(self.named_modules()) if resting else {}
+        for path in resting:
+            if path in modules:
+                modules[path].training = False
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._recipe(), self._own_state()

@@ -16,7 +16,7 @@ from torch import nn
 
 from fxprune._base import untrusted
 from fxprune._base.errors import FxpruneWarning, PlanError, outside
-from fxprune.rewriting.pruned import PrunedModule
+from fxprune.rewriting.pruned import RESTING, PrunedModule
 from fxprune.storage.graph.convention import describe_call, identifier, read_call
 from fxprune.storage.graph.nodes import build_graph, describe_nodes
 from fxprune.storage.graph.tree import Role, Values, build_tree, describe_modules, describe_tensors, lost_of, tensors_of
@@ -28,6 +28,7 @@ SCHEMA = 1
 
 _FORMAT = "fxprune graph"
 _FIELDS = ("format", "schema", "name", "call", "modules", "tensors", "nodes")
+_RESTING = "resting"  # only where a module stays in evaluation mode
 
 
 def describe(pruned: nn.Module) -> str:
@@ -50,7 +51,9 @@ def describe(pruned: nn.Module) -> str:
         "tensors": describe_tensors(pruned),
         "nodes": describe_nodes(pruned.graph),
     }
-    text = "{\n" + ",\n".join(f"{_json(key)}: {_lines(data[key])}" for key in _FIELDS) + "\n}\n"
+    if resting := vars(pruned).get(RESTING):
+        data[_RESTING] = list(resting)
+    text = "{\n" + ",\n".join(f"{_json(key)}: {_lines(value)}" for key, value in data.items()) + "\n}\n"
     _check_readable(text, pruned)
     return text
 
@@ -70,7 +73,7 @@ def rebuild(text: str | bytes, values: Values, what: str) -> PrunedModule:
     if data.get("format") != _FORMAT:
         raise PlanError(f"{what}: it is no {_FORMAT}")
     untrusted.check_schema(data.get("schema"), what, (SCHEMA,))
-    data = untrusted.record(data, what, _FIELDS)
+    data = untrusted.record(data, what, _FIELDS, (_RESTING,))
     name = identifier(data["name"], f"{what}: name")
     call = read_call(data["call"], f"{what}: call")
     root = build_tree(data["modules"], data["tensors"], values, what)
@@ -78,6 +81,8 @@ def rebuild(text: str | bytes, values: Values, what: str) -> PrunedModule:
     with untrusted.reading(what):
         pruned = PrunedModule(root, graph, call, name)
         pruned.graph.lint()
+    if resting := data.get(_RESTING):
+        vars(pruned)[RESTING] = tuple(untrusted.sequence_of(resting, f"{what}: {_RESTING}", untrusted.string))
     if lost := lost_of(root):
         warnings.warn(
             f"{', '.join(lost[:3])}: what this does while training is not stored, and it does nothing here; load with the "

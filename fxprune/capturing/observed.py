@@ -1,0 +1,271 @@
+"""A model run on fake tensors, in training and in evaluation mode: what it does in one that it does not in the other."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxprune._base.modes import guarded, untouched
+from fxprune.capturing.blame import Watch, first_line, watching
+from fxprune.capturing.exported import without_fast_path
+from fxprune.capturing.marks import MARK
+from fxprune.capturing.prepared import Example
+
+ATTENTION = "attention"
+WEIGHTS = "attention weights"
+DROPOUT = "dropout"
+
+#: Kind of a dropout -> module -> its probabilities, call by call.
+Calls = Mapping[str, Mapping[str, Sequence[float]]]
+
+_DROPOUTS = (F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
+
+@dataclass(slots=True)
+class Observation:
+    """What a model did in one run.
+
+    Attributes:
+        outputs: The structure of what it returned, and of each leaf its rank and dtype.
+        calls: How often each module called each function that makes a floating tensor.
+        used: Names of the parameters that were given to a function.
+        dropouts: The dropouts.
+    """
+
+    outputs: tuple[Any, tuple[Any, ...]] = (None, ())
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    used: set[str] = field(default_factory=set)
+    dropouts: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How training mode differs from evaluation mode.
+
+    Attributes:
+        dropouts: What is dropped in training.
+        resting: Modules that the model's own ``train()`` leaves in evaluation mode, by name.
+        notes: What happens in one of the modes alone.
+        failure: Why the modes could not be compared; empty if they were.
+    """
+
+    dropouts: Calls = field(default_factory=dict)
+    resting: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+
+
+def compare_modes(model: nn.Module, example: Example, silent: Set[str]) -> Training:
+    """Run the model in both modes and say how they differ; the model is left as it was.
+
+    Args:
+        model: The model.
+        example: The example call.
+        silent: Modules that do something in training alone, and are kept as they are.
+    """
+    resting: frozenset[str] = frozenset()
+    try:
+        resting, frozen = _after_train(model)
+        trained = _observe(model, example, training=True, resting=resting)
+    except Exception as error:  # whatever the model raises, its graph of evaluation mode stands
+        failure = f"the model does not run in training mode on tensors without values: {first_line(error)}"
+        return Training(resting=resting, failure=failure)
+    notes = [f"train() of the model freezes {_listed(frozen)}: that of the result does not"] if frozen else []
+    try:
+        evaluated = _observe(model, example, training=False, resting=frozenset())
+    except Exception as error:  # export succeeded on another kind of tensors without values
+        return Training(trained.dropouts, resting, tuple(notes), f"{first_line(error)}")
+    alone = _working_alone(trained, evaluated, silent)
+    notes += _differences(model, trained, evaluated, silent, alone)
+    return Training(_without(trained.dropouts, alone), resting, tuple(notes))
+
+
+def _without(dropouts: Calls, modules: Set[str]) -> Calls:
+    return {
+        kind: {path: calls for path, calls in seen.items() if not _lies_in(path, modules)}
+        for kind, seen in dropouts.items()
+    }
+
+
+def _differences(
+    model: nn.Module, trained: Observation, evaluated: Observation, silent: Set[str], alone: Set[str]
+) -> Iterator[str]:
+    own = {path for path, module in model.named_modules() if not type(module).__module__.startswith("torch.nn.")}
+    if trained.outputs[0] != evaluated.outputs[0]:
+        yield (
+            f"the model returns {_shown(trained.outputs)} in training mode and {_shown(evaluated.outputs)} in evaluation "
+            "mode: the result returns the latter in both"
+        )
+    elif trained.outputs != evaluated.outputs:
+        yield "the model returns tensors of other ranks or dtypes in training mode: the result returns those of evaluation mode"
+    if alone:
+        yield f"{_listed(alone)} of the model work in training mode alone: the result does not have them"
+    if only := {name for name in trained.used - evaluated.used if not _lies_in(name, alone)}:
+        yield f"only training uses {_listed(only)}: the result does not"
+    for first, second, mode in ((trained, evaluated, "training"), (evaluated, trained, "evaluation")):
+        found: dict[str, list[str]] = defaultdict(list)
+        for (path, name), count in (first.calls - second.calls).items():
+            if path in own and not _lies_in(path, silent | alone):
+                found[path].append(f"{name} ({count} times)" if count > 1 else name)
+        for path, names in found.items():
+            does = "does not" if mode == "training" else "does so in both"
+            where = f"module {path!r}" if path else "the model"
+            yield f"{where} calls {', '.join(sorted(names)[:6])} in {mode} mode alone: the result {does}"
+
+
+def _working_alone(trained: Observation, evaluated: Observation, silent: Set[str]) -> set[str]:
+    """Return the outermost modules that make calls in training mode alone, by name."""
+    seen = {""}
+    for path, _ in evaluated.calls:
+        parts = path.split(".")
+        seen |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+    found = set()
+    for path, _ in trained.calls:
+        if path not in seen and not _lies_in(path, silent):
+            parts = path.split(".")
+            heads = (".".join(parts[: i + 1]) for i in range(len(parts)))
+            found.add(next(head for head in heads if head not in seen))
+    return found
+
+
+def _lies_in(path: str, modules: Set[str]) -> bool:
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+def _listed(names: Set[str]) -> str:
+    found = sorted(names)
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return ", ".join(map(repr, found[:5])) + more
+
+
+def _shown(outputs: tuple[Any, tuple[Any, ...]]) -> str:
+    spec, leaves = outputs
+    kind = spec.context if isinstance(spec.context, type) else spec.type  # of a named tuple
+    return "a tensor" if spec.is_leaf() else f"a {getattr(kind, '__name__', kind)} of {len(leaves)}"
+
+
+def _after_train(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the modules that the model's own ``train()`` leaves in evaluation mode, and the parameters that it freezes."""
+    if all(type(module).train is nn.Module.train and "train" not in vars(module) for module in model.modules()):
+        return frozenset(), frozenset()
+    before = {name: (p, p.requires_grad, p.data) for name, p in model.named_parameters()}
+    with untouched(model, training=False), guarded([*model.parameters(), *model.buffers()]):
+        try:
+            model.train()
+            resting = frozenset(path for path, module in model.named_modules() if not module.training)
+            frozen = frozenset(name for name, (p, trains, _) in before.items() if trains and not p.requires_grad)
+        finally:
+            for parameter, trains, data in before.values():
+                parameter.data = data
+                parameter.requires_grad_(trains)
+    return resting, frozen
+
+
+def _observe(model: nn.Module, example: Example, *, training: bool, resting: Set[str]) -> Observation:
+    """Run the model on fake tensors."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with ExitStack() as stack:
+        stack.enter_context(_unlogged())
+        stack.enter_context(untouched(model, training=training))
+        stack.enter_context(without_fast_path())
+        for path in resting:
+            vars(model.get_submodule(path))["training"] = False
+        watch = stack.enter_context(watching(model))
+        stack.enter_context(mode)
+        names = _put_fakes(model, mode)
+        args, kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, (example.bound.args, example.bound.kwargs))
+        recorder = _Recorder(watch, names)
+        with torch.no_grad(), recorder:
+            leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
+    recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
+    return recorder.found
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep fake tensors from logging what fails on them: it is in the error."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _put_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, str]:
+    """Put fake tensors in the place of the model's own; return the names of the parameters by identity."""
+    fakes: dict[int, Tensor] = {}
+    names: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    fake = fakes.setdefault(id(tensor), mode.from_tensor(tensor))
+                    held[name] = fake
+                    if held is module._parameters:
+                        names.setdefault(id(fake), f"{path}.{name}" if path else name)
+    return names
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes every function that makes a floating tensor, and every dropout probability, with the module that runs."""
+
+    def __init__(self, watch: Watch, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._watch = watch
+        self._names = names
+        self.found = Observation()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the call, then make it."""
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__bool__ and isinstance(args[0], FakeTensor):
+            return False  # the one decision that models leave to chance is whether to skip a layer
+        path = self._watch.running[-1] if self._watch.running else ""
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if id(leaf) in self._names:
+                self.found.used.add(self._names[id(leaf)])
+        if func is F.scaled_dot_product_attention:
+            self._note(ATTENTION, path, kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+        elif func is F.multi_head_attention_forward:
+            given = _given(func, args, kwargs)
+            kind = WEIGHTS if given["need_weights"] else ATTENTION
+            self._note(kind, path, given["dropout_p"] if given["training"] else 0.0)
+        elif func in (F.dropout, torch.dropout):
+            given = _given(F.dropout, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
+            self._note(DROPOUT, path, given["p"] if given["training"] else 0.0)
+        result = func(*args, **kwargs)
+        if func is MARK:  # it is what watches the modules that makes this call
+            return result
+        name = getattr(func, "__name__", str(func))
+        if name != "__get__" and func not in _DROPOUTS and _is_real(result):
+            self.found.calls[path, name] += 1
+        return result
+
+    def _note(self, kind: str, path: str, probability: float) -> None:
+        self.found.dropouts[kind][path].append(float(probability))
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_real, value))
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _given(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults filled in."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments

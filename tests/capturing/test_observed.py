@@ -1,0 +1,176 @@
+"""What training mode does and evaluation mode does not is told; nothing is told of models that the result follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune.capturing.captured import capture
+from tests.models.libraries import swin, transformer, vit
+from tests.models.small import NETWORKS
+from tests.support.capturing import assert_untouched, snapshot
+from tests.support.marks import but_slow
+
+
+class Branch(nn.Module):
+    """Works in another way while it trains."""
+
+    def __init__(self, branch: Any) -> None:
+        super().__init__()
+        self.branch = branch
+        self.a, self.o, self.aux = nn.Linear(6, 12), nn.Linear(12, 3), nn.Linear(12, 3)
+        self.register_buffer("mean", torch.zeros(12))
+        self.scale = nn.Parameter(torch.ones(12))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.branch(self, F.relu(self.a(x)))
+
+
+def head(m: Any, h: Tensor) -> Any:
+    return (m.o(h), m.aux(h)) if m.training else m.o(h)
+
+
+def noise(m: Any, h: Tensor) -> Any:
+    return m.o(h + torch.randn_like(h) if m.training else h)
+
+
+def average(m: Any, h: Tensor) -> Any:
+    if m.training:
+        m.mean.mul_(0.9).add_(h.detach().mean(0), alpha=0.1)
+    return m.o(h - m.mean)
+
+
+def scaled(m: Any, h: Tensor) -> Any:
+    return m.o(h * m.scale if m.training else h)
+
+
+def probabilities(m: Any, h: Tensor) -> Any:
+    return m.o(h) if m.training else m.o(h).softmax(-1)
+
+
+def named(m: Any, h: Tensor) -> Any:
+    return {"logits": m.o(h)} if m.training else m.o(h)
+
+
+SAID = {
+    head: "'aux' of the model work in training mode alone",
+    noise: "randn_like in training mode alone",
+    average: "add_, detach, mean, mul_ in training mode alone",
+    scaled: "only training uses 'scale'",
+    probabilities: "softmax in evaluation mode alone",
+    named: "returns a dict of 1 in training mode and a tensor in evaluation mode",
+}
+
+
+@pytest.mark.parametrize("branch", SAID, ids=lambda branch: branch.__name__)
+def test_what_only_one_mode_does_is_warned_of(branch: Any) -> None:
+    model = Branch(branch)
+    before = snapshot(model)
+    with pytest.warns(fxprune.TrainingWarning, match=SAID[branch]):
+        pruned = fxprune.compile(model, [torch.randn(5, 6)], 0.6, recover=None, progress=False)
+    assert any(SAID[branch] in note for note in fxprune.report(pruned).notes)
+    assert_untouched(model, before)
+
+
+class Frozen(nn.Module):
+    """Keeps its norm in evaluation mode, and a dropout by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.o = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3)
+        self.inner = Dropping()
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.norm.eval()
+        self.inner.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.inner(F.relu(self.norm(self.a(x)))))
+
+
+class Dropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training) * 2
+
+
+def test_what_train_leaves_in_evaluation_mode_stays_there(tmp_path: Any) -> None:
+    model = Frozen()
+    before = snapshot(model)
+    pruned = fxprune.compile(model, [torch.randn(8, 6)], 0.6, recover=None, progress=False)
+    assert_untouched(model, before)
+    assert fxprune.report(pruned).notes == ()
+    fxprune.save(pruned, tmp_path / "saved")
+    for each in (pruned, fxprune.load(tmp_path / "saved")):
+        each.train()
+        assert each.training
+        assert each.get_submodule("a").training
+        assert not each.get_submodule("norm").training
+        assert torch.equal(each(x := torch.randn(4, 6)), each.eval()(x))
+
+
+class Freezing(nn.Sequential):
+    def train(self, mode: bool = True) -> Freezing:
+        super().train(mode)
+        self[0].requires_grad_(not mode)
+        return self
+
+
+def test_a_train_that_freezes_parameters_is_told_and_leaves_them() -> None:
+    model = Freezing(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    captured = capture(model, (torch.randn(4, 6),))
+    assert "train() of the model freezes '0.bias', '0.weight'" in captured.notes[0]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def images(size: int = 32) -> tuple[Tensor, ...]:
+    return (torch.randn(2, 3, size, size),)
+
+
+def ids() -> tuple[Tensor, ...]:
+    return (torch.randint(0, 11, (2, 8)),)
+
+
+def torchvisions(name: str) -> Any:
+    return lambda: getattr(torchvision.models, name)(weights=None)
+
+
+PLAIN: dict[str, Any] = {
+    **{name: (lambda build=build: build().double(), example) for name, (build, example) in NETWORKS.items()},
+    "resnet": (torchvisions("resnet18"), images),
+    "mobilenet": (torchvisions("mobilenet_v3_small"), images),
+    "densenet": (torchvisions("densenet121"), images),
+    "efficientnet": (torchvisions("efficientnet_b0"), images),
+    "vit": (lambda: vit(dropout=0.1, attention_dropout=0.1), lambda: images(16)),
+    "swin": (lambda: swin(stochastic_depth_prob=0.2), images),
+    "bert": (lambda: transformer("BertModel"), ids),
+    "llama": (lambda: transformer("LlamaForCausalLM"), ids),
+    "gpt2": (lambda: transformer("GPT2LMHeadModel"), ids),
+    "layer": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True),
+        lambda: (torch.randn(2, 5, 8),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", but_slow(PLAIN, quick=("mobile", "vit", "bert", "layer")))
+def test_nothing_is_said_of_plain_models(name: str) -> None:
+    build, example = PLAIN[name]
+    assert capture(build(), example()).notes == ()
+
+
+@pytest.mark.slow
+def test_auxiliary_heads_are_told_once() -> None:
+    model = torchvision.models.googlenet(weights=None, init_weights=False)
+    notes = capture(model, images(64)).notes
+    assert [note for note in notes if "aux" in note] == [
+        "'aux1', 'aux2' of the model work in training mode alone: the result does not have them"
+    ]
+    assert "a GoogLeNetOutputs of 3 in training mode" in notes[0]
