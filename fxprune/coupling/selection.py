@@ -9,9 +9,11 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from fxprune._base.names import fetch
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.coupling.branches import Collapse, collapse_of
 from fxprune.coupling.coupling import Coupling
+from fxprune.ops.registry import bind, rule_of
 from fxprune.ops.slicer import Slicer
 
 
@@ -22,7 +24,7 @@ class Selection:
     Attributes:
         coupling: of the captured graph.
         removed: a flag for each channel id, ``[channels]``.
-        tensors: full-size replacements of parameters and buffers, by name: what recovery gives.
+        tensors: full-size replacements of parameters and buffers, by name: what recovery gives. They come before `gains`.
     """
 
     coupling: Coupling
@@ -43,6 +45,22 @@ class Selection:
     def collapse(self) -> Collapse:
         """What becomes of branches that have lost every channel."""
         return collapse_of(self.coupling, self.slicer)
+
+    @cached_property
+    def gains(self) -> dict[str, Tensor]:
+        """The weights, ``[...]`` by name, of norms whose statistic counts what goes as zeros: they take the factor."""
+        found: dict[str, Tensor] = {}
+        for node in self.coupling.statistics if self.removed.any() else ():
+            rule = rule_of(node.target)
+            if rule is not None and rule.gains is not None:
+                for operand, factor in rule.gains(self.slicer, node, bind(node)).items():
+                    own: Tensor = fetch(self.coupling.captured.module, str(operand.target))
+                    found[str(operand.target)] = own.detach() * factor
+        return found
+
+    def standing(self, name: str) -> Tensor | None:
+        """Returns what stands for a parameter or buffer, ``[...]``; None for itself."""
+        return self.tensors[name] if name in self.tensors else self.gains.get(name)
 
     @property
     def units(self) -> Ids:

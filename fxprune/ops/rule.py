@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,6 +31,12 @@ Slice: TypeAlias = "Callable[[Slicer, fx.Node, SimpleNamespace], Edit]"
 #: The op on full-size values, as if the removed channels were not there.
 TwinRule: TypeAlias = "Callable[[Twin, fx.Node, SimpleNamespace], Any]"
 
+#: What the op's result over what stays is multiplied by.
+Factor: TypeAlias = "Callable[[Slicer, fx.Node, SimpleNamespace], float]"
+
+#: The parameters that take a factor instead, each with its own.
+Gains: TypeAlias = "Callable[[Slicer, fx.Node, SimpleNamespace], Mapping[fx.Node, float]]"
+
 #: Where the channels of a value that is one constant for each channel lie in the result; None if it is none any more.
 Where: TypeAlias = "Callable[[Constants, fx.Node, SimpleNamespace], int | None]"
 
@@ -45,6 +51,7 @@ Kind = Literal[
     "embedding",
     "attention",
     "batch_norm",
+    "norm",
     "addition",
     "elementwise",
     "pool",
@@ -60,6 +67,9 @@ class Rule:
         couple: relates the axes of the operands and returns those of the result.
         slice: returns the arguments that change when channels go.
         twin: runs the op on full-size values as if the removed channels were not there.
+        factor: of a statistic that counts all coordinates, as a mean does: what the result over those that stay is
+            multiplied by; ``twin`` counts it in.
+        gains: likewise, but the factor goes into parameters that the op alone reads.
         literals: the arguments that hold sizes, counts or places along axes that may shrink; ``slice`` edits no others.
         statistic: ``couple`` may call ``t.statistic``: the op looks at an axis that may shrink as a whole.
         positions: the operands that may hold positions of an axis that shrinks.
@@ -72,6 +82,7 @@ class Rule:
         module: the ``torch.nn`` module that a call of it stands for.
         in_place: the op with an underscore does the same in the first operand's memory.
         view: the result may share memory with the first operand though its schema does not say so.
+        scales: the result is the product of its operands: where one is a parameter, the other is scaled by it.
         idle: it takes no time in an evaluation, or as much as a copy that can be avoided.
         conducts: in an evaluation the result is the first operand, unchanged: what is added to one is added to the other.
     """
@@ -80,6 +91,8 @@ class Rule:
     _: KW_ONLY
     slice: Slice | None = None
     twin: TwinRule | None = None
+    factor: Factor | None = None
+    gains: Gains | None = None
     literals: tuple[str, ...] = ()
     statistic: bool = False
     positions: tuple[str, ...] = ()
@@ -91,6 +104,7 @@ class Rule:
     module: Layer | Noise | None = None
     in_place: bool = False
     view: bool = False
+    scales: bool = False
     idle: bool = False
     conducts: bool = False
 
@@ -117,12 +131,14 @@ def check_rule(name: str, rule: Any) -> None:
     """
     if not isinstance(rule, Rule):
         raise RuleError(f"{name}: expected a fxprune.Rule, got {type(rule).__name__}: write Rule(couple, ...)")
-    for part in ("couple", "slice", "twin", "moves", "constant", "empty"):
+    for part in ("couple", "slice", "twin", "factor", "gains", "moves", "constant", "empty"):
         function = getattr(rule, part)
         if function is not None or part == "couple":
             _check_signature(f"{name}: {part}", function)
     if rule.statistic and rule.twin is None:
         raise RuleError(f"{name}: statistic=True needs twin=, which runs the op over what stays of the axis")
+    if (rule.factor or rule.gains) and not rule.statistic:
+        raise RuleError(f"{name}: factor= and gains= need statistic=True: they say what it counts")
     if bool(rule.literals) != (rule.slice is not None):
         lacks = "slice=, which edits them" if rule.literals else "literals=, the names of the arguments that it edits"
         raise RuleError(f"{name}: {'literals' if rule.literals else 'slice'}= needs {lacks}")

@@ -11,21 +11,23 @@ import torch
 from torch import Tensor
 
 from fxprune.recovery.consumers import Consumer, Replacements
+from fxprune.recovery.gains import fit_gains
 from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 from fxprune.recovery.protocol import RecoveryContext
 
 
 def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tensor]:
-    """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means.
+    """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means, and of gains.
 
-    The inputs are gone through once for each part of the consumers whose statistics fit into memory together; a single
+    The inputs are gone through once for the gains of norms, and once for each part of the consumers whose statistics fit into memory together; a single
     consumer beyond the limit is compensated in blocks of columns.
 
     Args:
         context: the layers that lose columns, and their inputs.
         covariance: False for the mean shift alone.
     """
-    changed = Replacements(context.selection.coupling)
+    changed = Replacements(context.selection.coupling, {**context.selection.gains, **context.selection.tensors})
+    fit_gains(context, changed)
     for consumer, blocks in context.moments(covariance=covariance):
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)

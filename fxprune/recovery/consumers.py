@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -98,14 +98,15 @@ class Replacements:
 
     Args:
         coupling: of the captured graph.
+        start: replacements that there are already.
 
     Attributes:
         tensors: name -> replacement; grows.
     """
 
-    def __init__(self, coupling: Coupling) -> None:
+    def __init__(self, coupling: Coupling, start: Mapping[str, Tensor] | None = None) -> None:
         self._module = coupling.captured.module
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = dict(start or {})
 
     def value(self, name: str) -> Tensor:
         """Returns a parameter or buffer, ``[...]``, as recovery has left it so far."""

@@ -8,7 +8,7 @@ between, with a ridge towards the old weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit
 from fxprune.recovery.consumers import Consumer, Replacements
+from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments
 from fxprune.recovery.protocol import RecoveryContext
 from fxprune.twin.interpreter import Run
@@ -69,8 +70,11 @@ def sequential(context: RecoveryContext) -> dict[str, Tensor]:
     if march.fits():
         march.together(list(context.inputs), by_node)
     else:
-        for consumer in (by_node[node] for node in order if node in by_node):
-            march.alone(consumer)
+        for node in order:
+            if node in by_node:
+                march.alone(by_node[node])
+            elif node in march.gains.of:
+                march.scale(march.gains.of[node])
     return march.changed.tensors
 
 
@@ -100,9 +104,12 @@ class _March:
 
     def __init__(self, context: RecoveryContext, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift]) -> None:
         self.context, self.order, self.drifts = context, order, drifts
-        self.changed = Replacements(context.selection.coupling)
+        self.changed = Replacements(
+            context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
+        )
         self.dense = Run(Selection.nothing(context.selection.coupling))
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
+        self.gains = Gains(context.selection, self.changed)
         final = {source: node for node in order for source in node.all_input_nodes}
         place = {node: i for i, node in enumerate(order)}
         for node, drift in drifts.items():
@@ -131,7 +138,14 @@ class _March:
                 for number, (_, dense, pruned) in enumerate(states):
                     self._observe(consumers[node], moments, dense, pruned, number)
                 self._fit(consumers[node], moments)
-                self._refresh(consumers[node], [pruned for _, _, pruned in states])
+                home = consumers[node].home
+                names = {consumers[node].weight} | ({home.tensor} if home is not None else set())
+                self._refresh(names, [pruned for _, _, pruned in states])
+            elif node in self.gains.of:
+                gain, found = self.gains.of[node], Fit()
+                for _, dense, pruned in states:
+                    self.gains.observe(found, gain, self.pruned.step(node, pruned, iter(())), dense[node])
+                self._refresh(self.gains.apply(found, gain), [pruned for _, _, pruned in states])
 
     def _walk(self, batch: Sequence[Tensor]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any], dict[fx.Node, Any]]]:
         """Yields every node with what is alive in the dense model, its own value included, and in the pruned one, before that."""
@@ -143,9 +157,8 @@ class _March:
             for source in self.last.get(node, ()):
                 del dense[source], pruned[source]
 
-    def _refresh(self, consumer: Consumer, pruned: Sequence[dict[fx.Node, Any]]) -> None:
-        """Hands the consumer's new weight and shift to the runs that hold the old ones."""
-        names = {consumer.weight} | ({consumer.home.tensor} if consumer.home is not None else set())
+    def _refresh(self, names: Set[str], pruned: Sequence[dict[fx.Node, Any]]) -> None:
+        """Hands new tensors to the runs that hold the old ones."""
         for node in self.order:
             if node.op == "get_attr" and node.target in names:
                 for values in pruned:
@@ -159,6 +172,14 @@ class _March:
             _, dense, pruned = next(state for state in self._walk(batch) if state[0] is consumer.node)
             self._observe(consumer, moments, dense, pruned, number)
         self._fit(consumer, moments)
+
+    def scale(self, gain: Gain) -> None:
+        """Runs every batch from the start up to one gain."""
+        found = Fit()
+        for batch in self.context.inputs:
+            _, dense, pruned = next(state for state in self._walk(batch) if state[0] is gain.node)
+            self.gains.observe(found, gain, self.pruned.step(gain.node, pruned, iter(())), dense[gain.node])
+        self.gains.apply(found, gain)
 
     def _observe(
         self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int

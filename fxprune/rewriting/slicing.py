@@ -60,7 +60,7 @@ class _Writer:
             raise ValueError(
                 "removed: a group whose layers are on the only path has lost all its channels; leave it one"
             )
-        self.tensors = selection.tensors
+        self.tensors = {**selection.gains, **selection.tensors}
         self.source = self.coupling.captured.module
         self.root = nn.Module()
         self.graph = fx.Graph()
@@ -73,7 +73,7 @@ class _Writer:
             if node in self.collapse.frontier:
                 self._freeze_constant(node)
             elif node in self.collapse.live or node.op == "placeholder":
-                self.nodes[node] = self._node(node)
+                self.nodes[node] = self._scaled_up(node, self._node(node))
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)
@@ -122,6 +122,16 @@ class _Writer:
             elif name in kwargs or value != getattr(arguments, name):
                 kwargs[name] = value
         return self._copy(node, node.target, self._map(node, tuple(args)), self._map(node, kwargs))
+
+    def _scaled_up(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """Multiplies a statistic over what stays, where it counts all."""
+        rule = rule_of(node.target) if node in self.coupling.statistics else None
+        factor = rule.factor(self.slicer, node, bind(node)) if rule is not None and rule.factor is not None else 1.0
+        if factor == 1.0:
+            return new
+        scaled = self.graph.call_function(torch.ops.aten.mul.Tensor, (new, factor))
+        scaled.meta["module"] = node.meta.get("module")
+        return scaled
 
     def _zero_operand(self, node: fx.Node) -> fx.Node | None:
         """Returns what is left of an addition whose other operand was a branch that collapsed to zero."""

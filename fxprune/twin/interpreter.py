@@ -88,11 +88,12 @@ class Run:
         if node.op == "placeholder":
             return self._lift(next(feed).detach())
         if node.op == "get_attr":
-            name, tensors = str(node.target), self.selection.tensors
-            value = tensors[name] if name in tensors else fetch(self.selection.coupling.captured.module, name)
+            name = str(node.target)
+            standing = self.selection.standing(name)
+            value = fetch(self.selection.coupling.captured.module, name) if standing is None else standing
             if node in self.statistics:  # of the batch, they are written to the model's buffers
                 value = value.clone()
-            held = isinstance(value, Tensor) and name not in tensors
+            held = isinstance(value, Tensor) and standing is None
             return self._lift(value.detach() if held else value)
         if node.op == "output":
             return fx.node.map_arg(node.args[0], values.__getitem__)

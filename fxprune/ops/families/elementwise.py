@@ -53,6 +53,7 @@ _SAME = Rule(pointwise, kind="elementwise", moves=kept, conducts=True)
 
 register_rule("pointwise", _ELEMENTWISE)
 register_rule("add.Tensor", replace(_ELEMENTWISE, kind="addition"))
+register_rule("mul.Tensor", replace(_ELEMENTWISE, scales=True))
 register_rule(
     "relu.default gelu.default silu.default hardtanh.default hardswish.default sigmoid.default",
     replace(_ELEMENTWISE, in_place=True),

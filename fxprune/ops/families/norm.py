@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fxprune.algebra.axes import Axes, Axis, is_labelled
+from fxprune.algebra.axes import Axes, Axis, is_labelled, size_of
 from fxprune.ops.constants import Constants
 from fxprune.ops.modules import Layer, Site, affine
 from fxprune.ops.registry import register_rule
@@ -71,6 +72,40 @@ def _twin_layer_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     own = list(enumerate(axis for _, axis in over))
     sizes = {"normalized_shape": [t.count(axis) for _, axis in over]}
     return t.scatter(t.run(node, **t.given(a, input=over, weight=own, bias=own) | sizes), over)
+
+
+def _share(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float:
+    """Returns the share of the normalised channels that stays; 1 where none does, and there is nothing to scale."""
+    axes = s.axes(a.input, node)[-len(a.normalized_shape) :]
+    return math.prod(s.count(axis) / size_of(axis) for axis in axes if s.changed(axis)) or 1.0
+
+
+def _has_own_gain(a: SimpleNamespace) -> bool:
+    return isinstance(a.weight, fx.Node) and a.weight.op == "get_attr" and len(a.weight.users) == 1
+
+
+def _rms_factor(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float:
+    """Of a norm whose weight cannot take it: ``1 / sqrt(share)``, since the mean square of all is ``share`` times that of what stays."""
+    return 1.0 if _has_own_gain(a) else _share(s, node, a) ** -0.5
+
+
+def _rms_gains(s: Slicer, node: fx.Node, a: SimpleNamespace) -> dict[fx.Node, float]:
+    return {a.weight: _share(s, node, a) ** -0.5} if _has_own_gain(a) else {}
+
+
+def _rms_eps(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float | None:
+    """Returns eps as a share of what stays; None is the smallest that counts, and stays that."""
+    return None if a.eps is None else a.eps / _share(s, node, a)
+
+
+def _slice_rms_norm(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
+    return Edit({**_slice_layer_norm(s, node, a).arguments, "eps": _rms_eps(s, node, a)})
+
+
+def _twin_rms_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    """Over what stays; what takes the mean square of all is eps, and the weight or a factor."""
+    a = SimpleNamespace(**{**vars(a), "eps": _rms_eps(t, node, a)})
+    return _twin_layer_norm(t, node, a) * _rms_factor(t, node, a)
 
 
 def _group_norm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -165,6 +200,7 @@ _LAYER = Rule(
     literals=("normalized_shape",),
     twin=_twin_layer_norm,
     statistic=True,
+    kind="norm",
     constant=_layer_norm_of_constant,
     module=Layer((nn.LayerNorm,), _of_layer_norm, affine(), agree=("eps",)),
 )
@@ -174,6 +210,7 @@ _GROUP = Rule(
     literals=("num_groups",),
     twin=_twin_group_norm,
     statistic=True,
+    kind="norm",
     constant=_channels_of_constant,
     module=Layer((nn.GroupNorm,), _of_group_norm, affine(), agree=("eps",)),
 )
@@ -185,6 +222,15 @@ register_rule(
 register_rule("instance_norm.default", replace(_STATISTIC, module=_INSTANCE))
 register_rule("layer_norm.default", _LAYER)
 register_rule(
-    "rms_norm.default", replace(_LAYER, module=Layer((nn.RMSNorm,), _of_rms_norm, {"weight": "weight"}, agree=("eps",)))
+    "rms_norm.default",
+    replace(
+        _LAYER,
+        slice=_slice_rms_norm,
+        literals=("normalized_shape", "eps"),
+        twin=_twin_rms_norm,
+        factor=_rms_factor,
+        gains=_rms_gains,
+        module=Layer((nn.RMSNorm,), _of_rms_norm, {"weight": "weight"}, agree=("eps",)),
+    ),
 )
 register_rule("group_norm.default", _GROUP)

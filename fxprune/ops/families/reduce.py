@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.algebra import axes as ax
-from fxprune.algebra.axes import Axes, Axis, is_labelled
+from fxprune.algebra.axes import Axes, Axis, is_labelled, size_of
 from fxprune.capturing.normalize.layout import dims_of
 from fxprune.ops.constants import Constants
 from fxprune.ops.registry import register_rule
 from fxprune.ops.rule import Rule, twice
+from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Tracer
 from fxprune.ops.twin import Twin
 
@@ -68,6 +69,20 @@ def _left(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 def _twin_reduce(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
     return t.run(node, **t.given(a, self=_over(t, node, a)))
+
+
+def _share(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float:
+    """Returns the share of what a reduction runs over that stays: a mean divides by all of it."""
+    axes = s.axes(a.self, node)
+    return math.prod(s.count(axes[d]) / size_of(axes[d]) for d in _dims(a, len(axes)) if s.changed(axes[d]))
+
+
+def _twin_mean(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
+    """The mean of all, zeros where something goes."""
+    over = _over(t, node, a)
+    masked = t.scatter(t.gather(t.value(a.self), over), over)
+    mean: Tensor = t.run(node, **t.given(a) | {"self": masked})
+    return mean
 
 
 def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace, result: int | None = None) -> Axes:
@@ -185,10 +200,14 @@ def _of_channels(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
 _REDUCE = Rule(_reduce, twin=_twin_reduce, statistic=True)
 _CHOICE = Rule(_indexing_reduce, twin=_twin_choose, statistic=True)
 
-register_rule("mean.dim amax.default amin.default", replace(_REDUCE, constant=_of_others))
+_MEAN = replace(_REDUCE, twin=_twin_mean, factor=_share)
+
+register_rule("mean.dim", replace(_MEAN, constant=_of_others))
+register_rule("mean.default", _MEAN)
+register_rule("amax.default amin.default", replace(_REDUCE, constant=_of_others))
 register_rule("sum.dim_IntList var.correction linalg_vector_norm.default", replace(_REDUCE, constant=_of_channels))
 register_rule(
-    "mean.default sum.default prod.dim_int var.dim std.correction std.dim logsumexp.default any.dim all.dim "
+    "sum.default prod.dim_int var.dim std.correction std.dim logsumexp.default any.dim all.dim "
     "norm.ScalarOpt_dim nansum.default any.default all.default",
     _REDUCE,
 )
