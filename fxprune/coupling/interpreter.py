@@ -20,6 +20,7 @@ from fxprune.algebra.axes import Axes
 from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.dead import with_dead_counted
 from fxprune.coupling.units import ParameterAxis, form_groups
 from fxprune.ops.registry import bind, blamed, may_alias, rule_of
 from fxprune.ops.tracer import Tracer
@@ -35,6 +36,7 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
     Raises:
         UnsupportedOpError: under ``strict``, an op without a rule; names op, module and source line.
     """
+    captured = with_dead_counted(captured)
     tracer = Tracer(captured)
     unsupported: list[tuple[str, str]] = []
     for node in captured.module.graph.nodes:

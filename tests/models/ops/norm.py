@@ -30,6 +30,17 @@ class WeightNormed(nn.Module):
         return F.linear(x, torch._weight_norm(self.v, self.g, 1))
 
 
+class SpectralNormed(nn.Module):
+    """A linear layer whose forward divides its weight by an estimate of its largest singular value."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.w, self.u, self.v = (nn.Parameter(torch.randn(*s)) for s in ((outputs, inputs), (outputs,), (inputs,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.w / torch.vdot(self.u, torch.mv(self.w, self.v)))
+
+
 X, T = (3, 3, 7, 6), (3, 4, 5)
 NORM = "8 channel: 0.weight[0] 0.bias[0] 1.weight[0] 1.bias[0]"
 
@@ -170,5 +181,11 @@ CASES = [
         lambda: _image(spectral_norm(nn.Conv2d(8, 8, 3))),
         [X],
         ["8 channel: 0.weight[0] 0.bias[0] 1.weight[1]", "8 channel: 1.weight[0] 1.bias[0] 3.weight[1]"],
+    ),
+    Case(
+        "spectral norm in a forward of one's own",
+        lambda: _tokens(SpectralNormed(8, 8)),
+        [T],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.w[1] 1.v[0]", "8 channel: 1.w[0] 1.u[0] 3.weight[1]"],
     ),
 ]
