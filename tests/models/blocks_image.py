@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 Shape = tuple[int, ...]
-STATISTICS = {"group", "one", "layer"}  # norms that centre over channels
 ACTS = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -57,13 +56,12 @@ class Spec(ABC):
         """Yields the names of this block and of those inside it."""
         return (type(block).__name__ for block in self.within())
 
-    def absent(self) -> str:
-        """Returns what a unit that is gone is to this block.
+    def zeros(self) -> bool:
+        """Returns whether a unit that is gone is to this block as if all weights that make it and read it were zero.
 
-        ``"zero"``, as if the weights that make it and those that read it were zero; ``"dead"``: that only if it gave zero
-        before, as for statistics over channels; or ``"other"``: the original has no such setting, as for a softmax over them.
+        It is not where the block looks at several channels as a whole, as a softmax over them does.
         """
-        return "dead" if {getattr(self, name, None) for name in ("norm", "kind")} & STATISTICS else "zero"
+        return True
 
     @property
     def rounding(self) -> float:
@@ -175,8 +173,8 @@ class Standardised(Spec):
         m.groups = gcd(gcd(self.groups, shape[1]), self.out)
         m.conv = nn.Conv2d(shape[1], self.out, 3, padding=1, groups=m.groups)
 
-    def absent(self) -> str:
-        return "other"
+    def zeros(self) -> bool:
+        return False
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         w = m.conv.weight
@@ -538,8 +536,8 @@ class Odd(Spec):
         m.depth = StochasticDepth(0.2, "row")
         m.conv = nn.Conv2d(c, c, 1)
 
-    def absent(self) -> str:
-        return {"group_mean": "dead", "maxout": "other"}.get(self.how, "zero")
+    def zeros(self) -> bool:
+        return self.how != "maxout"
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         b, c, h, w = x.shape

@@ -186,9 +186,6 @@ class Layout(Spec):
             nn.Parameter(torch.randn([sizes[c] for c in part if c in sizes])) for part in weights[:2] if "." not in part
         )
 
-    def absent(self) -> str:
-        return "dead" if ",bl->" in self.text else "zero"
-
     def run(self, m: Block, x: Tensor) -> Tensor:
         made = iter(m.weights)
         parts = self.text.partition("->")[0].split(",")
@@ -382,8 +379,8 @@ class Average(Spec):
         m.gain = nn.Parameter(torch.ones(1))
         m.groups = gcd(2, shape[1] if len(shape) == 4 else shape[-1])
 
-    def absent(self) -> str:
-        return "dead" if self.how in ("centre", "variance") else "zero"
+    def zeros(self) -> bool:
+        return self.how not in ("centre", "variance")
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         dim = 1 if x.dim() == 4 else -1

@@ -122,9 +122,6 @@ class Attention(Spec):
             return [y[:, :, :, i].transpose(1, 2) for i in range(3)]
         return [part.view(b, n, -1, d).transpose(1, 2) for part in parts]
 
-    def absent(self) -> str:
-        return "dead" if self.normed else "zero"
-
     def run(self, m: Block, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q, k, v = self.project(m, x)
@@ -216,9 +213,6 @@ class Encoder(Spec):
         m.layer = nn.TransformerEncoderLayer(
             shape[-1], gcd(self.heads, shape[-1]), self.hidden, batch_first=True, norm_first=self.norm_first
         )
-
-    def absent(self) -> str:
-        return "dead"
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         return m.layer(x)
@@ -354,8 +348,8 @@ class Experts(Spec):
         else:
             m.experts = nn.ModuleList(nn.Linear(shape[-1], self.out) for _ in range(self.count))
 
-    def absent(self) -> str:
-        return "other"
+    def zeros(self) -> bool:
+        return False
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         gate = m.gate(x).softmax(-1)
@@ -426,8 +420,8 @@ class LinearAttention(Spec):
     def make(self, m: Block, shape: Shape) -> None:
         m.qkv, m.out = nn.Linear(shape[-1], 12 * self.heads), nn.Linear(4 * self.heads, shape[-1])
 
-    def absent(self) -> str:
-        return "other"
+    def zeros(self) -> bool:
+        return False
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         b, n, _ = x.shape
@@ -499,8 +493,8 @@ class Reduced(Spec):
         m.linear = nn.Linear(shape[-1], 6)
         m.register_buffer("index", torch.tensor([3, 0, 0, 5]))
 
-    def absent(self) -> str:
-        return "other" if self.how in ("softmax", "standard", "amax", "logsumexp", "sort", "argmax") else "zero"
+    def zeros(self) -> bool:
+        return self.how not in ("softmax", "standard", "amax", "logsumexp", "sort", "argmax")
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         y = m.linear(x)

@@ -19,6 +19,7 @@ from tests.support.weights import randomise
 from tests.support.zeroed import (
     Inputs,
     Kept,
+    as_pruned,
     certain,
     differing,
     evaluate,
@@ -26,7 +27,6 @@ from tests.support.zeroed import (
     other_gradients,
     plain,
     step,
-    with_zeros,
 )
 
 #: What may be wrong; an error is one that is not fxprune's.
@@ -89,7 +89,7 @@ def build(case: Case) -> nn.Module:
 def _compare(case: Case, found: Found) -> None:
     pair, inputs, told = paired(case)
     found.units, found.status = fxprune.report(pair.pruned).units_removed, "twin"
-    if case.network.absent() == "other":
+    if not case.network.zeros():
         return
     found.status = "verified"
     if faults := pair.other_outputs(inputs):  # all else would differ as well
@@ -107,17 +107,13 @@ def _compare(case: Case, found: Found) -> None:
 def paired(case: Case) -> tuple[Pair, Inputs, bool]:
     """Returns original and result of a case, the inputs it was captured with, and whether a warning or note says anything."""
     model, inputs = build(case), case.network.example(BATCH, case.pruning.seed)
-    if case.network.absent() == "dead":
-        with_zeros(model, fxprune.report(compiled(model, inputs, case.pruning)).plan.keep)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         pruned = compiled(model, inputs, case.pruning)
     report = fxprune.report(pruned)
-    original = build(case)
-    original.load_state_dict(model.state_dict())
-    original, keep, made = plain(original, report.plan.keep)
+    original, keep, made = plain(build(case), report.plan.keep)
     told = any(issubclass(w.category, fxprune.FxpruneWarning) for w in seen) or bool(report.notes)
-    return Pair(with_zeros(original, keep), pruned, keep, made, case.network), inputs, told
+    return Pair(as_pruned(original, keep), pruned, keep, made, case.network), inputs, told
 
 
 def compiled(model: nn.Module, inputs: Inputs, pruning: Pruning) -> nn.Module:

@@ -6,13 +6,15 @@ unit as in what reads it, the original computes what it would without the unit; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
@@ -39,6 +41,54 @@ def with_zeros(model: nn.Module, keep: Kept) -> nn.Module:
                     gone = sorted(set(range(tensor.shape[dim])) - set(kept))
                     tensor.index_fill_(dim, torch.tensor(gone), 0)
     return model
+
+
+def as_pruned(model: nn.Module, keep: Kept) -> nn.Module:
+    """Returns the model `with_zeros`, and layer and group norms that are over what is kept of their channels.
+
+    All other statistics count what is gone as zeros.
+    """
+    tensors = _tensors(with_zeros(model, keep))
+    mode = _OverKept({id(tensors[name]): torch.tensor(axes[0]) for name, axes in keep.items() if list(axes) == [0]})
+    forward = model.forward
+
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return forward(*args, **kwargs)
+
+    model.forward = within  # type: ignore[method-assign]
+    return model
+
+
+class _OverKept(TorchFunctionMode):
+    """Layer and group norms take their statistics over the channels that are kept; their results for the others are zeros."""
+
+    def __init__(self, kept: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm):
+            x, sizes, weight, *rest = (*args, *(kwargs or {}).values())
+            kept = self.kept.get(id(weight))
+            if kept is not None:
+                return _over_kept(func in (F.group_norm, torch.group_norm), kept, x, sizes, weight, *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def _over_kept(
+    grouped: bool, kept: Tensor, x: Tensor, sizes: Any, weight: Tensor, bias: Tensor | None, eps: float, *_: Any
+) -> Tensor:
+    dim = 1 if grouped else -1
+    part = x.index_select(dim, kept), weight[kept], None if bias is None else bias[kept]
+    if grouped:
+        groups = len(set((kept // (x.shape[1] // sizes)).tolist()))
+        y = F.group_norm(part[0], groups, *part[1:], eps)
+    else:
+        y = F.layer_norm(part[0], (len(kept),), *part[1:], eps)
+    return torch.zeros_like(x).index_copy(dim, kept, y)
 
 
 def plain(model: nn.Module, keep: Kept) -> tuple[nn.Module, Kept, set[str]]:
@@ -114,8 +164,13 @@ def step(model: nn.Module, inputs: Inputs) -> Step:
 
 def evaluate(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Returns the outputs in evaluation mode."""
-    with torch.no_grad():
-        return leaves(model.eval()(*inputs))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for a whole layer, norms and all
+    try:
+        with torch.no_grad():
+            return leaves(model.eval()(*inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _real(x: Tensor) -> Tensor:
