@@ -15,6 +15,7 @@ from ._base.errors import PlanError as PlanError
 from ._base.errors import RecoveryError as RecoveryError
 from ._base.errors import RuleError as RuleError
 from ._base.errors import ScorerError as ScorerError
+from ._base.errors import ShapeError as ShapeError
 from ._base.errors import TrainingError as TrainingError
 from ._base.errors import TrainingWarning as TrainingWarning
 from ._base.errors import UnsupportedOpError as UnsupportedOpError

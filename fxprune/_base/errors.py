@@ -35,6 +35,10 @@ class BudgetError(FxpruneError, ValueError):
     """A budget that is malformed or cannot be reached; states the smallest reachable one."""
 
 
+class ShapeError(FxpruneError, ValueError):
+    """An input of a size that the model was not captured for; names argument, dimension and what was expected."""
+
+
 class PlanError(FxpruneError, ValueError):
     """A plan or artifact that is damaged or does not fit this model."""
 

@@ -14,6 +14,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxprune._base.moved import filled_in
+from fxprune.capturing.limits import Limits
+
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
@@ -25,6 +28,7 @@ class CallSpec:
         out_spec: Tree structure of what the model returns.
         placeholders: For every leaf of the arguments the name of its placeholder, or None for a literal.
         literals: For every leaf the constant that was baked into the graph, or None for a placeholder.
+        limits: The sizes that the graph stands for; None in what an earlier version made.
     """
 
     signature: inspect.Signature
@@ -32,6 +36,9 @@ class CallSpec:
     out_spec: pytree.TreeSpec
     placeholders: tuple[str | None, ...]
     literals: tuple[Any, ...]
+    limits: Limits | None = None
+
+    __setstate__ = filled_in
 
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         """Return the graph's inputs for a call in the original signature, ``[...]`` each as it was given.
@@ -39,6 +46,7 @@ class CallSpec:
         Raises:
             TypeError: If the call does not fit the signature, or differs in structure or in a baked-in
                 constant from the captured one.
+            ShapeError: If a tensor has a size that the graph does not stand for.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -58,7 +66,7 @@ class CallSpec:
             if parameter.kind is parameter.VAR_KEYWORD:
                 how = {key: argument(key, value) for key, value in captured.get(name, {}).items()}
             parameters.append((name, () if parameter.kind is parameter.VAR_POSITIONAL else parameter.default, how))
-        return Binding(parameters, None if self.out_spec.is_leaf() else self.out_spec)
+        return Binding(parameters, None if self.out_spec.is_leaf() else self.out_spec, self.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +104,25 @@ class Binding:
         parameters: for every parameter of the signature its name, its default, and how it was captured: an argument,
             a dict of them for ``**kwargs``, or None if the captured call left it out.
         out_spec: the structure of the outputs, or None for a single leaf.
+        limits: what the sizes of the inputs are held to.
     """
 
     def __init__(
-        self, parameters: Sequence[tuple[str, Any, Argument | dict[str, Argument] | None]], out_spec: Any
+        self,
+        parameters: Sequence[tuple[str, Any, Argument | dict[str, Argument] | None]],
+        out_spec: Any,
+        limits: Limits | None = None,
     ) -> None:
         self._parameters = tuple(parameters)
         self._out_spec = out_spec
+        self._limits = limits
 
     def inputs(self, given: Sequence[Any]) -> list[Tensor]:
         """Returns the graph's inputs, ``[...]`` each, for the values of all parameters in the order of the signature.
 
         Raises:
             TypeError: if a tensor that the model was captured with is missing, or another argument is not what it was.
+            ShapeError: if a tensor has a size that the graph does not stand for.
         """
         found: list[Tensor] = []
         for (name, default, how), value in zip(self._parameters, given, strict=True):
@@ -119,6 +133,8 @@ class Binding:
                     raise TypeError(_left_out(name, value, default))
             elif not (how.is_fixed and same(value, default)):
                 _take(how, value, found)
+        if self._limits is not None:
+            self._limits.check(found)
         return found
 
     def outputs(self, flat: Sequence[Any]) -> Any:

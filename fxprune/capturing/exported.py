@@ -17,13 +17,19 @@ from torch.export import ExportedProgram
 
 from fxprune._base.modes import untouched
 from fxprune.capturing.blame import capture_error, watching
+from fxprune.capturing.conditions import Answer, asking
 from fxprune.capturing.functions import Functions, observed
 from fxprune.capturing.prepared import Example
 
 
-def export(
+def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
+    """Export a model as `asked_export` does."""
+    return asked_export(model, example, dynamic_shapes)[0]
+
+
+def asked_export(
     model: nn.Module, example: Example, dynamic_shapes: Any = None, functions: Functions | None = None
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, list[Answer]]:
     """Export the model in eval mode, its idle modules marked, and leave it as it was.
 
     Args:
@@ -31,6 +37,9 @@ def export(
         example: The prepared example call.
         dynamic_shapes: As `torch.export.export` takes it; the example's own by default.
         functions: Takes note of the model's own autograd Functions.
+
+    Returns:
+        The program, and what the model asked of the sizes of its inputs.
 
     Raises:
         CaptureError: If the model cannot be exported; names the module and the line.
@@ -58,12 +67,12 @@ def export(
             vars(model)["forward"] = _spelled_out(model.forward, example.signature, extra)
         said = io.StringIO()
         try:
-            with redirect_stderr(said):  # a failure prints the whole graph so far
+            with redirect_stderr(said), asking() as asked:  # a failure prints the whole graph so far
                 program = _export(model, args, kwargs, shapes)
         except Exception as error:
             raise capture_error(model, watch, error) from error
         sys.stderr.write(said.getvalue())
-        return program
+        return program, asked
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:

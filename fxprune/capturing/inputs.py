@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-from fxprune._base.errors import CalibrationError
-from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune._base.errors import CalibrationError, ShapeError
+from fxprune.capturing.captured import Captured
 from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches, need_targets
 
@@ -120,17 +120,6 @@ class CalibrationInputs:
     def _flat(self, batch: Batch, index: int) -> Flat:
         try:
             leaves = self.captured.call.flatten(batch.args, batch.kwargs)
-        except TypeError as error:
+        except (TypeError, ShapeError) as error:
             raise CalibrationError(f"calibration batch {index} does not fit the captured model: {error}") from error
-        self._check_sizes(leaves, index)
         return leaves
-
-    def _check_sizes(self, leaves: Sequence[Tensor], index: int) -> None:
-        for node, leaf in zip(self.captured.module.graph.find_nodes(op="placeholder"), leaves, strict=True):
-            info: TensorInfo = self.captured.info[node]
-            for axis, (size, example) in enumerate(zip(info.shape, info.example, strict=True)):
-                if size == example != leaf.shape[axis]:
-                    raise CalibrationError(
-                        f"calibration batch {index}: {node.name}: the model takes {example} in dimension {axis}, got shape "
-                        f"{list(leaf.shape)}; if the size may change, see dynamic_shapes"
-                    )

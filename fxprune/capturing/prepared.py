@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,21 @@ class Example:
     batch: tuple[bool, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the user calls each leaf: ``x``, ``batch['mask']``, ``images[1]``; without the name of a ``**kwargs``."""
+        collector = next((p.name for p in self.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+        paths, _ = pytree.tree_flatten_with_path(dict(self.bound.arguments))
+        return tuple(_name_of([part for part in path if part != pytree.MappingKey(collector)]) for path, _ in paths)
+
+    @property
     def dynamic_shapes(self) -> dict[str, Any]:
         """The dynamic dimensions in the form that `torch.export.export` takes."""
         specs = iter([dict.fromkeys(dims, _AUTO) if dims else None for dims in self.dynamic])
         return {name: _shapes_like(value, specs) for name, value in self.bound.arguments.items()}
+
+
+def _name_of(path: Sequence[Any]) -> str:
+    return f"{path[0].key}{pytree.keystr(tuple(path[1:]))}"
 
 
 def _shapes_like(value: Any, specs: Iterator[Any]) -> Any:

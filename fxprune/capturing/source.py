@@ -14,9 +14,11 @@ from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxprune._base.errors import CaptureError
 from fxprune.capturing.call import CallSpec
-from fxprune.capturing.exported import export
+from fxprune.capturing.conditions import Answer, read_limits
+from fxprune.capturing.exported import asked_export
 from fxprune.capturing.functions import Functions
 from fxprune.capturing.prepared import Example, of_program, prepare
+from fxprune.capturing.probing import least_sizes
 from fxprune.capturing.state import hang
 from fxprune.data.checks import check_plain
 
@@ -62,6 +64,7 @@ def open_source(
     check_is_python(model)
     owner: nn.Module
     functions = Functions()
+    asked: list[Answer] = []
     if isinstance(model, ExportedProgram):
         program, owner = model, _owner(model)
         example = of_program(program)
@@ -69,20 +72,24 @@ def open_source(
         owner = unwrapped(model)
         check_plain(owner)
         example = prepare(owner, args, kwargs, batches)
-        program = export(owner, example, dynamic_shapes, functions)
+        program, asked = asked_export(owner, example, dynamic_shapes, functions)
         if functions.seen and functions.keep_opaque():
-            program = export(owner, example, dynamic_shapes, functions)
+            program, asked = asked_export(owner, example, dynamic_shapes, functions)
     names, out_spec = _placeholder_names(program, example), program.call_spec.out_spec
     assert out_spec is not None
     given = [name is not None for name in names]
+    tensors, batched = tuple(compress(example.leaves, given)), tuple(compress(example.batch, given))
+    limits = read_limits(program, tuple(compress(example.names, given)), tensors, asked)
+    if not isinstance(model, ExportedProgram):
+        limits = least_sizes(owner, example, program, limits)
     call = CallSpec(
         signature=example.signature,
         in_spec=example.spec,
         out_spec=out_spec,
         placeholders=tuple(names),
         literals=tuple(leaf if name is None else None for name, leaf in zip(names, example.leaves, strict=True)),
+        limits=limits,
     )
-    tensors, batched = tuple(compress(example.leaves, given)), tuple(compress(example.batch, given))
     return Source(program, owner, example, call, tensors, batched, isinstance(model, ExportedProgram), functions)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, VerificationError, outside
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, ShapeError, VerificationError, outside
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
@@ -212,7 +212,7 @@ def verify(state: State) -> State:
     call = example_call(state.coupling.captured, size - 1 if size > 2 else size + 1, str(device_of(state.module)))
     try:
         other = _settled(state, call)
-    except RuntimeError as error:
+    except (RuntimeError, ShapeError) as error:
         if _takes(state, call):
             text = f"the pruned model fails where the original does not, at another batch size: {error}"
             raise VerificationError(f"{text}. This is a bug of fxprune: please report the model.") from error
@@ -235,7 +235,7 @@ def _takes(state: State, call: Call) -> bool:
     try:
         with torch.no_grad():
             Run(Selection.nothing(state.coupling))(state.coupling.captured.call.flatten(*call))
-    except RuntimeError:
+    except (RuntimeError, ShapeError):
         return False
     return True
 

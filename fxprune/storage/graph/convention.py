@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune.capturing.call import CallSpec
+from fxprune.storage.graph.limits import describe_limits, read_limits
 from fxprune.storage.graph.values import DEPTH, Opaque, Unstorable, plain, to_json
 
 _KINDS = {
@@ -69,6 +70,7 @@ def describe_call(call: CallSpec) -> dict[str, Any]:
             for name, literal in zip(call.placeholders, call.literals, strict=True)
         ],
         "outputs": _write_tree(call.out_spec),
+        **({} if call.limits is None else {"limits": describe_limits(call.limits)}),
     }
 
 
@@ -78,7 +80,7 @@ def read_call(data: Any, where: str) -> CallSpec:
     Raises:
         PlanError: the data are damaged.
     """
-    found = untrusted.record(data, where, ("parameters", "arguments", "leaves", "outputs"))
+    found = untrusted.record(data, where, ("parameters", "arguments", "leaves", "outputs"), ("limits",))
     parameters = untrusted.sequence_of(found["parameters"], f"{where}: parameters", _read_parameter)
     with untrusted.reading(f"{where}: parameters"):
         signature = inspect.Signature(parameters)
@@ -88,7 +90,11 @@ def read_call(data: Any, where: str) -> CallSpec:
     if len(leaves) != in_spec.num_leaves:
         raise PlanError(f"{where}: expected {in_spec.num_leaves} leaves, got {len(leaves)}")
     out_spec = _read_tree(found["outputs"], f"{where}: outputs")
-    return CallSpec(signature, in_spec, out_spec, tuple(n for n, _ in leaves), tuple(v for _, v in leaves))
+    inputs, literals = tuple(name for name, _ in leaves), tuple(value for _, value in leaves)
+    limits = None
+    if "limits" in found:
+        limits = read_limits(found["limits"], sum(name is not None for name in inputs), f"{where}: limits")
+    return CallSpec(signature, in_spec, out_spec, inputs, literals, limits)
 
 
 # -- parameters and leaves ------------------------------------------------------------------------------------------

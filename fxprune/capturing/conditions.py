@@ -1,0 +1,208 @@
+"""What an exported graph takes for granted of the sizes of its inputs: its symbols, their bounds, and what Python asked."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fxprune.capturing.limits import Limits, Term, sizes_in, value_of
+from fxprune.capturing.sizes import static
+
+if TYPE_CHECKING:
+    import sympy  # type: ignore[import-untyped]
+
+#: Where export asks how numbers lie in memory, which decides how they are moved and not what they are.
+_LAYOUT = ("_prims_common",)
+#: Operators ask in passing for much that they do not need; what they need is short.
+_LONGEST = 24
+
+_NAMES = {
+    "Add": "add",
+    "Mul": "mul",
+    "FloorDiv": "floordiv",
+    "CleanDiv": "floordiv",
+    "IntTrueDiv": "truediv",
+    "FloatTrueDiv": "truediv",
+    "Mod": "mod",
+    "PythonMod": "mod",
+    "Max": "max",
+    "Min": "min",
+    "Equality": "eq",
+    "Unequality": "ne",
+    "StrictLessThan": "lt",
+    "LessThan": "le",
+    "StrictGreaterThan": "gt",
+    "GreaterThan": "ge",
+    "And": "and",
+    "Or": "or",
+    "Not": "not",
+    "CeilToInt": "ceil",
+    "FloorToInt": "floor",
+    "TruncToInt": "trunc",
+}
+
+
+#: A condition on symbolic sizes, and what was answered when Python asked for it.
+Answer: TypeAlias = tuple[torch.SymBool, bool]
+
+
+@contextmanager
+def asking() -> Iterator[list[Answer]]:
+    """Notes each ``if`` on a size in the model's own code: what follows from bounds leaves no guard in the program."""
+    asked: list[Answer] = []
+    kind: Any = torch.SymBool
+    answer: Callable[[torch.SymBool], bool] = kind.__bool__
+
+    def noted(condition: torch.SymBool) -> bool:
+        found = answer(condition)
+        if not _within_operator():
+            asked.append((condition, found))
+        return found
+
+    kind.__bool__ = noted
+    try:
+        yield asked
+    finally:
+        kind.__bool__ = answer
+
+
+def _within_operator() -> bool:
+    """Returns whether an operator works out its result: it will do so again at each call, whatever the sizes."""
+    frames = traceback.walk_stack(sys._getframe(2))
+    return any(frame.f_code.co_name == "__torch_dispatch__" for frame, _ in frames)
+
+
+def read_limits(
+    program: ExportedProgram, names: Sequence[str], example: Sequence[Tensor], asked: Sequence[Answer]
+) -> Limits:
+    """Returns what a program takes for granted of the sizes of its inputs.
+
+    Args:
+        program: the exported program.
+        names: of the tensors among its inputs, as the user knows them.
+        example: these tensors, ``[...]`` each.
+        asked: what Python asked of the sizes, and what it was told.
+    """
+    shapes = _shapes(program)
+    reading = _Reading()
+    terms = tuple(
+        tuple(reading.dim(size, f"{name}.shape[{dim}]", int(leaf.shape[dim])) for dim, size in enumerate(shape))
+        for name, shape, leaf in zip(names, shapes, example, strict=True)
+    )
+    for expr in _needed(program, shapes):
+        reading.require(expr, _LONGEST)
+    for condition, answer in asked:
+        expr = getattr(condition.node, "expr", None)
+        if expr is not None:
+            reading.require(expr if answer else ~expr, None)
+    return reading.limits(tuple(names), terms, program)
+
+
+def _shapes(program: ExportedProgram) -> list[Sequence[Any]]:
+    """Returns the symbolic shapes of the tensors that a program is called with."""
+    given = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.find_nodes(op="placeholder") if node.name in given]
+    return [node.meta["val"].shape for node in nodes if isinstance(node.meta.get("val"), Tensor)]
+
+
+def _needed(program: ExportedProgram, shapes: Sequence[Sequence[Any]]) -> Iterator[sympy.Basic]:
+    """Yields the conditions that operators asked for and found true."""
+    sizes = [size for shape in shapes for size in shape if static(size) is None]
+    environment: Any = getattr(sizes[0].node, "shape_env", None) if sizes else None
+    for guard in getattr(environment, "guards", ()):
+        place = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+        if not any(part in str(place) for part in _LAYOUT):
+            yield environment.replace(guard.expr)
+
+
+class _Reading:
+    """Turns sympy's expressions into terms over the names of dimensions."""
+
+    def __init__(self) -> None:
+        self.named: dict[sympy.Symbol, Term] = {}
+        self.example: dict[str, int] = {}
+        self.conditions: dict[Term, None] = {}
+
+    def dim(self, size: Any, name: str, example: int) -> Term:
+        """Returns the term of an input's dimension; a symbol is called after the first dimension that it is the size of."""
+        if (known := static(size)) is not None:
+            return known
+        expr = size.node.expr
+        unknown = [symbol for symbol in expr.free_symbols if symbol not in self.named]
+        if not unknown:
+            return self.term(expr) or example
+        symbol = unknown[0]
+        factor, offset = expr.coeff(symbol), expr.subs(symbol, 0)
+        if len(unknown) > 1 or expr != factor * symbol + offset or not (factor.is_Integer and offset.is_Integer):
+            return example
+        self.example[name] = example
+        self.named[symbol] = name if expr == symbol else _unmultiplied(name, int(factor), int(offset))
+        if factor != 1:
+            self.conditions[("eq", ("mod", _plus(name, -int(offset)), int(factor)), 0)] = None
+        return name
+
+    def require(self, expr: Any, longest: int | None) -> None:
+        """Makes an expression a condition, if it says anything of the free sizes."""
+        free: set[Any] = getattr(expr, "free_symbols", set())
+        if not free or not free <= self.named.keys() or (longest is not None and expr.count_ops() > longest):
+            return
+        if longest is not None and type(expr).__name__ == "Unequality":
+            return  # an operator's other way to the same result
+        term = self.term(expr)
+        if term is not None:
+            self.conditions[term] = None
+        elif longest is None:  # what cannot be asked again stays as it was
+            for name in {size for symbol in free for size in sizes_in(self.named[symbol])}:
+                self.conditions[("eq", name, self.example[name])] = None
+
+    def term(self, expr: Any) -> Term | None:
+        """Returns the term of an expression, None if it has none."""
+        try:
+            return self._term(expr)
+        except KeyError:
+            return None
+
+    def _term(self, expr: Any) -> Term:
+        if expr.is_Integer:
+            return int(expr)
+        if expr.is_Number:
+            return float(expr)
+        if expr.is_Symbol:
+            return self.named[expr]
+        parts = [self._term(part) for part in expr.args]
+        kind = type(expr).__name__
+        if kind == "ToFloat":
+            return parts[0]
+        if kind in ("Pow", "PowByNatural"):
+            return ("mul", *[parts[0]] * _exponent(parts[1]))
+        return (_NAMES[kind], *parts)
+
+    def limits(self, names: tuple[str, ...], shapes: tuple[tuple[Term, ...], ...], program: ExportedProgram) -> Limits:
+        """Returns it all; what does not hold at the example itself is no condition of this graph."""
+        for symbol, bounds in program.range_constraints.items():
+            if symbol in self.named and bounds.upper.is_Integer:
+                self.conditions[("le", self.named[symbol], int(bounds.upper))] = None
+        holding = tuple(term for term in self.conditions if value_of(term, self.example))
+        return Limits(names, shapes, tuple((name, 2) for name in self.example), holding)
+
+
+def _exponent(value: Term) -> int:
+    if type(value) is not int or not 2 <= value <= 8:
+        raise KeyError(value)
+    return value
+
+
+def _plus(term: Term, number: int) -> Term:
+    return ("add", term, number) if number else term
+
+
+def _unmultiplied(name: str, factor: int, offset: int) -> Term:
+    shifted = _plus(name, -offset)
+    return ("floordiv", shifted, factor) if factor != 1 else shifted

@@ -1,0 +1,149 @@
+"""What sizes a captured graph stands for: every call is held to them, for the graph would compute something else.
+
+Plain data and plain loops: limits are pickled and stored, checked at each call, and traced by `torch.compile`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fxprune._base.errors import ShapeError
+
+#: A number, the name of a size such as ``x.shape[2]``, or the name of a function and its operands.
+Term: TypeAlias = Any
+
+#: What terms are made of: name -> (least and most operands, function, sign between the operands in messages).
+FUNCTIONS: Mapping[str, tuple[int, int, Callable[..., Any], str]] = {
+    "add": (2, 64, lambda *parts: sum(parts), " + "),
+    "mul": (2, 64, lambda *parts: math.prod(parts), "*"),
+    "floordiv": (2, 2, operator.floordiv, "//"),
+    "truediv": (2, 2, operator.truediv, "/"),
+    "mod": (2, 2, operator.mod, " % "),
+    "max": (2, 64, max, ", "),
+    "min": (2, 64, min, ", "),
+    "eq": (2, 2, operator.eq, " == "),
+    "ne": (2, 2, operator.ne, " != "),
+    "lt": (2, 2, operator.lt, " < "),
+    "le": (2, 2, operator.le, " <= "),
+    "gt": (2, 2, operator.gt, " > "),
+    "ge": (2, 2, operator.ge, " >= "),
+    "and": (2, 64, lambda *parts: all(parts), " and "),
+    "or": (2, 64, lambda *parts: any(parts), " or "),
+    "not": (1, 1, operator.not_, "not "),
+    "ceil": (1, 1, math.ceil, ""),
+    "floor": (1, 1, math.floor, ""),
+    "trunc": (1, 1, math.trunc, ""),
+}
+
+_WAY_OUT = (
+    "give calibration data of two sizes or dynamic_shapes=, which frees a size that the model does not fix, or compile "
+    "again at this size"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The sizes that a graph was captured for.
+
+    Attributes:
+        names: of the inputs, as the user knows them: ``x``, ``batch['mask']``, ``images[1]``.
+        shapes: of each input, a term for each dimension: a number where the size is fixed.
+        least: the smallest value of each free size, by its name.
+        conditions: terms that must hold: what operators need, and what Python asked of the sizes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[Term, ...], ...]
+    least: tuple[tuple[str, int], ...] = ()
+    conditions: tuple[Term, ...] = ()
+
+    def check(self, tensors: Sequence[Tensor]) -> None:
+        """Refuses inputs, ``[...]`` each, of other sizes.
+
+        Raises:
+            ShapeError: names the argument and the dimension, and says what was expected.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return  # sizes are tensors there
+        sizes = self._free(tensors)
+        for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
+            for dim, term in enumerate(shape):
+                if not _holds(tensor.shape[dim] == value_of(term, sizes)):
+                    raise _refused(name, dim, text_of(term), tensor)
+        for size, least in self.least:
+            if not _holds(sizes[size] >= least):
+                raise _unmet(f"{size} >= {least}", (size,), sizes)
+        for condition in self.conditions:
+            if not _holds(value_of(condition, sizes)):
+                raise _unmet(text_of(condition), sizes_in(condition), sizes)
+
+    def _free(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """Returns the free sizes of a call by their names; the ranks are checked on the way."""
+        sizes: dict[str, int] = {}
+        for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
+            if tensor.dim() != len(shape):
+                raise ShapeError(
+                    f"{name}: expected {len(shape)} dimensions, got {tensor.dim()} (shape {list(tensor.shape)})"
+                )
+            for term, size in zip(shape, tensor.shape, strict=True):
+                if isinstance(term, str):
+                    sizes.setdefault(term, size)
+        return sizes
+
+
+def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
+    """Returns what a term comes to at some sizes."""
+    if isinstance(term, str):
+        return sizes[term]
+    if not isinstance(term, tuple):
+        return term
+    return FUNCTIONS[term[0]][2](*(value_of(part, sizes) for part in term[1:]))
+
+
+def text_of(term: Term) -> str:
+    """Returns a term as Python would write it."""
+    if not isinstance(term, tuple):
+        return str(term)
+    name, *parts = term
+    written = [f"({text_of(part)})" if isinstance(part, tuple) else text_of(part) for part in parts]
+    if len(parts) == 1 or name in ("max", "min"):
+        return f"{name}({', '.join(map(text_of, parts))})"
+    return FUNCTIONS[name][3].join(written)
+
+
+def sizes_in(term: Term) -> tuple[str, ...]:
+    """Returns the names of the sizes in a term, each once."""
+    if isinstance(term, str):
+        return (term,)
+    parts = term[1:] if isinstance(term, tuple) else ()
+    return tuple(dict.fromkeys(size for part in parts for size in sizes_in(part)))
+
+
+def _holds(value: Any) -> bool:
+    """Returns whether a condition holds; one on sizes that only the data tell is not asked."""
+    if isinstance(value, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+        return bool(guard_or_true(value))
+    return bool(value)
+
+
+def _refused(name: str, dim: int, expected: str, tensor: Tensor) -> ShapeError:
+    return ShapeError(
+        f"{name}: expected {expected} in dimension {dim}, got {tensor.shape[dim]} (shape {list(tensor.shape)}): the model was "
+        f"captured for that size. What helps: {_WAY_OUT}"
+    )
+
+
+def _unmet(condition: str, names: Sequence[str], sizes: Mapping[str, int]) -> ShapeError:
+    got = ", ".join(f"{name} = {sizes[name]}" for name in names)
+    return ShapeError(
+        f"expected {condition}, got {got}: the model was captured where that holds. What helps: {_WAY_OUT}"
+    )

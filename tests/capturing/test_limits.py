@@ -1,0 +1,143 @@
+"""A call of a size that the graph does not stand for is refused in words; a size that it stands for gives the original's numbers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.capturing.captured import capture
+from fxprune.capturing.limits import text_of
+from tests.support.capturing import assert_equal, run
+
+
+class Of(nn.Module):
+    """A model of one input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def agrees_or_refuses(model: nn.Module, captured: Any, shape: Sequence[int]) -> bool:
+    """Returns whether the size is taken; what is taken is right."""
+    x = torch.randn(*shape, dtype=torch.float64)
+    try:
+        got = run(captured, x)
+    except fxprune.ShapeError:
+        return False
+    assert_equal(model(x), got)
+    return True
+
+
+def looped(x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[:, 0])
+    for t in range(x.shape[1]):
+        total = total * 0.5 + x[:, t]
+    return total
+
+
+def at_least_four(x: Tensor) -> Tensor:
+    return x.cumsum(1) if x.shape[1] >= 4 else x
+
+
+def only_more_than_one(x: Tensor) -> Tensor:
+    return x - x.mean(0) if x.shape[0] > 1 else x
+
+
+TABLE = torch.randn(16, 6, dtype=torch.float64)
+
+#: what a model does with its input [2, 8, 6] -> sizes that must be taken, and sizes that need not
+FORMS: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+    "mean by hand": (lambda x: x.sum(1) / x.shape[1], [(1, 8, 6), (5, 8, 6)], [(2, 4, 6), (2, 1, 6)]),
+    "positions": (lambda x: x + TABLE[: x.shape[1]], [(1, 8, 6)], [(2, 1, 6), (2, 16, 6), (2, 17, 6)]),
+    "loop": (looped, [(3, 8, 6)], [(2, 7, 6), (2, 9, 6)]),
+    "a condition on the length": (at_least_four, [(1, 8, 6)], [(2, 3, 6), (2, 5, 6)]),
+    "a condition on the batch": (only_more_than_one, [(3, 8, 6)], [(1, 8, 6)]),
+    "halves": (lambda x: x[: x.size(0) // 2] + x[x.size(0) // 2 :], [(4, 8, 6)], [(3, 8, 6), (1, 8, 6)]),
+    "squeeze": (lambda x: (x.mean(1, keepdim=True) * 2).squeeze().sum(-1), [(3, 8, 6)], [(1, 8, 6)]),
+    "groups of four": (
+        lambda x: x.view(x.shape[0], x.shape[1] // 4, 4, 6).sum(2),
+        [(3, 8, 6)],
+        [(2, 6, 6), (2, 12, 6)],
+    ),
+    "a triangle": (
+        lambda x: torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril() @ x,
+        [(1, 8, 6)],
+        [(2, 5, 6), (2, 1, 6)],
+    ),
+    "numbered": (lambda x: x * torch.arange(x.shape[1], dtype=x.dtype)[:, None], [(1, 8, 6)], [(2, 5, 6)]),
+    "capped": (lambda x: x[:, :10].sum(1) / x[:, :10].shape[1], [(1, 8, 6)], [(2, 12, 6)]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_size_gives_the_originals_numbers_or_is_refused(form: str) -> None:
+    forward, taken, doubtful = FORMS[form]
+    model = Of(forward)
+    captured = capture(model, (torch.randn(2, 8, 6, dtype=torch.float64),))
+    assert all(agrees_or_refuses(model, captured, shape) for shape in [(2, 8, 6), *taken])
+    for shape in doubtful:
+        agrees_or_refuses(model, captured, shape)
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "message"),
+    [
+        ("loop", (2, 7, 6), r"expected 8 in dimension 1, got 7 \(shape \[2, 7, 6\]\).*dynamic_shapes"),
+        ("a condition on the batch", (1, 8, 6), r"shape\[0\] >= 2, got .*shape\[0\] = 1: .*compile again"),
+        ("loop", (2, 8), r"expected 3 dimensions, got 2 \(shape \[2, 8\]\)"),
+    ],
+)
+def test_a_refusal_says_what_was_expected(form: str, shape: tuple[int, ...], message: str) -> None:
+    captured = capture(Of(FORMS[form][0]), (torch.randn(2, 8, 6),))
+    with pytest.raises(fxprune.ShapeError, match=message):
+        run(captured, torch.randn(*shape))
+
+
+def test_arguments_are_called_as_the_user_calls_them() -> None:
+    class Both(nn.Module):
+        def forward(self, batch: dict[str, Tensor], **more: Tensor) -> Tensor:
+            return batch["x"] * looped(more["mask"])
+
+    call = {"x": torch.randn(2, 3), "unused": torch.randn(2, 3)}
+    captured = capture(Both(), (call,), {"mask": torch.randn(2, 4, 3)})
+    assert captured.call.limits.names == ("batch['x']", "batch['unused']", "mask")
+    with pytest.raises(fxprune.ShapeError, match=r"mask: expected 4 in dimension 1, got 5"):
+        run(captured, call, mask=torch.randn(2, 5, 3))
+
+
+def test_inputs_that_must_be_alike_are_held_to_it() -> None:
+    captured = capture(nn.Bilinear(3, 3, 2), (torch.randn(2, 3), torch.randn(2, 3)))
+    with pytest.raises(fxprune.ShapeError, match=r"in dimension 0, got 5"):
+        run(captured, torch.randn(4, 3), torch.randn(5, 3))
+
+
+def test_refusals_survive_copies_and_pickles() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(looped(self.first(x).relu()))
+
+    pruned = fxprune.compile(Net().eval(), [torch.randn(2, 8, 6)], 0.6, method="l1", recover=None, progress=False)
+    for module in (pruned, copy.deepcopy(pruned), copy.copy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert module(torch.randn(5, 8, 6)).shape == (5, 3)
+        with pytest.raises(fxprune.ShapeError, match=r"^x: expected 8 in dimension 1, got 6"):
+            module(torch.randn(5, 6, 6))
+
+
+def test_terms_read_as_python() -> None:
+    assert text_of(("eq", ("mod", ("add", "x.shape[2]", 1), 4), 0)) == "((x.shape[2] + 1) % 4) == 0"
+    assert text_of(("max", "a", ("mul", 2, "b"))) == "max(a, 2*b)"
