@@ -26,6 +26,7 @@ from fxprune.results.record import Report
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage import manifest
 from fxprune.storage.graph import Role, Unstorable, describe, rebuild, tensors_of
+from fxprune.storage.graph.measured import check_size
 from fxprune.storage.manifest import CONSTANTS, GRAPH, MANIFEST, PAGE, PLAN, README, REPORT, WEIGHTS
 from fxprune.storage.shards import opened
 
@@ -93,7 +94,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     target = Path(directory).resolve()
     manifest.check_target(target)
     tensors, ties = _tensors_once(pruned)
-    graph, constants, reason = _graph_of(pruned)
+    graph, constants, reason = _graph_of(pruned, found.plan)
     texts = {
         PLAN: found.plan.to_json(),
         REPORT: json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n",
@@ -134,7 +135,10 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
     found = manifest.sealed(source)
     summary, plan = _report_of(found)
     if model is None:
-        return attach(_load_graph(source, found), summary)
+        _check_example(plan)
+        pruned = _load_graph(source, found)
+        check_size(pruned, plan.example, GRAPH)
+        return attach(pruned, summary)
     model = unwrapped(model)
     check_fits(plan, model)
     from fxprune.storage.application import apply
@@ -171,12 +175,15 @@ def _check_example(plan: Plan) -> None:
         raise PlanError(f"{PLAN}: example: expected at most {_LARGEST_EXAMPLE} values, got {size}")
 
 
-def _graph_of(pruned: nn.Module) -> tuple[str | None, dict[str, Tensor], str | None]:
+def _graph_of(pruned: nn.Module, plan: Plan) -> tuple[str | None, dict[str, Tensor], str | None]:
     """Returns the graph and its constants, or None and the reason why the model needs its class to be loaded."""
     constants = {name: tensor.detach() for name, role, tensor in tensors_of(pruned) if role == "constant"}
     try:
-        return describe(pruned), _contiguous(constants), None
-    except Unstorable as error:
+        graph = describe(pruned)
+        if isinstance(pruned, PrunedModule):
+            check_size(pruned, plan.example, GRAPH)
+        return graph, _contiguous(constants), None
+    except (Unstorable, PlanError) as error:
         return None, {}, str(error)
 
 

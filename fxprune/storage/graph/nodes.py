@@ -12,6 +12,7 @@ from fxprune._base.errors import PlanError
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.regions import are_closed
 from fxprune.storage.graph import targets
+from fxprune.storage.graph.conditions import check_conditions
 from fxprune.storage.graph.convention import identifier, keyword_name
 from fxprune.storage.graph.tree import tensors_of
 from fxprune.storage.graph.values import Unstorable, from_json, to_json
@@ -71,6 +72,7 @@ def build_graph(rows: Any, root: nn.Module, call: CallSpec, where: str) -> fx.Gr
     _check_ends(graph, last, call, where)
     if not are_closed(graph):
         raise PlanError(f"{where}: expected each autocast to be entered and left in turn")
+    check_conditions(graph, where)
     return graph
 
 

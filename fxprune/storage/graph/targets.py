@@ -1,4 +1,4 @@
-"""What a node of a stored graph may call: torch's operators by name, and a short list of functions. Nothing else."""
+"""What a node of a stored graph may call: operators of `fxprune.ops.checked` by name, and a short list of functions."""
 
 from __future__ import annotations
 
@@ -16,37 +16,10 @@ from torch._ops import OpOverload, OpOverloadPacket
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune.capturing.regions import enter_autocast, exit_autocast, is_autocast
+from fxprune.ops.checked import NAMESPACES, is_admitted
 from fxprune.storage.graph.values import Unstorable
 
-#: Libraries whose operators a file may name; those that are not torch's own count once they are imported.
-NAMESPACES = ("aten", "fxprune", "torchvision", "transformers")
-
 _OPERATOR = re.compile(rf"({'|'.join(NAMESPACES)})::([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
-
-#: Arguments that are text. No operator that takes another text (a file's name, a message, a device) is called.
-_TEXTS = frozenset(
-    [
-        "activation",
-        "approximate",
-        "driver",
-        "equation",
-        "indexing",
-        "interpolation",
-        "mode",
-        "norm",
-        "ord",
-        "p",
-        "pad_mode",
-        "padding",
-        "padding_mode",
-        "padding_side",
-        "path",
-        "reduce",
-        "rounding_mode",
-        "side",
-        "UPLO",
-    ]
-)
 
 _NAMES = {
     operator: "add and_ eq floordiv ge getitem gt invert le lshift lt mod mul ne neg not_ or_ pos pow rshift sub truediv xor",
@@ -75,7 +48,7 @@ def name_of(target: Any) -> str:
     """
     if isinstance(target, OpOverload):
         name = f"{target._schema.name}.{target._overloadname}"
-        if _OPERATOR.fullmatch(name) and not _strange_texts(target):
+        if is_admitted(target):
             return name
     elif id(target) in _FUNCTION_NAMES:
         return _FUNCTION_NAMES[id(target)]
@@ -99,8 +72,11 @@ def find(name: str, where: str) -> Callable[..., Any]:
         home = "this torch has no such operator" if namespace == "aten" else f"import {namespace} first"
         raise PlanError(f"{where}: {name!r:.80} is not registered: {home}")
     found = getattr(packet, overload)
-    if not isinstance(found, OpOverload) or _strange_texts(found):
-        raise PlanError(f"{where}: {name!r:.80} may not be called from a file")
+    if not isinstance(found, OpOverload) or not is_admitted(found):
+        raise PlanError(
+            f"{where}: {name!r:.80} may not be called from a file: give an instance of the original architecture, "
+            "fxprune.load(directory, model)"
+        )
     return found
 
 
@@ -124,8 +100,3 @@ def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
         raise untrusted.refusal(args, where, "an autocast that was entered")
     elif target is getattr and (len(args) != 2 or not isinstance(args[0], fx.Node) or args[1] not in _ATTRIBUTES):
         raise untrusted.refusal(args[1:], where, f"one of {', '.join(_ATTRIBUTES)} of a tensor")
-
-
-def _strange_texts(target: OpOverload) -> list[str]:
-    arguments = target._schema.arguments
-    return [a.name for a in arguments if "str" in str(a.type).lower() and a.name not in _TEXTS]
