@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 class FeatureDropout(nn.Module):
@@ -72,14 +75,35 @@ class Recurrent(nn.Module):
         Args:
             input: ``[batch, time, in]``, or with time first as the options say; so are the outputs.
             hx: the first states, ``[layers x directions, batch, hidden]`` each; so are the last ones.
+
+        Raises:
+            ValueError: a state or a parameter is of another shape. The op does not look, and would write past the end of one.
         """
         params = [getattr(self, name) for name in self.names]
+        self._check(input, hx if isinstance(hx, list | tuple) else [hx], params)
         # the graph made the initial states in the dtype of the example: follow the module where it was moved
         hx = [state.to(input.dtype) for state in hx] if isinstance(hx, list | tuple) else hx.to(input.dtype)
         result: tuple[Tensor, ...] = getattr(torch.ops.aten, self.op).input(
             input, hx, params, train=self.training, **self.options
         )
         return result
+
+    def _check(self, input: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+        if len(states) == 2 and states[0].shape[-1:] != states[1].shape[-1:]:
+            return  # of an LSTM with projections, whose code looks for itself
+        each = 4 if self.options["has_biases"] else 2
+        directions = 2 if self.options["bidirectional"] else 1
+        count = self.options["num_layers"] * directions
+        if input.dim() != 3 or len(states) != (2 if self.op == "lstm" else 1) or len(params) != each * count:
+            raise ValueError(f"{self.op}: expected a batch of sequences, and states and parameters of {count} layers")
+        hidden, width = params[1].shape[-1], input.shape[2]
+        batch = input.shape[0 if self.options["batch_first"] else 1]
+        for state in states:
+            _check_shape(f"{self.op}: a state", state, [count, batch, hidden])
+        for index, (name, value) in enumerate(zip(self.names, params, strict=True)):
+            layer, place = index // (each * directions), index % each
+            columns = [[width if layer == 0 else hidden * directions], [hidden], [], []][place]
+            _check_shape(f"{self.op}: {name}", value, [_GATES[self.op] * hidden, *columns])
 
     def extra_repr(self) -> str:
         """Returns the op and its options."""
@@ -111,3 +135,8 @@ class CustomFunction(nn.Module):
     def extra_repr(self) -> str:
         """Returns the class."""
         return self.function.__qualname__
+
+
+def _check_shape(what: str, value: Tensor, expected: Sequence[int]) -> None:
+    if list(value.shape) != list(expected):
+        raise ValueError(f"{what}: expected {list(expected)}, got {list(value.shape)}")
