@@ -80,16 +80,22 @@ def compare_modes(model: nn.Module, example: Example, silent: Set[str]) -> Train
         resting, frozen = _after_train(model)
         trained = _observe(model, example, training=True, resting=resting)
     except Exception as error:  # whatever the model raises, its graph of evaluation mode stands
-        failure = f"the model does not run in training mode on tensors without values: {first_line(error)}"
-        return Training(resting=resting, failure=failure)
+        return Training(resting=resting, failure=_not_compared("training", error))
     notes = [f"train() of the model freezes {_listed(frozen)}: that of the result does not"] if frozen else []
     try:
         evaluated = _observe(model, example, training=False, resting=frozenset())
     except Exception as error:  # export succeeded on another kind of tensors without values
-        return Training(trained.dropouts, resting, tuple(notes), f"{first_line(error)}")
+        return Training(trained.dropouts, resting, tuple(notes), _not_compared("evaluation", error))
     alone = _working_alone(trained, evaluated, silent)
     notes += _differences(model, trained, evaluated, silent, alone)
     return Training(_without(trained.dropouts, alone), resting, tuple(notes))
+
+
+def _not_compared(mode: str, error: Exception) -> str:
+    return (
+        f"the model does not run in {mode} mode on tensors without values, so that what only training does could not be "
+        f"found out: {first_line(error)}"
+    )
 
 
 def _without(dropouts: Calls, modules: Set[str]) -> Calls:

@@ -43,7 +43,8 @@ def _cast(node: fx.Node) -> fx.Node | None:
     source, before, after = node.args[0], fake(node.args[0]), fake(node)
     if before is None or after is None or not isinstance(source, fx.Node):
         return None
-    if before.dtype == after.dtype and AUTOCAST not in node.meta:  # under another autocast it may differ
+    differs = AUTOCAST in node.meta and after.is_floating_point()  # under another autocast around this one it does
+    if before.dtype == after.dtype and not differs:
         return source
     if node.target is aten.to.dtype and len(node.args) <= 2:
         return None
