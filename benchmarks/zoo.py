@@ -1,6 +1,7 @@
 """Coverage: what of every architecture is captured, coupled, and pruned to 0.7 and 0.4 of its parameters, and what is not and why.
 
-Each model is built small, gets random calibrated weights (tests/support/weights.py), and is verified against its masked twin in float64.
+Each model is built small, gets random calibrated weights (tests/support/weights.py), and is verified against its masked twin in float64; then
+it trains for a step, beside the original.
 ``python benchmarks/zoo.py [--collections ...] [--models ...] [--limit S] [--no-peer] [--rows FILE] [--quick]``
 """
 
@@ -57,6 +58,7 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
             f"at {budget}": outcome.get("status"),
             f"kept {budget}": outcome.get("kept"),
             f"error {budget}": outcome.get("error"),
+            f"step {budget}": outcome.get("step"),
         }
     stages = found["seconds"]
     row["capture s"], row["couple s"] = stages.get("capture"), stages.get("couple")
@@ -93,6 +95,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         for budget in BUDGETS:
             count = Counter(row[f"at {budget}"] or "failed" for row in mine)
             parts.append(f"at {budget}: " + ", ".join(f"{n} {status}" for status, n in count.most_common()))
+            steps = Counter((row.get(f"step {budget}") or "none").partition(":")[0][:9] for row in mine)
+            parts.append(f"a training step at {budget}: " + ", ".join(f"{n} {what}" for what, n in steps.most_common()))
         if any("Torch-Pruning" in row for row in mine):
             count = Counter(row.get("Torch-Pruning") for row in mine)
             parts.append(
@@ -130,12 +134,15 @@ def main() -> None:
         kept.add(key, partial(row, entry.name, worker, peer))
     notes = [
         "removable: share of the parameters that can go at all. error: against the masked twin in float64, limit 1e-9.",
+        "step: outputs, gradients and buffers of one training step in float64, without dropout, beside those of the original "
+        "with zeros where something is gone; no zeros: it has none for this (a softmax over what is gone).",
         *summary(kept.rows),
         *kept.notes,
     ]
     title = "Coverage: every architecture at 0.7 and 0.4 of its parameters, verified in float64"
     print(record(name_of(options.name, options), kept.rows, title=title, seed=options.seed, notes=notes))
-    raise SystemExit(any("WRONG" in (row[f"at {b}"] or "") for row in kept.rows for b in BUDGETS))
+    columns = [f"{what} {budget}" for what in ("at", "step") for budget in BUDGETS]
+    raise SystemExit(any("WRONG" in (row.get(column) or "") for row in kept.rows for column in columns))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 
 import fxprune
 from fxprune.budget.cost import cost_model
+from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
 
 from .architectures import Architecture, Call
+from .trained import trained
 
 BUDGETS = (0.7, 0.4)
 
@@ -87,7 +89,8 @@ def in_islands(call: Call, share: float, found: dict[str, Any]) -> dict[str, Any
     found |= {"units": dict(kinds), "islands": list(report.islands), "frozen": dict(reasons.most_common(8))}
     status = {True: "verified", False: "WRONG", None: "no proof"}[report.verified]
     kept = round(report.params[1] / report.params[0], 4)
-    return {"status": status, "kept": kept, "error": report.max_error}
+    step = told(trained(call, report.plan.keep if report.plan else {}, pruned), report.notes)
+    return {"status": status, "kept": kept, "error": report.max_error, "step": step}
 
 
 def described(coupling: fxprune.Coupling) -> dict[str, Any]:
@@ -122,7 +125,21 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
     )
     status = {True: "verified", False: "WRONG", None: "no proof"}[certificate.verified]
     kept = solution.after.params / solution.before.params
-    return {"status": status, "kept": round(kept, 4), "error": certificate.max_error, "note": certificate.note}
+    keep = keep_indices(fxprune.Selection(coupling, solution.removed))
+    axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
+    step = told(trained(call, axes, pruned), coupling.captured.warned)
+    return {
+        "status": status,
+        "kept": round(kept, 4),
+        "error": certificate.max_error,
+        "note": certificate.note,
+        "step": step,
+    }
+
+
+def told(step: str, warned: Sequence[object]) -> str:
+    """Returns what came of a training step; a difference that a warning announces is not wrong."""
+    return step.replace("WRONG", "announced:") if warned else step
 
 
 def refused(error: fxprune.FxpruneError) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""One training step of a pruned architecture beside the original's, with zeros where something is gone (tests/support/zeroed.py)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.support.zeroed import (
+    Kept,
+    Step,
+    as_pruned,
+    differing,
+    evaluate,
+    other_buffers,
+    other_gradients,
+    plain,
+    step,
+)
+
+from .architectures import Call
+
+TOLERANCE = 1e-4  # of outputs: some work in float32 inside, whatever they are given
+aten = torch.ops.aten
+
+
+def trained(call: Call, keep: Kept, pruned: nn.Module) -> str:
+    """Returns what came of one training step in float64, without randomness.
+
+    ``"equal"``; ``"WRONG ..."`` and what; ``"no zeros"`` where the original has no such setting (a softmax over what is gone); or
+    ``"original: ..."``, the error with which the original itself does not train.
+    """
+    args, kwargs = pytree.tree_map_only(torch.Tensor, _double, (call.args, dict(call.kwargs)))
+    original, keep, made = plain(copy.deepcopy(call.model).double(), keep)
+    original, pruned = _at(as_pruned(original, keep), kwargs), _at(pruned.double(), kwargs)
+    if differing(evaluate(original, args), evaluate(pruned, args), TOLERANCE):
+        return "no zeros"
+    with _Certain():
+        try:
+            want = step(original, args)
+        except Exception as error:  # of any library
+            return f"original: {type(error).__name__}: {str(error).partition(chr(10))[0]:.80}"
+        try:
+            got = step(pruned, args)
+        except Exception as error:
+            return f"WRONG {type(error).__name__}: {str(error).partition(chr(10))[0]:.80}"
+    found = _first(want, got, keep, made)
+    return f"WRONG {found}" if found else "equal"
+
+
+def _first(want: Step, got: Step, keep: Kept, made: set[str]) -> str:
+    if text := differing(want.outputs, got.outputs, TOLERANCE):
+        return f"outputs: {text}"
+    gradients = other_gradients(want, got, keep, made, 10 * TOLERANCE)
+    buffers = other_buffers(want, got, keep, made, TOLERANCE)
+    return next((f"gradient of {text}" for text in gradients), next((f"buffer {text}" for text in buffers), ""))
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def _at(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
+    """Returns the model, always called with these keyword arguments."""
+    forward = model.forward
+    model.forward = lambda *args: forward(*args, **kwargs)  # type: ignore[method-assign]
+    return model
+
+
+class _Certain(TorchDispatchMode):
+    """Dropout drops nothing, and what is drawn is the same for any shape: no two models draw alike."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if func is aten.bernoulli_.float:
+            return args[0].fill_(args[1] if len(args) > 1 else 0.5)
+        found = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags and isinstance(found, torch.Tensor) and found.is_floating_point():
+            return found.fill_(0.5)
+        return found
