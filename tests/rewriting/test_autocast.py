@@ -77,7 +77,7 @@ def test_an_error_leaves_no_autocast_behind() -> None:
     pruned = fxprune.compile(model(within), [x()], 0.6, recover=None, progress=False)
     before = torch.get_autocast_dtype("cpu")
     with pytest.raises(RuntimeError):
-        pruned(torch.randn(3, 5))
+        pruned(torch.randn(3, 6, dtype=torch.float64))
     assert not torch.is_autocast_enabled("cpu")
     assert torch.get_autocast_dtype("cpu") == before
     assert torch.autocast_increment_nesting() == 1

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError, brief
+from fxprune.capturing.regions import enter_autocast, exit_autocast, guarded
 from fxprune.data.example import ExampleSpec
 from fxprune.ops.checked import largest, objection, parts, work
 from fxprune.rewriting.pruned import PrunedModule
@@ -61,7 +62,8 @@ def check_size(pruned: PrunedModule, example: ExampleSpec, where: str) -> None:
         inputs = pruned.graph._codegen.call.flatten(args, kwargs)  # type: ignore[attr-defined]
         weights = list(pruned.state_dict().values())
         run = _Run(pruned, _bytes([*weights, *inputs]), where)
-        run.run(*inputs, enable_io_processing=False)
+        whole = guarded(pruned.graph._codegen.autocasts, run.run)  # type: ignore[attr-defined]
+        whole(*inputs, enable_io_processing=False)
         done = flops.get_total_flops() + run.work
         most = _WORK_EACH * max(_values(weights), _LEAST_WEIGHTS) * max(_values(inputs), _LEAST_INPUTS)
         if done > most:
@@ -168,7 +170,10 @@ def _storages(result: Any) -> Iterator[tuple[Any, int]]:
 
 def _check_numbers(target: Any, args: Any) -> None:
     """Functions of Python take numbers: a list times a number, or a text of so many digits, has no end."""
-    if target in (getattr, torch.sym_sum) or getattr(target, "__name__", "") == "getitem":
+    if (
+        target in (getattr, torch.sym_sum, enter_autocast, exit_autocast)
+        or getattr(target, "__name__", "") == "getitem"
+    ):
         return
     for value in args:
         if not isinstance(value, (bool, int, float)):
