@@ -13,6 +13,7 @@ from ._base.errors import MissingExtraError as MissingExtraError
 from ._base.errors import NothingToPruneError as NothingToPruneError
 from ._base.errors import PlanError as PlanError
 from ._base.errors import RecoveryError as RecoveryError
+from ._base.errors import RecoverySkippedWarning as RecoverySkippedWarning
 from ._base.errors import RuleError as RuleError
 from ._base.errors import ScorerError as ScorerError
 from ._base.errors import ShapeError as ShapeError

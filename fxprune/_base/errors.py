@@ -79,6 +79,10 @@ class FxpruneWarning(UserWarning):
     """Root of all warnings that fxprune gives on purpose."""
 
 
+class RecoverySkippedWarning(FxpruneWarning):
+    """Layers that read removed channels, and that recovery leaves as they are."""
+
+
 class IgnoredPatternWarning(FxpruneWarning):
     """An ``ignore`` or ``ratios`` pattern that matches nothing."""
 

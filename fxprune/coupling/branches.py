@@ -9,7 +9,7 @@ must keep a channel.
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +42,10 @@ class Collapse:
     legal: bool
 
 
-def collapse_of(coupling: Coupling, slicer: Slicer) -> Collapse:
-    """Returns what a removal leaves constant, and whether that can be emitted."""
+def collapse_of(coupling: Coupling, slicer: Slicer, emptied: Iterable[fx.Node] = ()) -> Collapse:
+    """Returns what a removal leaves constant, as if layers in ``emptied`` read nothing, and whether that can be emitted."""
     graph = coupling.captured.module.graph
-    constant = channel_dims(coupling, slicer)
+    constant = channel_dims(coupling, slicer, emptied)
     live, frontier = _reach(graph, constant)
     legal = all(_meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live)
     legal = legal and all(_filled(coupling, slicer, node) for node in live)
@@ -97,6 +97,14 @@ def collapses(coupling: Coupling, groups: Iterable[Group]) -> dict[str, Collapse
     """Returns the groups that may vanish, each with what becomes of the graph when it alone does."""
     found = {group.name: collapse_of(coupling, coupling.slicer(coupling.removed_mask(group.units))) for group in groups}
     return {name: result for name, result in found.items() if result.constant and result.legal}
+
+
+def skips_of(collapse: Collapse) -> Iterator[fx.Node]:
+    """Yields what the constants of a legal collapse are added to."""
+    for node in collapse.frontier:
+        for user in collapse.live.intersection(node.users):
+            a = bind(user)
+            yield a.other if a.self is node else a.self
 
 
 def host_of(coupling: Coupling, collapse: Collapse, node: fx.Node) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,15 +20,16 @@ from fxprune.ops.slicer import Slicer
 from fxprune.ops.twin import Twin, in_precision
 
 
-def channel_dims(coupling: Coupling, slicer: Slicer) -> dict[fx.Node, int]:
+def channel_dims(coupling: Coupling, slicer: Slicer, emptied: Iterable[fx.Node] = ()) -> dict[fx.Node, int]:
     """Returns the nodes whose value is one constant for each channel, with the dimension of the channels.
 
-    They begin at contractions with a weight that have nothing left to sum; what those add is the constant.
+    They begin at contractions with a weight that have nothing left to sum, and at those in ``emptied``; what those add
+    is the constant.
     """
     found: dict[fx.Node, int] = {}
     starts = {
         c.node for c in coupling.contractions if c.weight is not None and size_of(c.axis) and not slicer.count(c.axis)
-    }
+    }.union(emptied)
     constants = Constants(coupling.captured.info, found)
     weights: set[fx.Node] = set()  # and what is computed from them alone
     for node in coupling.captured.module.graph.nodes if starts else ():

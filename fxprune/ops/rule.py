@@ -56,6 +56,7 @@ Kind = Literal[
     "elementwise",
     "pool",
     "reshape",
+    "recurrent",
 ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
+from fxprune._base.errors import RecoverySkippedWarning, outside
 from fxprune.recovery.compensate import compensate
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
 from fxprune.recovery.reconstruct import reconstruct
@@ -28,7 +30,10 @@ class Fitted(Recovery):
     name: str = "fitted"
 
     def recover(self, context: RecoveryContext) -> Recovered:
-        """Returns what was fitted, and the layers that could not be."""
+        """Returns what was fitted, and the layers that could not be; warns of those that nothing makes up for."""
+        if left := context.unreached:
+            text = f"recovery {self.name!r} leaves layers that read removed channels as they are: {'; '.join(left)}"
+            warnings.warn(text, RecoverySkippedWarning, stacklevel=outside())
         return Recovered(self.fit(context), context.skipped)
 
 

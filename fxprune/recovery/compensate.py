@@ -7,6 +7,8 @@ VBP's mean shift (arXiv 2507.12988) is the case B = 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,19 +18,23 @@ from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 from fxprune.recovery.protocol import RecoveryContext
 
 
-def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tensor]:
+def compensate(
+    context: RecoveryContext, *, covariance: bool, consumers: Sequence[Consumer] | None = None
+) -> dict[str, Tensor]:
     """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means, and of gains.
 
-    The inputs are gone through once for the gains of norms, and once for each part of the consumers whose statistics fit into memory together; a single
-    consumer beyond the limit is compensated in blocks of columns.
+    The inputs are gone through once for the gains of norms, and once for each part of the consumers whose statistics fit
+    into memory together; a single consumer beyond the limit is compensated in blocks of columns.
 
     Args:
         context: the layers that lose columns, and their inputs.
         covariance: False for the mean shift alone.
+        consumers: some of these layers, then without the gains of norms; by default all.
     """
     changed = Replacements(context.selection.coupling, {**context.selection.gains, **context.selection.tensors})
-    fit_gains(context, changed)
-    for consumer, blocks in context.moments(covariance=covariance):
+    if consumers is None:
+        fit_gains(context, changed)
+    for consumer, blocks in context.moments(covariance=covariance, consumers=consumers):
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)
         for block, moments in blocks:

@@ -84,6 +84,11 @@ class Consumer:
             y = y.movedim(1, -1)
         return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
 
+    def read(self, values: Mapping[fx.Node, Any], memory_limit: int, batch: int) -> Tensor:
+        """Returns chosen samples of what the layer reads, ``[rows, groups, columns]``, from the values alive at its node."""
+        rows = self.choose(values[self.node].shape, memory_limit, batch)
+        return self.columns(values[self.source], rows)
+
     def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
         """Returns which samples of an output of this shape count, ``[rows]``: all, or a random part that is ample and fits."""
         count, columns = self.samples(shape), self.kept.shape[1]
@@ -181,6 +186,8 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
         name, a = str(weight.target), bind(node)
         tensor, groups = fetch(coupling.captured.module, name), getattr(a, "groups", 1)
         size = tensor.shape
+        if is_kind(node, "recurrent"):
+            continue  # `fxprune.recovery.gates`
         if not is_kind(node, "linear", "conv"):
             notes.append(f"{name}: no compensation for {node.target}")
         elif tensor.is_complex():
@@ -198,12 +205,12 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             outputs = np.ones(size[0], bool) if outputs is None else outputs
             kept = np.repeat(channels.reshape(groups, -1), math.prod(a.kernel), axis=1)
             rows = outputs.reshape(groups, -1)
-            bias = _parameter(coupling, a.bias)
+            bias = own_parameter(coupling, a.bias)
             found.append(Consumer(node, name, bias, a, groups, kept, rows, _home(coupling, node, bias)))
     return found, list(dict.fromkeys(notes))
 
 
-def _parameter(coupling: Coupling, node: fx.Node | None) -> str | None:
+def own_parameter(coupling: Coupling, node: fx.Node | None) -> str | None:
     """Returns the name of a tensor that this op alone uses and that may be changed."""
     if node is None or node.op != "get_attr" or len(node.users) > 1 or node.target not in coupling.captured.persistent:
         return None
@@ -218,6 +225,6 @@ def _home(coupling: Coupling, node: fx.Node, bias: str | None) -> Home | None:
         return None
     user = next(iter(node.users))
     if is_kind(user, "batch_norm") and not bind(user).training:
-        mean = _parameter(coupling, bind(user).running_mean)
+        mean = own_parameter(coupling, bind(user).running_mean)
         return Home(mean, -1) if mean else None
     return None

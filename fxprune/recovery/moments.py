@@ -144,8 +144,7 @@ def measure(
         waiting = len(part)
         for node, values in run.steps(batch):
             for consumer, own in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
-                rows = consumer.choose(values[node].shape, memory_limit, number)
-                columns = consumer.columns(values[consumer.source], rows)
+                columns = consumer.read(values, memory_limit, number)
                 for block, moments in own:
                     moments.add(columns[..., block]) if covariance else moments.add_mean(columns[..., block])
                 waiting -= 1

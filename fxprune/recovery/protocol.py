@@ -21,6 +21,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.data.batch import shown
 from fxprune.data.checks import flawed, non_finite
 from fxprune.recovery.consumers import Consumer, find_consumers
+from fxprune.recovery.gates import Gates, find_gates
 from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
 
 #: The recoveries that come with fxprune.
@@ -66,12 +67,23 @@ class RecoveryContext:
     def _found(self) -> tuple[list[Consumer], list[str]]:
         return find_consumers(self.selection)
 
+    @cached_property
+    def _gates(self) -> tuple[list[Gates], list[str]]:
+        return find_gates(self.selection)
+
+    @property
+    def gates(self) -> Sequence[Gates]:
+        """The inputs of gates that lose columns, layer by layer: of what a recurrent layer reads, and of its own state."""
+        return self._gates[0]
+
     @property
     def consumers(self) -> Sequence[Consumer]:
         """The linear layers and convolutions that lose columns, in graph order."""
         return self._found[0]
 
-    def moments(self, *, covariance: bool = True) -> Iterator[tuple[Consumer, Blocks]]:
+    def moments(
+        self, *, covariance: bool = True, consumers: Sequence[Consumer] | None = None
+    ) -> Iterator[tuple[Consumer, Blocks]]:
         """Yields every consumer with the moments of its input in the dense model.
 
         They are ``mean_x[groups, columns]`` and ``xx[groups, columns, columns]``, by blocks of columns: one block, unless
@@ -79,18 +91,26 @@ class RecoveryContext:
 
         Args:
             covariance: False for the means alone.
+            consumers: some of them; by default all, gates of recurrent layers included.
         """
         coupling, limit = self.selection.coupling, self.memory_limit
-        sizes = {consumer: {consumer: bytes_of(consumer, covariance, limit)} for consumer in self.consumers}
-        for part in parts_that_fit(self.consumers, sizes.__getitem__, limit):
+        consumers = (*self.consumers, *self.gates) if consumers is None else consumers
+        sizes = {consumer: {consumer: bytes_of(consumer, covariance, limit)} for consumer in consumers}
+        for part in parts_that_fit(consumers, sizes.__getitem__, limit):
             found = measure(coupling, part, self.inputs, covariance=covariance, memory_limit=limit)
             yield from zip(part, found, strict=True)
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """What reads removed channels and cannot make up for them, and why; and shifts that nothing takes."""
-        homeless = [f"{c.weight}: no bias or batch norm takes its shift" for c in self.consumers if c.home is None]
-        return (*self._found[1], *homeless)
+        every = (*self.consumers, *self.gates)
+        homeless = [f"{c.weight}: no bias or batch norm takes its shift" for c in every if c.home is None]
+        return (*self.unreached, *homeless)
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The layers that read removed channels and are left as they are, and why."""
+        return (*self._found[1], *self._gates[1])
 
 
 @runtime_checkable

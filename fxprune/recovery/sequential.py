@@ -3,7 +3,8 @@
 For each consumer in topological order the kept weights are regressed on the inputs that the already pruned and
 recovered model gives, towards the dense model's output plus what the skip connection beside it has lost so far:
 ``T = y_dense + (skip_dense - skip_pruned) / s`` with ``s = gamma / sqrt(running_var + eps)`` of the batch norm in
-between, with a ridge towards the old weights.
+between, with a ridge towards the old weights. The gates of recurrent layers, whose sums are no values of the graph, come
+first, from the dense model's statistics.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, fx
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, conducts, is_kind
-from fxprune.recovery.compensate import fit
+from fxprune.recovery.compensate import compensate, fit
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments
@@ -107,6 +108,7 @@ class _March:
         self.changed = Replacements(
             context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
         )
+        self.changed.tensors.update(compensate(context, covariance=True, consumers=context.gates))
         self.dense = Run(Selection.nothing(context.selection.coupling))
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)

@@ -21,6 +21,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
 from fxprune.capturing.shapes import TensorInfo
+from fxprune.coupling.blocks import has_blocks, with_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.units import ParameterAxis
@@ -87,12 +88,20 @@ def _in_plan(captured: Captured, kept: Mapping[str, _Axes]) -> dict[str, _Axes]:
 
 
 def selection_of(coupling: Coupling, plan: Plan) -> Selection:
-    """Returns what a plan removes: the channels whose every coordinate is gone.
+    """Returns what a plan removes: the channels whose every coordinate is gone; in terms of blocks where only those tell.
 
     Raises:
         PlanError: the plan removes coordinates that do not go together in this model.
     """
+    try:
+        return _selection_of(coupling, plan)
+    except PlanError:
+        if has_blocks(coupling):
+            raise
+        return _selection_of(with_blocks(coupling), plan)
 
+
+def _selection_of(coupling: Coupling, plan: Plan) -> Selection:
     def kept(axis: ParameterAxis) -> Mask:
         every = range(len(axis.labels))
         name = plan_name(coupling.captured, axis.tensor)

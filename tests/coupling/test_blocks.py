@@ -311,3 +311,52 @@ def test_a_constant_is_followed_through_what_moves_it(name: str) -> None:
     if goes:
         pruned = fxprune.compile(model, [x], ratios={blocks[0]: 1.0}, units="block", recover=None, progress=False)
         assert fxprune.report(pruned).verified and not any(n.startswith("a.") for n in pruned.state_dict())
+
+
+class Single(nn.Module):
+    """Residual branches of one layer each: of a convolution, of a layer behind a norm, and beside a shortcut of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.down, self.short = nn.Conv2d(8, 6, 3, stride=2, padding=1), nn.Conv2d(8, 6, 1, stride=2)
+        self.norm, self.line, self.head = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv(x)
+        x = self.short(x) + self.down(x)  # without both nothing is left
+        x = x.flatten(2).transpose(1, 2)
+        x = x + self.line(self.norm(x)).tanh()
+        return self.head(x.mean(1))
+
+
+def test_a_branch_of_one_layer_is_a_block() -> None:
+    _, coupling = prepared(Single(), (torch.randn(3, 3, 8, 8, dtype=torch.float64),))
+    blocks = [group for group in with_blocks(coupling).groups if group.kind == "block"]
+    assert [group.name for group in blocks] == ["conv.0:block", "line:block"]
+    assert {g.name for g in with_blocks(coupling).groups if g.kind != "block"} == {g.name for g in coupling.groups}
+
+
+@pytest.mark.parametrize("method", but_slow(["l2", "random", "spvr", "variance", "joint", "nisp", "kl"], quick=("l2",)))
+@pytest.mark.parametrize("recover", but_slow([None, "covariance", "sequential"], quick=(None,)))
+def test_branches_of_one_layer_go(method: str, recover: str | None) -> None:
+    model = randomise(Single().eval(), 0, (torch.randn(8, 3, 8, 8),))
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+    options: dict[str, Any] = {
+        "method": method,
+        "recover": recover,
+        "progress": False,
+        "units": ("block",),
+        "min_keep": 0,
+    }
+    found = fxprune.compile(model, batches, fxprune.Budget(params=0.8), **options)
+    report = fxprune.report(found)
+    assert report.verified and report.collapsed
+    if recover is None:
+        with torch.no_grad():
+            for name in {layer.partition(".")[0] for layer in report.collapsed}:
+                (model.conv[0] if name == "conv" else model.line).weight.zero_()
+        torch.testing.assert_close(found(batches[0]), model(batches[0]), rtol=1e-4, atol=1e-5)
+        assert torch.equal(fxprune.apply(model, report.plan)(batches[0]), found(batches[0]))

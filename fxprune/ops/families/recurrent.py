@@ -23,7 +23,7 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class _Weights:
+class Weights:
     """The parameters of one layer in one direction."""
 
     inputs: fx.Node  # [gates * hidden, in]
@@ -36,13 +36,13 @@ def _gates(node: fx.Node) -> int:
     return next(count for name, count in _GATES.items() if f".{name}" in str(node.target))
 
 
-def _layers(a: SimpleNamespace) -> Iterator[list[_Weights]]:
+def layers_of(a: SimpleNamespace) -> Iterator[list[Weights]]:
     """Yields the weights of each layer by direction."""
     directions = 2 if a.bidirectional else 1
     size = len(a.params) // (a.num_layers * directions)
     biases = 2 if a.has_biases else 0
     sets = [a.params[i : i + size] for i in range(0, len(a.params), size)]
-    made = [_Weights(s[0], s[1], tuple(s[2 : 2 + biases]), s[-1] if size > 2 + biases else None) for s in sets]
+    made = [Weights(s[0], s[1], tuple(s[2 : 2 + biases]), s[-1] if size > 2 + biases else None) for s in sets]
     for i in range(0, len(made), directions):
         yield made[i : i + directions]
 
@@ -54,7 +54,7 @@ def _blocks(t: Tracer, node: fx.Node, axis: Axis, gates: int, hidden: int) -> Ax
     return inner
 
 
-def _cell(t: Tracer, node: fx.Node, w: _Weights, gates: int, x: Axis, out: Axis, cell: Axis) -> tuple[Axis, Axis]:
+def _cell(t: Tracer, node: fx.Node, w: Weights, gates: int, x: Axis, out: Axis, cell: Axis) -> tuple[Axis, Axis]:
     """Relates one layer's weights with its input and its states; returns the axes of output and cell state."""
     hidden = t.shape(w.inputs)[0] // gates
     for part in (w.inputs, w.hidden, *w.biases):
@@ -95,7 +95,7 @@ def _recurrent(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     out, cell = stacks[0][-1], stacks[-1][-1]
     steps = math.prod(t.example(a.input)[:-1])
     given = x
-    for layer in _layers(a):
+    for layer in layers_of(a):
         for weights in layer:
             out, cell = _cell(t, node, weights, gates, x, out, cell)
         for w in layer:
@@ -135,7 +135,7 @@ def _one_cell(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes | list[Axes]
     stacks = [t.axes(state, node) for state in states]
     *lead, x = t.axes(a.input, node)
     biases = tuple(bias for bias in (a.b_ih, a.b_hh) if bias is not None)
-    out, _ = _cell(t, node, _Weights(a.w_ih, a.w_hh, biases, None), _gates(node), x, stacks[0][-1], stacks[-1][-1])
+    out, _ = _cell(t, node, Weights(a.w_ih, a.w_hh, biases, None), _gates(node), x, stacks[0][-1], stacks[-1][-1])
     lead = [t.relate(node, axis, stacks[0][d]) for d, axis in enumerate(lead)]
     steps = math.prod(t.example(a.input)[:-1])
     _multiply(t, node, (a.input, len(lead)), x, a.w_ih, steps)
@@ -154,5 +154,7 @@ def _module(op: str, cls: type[nn.Module]) -> Layer:
 
 
 for _name, _cls in (("lstm", nn.LSTM), ("gru", nn.GRU), ("rnn_tanh", nn.RNN), ("rnn_relu", nn.RNN)):
-    register_rule(f"{_name}.input", Rule(_recurrent, twin=_twin, statistic=True, module=_module(_name, _cls)))
+    register_rule(
+        f"{_name}.input", Rule(_recurrent, twin=_twin, statistic=True, kind="recurrent", module=_module(_name, _cls))
+    )
     register_rule(f"{_name}_cell.default", Rule(_one_cell))
