@@ -22,7 +22,7 @@ from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.dead import with_dead_counted
 from fxprune.coupling.units import ParameterAxis, form_groups
-from fxprune.ops.registry import bind, blamed, may_alias, rule_of
+from fxprune.ops.registry import bind, blamed, is_kind, may_alias, rule_of
 from fxprune.ops.tracer import Tracer
 
 
@@ -114,9 +114,14 @@ def _attribute(t: Tracer, node: fx.Node) -> Axes:
     if node.target not in t.captured.persistent:
         return tuple(map(ax.free, info.shape))
     if not (info.dtype.is_floating_point or info.dtype.is_complex):
-        return tuple(map(ax.fixed, info.shape))
+        return tuple(map(ax.free if _zero_points(node) else ax.fixed, info.shape))
     t.bound.add(node)
     return tuple(ax.labelled(t.channels.fresh(size)) if size > 1 else ax.fixed(size) for size in info.shape)
+
+
+def _zero_points(node: fx.Node) -> bool:
+    """Whether whole numbers are nothing but what scales go with, one for each channel: no positions of anything."""
+    return bool(node.users) and all(is_kind(user, "quantise") for user in node.users)
 
 
 def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> Any:

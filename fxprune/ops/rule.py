@@ -57,6 +57,7 @@ Kind = Literal[
     "pool",
     "reshape",
     "recurrent",
+    "quantise",
 ]
 
 
