@@ -29,7 +29,7 @@ def recover(
     ridge: float = RIDGE,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Recovered:
-    """Compensates every linear layer and convolution that reads a removed channel.
+    """Compensates every linear layer, convolution and recurrent gate that reads a removed channel.
 
     Args:
         coupling: of the captured graph.

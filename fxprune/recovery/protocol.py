@@ -78,7 +78,7 @@ class RecoveryContext:
 
     @property
     def consumers(self) -> Sequence[Consumer]:
-        """The linear layers and convolutions that lose columns, in graph order."""
+        """The linear layers and convolutions that lose columns, in graph order; gates of recurrent layers are `gates`."""
         return self._found[0]
 
     def moments(
