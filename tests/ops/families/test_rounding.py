@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.models.ops.case import Case
-from tests.models.ops.quantize import CASES
+from tests.models.ops.rounding import CASES
 from tests.support.marks import but_slow
 from tests.support.pruning import check_case
 
