@@ -51,7 +51,7 @@ _PLACES = """
     reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d
     reshape reshape_as roll rot90 row_stack scatter scatter_add scatter_reduce select select_scatter slice slice_scatter split
     split_with_sizes squeeze stack swapaxes swapdims t take take_along_dim tensor_split tile transpose tril triu unbind unflatten
-    unfold unsqueeze view view_as view_as_complex view_as_real vstack _pad_circular _unsafe_view
+    unfold unsqueeze view view_as view_as_complex view_as_real vstack _neg_view _pad_circular _unsafe_index_put _unsafe_view
     unsafe_chunk unsafe_split unsafe_split_with_sizes
 """
 
@@ -82,7 +82,7 @@ _LAYERS = """
 
 #: Transforms and dense linear algebra.
 _TRANSFORMS = """
-    det fft_fft fft_fft2 fft_fftfreq fft_fftn fft_fftshift fft_hfft fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_ihfft fft_irfft
+    det fft_fft fft_fft2 fft_fftfreq fft_fftn fft_fftshift fft_hfft fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft
     fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftfreq fft_rfftn inverse istft linalg_cholesky
     linalg_det linalg_diagonal linalg_eigh linalg_eigvalsh linalg_inv linalg_inv_ex linalg_matrix_exp linalg_pinv linalg_qr linalg_slogdet
     linalg_solve linalg_solve_triangular linalg_svd linalg_svdvals logdet matrix_exp pinverse slogdet stft
@@ -109,8 +109,8 @@ _CUBIC = """
 
 _LIBRARIES = "fxprune::mark torchvision::deform_conv2d transformers::grouped_mm_fallback"
 
-#: Trusts the shapes of its states, and writes past the end of one that is too small; a file holds a checked layer in its place.
-_TRUSTING = ("aten::lstm", "input")
+#: Overloads that trust the shapes of their states, or the numbers of a packed batch; a file holds a layer that looks (`Recurrent`).
+_TRUSTING = {("aten::lstm", "input"), *((f"aten::{name}", "data") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))}
 
 _ADMITTED = frozenset([*(f"aten::{name}" for part in _PARTS for name in part.split()), *_LIBRARIES.split()])
 _FACTUAL = frozenset(f"aten::{name}" for name in _FACTS.split())
@@ -129,13 +129,18 @@ def is_admitted(op: OpOverload) -> bool:
     if schema.name in _FACTUAL:
         return str(schema.arguments[0].type) == "Tensor"
     return (
-        tensors and schema.name in _ADMITTED and (schema.name, schema.overload_name) != _TRUSTING
+        tensors and schema.name in _ADMITTED and (schema.name, schema.overload_name) not in _TRUSTING
     )  # not TorchScript's own overloads, of text and lists
 
 
 def is_unchecked(op: object) -> bool:
     """Returns whether an operator trusts the shapes of its operands: they must be those of the model's own tensors."""
     return isinstance(op, OpOverload) and _packet(op) == "_weight_norm"
+
+
+def takes_constants(op: object) -> bool:
+    """Returns whether an operator trusts its numbers: they must be the same at every size."""
+    return isinstance(op, OpOverload) and _packet(op) == "torchvision::deform_conv2d"
 
 
 def writes(op: object) -> bool:
@@ -214,6 +219,13 @@ def _norm_shapes(a: SimpleNamespace) -> str | None:
     return None if fits else f"expected norms of shape {expected}, got {list(a.g.shape)}"
 
 
+def _small_steps(a: SimpleNamespace) -> str | None:
+    """It divides by its strides, and adds its paddings, whatever they are."""
+    steps = (a.stride_h, a.stride_w, a.dilation_h, a.dilation_w, a.groups, a.offset_groups)
+    sound = all(1 <= step <= 1 << 16 for step in steps) and all(0 <= pad <= 1 << 16 for pad in (a.pad_h, a.pad_w))
+    return None if sound else "expected strides, dilations and groups from 1, and paddings from 0"
+
+
 def _few_differences(a: SimpleNamespace) -> str | None:
     return None if a.n <= 16 else f"expected at most 16 differences, got {a.n}"
 
@@ -239,6 +251,7 @@ _CONDITIONS: dict[str, Callable[[SimpleNamespace], str | None]] = {
     **dict.fromkeys(("div", "div_", "divide"), _rounded_division),
     "_weight_norm": _norm_shapes,
     "diff": _few_differences,
+    "torchvision::deform_conv2d": _small_steps,
 }
 _LARGEST: dict[str, Callable[[SimpleNamespace], Any]] = {
     "nonzero": _every_place,

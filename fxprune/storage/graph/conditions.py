@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
-from fxprune.ops.checked import is_unchecked, writes
+from fxprune.ops.checked import is_unchecked, takes_constants, writes
 from fxprune.ops.registry import may_alias
 
 #: Bits of a whole number. Sizes have 63, and a model multiplies a few; products of products have more digits than there is memory.
@@ -44,6 +44,8 @@ def check_conditions(graph: fx.Graph, where: str) -> None:
             raise PlanError(f"{here}: expected to write into a value of the graph's own, got {origin!s:.80}")
         if is_unchecked(node.target) and any(not _is_tensor_of_model(value) for value in node.all_input_nodes):
             raise PlanError(f"{here}: {node.target} takes tensors of the model alone")
+        if takes_constants(node.target) and any(isinstance(value, fx.Node) for value in _numbers(node)):
+            raise PlanError(f"{here}: {node.target} takes constant numbers alone")
 
 
 def _check_constants(node: fx.Node, where: str) -> None:
@@ -88,6 +90,14 @@ def _origin(value: Any) -> Any:
             return None
         value = value.args[0] if value.args else None
     return "nothing that it made"
+
+
+def _numbers(node: fx.Node) -> Iterator[Any]:
+    """Yields the arguments that are no tensors."""
+    declared: Any = node.target
+    kinds = {a.name: str(a.type) for a in declared._schema.arguments}
+    given = {**dict(zip(kinds, node.args, strict=False)), **node.kwargs}
+    yield from (value for name, value in given.items() if kinds[name] != "Tensor")
 
 
 def _is_tensor_of_model(node: fx.Node) -> bool:
