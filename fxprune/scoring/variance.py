@@ -104,7 +104,7 @@ def _sensitivity(
     if contraction.weight is not None:
         weight, dim = context.tensor(str(contraction.weight.target)), contraction.weight_dim
         groups = len(like) // weight.shape[dim]  # of a grouped convolution: each has columns and outputs of its own
-        parts = weight.double().square().unflatten(0, (groups, -1))
+        parts = weight.double().square()[..., None].unflatten(0, (groups, -1))  # a vector has one output
         return torch.flatten(parts.transpose(1, dim + 1).flatten(2).sum(dim=2))
     if contraction.other is not None:
         other = moments[contraction.other]

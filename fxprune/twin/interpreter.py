@@ -1,7 +1,7 @@
 """The interpreter: the captured graph node by node, dense or as the masked twin.
 
-The twin is the original graph at full size with zeros where a removed channel enters a sum, and statistics over what
-is kept. It must give what the emitted module gives.
+The twin is the original graph at full size with zeros where a removed channel enters a sum or a mean, and other statistics
+over what is kept. It must give what the emitted module gives.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxprune.scoring import score
 from fxprune.scoring.variance import Variance, Welford
@@ -62,3 +63,14 @@ def test_filters_of_a_depthwise_convolution_count_for_its_channels() -> None:
         parts["d"].bias[::2] = 0
     (found,) = score(coupling, [(torch.randn(4, 3, 6, 6, dtype=torch.float64),)], "variance").values()
     assert found[::2].max() < found[1::2].min()
+
+
+def test_a_vector_that_reads_a_weight_is_a_layer_of_one_output() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        weight = m.layer.weight
+        return m.last(F.linear(m.first(x).relu(), weight / torch.mv(weight, m.v).sum()).relu())
+
+    model = Fn(forward, first=nn.Linear(5, 6), layer=nn.Linear(6, 6), v=torch.ones(6), last=nn.Linear(6, 2))
+    _, coupling = prepared(model, (torch.randn(3, 5, dtype=torch.float64),))
+    scores = score(coupling, [(torch.randn(9, 5, dtype=torch.float64),)], Variance())
+    assert all(bool(values.isfinite().all()) for values in scores.values())
