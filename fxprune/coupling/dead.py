@@ -63,8 +63,9 @@ def _norms(captured: Captured) -> dict[fx.Node, Zeros]:
     for node in captured.module.graph.nodes:
         if node.op != "call_function" or not isinstance(captured.info.get(node), TensorInfo):
             continue
-        if is_kind(node, "norm") and node.args[0] in zeros and _plain(captured, node, zeros[node.args[0]]):
-            found[node] = zeros[node.args[0]]
+        before = zeros.get(bind(node).input) if is_kind(node, "norm") else None
+        if before is not None and _plain(captured, node, before):
+            found[node] = before
         if (dead := _follow(captured, node, zeros)) is not None:
             zeros[node] = dead
     return found
@@ -79,13 +80,13 @@ def _plain(captured: Captured, node: fx.Node, dead: Zeros) -> bool:
 
 def _follow(captured: Captured, node: fx.Node, zeros: Mapping[fx.Node, Zeros]) -> Zeros | None:
     """Returns which channels of an op's result are zero, if that is known."""
-    a, rank = bind(node), len(captured.info[node].shape)
-    if is_kind(node, "linear", "conv", "embedding"):
-        return _made(captured, node, a, rank)
+    rule, rank = rule_of(node.target), len(captured.info[node].shape)
     sources = [source for source in node.all_input_nodes if isinstance(captured.info.get(source), TensorInfo)]
-    rule = rule_of(node.target)
     if rule is None or not sources:
         return None
+    a = bind(node)
+    if is_kind(node, "linear", "conv", "embedding"):
+        return _made(captured, node, a, rank)
     if is_kind(node, "addition") or rule.scales:
         return _joined(captured, sources, zeros, rank, every=not rule.scales)
     if sources[0] not in zeros or len(sources) != 1:

@@ -165,3 +165,12 @@ def test_an_ordinary_layer_norm_stays_one() -> None:
     assert isinstance(norm, nn.LayerNorm)
     assert norm.normalized_shape == (16,)
     assert norm.eps == 1e-5
+
+
+def test_parts_of_a_value_are_no_trouble() -> None:
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x.split(16, -1)
+            return torch.cat([a * b, b], -1)
+
+    assert fxprune.report(halved(network(Split()), None)).verified
