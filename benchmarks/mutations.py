@@ -32,8 +32,9 @@ def names() -> list[str]:
     return [name for name in MODELS if there or name not in ("bert", "llama")]
 
 
+@cache
 def save_all(root: Path) -> None:
-    """Saves a pruned model of each kind."""
+    """Saves a pruned model of each kind, once."""
     for name in names():
         make, call = MODELS[name]
         pruned = fxprune.compile(make().eval(), [call(2), call(3)], 0.7, recover=None, progress=False)
@@ -48,8 +49,9 @@ def answer(root: str, question: str) -> dict[str, Any]:
     return {"outcome": outcome, "message": message}
 
 
-def chunk(ask: Worker, questions: list[str]) -> dict[str, Any]:
+def chunk(root: Path, ask: Worker, questions: list[str]) -> dict[str, Any]:
     """Returns how many files ended how, and the questions and messages of those at fault."""
+    save_all(root)
     found: Counter[str] = Counter()
     faults: list[str] = []
     for question in questions:
@@ -73,12 +75,14 @@ def main() -> None:
     count, size = (40, 10) if options.quick else (options.count, CHUNK)
     kept = Kept(options.rows)
     with tempfile.TemporaryDirectory() as root:
-        save_all(Path(root))
         ask = Worker(partial(answer, root), options.threads, options.limit)
         for first in range(0, count, size):
             seeds = range(first + options.seed, min(first + size, count) + options.seed)
             questions = [f"{names()[seed % len(names())]} {seed}" for seed in seeds]
-            kept.add({"first": seeds[0], "last": seeds[-1], "models": len(names())}, partial(chunk, ask, questions))
+            kept.add(
+                {"first": seeds[0], "last": seeds[-1], "models": len(names())},
+                partial(chunk, Path(root), ask, questions),
+            )
     faults = [fault for row in kept.rows for fault in row["faults"]]
     columns = ("files", *HARMLESS, "changed", "bare error", "died")
     total = {key: sum(row[key] for row in kept.rows) for key in columns}

@@ -56,7 +56,7 @@ def store_of(setting: Setting, cache_dir: str | os.PathLike[str] | None = None) 
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        data = untrusted.record(untrusted.decode(path.read_bytes(), path.name), path.name, ("format", "ms"))
+        data = untrusted.record(untrusted.decode(untrusted.read_file(path), path.name), path.name, ("format", "ms"))
         found = untrusted.mapping_of(data["ms"], path.name, untrusted.number)
     except (OSError, PlanError):
         return {}

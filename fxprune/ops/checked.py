@@ -154,8 +154,12 @@ def _written(op: OpOverload) -> list[str]:
 
 def objection(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """Returns what is wrong with the arguments of an admitted operator that does not check them itself, or None."""
-    condition = _CONDITIONS.get(_packet(op))
-    return None if condition is None else condition(_bound(op, args, kwargs))
+    bound, condition = _bound(op, args, kwargs), _CONDITIONS.get(_packet(op))
+    for a in op._schema.arguments:
+        kind = next((cls for name, cls in _KINDS.items() if name in str(a.real_type)), None)
+        if kind is not None and not isinstance(getattr(bound, a.name), (kind, type(None))):
+            return f"{a.name}: expected a {kind.__name__}, got {getattr(bound, a.name)!r:.80}"
+    return None if condition is None else condition(bound)
 
 
 def largest(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -246,6 +250,14 @@ def _every_row(a: SimpleNamespace) -> Any:
         indices += [index.new_zeros([index.numel()], dtype=torch.int64)] * index.dim() if masked else [index]
     return torch.ops.aten.index.Tensor(a.self, indices)
 
+
+#: Numbers are taken for these without a look at what they stand for.
+_KINDS = {
+    "ScalarType": torch.dtype,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+    "Device": torch.device,
+}
 
 _CONDITIONS: dict[str, Callable[[SimpleNamespace], str | None]] = {
     **dict.fromkeys(("div", "div_", "divide"), _rounded_division),

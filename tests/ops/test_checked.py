@@ -58,6 +58,13 @@ def test_what_is_not_known_is_not_admitted(name: str) -> None:
     assert not is_admitted(getattr(getattr(aten, packet), overload))
 
 
+@pytest.mark.parametrize("name", ["dtype", "layout", "memory_format", "device"])
+@pytest.mark.parametrize("value", [-7, 100_000, "x", 1.5])
+def test_a_number_stands_for_no_kind_of_tensor(name: str, value: object) -> None:
+    assert f"{name}: expected a {name}" in str(objection(aten.empty_like.default, (torch.ones(2),), {name: value}))
+    assert objection(aten.empty_like.default, (torch.ones(2),), {"dtype": torch.int8, name: None}) is None
+
+
 def test_whole_numbers_are_cut_off_over_a_constant_alone() -> None:
     whole, real, trunc = torch.ones(2, dtype=torch.int64), torch.ones(2), {"rounding_mode": "trunc"}
     assert objection(aten.div.Tensor_mode, (whole, whole), trunc)

@@ -137,6 +137,10 @@ ATTACKS: dict[str, tuple[list[Row], str]] = {
         "expected at most .* operations",
     ),
     "a strange type": ([call("e", "aten::zeros.default", [1], dtype={"dtype": "quint8"})], "a dtype of plain numbers"),
+    "a number in the place of a type": (
+        [call("e", "aten::empty_like.default", X, dtype=-7, memory_format=100_000)],
+        "expected a dtype",
+    ),
     "a strange layout": ([call("e", "aten::zeros.default", [1], layout={"layout": "sparse_coo"})], "a dense layout"),
     "a strange device": ([call("e", "aten::zeros.default", [1], device={"device": "lazy"})], "one of the devices"),
     "what does not fit": ([call("e", "aten::mm.default", X, X)], "it fails at the size of the example"),
