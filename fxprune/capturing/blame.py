@@ -20,6 +20,20 @@ _OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirna
 _PLUMBING = ("contextlib.py", "functools.py", "<string>", "<frozen ")
 
 
+_IN_GENERAL = (
+    "remove control flow that depends on tensor values (`if x.sum() > 0`, `x.item()`); "
+    "pass dynamic_shapes= if a size must stay fixed; pass example inputs like those of real use; "
+    "or compile only the submodules that can be captured (a backbone, a head) and leave the rest as it is."
+)
+#: Words of torch's -> what helps.
+_ADVICE = {
+    "not a known type": "return tensors in tuples, lists and dicts; or make the class known before compiling, a dataclass by "
+    "torch.export.register_dataclass(cls), another by torch.utils._pytree.register_pytree_node.",
+    "dynamic_shapes": "give dynamic_shapes= as torch.export.export takes it, a dict from the names of forward's parameters to "
+    "{dimension: torch.export.Dim.AUTO}, or leave it out.",
+}
+
+
 class Watch:
     """Follows which of a model's modules is running.
 
@@ -83,9 +97,7 @@ def capture_error(model: nn.Module, watch: Watch, error: BaseException) -> Captu
     return CaptureError(
         f"torch.export could not capture the model: it failed {where}{line}\n"
         f"  {first_line(error)}\n"
-        "What to try: remove control flow that depends on tensor values (`if x.sum() > 0`, `x.item()`); "
-        "pass dynamic_shapes= if a size must stay fixed; pass example inputs like those of real use; "
-        "or compile only the submodules that can be captured (a backbone, a head) and leave the rest as it is."
+        f"What to try: {next((advice for words, advice in _ADVICE.items() if words in str(error)), _IN_GENERAL)}"
     )
 
 

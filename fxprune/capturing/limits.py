@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, TypeAlias
 
 import torch
@@ -99,12 +100,15 @@ class Limits:
 
 
 def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
-    """Returns what a term comes to at some sizes."""
+    """Returns what a term comes to at some sizes; NaN, which equals nothing, where it divides by zero."""
     if isinstance(term, str):
         return sizes[term]
     if not isinstance(term, tuple):
         return term
-    return FUNCTIONS[term[0]][2](*(value_of(part, sizes) for part in term[1:]))
+    try:
+        return FUNCTIONS[term[0]][2](*(value_of(part, sizes) for part in term[1:]))
+    except ZeroDivisionError:
+        return nan
 
 
 def text_of(term: Term) -> str:

@@ -97,7 +97,7 @@ def _can_be_captured(part: nn.Module, calls: Sequence[Call]) -> bool:
         return False
     try:
         capture(part, *calls[0], batches=calls[1:])
-    except CaptureError:
+    except (CaptureError, RuntimeError):  # the tensors of a vmap have no life outside it
         return False
     return True
 

@@ -22,7 +22,7 @@ from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.dead import with_dead_counted
 from fxprune.coupling.units import ParameterAxis, form_groups
-from fxprune.ops.registry import bind, blamed, is_kind, may_alias, rule_of
+from fxprune.ops.registry import bind, blamed, is_kind, may_alias, rule_of, waiting_near
 from fxprune.ops.tracer import Tracer
 
 
@@ -127,6 +127,9 @@ def _zero_points(node: fx.Node) -> bool:
 def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> Any:
     """Freezes everything that an op without a rule touches; what it makes of free values is free as well."""
     touched, known = False, rule_of(node.target) is not None
+    waiting = waiting_near(node.target)
+    misspelt = f" (one waits for {waiting}, which there is not: is that this op?)" if waiting else ""
+    reason = "a call to which the rule does not apply," if known else f"an op without a rule{misspelt},"
     pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
     make = ax.free if pure and node not in t.bound and _made_of_literals(t, node) else ax.fixed
     for source in node.all_input_nodes:
@@ -134,14 +137,14 @@ def _freeze_unknown(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tu
         for axes in values if isinstance(values, list) else [values]:
             whole = ax.joined(axes or ())
             touched |= ax.is_labelled(whole)
-            t.freeze(node, whole, "a call to which the rule does not apply," if known else "an op without a rule,")
+            t.freeze(node, whole, reason)
     if touched:
         unsupported.append((str(node.target), str(node.meta.get("module", ""))))
         if strict:
             lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line]
             raise UnsupportedOpError(
                 f"{node.target} in module {node.meta.get('module', '?')!r} ({lines[-1] if lines else 'no source line'})"
-                f" has no coupling rule{' for this call' if known else ''}; without strict=True everything it touches is kept as it is"
+                f" has no coupling rule{' for this call' if known else misspelt}; without strict=True everything it touches is kept as it is"
             )
     info = t.captured.info.get(node)
     if isinstance(info, TensorInfo):

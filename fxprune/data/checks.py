@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxprune._base.errors import CalibrationError
 from fxprune._base.modes import lent
 from fxprune.data.batch import WHOLE, Batch, bad_batch, short
 
 _QUANTISED = (
-    ", as a quantised model does; expected plain tensors: prune first, then quantise the result (fxprune.quantize)"
+    ", as in a quantised or distributed model; expected plain tensors, to be cut: prune first, then quantise "
+    "(fxprune.quantize) or distribute the result"
 )
 
 
@@ -67,7 +67,7 @@ def check_plain(model: nn.Module) -> None:
     for name, tensor in _tensors(model):
         if is_lazy(tensor):
             raise CalibrationError(f"the model: {name} is not initialised yet: call the model once with a batch")
-        if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
+        if tensor.is_quantized or hasattr(tensor, "__tensor_flatten__"):
             raise CalibrationError(
                 f"the model: {name} is a {type(tensor).__name__} of {short(tensor.dtype)}{_QUANTISED}"
             )
@@ -124,7 +124,7 @@ def probe(model: nn.Module, batch: Batch) -> None:
 
 def non_finite(tensor: Tensor, *, allow_minus_inf: bool = False) -> str:
     """Returns what a tensor ``[...]`` holds of ``"NaN"``, ``"Inf"`` or ``"-Inf"``; ``""`` for nothing of the kind."""
-    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    values = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
     if values.is_meta or not values.numel() or not values.is_floating_point():
         return ""
     if values.element_size() == 1:  # float8 has no aminmax

@@ -129,6 +129,13 @@ def rule_of(target: Any) -> Rule | None:
     return _RULES[POINTWISE] if torch.Tag.pointwise in target.tags else None
 
 
+def waiting_near(target: Any) -> str:
+    """Returns the name of an op that a rule waits for and that is near this one's, of the same library; empty if none is."""
+    library = str(target).partition(".")[0]
+    names = [name for name in _LATER if name.partition(".")[0] == library]
+    return next(iter(get_close_matches(str(target), names, n=1, cutoff=0.8)), "")
+
+
 def rule_at(node: Any) -> Rule | None:
     """Returns the rule of the op that a value is a call of, if it is one."""
     return rule_of(node.target) if isinstance(node, fx.Node) and node.op == "call_function" else None

@@ -89,7 +89,11 @@ class CallCodeGen(CodeGen):
         defaults = {p.name: p.default for p in self.call.signature.parameters.values() if not _is_plain(p)}
         functions = ("_inputs_of", self.binding.inputs), ("_outputs_of", self.binding.outputs)
         guard = [("_guarded", partial(guarded, self.autocasts))] if self.autocasts else []
-        return [("_defaults", _Defaults(defaults)), *guard, *((name, _traced(function)) for name, function in functions)]
+        return [
+            ("_defaults", _Defaults(defaults)),
+            *guard,
+            *((name, _traced(function)) for name, function in functions),
+        ]
 
     def _parameters(self) -> str:
         parameters = list(self.call.signature.parameters.values())

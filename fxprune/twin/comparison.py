@@ -77,7 +77,7 @@ def _whole(a: Tensor, b: Tensor) -> Found | None:
 def _real(a: Tensor, b: Tensor, limit: float) -> Found:
     """Compares floating and complex numbers; NaN counts as infinitely wrong."""
     if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
+        a, b = (torch.view_as_real(x.resolve_conj()) for x in (a, b))
     if not a.numel():
         return Found(0.0, "is empty")
     if not torch.isfinite(a).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -74,3 +75,23 @@ def test_program_without_example():
     program.example_inputs = None
     with pytest.raises(CaptureError, match="no example inputs"):
         capture(program)
+
+
+@dataclass
+class _Answer:
+    logits: Tensor
+
+
+class _Answering(nn.Module):
+    def forward(self, x: Tensor) -> _Answer:
+        return _Answer(x + 1)
+
+
+def test_a_class_that_torch_does_not_know_is_to_be_made_known() -> None:
+    text = failure(_Answering(), torch.randn(2, 4))
+    assert "What to try: return tensors in tuples, lists and dicts" in text and "register_dataclass" in text
+
+
+def test_dynamic_shapes_of_another_form_are_shown_the_form() -> None:
+    with pytest.raises(CaptureError, match=r"What to try: give dynamic_shapes= as torch.export.export takes it"):
+        capture(nn.Linear(4, 4), (torch.randn(2, 4),), dynamic_shapes="batch")

@@ -34,6 +34,11 @@ def test_non_finite(dtype: torch.dtype) -> None:
         assert non_finite(-bad) == "-Inf" and non_finite(-bad, allow_minus_inf=True) == ""
 
 
+def test_conjugates_are_looked_at_as_they_are() -> None:
+    values = torch.tensor([1 + 1j, 2 - 1j])
+    assert non_finite(values.conj()) == "" and non_finite((values * torch.nan).conj()) == "NaN"
+
+
 def test_non_finite_of_tensors_without_floats() -> None:
     assert [non_finite(t) for t in (torch.arange(3), torch.ones(0), torch.ones(2, device="meta"))] == [""] * 3
     assert non_finite(torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2)) == "NaN"

@@ -239,6 +239,19 @@ def test_an_op_that_is_not_there_yet_is_declared_once_as_well(declared: Any) -> 
         assert rule_of(torch.ops.later_library.op.default) is rule
 
 
+def test_an_op_without_a_rule_is_told_of_one_that_waits_under_a_name_near_it(declared: Any) -> None:
+    declared("some_library::blnd", Rule(couple))
+    with torch.library._scoped_library("some_library", "DEF") as library:
+        library.define("blend(Tensor self) -> Tensor")
+        library.impl("blend", torch.relu, "CompositeExplicitAutograd")
+        blend = torch.ops.some_library.blend.default
+        model = Fn(lambda m, x: m.b(blend(m.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 2)).eval()
+        captured = capture(model, (torch.randn(3, 4),))
+        assert "one waits for some_library.blnd.default" in couple_graph(captured).explain("a")
+        with pytest.raises(fxprune.UnsupportedOpError, match=r"one waits for some_library.blnd.default"):
+            couple_graph(captured, strict=True)
+
+
 class Tri(nn.Module):
     def __init__(self) -> None:
         super().__init__()
