@@ -35,7 +35,10 @@ BATCH, OTHER_BATCH = 3, 5
 
 @dataclass(frozen=True)
 class Pruning:
-    """What is asked of the compiler: a budget or a ratio, constraints, and the seed of weights and scores."""
+    """What is asked of the compiler: a budget or a ratio, constraints, and the seed of weights and scores.
+
+    ``dead``: what goes is zero for every input before, where there is such a setting.
+    """
 
     budget: float | None = None
     ratio: float | None = 0.5
@@ -44,6 +47,7 @@ class Pruning:
     round_to: int = 1
     ignore: bool = False
     blocks: bool = False
+    dead: bool = False
     seed: int = 0
 
     def constraints(self, ignore: tuple[str, ...] = ()) -> Constraints:
@@ -96,6 +100,7 @@ def cases(most: int = 4, kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Ca
         "round_to": st.sampled_from((1, 1, 1, 2, 4)),
         "ignore": st.sampled_from((False, False, True)),
         "blocks": st.sampled_from((False, False, True)),
+        "dead": st.sampled_from((False, False, False, True)),
         "seed": st.integers(0, 9999),
     }
     by_budget = st.builds(Pruning, budget=share, ratio=st.none(), macs=st.booleans(), **common)

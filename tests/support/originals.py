@@ -27,6 +27,7 @@ from tests.support.zeroed import (
     other_gradients,
     plain,
     step,
+    with_zeros,
 )
 
 #: What may be wrong; an error is one that is not fxprune's.
@@ -106,14 +107,18 @@ def _compare(case: Case, found: Found) -> None:
 
 def paired(case: Case) -> tuple[Pair, Inputs, bool]:
     """Returns original and result of a case, the inputs it was captured with, and whether a warning or note says anything."""
-    model, inputs = build(case), case.network.example(BATCH, case.pruning.seed)
+    model, original, inputs = build(case), build(case), case.network.example(BATCH, case.pruning.seed)
+    dead = case.pruning.dead and "Made" not in set(case.network.kinds())
+    before = fxprune.report(compiled(model, inputs, case.pruning)).plan.keep if dead else {}
+    with_zeros(model, before)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         pruned = compiled(model, inputs, case.pruning)
     report = fxprune.report(pruned)
-    original, keep, made = plain(build(case), report.plan.keep)
+    original, keep, made = plain(with_zeros(original, before), report.plan.keep)
+    original = with_zeros(original, keep) if dead and before == keep else as_pruned(original, keep)
     told = any(issubclass(w.category, fxprune.FxpruneWarning) for w in seen) or bool(report.notes)
-    return Pair(as_pruned(original, keep), pruned, keep, made, case.network), inputs, told
+    return Pair(original, pruned, keep, made, case.network), inputs, told
 
 
 def compiled(model: nn.Module, inputs: Inputs, pruning: Pruning) -> nn.Module:

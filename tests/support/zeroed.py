@@ -94,20 +94,24 @@ def _over_kept(
 def plain(model: nn.Module, keep: Kept) -> tuple[nn.Module, Kept, set[str]]:
     """Returns the model with each made weight that loses something as a plain one, what is kept of it, and the layers it is in.
 
-    The promise is about the weight that acts: of it the rows and columns that are kept stay as they were.
+    The promise is about the weight that acts: of it the rows and columns that are kept stay as they were. Of a tensor with
+    several names each has what is kept of it.
     """
-    found, layers = dict(keep), set[str]()
+    tensors = _tensors(model)
+    by_tensor = {id(tensors[name]): axes for name, axes in keep.items() if name in tensors}
+    found = dict(keep) | {name: by_tensor[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_tensor}
+    layers = set[str]()
     for path, module in list(model.named_modules()):
         for name, shape in _made(module):
-            origins = [key for key in keep if key.startswith((f"{path}.parametrizations.{name}.", f"{path}.{name}_"))]
-            same = [key for key in origins if tuple(_tensors(model)[key].shape) == shape]
-            if not origins:
+            origins = [key for key in found if key.startswith((f"{path}.parametrizations.{name}.", f"{path}.{name}_"))]
+            axes = {d: kept for key in origins if tuple(tensors[key].shape) == shape for d, kept in found[key].items()}
+            axes |= keep.get(f"{path}.{name}", {})
+            if not axes:
                 continue
-            axes = {dim: kept for key in same for dim, kept in keep[key].items()}
             for key in origins:
-                found.pop(key, None)
+                found.pop(key)
             _fold(module, name)
-            found[f"{path}.{name}"] = {**axes, **keep.get(f"{path}.{name}", {})}
+            found[f"{path}.{name}"] = axes
             layers.add(path)
     return model, found, layers
 
@@ -133,9 +137,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass forward and backward gives: outputs, gradients by name (None where there is none), buffers by name."""
+    """What one pass forward and backward gives: outputs, gradients by name (None where there is none), buffers by name.
+
+    ``weights`` are the parameters that the gradients are of.
+    """
 
     outputs: list[Tensor]
+    weights: dict[str, Tensor]
     gradients: dict[str, Tensor | None]
     buffers: dict[str, Tensor]
 
@@ -157,6 +165,7 @@ def step(model: nn.Module, inputs: Inputs) -> Step:
     tensors = _tensors(model)
     return Step(
         [out.detach() for out in found],
+        {name: value.detach() for name, value in tensors.items() if isinstance(value, nn.Parameter)},
         {name: value.grad for name, value in tensors.items() if isinstance(value, nn.Parameter)},
         {name: value.clone() for name, value in tensors.items() if not isinstance(value, nn.Parameter)},
     )
@@ -221,8 +230,18 @@ def other_gradients(want: Step, got: Step, keep: Kept, apart: set[str], toleranc
             if present is not None and present.abs().max() > tolerance * whole:
                 yield f"{name}: {'a gradient' if gradient is None else 'none'}, got {'none' if gradient is None else 'one'}"
             continue
-        if text := _apart_from(sliced(expected, keep.get(name, {})), gradient, tolerance, whole):
+        axes = keep.get(name, {})
+        factor = _factor(sliced(want.weights[name], axes), got.weights[name], tolerance)
+        if text := _apart_from(sliced(expected, axes) / factor, gradient, tolerance, whole):
             yield f"{name}: {text}"
+
+
+def _factor(want: Tensor, got: Tensor, tolerance: float) -> float:
+    """Returns what a whole parameter was multiplied by, as the gain of a norm is: its gradient is divided by that."""
+    if want.shape != got.shape or want.is_complex() or torch.equal(want, got) or not want.any():
+        return 1.0
+    factor = ((want * got).sum() / want.square().sum()).item()
+    return factor if factor and torch.allclose(got, factor * want, rtol=tolerance, atol=0.0) else 1.0
 
 
 def _apart_from(want: Tensor, got: Tensor, tolerance: float, whole: float) -> str:
