@@ -18,9 +18,7 @@ from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 from fxprune.recovery.protocol import RecoveryContext
 
 
-def compensate(
-    context: RecoveryContext, *, covariance: bool, consumers: Sequence[Consumer] | None = None
-) -> dict[str, Tensor]:
+def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tensor]:
     """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means, and of gains.
 
     The inputs are gone through once for the gains of norms, and once for each part of the consumers whose statistics fit
@@ -29,18 +27,34 @@ def compensate(
     Args:
         context: the layers that lose columns, and their inputs.
         covariance: False for the mean shift alone.
-        consumers: some of these layers, then without the gains of norms; by default all.
     """
     changed = Replacements(context.selection.coupling, {**context.selection.gains, **context.selection.tensors})
-    if consumers is None:
-        fit_gains(context, changed)
+    fit_gains(context, changed)
+    make_up(context, changed, covariance=covariance)
+    return changed.tensors
+
+
+def make_up(
+    context: RecoveryContext,
+    changed: Replacements,
+    *,
+    covariance: bool,
+    consumers: Sequence[Consumer] | None = None,
+) -> None:
+    """Adds to layers what their removed columns gave in the dense model.
+
+    Args:
+        context: the layers that lose columns, and their inputs.
+        changed: holds the layers' tensors.
+        covariance: False for the mean shift alone.
+        consumers: some of these layers; by default all.
+    """
     for consumer, blocks in context.moments(covariance=covariance, consumers=consumers):
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)
         for block, moments in blocks:
             _aim(moments, weight[..., block], kept[:, block], covariance)
         fit(changed, consumer, blocks, context.ridge if covariance else None)
-    return changed.tensors
 
 
 def _aim(moments: Moments, weight: Tensor, kept: Tensor, covariance: bool) -> None:

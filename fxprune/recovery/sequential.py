@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, conducts, is_kind
-from fxprune.recovery.compensate import compensate, fit
+from fxprune.recovery.compensate import fit, make_up
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments
@@ -108,7 +108,7 @@ class _March:
         self.changed = Replacements(
             context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
         )
-        self.changed.tensors.update(compensate(context, covariance=True, consumers=context.gates))
+        make_up(context, self.changed, covariance=True, consumers=context.gates)
         self.dense = Run(Selection.nothing(context.selection.coupling))
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
