@@ -143,7 +143,7 @@ def notes(kept: Kept) -> list[str]:
         "its weights set to zero that the plan does not keep (tests/support/zeroed.py, which knows nothing of the compiler), "
         "and called beside the result in float64: outputs at the captured size and five others, gradients and buffers of a "
         "training step, outputs after it. Layer and group norms are over what is kept, unless all that goes was zero before.",
-        "Verified: all equal. Announced: training is another, and a warning or note says so. Refused: in words, at compiling. "
+        "Verified: all equal. Announced: training is another, and a warning says so. Refused: in words, at compiling. "
         "Twin: zeros are not what is promised (a softmax over channels), the masked twin alone has compared. Nothing: no "
         "channel may go. Wrong: any of the next columns, where error is one that is not fxprune's.",
         "Size: calls at another size that gave what the original gives, that were refused by an error of fxprune's, and that "

@@ -41,7 +41,7 @@ class Found:
     """What came of a case.
 
     Attributes:
-        status: verified, announced (training is another, and a warning or note says so), refused (in words, at compiling),
+        status: verified, announced (training is another, and a warning says so), refused (in words, at compiling),
             nothing (no channel may go), twin (the original has no zeros for this: the compiler's own proof alone), wrong.
         faults: what is wrong (output, size, gradient, buffer, training, names) or fails with an error that is not ours
             (error), each with the first difference.
@@ -106,7 +106,7 @@ def _compare(case: Case, found: Found) -> None:
 
 
 def paired(case: Case) -> tuple[Pair, Inputs, bool]:
-    """Returns original and result of a case, the inputs it was captured with, and whether a warning or note says anything."""
+    """Returns original and result of a case, the inputs it was captured with, and whether a warning speaks of training."""
     model, original, inputs = build(case), build(case), case.network.example(BATCH, case.pruning.seed)
     dead = case.pruning.dead and "Made" not in set(case.network.kinds())
     before = fxprune.report(compiled(model, inputs, case.pruning)).plan.keep if dead else {}
@@ -117,7 +117,7 @@ def paired(case: Case) -> tuple[Pair, Inputs, bool]:
     report = fxprune.report(pruned)
     original, keep, made = plain(with_zeros(original, before), report.plan.keep)
     original = with_zeros(original, keep) if dead and before == keep else as_pruned(original, keep)
-    told = any(issubclass(w.category, fxprune.FxpruneWarning) for w in seen) or bool(report.notes)
+    told = any(issubclass(w.category, (fxprune.GradientWarning, fxprune.TrainingWarning)) for w in seen)
     return Pair(original, pruned, keep, made, case.network), inputs, told
 
 
