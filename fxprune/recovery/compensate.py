@@ -35,11 +35,7 @@ def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tenso
 
 
 def make_up(
-    context: RecoveryContext,
-    changed: Replacements,
-    *,
-    covariance: bool,
-    consumers: Sequence[Consumer] | None = None,
+    context: RecoveryContext, changed: Replacements, *, covariance: bool, consumers: Sequence[Consumer] | None = None
 ) -> None:
     """Adds to layers what their removed columns gave in the dense model.
 
