@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from unicodedata import normalize
@@ -23,7 +23,7 @@ from fxprune.capturing.normalize.stops import stop_gradients
 from fxprune.capturing.observed import Training, compare_modes
 from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
-from fxprune.capturing.source import open_source
+from fxprune.capturing.source import Source, open_sources
 from fxprune.capturing.state import hang, read_state
 from fxprune.capturing.training import restore_training
 
@@ -43,6 +43,7 @@ class Captured:
         model: The user's model, to be read only: hyper-parameters of leaf modules come from it.
         call: How the user's arguments map to placeholders and how outputs are rebuilt.
         info: What each node is: a `TensorInfo`, a list of them, an int (a size, at the primes) or None.
+        at_example: The same with the sizes of the example for all: what the graph is if nothing is free.
         batch: The batch size as (prime in ``info``, size in the example); (1, 1) if it is not dynamic.
         example: The flat example leaves, in placeholder order.
         persistent: Names of parameters and persistent buffers.
@@ -53,12 +54,14 @@ class Captured:
         folded: Every plain tensor that stands for a computed weight to the model's own tensors that it was computed
             from; first comes a parameter of its shape, if there is one.
         resting: Modules that the model's own ``train()`` leaves in evaluation mode, by name.
+        all_free: Whether every size is free that the model leaves free.
     """
 
     module: fx.GraphModule
     model: nn.Module
     call: CallSpec
     info: dict[fx.Node, Any]
+    at_example: dict[fx.Node, Any]
     batch: tuple[int, int]
     example: tuple[Tensor, ...]
     persistent: frozenset[str]
@@ -68,6 +71,7 @@ class Captured:
     warned: tuple[FxpruneWarning, ...] = ()
     folded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resting: frozenset[str] = frozenset()
+    all_free: bool = False
 
     def __repr__(self) -> str:
         """Returns what was captured, how it is called, and what the graph does not keep."""
@@ -114,14 +118,45 @@ def capture(
         model: Any module that `torch.export` can export, or an exported program.
         args: Positional example arguments.
         kwargs: Keyword example arguments.
-        dynamic_shapes: As `torch.export.export` takes it. By default the batch is dynamic, the sequence
-            length of token ids, and every dimension that differs between the examples.
+        dynamic_shapes: As `torch.export.export` takes it. By default every dimension is free that the model leaves free;
+            where the sizes depend on each other in too involved a way, the batch, the sequence length of token ids, and every
+            dimension that differs between the examples.
         batches: Further example calls, as (args, kwargs).
 
     Raises:
         CaptureError: If the model cannot be captured; names the module and the line, and says what to try.
     """
-    source = open_source(model, args, kwargs or {}, dynamic_shapes, batches)
+    return next(captures(model, args, kwargs, dynamic_shapes=dynamic_shapes, batches=batches))
+
+
+def captures(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+) -> Iterator[Captured]:
+    """Capture a model as `capture` does, once with all sizes free that can be, once with those that are usually free.
+
+    Yields:
+        A graph; the next one is captured if it is asked for. The last one does in any case.
+
+    Raises:
+        CaptureError: If the model cannot be captured.
+    """
+    for source in open_sources(model, args, kwargs or {}, dynamic_shapes, batches):
+        try:
+            found = _captured(source)
+        except Exception:  # whatever a shape in too many unknowns leads to
+            if not source.free:
+                raise
+            continue
+        if not source.free or found.at_example is not found.info:
+            yield found
+
+
+def _captured(source: Source) -> Captured:
     state = read_state(source.model)
     flat = flatten(source.program, state)
     sizes = read_sizes(source.program, flat, source.batched)
@@ -135,7 +170,7 @@ def capture(
     follow_dtype(flat)
     persistent = state.persistent | {one.name for one in folded}
     module = _build(flat, persistent)
-    info, batch = infer(module, source.tensors, source.batched, sizes)
+    info, at_example, batch = infer(module, source.tensors, source.batched, sizes)
     for node in module.graph.nodes:
         node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
         node.meta.setdefault("module", "")
@@ -146,6 +181,7 @@ def capture(
         model=source.model,
         call=source.call,
         info=info,
+        at_example=at_example,
         batch=batch,
         example=source.tensors,
         persistent=persistent,
@@ -155,6 +191,7 @@ def capture(
         warned=warned,
         folded={one.name: one.sources for one in folded},
         resting=training.resting,
+        all_free=source.free,
     )
 
 

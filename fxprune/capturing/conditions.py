@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fxprune.capturing.limits import Limits, Term, sizes_in, value_of
+from fxprune.capturing.limits import Limits, Term, met, sizes_in
 from fxprune.capturing.sizes import static
 
 if TYPE_CHECKING:
@@ -53,14 +53,24 @@ _NAMES = {
 Answer: TypeAlias = tuple[torch.SymBool, bool]
 
 
+class TooInvolvedError(Exception):
+    """Sizes depend on each other in a way that takes export for ever to reason about."""
+
+
 @contextmanager
-def asking() -> Iterator[list[Answer]]:
-    """Notes each ``if`` on a size in the model's own code: what follows from bounds leaves no guard in the program."""
+def asking(most: int | None = None) -> Iterator[list[Answer]]:
+    """Notes each ``if`` on a size in the model's own code: what follows from bounds leaves no guard in the program.
+
+    Args:
+        most: operations in one condition; beyond that `TooInvolvedError` is raised.
+    """
     asked: list[Answer] = []
     kind: Any = torch.SymBool
     answer: Callable[[torch.SymBool], bool] = kind.__bool__
 
     def noted(condition: torch.SymBool) -> bool:
+        if most is not None and condition.node.expr.count_ops() > most:
+            raise TooInvolvedError(f"a condition on sizes has more than {most} operations")
         found = answer(condition)
         if not _within_operator():
             asked.append((condition, found))
@@ -189,7 +199,7 @@ class _Reading:
         for symbol, bounds in program.range_constraints.items():
             if symbol in self.named and bounds.upper.is_Integer:
                 self.conditions[("le", self.named[symbol], int(bounds.upper))] = None
-        holding = tuple(term for term in self.conditions if value_of(term, self.example))
+        holding = tuple(term for term in self.conditions if met(term, self.example))
         return Limits(names, shapes, tuple((name, 2) for name in self.example), holding)
 
 

@@ -28,7 +28,11 @@ def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> Ex
 
 
 def asked_export(
-    model: nn.Module, example: Example, dynamic_shapes: Any = None, functions: Functions | None = None
+    model: nn.Module,
+    example: Example,
+    dynamic_shapes: Any = None,
+    functions: Functions | None = None,
+    most: int | None = None,
 ) -> tuple[ExportedProgram, list[Answer]]:
     """Export the model in eval mode, its idle modules marked, and leave it as it was.
 
@@ -37,6 +41,7 @@ def asked_export(
         example: The prepared example call.
         dynamic_shapes: As `torch.export.export` takes it; the example's own by default.
         functions: Takes note of the model's own autograd Functions.
+        most: Operations in one condition on sizes, beyond which it is given up.
 
     Returns:
         The program, and what the model asked of the sizes of its inputs.
@@ -67,7 +72,7 @@ def asked_export(
             vars(model)["forward"] = _spelled_out(model.forward, example.signature, extra)
         said = io.StringIO()
         try:
-            with redirect_stderr(said), asking() as asked:  # a failure prints the whole graph so far
+            with redirect_stderr(said), asking(most) as asked:  # a failure prints the whole graph so far
                 program = _export(model, args, kwargs, shapes)
         except Exception as error:
             raise capture_error(model, watch, error) from error

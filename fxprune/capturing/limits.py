@@ -82,7 +82,7 @@ class Limits:
             if not _holds(sizes[size] >= least):
                 raise _unmet(f"{size} >= {least}", (size,), sizes)
         for condition in self.conditions:
-            if not _holds(value_of(condition, sizes)):
+            if not met(condition, sizes):
                 raise _unmet(text_of(condition), sizes_in(condition), sizes)
 
     def _free(self, tensors: Sequence[Tensor]) -> dict[str, int]:
@@ -98,6 +98,24 @@ class Limits:
                     sizes.setdefault(term, size)
         return sizes
 
+    def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """Returns the free sizes of a call by their names; its tensors, ``[...]`` each, have the right ranks."""
+        return self._free(tensors)
+
+    def allows(self, sizes: Mapping[str, int]) -> bool:
+        """Returns whether a call may have these free sizes."""
+        return all(sizes[name] >= least for name, least in self.least) and all(met(c, sizes) for c in self.conditions)
+
+    def others(self, sizes: Mapping[str, int], batch: str | None) -> dict[str, int]:
+        """Returns other free sizes than a call's, each near its own; those of the batch and what has no other stay."""
+        found = dict(sizes)
+        for name, size in sizes.items():
+            if name != batch:
+                near = (size - 1, size + 1, size // 2, size * 2, size - 2, size + 2, size + 32)
+                allowed = (other for other in near if other > 1 and self.allows({**found, name: other}))
+                found[name] = next(allowed, size)
+        return found
+
 
 def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
     """Returns what a term comes to at some sizes; NaN, which equals nothing, where it divides by zero."""
@@ -109,6 +127,11 @@ def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
         return FUNCTIONS[term[0]][2](*(value_of(part, sizes) for part in term[1:]))
     except ZeroDivisionError:
         return nan
+
+
+def met(condition: Term, sizes: Mapping[str, Any]) -> bool:
+    """Returns whether a condition holds at some sizes; one that cannot be told there does not."""
+    return _holds(value_of(condition, sizes))
 
 
 def text_of(term: Term) -> str:

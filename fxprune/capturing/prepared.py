@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,20 @@ class Example:
     spec: pytree.TreeSpec
     dynamic: tuple[tuple[int, ...], ...]
     batch: tuple[bool, ...]
+
+    def all_free(self) -> Example:
+        """Returns the example with every dimension free: export fixes those that the model does."""
+        every = tuple(tuple(range(leaf.ndim)) if isinstance(leaf, Tensor) else () for leaf in self.leaves)
+        return replace(self, dynamic=every)
+
+    def grown(self) -> Example:
+        """Returns the example with its first sample once more at the end of each batch."""
+        leaves = tuple(
+            torch.cat([leaf, leaf[:1]]) if flag else leaf for leaf, flag in zip(self.leaves, self.batch, strict=True)
+        )
+        bound = self.signature.bind_partial()
+        bound.arguments.update(pytree.tree_unflatten(list(leaves), self.spec))
+        return replace(self, bound=bound, leaves=leaves)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune._base.modes import untouched
+from fxprune._base.modes import lent, untouched
 from fxprune.capturing.exported import without_fast_path
-from fxprune.capturing.limits import Limits, Term, sizes_in, value_of
+from fxprune.capturing.limits import Limits, Term, met, sizes_in, value_of
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
 
@@ -64,31 +64,72 @@ def least_sizes(model: nn.Module, example: Example, program: ExportedProgram, li
     return replace(limits, least=tuple(free.items()))
 
 
+def holding_at(
+    model: nn.Module, example: Example, program: ExportedProgram, limits: Limits, given: Sequence[Tensor]
+) -> Limits | None:
+    """Returns the limits without the conditions that a call does not meet where the program gives what the model gives.
+
+    A model that keeps what it made for the last size takes another way at that size, to the same numbers.
+
+    Args:
+        model: what was exported.
+        example: the call.
+        program: what became of the model at another size.
+        limits: of the program.
+        given: the tensors of the call, ``[...]`` each.
+
+    Returns:
+        The limits, or None where the numbers differ.
+    """
+    sizes = _sizes(limits, given)
+    kept = tuple(condition for condition in limits.conditions if met(condition, sizes))
+    if kept == limits.conditions:
+        return limits
+    with lent(model, example.bound.arguments), without_fast_path():
+        expected, got = (
+            _run(lambda: pytree.tree_leaves(model(*example.bound.args, **example.bound.kwargs))),
+            _run(lambda: _outputs(program, list(example.leaves), lambda value: value)),
+        )
+    alike = expected is not None and got is not None and all(map(_close, expected, got))
+    return replace(limits, conditions=kept) if alike else None
+
+
+def _close(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return bool(a == b)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
 def _says_not_one(condition: Term, group: Set[str]) -> bool:
     """Return whether a condition on one of some sizes holds wherever it is not 1."""
     names = sizes_in(condition)
     if len(names) != 1 or names[0] not in group:
         return False
-    return not value_of(condition, {names[0]: 1}) and all(value_of(condition, {names[0]: n}) for n in range(2, 100))
+    return not met(condition, {names[0]: 1}) and all(met(condition, {names[0]: n}) for n in range(2, 100))
 
 
 def _right_at_one(
     model: nn.Module, example: Example, program: ExportedProgram, limits: Limits, group: Set[str]
 ) -> bool:
     tensors = [leaf for leaf in example.leaves if _is_tensor(leaf)]
-    sizes = {
-        term: 1 if term in group else int(size)
-        for leaf, shape in zip(tensors, limits.shapes, strict=True)
-        for term, size in zip(shape, leaf.shape, strict=True)
-        if isinstance(term, str)
-    }
-    if not all(value_of(condition, sizes) for condition in limits.conditions):
+    sizes = {name: 1 if name in group else size for name, size in _sizes(limits, tensors).items()}
+    if not all(met(condition, sizes) for condition in limits.conditions):
         return False
     at_one = _Both(model, example, program, [[value_of(term, sizes) for term in shape] for shape in limits.shapes])
     if at_one.alike:
         return True
     as_given = _Both(model, example, program, [leaf.shape for leaf in tensors])
     return not as_given.alike and at_one.ends_alike  # the logs say nothing of this model
+
+
+def _sizes(limits: Limits, tensors: Sequence[Tensor]) -> dict[str, int]:
+    """Return the free sizes of a call."""
+    return {
+        term: int(size)
+        for tensor, shape in zip(tensors, limits.shapes, strict=True)
+        for term, size in zip(shape, tensor.shape, strict=True)
+        if isinstance(term, str)
+    }
 
 
 class _Both:
@@ -112,7 +153,7 @@ class _Both:
         self.ends_alike = one == other if one is None or other is None else one[-1] == other[-1]
 
 
-def _run(work: Callable[[], _Log]) -> _Log | None:
+def _run(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception:  # whatever a model raises at sizes that it does not take, or on tensors without values
@@ -135,17 +176,22 @@ def _run_model(model: nn.Module, example: Example, leaves: list[Any], mode: Fake
 
 
 def _run_program(program: ExportedProgram, leaves: list[Any], mode: FakeTensorMode) -> _Log:
-    given, inputs, known = iter(leaves), [], _Fakes(mode)
+    with _Recorder() as log:
+        outputs = _outputs(program, leaves, _Fakes(mode))
+    return [*log.calls, tuple(map(_noted, outputs))]
+
+
+def _outputs(program: ExportedProgram, leaves: list[Any], known: Callable[[Any], Any]) -> list[Any]:
+    """Run a program on the leaves of a call; what it holds comes as ``known`` gives it."""
+    given, inputs = iter(leaves), []
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(next(given))
         else:
             inputs.append(known(program.state_dict.get(str(spec.target), program.constants.get(str(spec.target)))))
-    with _Recorder() as log:
-        outputs = fx.Interpreter(program.graph_module).run(*inputs, enable_io_processing=False)
+    outputs = fx.Interpreter(program.graph_module).run(*inputs, enable_io_processing=False)
     kinds = [spec.kind for spec in program.graph_signature.output_specs]
-    own = [value for value, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
-    return [*log.calls, tuple(map(_noted, own))]
+    return [value for value, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
 
 
 class _Fakes:

@@ -56,7 +56,7 @@ class TensorInfo:
 
 def infer(
     module: fx.GraphModule, example: Sequence[Tensor], batched: Sequence[bool], sizes: Sizes
-) -> tuple[dict[fx.Node, Any], tuple[int, int]]:
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any], tuple[int, int]]:
     """Return what every node is: a `TensorInfo`, a list of them, an int (a size, at the primes), or None.
 
     The graph is run twice, at the primes and at the example sizes. A model that limits a size in a way export
@@ -70,7 +70,8 @@ def infer(
         sizes: The primes of the symbols.
 
     Returns:
-        The table, and the batch size as (value in the table, value in the example).
+        The table, one of the example's sizes alone (the same one if no other sizes could be told), and the batch size as
+        (value in the table, value in the example).
 
     Raises:
         CaptureError: a shape depends on the data in a way that export does not tell.
@@ -94,7 +95,10 @@ def infer(
         break
     pairs = zip(symbolic, shapes, concrete, batched, strict=True)
     batch = next(((now[0], then[0]) for expr, now, then, flag in pairs if flag and static(expr[0]) is None), (1, 1))
-    return {node: found.get(node) for node in module.graph.nodes}, batch
+    at_example = _described(small, small)
+    if shapes is concrete:  # no other sizes could be told
+        return at_example, at_example, batch
+    return {node: found.get(node) for node in module.graph.nodes}, at_example, batch
 
 
 def _described(large: dict[fx.Node, Any], small: dict[fx.Node, Any]) -> dict[fx.Node, Any]:

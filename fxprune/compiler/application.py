@@ -13,9 +13,9 @@ from fxprune._base.modes import plain_modes
 from fxprune.bridging.bridge import bridge
 from fxprune.budget.cost import Cost
 from fxprune.budget.solver import Solution
-from fxprune.capturing.captured import capture
 from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.capturing.source import runnable, unwrapped
+from fxprune.compiler.freeing import freely_captured
 from fxprune.compiler.islands import Islands
 from fxprune.compiler.reassembly import put_back
 from fxprune.coupling.interpreter import couple
@@ -42,7 +42,7 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModu
     module = Islands(whole, plan.islands) if plan.islands else whole
     example, grown = (_at_dtype(plan.example.call(module, device_of(module), grow=grow), module) for grow in (0, 1))
     args, kwargs = example
-    captured = capture(module if plan.islands else model, args, kwargs, batches=[grown])
+    captured = freely_captured(module if plan.islands else model, args, kwargs, batches=[grown])
     coupling, plan = couple(captured), without_sources(plan, captured)
     check_fits(plan, shapes_of(captured))
     bridged = bridge(coupling, plan.bridged, plan.seed)

@@ -20,6 +20,7 @@ from fxprune._base.errors import CaptureError
 from fxprune._base.modes import untouched
 from fxprune.capturing.captured import Captured, capture
 from fxprune.capturing.source import unwrapped
+from fxprune.compiler.freeing import freely_captured
 from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call, calls_of
@@ -44,7 +45,7 @@ def capture_or_parts(
     first = batches.first()
     call = first.args, first.kwargs
     try:
-        return capture(model, *call, dynamic_shapes=dynamic_shapes, batches=calls), ()
+        return freely_captured(model, *call, dynamic_shapes=dynamic_shapes, batches=calls), ()
     except CaptureError:
         if isinstance(model, ExportedProgram) or strict or any(p.is_meta for p in model.parameters()):
             raise  # parts are found by running the model
@@ -57,7 +58,7 @@ def capture_or_parts(
 def captured_islands(model: nn.Module, names: tuple[str, ...], batches: Batches) -> Captured:
     """Returns the parts of a model, captured together."""
     first = Batches(IslandData(model, names, batches), device=device_of(model)).first()
-    return capture(Islands(model, names), first.args, first.kwargs)
+    return freely_captured(Islands(model, names), first.args, first.kwargs)
 
 
 def find_islands(model: nn.Module, call: Call) -> tuple[str, ...]:

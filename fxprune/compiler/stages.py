@@ -21,6 +21,7 @@ from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.options import AUTO, Options
+from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.interpreter import couple as couple_graph
@@ -28,7 +29,6 @@ from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call
 from fxprune.data.checks import check_plain, check_weights, device_of, probe, without_values
-from fxprune.latency.layout import example_call
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths
 from fxprune.recovery.protocol import RecoveryContext, finished, recovered, recovery_of
@@ -198,7 +198,7 @@ def rewrite(state: State) -> State:
 
 
 def verify(state: State) -> State:
-    """Compares the module with the masked twin, on the first batch and, where the batch is dynamic, at another size of it.
+    """Compares the module with the masked twin, on the first batch and, where sizes are free, at others of them.
 
     Raises:
         VerificationError: they differ.
@@ -206,21 +206,30 @@ def verify(state: State) -> State:
     if not state.options.verify:
         return state
     first = _settled(state, (state.first.args, state.first.kwargs))
-    prime, size = state.coupling.captured.batch
-    if prime == size:  # it is not dynamic
-        return replace(state, certificate=first)
-    call = example_call(state.coupling.captured, size - 1 if size > 2 else size + 1, str(device_of(state.module)))
+    for batch_alone in (False, True):  # a size that the graph allows may be one that the model itself does not take
+        call, where = other_call(state.coupling.captured, str(device_of(state.module)), batch_alone=batch_alone)
+        other = _settled_there(state, call) if where else None
+        if other is not None:
+            # samples may be the same ones again: it is the first batch that proves, in the other no output may differ
+            worst = max(first.max_error, other.max_error) if other.dtype == first.dtype else first.max_error
+            compared = (*first.compared, *(f"{line}, at {where}" for line in other.compared))
+            return replace(state, certificate=replace(first, max_error=worst, compared=compared))
+    return replace(state, certificate=first)
+
+
+def _settled_there(state: State, call: Call) -> Certificate | None:
+    """Returns what the comparison finds on a made-up call, None where the original does not take it.
+
+    Raises:
+        VerificationError: the pruned model alone does not.
+    """
     try:
-        other = _settled(state, call)
+        return _settled(state, call)
     except (RuntimeError, ShapeError) as error:
         if _takes(state, call):
-            text = f"the pruned model fails where the original does not, at another batch size: {error}"
+            text = f"the pruned model fails where the original does not, at another batch size or another size: {error}"
             raise VerificationError(f"{text}. This is a bug of fxprune: please report the model.") from error
-        return replace(state, certificate=first)
-    # samples may be the same ones again: it is the first batch that proves, in the other no output may differ
-    worst = max(first.max_error, other.max_error) if other.dtype == first.dtype else first.max_error
-    compared = tuple(dict.fromkeys((*first.compared, *other.compared)))
-    return replace(state, certificate=replace(first, max_error=worst, compared=compared))
+        return None
 
 
 def _settled(state: State, call: Call) -> Certificate:

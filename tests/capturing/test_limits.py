@@ -85,7 +85,7 @@ def test_a_size_gives_the_originals_numbers_or_is_refused(form: str) -> None:
     forward, taken, doubtful = FORMS[form]
     model = Of(forward)
     captured = capture(model, (torch.randn(2, 8, 6, dtype=torch.float64),))
-    assert all(agrees_or_refuses(model, captured, shape) for shape in [(2, 8, 6), *taken])
+    assert [shape for shape in [(2, 8, 6), *taken] if not agrees_or_refuses(model, captured, shape)] == []
     for shape in doubtful:
         agrees_or_refuses(model, captured, shape)
 
@@ -136,6 +136,65 @@ def test_refusals_survive_copies_and_pickles() -> None:
         assert module(torch.randn(5, 8, 6)).shape == (5, 3)
         with pytest.raises(fxprune.ShapeError, match=r"^x: expected 8 in dimension 1, got 6"):
             module(torch.randn(5, 6, 6))
+
+
+class Remembers(nn.Module):
+    """Keeps what it made for the last shape, as the head of a detector does."""
+
+    def __init__(self, *, differs: bool = False) -> None:
+        super().__init__()
+        self.layer, self.differs = nn.Conv2d(3, 4, 1), differs
+        self.shape, self.anchors = None, torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.layer(x)
+        if self.shape != f.shape:
+            self.shape, self.anchors = f.shape, torch.arange(f.shape[2] * f.shape[3], dtype=f.dtype)
+            if self.differs:
+                self.anchors = self.anchors + 1
+        return f.flatten(2) + self.anchors
+
+
+def test_a_model_that_remembers_its_last_call_takes_every_batch() -> None:
+    model, x = Remembers().double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model(x)
+    shape, anchors = model.shape, model.anchors
+    captured = capture(model, (x,))
+    assert model.shape is shape and model.anchors is anchors
+    for size in ((2, 3, 4, 4), (1, 3, 4, 4), (5, 3, 4, 4), (2, 3, 6, 5)):
+        x = torch.randn(*size, dtype=torch.float64)
+        with torch.no_grad():
+            assert_equal(Remembers.forward(copy.deepcopy(model), x), run(captured, x))
+
+
+def test_what_a_model_remembers_is_kept_where_it_counts() -> None:
+    model, x = Remembers(differs=True).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model(x)
+        model.anchors = model.anchors * 2
+        captured = capture(model, (x,))
+        assert_equal(copy.deepcopy(model)(x), run(captured, x))
+        with pytest.raises(fxprune.ShapeError, match=r"expected 2 in dimension 0, got 3"):
+            run(captured, torch.randn(3, 3, 4, 4, dtype=torch.float64))
+
+
+def test_no_size_is_free_at_the_price_of_a_unit() -> None:
+    def pooled(x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, x.shape[-1]).flatten(1)[:, :12]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(pooled(self.a(x).relu()))
+
+    pruned = fxprune.compile(Net().eval(), [torch.randn(2, 3, 8, 8)], 0.7, method="l1", recover=None, progress=False)
+    assert pruned.a.out_channels < 12
+    with pytest.raises(fxprune.ShapeError, match="expected 8 in dimension 2, got 12"):
+        pruned(torch.randn(2, 3, 12, 12))
 
 
 def test_terms_read_as_python() -> None:

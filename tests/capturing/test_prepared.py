@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fxprune
-from fxprune._base.errors import CaptureError
+from fxprune._base.errors import CaptureError, ShapeError
 from fxprune.capturing.captured import Captured, capture
 from tests.models.fn import Fn
 from tests.support.capturing import assert_equal, check, raw, run
@@ -65,12 +65,18 @@ def test_length_of_token_ids_is_dynamic():
     assert shapes(captured) == [(10007, 1009), (10007, 1009)]
 
 
-def test_image_sizes_are_static_unless_the_examples_differ():
-    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
-    assert shapes(capture(conv, (x,))) == [(10007, 3, 8, 8)]
-    captured = capture(conv, (x,), batches=[((torch.randn(2, 3, 9, 8),), {}), ((torch.randn(5, 3, 8, 8),), {})])
-    assert shapes(captured) == [(10007, 3, 1009, 8)]
-    assert run(captured, torch.randn(1, 3, 20, 8)).shape == (1, 4, 18, 6)
+def test_sizes_of_images_are_free():
+    captured = capture(nn.Conv2d(3, 4, 3), (torch.randn(2, 3, 8, 8),))
+    assert shapes(captured) == [(10007, 3, 1009, 1013)]
+    assert run(captured, torch.randn(1, 3, 20, 9)).shape == (1, 4, 18, 7)
+
+
+def test_a_size_is_fixed_where_the_model_takes_no_other():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 2))
+    captured = capture(model, (torch.randn(2, 3, 8, 8),))
+    assert shapes(captured)[0][0] == 10007
+    with pytest.raises(ShapeError):
+        run(captured, torch.randn(2, 3, 9, 8))
 
 
 def test_dynamic_shapes_of_the_caller_win():

@@ -67,16 +67,28 @@ def test_what_was_compared_is_listed_at_two_batch_sizes() -> None:
     assert certificate.compared == (
         "output 0 [6, 2]",
         "output 1 [6, 0]: is empty",
-        "output 0 [5, 2]",
-        "output 1 [5, 0]: is empty",
+        "output 0 [5, 2], at args[0].shape[0] = 5",
+        "output 1 [5, 0]: is empty, at args[0].shape[0] = 5",
     )
 
 
-def test_a_model_that_insists_on_its_batch_size_is_compared_at_that() -> None:
+def test_a_model_that_insists_on_even_batches_is_compared_at_two() -> None:
     torch.manual_seed(0)
     model = Fn(lambda m, x: (h := m.b(m.a(x).relu()))[::2] + h[1::2], a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval()
     pruned = fxprune.compile(model, [torch.randn(6, 4), torch.randn(4, 4)], 0.6, progress=False)
-    assert pruned.certificate.verified is True and pruned.certificate.compared == ("output 0 [3, 2]",)
+    assert pruned.certificate.verified is True and pruned.certificate.compared[0] == "output 0 [3, 2]"
+    assert pruned.certificate.compared[1:] == ("output 0 [6, 2], at args[0].shape[0] = 12",)
+
+
+def test_another_size_is_compared_where_it_is_free() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 2, 1)).eval()
+    pruned = fxprune.compile(model, [torch.randn(6, 3, 9)], 0.6, recover=None, progress=False)
+    assert pruned.certificate.verified is True
+    assert pruned.certificate.compared == (
+        "output 0 [6, 2, 7]",
+        "output 0 [5, 2, 6], at input.shape[0] = 5, input.shape[2] = 8",
+    )
 
 
 def test_a_fault_at_another_batch_size_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,10 +58,13 @@ def assert_equal(expected: Any, got: Any, tolerance: float = 1e-12) -> None:
             assert a == b
 
 
-def check(model: nn.Module, *args: Any, others: tuple[tuple[Any, ...], ...] = ()) -> Captured:
+def check(
+    model: nn.Module, *args: Any, others: tuple[tuple[Any, ...], ...] = (), batch_alone: bool = False
+) -> Captured:
     """Capture the model in float64 and compare it with itself on the example and on other inputs."""
     model = model.double().eval()
-    captured = capture(model, args)
+    free = {"args": tuple({0: AUTO} for _ in args)} if batch_alone else None
+    captured = capture(model, args, dynamic_shapes=free)
     for inputs in (args, *others):
         with torch.no_grad():
             expected = model(*copied(inputs))

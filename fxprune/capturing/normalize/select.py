@@ -112,11 +112,12 @@ def _groups_at(reshape: fx.Node, dim: int, sizes: Sizes) -> tuple[list[int], lis
 def axis_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Pair the axes of a reshape's input and output into the smallest groups of equal products.
 
-    ``(10, 12)`` to ``(2, 5, 12)`` gives ``[([0], [0, 1]), ([1], [2])]``.
+    ``(10, 12)`` to ``(2, 5, 12)`` gives ``[([0], [0, 1]), ([1], [2])]``; there are none where free sizes that must divide each
+    other stand for numbers that do not.
     """
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
-    while 0 not in before and i < len(before) and j < len(after):
+    while 0 not in before and prod(before) == prod(after) and i < len(before) and j < len(after):
         ins, outs = [i], [j]
         while (left := prod(before[d] for d in ins)) != (right := prod(after[d] for d in outs)):
             if left < right:

@@ -40,7 +40,9 @@ RESHAPES = {
 @pytest.mark.parametrize("name", RESHAPES)
 def test_every_view_is_a_reshape_with_sizes(name):
     function, expected = RESHAPES[name]
-    captured = check(Fn(lambda self, x: function(self.lin(x)) + 1, lin=nn.Linear(6, 6)), x(), others=BATCHES)
+    captured = check(
+        Fn(lambda self, x: function(self.lin(x)) + 1, lin=nn.Linear(6, 6)), x(), others=BATCHES, batch_alone=True
+    )
     (node,) = nodes(captured, "reshape.default")
     sizes = node.args[1]
     assert [size for size in sizes if isinstance(size, int) and size != -1] == [
@@ -62,7 +64,10 @@ def test_a_batch_in_pairs():
 
 def test_static_sizes_are_numbers_where_the_model_wrote_minus_one():
     captured = check(
-        Fn(lambda self, x: self.lin(x).view(x.shape[0], x.shape[1], -1, 2), lin=nn.Linear(6, 6)), x(), others=BATCHES
+        Fn(lambda self, x: self.lin(x).view(x.shape[0], x.shape[1], -1, 2), lin=nn.Linear(6, 6)),
+        x(),
+        others=BATCHES,
+        batch_alone=True,
     )
     (node,) = nodes(captured, "reshape.default")
     assert node.args[1][1:] == [4, 3, 2]

@@ -1,0 +1,53 @@
+"""A second call for the certificate: another batch, and another size of whatever else is free."""
+
+from __future__ import annotations
+
+from torch.utils import _pytree as pytree
+
+from fxprune.capturing.captured import Captured
+from fxprune.capturing.limits import value_of
+from fxprune.data.calls import Call, bound_call
+from fxprune.runtimes.sizes import repeated
+
+
+def other_call(captured: Captured, device: str, *, batch_alone: bool = False) -> tuple[Call, str]:
+    """Returns a call at other sizes than the example's, its numbers repeated or left out, and what is other about it.
+
+    Args:
+        captured: the captured model.
+        device: where the tensors are to lie.
+        batch_alone: leave the other sizes as they are.
+
+    Returns:
+        (args, kwargs), and the sizes that differ, such as ``x.shape[0] = 3``; empty if no size is free.
+    """
+    limits, call = captured.call.limits, captured.call
+    assert limits is not None, "a captured model knows its sizes"
+    own = limits.sizes(captured.example)
+    batch = _batch_of(captured)
+    sizes = dict(own) if batch_alone else limits.others(own, batch)
+    if batch is not None:
+        near = (own[batch] - 1, own[batch] + 1, own[batch] * 2)
+        allowed = (size for size in near if size > 1 and limits.allows({**sizes, batch: size}))
+        sizes[batch] = next(allowed, own[batch])
+    tensors = []
+    for tensor, shape in zip(captured.example, limits.shapes, strict=True):
+        for dim, term in enumerate(shape):
+            tensor = repeated(tensor, dim, int(value_of(term, sizes)))
+        tensors.append(tensor.to(device))
+    given = iter(tensors)
+    leaves = [
+        value if name is None else next(given) for name, value in zip(call.placeholders, call.literals, strict=True)
+    ]
+    text = ", ".join(f"{name} = {size}" for name, size in sizes.items() if size != own[name])
+    return bound_call(call.signature, pytree.tree_unflatten(leaves, call.in_spec)), text
+
+
+def _batch_of(captured: Captured) -> str | None:
+    """Returns the name of the batch among the free sizes."""
+    limits, (prime, _) = captured.call.limits, captured.batch
+    if limits is None or prime == 1:
+        return None
+    infos = [captured.info[node] for node in captured.module.graph.find_nodes(op="placeholder")]
+    pairs = ((shape[0], info.shape[0]) for shape, info in zip(limits.shapes, infos, strict=True) if shape)
+    return next((term for term, size in pairs if size == prime and isinstance(term, str)), None)
