@@ -57,7 +57,8 @@ def test_every_view_is_a_reshape_with_sizes(name):
 
 def test_a_batch_in_pairs():
     even = ((torch.randn(4, 4, 6).double(),), (torch.randn(6, 4, 6).double(),))
-    captured = check(Fn(lambda self, x: self.lin(x).unflatten(0, (-1, 2)) + 1, lin=nn.Linear(6, 6)), x(), others=even)
+    model = Fn(lambda self, x: self.lin(x).unflatten(0, (-1, 2)) + 1, lin=nn.Linear(6, 6))
+    captured = check(model, x(), others=even, batch_alone=True)
     (node,) = nodes(captured, "reshape.default")
     assert node.args[1] == [-1, 2, 4, 6]
 
