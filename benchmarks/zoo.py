@@ -58,6 +58,7 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
             f"at {budget}": outcome.get("status"),
             f"kept {budget}": outcome.get("kept"),
             f"error {budget}": outcome.get("error"),
+            f"sizes {budget}": outcome.get("sizes"),
             f"step {budget}": outcome.get("step"),
         }
     stages = found["seconds"]
@@ -82,6 +83,7 @@ def peer_line(found: dict[str, Any]) -> dict[str, Any]:
         "Torch-Pruning": "runs" if reached else "misses the budget" if runs else "fails",
         "its kept": share,
         "its s": round(sum(spent), 2) if spent else None,
+        "its sizes": found.get("sizes"),
         "its error": found.get("error", ""),
     }
 
@@ -95,6 +97,13 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         for budget in BUDGETS:
             count = Counter(row[f"at {budget}"] or "failed" for row in mine)
             parts.append(f"at {budget}: " + ", ".join(f"{n} {status}" for status, n in count.most_common()))
+            sizes: Counter[str] = Counter()
+            for part in (part for row in mine for part in (row.get(f"sizes {budget}") or "").split(", ") if part):
+                count_of, _, what = (
+                    part.partition(" ") if part[:1].isdigit() else ("1", "", part.partition(" at ")[0][:9])
+                )
+                sizes[what] += int(count_of)
+            parts.append("at other sizes: " + ", ".join(f"{n} {what}" for what, n in sizes.most_common()))
             steps = Counter((row.get(f"step {budget}") or "none").partition(":")[0][:9] for row in mine)
             parts.append(f"a training step at {budget}: " + ", ".join(f"{n} {what}" for what, n in steps.most_common()))
         if any("Torch-Pruning" in row for row in mine):
@@ -134,6 +143,8 @@ def main() -> None:
         kept.add(key, partial(row, entry.name, worker, peer))
     notes = [
         "removable: share of the parameters that can go at all. error: against the masked twin in float64, limit 1e-9.",
+        "sizes: outputs at two other sizes (batch, and height, width or length), equal to the original's with zeros where something "
+        "is gone, or refused in words; taken by neither: the original takes none such.",
         "step: outputs, gradients and buffers of one training step in float64, without dropout, beside those of the original "
         "with zeros where something is gone; no zeros: it has none for this (a softmax over what is gone).",
         *summary(kept.rows),
@@ -141,7 +152,7 @@ def main() -> None:
     ]
     title = "Coverage: every architecture at 0.7 and 0.4 of its parameters, verified in float64"
     print(record(name_of(options.name, options), kept.rows, title=title, seed=options.seed, notes=notes))
-    columns = [f"{what} {budget}" for what in ("at", "step") for budget in BUDGETS]
+    columns = [f"{what} {budget}" for what in ("at", "sizes", "step") for budget in BUDGETS]
     raise SystemExit(any("WRONG" in (row.get(column) or "") for row in kept.rows for column in columns))
 
 

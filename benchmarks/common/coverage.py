@@ -18,6 +18,7 @@ from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
 
 from .architectures import Architecture, Call
+from .resized import at_other_sizes
 from .trained import trained
 
 BUDGETS = (0.7, 0.4)
@@ -89,8 +90,10 @@ def in_islands(call: Call, share: float, found: dict[str, Any]) -> dict[str, Any
     found |= {"units": dict(kinds), "islands": list(report.islands), "frozen": dict(reasons.most_common(8))}
     status = {True: "verified", False: "WRONG", None: "no proof"}[report.verified]
     kept = round(report.params[1] / report.params[0], 4)
-    step = told(trained(call, report.plan.keep if report.plan else {}, pruned), report.notes)
-    return {"status": status, "kept": kept, "error": report.max_error, "step": step}
+    keep = report.plan.keep if report.plan else {}
+    sizes = at_other_sizes(call, keep, pruned)
+    step = told(trained(call, keep, pruned), report.notes)
+    return {"status": status, "kept": kept, "error": report.max_error, "sizes": sizes, "step": step}
 
 
 def described(coupling: fxprune.Coupling) -> dict[str, Any]:
@@ -127,12 +130,14 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
     kept = solution.after.params / solution.before.params
     keep = keep_indices(fxprune.Selection(coupling, solution.removed))
     axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
+    sizes = at_other_sizes(call, axes, pruned)
     step = told(trained(call, axes, pruned), coupling.captured.warned)
     return {
         "status": status,
         "kept": round(kept, 4),
         "error": certificate.max_error,
         "note": certificate.note,
+        "sizes": sizes,
         "step": step,
     }
 

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from . import ROOT, zoo
+from .resized import runs_at_other_sizes
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class PeerResult:
     ratio: float | None = None  # the channel ratio that had to be searched for
     build_seconds: float | None = None  # dependency graph
     prune_seconds: float | None = None  # scores and slicing
+    sizes: str = ""  # at how many of two other sizes it runs
     error: str = ""
 
 
@@ -69,7 +71,7 @@ def search(name: str, share: float, attempts: int) -> PeerResult:
             attempt.share = round(kept, 4)
             if [dense.shapes(model, call) for call in dense.calls] != dense.wanted:
                 raise RuntimeError("the output has lost its shape")  # noqa: TRY301 - a failure like the others
-            attempt.runs = True
+            attempt.runs, attempt.sizes = True, runs_at_other_sizes(dense.model, model, dense.calls[0])
         except Exception as error:  # the peer fails in many ways, and each is a result
             attempt.error = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
             if attempt.share is None:
