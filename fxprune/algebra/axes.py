@@ -7,6 +7,7 @@ its label array says which channels coordinate i needs. The empty product is an 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ def labelled(labels: Ids) -> Axis:
     """Returns an axis with one row of channel ids for each coordinate (``[size]`` or ``[size, k]``)."""
     rows = labels.reshape(len(labels), -1)
     return (Factor(len(rows), rows),)
+
+
+def in_parts(axis: Axis) -> list[Axis]:
+    """Returns an axis in parts: each labelled factor, and what lies before, between and behind these."""
+    runs = itertools.groupby(axis, key=lambda factor: id(factor) if factor.labels is not None else None)
+    return [tuple(run) for _, run in runs]
 
 
 def size_of(axis: Axis) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -16,7 +16,7 @@ from fxprune._base.errors import RuleError
 from fxprune.ops.modules import Layer, Noise
 
 if TYPE_CHECKING:
-    from fxprune.algebra.axes import Axes
+    from fxprune.algebra.axes import Axes, Axis
     from fxprune.ops.constants import Constants
     from fxprune.ops.slicer import Edit, Slicer
     from fxprune.ops.tracer import Tracer
@@ -36,6 +36,9 @@ Factor: TypeAlias = "Callable[[Slicer, fx.Node, SimpleNamespace], float]"
 
 #: The parameters that take a factor instead, each with its own.
 Gains: TypeAlias = "Callable[[Slicer, fx.Node, SimpleNamespace], Mapping[fx.Node, float]]"
+
+#: Where the first operand has zeros in the place of what goes: (dim, axis) pairs.
+Zeros: TypeAlias = "Callable[[Slicer, fx.Node, SimpleNamespace], Sequence[tuple[int, Axis]]]"
 
 #: Where the channels of a value that is one constant for each channel lie in the result; None if it is none any more.
 Where: TypeAlias = "Callable[[Constants, fx.Node, SimpleNamespace], int | None]"
@@ -72,6 +75,8 @@ class Rule:
         factor: of a statistic that counts all coordinates, as a mean does: what the result over those that stay is
             multiplied by; ``twin`` counts it in.
         gains: likewise, but the factor goes into parameters that the op alone reads.
+        zeros: of a statistic that counts all coordinates, and that no factor makes right: along which (dim, axis) pairs the
+            first operand has zeros in the place of what goes; ``twin`` puts them there as well.
         literals: the arguments that hold sizes, counts or places along axes that may shrink; ``slice`` edits no others.
         statistic: ``couple`` may call ``t.statistic``: the op looks at an axis that may shrink as a whole.
         positions: the operands that may hold positions of an axis that shrinks.
@@ -95,6 +100,7 @@ class Rule:
     twin: TwinRule | None = None
     factor: Factor | None = None
     gains: Gains | None = None
+    zeros: Zeros | None = None
     literals: tuple[str, ...] = ()
     statistic: bool = False
     positions: tuple[str, ...] = ()
@@ -133,14 +139,14 @@ def check_rule(name: str, rule: Any) -> None:
     """
     if not isinstance(rule, Rule):
         raise RuleError(f"{name}: expected a fxprune.Rule, got {type(rule).__name__}: write Rule(couple, ...)")
-    for part in ("couple", "slice", "twin", "factor", "gains", "moves", "constant", "empty"):
+    for part in ("couple", "slice", "twin", "factor", "gains", "zeros", "moves", "constant", "empty"):
         function = getattr(rule, part)
         if function is not None or part == "couple":
             _check_signature(f"{name}: {part}", function)
     if rule.statistic and rule.twin is None:
         raise RuleError(f"{name}: statistic=True needs twin=, which runs the op over what stays of the axis")
-    if (rule.factor or rule.gains) and not rule.statistic:
-        raise RuleError(f"{name}: factor= and gains= need statistic=True: they say what it counts")
+    if (rule.factor or rule.gains or rule.zeros) and not rule.statistic:
+        raise RuleError(f"{name}: factor=, gains= and zeros= need statistic=True: they say what it counts")
     if bool(rule.literals) != (rule.slice is not None):
         lacks = "slice=, which edits them" if rule.literals else "literals=, the names of the arguments that it edits"
         raise RuleError(f"{name}: {'literals' if rule.literals else 'slice'}= needs {lacks}")

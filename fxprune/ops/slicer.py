@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from fxprune.algebra.axes import Axes, Axis, Factor, is_labelled, keep_mask, size_of
+from fxprune.algebra.axes import Axes, Axis, Factor, in_parts, is_labelled, keep_mask, size_of
 from fxprune.algebra.channels import Channels, Ids, Mask
 
 
@@ -98,6 +98,13 @@ class Slicer:
             return size if size == -1 else self.count(axis)
         labelled = tuple(factor for factor in axis if factor.labels is not None)
         return Scaled(size, self.count(labelled), size_of(labelled))
+
+
+def sizes_of_parts(axis: Axis, size: Callable[[Axis], int]) -> list[int]:
+    """Returns the sizes of an axis' parts; of the largest that stays whole -1, since it may be known only at run time."""
+    parts = in_parts(axis)
+    free = max((part for part in parts if not is_labelled(part)), key=size_of)
+    return [-1 if part is free else size(part) for part in parts]
 
 
 def noted_sizes(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import Axis, size_of
-from fxprune.ops.slicer import Slicer
+from fxprune.algebra.axes import Axis, in_parts, size_of
+from fxprune.ops.slicer import Slicer, sizes_of_parts
 
 
 @dataclass(eq=False)
@@ -46,20 +46,33 @@ class Twin(Slicer):
     def gather(self, tensor: Tensor, axes: Sequence[tuple[int, Axis]]) -> Tensor:
         """Returns the part of a tensor, ``[...]``, that stays along the given (dim, axis) pairs."""
         for dim, axis in axes:
-            kept = self.kept(axis, tensor.device)
-            if kept is not None:
-                tensor = tensor.index_select(dim, kept)
+            if self.changed(axis):
+                tensor, parts = _apart(tensor, dim, axis, size_of)
+                for at, part in parts:
+                    kept = self.kept(part, tensor.device)
+                    tensor = tensor if kept is None else tensor.index_select(at, kept)
+                tensor = tensor.flatten(dim, dim + len(parts) - 1)
         return tensor
 
     def scatter(self, tensor: Tensor, axes: Sequence[tuple[int, Axis]], sizes: Sequence[int] | None = None) -> Tensor:
         """Puts a part, ``[...]``, at its place in a tensor of full size (by default the axes'), zeros elsewhere."""
         for (dim, axis), size in zip(axes, sizes or [size_of(axis) for _, axis in axes], strict=True):
-            kept = self.kept(axis, tensor.device)
-            if kept is not None:
-                shape = list(tensor.shape)
-                shape[dim] = size
-                tensor = tensor.new_zeros(shape).index_copy(dim, kept, tensor)
+            if self.changed(axis):
+                tensor, parts = _apart(tensor, dim, axis, self.count)
+                for at, part in parts:
+                    kept = self.kept(part, tensor.device)
+                    shape = [*tensor.shape[:at], size if len(parts) == 1 else size_of(part), *tensor.shape[at + 1 :]]
+                    tensor = tensor if kept is None else tensor.new_zeros(shape).index_copy(at, kept, tensor)
+                tensor = tensor.flatten(dim, dim + len(parts) - 1)
         return tensor
+
+
+def _apart(tensor: Tensor, dim: int, axis: Axis, size: Callable[[Axis], int]) -> tuple[Tensor, list[tuple[int, Axis]]]:
+    """Returns a tensor, ``[...]``, with a dimension whose size is known only at run time as one for each part, and these."""
+    if tensor.shape[dim] == size(axis):
+        return tensor, [(dim, axis)]
+    parts, sizes = in_parts(axis), sizes_of_parts(axis, size)
+    return tensor.unflatten(dim, sizes), list(enumerate(parts, dim))
 
 
 def in_precision(value: Any, dtype: torch.dtype | None) -> Any:

@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 
 from fxprune._base.errors import RuleError
 from fxprune._base.names import fetch, place
-from fxprune.algebra.axes import Axes, Axis
+from fxprune.algebra.axes import Axes, Axis, in_parts, size_of
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.branches import host_of
 from fxprune.coupling.constants import ConstantValues
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, blamed, is_kind, rule_of
-from fxprune.ops.slicer import Edit, Scaled
+from fxprune.ops.slicer import Edit, Scaled, sizes_of_parts
 
 
 def slice_graph(selection: Selection) -> fx.GraphModule:
@@ -171,23 +171,44 @@ class _Writer:
         for dim, axis in enumerate(self.coupling.edges.get((reader, value), ())):
             if self.slicer.changed(axis):
                 result = self._part(result, value, dim, axis)
+        rule = rule_of(reader.target) if reader in self.coupling.statistics else None
+        if rule is None or rule.zeros is None or value is not reader.args[0]:
+            return result
+        for dim, axis in rule.zeros(self.slicer, reader, bind(reader)):
+            if self.slicer.changed(axis):
+                result = self._filled(result, value, dim, axis)
         return result
+
+    def _filled(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
+        """Puts zeros behind what stays of an axis, as many as go; part by part where its size is known only at run time."""
+        info: TensorInfo = self.coupling.captured.info[value]
+        parts = [axis] if info.shape[dim] == info.example[dim] else in_parts(axis)
+        if len(parts) > 1:
+            sizes = sizes_of_parts(axis, self.slicer.count)
+            node = self._call(value, torch.ops.aten.unflatten.int, node, dim, sizes)
+        for at, part in enumerate(parts, dim):
+            if gone := size_of(part) - self.slicer.count(part):
+                behind = len(info.shape) + len(parts) - 2 - at
+                node = self._call(value, torch.ops.aten.constant_pad_nd.default, node, [0, 0] * behind + [0, gone])
+        ends = (dim, dim + len(parts) - 1)
+        return self._call(value, torch.ops.aten.flatten.using_ints, node, *ends) if len(parts) > 1 else node
+
+    def _call(self, value: fx.Node, target: Any, *args: Any) -> fx.Node:
+        made = self.graph.call_function(target, args)
+        made.meta["module"] = value.meta.get("module")
+        return made
 
     def _part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         """Before: x[b * h], b known only at run time.  After: x.unflatten(0, (-1, h)), a part of h, flat again."""
         info: TensorInfo = self.coupling.captured.info[value]
         if info.shape[dim] == info.example[dim]:
             return self._static_part(node, value, dim, axis)
-        free = max((f for f in axis if f.labels is None), key=lambda f: f.size)
-        sizes = [-1 if f is free else f.size for f in axis]
-        part = self.graph.call_function(torch.ops.aten.unflatten.int, (node, dim, sizes))
-        for offset, factor in enumerate(axis):
-            if self.slicer.changed((factor,)):
-                part = self._static_part(part, value, dim + offset, (factor,))
-        ends = (dim, dim + len(axis) - 1)
-        part = self.graph.call_function(torch.ops.aten.flatten.using_ints, (part, *ends))
-        part.meta["module"] = value.meta.get("module")
-        return part
+        parts = in_parts(axis)
+        part = self._call(value, torch.ops.aten.unflatten.int, node, dim, sizes_of_parts(axis, size_of))
+        for at, one in enumerate(parts, dim):
+            if self.slicer.changed(one):
+                part = self._static_part(part, value, at, one)
+        return self._call(value, torch.ops.aten.flatten.using_ints, part, dim, dim + len(parts) - 1)
 
     def _static_part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         index = self.slicer.index(axis)

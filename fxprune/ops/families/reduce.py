@@ -31,9 +31,9 @@ def _dims(a: SimpleNamespace, rank: int) -> list[int]:
     return dims_of(dim if isinstance(dim, int) else dim or None, rank)
 
 
-def _over(t: Twin, node: fx.Node, a: SimpleNamespace) -> list[tuple[int, Axis]]:
+def _over(s: Slicer, node: fx.Node, a: SimpleNamespace) -> list[tuple[int, Axis]]:
     """Returns the (dim, axis) pairs that an op works along."""
-    axes = t.axes(a.self, node)
+    axes = s.axes(a.self, node)
     return [(d, axes[d]) for d in _dims(a, len(axes))]
 
 
@@ -43,19 +43,9 @@ def _reduce(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     shrinking = [d for d in _dims(a, len(x)) if is_labelled(x[d])] if x else []
     if shrinking:
         t.statistic(node)
-        stay = math.prod(t.example(a.self)[d] for d in _dims(a, len(x)) if d not in shrinking)
         for d in shrinking:
-            t.keep_least(x[d], math.floor(_correction(a) / stay) + 1)
             t.experts(x[d])
     return _left(t, node, a)
-
-
-def _correction(a: SimpleNamespace) -> float:
-    """Returns what a variance takes from the count that it divides by; 0 for other reductions."""
-    if hasattr(a, "unbiased"):
-        return float(a.unbiased)
-    correction = getattr(a, "correction", 0)
-    return 1.0 if correction is None else float(correction)
 
 
 def _left(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -77,12 +67,11 @@ def _share(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float:
     return math.prod(s.count(axes[d]) / size_of(axes[d]) for d in _dims(a, len(axes)) if s.changed(axes[d]))
 
 
-def _twin_mean(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
-    """The mean of all, zeros where something goes."""
+def _twin_zeros(t: Twin, node: fx.Node, a: SimpleNamespace) -> Any:
+    """The statistic of all, zeros where something goes."""
     over = _over(t, node, a)
     masked = t.scatter(t.gather(t.value(a.self), over), over)
-    mean: Tensor = t.run(node, **t.given(a) | {"self": masked})
-    return mean
+    return t.run(node, **t.given(a) | {"self": masked})
 
 
 def _arg_reduce(t: Tracer, node: fx.Node, a: SimpleNamespace, result: int | None = None) -> Axes:
@@ -200,19 +189,24 @@ def _of_channels(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
 _REDUCE = Rule(_reduce, twin=_twin_reduce, statistic=True)
 _CHOICE = Rule(_indexing_reduce, twin=_twin_choose, statistic=True)
 
-_MEAN = replace(_REDUCE, twin=_twin_mean, factor=_share)
+_MEAN = replace(_REDUCE, twin=_twin_zeros, factor=_share)
+_VARIANCE = replace(_REDUCE, twin=_twin_zeros, zeros=_over)
 
 register_rule("mean.dim", replace(_MEAN, constant=_of_others))
 register_rule("mean.default", _MEAN)
 register_rule("amax.default amin.default", replace(_REDUCE, constant=_of_others))
-register_rule("sum.dim_IntList var.correction linalg_vector_norm.default", replace(_REDUCE, constant=_of_channels))
+register_rule("sum.dim_IntList linalg_vector_norm.default", replace(_REDUCE, constant=_of_channels))
+register_rule("var.correction", replace(_VARIANCE, constant=_of_channels))
+register_rule("var.dim var.default std.correction std.dim std.default", _VARIANCE)
 register_rule(
-    "sum.default prod.dim_int var.dim std.correction std.dim logsumexp.default any.dim all.dim "
+    "var_mean.correction var_mean.dim var_mean.default std_mean.correction std_mean.dim std_mean.default",
+    replace(_VARIANCE, couple=twice(_reduce)),
+)
+register_rule("aminmax.default", replace(_REDUCE, couple=twice(_reduce)))
+register_rule(
+    "sum.default prod.dim_int logsumexp.default any.dim all.dim "
     "norm.ScalarOpt_dim nansum.default any.default all.default",
     _REDUCE,
-)
-register_rule(
-    "var_mean.correction var_mean.dim std_mean.correction aminmax.default", replace(_REDUCE, couple=twice(_reduce))
 )
 register_rule("max.dim min.dim", replace(_CHOICE, constant=_of_others))
 register_rule("median.dim mode.default", _CHOICE)
