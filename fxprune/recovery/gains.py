@@ -7,6 +7,7 @@ with a bias the same of centred moments and ``bias = mean(y) - scale * mean(u)``
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,12 +33,14 @@ class Gain:
         weight: its name.
         bias: the bias' name, if the same op adds one.
         dim: where the weight's first dimension lies in the output, from the end.
+        offset: what is added to the weight before it is applied.
     """
 
     node: fx.Node
     weight: str
     bias: str | None
     dim: int
+    offset: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +95,8 @@ class Gains:
         weight = self._changed.value(gain.weight)
         if not bool(scale.isfinite().all() and bias.isfinite().all()):
             return set()
-        self._changed.tensors[gain.weight] = (weight.double() * scale.reshape(weight.shape)).to(weight.dtype)
+        fitted = (weight.double() + gain.offset) * scale.reshape(weight.shape) - gain.offset
+        self._changed.tensors[gain.weight] = fitted.to(weight.dtype)
         if gain.bias is None:
             return {gain.weight}
         self._changed.tensors[gain.bias] = bias.reshape(weight.shape).to(weight.dtype)
@@ -156,13 +160,14 @@ def _find(selection: Selection) -> tuple[set[fx.Node], dict[fx.Node, Gain]]:
 
 
 def _follows(node: fx.Node, way: set[fx.Node]) -> bool:
-    return is_kind(node, "elementwise", "addition") and not way.isdisjoint(node.all_input_nodes)
+    passes = is_kind(node, "elementwise", "addition") or node.target is operator.getitem
+    return passes and not way.isdisjoint(node.all_input_nodes)
 
 
 def _loses(selection: Selection, node: fx.Node) -> bool:
-    """Returns whether a norm or a mean loses channels that it looks at."""
+    """Returns whether a norm, a mean or a variance loses channels that it looks at."""
     rule, coupling = rule_of(node.target), selection.coupling
-    if node not in coupling.statistics or rule is None or not (rule.kind == "norm" or rule.factor is not None):
+    if node not in coupling.statistics or rule is None or not (rule.kind == "norm" or rule.factor or rule.zeros):
         return False
     axes = coupling.values.get(node.all_input_nodes[0])
     return any(selection.slicer.changed(axis) for axis in axes or ())
@@ -170,17 +175,30 @@ def _loses(selection: Selection, node: fx.Node) -> bool:
 
 def _gain(coupling: Coupling, node: fx.Node, way: set[fx.Node]) -> Gain | None:
     """Returns the gain that a node applies, if it is a parameter that nobody else reads."""
-    a, rule, rank = bind(node), rule_of(node.target), len(coupling.captured.info[node].shape)
-    if is_kind(node, "norm"):
+    rule = rule_of(node.target)
+    if rule is None or not (rule.kind == "norm" or rule.scales):
+        return None
+    a, rank = bind(node), len(coupling.captured.info[node].shape)
+    if rule.kind == "norm":
         weight, bias = _own(coupling, a.weight), _own(coupling, getattr(a, "bias", None))
         if weight is None or (bias is None and getattr(a, "bias", None) is not None):
             return None
         return Gain(node, weight, bias, 1 - rank if hasattr(a, "num_groups") else -len(a.normalized_shape))
-    if rule is None or not rule.scales:
+    held = [found for source in node.all_input_nodes if source not in way and (found := _applied(coupling, source))]
+    if len(held) != 1:
         return None
-    held = [name for source in node.all_input_nodes if source not in way and (name := _own(coupling, source))]
-    shape = fetch(coupling.captured.module, held[0]).shape if len(held) == 1 else ()
-    return Gain(node, held[0], None, -len(shape)) if 0 < len(shape) <= rank else None
+    name, offset = held[0]
+    shape = fetch(coupling.captured.module, name).shape
+    return Gain(node, name, None, -len(shape), offset) if 0 < len(shape) <= rank else None
+
+
+def _applied(coupling: Coupling, node: fx.Node) -> tuple[str, float] | None:
+    """Returns the name of a parameter that one op alone reads, and what is added to it before: ``1 + weight`` is one as well."""
+    offset = 0.0
+    if is_kind(node, "addition") and len(node.users) == 1 and isinstance((a := bind(node)).other, (int, float)):
+        node, offset = a.self, float(a.other * a.alpha)
+    name = _own(coupling, node)
+    return None if name is None else (name, offset)
 
 
 def _own(coupling: Coupling, node: Any) -> str | None:
