@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from fxprune._base.errors import CaptureError, FxpruneError, FxpruneWarning, GradientWarning, TrainingWarning
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.call import CallSpec
-from fxprune.capturing.effective import Folded, fold_weights
+from fxprune.capturing.effective import Folded, fold_weights, left_computed
 from fxprune.capturing.flatten import Flat, flatten
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
@@ -161,9 +161,10 @@ def _captured(source: Source) -> Captured:
     flat = flatten(source.program, state)
     sizes = read_sizes(source.program, flat, source.batched)
     folded = fold_weights(flat, source.model, state)
+    computed = left_computed(flat.graph)
     parameters = {*state.parameters, *(one.name for one in folded)}
     stops = stop_gradients(flat.graph, parameters)
-    notes = normalise(flat.graph, sizes, parameters) + _told(folded)
+    notes = normalise(flat.graph, sizes, parameters) + _told(folded) + _untold(computed)
     training = Training() if source.exported else compare_modes(source.model, source.example, _silent(flat.graph))
     lost = [*training.notes, *restore_training(flat.graph, training.dropouts)]
     notes += [training.failure] if training.failure else []
@@ -203,7 +204,18 @@ def _told(folded: list[Folded]) -> list[str]:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
         f"computed weights are plain tensors in the result, and train as such: {', '.join(names[:3])}{more}; "
-        "register the parametrization or the mask on the result's layers if training needs it"
+        "where training needs the parametrization, the mask or the standardisation, put it on the result's layers"
+    ]
+
+
+def _untold(modules: list[str]) -> list[str]:
+    """Return what the user should know of weights that are still computed with a statistic of themselves."""
+    if not modules:
+        return []
+    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return [
+        f"weights of {', '.join(modules[:3])}{more} are computed from parameters in forward, with statistics over what stays: "
+        "removing channels changes the others"
     ]
 
 

@@ -1,12 +1,14 @@
-"""Effective weights: what a parametrisation or a hook computes from parameters alone becomes one plain tensor.
+"""Effective weights: what a parametrisation, a hook or a forward computes from parameters alone becomes one plain tensor.
 
 A weight under weight norm, spectral norm, a mask of ``torch.nn.utils.prune`` or a parametrisation of the user's is in the
 graph as some parameters and what is computed from them. What acts is the result: criteria judge it, recovery changes it,
-and of what stays it is what it was before.
+and of what stays it is what it was before. So is a weight that a layer's own forward standardises; what it computes without a
+statistic (a product, a sum, a concatenation) is right channel by channel, and stays computed.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,11 +18,28 @@ from torch.nn.utils import parametrize
 
 from fxprune._base.names import layer_of
 from fxprune.capturing.flatten import Flat
-from fxprune.capturing.normalize.edit import fake, writes
+from fxprune.capturing.normalize.edit import fake, is_op, named, schema_args, writes
 from fxprune.capturing.state import State
 
 #: What ``torch.nn.utils`` calls the tensors that a hook computes another one from: its name and one of these.
 _SUFFIXES = ("_g", "_v", "_orig", "_u", "_mask")
+
+
+_LAYERS = named("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution embedding")
+_PRODUCTS = named("matmul mm bmm addmm baddbmm einsum mv dot")
+
+#: What looks at a weight as a whole: removing some of its channels would change the others.
+_STATISTICS = named(
+    "batch_norm instance_norm layer_norm group_norm rms_norm _weight_norm var std var_mean std_mean mean norm linalg_norm "
+    "linalg_vector_norm linalg_matrix_norm mv dot vdot"
+)
+
+
+#: What else may go into a weight that takes the place of a parameter: its numbers stay where they are.
+_IN_PLACE = named(
+    "reshape view reshape_as view_as unsqueeze squeeze flatten unflatten expand expand_as detach clone alias contiguous to "
+    "_to_copy type_as select slice sum amax amin"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +47,7 @@ class Computed:
     """A tensor of a module that is computed from others each time.
 
     Attributes:
-        name: its dotted name, which is none of a parameter or buffer.
+        name: its dotted name; that of the parameter it is made of, where a forward of the layer's own computes it.
         shape: its sizes.
         sources: the names of the parameters and buffers that it is computed from.
         by: what computes it, for people.
@@ -69,7 +88,65 @@ def fold_weights(flat: Flat, model: nn.Module, state: State) -> list[Folded]:
         state: its tensors.
     """
     found = [_fold(flat, state, computed) for computed in _computed(model)]
+    found += [_fold(flat, state, computed) for computed in _standardised(flat.graph, model, state)]
     return [folded for folded in found if folded is not None]
+
+
+def left_computed(graph: fx.Graph) -> list[str]:
+    """Returns the modules whose weights are computed with a statistic of parameters, once `fold_weights` is through."""
+    return list(dict.fromkeys(str(weight.meta.get("module")) for weight, _ in _with_statistics(graph)))
+
+
+def _with_statistics(graph: fx.Graph) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+    """Yields the weights of layers that are computed from parameters alone, with a statistic, and what goes into each."""
+    constant = {node for node in graph.nodes if node.op == "get_attr"}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes):
+            constant.add(node)
+        for weight in _weights(node) if node not in constant else ():
+            behind = _behind(weight) if weight in constant else []
+            if any(is_op(one, *_STATISTICS) for one in behind):
+                yield weight, behind
+
+
+def _weights(node: fx.Node) -> list[fx.Node]:
+    """Returns what a node may sum with: a layer's weight, the operands of a product."""
+    if is_op(node, *_LAYERS):
+        return [schema_args(node)["weight"]]
+    return node.all_input_nodes if is_op(node, *_PRODUCTS) else []
+
+
+def _behind(node: fx.Node) -> list[fx.Node]:
+    """Returns a node, and all that it is computed from."""
+    found = [node]
+    for one in found:
+        found += [source for source in one.all_input_nodes if source not in found]
+    return found
+
+
+def _in_place(node: fx.Node) -> bool:
+    """Returns whether what a node gives has the numbers of its operands where they were, or is a statistic of them."""
+    if node.op == "get_attr" or node.target is operator.getitem or is_op(node, *_STATISTICS, *_IN_PLACE):
+        return True
+    value = fake(node)
+    summed = is_op(node, *_PRODUCTS) and value is not None and value.dim() < 2
+    return summed or torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def _standardised(graph: fx.Graph, model: nn.Module, state: State) -> Iterator[Computed]:
+    """Yields the weights that a layer's forward standardises; each has the name of the one parameter of its shape."""
+    seen: set[str] = set()
+    for weight, behind in list(_with_statistics(graph)):
+        if not all(map(_in_place, behind)) or not all(is_op(user, *_LAYERS) for user in weight.users):
+            continue
+        names = [str(node.target) for node in behind if node.op == "get_attr"]
+        value = fake(weight)
+        shape = tuple(value.shape) if value is not None else ()
+        own = [name for name in names if name in state.parameters and tuple(state.tensors[name].shape) == shape]
+        if len(own) == 1 and own[0] not in seen and set(names) <= state.canonical.keys():
+            seen.add(own[0])
+            by = type(model.get_submodule(layer_of(own[0]))).__name__
+            yield Computed(own[0], shape, frozenset(names), by)
 
 
 def _computed(model: nn.Module) -> Iterator[Computed]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fxprune
@@ -193,3 +195,109 @@ def test_a_layer_that_is_called_twice_has_one_weight() -> None:
     assert list(captured.folded) == ["a.weight"]
     names = [str(node.target) for node in captured.module.graph.find_nodes(op="get_attr")]
     assert sorted(names) == ["a.bias", "a.weight", "b.bias", "b.weight"]
+
+
+class Standardised(nn.Linear):
+    """Its forward makes the weight that acts, in one of several ways."""
+
+    def __init__(self, how: str, inputs: int = 12, outputs: int = 12) -> None:
+        super().__init__(inputs, outputs)
+        self.how, self.gain = how, nn.Parameter(torch.rand(outputs) + 0.5)
+        self.u, self.v = nn.Parameter(torch.randn(outputs)), nn.Parameter(torch.randn(inputs))
+
+    def made(self) -> Tensor:
+        if self.how == "batch norm":
+            return F.batch_norm(self.weight[None], None, None, weight=self.gain, training=True)[0]
+        if self.how == "variance":
+            spread, mean = torch.var_mean(self.weight, dim=1, keepdim=True, correction=0)
+            return (self.weight - mean) / (spread + 1e-5).sqrt()
+        if self.how == "length":
+            return F.normalize(self.weight)
+        if self.how == "singular value":
+            return self.weight / torch.vdot(self.u, self.weight @ self.v)
+        return self.weight * self.gain[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.made(), self.bias)
+
+
+OWN = ["batch norm", "variance", "length", "singular value"]
+
+
+def _standardising(how: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), Standardised(how), nn.ReLU(), nn.Linear(12, 3)).eval()
+    with torch.no_grad():
+        network[0].weight[:6] = 0
+        network[0].bias[:6] = 0
+    return network
+
+
+def _without_zeros(network: nn.Module, recover: str | None = None) -> nn.Module:
+    return fxprune.compile(network, [X], ratios={"0": 0.5, "default": 0.0}, recover=recover, progress=False)
+
+
+@pytest.mark.parametrize("how", OWN)
+@pytest.mark.parametrize("recover", [None, "covariance", "sequential"])
+def test_a_weight_that_forward_standardises_stays_what_it_was(how: str, recover: str | None) -> None:
+    network = _standardising(how)
+    found = _without_zeros(network, recover)
+    report = fxprune.report(found)
+    assert report.verified and report.plan is not None and report.plan.keep["0.weight"][0] == tuple(range(6, 12))
+    assert report.plan.keep["2.weight"] == {1: tuple(range(6, 12))}
+    assert relative_error(found(X), network(X)) < 1e-5
+    assert any("2.weight (Standardised)" in note and "plain" in note for note in report.notes)
+    layer = found.get_submodule("2")
+    assert type(layer) is nn.Linear
+    torch.testing.assert_close(layer.weight, network[2].made()[:, 6:]) if recover is None else None
+    assert [*found.get_submodule("2").state_dict()] == ["weight", "bias"]
+    torch.testing.assert_close(fxprune.apply(network, report.plan)(X), _without_zeros(network)(X))
+
+
+def test_a_standardised_weight_is_judged_as_it_acts() -> None:
+    network = _standardising("length")
+    with torch.no_grad():
+        network[2].weight[0] *= 100  # whose length does not count
+        network[2].bias.zero_()
+    plain = copy.deepcopy(network)
+    plain[2] = nn.Linear(12, 12)
+    plain[2].load_state_dict({"weight": network[2].made(), "bias": network[2].bias})
+    kept = [
+        fxprune.report(fxprune.compile(model, [X], 0.6, method="l2", progress=False)).plan for model in (network, plain)
+    ]
+    assert kept[0] is not None and kept[1] is not None and kept[0].keep["2.weight"] == kept[1].keep["2.weight"]
+
+
+def test_what_needs_no_statistic_stays_computed() -> None:
+    found = _without_zeros(_standardising("gain"))
+    assert {"2.weight", "2.gain"} <= found.state_dict().keys()
+    assert not any("computed" in note for note in fxprune.report(found).notes)
+
+
+def test_a_statistic_that_stays_is_announced() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Standardised("variance")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + F.linear(x, self.layer.weight)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), Read(), nn.Linear(12, 3)).eval()
+    report = fxprune.report(fxprune.compile(network, [X], 0.6, recover=None, progress=False))
+    assert report.verified
+    assert any("2.layer" in note and "statistics over what stays" in note for note in report.notes)
+
+
+def test_a_weight_that_is_turned_about_stays_computed() -> None:
+    class Turned(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, F.normalize(self.weight, dim=0).T, self.bias)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), Turned(12, 12), nn.Linear(12, 3)).eval()
+    report = fxprune.report(fxprune.compile(network, [X], 0.6, recover=None, progress=False))
+    assert report.verified and report.plan is not None
+    assert report.plan.keep["2.weight"][0] == report.plan.keep["0.weight"][0], "its rows read, as in the original"
+    assert any("'2'" in note or " 2 " in note for note in report.notes)

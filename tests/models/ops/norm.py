@@ -20,14 +20,16 @@ def _tokens(norm: nn.Module, width: int = 8) -> nn.Module:
 
 
 class WeightNormed(nn.Module):
-    """A linear layer whose forward scales the columns of its weight."""
+    """A linear layer whose forward scales the columns of its weight; or a product with such a weight."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, product: bool = False) -> None:
         super().__init__()
+        self.product = product
         self.v, self.g = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.rand(1, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, torch._weight_norm(self.v, self.g, 1))
+        weight = torch._weight_norm(self.v, self.g, 1)
+        return x @ weight.T if self.product else F.linear(x, weight)
 
 
 class SpectralNormed(nn.Module):
@@ -173,6 +175,12 @@ CASES = [
         "weight norm by input channel in a forward of one's own",
         lambda: _tokens(WeightNormed(8, 8)),
         [T],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.v[1]", "8 channel: 1.v[0] 3.weight[1]"],
+    ),
+    Case(
+        "weight norm by input channel in front of a product",
+        lambda: _tokens(WeightNormed(8, 8, product=True)),
+        [T],
         ["8 channel: 0.weight[0] 0.bias[0] 1.v[1] 1.g[1]", "8 channel: 1.v[0] 3.weight[1]"],
         statistic=True,
     ),
@@ -186,6 +194,6 @@ CASES = [
         "spectral norm in a forward of one's own",
         lambda: _tokens(SpectralNormed(8, 8)),
         [T],
-        ["8 channel: 0.weight[0] 0.bias[0] 1.w[1] 1.v[0]", "8 channel: 1.w[0] 1.u[0] 3.weight[1]"],
+        ["8 channel: 0.weight[0] 0.bias[0] 1.w[1]", "8 channel: 1.w[0] 3.weight[1]"],
     ),
 ]

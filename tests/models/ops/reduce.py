@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[..., Tensor]] = {
     "var_mean": lambda x, **k: sum(A.var_mean.correction(x, [1], correction=0, **k)),
     "var_mean.dim": lambda x, **k: sum(A.var_mean.dim(x, [1], False, **k)),
     "std_mean": lambda x, **k: sum(A.std_mean.correction(x, [1], correction=0, **k)),
+    "std_mean.dim": lambda x, **k: sum(A.std_mean.dim(x, [1], False, **k)),
     "aminmax": lambda x, **k: sum(torch.aminmax(x, dim=1, **k)),
     "max": lambda x, **k: x.max(1, **k)[0],
     "min": lambda x, **k: x.min(1, **k)[0],
@@ -122,7 +123,7 @@ CASES = [
         lambda m, x: (m.a(x) @ m.b(x).transpose(1, 2)).softmax(-1) @ x, a=nn.Linear(5, 6), b=nn.Linear(5, 6)), [T],
         ["6 channel: a.weight[0] a.bias[0] b.weight[0] b.bias[0]"]),
     Case("a statistic of a weight", lambda: Fn(
-        lambda m, x: torch.nn.functional.linear(x, m.w - m.w.mean(0, keepdim=True)), w=nn.Parameter(torch.randn(6, 5))), [T],
+        lambda m, x: x @ (m.w - m.w.mean(0, keepdim=True)).T, w=nn.Parameter(torch.randn(6, 5))), [T],
         [], statistic=True),
     Case("sum of a derived weight", lambda: Fn(
         lambda m, x: m.b(m.a(x)) * (m.b.weight * 2).sum(1), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), [T],
