@@ -118,9 +118,11 @@ def combined(plans: Sequence[Plan]) -> Plan:
     for plan in plans[1:]:
         keep = _after(keep, plan.keep, first.shapes)
     collapsed = tuple(dict.fromkeys(layer for plan in plans for layer in plan.collapsed))
-    return replace(
-        last, keep=keep, shapes=first.shapes, before=first.before, collapsed=collapsed, example=first.example
-    )
+    scaled: dict[str, float] = {}
+    for plan in plans:
+        scaled |= {name: scaled.get(name, 1.0) * factor for name, factor in plan.scaled.items()}
+    whole = replace(last, shapes=first.shapes, before=first.before, example=first.example, computed=first.computed)
+    return replace(whole, keep=keep, collapsed=collapsed, scaled=scaled)
 
 
 def _after(keep: Kept, then: Kept, shapes: Mapping[str, tuple[int, ...]]) -> Kept:

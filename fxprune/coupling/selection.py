@@ -49,13 +49,18 @@ class Selection:
     @cached_property
     def gains(self) -> dict[str, Tensor]:
         """The weights, ``[...]`` by name, of norms whose statistic counts what goes as zeros: they take the factor."""
-        found: dict[str, Tensor] = {}
+        root = self.coupling.captured.module
+        return {name: fetch(root, name).detach() * factor for name, factor in self.factors.items()}
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        """What each of `gains` is multiplied by."""
+        found: dict[str, float] = {}
         for node in self.coupling.statistics if self.removed.any() else ():
             rule = rule_of(node.target)
             if rule is not None and rule.gains is not None:
                 for operand, factor in rule.gains(self.slicer, node, bind(node)).items():
-                    own: Tensor = fetch(self.coupling.captured.module, str(operand.target))
-                    found[str(operand.target)] = own.detach() * factor
+                    found[str(operand.target)] = factor
         return found
 
     def standing(self, name: str) -> Tensor | None:

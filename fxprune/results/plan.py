@@ -38,6 +38,8 @@ class Plan:
         bridged: names of the groups on the only path that are gone, in the order in which they were bridged.
         islands: names of the parts that were captured, where the whole could not be (see `fxprune.compiler.islands`).
         remade: weights that a bridge has made anew -> their shape before anything is removed from them.
+        scaled: weights of norms -> what all of each is multiplied by, as its norm counts what goes as zeros.
+        computed: weights that are computed from others in the original and are plain in the pruned model.
         before: ``params``, ``macs`` (of one sample) and ``bytes`` of the original.
         after: the same of the pruned model.
         budget: the bounds asked for, e.g. ``{"params": 0.5}``; None if layer-wise ratios were.
@@ -54,6 +56,8 @@ class Plan:
     bridged: tuple[str, ...] = ()
     remade: Mapping[str, Shape] = field(default_factory=dict)
     islands: tuple[str, ...] = ()
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
     before: Mapping[str, int]
     after: Mapping[str, int]
     budget: Mapping[str, float | int] | None = None
@@ -83,7 +87,9 @@ class Plan:
     def to_json(self) -> str:
         """Returns the plan as text, a line for each tensor and a checksum at the end; stable."""
         body = self._body()
-        lines = [f"{_json(key)}: {_pretty(body[key])}" for key in _READERS] + [f'"sha256": {_json(_digest(body))}']
+        lines = [f"{_json(key)}: {_pretty(entry)}" for key, entry in body.items()] + [
+            f'"sha256": {_json(_digest(body))}'
+        ]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
@@ -99,7 +105,8 @@ class Plan:
         """
         data = untrusted.decode(text, what)
         untrusted.check_schema(data.get("schema"), what, (SCHEMA,))
-        found = untrusted.fields_of(data, what, {**_READERS, "sha256": untrusted.string})
+        present = {key: read for key, read in _OPTIONAL.items() if key in data}
+        found = untrusted.fields_of(data, what, {**_READERS, **present, "sha256": untrusted.string})
         digest, shapes, remade = found.pop("sha256"), found["shapes"], found["remade"]
         if strange := [name for name in remade if name not in shapes]:
             raise PlanError(f"{what}: remade[{strange[0]!r:.80}]: no such tensor in shapes")
@@ -109,8 +116,9 @@ class Plan:
         return plan
 
     def _body(self) -> dict[str, Any]:
-        """Returns everything but the checksum, as JSON data in a fixed order."""
-        return {
+        """Returns everything but the checksum, as JSON data in a fixed order; what is optional where there is any."""
+        beside = {"scaled": dict(sorted(self.scaled.items())), "computed": list(self.computed)}
+        body: dict[str, Any] = {
             "schema": self.schema,
             "method": self.method,
             "seed": self.seed,
@@ -129,6 +137,7 @@ class Plan:
                 for name, axes in sorted(self.keep.items())
             },
         }
+        return body | {key: value for key, value in beside.items() if value}
 
 
 def check_fits(plan: Plan, model: nn.Module | Mapping[str, Sequence[int]]) -> None:
@@ -240,4 +249,8 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
     "remade": _shapes,
     "shapes": _shapes,
     "keep": untrusted.mapping,
+}
+_OPTIONAL: dict[str, untrusted.Reader[Any]] = {
+    "scaled": partial(untrusted.mapping_of, read=untrusted.number),
+    "computed": untrusted.texts,
 }

@@ -43,6 +43,8 @@ def make_plan(
         collapsed=(*_spanned(coupling, bridged), *_collapsed(solution.selection)),
         bridged=bridged.groups,
         remade=bridged.remade,
+        scaled={plan_name(captured, name): f for name, f in solution.selection.factors.items() if f != 1.0},
+        computed=tuple(sorted(plan_name(captured, name) for name in captured.folded)),
         before=solution.before._asdict(),
         after=solution.after._asdict(),
         budget=None
@@ -74,6 +76,8 @@ def without_sources(plan: Plan, captured: Captured) -> Plan:
     """Returns a plan without what weights of the model are computed from besides; plans of 0.1 have that as well."""
     sources = {source for found in captured.folded.values() for source in found}
     beside = sources - {plan_name(captured, name) for name in captured.folded}
+    if beside.isdisjoint(plan.shapes):
+        return plan
     keep = {name: axes for name, axes in plan.keep.items() if name not in beside}
     return replace(plan, keep=keep, shapes={name: s for name, s in plan.shapes.items() if name not in beside})
 

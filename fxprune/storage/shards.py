@@ -50,7 +50,7 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
 
     Raises:
         PlanError: no such files, two of one name, tensors that are missing, twice there or of another shape than the
-            plan's, a directory in use, or a plan that takes more than slicing: layers that collapsed or were bridged.
+            plan's, a directory in use, or a plan that takes more than slicing: layers that collapsed or were bridged, weights that are computed from others.
         OSError: it cannot be written.
     """
     target = Path(out).resolve()
@@ -60,6 +60,11 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
         names = ", ".join((*plan.bridged, *plan.collapsed)[:3])
         raise PlanError(
             f"the plan removes whole layers ({names}), which changes others: apply it to a model, not to files"
+        )
+    if plan.computed:
+        raise PlanError(
+            f"the original computes weights from others ({', '.join(plan.computed[:3])}), which are plain once it is pruned: "
+            "apply the plan to a model, not to files"
         )
     sources = _found(files)
     indices = sorted({index for source in sources for index in source.parent.glob(f"*{_INDEX}")})
@@ -121,7 +126,8 @@ def _sliced(plan: Plan, source: Path, names: Mapping[str, bool]) -> Iterator[tup
             tensor: Tensor = file.get_tensor(name)
             for axis, kept in plan.keep.get(name, {}).items():
                 tensor = tensor.index_select(axis, torch.tensor(kept))
-            yield name, tensor.contiguous()
+            factor = plan.scaled.get(name)
+            yield name, tensor.contiguous() if factor is None else tensor * factor
 
 
 def opened(path: Path, what: object) -> Any:

@@ -166,3 +166,45 @@ def test_apply_says_how_it_is_called() -> None:
             fxprune.apply(*arguments)  # type: ignore[call-overload]
     by_name = fxprune.apply(model=_model(), plan=plan)
     assert fxprune.report(by_name).plan is plan
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 16), nn.RMSNorm(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_of_norms_take_their_factor_in_files_as_well(tmp_path: Path, steps: int) -> None:
+    torch.manual_seed(0)
+    model, x = Normed().eval(), torch.randn(8, 6)
+    pruned = fxprune.compile(model, [x], 0.5, method="l2", recover=None, steps=steps, progress=False)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    left = pruned.get_parameter("norm.weight").numel()
+    assert plan.scaled == {"norm.weight": pytest.approx((16 / left) ** 0.5)}
+    assert fxprune.Plan.from_json(plan.to_json()) == plan
+    save_file(model.state_dict(), tmp_path / "in.safetensors")
+    (done,) = fxprune.apply(plan, tmp_path / "in.safetensors", tmp_path / "out").files
+    empty = fxprune.apply(Normed().to("meta").eval(), plan)
+    empty.load_state_dict(load_file(done), assign=True)
+    torch.testing.assert_close(empty(x), pruned(x))
+
+
+def test_weights_that_are_computed_are_not_sliced_in_files(tmp_path: Path) -> None:
+    class Standardised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 16), Standardised(16, 3)).eval(), torch.randn(8, 6)
+    plan = fxprune.report(fxprune.compile(model, [x], 0.5, recover=None, progress=False)).plan
+    assert plan is not None and plan.computed == ("1.weight",)
+    assert fxprune.Plan.from_json(plan.to_json()) == plan
+    save_file(model.state_dict(), tmp_path / "in.safetensors")
+    with pytest.raises(fxprune.PlanError, match=r"computes weights from others \(1.weight\)"):
+        fxprune.apply(plan, tmp_path / "in.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
