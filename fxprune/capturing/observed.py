@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.modes import guarded, untouched
 from fxprune.capturing.blame import Watch, first_line, watching
 from fxprune.capturing.exported import without_fast_path
+from fxprune.capturing.fakes import Fakes, QuickNorms
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
 
@@ -76,14 +77,15 @@ def compare_modes(model: nn.Module, example: Example, silent: Set[str]) -> Train
         silent: Modules that do something in training alone, and are kept as they are.
     """
     resting: frozenset[str] = frozenset()
+    fakes = Fakes()
     try:
         resting, frozen = _after_train(model)
-        trained = _observe(model, example, training=True, resting=resting)
+        trained = _observe(model, example, fakes, training=True, resting=resting)
     except Exception as error:  # whatever the model raises, its graph of evaluation mode stands
         return Training(resting=resting, failure=_not_compared("training", error))
     notes = [f"train() of the model freezes {_listed(frozen)}: that of the result does not"] if frozen else []
     try:
-        evaluated = _observe(model, example, training=False, resting=frozenset())
+        evaluated = _observe(model, example, fakes, training=False, resting=frozenset())
     except Exception as error:  # export succeeded on another kind of tensors without values
         return Training(trained.dropouts, resting, tuple(notes), _not_compared("evaluation", error))
     alone = _working_alone(trained, evaluated, silent)
@@ -179,9 +181,8 @@ def _after_train(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
     return resting, frozen
 
 
-def _observe(model: nn.Module, example: Example, *, training: bool, resting: Set[str]) -> Observation:
+def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool, resting: Set[str]) -> Observation:
     """Run the model on fake tensors."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
         stack.enter_context(_unlogged())
         stack.enter_context(untouched(model, training=training))
@@ -189,11 +190,12 @@ def _observe(model: nn.Module, example: Example, *, training: bool, resting: Set
         for path in resting:
             vars(model.get_submodule(path))["training"] = False
         watch = stack.enter_context(watching(model))
-        stack.enter_context(mode)
-        names = _put_fakes(model, mode)
-        args, kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, (example.bound.args, example.bound.kwargs))
+        stack.enter_context(fakes.mode)
+        names = _put_fakes(model, fakes)
+        given = example.bound.args, example.bound.kwargs
+        args, kwargs = pytree.tree_map_only(Tensor, lambda value: fakes.mode.from_tensor(value.detach()), given)
         recorder = _Recorder(watch, names)
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), QuickNorms(), recorder:
             leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
     recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
     return recorder.found
@@ -210,16 +212,14 @@ def _unlogged() -> Iterator[None]:
         logger.disabled = before
 
 
-def _put_fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, str]:
+def _put_fakes(model: nn.Module, fakes: Fakes) -> dict[int, str]:
     """Put fake tensors in the place of the model's own; return the names of the parameters by identity."""
-    fakes: dict[int, Tensor] = {}
     names: dict[int, str] = {}
     for path, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None:
-                    fake = fakes.setdefault(id(tensor), mode.from_tensor(tensor))
-                    held[name] = fake
+                    held[name] = fake = fakes(tensor)
                     if held is module._parameters:
                         names.setdefault(id(fake), f"{path}.{name}" if path else name)
     return names
@@ -239,10 +239,11 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.__bool__ and isinstance(args[0], FakeTensor):
             return False  # the one decision that models leave to chance is whether to skip a layer
+        if getattr(func, "__name__", "") == "__get__":  # an attribute
+            self._use(args[:1])
+            return func(*args, **kwargs)
         path = self._watch.running[-1] if self._watch.running else ""
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if id(leaf) in self._names:
-                self.found.used.add(self._names[id(leaf)])
+        self._use(pytree.tree_leaves((args, kwargs)))
         if func is F.scaled_dot_product_attention:
             self._note(ATTENTION, path, kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
         elif func is F.multi_head_attention_forward:
@@ -256,9 +257,12 @@ class _Recorder(TorchFunctionMode):
         if func is MARK:  # it is what watches the modules that makes this call
             return result
         name = getattr(func, "__name__", str(func))
-        if name != "__get__" and func not in _DROPOUTS and _is_real(result):
+        if func not in _DROPOUTS and _is_real(result):
             self.found.calls[path, name] += 1
         return result
+
+    def _use(self, values: Sequence[Any]) -> None:
+        self.found.used.update(self._names[id(value)] for value in values if id(value) in self._names)
 
     def _note(self, kind: str, path: str, probability: float) -> None:
         self.found.dropouts[kind][path].append(float(probability))

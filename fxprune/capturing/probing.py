@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune._base.modes import lent, untouched
 from fxprune.capturing.exported import without_fast_path
+from fxprune.capturing.fakes import Fakes, outcome
 from fxprune.capturing.limits import Limits, Term, met, sizes_in, value_of
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
@@ -145,10 +145,10 @@ class _Both:
     ) -> None:
         wanted = iter(shapes)
         leaves = [leaf.new_empty(tuple(next(wanted))) if _is_tensor(leaf) else leaf for leaf in example.leaves]
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with untouched(model, training=False), without_fast_path(), mode, torch.no_grad():
-            one = _run(lambda: _run_model(model, example, leaves, mode))
-            other = _run(lambda: _run_program(program, leaves, mode))
+        known = Fakes()
+        with untouched(model, training=False), without_fast_path(), known.mode, torch.no_grad():
+            one = _run(lambda: _run_model(model, example, leaves, known))
+            other = _run(lambda: _run_program(program, leaves, known))
         self.alike = one is not None and one == other
         self.ends_alike = one == other if one is None or other is None else one[-1] == other[-1]
 
@@ -164,9 +164,8 @@ def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def _run_model(model: nn.Module, example: Example, leaves: list[Any], mode: FakeTensorMode) -> _Log:
+def _run_model(model: nn.Module, example: Example, leaves: list[Any], known: Fakes) -> _Log:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    known = _Fakes(mode)
     fakes = {name: known(tensor) for name, tensor in tensors.items()}
     bound = example.signature.bind_partial()
     bound.arguments.update(pytree.tree_unflatten(leaves, example.spec))
@@ -175,9 +174,9 @@ def _run_model(model: nn.Module, example: Example, leaves: list[Any], mode: Fake
     return [*log.calls, tuple(map(_noted, pytree.tree_leaves(outputs)))]
 
 
-def _run_program(program: ExportedProgram, leaves: list[Any], mode: FakeTensorMode) -> _Log:
+def _run_program(program: ExportedProgram, leaves: list[Any], known: Fakes) -> _Log:
     with _Recorder() as log:
-        outputs = _outputs(program, leaves, _Fakes(mode))
+        outputs = _outputs(program, leaves, known)
     return [*log.calls, tuple(map(_noted, outputs))]
 
 
@@ -194,21 +193,6 @@ def _outputs(program: ExportedProgram, leaves: list[Any], known: Callable[[Any],
     return [value for value, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
 
 
-class _Fakes:
-    """Makes one fake tensor of each tensor."""
-
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self._mode = mode
-        self._known: dict[int, Tensor] = {}
-
-    def __call__(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in self._known:
-            self._known[id(value)] = self._mode.from_tensor(value, static_shapes=True)
-        return self._known[id(value)]
-
-
 class _Recorder(TorchDispatchMode):
     """Notes every operator that does something."""
 
@@ -220,7 +204,7 @@ class _Recorder(TorchDispatchMode):
         """Note the operator, then run it."""
         if func not in _SILENT and not _is_view(func):
             self.calls.append((func, *map(_noted, pytree.tree_leaves((args, kwargs or {})))))
-        return func(*args, **(kwargs or {}))
+        return outcome(func, args, kwargs or {})
 
 
 def _is_view(func: Any) -> bool:

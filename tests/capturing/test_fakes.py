@@ -1,0 +1,53 @@
+"""Norms on fake tensors: the sizes, dtypes and errors of those that torch works out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune.capturing.fakes import Fakes, QuickNorms
+
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (3, 6, 4, 4), (1, 6, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_batch_norm_has_the_same_results(training: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, dtype=dtype)
+    given = *(torch.ones(6, dtype=dtype) for _ in range(4)), training, 0.1, 1e-5
+    assert _quick(aten.native_batch_norm.default, x, *given) == _slow(aten.native_batch_norm.default, x, *given)
+
+
+@pytest.mark.parametrize("normalized", [[5], [4, 5]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_layer_norm_has_the_same_results(normalized: list[int], dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, 5, dtype=dtype)
+    given = normalized, torch.ones(normalized, dtype=dtype), None, 1e-5
+    assert _quick(aten.native_layer_norm.default, x, *given) == _slow(aten.native_layer_norm.default, x, *given)
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(nn.LayerNorm(5), (2, 4)), (nn.BatchNorm2d(5), (2, 4, 3, 3))])
+def test_a_norm_of_other_sizes_is_refused(norm: nn.Module, shape: tuple[int, ...]) -> None:
+    fakes = Fakes()
+    with fakes.mode, QuickNorms(), pytest.raises(RuntimeError):
+        torch.func.functional_call(norm, {n: fakes(p) for n, p in norm.named_parameters()}, torch.empty(shape))
+
+
+def test_a_tensor_has_one_fake() -> None:
+    fakes, x = Fakes(), torch.randn(2)
+    assert fakes(x) is fakes(x)
+    assert fakes(3) == 3
+
+
+def _quick(func, *args):
+    with QuickNorms():
+        return _slow(func, *args)
+
+
+def _slow(func, *args):
+    fakes = Fakes()
+    with fakes.mode:
+        results = func(*map(fakes, args))
+    return [(tuple(y.shape), y.dtype, y.is_contiguous()) for y in results]
