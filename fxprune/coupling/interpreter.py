@@ -19,9 +19,9 @@ from fxprune.algebra import axes as ax
 from fxprune.algebra.axes import Axes
 from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.capturing.normalize.edit import writes
-from fxprune.coupling.counted import with_dead_counted
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import ParameterAxis, form_groups
+from fxprune.ops.counted import with_dead_counted
 from fxprune.ops.registry import bind, blamed, is_kind, may_alias, rule_of, waiting_near
 from fxprune.ops.tracer import Tracer
 

@@ -182,21 +182,30 @@ class _Writer:
     def _filled(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         """Puts zeros behind what stays of an axis, as many as go; part by part where its size is known only at run time."""
         info: TensorInfo = self.coupling.captured.info[value]
-        parts = [axis] if info.shape[dim] == info.example[dim] else in_parts(axis)
-        if len(parts) > 1:
-            sizes = sizes_of_parts(axis, self.slicer.count)
-            node = self._call(value, torch.ops.aten.unflatten.int, node, dim, sizes)
+        if info.shape[dim] == info.example[dim]:
+            return self._padded(node, value, dim, axis)
+        parts = in_parts(axis)
+        node = self.graph.call_function(
+            torch.ops.aten.unflatten.int, (node, dim, sizes_of_parts(axis, self.slicer.count))
+        )
         for at, part in enumerate(parts, dim):
-            if gone := size_of(part) - self.slicer.count(part):
-                behind = len(info.shape) + len(parts) - 2 - at
-                node = self._call(value, torch.ops.aten.constant_pad_nd.default, node, [0, 0] * behind + [0, gone])
-        ends = (dim, dim + len(parts) - 1)
-        return self._call(value, torch.ops.aten.flatten.using_ints, node, *ends) if len(parts) > 1 else node
+            node = self._padded(node, value, at, part, len(parts) - 1)
+        return self._flat(node, value, dim, len(parts))
 
-    def _call(self, value: fx.Node, target: Any, *args: Any) -> fx.Node:
-        made = self.graph.call_function(target, args)
-        made.meta["module"] = value.meta.get("module")
-        return made
+    def _padded(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis, more: int = 0) -> fx.Node:
+        """Puts zeros behind one dimension of a value that has some dimensions more by now."""
+        if not self.slicer.changed(axis):
+            return node
+        behind = len(self.coupling.captured.info[value].shape) + more - 1 - dim
+        pads = [0, 0] * behind + [0, size_of(axis) - self.slicer.count(axis)]
+        filled = self.graph.call_function(torch.ops.aten.constant_pad_nd.default, (node, pads))
+        filled.meta["module"] = value.meta.get("module")
+        return filled
+
+    def _flat(self, node: fx.Node, value: fx.Node, dim: int, parts: int) -> fx.Node:
+        flat = self.graph.call_function(torch.ops.aten.flatten.using_ints, (node, dim, dim + parts - 1))
+        flat.meta["module"] = value.meta.get("module")
+        return flat
 
     def _part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         """Before: x[b * h], b known only at run time.  After: x.unflatten(0, (-1, h)), a part of h, flat again."""
@@ -204,11 +213,11 @@ class _Writer:
         if info.shape[dim] == info.example[dim]:
             return self._static_part(node, value, dim, axis)
         parts = in_parts(axis)
-        part = self._call(value, torch.ops.aten.unflatten.int, node, dim, sizes_of_parts(axis, size_of))
+        part = self.graph.call_function(torch.ops.aten.unflatten.int, (node, dim, sizes_of_parts(axis, size_of)))
         for at, one in enumerate(parts, dim):
             if self.slicer.changed(one):
                 part = self._static_part(part, value, at, one)
-        return self._call(value, torch.ops.aten.flatten.using_ints, part, dim, dim + len(parts) - 1)
+        return self._flat(part, value, dim, len(parts))
 
     def _static_part(self, node: fx.Node, value: fx.Node, dim: int, axis: Axis) -> fx.Node:
         index = self.slicer.index(axis)

@@ -19,7 +19,7 @@ from fxprune.capturing.captured import Captured
 from fxprune.capturing.normalize.layout import dims_of
 from fxprune.capturing.shapes import REFUSALS, describe, replay
 from fxprune.capturing.sizes import Sizes
-from fxprune.coupling.dead import Zeros, dead_channels
+from fxprune.ops.dead import Zeros, dead_channels
 from fxprune.ops.registry import bind, is_kind, rule_of
 
 aten = torch.ops.aten
