@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fxprune._base.errors import CaptureError, ExportError, raised_as
 from fxprune._base.files import fresh_directory, sync
 from fxprune.capturing.source import unwrapped
-from fxprune.data.calls import tensors_of
+from fxprune.data.calls import Call, tensors_of
 from fxprune.deployment.comparison import trials, worst_difference
-from fxprune.deployment.request import islands_of, requested
-from fxprune.runtimes.program import Value, trace
+from fxprune.deployment.request import Request, islands_of, requested
+from fxprune.runtimes.program import Program, Value, trace
 from fxprune.runtimes.registry import FileRuntime, runtime_for
 
 
@@ -37,6 +37,7 @@ class Exported:
         outputs: likewise.
         opset: of an ONNX file.
         torch: the version that wrote it.
+        note: why sizes that are free in the model are fixed in the file; empty if none is.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Exported:
     outputs: tuple[Value, ...]
     opset: int | None = None
     torch: str = torch.__version__
+    note: str = ""
 
     def __str__(self) -> str:
         """Returns the file, what goes in and comes out, and what was compared."""
@@ -61,6 +63,7 @@ class Exported:
             f"inputs: {', '.join(map(str, self.inputs))}",
             f"outputs: {', '.join(map(str, self.outputs))}",
             f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
+            *([self.note] if self.note else []),
         ]
         return "\n".join(lines)
 
@@ -99,8 +102,8 @@ def export(
         part: the name of a submodule to export in the model's stead, such as one of the report's ``islands``
             of a detector that cannot be exported whole; ``example`` is then still a call of the model.
         dynamic_batch: the file takes any batch; False fixes the batch of the example.
-        dynamic_shapes: as `torch.export.export` takes it, in place of the choice made here: the batch, the
-            length of token ids, and whatever varied in compilation.
+        dynamic_shapes: as `torch.export.export` takes it, in place of the choice made here: all sizes that are free in the
+            model, or, where the runtime does not give the same with these free, the batch and the length of token ids.
         tolerance: what may be between the outputs: the largest difference over the largest magnitude.
             Integers and booleans must be equal.
         opset: the ONNX opset; the exporter's own by default.
@@ -116,22 +119,18 @@ def export(
     runtime = _checked(target, opset)
     model = _checked_model(pruned)
     request = requested(model, example, part)
-    try:
-        program = trace(
-            request.module, request.call, request.varying, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
-        )
-    except CaptureError as error:
-        raise _with_parts(request.module, error) from error
-    calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
-    with fresh_directory(target) as fresh:
-        with raised_as(ExportError, f"{runtime.name} cannot write the model"):
-            found = runtime.write(program, fresh / target.name)
-            if not (fresh / target.name).is_file():
-                raise ExportError(f"{runtime.name} cannot write the model: its write() left no file {target.name}")
-            loaded = runtime.load(fresh / target.name, program)
-        difference = worst_difference(program, calls, loaded, tolerance, f"{target.name}, run by {runtime.name},")
-        del loaded  # it may hold the file open
-        written = _put(fresh, target)
+    ways = [request.varying] if dynamic_shapes is not None or not any(request.varying) else [request.varying, ()]
+    refusal = ""
+    for last, varying in zip((*[False] * (len(ways) - 1), True), ways, strict=True):
+        try:
+            program = _traced(replace(request, varying=varying), dynamic_batch, dynamic_shapes)
+            calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
+            found, difference, written = _write(runtime, program, calls, target, tolerance)
+            break
+        except (CaptureError, ExportError) as error:
+            if last:
+                raise
+            refusal = str(error)  # some runtimes compute something else where a size is free
     return Exported(
         path=target,
         format=runtime.format,
@@ -143,7 +142,32 @@ def export(
         inputs=program.inputs,
         outputs=program.outputs,
         opset=found,
+        note=refusal and f"sizes that are free in the model are fixed in the file, since with them free: {refusal}",
     )
+
+
+def _traced(request: Request, dynamic_batch: bool, dynamic_shapes: Any) -> Program:
+    try:
+        return trace(
+            request.module, request.call, request.varying, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
+        )
+    except CaptureError as error:
+        raise _with_parts(request.module, error) from error
+
+
+def _write(
+    runtime: FileRuntime, program: Program, calls: Sequence[Call], target: Path, tolerance: float
+) -> tuple[int | None, float, Sequence[Path]]:
+    """Returns the opset, the largest difference from the model, and the files, which have their names by then."""
+    with fresh_directory(target) as fresh:
+        with raised_as(ExportError, f"{runtime.name} cannot write the model"):
+            found = runtime.write(program, fresh / target.name)
+            if not (fresh / target.name).is_file():
+                raise ExportError(f"{runtime.name} cannot write the model: its write() left no file {target.name}")
+            loaded = runtime.load(fresh / target.name, program)
+        difference = worst_difference(program, calls, loaded, tolerance, f"{target.name}, run by {runtime.name},")
+        del loaded  # it may hold the file open
+        return found, difference, _put(fresh, target)
 
 
 def _checked(target: Path, opset: int | None) -> FileRuntime:

@@ -149,7 +149,7 @@ def _holding(example: Example, leaves: Sequence[Any]) -> Example:
 
 
 def _with_free(example: Example, varying: Sequence[Sequence[int]], dynamic_batch: bool) -> Example:
-    """Returns the example with the dimensions free that varied in compilation, and the batch or not."""
+    """Returns the example with more dimensions free, and the batch or not."""
     more = iter(varying or [()] * len(example.leaves))
     dynamic = []
     for leaf, dims, flag in zip(example.leaves, example.dynamic, example.batch, strict=True):

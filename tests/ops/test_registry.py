@@ -118,6 +118,7 @@ NO_SLICE = {
     A.permute.default,
     A.roll.default,
     A.flip.default,
+    A.rot90.default,
     A.unfold.default,
 }
 
@@ -142,28 +143,32 @@ def other(c: Any, node: fx.Node, a: Any) -> Any:
     [
         ("linear.default", Rule(couple), r"linear\.default: it has a rule already"),
         ("pointwise", Rule(couple), "pointwise: it has a rule already"),
-        ("triu.default", couple, r"triu\.default: expected a fxprune\.Rule, got function: write Rule"),
+        ("renorm.default", couple, r"renorm\.default: expected a fxprune\.Rule, got function: write Rule"),
         (
-            "triu.default",
+            "renorm.default",
             Rule(lambda t, node: ()),
-            r"triu\.default: couple: expected .*\(context, node, arguments\), got \(t, node\)",
+            r"renorm\.default: couple: expected .*\(context, node, arguments\), got \(t, node\)",
         ),
-        ("triu.default", Rule(None), r"triu\.default: couple: expected a function of .*, got None"),  # type: ignore[arg-type]
-        ("triu.default", Rule(couple, twin=len), r"triu\.default: twin: expected a function of .*, got \(obj, /\)"),  # type: ignore[arg-type]
-        ("triu.default", Rule(couple, statistic=True), r"triu\.default: statistic=True needs twin="),
-        ("triu.default", Rule(couple, literals=("diagonal",)), r"triu\.default: literals= needs slice="),
-        ("triu.default", Rule(couple, slice=other), r"triu\.default: slice= needs literals="),
+        ("renorm.default", Rule(None), r"renorm\.default: couple: expected a function of .*, got None"),  # type: ignore[arg-type]
+        ("renorm.default", Rule(couple, twin=len), r"renorm\.default: twin: expected a function of .*, got \(obj, /\)"),  # type: ignore[arg-type]
+        ("renorm.default", Rule(couple, statistic=True), r"renorm\.default: statistic=True needs twin="),
+        ("renorm.default", Rule(couple, literals=("maxnorm",)), r"renorm\.default: literals= needs slice="),
+        ("renorm.default", Rule(couple, slice=other), r"renorm\.default: slice= needs literals="),
         (
-            "triu.default",
+            "renorm.default",
             Rule(couple, moves=other, constant=other),
-            r"triu\.default: expected moves= or constant=, got both",
+            r"renorm\.default: expected moves= or constant=, got both",
         ),
         (
-            "triu.default",
+            "renorm.default",
             Rule(couple, literals=("k",), slice=other),
-            r"triu\.default: literals: .* self, diagonal, got 'k'",
+            r"renorm\.default: literals: .* self, p, dim, maxnorm, got 'k'",
         ),
-        ("triu.default", Rule(couple, positions=("at",)), r"triu\.default: positions: .* self, diagonal, got 'at'"),
+        (
+            "renorm.default",
+            Rule(couple, positions=("at",)),
+            r"renorm\.default: positions: .* self, p, dim, maxnorm, got 'at'",
+        ),
         ("abs_.default", Rule(couple, in_place=True), r"abs_\.default: in_place=True, but there is no aten::abs__"),
     ],
 )
@@ -189,7 +194,7 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("softma.default", r"softma.default: torch .* has no such aten op; did you mean softmax"),
         ("linear.no_such_overload", r"has no such aten op; there is linear as .*default"),
         ("blend.default", "has no such aten op"),
-        ("triu.default nonsense.default", "nonsense.default: torch .* has no such aten op"),
+        ("renorm.default nonsense.default", "nonsense.default: torch .* has no such aten op"),
         ("", "expected names such as"),
         ("::", "expected names such as"),
         ("t::", "expected names such as"),
@@ -197,7 +202,7 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> Any:
         (".", "expected names such as"),
         ([5], "expected names .* got int"),
         ([], "expected names .* got list"),
-        (torch.ops.aten.triu, "expected names .* got OpOverloadPacket"),
+        (torch.ops.aten.renorm, "expected names .* got OpOverloadPacket"),
         ("pointwise", "it has a rule already"),
     ],
 )
@@ -217,13 +222,15 @@ def test_our_own_rules_are_for_several_versions(declared: Any) -> None:
         declared("no_such_op.default", Rule(couple))
 
 
-@pytest.mark.parametrize("name", ["aten::triu.default", "aten.triu.default", "torch.ops.aten.triu.default", "triu"])
+@pytest.mark.parametrize(
+    "name", ["aten::renorm.default", "aten.renorm.default", "torch.ops.aten.renorm.default", "renorm"]
+)
 def test_an_op_goes_by_every_name_that_people_write(declared: Any, name: str) -> None:
     rule = Rule(couple)
     declared(name, rule)
-    assert rule_of(torch.ops.aten.triu.default) is rule
+    assert rule_of(torch.ops.aten.renorm.default) is rule
     with pytest.raises(fxprune.RuleError, match="it has a rule already"):
-        declared(torch.ops.aten.triu.default, rule)
+        declared(torch.ops.aten.renorm.default, rule)
 
 
 def test_an_op_that_is_not_there_yet_is_declared_once_as_well(declared: Any) -> None:
@@ -252,13 +259,13 @@ def test_an_op_without_a_rule_is_told_of_one_that_waits_under_a_name_near_it(dec
             couple_graph(captured, strict=True)
 
 
-class Tri(nn.Module):
+class Renormed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.triu(self.up(x)))
+        return self.down(torch.renorm(self.up(x), 2, 0, 1.0))
 
 
 def test_what_a_rule_does_undeclared_is_refused(declared: Any) -> None:
@@ -275,34 +282,34 @@ def test_what_a_rule_does_undeclared_is_refused(declared: Any) -> None:
     def short(t: Any, node: fx.Node, a: Any) -> Any:
         return t.axes(a.self, node)[:1]
 
-    captured = capture(Tri().eval(), (torch.randn(3, 4),))
+    captured = capture(Renormed().eval(), (torch.randn(3, 4),))
     for rule, message in (
-        (statistic, r"aten\.triu\.default: it takes a statistic, but does not declare"),
-        (note, r"aten\.triu\.default: it notes kept, but declares no slice="),
-        (short, r"aten\.triu\.default: couple: expected axes of sizes .*, got"),
+        (statistic, r"aten\.renorm\.default: it takes a statistic, but does not declare"),
+        (note, r"aten\.renorm\.default: it notes kept, but declares no slice="),
+        (short, r"aten\.renorm\.default: couple: expected axes of sizes .*, got"),
     ):
-        registry._RULES.pop(A.triu.default, None)
-        declared("triu.default", Rule(rule))
+        registry._RULES.pop(A.renorm.default, None)
+        declared("renorm.default", Rule(rule))
         with pytest.raises(fxprune.RuleError, match=message):
             couple_graph(captured)
 
 
 def test_what_a_rule_fails_with_names_the_op_and_what_it_was_given(declared: Any) -> None:
-    captured = capture(Tri().eval(), (torch.randn(3, 4),))
-    declared(A.triu.default, Rule(lambda t, node, a: t.axes(a.input, node)))
-    words = r"aten\.triu\.default: couple, given a\.self, a\.diagonal: AttributeError: .*'input'"
+    captured = capture(Renormed().eval(), (torch.randn(3, 4),))
+    declared(A.renorm.default, Rule(lambda t, node, a: t.axes(a.input, node)))
+    words = r"aten\.renorm\.default: couple, given a\.self, a\.p, a\.dim, a\.maxnorm: AttributeError: .*'input'"
     with pytest.raises(fxprune.RuleError, match=words):
         couple_graph(captured)
-    registry._RULES[A.triu.default] = Rule(lambda t, node, a: t.axes(a.self, node)[1:])
+    registry._RULES[A.renorm.default] = Rule(lambda t, node, a: t.axes(a.self, node)[1:])
     with pytest.raises(
         fxprune.RuleError, match=r"expected axes of sizes \[\(3, 6\)\], got \[\(6,\)\]"
     ):  # as in the example
         couple_graph(captured)
-    given = {"literals": ("diagonal",), "slice": lambda s, node, a: None}
-    registry._RULES[A.triu.default] = Rule(lambda t, node, a: t.axes(a.self, node), **given)
+    given = {"literals": ("maxnorm",), "slice": lambda s, node, a: None}
+    registry._RULES[A.renorm.default] = Rule(lambda t, node, a: t.axes(a.self, node), **given)
     coupling = couple_graph(captured)
     with pytest.raises(
-        fxprune.RuleError, match=r"aten\.triu\.default: slice: expected a fxprune\.ops\.slicer\.Edit, got NoneType"
+        fxprune.RuleError, match=r"aten\.renorm\.default: slice: expected a fxprune\.ops\.slicer\.Edit, got NoneType"
     ):
         slice_graph(Selection(coupling, coupling.removed_mask([0])))
 
@@ -312,25 +319,26 @@ def test_a_twin_that_fails_names_the_op(declared: Any) -> None:
         t.statistic(node)
         return t.axes(a.self, node)
 
-    declared("triu.default", Rule(couple, statistic=True, twin=lambda w, node, a: a.other))
+    declared("renorm.default", Rule(couple, statistic=True, twin=lambda w, node, a: a.other))
     with pytest.raises(
-        fxprune.RuleError, match=r"aten\.triu\.default: twin, given a\.self, a\.diagonal: AttributeError: .*'other'"
+        fxprune.RuleError,
+        match=r"aten\.renorm\.default: twin, given a\.self, a\.p, a\.dim, a\.maxnorm: AttributeError: .*'other'",
     ):
-        fxprune.compile(Tri().eval(), [torch.randn(3, 4)], 0.8, recover=None, progress=False)
+        fxprune.compile(Renormed().eval(), [torch.randn(3, 4)], 0.8, recover=None, progress=False)
 
 
 def test_a_rule_that_does_not_apply_is_told_from_none(declared: Any) -> None:
-    declared("triu.default", Rule(couple))
-    captured = capture(Tri().eval(), (torch.randn(3, 4),))
-    assert "a call to which the rule does not apply, of aten.triu.default" in couple_graph(captured).explain("up")
+    declared("renorm.default", Rule(couple))
+    captured = capture(Renormed().eval(), (torch.randn(3, 4),))
+    assert "a call to which the rule does not apply, of aten.renorm.default" in couple_graph(captured).explain("up")
     with pytest.raises(fxprune.UnsupportedOpError, match="has no coupling rule for this call"):
         couple_graph(captured, strict=True)
 
 
 def test_an_overload_is_as_good_as_its_name(declared: Any) -> None:
-    declared(A.triu.default, Rule(couple))
-    declared(iter([A.tril.default, "trace.default"]), Rule(couple))
-    assert {A.triu.default, A.tril.default, A.trace.default} <= registered().keys()
+    declared(A.renorm.default, Rule(couple))
+    declared(iter([A.cummax.default, "trace.default"]), Rule(couple))
+    assert {A.renorm.default, A.cummax.default, A.trace.default} <= registered().keys()
     with pytest.raises(fxprune.RuleError, match=r"names such as .*, or overloads such as .*, got OpOverloadPacket"):
         declared(A.det, Rule(couple))
 
@@ -339,17 +347,17 @@ def test_an_argument_that_is_edited_undeclared_is_refused(declared: Any) -> None
     def rule(t: Any, node: fx.Node, a: Any) -> Any:
         return t.axes(a.self, node)
 
-    declared("triu.default", Rule(rule, literals=("diagonal",), slice=lambda s, node, a: Edit({"self": a.self})))
-    coupling = couple_graph(capture(Tri().eval(), (torch.randn(3, 4),)))
+    declared("renorm.default", Rule(rule, literals=("maxnorm",), slice=lambda s, node, a: Edit({"self": a.self})))
+    coupling = couple_graph(capture(Renormed().eval(), (torch.randn(3, 4),)))
     assert coupling.groups
-    with pytest.raises(fxprune.RuleError, match=r"aten\.triu\.default: slice: expected edits of diagonal, got self"):
+    with pytest.raises(fxprune.RuleError, match=r"aten\.renorm\.default: slice: expected edits of maxnorm, got self"):
         slice_graph(Selection(coupling, coupling.removed_mask([0])))
 
 
 def test_rules_of_ops_without_an_entry() -> None:
     assert rule_of(A.tanh.default) is registered()["pointwise"]
     assert rule_of(A.tanh_.default) is None
-    assert rule_of(A.triu.default) is None
+    assert rule_of(A.renorm.default) is None
     assert rule_of(len) is None
 
 
