@@ -11,10 +11,16 @@ from fxprune.ops.registry import registered
 
 aten = torch.ops.aten
 
-#: They have a rule, and are not admitted: one runs code of the user's, the others trust offsets, lengths, states or dimensions.
+#: They have a rule, and are not admitted: one runs code of the user's, some trust offsets, lengths, states or dimensions, and
+#: what of fake quantisation only training makes was not examined.
 TRUSTING = {
     "fxprune::function",
     *(f"aten::{name}" for name in ("lstm", "embedding_bag", "segment_reduce", "_fft_c2c", "_fft_c2r", "_fft_r2c")),
+    "aten::fake_quantize_per_tensor_affine_cachemask",
+    "aten::fake_quantize_per_channel_affine_cachemask",
+    "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "aten::_fake_quantize_learnable_per_tensor_affine",
+    "aten::_fake_quantize_learnable_per_channel_affine",
 }
 
 
