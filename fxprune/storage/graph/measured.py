@@ -21,7 +21,6 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError, brief
@@ -56,6 +55,8 @@ def check_size(pruned: PrunedModule, example: ExampleSpec, where: str) -> None:
     Raises:
         PlanError: it would; names the node.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton
+
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _quiet(), untrusted.reading(where), torch.no_grad(), mode, FlopCounterMode(display=False) as flops:
         args, kwargs = example.call(pruned, "cpu")

@@ -47,7 +47,7 @@ def test_fuzzed_files_are_refused_cleanly(intact: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fuzzed_files_are_refused_cleanly_with_the_model(intact: Path, tmp_path: Path) -> None:
-    found = fuzz(intact, tmp_path, range(1000, 1020), small())
+    found = fuzz(intact, tmp_path, range(1000, 1030), small())
     assert found["refused"] > 5
 
 
