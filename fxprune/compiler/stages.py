@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, ShapeError, VerificationError, outside
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, VerificationError, outside
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
@@ -197,6 +197,10 @@ def rewrite(state: State) -> State:
     return replace(state, pruned=emitted(state.selection))
 
 
+#: How operators refuse sizes that they do not take.
+_REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
+
+
 def verify(state: State) -> State:
     """Compares the module with the masked twin, on the first batch and, where sizes are free, at others of them.
 
@@ -225,7 +229,7 @@ def _settled_there(state: State, call: Call) -> Certificate | None:
     """
     try:
         return _settled(state, call)
-    except (RuntimeError, ShapeError) as error:
+    except _REFUSALS as error:
         if _takes(state, call):
             text = f"the pruned model fails where the original does not, at another batch size or another size: {error}"
             raise VerificationError(f"{text}. This is a bug of fxprune: please report the model.") from error
@@ -244,7 +248,7 @@ def _takes(state: State, call: Call) -> bool:
     try:
         with torch.no_grad():
             Run(Selection.nothing(state.coupling))(state.coupling.captured.call.flatten(*call))
-    except (RuntimeError, ShapeError):
+    except _REFUSALS:
         return False
     return True
 

@@ -23,7 +23,7 @@ def test_half_precision_can_be_proof(dtype: torch.dtype) -> None:
 
 def test_outputs_that_pruning_makes_infinite_are_refused() -> None:
     with pytest.raises(fxprune.VerificationError, match="not finite, unlike the original's"):
-        compile_small(around(lambda h: h / (h - h.mean(-1, keepdim=True))), budget=0.05, recover=None)
+        compile_small(around(lambda h: h / (1 - h.softmax(-1))), budget=0.05, recover=None)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,10 @@ def test_a_result_that_fails_at_another_batch_size_is_refused(monkeypatch: pytes
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     with pytest.raises(fxprune.VerificationError, match="fails where the original does not, at another batch size"):
         fxprune.compile(model, [torch.randn(6, 5)], 0.6, progress=False)
+
+
+def test_a_size_that_the_model_does_not_take_is_not_compared() -> None:
+    places = torch.tensor([0, 2, 5])  # of the six rows of the example
+    model = Fn(lambda m, x: m.b(m.a(x)[:, places].relu()), a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval()
+    pruned = fxprune.compile(model, [torch.randn(3, 6, 4)], 0.6, recover=None, progress=False)
+    assert fxprune.report(pruned).verified

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.models.blocks_image import Conv, Dense, Residual
 from tests.models.blocks_tokens import Attention, Mlp, TokenResidual
-from tests.models.networks import Network
+from tests.models.networks import RARE, Network
 from tests.support.fuzzing import Case, Pruning, cases, run
 from tests.support.marks import but_slow
 from tests.support.originals import Pair, against_the_original, paired
@@ -33,6 +33,20 @@ def test_networks(kind: str, count: int) -> None:
         note(f"{outcome.status}: {outcome.detail}")
         assert outcome.status not in ("wrong", "crash"), outcome.detail
         assert not outcome.missing, f"units found and expected: {outcome.missing}"
+
+    check()
+
+
+@pytest.mark.parametrize("kind", RARE)
+@pytest.mark.slow
+def test_rare_networks(kind: str) -> None:
+    """Beside the original with zeros: outputs, other sizes, gradients and buffers of a training step."""
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(cases(most=2, kinds=(kind,)))
+    def check(case: Case) -> None:
+        found = against_the_original(case)
+        assert found.status != "wrong", found.faults
 
     check()
 
