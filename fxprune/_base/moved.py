@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from types import ModuleType
 from typing import Any
 
@@ -51,8 +51,14 @@ def keep_old_names() -> None:
         sys.modules.setdefault(f"fxprune.{old}", _Moved(old, new))
 
 
+def _default(entry: Field[Any]) -> Any:
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return None if entry.default is MISSING else entry.default
+
+
 def filled_in(self: Any, state: Sequence[Any]) -> None:
     """Is ``__setstate__`` of a frozen dataclass with slots: fills in what an earlier version, with fewer fields, did not pickle."""
-    defaults = [None if entry.default is MISSING else entry.default for entry in fields(self)]
+    defaults = [_default(entry) for entry in fields(self)]
     for entry, value in zip(fields(self), [*state, *defaults[len(state) :]], strict=True):
         object.__setattr__(self, entry.name, value)

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune._base.moved import filled_in
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.data.example import ExampleSpec
 
@@ -38,8 +39,6 @@ class Plan:
         bridged: names of the groups on the only path that are gone, in the order in which they were bridged.
         islands: names of the parts that were captured, where the whole could not be (see `fxprune.compiler.islands`).
         remade: weights that a bridge has made anew -> their shape before anything is removed from them.
-        scaled: weights of norms -> what all of each is multiplied by, as its norm counts what goes as zeros.
-        computed: weights that are computed from others in the original and are plain in the pruned model.
         before: ``params``, ``macs`` (of one sample) and ``bytes`` of the original.
         after: the same of the pruned model.
         budget: the bounds asked for, e.g. ``{"params": 0.5}``; None if layer-wise ratios were.
@@ -48,6 +47,8 @@ class Plan:
         example: the call that the model was captured with, without its values.
         versions: of fxprune, torch and python.
         schema: the version of this format.
+        scaled: weights of norms -> what all of each is multiplied by, as its norm counts what goes as zeros.
+        computed: weights that are computed from others in the original and are plain in the pruned model.
     """
 
     keep: Kept
@@ -56,8 +57,6 @@ class Plan:
     bridged: tuple[str, ...] = ()
     remade: Mapping[str, Shape] = field(default_factory=dict)
     islands: tuple[str, ...] = ()
-    scaled: Mapping[str, float] = field(default_factory=dict)
-    computed: tuple[str, ...] = ()
     before: Mapping[str, int]
     after: Mapping[str, int]
     budget: Mapping[str, float | int] | None = None
@@ -66,6 +65,10 @@ class Plan:
     example: ExampleSpec
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
+
+    __setstate__ = filled_in
 
     def __repr__(self) -> str:
         """Returns what it keeps, a line for each tensor that shrinks."""

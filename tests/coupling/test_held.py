@@ -22,14 +22,17 @@ from tests.support.tensors import random
 def test_an_unknown_op_holds_what_it_touches_and_strict_names_it() -> None:
     torch.manual_seed(0)
     model = Fn(
-        lambda m, x: m.c(m.b(m.a(x).triu()).relu()), a=nn.Linear(5, 6), b=nn.Linear(6, 8), c=nn.Linear(8, 2)
+        lambda m, x: m.c(m.b(torch.renorm(m.a(x), 2, 0, 1.0)).relu()),
+        a=nn.Linear(5, 6),
+        b=nn.Linear(6, 8),
+        c=nn.Linear(8, 2),
     ).eval()
     captured = capture(model, (torch.randn(4, 5),))
     coupling = couple(captured)
     assert groups_of(coupling) == ["8 channel: b.weight[0] b.bias[0] c.weight[1]"]
-    assert [op for op, _ in coupling.unsupported] == ["aten.triu.default"]
-    assert "an op without a rule, of aten.triu.default" in coupling.explain("a")
-    with pytest.raises(fxprune.UnsupportedOpError, match=r"aten\.triu\.default in module .* line \d+, in forward"):
+    assert [op for op, _ in coupling.unsupported] == ["aten.renorm.default"]
+    assert "an op without a rule, of aten.renorm.default" in coupling.explain("a")
+    with pytest.raises(fxprune.UnsupportedOpError, match=r"aten\.renorm\.default in module .* line \d+, in forward"):
         couple(captured, strict=True)
     with pytest.raises(fxprune.UnsupportedOpError):
         fxprune.compile(model, [((torch.randn(4, 5),), torch.zeros(4))], 0.8, strict=True, progress=False)
@@ -44,11 +47,11 @@ HELD: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], dict[str, Any], st
     "token rows": (lambda m, x: m.b(m.t(x)), (torch.arange(12).reshape(3, 4),), {"t": nn.Embedding(12, 6), "b": nn.Linear(6, 2)},
                    "t.weight", 0, "rows"),
     "position rows": (lambda m, x: m.b(m.a(x) + m.t[: x.shape[1]]), (random(3, 4, 5),),
-                      {"a": nn.Linear(5, 6), "t": nn.Parameter(torch.randn(9, 6)), "b": nn.Linear(6, 2)}, "t", 0, "aten.add"),
+                      {"a": nn.Linear(5, 6), "t": nn.Parameter(torch.randn(9, 6)), "b": nn.Linear(6, 2)}, "t", 0, "aten.slice"),
     "rows of an indexed table": (lambda m, x: m.b(m.t[torch.tensor([[0, 1], [2, 0]])]).sum() * x, (random(3, 5),),
                                  {"t": nn.Parameter(torch.randn(4, 6)), "b": nn.Linear(6, 2)}, "t", 0, "index"),
     "key length": (_prefix, (random(3, 4, 5),), {"q": nn.Linear(5, 6), "k": nn.Linear(5, 6), "v": nn.Linear(5, 6), "o": nn.Linear(6, 2),
-                   "pk": nn.Parameter(torch.randn(1, 3, 6)), "pv": nn.Parameter(torch.randn(1, 3, 6))}, "pk", 1, "key length"),
+                   "pk": nn.Parameter(torch.randn(1, 3, 6)), "pv": nn.Parameter(torch.randn(1, 3, 6))}, "pk", 1, "aten.cat"),
     "softmax": (lambda m, x: m.b(x @ m.t.softmax(-1)), (random(3, 5),), {"t": nn.Parameter(torch.randn(5, 6)), "b": nn.Linear(6, 2)},
                 "t", 1, "normalised"),
     "a selected coordinate": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 2, None], (random(3, 5),), {"a": nn.Linear(5, 6), "b": nn.Linear(6, 2)},

@@ -125,6 +125,8 @@ def _made(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _fold(module: nn.Module, name: str) -> None:
+    kind = type(module)  # a parametrised module shares its class with its copies, and loses a property of it
+    module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
     if parametrize.is_parametrized(module, name):
         parametrize.remove_parametrizations(module, name)
     else:

@@ -29,7 +29,10 @@ def test_networks(name: str) -> None:
 
 @pytest.mark.parametrize("case", but_slow(CASES, CASES[::9]), ids=lambda case: case.name)
 def test_ops(case: Case) -> None:
-    check_gradients(coupled(case), case.args(seed=1))
+    coupling = coupled(case)
+    if coupling.captured.folded or case.name == "RMS norm":
+        pytest.skip("the tensor is another in the result; test_fuzz.py compares these")
+    check_gradients(coupling, case.args(seed=1))
 
 
 def siamese(m: Any, x: Tensor, y: Tensor) -> Tensor:
