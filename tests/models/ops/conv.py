@@ -179,8 +179,7 @@ CASES = [
             b=nn.Conv2d(6, 2, 1),
         ),
         [IMAGE[2]],
-        ["6 channel: w[0] g[0] b.weight[1]", "8 channel: w[1] a.weight[0] a.bias[0]"],
-        statistic=True,
+        ["6 channel: w[0] b.weight[1]", "8 channel: w[1] a.weight[0] a.bias[0]"],
     ),
     Case(
         "without a batch",
