@@ -1,4 +1,4 @@
-"""A model's tensors as fake ones, each made once, and norms on them without the steps that torch takes to work them out."""
+"""A model's tensors as fake ones, each made once; norms on them without the steps that torch takes, and numbers read of them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Fakes:
         return self._known[id(value)]
 
 
-class QuickNorms(TorchDispatchMode):
-    """Gives the results of norms without computing them: to be entered after the mode that makes tensors fake."""
+class Outcomes(TorchDispatchMode):
+    """Gives what operators do by `outcome`: to be entered after the mode that makes tensors fake."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -45,11 +45,19 @@ class QuickNorms(TorchDispatchMode):
 
 
 def outcome(func: Any, args: Any, kwargs: Any) -> Any:
-    """Returns what an operator gives, of norms only the sizes and dtypes; the numbers may be any."""
+    """Returns what an operator gives, of norms only the sizes and dtypes; a number that is read of a tensor may be any."""
+    if func is aten._local_scalar_dense.default:
+        return _number(args[0].dtype)
     quick = _QUICK.get(func)
     if quick is None or kwargs or args[0].dtype.itemsize < 4:  # the statistics of small ones are as the device likes
         return func(*args, **kwargs)
     return quick(func, *args)
+
+
+def _number(dtype: torch.dtype) -> bool | int | float:
+    if dtype is torch.bool:
+        return False  # as the one decision that models leave to chance, whether to skip a layer, is taken
+    return 1.0 if dtype.is_floating_point or dtype.is_complex else 1
 
 
 def _batch_norm(func: Any, x: Tensor, *rest: Any) -> Any:

@@ -7,6 +7,7 @@ opaque operator, whose gradient is the Function's own. Of any other, autograd's 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import Function
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.checkpoint import CheckpointFunction
 
 from fxprune.capturing.blame import Watch
+from fxprune.capturing.checkpoints import plain_checkpoints
 
 torch.library.define("fxprune::function", "(Tensor x, str key) -> Tensor")
 
@@ -66,8 +67,9 @@ class Applied:
         return self.function.apply(*(x if i == self.place else value for i, value in enumerate(self.args)))
 
 
-#: The calls that opaque operators stand for, by their keys.
+#: The calls that opaque operators stand for, by their keys; no key is given twice.
 _CALLS: dict[str, Applied] = {}
+_NUMBERS = itertools.count()
 _RUNNING: list[str] = []
 
 
@@ -139,7 +141,7 @@ def observed(functions: Functions | None, watch: Watch) -> Iterator[None]:
     try:
         for cls in classes:
             setattr(cls, "forward", staticmethod(_observing(cls, cls.forward, functions, watch)))  # noqa: B010
-        with _without_reentrance():
+        with plain_checkpoints():
             yield
     finally:
         for cls, forward in own.items():
@@ -170,7 +172,7 @@ def _observing(cls: type[Any], forward: Callable[..., Any], functions: Functions
         functions.seen.append(call)
         if call not in functions.opaque:
             return forward(*args)
-        key = str(functions.opaque.index(call)) + f":{id(functions)}"
+        key = str(next(_NUMBERS))
         _CALLS[key] = call
         assert call.place is not None
         return FUNCTION(args[skip + call.place], key)
@@ -220,18 +222,3 @@ def _keeps_places(node: fx.Node, shape: torch.Size) -> bool:
     keeps = pointwise or (name is not None and name.name.removeprefix("aten::") in _KEEPS_PLACES)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return keeps and not random and value.shape in (shape, torch.Size())
-
-
-@contextmanager
-def _without_reentrance() -> Iterator[None]:
-    """Have torch's reentrant checkpoints call what they check, whose gradients are autograd's."""
-    forward = vars(CheckpointFunction)["forward"]
-
-    def called(ctx: Any, function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-    CheckpointFunction.forward = staticmethod(called)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        CheckpointFunction.forward = forward  # type: ignore[method-assign]

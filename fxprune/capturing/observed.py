@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.modes import guarded, untouched
 from fxprune.capturing.blame import Watch, first_line, watching
+from fxprune.capturing.checkpoints import plain_checkpoints
 from fxprune.capturing.exported import without_fast_path
-from fxprune.capturing.fakes import Fakes, QuickNorms
+from fxprune.capturing.fakes import Fakes, Outcomes
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
 
@@ -43,12 +44,14 @@ class Observation:
         calls: How often each module called each function that makes a floating tensor.
         used: Names of the parameters that were given to a function.
         dropouts: The dropouts.
+        twice: Modules that change a buffer within an activation checkpoint.
     """
 
     outputs: tuple[Any, tuple[Any, ...]] = (None, ())
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     used: set[str] = field(default_factory=set)
     dropouts: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    twice: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,11 @@ def _differences(
         yield "the model returns tensors of other ranks or dtypes in training mode: the result returns those of evaluation mode"
     if alone:
         yield f"{_listed(alone)} of the model work in training mode alone: the result does not have them"
+    if trained.twice:
+        yield (
+            f"{_listed(trained.twice)} change buffers within an activation checkpoint, which the model computes twice in a "
+            "training step: the result does so once"
+        )
     if only := {name for name in trained.used - evaluated.used if not _lies_in(name, alone)}:
         yield f"only training uses {_listed(only)}: the result does not"
     for first, second, mode in ((trained, evaluated, "training"), (evaluated, trained, "evaluation")):
@@ -191,11 +199,11 @@ def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool
             vars(model.get_submodule(path))["training"] = False
         watch = stack.enter_context(watching(model))
         stack.enter_context(fakes.mode)
-        names = _put_fakes(model, fakes)
+        names, buffers = _put_fakes(model, fakes)
         given = example.bound.args, example.bound.kwargs
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: fakes.mode.from_tensor(value.detach()), given)
-        recorder = _Recorder(watch, names)
-        with torch.no_grad(), QuickNorms(), recorder:
+        recorder = _Recorder(watch, names, buffers)
+        with torch.no_grad(), Outcomes(), plain_checkpoints(recorder.within_checkpoint), recorder:
             leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
     recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
     return recorder.found
@@ -212,9 +220,10 @@ def _unlogged() -> Iterator[None]:
         logger.disabled = before
 
 
-def _put_fakes(model: nn.Module, fakes: Fakes) -> dict[int, str]:
-    """Put fake tensors in the place of the model's own; return the names of the parameters by identity."""
+def _put_fakes(model: nn.Module, fakes: Fakes) -> tuple[dict[int, str], set[int]]:
+    """Put fake tensors in the place of the model's own; return the names of the parameters by identity, and the buffers'."""
     names: dict[int, str] = {}
+    buffers: set[int] = set()
     for path, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
@@ -222,16 +231,20 @@ def _put_fakes(model: nn.Module, fakes: Fakes) -> dict[int, str]:
                     held[name] = fake = fakes(tensor)
                     if held is module._parameters:
                         names.setdefault(id(fake), f"{path}.{name}" if path else name)
-    return names
+                    else:
+                        buffers.add(id(fake))
+    return names, buffers
 
 
 class _Recorder(TorchFunctionMode):
     """Notes every function that makes a floating tensor, and every dropout probability, with the module that runs."""
 
-    def __init__(self, watch: Watch, names: Mapping[int, str]) -> None:
+    def __init__(self, watch: Watch, names: Mapping[int, str], buffers: Set[int]) -> None:
         super().__init__()
         self._watch = watch
         self._names = names
+        self._buffers = buffers
+        self._checkpoints = 0
         self.found = Observation()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -253,13 +266,24 @@ class _Recorder(TorchFunctionMode):
         elif func in (F.dropout, torch.dropout):
             given = _given(F.dropout, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
             self._note(DROPOUT, path, given["p"] if given["training"] else 0.0)
+        name = getattr(func, "__name__", str(func))
+        if self._checkpoints and name.endswith("_") and args and id(args[0]) in self._buffers:
+            self.found.twice.add(path)
         result = func(*args, **kwargs)
         if func is MARK:  # it is what watches the modules that makes this call
             return result
-        name = getattr(func, "__name__", str(func))
         if func not in _DROPOUTS and _is_real(result):
             self.found.calls[path, name] += 1
         return result
+
+    @contextmanager
+    def within_checkpoint(self) -> Iterator[None]:
+        """Take note that an activation checkpoint runs."""
+        self._checkpoints += 1
+        try:
+            yield
+        finally:
+            self._checkpoints -= 1
 
     def _use(self, values: Sequence[Any]) -> None:
         self.found.used.update(self._names[id(value)] for value in values if id(value) in self._names)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.capturing.fakes import Fakes, QuickNorms
+from fxprune.capturing.fakes import Fakes, Outcomes
 
 aten = torch.ops.aten
 
@@ -31,8 +31,15 @@ def test_a_layer_norm_has_the_same_results(normalized: list[int], dtype: torch.d
 @pytest.mark.parametrize(("norm", "shape"), [(nn.LayerNorm(5), (2, 4)), (nn.BatchNorm2d(5), (2, 4, 3, 3))])
 def test_a_norm_of_other_sizes_is_refused(norm: nn.Module, shape: tuple[int, ...]) -> None:
     fakes = Fakes()
-    with fakes.mode, QuickNorms(), pytest.raises(RuntimeError):
+    with fakes.mode, Outcomes(), pytest.raises(RuntimeError):
         torch.func.functional_call(norm, {n: fakes(p) for n, p in norm.named_parameters()}, torch.empty(shape))
+
+
+@pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 1.0), (torch.int64, 1), (torch.bool, False)])
+def test_a_number_is_read_of_a_fake(dtype: torch.dtype, number: object) -> None:
+    fakes = Fakes()
+    with fakes.mode, Outcomes():
+        assert fakes(torch.zeros((), dtype=dtype)).item() == number
 
 
 def test_a_tensor_has_one_fake() -> None:
@@ -42,7 +49,7 @@ def test_a_tensor_has_one_fake() -> None:
 
 
 def _quick(func, *args):
-    with QuickNorms():
+    with Outcomes():
         return _slow(func, *args)
 
 

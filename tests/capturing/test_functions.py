@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,17 @@ def test_what_works_on_each_value_keeps_its_backward(name: str) -> None:
     assert "function.default" in " ".join(ops(coupling.captured))
     assert coupling.captured.notes == ()
     check_gradients(coupling, (x(),))
+
+
+def test_a_graph_keeps_its_function_whatever_is_captured_later() -> None:
+    first = prepared(model(EACH["reversal"]), (x(),))[1]
+    for _ in range(5):  # objects come and go, at the same addresses
+        prepared(model(EACH["straight-through"]), (x(),))
+        gc.collect()
+    check_gradients(first, (x(),))
+    emitted = fxprune.emit(first.captured, fxprune.rewrite(first, first.removed_mask([])))
+    given = x()
+    assert torch.equal(emitted(given), first.captured.model(given))
 
 
 @pytest.mark.parametrize(("function", "name"), [(Normed.apply, "Normed"), (lambda x: Product.apply(x, x), "Product")])

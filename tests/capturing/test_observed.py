@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import fxprune
 from fxprune.capturing.captured import capture
@@ -76,6 +77,60 @@ def test_what_only_one_mode_does_is_warned_of(branch: Any) -> None:
         pruned = fxprune.compile(model, [torch.randn(5, 6)], 0.6, recover=None, progress=False)
     assert any(SAID[branch] in note for note in fxprune.report(pruned).notes)
     assert_untouched(model, before)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, norm: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.o, self.reentrant = (
+            nn.Sequential(nn.Linear(6, 12), norm, nn.ReLU()),
+            nn.Linear(12, 3),
+            reentrant,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(checkpoint(self.inner, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_buffer_that_changes_within_a_checkpoint_is_told(reentrant: bool) -> None:
+    model = Checkpointed(nn.BatchNorm1d(12), reentrant)
+    with pytest.warns(fxprune.TrainingWarning, match="'inner.1' change buffers within an activation checkpoint"):
+        pruned = fxprune.compile(model, [torch.randn(5, 6)], 0.6, recover=None, progress=False)
+    x = torch.randn(5, 6, requires_grad=True)
+    for trained in (model.train(), pruned.train()):
+        trained(x).sum().backward()
+    assert (int(model.inner[1].num_batches_tracked), int(pruned.inner.get_submodule("1").num_batches_tracked)) == (2, 1)
+
+
+def test_nothing_is_told_of_a_checkpoint_without_buffers() -> None:
+    model = Checkpointed(nn.LayerNorm(12), reentrant=False)
+    pruned = fxprune.compile(model, [torch.randn(5, 6)], 0.6, recover=None, progress=False)
+    assert not fxprune.report(pruned).notes
+
+
+class Strided(nn.Module):
+    """A detector's head in small: numbers of a buffer fill a map, and training returns the raw one."""
+
+    stride: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        self.register_buffer("stride", torch.tensor([2.0, 4.0]))
+
+    def forward(self, x: Tensor) -> Any:
+        raw = self.c(x)
+        strides = torch.full((raw.shape[2] * raw.shape[3],), self.stride[0].item(), dtype=x.dtype)  # as a fill value
+        return [raw] if self.training else (raw.flatten(2) * strides, [raw])
+
+
+def test_numbers_that_are_read_of_a_buffer_hide_no_difference_and_load_by_themselves(tmp_path: Any) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.warns(fxprune.TrainingWarning, match="returns a list of 1 in training mode and a tuple of 2"):
+        pruned = fxprune.compile(Strided().eval(), [x], 0.7, recover=None, progress=False)
+    fxprune.save(pruned, tmp_path / "out")
+    assert torch.equal(fxprune.load(tmp_path / "out")(x)[0], pruned(x)[0])
 
 
 class Frozen(nn.Module):
