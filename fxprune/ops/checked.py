@@ -82,10 +82,11 @@ _LAYERS = """
 
 #: Transforms and dense linear algebra.
 _TRANSFORMS = """
-    det fft_fft fft_fft2 fft_fftfreq fft_fftn fft_fftshift fft_hfft fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft
-    fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftfreq fft_rfftn inverse istft linalg_cholesky
-    linalg_det linalg_diagonal linalg_eigh linalg_eigvalsh linalg_inv linalg_inv_ex linalg_matrix_exp linalg_pinv linalg_qr linalg_slogdet
-    linalg_solve linalg_solve_triangular linalg_svd linalg_svdvals logdet matrix_exp pinverse slogdet stft
+    det fft_fft fft_fft2 fft_fftfreq fft_fftn fft_fftshift fft_hfft fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn
+    fft_ifftshift fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftfreq
+    fft_rfftn inverse istft linalg_cholesky linalg_det linalg_diagonal linalg_eigh linalg_eigvalsh linalg_inv
+    linalg_inv_ex linalg_matrix_exp linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_solve_triangular
+    linalg_svd linalg_svdvals logdet matrix_exp pinverse slogdet stft
 """
 
 _PARTS = (_POINTWISE, _REDUCTIONS, _PLACES, _CREATION, _LAYERS, _TRANSFORMS)
@@ -112,6 +113,14 @@ _LIBRARIES = "fxprune::mark torchvision::deform_conv2d transformers::grouped_mm_
 #: Overloads that trust the shapes of their states, or the numbers of a packed batch; a file holds a layer that looks (`Recurrent`).
 _TRUSTING = {("aten::lstm", "input"), *((f"aten::{name}", "data") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))}
 
+#: What may be given a number that was read of a tensor.
+_VALUED = frozenset(
+    [
+        *_POINTWISE.split(),
+        *["full", "full_like", "new_full", "scalar_tensor", "masked_fill_", "fill_", "mul_", "add_", "sub_"],
+    ]
+)
+
 _ADMITTED = frozenset([*(f"aten::{name}" for part in _PARTS for name in part.split()), *_LIBRARIES.split()])
 _FACTUAL = frozenset(f"aten::{name}" for name in _FACTS.split())
 _WRITING = frozenset(f"aten::{name}" for name in _WRITES.split())
@@ -123,6 +132,8 @@ NAMESPACES = tuple(sorted({name.partition("::")[0] for name in _ADMITTED}))
 def is_admitted(op: OpOverload) -> bool:
     """Returns whether a file may name an operator: it is on the list, and writes nothing, or only what it is handed first."""
     schema = op._schema
+    if reads_number(op):
+        return True
     tensors = bool(schema.returns) and all(str(r.type) in ("Tensor", "List[Tensor]") for r in schema.returns)
     if schema.is_mutable:
         return tensors and schema.name in _WRITING and _written(op) == [schema.arguments[0].name]
@@ -136,6 +147,18 @@ def is_admitted(op: OpOverload) -> bool:
 def is_unchecked(op: object) -> bool:
     """Returns whether an operator trusts the shapes of its operands: they must be those of the model's own tensors."""
     return isinstance(op, OpOverload) and _packet(op) == "_weight_norm"
+
+
+def reads_number(op: object) -> bool:
+    """Returns whether an operator gives a tensor's only number to Python: it must be one that no size can be made of."""
+    return isinstance(op, OpOverload) and op._schema.name == "aten::item"
+
+
+def takes_number(op: object, argument: str) -> bool:
+    """Returns whether a number that is read of a tensor may be an argument of an operator: as a value, of which no size is made."""
+    if not isinstance(op, OpOverload) or not is_admitted(op) or _packet(op) not in _VALUED:
+        return False
+    return any(a.name == argument and "number" in str(a.type) for a in op._schema.arguments)
 
 
 def takes_constants(op: object) -> bool:

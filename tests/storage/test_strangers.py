@@ -143,6 +143,33 @@ ATTACKS: dict[str, tuple[list[Row], str]] = {
     ),
     "a strange layout": ([call("e", "aten::zeros.default", [1], layout={"layout": "sparse_coo"})], "a dense layout"),
     "a strange device": ([call("e", "aten::zeros.default", [1], device={"device": "lazy"})], "one of the devices"),
+    "a size read of a value": (
+        [
+            call("v", "aten::select.int", X, 0, 0),
+            call("n", "aten::sum.default", node("v")),
+            call("i", "aten::item.default", node("n")),
+            call("e", "aten::arange.default", node("i")),
+        ],
+        "a value, of which no size is made",
+    ),
+    "a size made of a value": (
+        [
+            call("n", "aten::sum.default", X),
+            call("i", "aten::item.default", node("n")),
+            call("j", "operator.mul", node("i"), 2),
+            call("e", "aten::zeros.default", [node("j")]),
+        ],
+        "a value, of which no size is made",
+    ),
+    "a whole number read of a value": (
+        [
+            call("g", "aten::gt.Scalar", X, 0),
+            call("n", "aten::sum.default", node("g")),
+            call("i", "aten::item.default", node("n")),
+            call("e", "aten::mul.Scalar", X, node("i")),
+        ],
+        "a tensor of one floating number",
+    ),
     "what does not fit": ([call("e", "aten::mm.default", X, X)], "it fails at the size of the example"),
 }
 
@@ -172,6 +199,11 @@ def test_an_attack_is_refused(plain: Path, tmp_path: Path, attack: str) -> None:
         ],
         [call("m", "aten::gt.Scalar", X, 0), call("e", "aten::index.Tensor", X, [node("m")])],
         [call("e", "aten::div.Tensor_mode", X, X, rounding_mode="trunc")],
+        [
+            call("n", "aten::sum.default", X),
+            call("i", "aten::item.default", node("n")),
+            call("e", "aten::full.default", [3], node("i")),
+        ],
     ],
 )
 def test_what_is_sound_loads_and_runs(plain: Path, tmp_path: Path, rows: list[Row]) -> None:

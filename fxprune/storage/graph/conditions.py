@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
-from fxprune.ops.checked import is_unchecked, takes_constants, writes
+from fxprune.ops.checked import is_unchecked, reads_number, takes_constants, takes_number, writes
 from fxprune.ops.registry import may_alias
 
 #: Bits of a whole number. Sizes have 63, and a model multiplies a few; products of products have more digits than there is memory.
@@ -44,6 +44,10 @@ def check_conditions(graph: fx.Graph, where: str) -> None:
             raise PlanError(f"{here}: expected to write into a value of the graph's own, got {origin!s:.80}")
         if is_unchecked(node.target) and any(not _is_tensor_of_model(value) for value in node.all_input_nodes):
             raise PlanError(f"{here}: {node.target} takes tensors of the model alone")
+        if reads_number(node.target) and not all(_as_value(node, user) for user in node.users):
+            raise PlanError(
+                f"{here}: expected a number that is read of a tensor to be a value, of which no size is made"
+            )
         if takes_constants(node.target) and any(isinstance(value, fx.Node) for value in _numbers(node)):
             raise PlanError(f"{here}: {node.target} takes constant numbers alone")
 
@@ -96,8 +100,21 @@ def _numbers(node: fx.Node) -> Iterator[Any]:
     """Yields the arguments that are no tensors."""
     declared: Any = node.target
     kinds = {a.name: str(a.type) for a in declared._schema.arguments}
-    given = {**dict(zip(kinds, node.args, strict=False)), **node.kwargs}
-    yield from (value for name, value in given.items() if kinds[name] != "Tensor")
+    yield from (value for name, value in _named(node).items() if kinds[name] != "Tensor")
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    """Returns the arguments of an operator by their names."""
+    declared: Any = node.target
+    return {**dict(zip((a.name for a in declared._schema.arguments), node.args, strict=False)), **node.kwargs}
+
+
+def _as_value(number: fx.Node, user: fx.Node) -> bool:
+    """Returns whether a node takes a number as a value, wherever it takes it."""
+    if not isinstance(user.target, OpOverload):
+        return user.op == "output"
+    places = [name for name, value in _named(user).items() if number in _flat(value)]
+    return all(takes_number(user.target, name) for name in places)
 
 
 def _is_tensor_of_model(node: fx.Node) -> bool:

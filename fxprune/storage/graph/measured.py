@@ -26,7 +26,7 @@ from fxprune._base import untrusted
 from fxprune._base.errors import PlanError, brief
 from fxprune.capturing.regions import enter_autocast, exit_autocast, guarded
 from fxprune.data.example import ExampleSpec
-from fxprune.ops.checked import largest, objection, parts, work
+from fxprune.ops.checked import largest, objection, parts, reads_number, work
 from fxprune.rewriting.pruned import PrunedModule
 
 #: Memory at any time: so many bytes, and so many for each byte of weights and inputs.
@@ -119,6 +119,8 @@ class _Run(fx.Interpreter):
         }
         if (wrong := objection(target, args, kwargs)) is not None:
             raise PlanError(f"{target}: {wrong}")
+        if reads_number(target):
+            return _number(target, args)
         if (count := parts(target, args, kwargs)) > _MOST_PARTS:
             raise PlanError(f"{target}: expected at most {_MOST_PARTS} results, got {count}")
         try:
@@ -167,6 +169,13 @@ def _storages(result: Any) -> Iterator[tuple[Any, int]]:
         if isinstance(leaf, Tensor):
             storage = leaf.untyped_storage()
             yield storage._cdata, storage.nbytes()
+
+
+def _number(target: OpOverload, args: Any) -> float:
+    """Returns a number in the place of one that is read of a tensor: a whole one may be what a division stops the process at."""
+    if len(args) != 1 or not isinstance(args[0], Tensor) or not args[0].is_floating_point() or args[0].numel() != 1:
+        raise PlanError(f"{target}: expected a tensor of one floating number")
+    return 1.0
 
 
 def _check_numbers(target: Any, args: Any) -> None:
