@@ -73,7 +73,7 @@ class Limits:
         """
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return  # sizes are tensors there
-        sizes = self._free(tensors)
+        sizes = self.sizes(tensors)
         for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
             for dim, term in enumerate(shape):
                 if not _holds(tensor.shape[dim] == value_of(term, sizes)):
@@ -85,8 +85,12 @@ class Limits:
             if not met(condition, sizes):
                 raise _unmet(text_of(condition), sizes_in(condition), sizes)
 
-    def _free(self, tensors: Sequence[Tensor]) -> dict[str, int]:
-        """Returns the free sizes of a call by their names; the ranks are checked on the way."""
+    def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """Returns the free sizes of a call with these tensors, ``[...]`` each, by their names.
+
+        Raises:
+            ShapeError: one has another number of dimensions.
+        """
         sizes: dict[str, int] = {}
         for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
             if tensor.dim() != len(shape):
@@ -97,10 +101,6 @@ class Limits:
                 if isinstance(term, str):
                     sizes.setdefault(term, size)
         return sizes
-
-    def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
-        """Returns the free sizes of a call by their names; its tensors, ``[...]`` each, have the right ranks."""
-        return self._free(tensors)
 
     def allows(self, sizes: Mapping[str, int]) -> bool:
         """Returns whether a call may have these free sizes."""
@@ -118,14 +118,14 @@ class Limits:
 
 
 def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
-    """Returns what a term comes to at some sizes; NaN, which equals nothing, where it divides by zero."""
+    """Returns what a term comes to at some sizes; NaN, which equals nothing, where it comes to nothing."""
     if isinstance(term, str):
         return sizes[term]
     if not isinstance(term, tuple):
         return term
     try:
         return FUNCTIONS[term[0]][2](*(value_of(part, sizes) for part in term[1:]))
-    except ZeroDivisionError:
+    except (ArithmeticError, ValueError):  # a division by zero, or what no float holds
         return nan
 
 

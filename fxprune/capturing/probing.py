@@ -81,7 +81,7 @@ def holding_at(
     Returns:
         The limits, or None where the numbers differ.
     """
-    sizes = _sizes(limits, given)
+    sizes = limits.sizes(given)
     kept = tuple(condition for condition in limits.conditions if met(condition, sizes))
     if kept == limits.conditions:
         return limits
@@ -112,7 +112,7 @@ def _right_at_one(
     model: nn.Module, example: Example, program: ExportedProgram, limits: Limits, group: Set[str]
 ) -> bool:
     tensors = [leaf for leaf in example.leaves if _is_tensor(leaf)]
-    sizes = {name: 1 if name in group else size for name, size in _sizes(limits, tensors).items()}
+    sizes = {name: 1 if name in group else size for name, size in limits.sizes(tensors).items()}
     if not all(met(condition, sizes) for condition in limits.conditions):
         return False
     at_one = _Both(model, example, program, [[value_of(term, sizes) for term in shape] for shape in limits.shapes])
@@ -120,16 +120,6 @@ def _right_at_one(
         return True
     as_given = _Both(model, example, program, [leaf.shape for leaf in tensors])
     return not as_given.alike and at_one.ends_alike  # the logs say nothing of this model
-
-
-def _sizes(limits: Limits, tensors: Sequence[Tensor]) -> dict[str, int]:
-    """Return the free sizes of a call."""
-    return {
-        term: int(size)
-        for tensor, shape in zip(tensors, limits.shapes, strict=True)
-        for term, size in zip(shape, tensor.shape, strict=True)
-        if isinstance(term, str)
-    }
 
 
 class _Both:

@@ -35,7 +35,7 @@ _KEEPS_SHAPE = {  # known results: the meta kernels of these decompose, and take
 }
 _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 #: What an op raises at sizes that it was not captured for.
-REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError)
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 

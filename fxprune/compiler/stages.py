@@ -17,6 +17,7 @@ from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
+from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.islands import capture_or_parts
@@ -197,10 +198,6 @@ def rewrite(state: State) -> State:
     return replace(state, pruned=emitted(state.selection))
 
 
-#: How operators refuse sizes that they do not take.
-_REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
-
-
 def verify(state: State) -> State:
     """Compares the module with the masked twin, on the first batch and, where sizes are free, at others of them.
 
@@ -229,7 +226,7 @@ def _settled_there(state: State, call: Call) -> Certificate | None:
     """
     try:
         return _settled(state, call)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         if _takes(state, call):
             text = f"the pruned model fails where the original does not, at another batch size or another size: {error}"
             raise VerificationError(f"{text}. This is a bug of fxprune: please report the model.") from error
@@ -248,7 +245,7 @@ def _takes(state: State, call: Call) -> bool:
     try:
         with torch.no_grad():
             Run(Selection.nothing(state.coupling))(state.coupling.captured.call.flatten(*call))
-    except _REFUSALS:
+    except REFUSALS:
         return False
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -119,18 +120,22 @@ def export(
     runtime = _checked(target, opset)
     model = _checked_model(pruned)
     request = requested(model, example, part)
-    ways = [request.varying] if dynamic_shapes is not None or not any(request.varying) else [request.varying, ()]
-    refusal = ""
-    for last, varying in zip((*[False] * (len(ways) - 1), True), ways, strict=True):
-        try:
-            program = _traced(replace(request, varying=varying), dynamic_batch, dynamic_shapes)
-            calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
-            found, difference, written = _write(runtime, program, calls, target, tolerance)
-            break
-        except (CaptureError, ExportError) as error:
-            if last:
-                raise
-            refusal = str(error)  # some runtimes compute something else where a size is free
+    write = partial(_exported, runtime, target, tolerance, dynamic_batch, dynamic_shapes)
+    if dynamic_shapes is not None or not any(request.varying):
+        return write(request)
+    try:
+        return write(request)
+    except (CaptureError, ExportError) as error:  # some runtimes compute something else where a size is free
+        refusal = f"sizes that are free in the model are fixed in the file, since with them free: {error}"
+    return replace(write(replace(request, varying=())), note=refusal)
+
+
+def _exported(
+    runtime: FileRuntime, target: Path, tolerance: float, dynamic_batch: bool, dynamic_shapes: Any, request: Request
+) -> Exported:
+    program = _traced(request, dynamic_batch, dynamic_shapes)
+    calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
+    found, difference, written = _write(runtime, program, calls, target, tolerance)
     return Exported(
         path=target,
         format=runtime.format,
@@ -142,7 +147,6 @@ def export(
         inputs=program.inputs,
         outputs=program.outputs,
         opset=found,
-        note=refusal and f"sizes that are free in the model are fixed in the file, since with them free: {refusal}",
     )
 
 

@@ -26,8 +26,8 @@ class Request:
         module: the model, or a part of it.
         call: one call.
         filled: whether the call holds values of the user's; else zeros.
-        varying: for each tensor of the call the dimensions whose size differed in compilation; empty if
-            unknown, or if the call has other tensors.
+        varying: for each tensor of the call the dimensions that are free in the model; empty if unknown, or if the
+            call has other tensors.
     """
 
     module: nn.Module

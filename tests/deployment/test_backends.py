@@ -36,6 +36,8 @@ def test_onnx(name: str, exported: Any) -> None:
     assert found.format == "ONNX" and found.max_error <= 1e-4 and found.opset >= 18
     assert found.bytes == found.path.stat().st_size and not found.beside
     assert [shapes[0][0] for shapes in found.compared] == [4, 5, 1]
+    # onnxruntime's adaptive pooling to 2 x 2 is another where it does not divide the size
+    assert ("fixed in the file" in found.note and "fixed in the file" in str(found)) is (name == "cnn")
     for batch, length in ((2, 10), (7, 13), (1, 5)):
         assert_equal(pruned_of(name), session_of(found.path), call_of(name, batch, length))
 
@@ -43,7 +45,7 @@ def test_onnx(name: str, exported: Any) -> None:
 @pytest.mark.parametrize("name", but_slow(MODELS, quick=("cnn",)))
 def test_pt2(name: str, exported: Any) -> None:
     found = exported(name, ".pt2")
-    assert found.format == "torch.export" and found.max_error == 0 and found.opset is None
+    assert found.format == "torch.export" and found.max_error == 0 and found.opset is None and not found.note
     loaded = torch.export.load(found.path).module()
     for batch, length in ((2, 10), (7, 13), (1, 5)):
         assert_equal(pruned_of(name), loaded, call_of(name, batch, length))
