@@ -19,7 +19,7 @@ from fxprune.capturing.captured import Captured
 from fxprune.capturing.normalize.layout import dims_of
 from fxprune.capturing.shapes import REFUSALS, describe, replay
 from fxprune.capturing.sizes import Sizes
-from fxprune.ops.dead import Zeros, dead_channels
+from fxprune.ops.dead import Dead, dead_channels
 from fxprune.ops.registry import bind, is_kind, rule_of
 
 aten = torch.ops.aten
@@ -60,8 +60,9 @@ class _Sheet:
 
 def with_dead_counted(captured: Captured) -> Captured:
     """Returns the captured model with the norms written out that have dead channels among those they look at."""
-    zeros = dead_channels(captured)
-    writes, centred = _norms(captured, zeros), _centred(captured, zeros)
+    centred = _centred(captured)
+    dead = dead_channels(captured, {bind(n).input for n in _candidates(captured)} | {c.of for c in centred.values()})
+    writes, centred = _norms(captured, dead), _over_dead(centred, dead)
     writes |= {node: write for node in captured.module.graph.nodes if (write := _variance(captured, node, centred))}
     told = [*_told(writes), *_strange(captured, centred, writes)]
     written = _rewritten(captured, writes) if writes else captured
@@ -91,19 +92,21 @@ def _rewritten(captured: Captured, writes: Mapping[fx.Node, _Write]) -> Captured
 # -- what is written out, and how -------------------------------------------------------------------------------------
 
 
-def _norms(captured: Captured, zeros: Mapping[fx.Node, Zeros]) -> dict[fx.Node, _Write]:
+def _candidates(captured: Captured) -> list[fx.Node]:
+    """Returns the layer and group norms."""
+    return [n for n in captured.module.graph.nodes if is_kind(n, "norm") and hasattr(bind(n), "bias")]
+
+
+def _norms(captured: Captured, dead: Mapping[fx.Node, Dead]) -> dict[fx.Node, _Write]:
     """Returns the layer and group norms of whose channels some may go that are zero and others stay."""
     found: dict[fx.Node, _Write] = {}
-    for node in captured.module.graph.nodes:
-        a = bind(node) if is_kind(node, "norm") else None
-        dead = zeros.get(a.input) if a is not None and hasattr(a, "bias") else None
-        if a is None or dead is None:
-            continue
-        if hasattr(a, "num_groups"):
-            within = dead.flags.reshape(a.num_groups, -1).all(dim=0)  # the same position of every group goes
-            if dead.dim == 1 and bool(within.any()):
+    for node in _candidates(captured):
+        a = bind(node)
+        flags = dead.get(a.input, {})
+        if hasattr(a, "num_groups"):  # the same position of every group goes
+            if 1 in flags and bool(flags[1].reshape(a.num_groups, -1).all(dim=0).any()):
                 found[node] = _group_norm
-        elif dead.dim >= len(captured.info[node].shape) - len(a.normalized_shape):
+        elif any(dim >= len(captured.info[node].shape) - len(a.normalized_shape) for dim in flags):
             found[node] = _layer_norm
     return found
 
@@ -159,24 +162,27 @@ def _affine(sheet: _Sheet, y: fx.Node, weight: fx.Node | None, bias: fx.Node | N
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Centred:
-    """``of - mean(of)``, over dimensions among which are channels that are zero in ``of``, along ``dim``."""
+    """``of - mean(of)``: what the mean is over, and along which of these dimensions some of ``of`` is zero."""
 
     of: fx.Node
     over: frozenset[int]
-    dim: int
+    dim: int = -1
 
 
-def _centred(captured: Captured, zeros: Mapping[fx.Node, Zeros]) -> dict[fx.Node, _Centred]:
+def _centred(captured: Captured) -> dict[fx.Node, _Centred]:
     found: dict[fx.Node, _Centred] = {}
     for node in captured.module.graph.find_nodes(op="call_function", target=aten.sub.Tensor):
         a = bind(node)
         mean = bind(a.other) if _is(a.other, aten.mean.dim) and a.alpha == 1 else None
-        if mean is None or mean.self is not a.self or a.self not in zeros or not mean.keepdim:
-            continue
-        over = _over(captured, a.other)
-        if zeros[a.self].dim in over:
-            found[node] = _Centred(a.self, over, zeros[a.self].dim)
+        if mean is not None and mean.self is a.self and mean.keepdim:
+            found[node] = _Centred(a.self, _over(captured, a.other))
     return found
+
+
+def _over_dead(centred: Mapping[fx.Node, _Centred], dead: Mapping[fx.Node, Dead]) -> dict[fx.Node, _Centred]:
+    """Returns those over channels of which some are zero."""
+    dims = {node: sorted(known.over & dead.get(known.of, {}).keys()) for node, known in centred.items()}
+    return {node: replace(centred[node], dim=among[-1]) for node, among in dims.items() if among}
 
 
 def _is(node: Any, *targets: Any) -> bool:

@@ -1,110 +1,139 @@
-"""Dead channels: which channels of which values are zero for every input, as far as the weights tell."""
+"""Dead channels: which channels of which values are zero for every input, as far as the weights tell.
+
+The graph is run on random numbers, each op on other ones than the op before it gave, but on zeros where that gave zeros in
+every draw. What an op makes zero of any numbers it makes zero of every input, whatever op it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from fxprune._base.graphs import last_uses
+from fxprune._base.modes import random_states_kept
 from fxprune._base.names import fetch
-from fxprune.capturing.captured import Captured, TensorInfo
+from fxprune.capturing.captured import Captured
+from fxprune.capturing.regions import mode_of
 from fxprune.capturing.shapes import REFUSALS
-from fxprune.ops.constants import Constants
-from fxprune.ops.registry import bind, is_kind, rule_of
+from fxprune.ops.registry import is_kind
+
+#: For each dimension along which some slices of a value are zero for every input, and others are not: which, ``[size]``.
+Dead: TypeAlias = "Mapping[int, Tensor]"
+
+#: Signs of the draws: whatever passes only what is positive, as a relu does, passes each number in one of two.
+_SIGNS = (1, -1, 1, -1)
+_BATCH = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Zeros:
-    """Channels of a value that are zero for every input: flags ``[channels]``, and the dimension that they lie along."""
-
-    dim: int
-    flags: Tensor
-
-
-def dead_channels(captured: Captured) -> dict[fx.Node, Zeros]:
-    """Returns the values of a captured model of which it is known, and of which some channels are zero but not all."""
-    zeros: dict[fx.Node, Zeros] = {}
-    for node in captured.module.graph.nodes:
-        if node.op == "call_function" and isinstance(captured.info.get(node), TensorInfo):
-            dead = follow(captured, node, zeros)
-            if dead is not None and bool(dead.flags.any()) and not bool(dead.flags.all()):
-                zeros[node] = dead
-    return zeros
+def dead_channels(captured: Captured, of: Collection[fx.Node]) -> dict[fx.Node, Dead]:
+    """Returns those of some nodes of which some channels, but not all, are zero for every input."""
+    found: dict[fx.Node, Dead] = {}
+    held = captured.module.graph.find_nodes(op="get_attr")
+    if not of or not any(_has_zero_slices(captured, node) for node in held):
+        return found
+    with torch.no_grad(), random_states_kept():
+        torch.manual_seed(0)
+        for node, draws in _drawn(captured):
+            if node in of and isinstance(draws[0], Tensor):
+                found[node] = _slices(draws[0] == 0)
+    return {node: dead for node, dead in found.items() if dead}
 
 
-def follow(captured: Captured, node: fx.Node, zeros: Mapping[fx.Node, Zeros]) -> Zeros | None:
-    """Returns which channels of an op's result are zero, or whatever else ``zeros`` flags, if that is known."""
-    rule, rank = rule_of(node.target), len(captured.info[node].shape)
-    sources = [source for source in node.all_input_nodes if isinstance(captured.info.get(source), TensorInfo)]
-    if rule is None or not sources:
-        return None
-    a = bind(node)
-    if is_kind(node, "linear", "conv", "embedding"):
-        return _made(captured, node, a, rank)
-    if is_kind(node, "batch_norm", "norm"):
-        return _scaled(captured, node, a)
-    if is_kind(node, "addition") or rule.scales:
-        return _joined(captured, sources, zeros, rank, every=not rule.scales)
-    if sources[0] not in zeros or len(sources) != 1:
-        return None
-    first = zeros[sources[0]]
-    if rule.moves is not None:
-        dim = rule.moves(Constants(captured.info, {sources[0]: first.dim}), node, a)
-        fits = dim is not None and captured.info[node].shape[dim] == len(first.flags)
-        return Zeros(dim, first.flags) if dim is not None and fits else None
-    return first if is_kind(node, "elementwise") and _keeps_zero(node) else None
-
-
-def _made(captured: Captured, node: fx.Node, a: SimpleNamespace, rank: int) -> Zeros | None:
-    """Returns the outputs of a layer whose weights, and bias, are all zero."""
-    held = [a.weight, getattr(a, "bias", None)]
-    if any(x is not None and x.op != "get_attr" for x in held):
-        return None
-    weight = fetch(captured.module, str(a.weight.target)).detach()
-    if weight.is_meta:
-        return None
-    rows = weight.movedim(1 if is_kind(node, "embedding") else 0, 0).flatten(1)
-    flags = (rows == 0).all(dim=1)
-    if held[1] is not None:
-        flags &= fetch(captured.module, str(held[1].target)).detach() == 0
-    return Zeros(1 if is_kind(node, "conv") else rank - 1, flags.cpu())
-
-
-def _scaled(captured: Captured, node: fx.Node, a: SimpleNamespace) -> Zeros | None:
-    """Returns the channels that a norm multiplies by zero, and adds none to."""
-    held = [x for x in (a.weight, getattr(a, "bias", None)) if x is not None]
-    if a.weight is None or any(x.op != "get_attr" for x in held):
-        return None
-    values = [fetch(captured.module, str(x.target)).detach() for x in held]
-    if values[0].dim() != 1 or any(value.is_meta for value in values):
-        return None
-    last = hasattr(a, "normalized_shape")
-    flags = torch.stack([value == 0 for value in values]).all(dim=0)
-    return Zeros(len(captured.info[node].shape) - 1 if last else 1, flags.cpu())
-
-
-def _joined(
-    captured: Captured, sources: list[fx.Node], zeros: Mapping[fx.Node, Zeros], rank: int, *, every: bool
-) -> Zeros | None:
-    """Returns the channels that are zero in every operand, or in any; operands that are not known have none."""
-    known = [zeros[s] for s in sources if s in zeros and len(captured.info[s].shape) == rank]
-    if not known or (every and len(known) < len(sources)) or len({(z.dim, len(z.flags)) for z in known}) > 1:
-        return None
-    flags = torch.stack([z.flags for z in known])
-    return Zeros(known[0].dim, flags.all(dim=0) if every else flags.any(dim=0))
-
-
-def _keeps_zero(node: fx.Node) -> bool:
-    """Returns whether an op of one value makes zero of zero."""
-    zero = torch.zeros(1)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: zero)
-    assert callable(node.target)
-    try:
-        value: Any = node.target(*args, **kwargs)
-    except REFUSALS:
+def _has_zero_slices(captured: Captured, node: fx.Node) -> bool:
+    """Returns whether a weight has zeros that may make a channel zero; a bias of zeros alone makes none."""
+    held = fetch(captured.module, str(node.target))
+    if not isinstance(held, Tensor) or held.is_meta or not held.is_floating_point():
         return False
-    return isinstance(value, Tensor) and not bool(value.any())
+    zero = held.detach() == 0
+    if not bool(zero.any()) or bool(zero.all()):
+        return bool(zero.all()) and held.dim() > 1
+    rows = held.dim() > 1 and all(is_kind(user, "embedding") for user in node.users)  # those of a table are no channels
+    return bool(_slices(zero).keys() - ({0} if rows else set()))
+
+
+def _slices(zero: Tensor) -> Dead:
+    """Returns along which dimensions some slices are all zero, but not all slices are."""
+    flags = {d: zero.movedim(d, 0).flatten(1).all(dim=1) if zero.dim() > 1 else zero for d in range(zero.dim())}
+    return {d: dead.cpu() for d, dead in flags.items() if bool(dead.any()) and not bool(dead.all())}
+
+
+def _drawn(captured: Captured) -> Iterator[tuple[fx.Node, list[Any]]]:
+    """Yields each node with one value for each draw, all zero in the same places; until an op takes none of them."""
+    values: dict[fx.Node, list[Any]] = {}
+    inputs = iter(_inputs(captured))
+    last = last_uses(list(captured.module.graph.nodes))
+    for node in captured.module.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = [_held(captured, node)] * len(_SIGNS)
+        elif node.op == "placeholder":
+            values[node] = list(_numbers(next(inputs)))
+        elif node.op == "call_function":
+            try:
+                values[node] = _redrawn(_called(node, values))
+            except REFUSALS:  # numbers that the model would never give it
+                return
+        else:
+            return
+        yield node, values[node]
+        for source in last.get(node, ()):
+            del values[source]
+
+
+def _held(captured: Captured, node: fx.Node) -> Any:
+    value = fetch(captured.module, str(node.target))
+    return value.clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
+
+
+def _inputs(captured: Captured) -> Iterator[Tensor]:
+    """Yields the example's leaves; the first two of a batch that is free."""
+    free, batch = captured.batch
+    for leaf, node in zip(captured.example, captured.module.graph.find_nodes(op="placeholder"), strict=True):
+        shorter = free != batch > _BATCH and captured.info[node].shape[:1] == (free,)
+        yield leaf.detach()[:_BATCH] if shorter else leaf.detach()
+
+
+def _called(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> list[Any]:
+    assert callable(node.target)
+    results = []
+    with mode_of(node):
+        for i in range(len(_SIGNS)):
+            own = {source: values[source][i] for source in node.all_input_nodes}
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), own.__getitem__)
+            results.append(node.target(*args, **kwargs))
+    return results
+
+
+def _redrawn(results: list[Any]) -> list[Any]:
+    """Returns other numbers, but zeros where all results are zero; whole numbers and flags as they are."""
+    leaves, specs = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
+    drawn = [_others(same) for same in zip(*leaves, strict=True)]
+    return [pytree.tree_unflatten(list(one), specs[0]) for one in zip(*drawn, strict=True)]
+
+
+def _others(same: tuple[Any, ...]) -> Sequence[Any]:
+    if not _is_real_or_complex(same[0]):
+        return same
+    zero = torch.stack([value == 0 for value in same]).all(dim=0)
+    return [value.masked_fill(zero, 0) for value in _numbers(same[0])]
+
+
+def _numbers(like: Tensor) -> list[Tensor]:
+    """Returns numbers for each draw, of both signs and none of them near zero; whole numbers and flags as they are."""
+    if not _is_real_or_complex(like):
+        return [like] * len(_SIGNS)
+    halves = [_magnitudes(like) for _ in range(len(_SIGNS) // 2)]
+    return [halves[i // 2] * sign for i, sign in enumerate(_SIGNS)]
+
+
+def _is_real_or_complex(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _magnitudes(like: Tensor) -> Tensor:
+    drawn = torch.rand(like.shape, device=like.device) * 3 + 1.1
+    signed = torch.copysign(drawn, torch.rand(like.shape, device=like.device) - 0.5)
+    return torch.complex(signed, drawn).to(like.dtype) if like.is_complex() else signed.to(like.dtype)

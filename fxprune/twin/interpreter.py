@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune._base.graphs import last_uses
 from fxprune._base.names import fetch
 from fxprune.capturing.regions import mode_of
 from fxprune.coupling.selection import Selection
@@ -130,12 +131,3 @@ class Run:
 @cache
 def _keeps_statistics(target: Any) -> bool:
     return any(a.name == "running_mean" for a in getattr(getattr(target, "_schema", None), "arguments", ()))
-
-
-def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Returns for each node the operands that none of the nodes after it reads."""
-    reader = {source: node for node in nodes for source in node.all_input_nodes}  # the last one stays
-    last: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in reader.items():
-        last.setdefault(node, []).append(source)
-    return last

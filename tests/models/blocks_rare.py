@@ -87,6 +87,8 @@ class Nodes(Spec):
 
     def run(self, m: Block, x: Tensor) -> Tensor:
         y, own = m.send(x), m.own(x)
+        if self.how == "masked":
+            return own.masked_fill((m.dense.sum(1) > m.dense.diagonal())[: x.shape[1]].view(1, -1, 1), 0.0) + y
         messages = y[:, m.source]
         index = m.target.view(1, -1, 1).expand_as(messages)
         if self.how == "index_add":
@@ -103,8 +105,6 @@ class Nodes(Spec):
             )
         if self.how == "index_copy":
             return own.index_copy(1, m.target[:4], messages[:, :4])
-        if self.how == "masked":
-            return own.masked_fill((m.dense.sum(1) > m.dense.diagonal())[: x.shape[1]].view(1, -1, 1), 0.0) + y
         return own + torch.einsum("mn,bnc->bmc", m.dense, y)
 
 

@@ -64,7 +64,9 @@ class Network:
 
     def zeros(self) -> bool:
         """Returns whether a unit that is gone is to the network as if all its weights were zero."""
-        return all(block.zeros() for spec in self.blocks for block in spec.within())
+        within = [block for spec in self.blocks for block in spec.within()]
+        mixed = any(isinstance(block, tokens.MixTokens) and block.how == "linear" for block in within)
+        return all(block.zeros() for block in within) and not (mixed and len(within) > 1)  # a bias fills tokens that go
 
     def tolerance(self) -> float:
         """Returns how much rounding there may be: parts may work in less than float64."""

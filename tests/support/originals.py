@@ -23,6 +23,7 @@ from tests.support.zeroed import (
     certain,
     differing,
     evaluate,
+    has_made,
     other_buffers,
     other_gradients,
     plain,
@@ -108,7 +109,7 @@ def _compare(case: Case, found: Found) -> None:
 def paired(case: Case) -> tuple[Pair, Inputs, bool]:
     """Returns original and result of a case, the inputs it was captured with, and whether a warning speaks of training."""
     model, original, inputs = build(case), build(case), case.network.example(BATCH, case.pruning.seed)
-    dead = case.pruning.dead and "Made" not in set(case.network.kinds())
+    dead = case.pruning.dead and "Made" not in set(case.network.kinds()) and not has_made(model)
     before = fxprune.report(compiled(model, inputs, case.pruning)).plan.keep if dead else {}
     with_zeros(model, before)
     with warnings.catch_warnings(record=True) as seen:
@@ -116,7 +117,7 @@ def paired(case: Case) -> tuple[Pair, Inputs, bool]:
         pruned = compiled(model, inputs, case.pruning)
     report = fxprune.report(pruned)
     original, keep, made = plain(with_zeros(original, before), report.plan.keep)
-    original = with_zeros(original, keep) if dead and before == keep else as_pruned(original, keep)
+    original = as_pruned(original, keep, dead=dead)
     told = any(issubclass(w.category, (fxprune.GradientWarning, fxprune.TrainingWarning)) for w in seen)
     return Pair(original, pruned, keep, made, case.network), inputs, told
 

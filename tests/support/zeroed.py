@@ -43,13 +43,14 @@ def with_zeros(model: nn.Module, keep: Kept) -> nn.Module:
     return model
 
 
-def as_pruned(model: nn.Module, keep: Kept) -> nn.Module:
+def as_pruned(model: nn.Module, keep: Kept, *, dead: bool = False) -> nn.Module:
     """Returns the model `with_zeros`, and layer and group norms that are over what is kept of their channels.
 
-    All other statistics count what is gone as zeros.
+    All other statistics count what is gone as zeros; with ``dead`` these norms as well where some channels are zero.
     """
     tensors = _tensors(with_zeros(model, keep))
-    mode = _OverKept({id(tensors[name]): torch.tensor(axes[0]) for name, axes in keep.items() if list(axes) == [0]})
+    kept = {id(tensors[name]): torch.tensor(axes[0]) for name, axes in keep.items() if list(axes) == [0]}
+    mode = _OverKept(kept, dead)
     forward = model.forward
 
     def within(*args: Any, **kwargs: Any) -> Any:
@@ -63,19 +64,31 @@ def as_pruned(model: nn.Module, keep: Kept) -> nn.Module:
 class _OverKept(TorchFunctionMode):
     """Layer and group norms take their statistics over the channels that are kept; their results for the others are zeros."""
 
-    def __init__(self, kept: Mapping[int, Tensor]) -> None:
+    def __init__(self, kept: Mapping[int, Tensor], dead: bool) -> None:
         super().__init__()
-        self.kept = kept
+        self.kept, self.dead = kept, dead
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm):
             x, sizes, weight, *rest = (*args, *(kwargs or {}).values())
-            kept = self.kept.get(id(weight))
+            kept, grouped = self.kept.get(id(weight)), func in (F.group_norm, torch.group_norm)
+            if kept is not None and self.dead and _some_zero(x, sizes if grouped else 0):
+                return func(_only(kept, x, 1 if grouped else -1), sizes, weight, *rest)
             if kept is not None:
-                return _over_kept(func in (F.group_norm, torch.group_norm), kept, x, sizes, weight, *rest)
+                return _over_kept(grouped, kept, x, sizes, weight, *rest)
         return func(*args, **(kwargs or {}))
+
+
+def _some_zero(x: Tensor, groups: int) -> bool:
+    """Returns whether some channels are zero, of ``groups`` the same of each."""
+    flags = (x == 0).movedim(1 if groups else -1, 0).flatten(1).all(dim=1)
+    return bool(flags.reshape(groups or 1, -1).all(dim=0).any())
+
+
+def _only(kept: Tensor, x: Tensor, dim: int) -> Tensor:
+    return torch.zeros_like(x).index_copy(dim, kept, x.index_select(dim, kept))
 
 
 def _over_kept(
@@ -114,6 +127,11 @@ def plain(model: nn.Module, keep: Kept) -> tuple[nn.Module, Kept, set[str]]:
             found[f"{path}.{name}"] = axes
             layers.add(path)
     return model, found, layers
+
+
+def has_made(model: nn.Module) -> bool:
+    """Returns whether a weight is made of others at each call."""
+    return any(_made(module) for module in model.modules())
 
 
 def _made(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fxprune._base.graphs import last_uses
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import Axis, size_of
 from fxprune.algebra.channels import Ids, Mask
@@ -32,7 +33,7 @@ from fxprune.ops.slicer import Slicer
 from fxprune.ops.tracer import Contraction
 from fxprune.scoring.engine.columns import flags_of
 from fxprune.twin.comparison import TOLERANCE
-from fxprune.twin.interpreter import Run, last_uses
+from fxprune.twin.interpreter import Run
 
 Values = dict[fx.Node, Any]
 
