@@ -113,7 +113,7 @@ def _without(dropouts: Calls, modules: Set[str]) -> Calls:
 def _differences(
     model: nn.Module, trained: Observation, evaluated: Observation, silent: Set[str], alone: Set[str]
 ) -> Iterator[str]:
-    own = {path for path, module in model.named_modules() if not type(module).__module__.startswith("torch.nn.")}
+    own = {path for path, module in model.named_modules() if _is_own(module)}
     if trained.outputs[0] != evaluated.outputs[0]:
         yield (
             f"the model returns {_shown(trained.outputs)} in training mode and {_shown(evaluated.outputs)} in evaluation "
@@ -139,6 +139,13 @@ def _differences(
             does = "does not" if mode == "training" else "does so in both"
             where = f"module {path!r}" if path else "the model"
             yield f"{where} calls {', '.join(sorted(names)[:6])} in {mode} mode alone: the result {does}"
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Return whether a module does what torch's layers do not by themselves: a class of the user's, a hook, a parametrization."""
+    kind = type(module).__module__
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return bool(hooked) or not kind.startswith("torch.nn.") or kind.startswith("torch.nn.utils.")
 
 
 def _working_alone(trained: Observation, evaluated: Observation, silent: Set[str]) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, VerificationError, outside
+from fxprune._base.errors import BudgetError, IgnoredPatternWarning, TrainingWarning, VerificationError, outside
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
@@ -25,6 +25,7 @@ from fxprune.compiler.options import AUTO, Options
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.blocks import with_blocks
+from fxprune.coupling.branches import frozen_norms
 from fxprune.coupling.interpreter import couple as couple_graph
 from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
@@ -194,8 +195,16 @@ def recover(state: State) -> State:
 
 
 def rewrite(state: State) -> State:
-    """Slices the graph and emits a module."""
-    return replace(state, pruned=emitted(state.selection))
+    """Slices the graph and emits a module; warns of what is constant in it, and would not be in training."""
+    notes = state.notes
+    if frozen := frozen_norms(state.selection.coupling.captured, state.selection.collapse):
+        told = (
+            f"branches that lost all their channels are constants, as in evaluation mode; in training {', '.join(frozen)} "
+            "would normalise by the batch, and leave others"
+        )
+        warnings.warn(TrainingWarning(told), stacklevel=outside())
+        notes = (*notes, told)
+    return replace(state, pruned=emitted(state.selection), notes=notes)
 
 
 def verify(state: State) -> State:

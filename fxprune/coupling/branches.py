@@ -17,6 +17,7 @@ from torch import fx
 
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import size_of
+from fxprune.capturing.captured import Captured
 from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.constants import channel_dims
 from fxprune.coupling.coupling import Coupling
@@ -97,6 +98,12 @@ def collapses(coupling: Coupling, groups: Iterable[Group]) -> dict[str, Collapse
     """Returns the groups that may vanish, each with what becomes of the graph when it alone does."""
     found = {group.name: collapse_of(coupling, coupling.slicer(coupling.removed_mask(group.units))) for group in groups}
     return {name: result for name, result in found.items() if result.constant and result.legal}
+
+
+def frozen_norms(captured: Captured, collapse: Collapse) -> tuple[str, ...]:
+    """Returns the batch norms of branches that are constants, by module: in training they would be other ones."""
+    norms = (node.meta.get("module") or node.name for node in collapse.constant if is_kind(node, "batch_norm"))
+    return tuple(sorted(set(norms) - captured.resting))
 
 
 def skips_of(collapse: Collapse) -> Iterator[fx.Node]:

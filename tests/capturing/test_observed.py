@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
@@ -183,6 +184,31 @@ def test_a_train_that_freezes_parameters_is_told_and_leaves_them() -> None:
     captured = capture(model, (torch.randn(4, 6),))
     assert "train() of the model freezes '0.bias', '0.weight'" in captured.notes[0]
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def _drawn(module: nn.Module, args: Any) -> None:
+    if module.training:
+        module.weight.data.mul_(torch.rand(()))
+
+
+HIDDEN: dict[str, Any] = {
+    "spectral norm": parametrizations.spectral_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "a hook of the user's": lambda layer: layer.register_forward_pre_hook(_drawn) and layer,
+}
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_what_hooks_and_parametrizations_do_in_training_alone_is_warned_of(hidden: str) -> None:
+    model = nn.Sequential(HIDDEN[hidden](nn.Linear(6, 12)), nn.ReLU(), nn.Linear(12, 3)).eval()
+    with pytest.warns(fxprune.TrainingWarning, match="in training mode alone"):
+        fxprune.compile(model, [torch.randn(5, 6)], 0.6, recover=None, progress=False)
+
+
+@pytest.mark.parametrize("hidden", [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.orthogonal])
+def test_parametrizations_that_do_the_same_in_both_modes_are_no_matter(hidden: Any) -> None:
+    model = nn.Sequential(hidden(nn.Linear(6, 12)), nn.ReLU(), nn.Linear(12, 3)).eval()
+    assert capture(model, (torch.randn(5, 6),)).warned == ()
 
 
 def images(size: int = 32) -> tuple[Tensor, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import fxprune
+from tests.models.fn import Fn
 from tests.models.libraries import swin
 from tests.support.compiling import compile_verified
 from tests.support.weights import randomise
@@ -42,3 +46,31 @@ def test_random_branches_are_random_again_in_the_pruned_model() -> None:
     assert not torch.equal(pruned(x), pruned(x))
     kinds = {type(module).__name__ for module in pruned.modules()}
     assert "StochasticDepth" in kinds
+
+
+class Resting(nn.BatchNorm1d):
+    """Stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Resting:
+        return super().train(False)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, Resting, nn.Identity])
+def test_a_constant_that_training_would_not_leave_is_warned_of(norm: Any) -> None:
+    """Of what follows a layer without inputs, batch norm alone gives something else in training."""
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), norm(6))
+    model = Fn(lambda m, x: m.o(x + m.branch(x)), branch=branch, o=nn.Linear(6, 2)).eval()
+    if norm is not nn.Identity:
+        branch[3].running_mean.normal_()
+    told = "in training branch.3 would normalise by the batch"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        pruned = fxprune.compile(
+            model, [torch.randn(5, 6)], ratios={"branch.0": 1.0, "default": 0.0}, min_keep=0, recover=None, progress=False
+        )  # fmt: skip
+    report = fxprune.report(pruned)
+    assert report.collapsed
+    expected = norm is nn.BatchNorm1d
+    assert any(told in note for note in report.notes) == expected
+    assert any(told in str(w.message) and w.category is fxprune.TrainingWarning for w in seen) == expected

@@ -265,13 +265,13 @@ def _factor(want: Tensor, got: Tensor, tolerance: float) -> float:
 
 
 def _apart_from(want: Tensor, got: Tensor, tolerance: float, whole: float) -> str:
-    """Differences are measured against the tensor, or a millionth of the largest gradient where that is more."""
+    """Differences are measured against the tensor, or a small share of the largest gradient where that is more: rounding."""
     if want.shape != got.shape:
         return f"shape {tuple(want.shape)}, got {tuple(got.shape)}"
     if not want.numel():
         return ""
     error = (want - got).abs().max().item()
-    scale = max(want.abs().max().item(), 1e-6 * whole)
+    scale = max(want.abs().max().item(), max(tolerance, 1e-6) * whole)
     return "" if error <= tolerance * scale else f"off by {error / max(scale, 1e-300):.1e} of the largest"
 
 
