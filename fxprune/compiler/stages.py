@@ -11,7 +11,15 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, TrainingWarning, VerificationError, outside
+from fxprune._base.errors import (
+    BudgetError,
+    FxpruneWarning,
+    GradientWarning,
+    IgnoredPatternWarning,
+    TrainingWarning,
+    VerificationError,
+    outside,
+)
 from fxprune.budget.budget import as_budget
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
@@ -25,7 +33,7 @@ from fxprune.compiler.options import AUTO, Options
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.blocks import with_blocks
-from fxprune.coupling.branches import frozen_norms
+from fxprune.coupling.branches import folded_constants, frozen_norms
 from fxprune.coupling.interpreter import couple as couple_graph
 from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
@@ -195,16 +203,31 @@ def recover(state: State) -> State:
 
 
 def rewrite(state: State) -> State:
-    """Slices the graph and emits a module; warns of what is constant in it, and would not be in training."""
-    notes = state.notes
-    if frozen := frozen_norms(state.selection.coupling.captured, state.selection.collapse):
-        told = (
-            f"branches that lost all their channels are constants, as in evaluation mode; in training {', '.join(frozen)} "
-            "would normalise by the batch, and leave others"
+    """Slices the graph and emits a module; warns of what is constant in it, and would train in another way."""
+    told = _constants_told(state.selection)
+    for warning in told:
+        warnings.warn(warning, stacklevel=outside())
+    return replace(state, pruned=emitted(state.selection), notes=(*state.notes, *map(str, told)))
+
+
+def _constants_told(selection: Selection) -> list[FxpruneWarning]:
+    coupling, collapse = selection.coupling, selection.collapse
+    told: list[FxpruneWarning] = []
+    if norms := frozen_norms(coupling.captured, collapse):
+        told.append(
+            TrainingWarning(
+                "branches that lost all their channels are constants, as in evaluation mode; in training "
+                f"{', '.join(norms)} would normalise by the batch, and leave others"
+            )
         )
-        warnings.warn(TrainingWarning(told), stacklevel=outside())
-        notes = (*notes, told)
-    return replace(state, pruned=emitted(state.selection), notes=notes)
+    if hosts := folded_constants(coupling, collapse):
+        told.append(
+            GradientWarning(
+                f"branches that lost all their channels are constants: {', '.join(hosts)} hold what the branch made of them, "
+                "and have its gradients"
+            )
+        )
+    return told
 
 
 def verify(state: State) -> State:

@@ -22,7 +22,7 @@ from fxprune.capturing.normalize.edit import writes
 from fxprune.coupling.constants import channel_dims
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
-from fxprune.ops.registry import bind, is_kind
+from fxprune.ops.registry import bind, is_kind, rule_of
 from fxprune.ops.slicer import Slicer
 
 
@@ -102,8 +102,38 @@ def collapses(coupling: Coupling, groups: Iterable[Group]) -> dict[str, Collapse
 
 def frozen_norms(captured: Captured, collapse: Collapse) -> tuple[str, ...]:
     """Returns the batch norms of branches that are constants, by module: in training they would be other ones."""
-    norms = (node.meta.get("module") or node.name for node in collapse.constant if is_kind(node, "batch_norm"))
-    return tuple(sorted(set(norms) - captured.resting))
+    norms = [node for node in collapse.constant if _trains(captured, node)]
+    return tuple(sorted({node.meta.get("module") or node.name for node in norms}))
+
+
+def _trains(captured: Captured, node: fx.Node) -> bool:
+    return is_kind(node, "batch_norm") and node.meta.get("module") not in captured.resting
+
+
+def folded_constants(coupling: Coupling, collapse: Collapse) -> tuple[str, ...]:
+    """Returns the parameters that take a constant which other ops than such norms made of another: they have its gradient."""
+    found = set[str]()
+    for node in collapse.frontier:
+        path = list(_back_from(collapse, node))
+        host = host_of(coupling, collapse, node)
+        alone = not any(_trains(coupling.captured, source) for source in path)
+        if host and alone and any(_computes(collapse, source) for source in path):
+            found.add(host)
+    return tuple(sorted(found))
+
+
+def _back_from(collapse: Collapse, node: fx.Node) -> Iterator[fx.Node]:
+    """Yields the constants that one is made of, itself included."""
+    waiting = [node]
+    for current in waiting:  # the list grows
+        yield current
+        waiting += [s for s in current.all_input_nodes if s in collapse.constant and s not in waiting]
+
+
+def _computes(collapse: Collapse, node: fx.Node) -> bool:
+    rule = rule_of(node.target)
+    begins = not any(source in collapse.constant for source in node.all_input_nodes)
+    return not (begins or rule is None or rule.moves is not None or rule.conducts)
 
 
 def skips_of(collapse: Collapse) -> Iterator[fx.Node]:
@@ -117,13 +147,11 @@ def skips_of(collapse: Collapse) -> Iterator[fx.Node]:
 def host_of(coupling: Coupling, collapse: Collapse, node: fx.Node) -> str | None:
     """Returns the parameter that takes the constant: the last bias of the branch, or what else is added elementwise."""
     channels = coupling.captured.info[node].shape[collapse.constant[node]]
-    waiting = [node]
-    for current in waiting:  # the list grows
+    for current in _back_from(collapse, node):
         arguments = vars(bind(current)) if current.target is not operator.getitem else {}
         for source in [arguments["bias"]] if "bias" in arguments else current.all_input_nodes:
             if source is not None and source.op == "get_attr" and _is_home(coupling, source, channels):
                 return str(source.target)
-        waiting += [s for s in current.all_input_nodes if s in collapse.constant and s not in waiting]
     return None
 
 

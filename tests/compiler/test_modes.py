@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from typing import Any
@@ -55,15 +56,20 @@ class Resting(nn.BatchNorm1d):
         return super().train(False)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, Resting, nn.Identity])
-def test_a_constant_that_training_would_not_leave_is_warned_of(norm: Any) -> None:
-    """Of what follows a layer without inputs, batch norm alone gives something else in training."""
+CONSTANTS: dict[str, tuple[nn.Module, Any, str]] = {
+    "batch norm": (nn.BatchNorm1d(6), fxprune.TrainingWarning, "in training branch.3 would normalise by the batch"),
+    "batch norm that rests": (Resting(6), fxprune.GradientWarning, "branch.3.bias hold what the branch made of them"),
+    "relu": (nn.ReLU(), fxprune.GradientWarning, "branch.2.bias hold what the branch made of them"),
+    "the bias itself": (nn.Dropout(0.1), None, "constants"),
+}
+
+
+@pytest.mark.parametrize("last", CONSTANTS)
+def test_a_constant_that_would_train_in_another_way_is_warned_of(last: str) -> None:
     torch.manual_seed(0)
-    branch = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), norm(6))
+    norm, kind, text = CONSTANTS[last]
+    branch = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), copy.deepcopy(norm))
     model = Fn(lambda m, x: m.o(x + m.branch(x)), branch=branch, o=nn.Linear(6, 2)).eval()
-    if norm is not nn.Identity:
-        branch[3].running_mean.normal_()
-    told = "in training branch.3 would normalise by the batch"
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         pruned = fxprune.compile(
@@ -71,6 +77,5 @@ def test_a_constant_that_training_would_not_leave_is_warned_of(norm: Any) -> Non
         )  # fmt: skip
     report = fxprune.report(pruned)
     assert report.collapsed
-    expected = norm is nn.BatchNorm1d
-    assert any(told in note for note in report.notes) == expected
-    assert any(told in str(w.message) and w.category is fxprune.TrainingWarning for w in seen) == expected
+    assert [w.category for w in seen if text in str(w.message)] == ([kind] if kind else [])
+    assert any(text in note for note in report.notes) == (kind is not None)
