@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +33,17 @@ class Fakes:
         if id(value) not in self._known:
             self._known[id(value)] = self.mode.from_tensor(value, static_shapes=True)
         return self._known[id(value)]
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep fake tensors from logging what fails on them, with a traceback: it is in the error, where anybody is to know."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class Outcomes(TorchDispatchMode):

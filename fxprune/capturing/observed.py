@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from fxprune._base.modes import guarded, untouched
 from fxprune.capturing.blame import Watch, first_line, watching
 from fxprune.capturing.checkpoints import plain_checkpoints
 from fxprune.capturing.exported import without_fast_path
-from fxprune.capturing.fakes import Fakes, Outcomes
+from fxprune.capturing.fakes import Fakes, Outcomes, unlogged
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
 
@@ -199,7 +198,7 @@ def _after_train(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
 def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool, resting: Set[str]) -> Observation:
     """Run the model on fake tensors."""
     with ExitStack() as stack:
-        stack.enter_context(_unlogged())
+        stack.enter_context(unlogged())
         stack.enter_context(untouched(model, training=training))
         stack.enter_context(without_fast_path())
         for path in resting:
@@ -214,17 +213,6 @@ def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool
             leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
     recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
     return recorder.found
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep fake tensors from logging what fails on them: it is in the error."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _put_fakes(model: nn.Module, fakes: Fakes) -> tuple[dict[int, str], set[int]]:

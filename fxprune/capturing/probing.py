@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune._base.modes import lent, untouched
 from fxprune.capturing.exported import without_fast_path
-from fxprune.capturing.fakes import Fakes, outcome
+from fxprune.capturing.fakes import Fakes, outcome, unlogged
 from fxprune.capturing.limits import Limits, Term, met, sizes_in, value_of
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
@@ -136,7 +136,7 @@ class _Both:
         wanted = iter(shapes)
         leaves = [leaf.new_empty(tuple(next(wanted))) if _is_tensor(leaf) else leaf for leaf in example.leaves]
         known = Fakes()
-        with untouched(model, training=False), without_fast_path(), known.mode, torch.no_grad():
+        with unlogged(), untouched(model, training=False), without_fast_path(), known.mode, torch.no_grad():
             one = _run(lambda: _run_model(model, example, leaves, known))
             other = _run(lambda: _run_program(program, leaves, known))
         self.alike = one is not None and one == other

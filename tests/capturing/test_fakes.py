@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.capturing.captured import capture
 from fxprune.capturing.fakes import Fakes, Outcomes
+from tests.models.fn import Fn
 
 aten = torch.ops.aten
 
@@ -58,3 +60,11 @@ def _slow(func, *args):
     with fakes.mode:
         results = func(*map(fakes, args))
     return [(tuple(y.shape), y.dtype, y.is_contiguous()) for y in results]
+
+
+def test_nothing_is_logged_of_sizes_that_a_model_does_not_take(capfd: pytest.CaptureFixture[str]) -> None:
+    """At batch 1, which is tried, there is nothing to reduce."""
+    model = Fn(lambda m, x: m.a(x)[1:].amax(0), a=nn.Linear(3, 4)).eval()
+    capture(model, (torch.randn(4, 3),))
+    captured = capfd.readouterr()
+    assert captured.err == "" == captured.out

@@ -9,11 +9,9 @@ constant on top.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError, brief
+from fxprune.capturing.fakes import unlogged
 from fxprune.capturing.regions import enter_autocast, exit_autocast, guarded
 from fxprune.data.example import ExampleSpec
 from fxprune.ops.checked import largest, objection, parts, reads_number, work
@@ -41,8 +40,6 @@ _WORK_EACH, _LEAST_WEIGHTS, _LEAST_INPUTS = 1 << 4, 1 << 20, 1 << 14
 #: Tensors that one operator returns.
 _MOST_PARTS = 1 << 16
 
-_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-
 
 def check_size(pruned: PrunedModule, example: ExampleSpec, where: str) -> None:
     """Makes sure that a call at the size of the example neither fails nor takes more than models do.
@@ -58,7 +55,7 @@ def check_size(pruned: PrunedModule, example: ExampleSpec, where: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode  # which imports triton
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _quiet(), untrusted.reading(where), torch.no_grad(), mode, FlopCounterMode(display=False) as flops:
+    with unlogged(), untrusted.reading(where), torch.no_grad(), mode, FlopCounterMode(display=False) as flops:
         args, kwargs = example.call(pruned, "cpu")
         inputs = pruned.graph._codegen.call.flatten(args, kwargs)  # type: ignore[attr-defined]
         weights = list(pruned.state_dict().values())
@@ -146,16 +143,6 @@ class _Run(fx.Interpreter):
             self._holders[key] -= 1
             if not self._holders[key]:
                 self._live -= size
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What fails is told by an error of ours; torch would log it, with a traceback, as well."""
-    before, _LOG.disabled = _LOG.disabled, True
-    try:
-        yield
-    finally:
-        _LOG.disabled = before
 
 
 def _places(result: Any) -> int:
