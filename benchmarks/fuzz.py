@@ -120,9 +120,9 @@ def main() -> None:
     chunks = 1 if options.quick else -(-options.count // (CHUNK * len(options.kinds)))
     kept = Kept(options.rows, shown=("kind", "chunk", "networks", "wrong", "seconds"))
     for number in range(chunks):
-        for index, kind in enumerate(options.kinds):  # a seed of its own for each kind: equal ones give equal networks
+        for kind in options.kinds:  # a seed of its own for each kind: equal ones give equal networks
             key = {"kind": kind, "chunk": number, "most": options.most, "seed": options.seed}
-            start = options.seed + 100_000 * (index + 1)
+            start = options.seed + 100_000 * ((*KINDS, *RARE).index(kind) + 1)
             kept.add(key, partial(chunk, kind, number, size, options.most, start))
     counts = total(kept.rows)
     first = ("all", *options.kinds)
