@@ -233,10 +233,10 @@ def _strange(captured: Captured, centred: Mapping[fx.Node, _Centred], writes: Ma
     spoiled, found = {node: known.dim for node, known in centred.items()}, list[fx.Node]()
     for node in captured.module.graph.nodes:
         rule = rule_of(node.target) if node.op == "call_function" else None
-        sources = set(node.all_input_nodes) & spoiled.keys()
-        if rule is None or len(sources) != 1 or len(node.all_input_nodes) > 1 or node in writes:
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if rule is None or len(sources) != 1 or sources[0] not in spoiled or node in writes:
             continue
-        dim = spoiled[sources.pop()]
+        dim = spoiled[sources[0]]
         if rule.statistic and dim in _over(captured, node):
             found.append(node)
         elif is_kind(node, "elementwise") or rule.scales:

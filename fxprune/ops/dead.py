@@ -1,7 +1,7 @@
 """Dead channels: which channels of which values are zero for every input, as far as the weights tell.
 
-The graph is run on random numbers, each op on other ones than the op before it gave, but on zeros where that gave zeros in
-every draw. What an op makes zero of any numbers it makes zero of every input, whatever op it is.
+The graph is run on random numbers, each op on other ones than the op before it gave; but where that gave the same in every
+draw, such as zero, it stays. What an op makes the same of any numbers it makes of every input, whatever op it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.graphs import last_uses
 from fxprune._base.modes import random_states_kept
 from fxprune._base.names import fetch
-from fxprune.capturing.captured import Captured
+from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.capturing.regions import mode_of
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.ops.registry import is_kind
@@ -62,7 +62,7 @@ def _slices(zero: Tensor) -> Dead:
 
 
 def _drawn(captured: Captured) -> Iterator[tuple[fx.Node, list[Any]]]:
-    """Yields each node with one value for each draw, all zero in the same places; until an op takes none of them."""
+    """Yields each node with one value for each draw, the same in some places; until an op takes none and is of no known shape."""
     values: dict[fx.Node, list[Any]] = {}
     inputs = iter(_inputs(captured))
     last = last_uses(list(captured.module.graph.nodes))
@@ -70,12 +70,14 @@ def _drawn(captured: Captured) -> Iterator[tuple[fx.Node, list[Any]]]:
         if node.op == "get_attr":
             values[node] = [_held(captured, node)] * len(_SIGNS)
         elif node.op == "placeholder":
-            values[node] = list(_numbers(next(inputs)))
+            values[node] = _numbers(next(inputs))
         elif node.op == "call_function":
             try:
                 values[node] = _redrawn(_called(node, values))
             except REFUSALS:  # numbers that the model would never give it
-                return
+                if (stand_in := _stand_in(captured, node)) is None:
+                    return
+                values[node] = _numbers(stand_in)
         else:
             return
         yield node, values[node]
@@ -90,10 +92,23 @@ def _held(captured: Captured, node: fx.Node) -> Any:
 
 def _inputs(captured: Captured) -> Iterator[Tensor]:
     """Yields the example's leaves; the first two of a batch that is free."""
-    free, batch = captured.batch
     for leaf, node in zip(captured.example, captured.module.graph.find_nodes(op="placeholder"), strict=True):
-        shorter = free != batch > _BATCH and captured.info[node].shape[:1] == (free,)
-        yield leaf.detach()[:_BATCH] if shorter else leaf.detach()
+        shape = _shape(captured, captured.info[node])
+        yield leaf.detach()[: shape[0]] if shape else leaf.detach()
+
+
+def _shape(captured: Captured, info: TensorInfo) -> list[int]:
+    free, batch = captured.batch
+    return [min(n, _BATCH) if size == free != batch else n for size, n in zip(info.shape, info.example, strict=True)]
+
+
+def _stand_in(captured: Captured, node: fx.Node) -> Tensor | None:
+    """Returns a tensor like an op's result, of floating numbers; None if it has several, or others."""
+    info = captured.info.get(node)
+    if not isinstance(info, TensorInfo) or not (info.dtype.is_floating_point or info.dtype.is_complex):
+        return None
+    device = next((leaf.device for leaf in captured.example), None)
+    return torch.empty(_shape(captured, info), dtype=info.dtype, device=device)
 
 
 def _called(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> list[Any]:
@@ -108,17 +123,18 @@ def _called(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> list[Any]:
 
 
 def _redrawn(results: list[Any]) -> list[Any]:
-    """Returns other numbers, but zeros where all results are zero; whole numbers and flags as they are."""
+    """Returns other numbers, but what is the same in all results; whole numbers and flags as they are."""
     leaves, specs = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
     drawn = [_others(same) for same in zip(*leaves, strict=True)]
     return [pytree.tree_unflatten(list(one), specs[0]) for one in zip(*drawn, strict=True)]
 
 
-def _others(same: tuple[Any, ...]) -> Sequence[Any]:
-    if not _is_real_or_complex(same[0]):
-        return same
-    zero = torch.stack([value == 0 for value in same]).all(dim=0)
-    return [value.masked_fill(zero, 0) for value in _numbers(same[0])]
+def _others(results: tuple[Any, ...]) -> Sequence[Any]:
+    first = results[0]
+    if not _is_real_or_complex(first):
+        return results
+    same = torch.stack([value == first for value in results]).all(dim=0)
+    return [torch.where(same, first, value) for value in _numbers(first)]
 
 
 def _numbers(like: Tensor) -> list[Tensor]:

@@ -160,9 +160,15 @@ def test_whole_groups_leave_a_plain_norm() -> None:
     torch.testing.assert_close(pruned(x), model(x), rtol=1e-6, atol=1e-7)
 
 
-def test_other_statistics_of_centred_channels_are_announced() -> None:
-    model = silent(network(ByHand(lambda _, y: y.abs().mean(-1, keepdim=True) + 1e-5), nn.ReLU()), HALF)
-    notes = fxprune.report(halved(model, None)).notes
-    assert any("centred" in note and "norm" in note for note in notes)
-    model = network(ByHand(lambda _, y: y.abs().mean(-1, keepdim=True) + 1e-5), nn.ReLU())
-    assert not any("centred" in note for note in fxprune.report(halved(model, None)).notes)
+OTHERS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "mean of magnitudes": lambda m, y: y / (y.abs().mean(-1, keepdim=True) + 1e-5),
+    "rms norm with a gain": lambda m, y: torch.nn.functional.rms_norm(y, (32,), m.weight, 1e-5),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_statistics_of_centred_channels_are_announced(other: str) -> None:
+    norm = Fn(lambda m, x: OTHERS[other](m, x - x.mean(-1, keepdim=True)), weight=nn.Parameter(torch.rand(32) + 0.5))
+    model = silent(network(norm, nn.ReLU()), HALF)
+    assert any("centred" in note for note in fxprune.report(halved(model, None)).notes)
+    assert not any("centred" in note for note in fxprune.report(halved(network(norm, nn.ReLU()), None)).notes)

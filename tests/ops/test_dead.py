@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +44,10 @@ STILL: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "normalize": lambda m, y: F.normalize(y, dim=-1),
     "attention": lambda m, y: F.scaled_dot_product_attention(y + 1, y - 1, y),
     "heads": lambda m, y: y.unflatten(-1, (2, 3)).flip(2).flip(2).flatten(-2),
+    "what cancels": lambda m, y: y.exp() - 1,
+    "shifted softplus": lambda m, y: F.softplus(y) - math.log(2.0),
+    "mish": lambda m, y: y * torch.tanh(torch.log(1 + torch.exp(y))),
+    "a causal mean": lambda m, y: m.scores.masked_fill(m.later, -torch.inf).softmax(-1) @ y,
     "bfloat16": lambda m, y: y.bfloat16().to(y.dtype),
 }
 #: To values of which no channel is zero for every input, though some are for many.
@@ -61,6 +66,7 @@ def fn(between: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
     conv = nn.Conv1d(6, 6, 3, padding=1, groups=6, bias=False)
     slope = nn.Parameter(torch.rand(6) + 0.5)
     parts = {"gate": nn.Linear(6, 6), "conv": conv, "slope": slope, "norm": nn.BatchNorm1d(6), "mix": torch.rand(5, 4)}
+    parts |= {"scores": torch.rand(4, 4), "later": torch.ones(4, 4).triu(1).bool()}
     model = Fn(lambda m, x: between(m, m.a(x)), a=nn.Linear(3, 6), **parts)
     with torch.no_grad():
         for tensor in (model.a.weight, model.a.bias):
@@ -123,9 +129,10 @@ def test_nothing_is_changed_and_nothing_is_drawn_from_the_users_numbers() -> Non
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_an_op_that_takes_no_such_numbers_ends_the_search() -> None:
-    model = Fn(lambda m, x, z: m.a(x) + torch.linalg.cholesky(z).sum(), a=fn(STILL["as it is"]).a)
-    assert flags(model.eval(), random(2, 4, 3), torch.eye(3).double()) == {}
+def test_an_op_that_takes_no_such_numbers_does_not_end_the_search() -> None:
+    model = fn(lambda m, y: y)
+    model.function = lambda m, x, z: m.a(x @ torch.linalg.cholesky(z))
+    assert flags(model, random(2, 4, 3), torch.eye(3).double()) == {2: [1, 4]}
 
 
 def test_dead_positions_beside_a_group_norm() -> None:
