@@ -25,7 +25,7 @@ from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import Source, open_sources
 from fxprune.capturing.state import hang, read_state
-from fxprune.capturing.training import restore_training
+from fxprune.capturing.training import lost_norms, restore_training
 
 _QUOTES = frozenset("\"'\\")
 
@@ -167,6 +167,7 @@ def _captured(source: Source) -> Captured:
     notes = normalise(flat.graph, sizes, parameters) + _told(folded) + _untold(computed)
     training = Training() if source.exported else compare_modes(source.model, source.example, _silent(flat.graph))
     lost = [*training.notes, *restore_training(flat.graph, training.dropouts)]
+    lost += lost_norms(flat.graph, source.model, training.norms)
     notes += [training.failure] if training.failure else []
     follow_dtype(flat)
     persistent = state.persistent | {one.name for one in folded}

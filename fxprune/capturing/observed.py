@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -31,6 +33,11 @@ DROPOUT = "dropout"
 #: Kind of a dropout -> module -> its probabilities, call by call.
 Calls = Mapping[str, Mapping[str, Sequence[float]]]
 
+_NORMS = (_BatchNorm, _InstanceNorm)
+#: Norms, and which of their arguments, where, says that they are over the batch.
+_FLAGS = {F.batch_norm: ("training", 5), torch.batch_norm: ("training", 5), F.instance_norm: ("use_input_stats", 5)}
+#: What is told of by itself, whatever numbers and flags it is given.
+_TOLD = (*_FLAGS, F.scaled_dot_product_attention, F.multi_head_attention_forward)
 _DROPOUTS = (F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
 
@@ -40,14 +47,19 @@ class Observation:
 
     Attributes:
         outputs: The structure of what it returned, and of each leaf its rank and dtype.
-        calls: How often each module called each function that makes a floating tensor.
+        calls: How often each module called each function that makes a floating tensor or writes to a buffer, with which
+            numbers and flags.
+        norms: Whether each batch and instance norm was over the batch, module by module and call by call.
+        assigned: Names of the buffers that became another tensor.
         used: Names of the parameters that were given to a function.
         dropouts: The dropouts.
         twice: Modules that change a buffer within an activation checkpoint.
     """
 
     outputs: tuple[Any, tuple[Any, ...]] = (None, ())
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    calls: Counter[tuple[str, str, tuple[Any, ...]]] = field(default_factory=Counter)
+    norms: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    assigned: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
     dropouts: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     twice: set[str] = field(default_factory=set)
@@ -59,12 +71,14 @@ class Training:
 
     Attributes:
         dropouts: What is dropped in training.
-        resting: Modules that the model's own ``train()`` leaves in evaluation mode, by name.
+        norms: Modules whose batch or instance norms are over the batch in training, and over the past in evaluation.
+        resting: Modules that the model leaves in evaluation mode as it trains, by name.
         notes: What happens in one of the modes alone.
         failure: Why the modes could not be compared; empty if they were.
     """
 
     dropouts: Calls = field(default_factory=dict)
+    norms: frozenset[str] = frozenset()
     resting: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     failure: str = ""
@@ -85,14 +99,17 @@ def compare_modes(model: nn.Module, example: Example, silent: Set[str]) -> Train
         trained = _observe(model, example, fakes, training=True, resting=resting)
     except Exception as error:  # whatever the model raises, its graph of evaluation mode stands
         return Training(resting=resting, failure=_not_compared("training", error))
+    resting |= {path for path, batch in trained.norms.items() if not any(batch)}
     notes = [f"train() of the model freezes {_listed(frozen)}: that of the result does not"] if frozen else []
     try:
         evaluated = _observe(model, example, fakes, training=False, resting=frozenset())
     except Exception as error:  # export succeeded on another kind of tensors without values
-        return Training(trained.dropouts, resting, tuple(notes), _not_compared("evaluation", error))
+        found = _not_compared("evaluation", error)
+        return Training(trained.dropouts, resting=resting, notes=tuple(notes), failure=found)
     alone = _working_alone(trained, evaluated, silent)
     notes += _differences(model, trained, evaluated, silent, alone)
-    return Training(_without(trained.dropouts, alone), resting, tuple(notes))
+    norms = frozenset(path for path, batch in trained.norms.items() if batch != evaluated.norms.get(path, batch))
+    return Training(_without(trained.dropouts, alone), norms, resting, tuple(notes))
 
 
 def _not_compared(mode: str, error: Exception) -> str:
@@ -129,11 +146,15 @@ def _differences(
         )
     if only := {name for name in trained.used - evaluated.used if not _lies_in(name, alone)}:
         yield f"only training uses {_listed(only)}: the result does not"
+    if assigned := trained.assigned - evaluated.assigned:
+        yield f"only training assigns {_listed(assigned)}: the result does not"
     for first, second, mode in ((trained, evaluated, "training"), (evaluated, trained, "evaluation")):
         found: dict[str, list[str]] = defaultdict(list)
-        for (path, name), count in (first.calls - second.calls).items():
+        for (path, name, numbers), count in (first.calls - second.calls).items():
             if path in own and not _lies_in(path, silent | alone):
-                found[path].append(f"{name} ({count} times)" if count > 1 else name)
+                differ = any(key[:2] == (path, name) for key in second.calls - first.calls)
+                shown = f"{name}({', '.join(map(str, numbers))})" if differ else name
+                found[path].append(f"{shown} ({count} times)" if count > 1 else shown)
         for path, names in found.items():
             does = "does not" if mode == "training" else "does so in both"
             where = f"module {path!r}" if path else "the model"
@@ -150,11 +171,11 @@ def _is_own(module: nn.Module) -> bool:
 def _working_alone(trained: Observation, evaluated: Observation, silent: Set[str]) -> set[str]:
     """Return the outermost modules that make calls in training mode alone, by name."""
     seen = {""}
-    for path, _ in evaluated.calls:
+    for path, *_ in evaluated.calls:
         parts = path.split(".")
         seen |= {".".join(parts[: i + 1]) for i in range(len(parts))}
     found = set()
-    for path, _ in trained.calls:
+    for path, *_ in trained.calls:
         if path not in seen and not _lies_in(path, silent):
             parts = path.split(".")
             heads = (".".join(parts[: i + 1]) for i in range(len(parts)))
@@ -208,9 +229,11 @@ def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool
         names, buffers = _put_fakes(model, fakes)
         given = example.bound.args, example.bound.kwargs
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: fakes.mode.from_tensor(value.detach()), given)
-        recorder = _Recorder(watch, names, buffers)
+        norms = {path for path, module in model.named_modules() if isinstance(module, _NORMS)}
+        recorder = _Recorder(watch, names, buffers, norms)
         with torch.no_grad(), Outcomes(), plain_checkpoints(recorder.within_checkpoint), recorder:
             leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
+        recorder.found.assigned |= set(_assigned(model, buffers))
     recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
     return recorder.found
 
@@ -231,12 +254,21 @@ def _put_fakes(model: nn.Module, fakes: Fakes) -> tuple[dict[int, str], set[int]
     return names, buffers
 
 
-class _Recorder(TorchFunctionMode):
-    """Notes every function that makes a floating tensor, and every dropout probability, with the module that runs."""
+def _assigned(model: nn.Module, buffers: Set[int]) -> Iterator[str]:
+    """Yield the buffers that are not what was put there; a norm's own count is its own matter."""
+    for path, module in model.named_modules():
+        for name, tensor in module._buffers.items():
+            if tensor is not None and id(tensor) not in buffers and not isinstance(module, _NORMS):
+                yield f"{path}.{name}" if path else name
 
-    def __init__(self, watch: Watch, names: Mapping[int, str], buffers: Set[int]) -> None:
+
+class _Recorder(TorchFunctionMode):
+    """Notes every function that makes a floating tensor, and what it drops or normalises over, with the module that runs."""
+
+    def __init__(self, watch: Watch, names: Mapping[int, str], buffers: Set[int], norms: Set[str]) -> None:
         super().__init__()
         self._watch = watch
+        self._norms = norms
         self._names = names
         self._buffers = buffers
         self._checkpoints = 0
@@ -261,14 +293,19 @@ class _Recorder(TorchFunctionMode):
         elif func in (F.dropout, torch.dropout):
             given = _given(F.dropout, args, {"training" if k == "train" else k: v for k, v in kwargs.items()})
             self._note(DROPOUT, path, given["p"] if given["training"] else 0.0)
+        elif func in _FLAGS:
+            self.found.norms[path].append(_over_batch(func, args, kwargs))
         name = getattr(func, "__name__", str(func))
-        if self._checkpoints and name.endswith("_") and args and id(args[0]) in self._buffers:
+        writes = name.endswith("_") and bool(args) and id(args[0]) in self._buffers
+        if self._checkpoints and writes:
             self.found.twice.add(path)
+        counts = writes and path not in self._norms
         result = func(*args, **kwargs)
         if func is MARK:  # it is what watches the modules that makes this call
             return result
-        if func not in _DROPOUTS and _is_real(result):
-            self.found.calls[path, name] += 1
+        if func not in _DROPOUTS and (counts or _is_real(result)):
+            numbers = () if func in _TOLD else tuple(_numbers(args, kwargs))
+            self.found.calls[path, name, numbers] += 1
         return result
 
     @contextmanager
@@ -285,6 +322,18 @@ class _Recorder(TorchFunctionMode):
 
     def _note(self, kind: str, path: str, probability: float) -> None:
         self.found.dropouts[kind][path].append(float(probability))
+
+
+def _over_batch(func: Any, args: Any, kwargs: Any) -> bool:
+    name, position = _FLAGS[func]
+    default = func is F.instance_norm
+    return bool(args[position] if len(args) > position else kwargs.get(name, default))
+
+
+def _numbers(args: Any, kwargs: Any) -> Iterator[Any]:
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, (bool, int, float, complex, str)):
+            yield leaf
 
 
 def _is_real(value: Any) -> bool:

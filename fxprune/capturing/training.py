@@ -1,12 +1,14 @@
-"""What eval mode hides: dropout that the model asks for only while it trains."""
+"""What eval mode hides: dropout that the model asks for only while it trains, and norms over the batch."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxprune.capturing.normalize.edit import aten, is_op
 from fxprune.capturing.observed import ATTENTION, DROPOUT, WEIGHTS, Calls
@@ -62,3 +64,28 @@ def _write(graph: fx.Graph, node: fx.Node, kind: str, probability: float) -> Non
             new = graph.call_function(aten.dropout.default, (node, probability, False))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new, lambda user: user is not new)
+
+
+def lost_norms(graph: fx.Graph, model: nn.Module, over_batch: Set[str]) -> list[str]:
+    """Return what the norms do in training that cannot be modules of the result: they are over the batch there alone.
+
+    Args:
+        graph: The graph in evaluation mode.
+        model: Whose norms they are.
+        over_batch: Names of the modules that call such norms.
+    """
+    found = set()
+    for path, nodes in _by_module(graph, (aten.batch_norm, aten.instance_norm)).items():
+        owner = model.get_submodule(path)
+        if path in over_batch and any(not _is_layer(node, owner, path) for node in nodes):
+            found.add(path)
+    names = ", ".join(map(repr, sorted(found)))
+    told = f"norms of {names} are over the batch in training mode: those of the result keep to the statistics that they hold"
+    return [told] if found else []
+
+
+def _is_layer(node: fx.Node, owner: nn.Module, path: str) -> bool:
+    """Say whether a norm is one of torch's classes, over tensors of its own."""
+    operands = [x for x in node.all_input_nodes if x is not node.args[0]]
+    own = all(x.op == "get_attr" and str(x.target).rpartition(".")[0] == path for x in operands)
+    return own and isinstance(owner, (_BatchNorm, _InstanceNorm))

@@ -85,7 +85,10 @@ class _Builder:
             value: Tensor | None = self.copies.get(join(path, name))
             persistent = name not in module._non_persistent_buffers_set
             original = module._buffers.get(name)
-            lost = value is None and survives and join(path, name) not in self.gone
+            refused = (
+                name in new._buffers and new._buffers[name] is None
+            )  # a norm without statistics has no place for them
+            lost = value is None and survives and join(path, name) not in self.gone and not refused
             if lost and persistent and original is not None:
                 value = original.detach().clone()
             if value is not None or name in new._buffers:

@@ -163,7 +163,7 @@ def _with_statistics(flag: str, base: type[nn.Module], *plain: type[nn.Module]) 
         return cls(
             num_features=next(iter(site.tensors.values())).shape[0],
             eps=site.values["eps"],
-            momentum=site.owner.momentum,
+            momentum=None if site.owner.momentum is None else site.values["momentum"],
             affine="weight" in site.tensors,
             track_running_stats=tracked,
             device="meta",
