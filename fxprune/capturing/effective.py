@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from fxprune._base.modes import untouched
 from fxprune._base.names import layer_of
 from fxprune.capturing.flatten import Flat
 from fxprune.capturing.normalize.edit import fake, is_op, named, schema_args, writes
@@ -169,7 +170,10 @@ def _computed(model: nn.Module) -> Iterator[Computed]:
 
 @torch.no_grad()
 def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    value = getattr(module, name, None)
+    with untouched(
+        module, training=False
+    ):  # a weight may step what it is made of in training, whenever it is looked at
+        value = getattr(module, name, None)
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune._base.modes import untouched
 from fxprune._base.moved import filled_in
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.data.example import ExampleSpec
@@ -180,10 +181,11 @@ def _shapes_of(model: nn.Module) -> dict[str, Shape]:
 def _computed(model: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors that parametrizations compute, whose plain forms are in the graph."""
     found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        if is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            found.update((f"{path}.{name}".lstrip("."), getattr(module, name)) for name in module.parametrizations)
+    with untouched(model, training=False):  # some step what they are made of in training, whenever they are looked at
+        for path, module in model.named_modules():
+            if is_parametrized(module):
+                assert isinstance(module.parametrizations, nn.ModuleDict)
+                found.update((f"{path}.{name}".lstrip("."), getattr(module, name)) for name in module.parametrizations)
     return found
 
 

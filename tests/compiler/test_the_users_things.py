@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils import _pytree as pytree
 
 import fxprune
@@ -74,6 +75,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Any]]]] = {
     "max_norm": (
         lambda: nn.Sequential(nn.Embedding(40, 16, max_norm=0.5), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)),
         tokens,
+    ),
+    "a weight that steps what it is made of": (
+        lambda: nn.Sequential(spectral_norm(nn.Linear(6, 24)), nn.ReLU(), nn.Linear(24, 3)),
+        vectors,
     ),
 }
 
