@@ -39,6 +39,12 @@ def within(m: Any, x: Tensor) -> Any:
         return m.o(h), torch.cat([h, m.b(h)], -1).mean(-1)
 
 
+def casts_at_the_end(m: Any, x: Tensor) -> Any:
+    """Casts to the dtype that is there anyway, but for autocast."""
+    h = F.relu(m.a(x))
+    return m.o(h).float(), m.b(h).to(x.dtype).softmax(-1), m.b(h.type_as(x)).type_as(x).sum(-1), m.o(h)
+
+
 def model(forward: Callable[..., Any]) -> nn.Module:
     torch.manual_seed(0)
     return Fn(forward, a=nn.Linear(6, 24), b=nn.Linear(24, 24), o=nn.Linear(24, 3)).eval()
@@ -53,7 +59,7 @@ def dtypes(net: nn.Module, casts: bool) -> list[torch.dtype]:
         return [out.dtype for out in net(x())]
 
 
-@pytest.mark.parametrize("forward", [on, off, within], ids=lambda forward: forward.__name__)
+@pytest.mark.parametrize("forward", [on, off, within, casts_at_the_end], ids=lambda forward: forward.__name__)
 def test_dtypes_are_the_originals(forward: Callable[..., Any], tmp_path: Path) -> None:
     net = model(forward)
     pruned = fxprune.compile(net, [x()], 0.6, progress=False)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, rewrite
+from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, named, rewrite
 from fxprune.capturing.regions import AUTOCAST
 
+_PRODUCTS = named(
+    "linear matmul mm bmm mv dot addmm addmv addbmm baddbmm einsum bilinear scaled_dot_product_attention conv1d conv2d conv3d "
+    "convolution conv_transpose1d conv_transpose2d conv_transpose3d lstm gru rnn_tanh rnn_relu lstm_cell gru_cell "
+    "rnn_tanh_cell rnn_relu_cell"
+)
 _DEFAULTS = {"pin_memory": (None, False), "layout": (None, torch.strided)}
 
 
@@ -16,7 +21,8 @@ def take_device_from_input(graph: fx.Graph) -> None:
 
     Before: ``arange(n, device=cpu)``. After: ``d = getattr(x, "device"); arange(n, device=d)``.
     """
-    rewrite(graph, _cast)
+    late = _behind_the_last_product(graph)
+    rewrite(graph, lambda node: _cast(node, node in late))
     device: fx.Node | None = None
     for node in list(graph.nodes):
         if "device" in node.kwargs or "pin_memory" in node.kwargs or _is_factory(node):
@@ -36,14 +42,24 @@ def _is_factory(node: fx.Node) -> bool:
     return any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
 
 
-def _cast(node: fx.Node) -> fx.Node | None:
-    """Return what stands for a conversion: ``to.dtype``, or its operand if the dtype stays."""
+def _behind_the_last_product(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose dtype is the result's under autocast: what they give enters no op that autocast casts for."""
+    late: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if all(user in late and not is_op(user, *_PRODUCTS) for user in node.users):
+            late.add(node)
+    return late
+
+
+def _cast(node: fx.Node, late: bool) -> fx.Node | None:
+    """Return what stands for a conversion: ``to.dtype``, or its operand if the dtype stays, in autocast as well."""
     if not is_op(node, aten.to, aten._to_copy, aten.type_as):
         return None
     source, before, after = node.args[0], fake(node.args[0]), fake(node)
     if before is None or after is None or not isinstance(source, fx.Node):
         return None
-    differs = AUTOCAST in node.meta and after.is_floating_point()  # under another autocast around this one it does
+    told = late and node.target in (aten.to.dtype, aten.to.other, aten.type_as.default)
+    differs = (told or AUTOCAST in node.meta) and after.is_floating_point()  # under an autocast around it
     if before.dtype == after.dtype and not differs:
         return source
     if node.target is aten.to.dtype and len(node.args) <= 2:

@@ -130,9 +130,15 @@ NOOPS = [
 
 @pytest.mark.parametrize("function", NOOPS)
 def test_no_ops_are_gone(function):
-    model = Fn(lambda self, x: function(self.lin(x)) + 1, lin=nn.Linear(6, 6)).double()
+    model = Fn(lambda self, x: self.lin(function(self.lin(x)) + 1), lin=nn.Linear(6, 6)).double()
     captured = check(model, x(), others=BATCHES)
-    assert ops(captured) == {"linear.default": 1, "add.Tensor": 1}
+    assert ops(captured) == {"linear.default": 2, "add.Tensor": 1}
+
+
+def test_under_autocast_a_cast_behind_the_last_product_is_none_that_does_nothing():
+    forwards = [lambda m, x: m.lin(x).to(torch.float64) + 1, lambda m, x: m.lin(x).to("cpu") + 1]
+    found = [ops(check(Fn(f, lin=nn.Linear(6, 6)).double(), x(), others=BATCHES)) for f in forwards]
+    assert [one["to.dtype"] for one in found] == [1, 0]
 
 
 KEPT = [
