@@ -119,8 +119,18 @@ class Tracer:
             return axes
         key = (reader, node)
         if key not in self.edges:
-            self.edges[key] = tuple(tuple(map(self._instance, axis)) for axis in axes)
+            parts = ((dim, tuple(map(self._instance, axis))) for dim, axis in enumerate(axes))
+            self.edges[key] = tuple(
+                axis if self._told_apart(node, dim, axis) else ax.fixed(ax.size_of(axis)) for dim, axis in parts
+            )
         return self.edges[key]
+
+    def _told_apart(self, node: fx.Node, dim: int, axis: Axis) -> bool:
+        """Returns whether at most one part of an axis, beside those that may shrink, has a size known only at run time."""
+        if not ax.is_labelled(axis) or not self.dynamic(node, dim):
+            return True
+        whole = [ax.size_of(part) for part in ax.in_parts(axis) if not ax.is_labelled(part)]
+        return self.example(node)[dim] % (ax.size_of(axis) // max(whole, default=1)) == 0
 
     def _instance(self, factor: Factor) -> Factor:
         if not factor.free:
@@ -222,6 +232,10 @@ class Tracer:
         if rule is None or not rule.statistic:
             raise RuleError(f"{node.target}: it takes a statistic, but does not declare statistic=True and twin=")
         self.statistics.add(node)
+        for operand in filter(self.is_tensor, node.all_input_nodes):
+            for dim, axis in enumerate(self.values[operand] or ()):
+                if not self._told_apart(operand, dim, axis):
+                    self.freeze(node, axis, "an axis of several parts known only at run time")
 
     def keep_least(self, axis: Axis, least: int) -> None:
         """Records that an op is undefined with fewer coordinates of an axis than ``least``."""

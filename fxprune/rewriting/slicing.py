@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,21 @@ def at_full_size(selection: Selection, pruned: nn.Module) -> dict[str, Tensor]:
             whole[torch.meshgrid(*index, indexing="ij")] = values[name]
             found[name] = whole
     return found
+
+
+def _check_stay_sizes(node: fx.Node, a: SimpleNamespace, edit: Edit) -> None:
+    """Makes sure that no edit puts a number, which holds at the sizes of the analysis alone, for a size known only at run time.
+
+    Raises:
+        RuleError: one does; names the op and the argument.
+    """
+    for name, new in edit.arguments.items():
+        old = getattr(a, name)
+        pairs = zip(old, new, strict=False) if isinstance(old, (list, tuple)) and new is not None else [(old, new)]
+        if any(isinstance(before, fx.Node) and isinstance(after, int) for before, after in pairs):
+            raise RuleError(
+                f"{node.target}: slice: {name} holds a size known only at run time, expected it to stay, got {new}"
+            )
 
 
 class _Writer:
@@ -114,6 +130,7 @@ class _Writer:
         if strange := [name for name in edit.arguments if name not in rule.literals]:
             expected = ", ".join(rule.literals)
             raise RuleError(f"{node.target}: slice: expected edits of {expected}, got {strange[0]}")
+        _check_stay_sizes(node, arguments, edit)
         args, kwargs = list(node.args), dict(node.kwargs)
         for name, value in edit.arguments.items():
             position = list(vars(arguments)).index(name)

@@ -385,6 +385,20 @@ def test_an_argument_that_is_edited_undeclared_is_refused(declared: Any) -> None
         slice_graph(Selection(coupling, coupling.removed_mask([0])))
 
 
+def test_a_number_in_the_place_of_a_run_time_size_is_refused(declared: Any) -> None:
+    class Narrowed(Renormed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.narrow_copy(self.up(x), 0, 0, x.shape[0]))
+
+    def rule(t: Any, node: fx.Node, a: Any) -> Any:
+        return t.axes(a.self, node)
+
+    declared("narrow_copy.default", Rule(rule, literals=("length",), slice=lambda s, node, a: Edit({"length": 1009})))
+    coupling = couple_graph(capture(Narrowed().eval(), (torch.randn(3, 4),)))
+    with pytest.raises(fxprune.RuleError, match=r"slice: length holds a size known only at run time, .* got 1009"):
+        slice_graph(Selection(coupling, coupling.removed_mask([0])))
+
+
 def test_rules_of_ops_without_an_entry() -> None:
     assert rule_of(A.tanh.default) is registered()["pointwise"]
     assert rule_of(A.tanh_.default) is None

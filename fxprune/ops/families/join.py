@@ -55,12 +55,12 @@ def _stack(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     return (*x[:dim], ax.fixed(len(a.tensors)), *x[dim:])
 
 
-def _split(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes] | None:
+def _split(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     """Before: x[b, c].  After: [b, c0], [b, c1], ..., each with the channels of its part."""
+    if not all(isinstance(size, int) for size in a.split_sizes):
+        return _pieces(t, node, a)
     x = t.axes(a.self, node)
     dim = a.dim % len(x)
-    if not all(isinstance(size, int) for size in a.split_sizes):
-        return None
     parts, start = [], 0
     for size in a.split_sizes:
         part = ax.take(t.channels, x[dim], start, start + size, 1, t.where(node))
@@ -78,7 +78,8 @@ def _pieces(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
 
 
 def _slice_split(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
-    return Edit({"split_sizes": [s.count(part[a.dim]) for part in s.axes(node)]})
+    parts = zip(a.split_sizes, s.axes(node), strict=True)
+    return Edit({"split_sizes": [s.resize(size, part[a.dim]) for size, part in parts]})
 
 
 def _bounds(a: SimpleNamespace, size: int) -> tuple[int, int, int] | None:

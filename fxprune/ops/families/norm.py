@@ -63,15 +63,17 @@ def _layer_norm(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 def _slice_layer_norm(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     axes = s.axes(node)[len(s.axes(node)) - len(a.normalized_shape) :]
-    return Edit({"normalized_shape": [s.count(axis) for axis in axes]})
+    sizes = zip(a.normalized_shape, axes, strict=True)
+    return Edit({"normalized_shape": [s.resize(size, axis) for size, axis in sizes]})
 
 
 def _twin_layer_norm(t: Twin, node: fx.Node, a: SimpleNamespace) -> Tensor:
     axes = t.axes(a.input, node)
     over = list(enumerate(axes))[len(axes) - len(a.normalized_shape) :]
     own = list(enumerate(axis for _, axis in over))
-    sizes = {"normalized_shape": [t.count(axis) for _, axis in over]}
-    return t.scatter(t.run(node, **t.given(a, input=over, weight=own, bias=own) | sizes), over)
+    given = t.given(a, input=over, weight=own, bias=own)
+    sizes = given["input"].shape[len(axes) - len(over) :]
+    return t.scatter(t.run(node, **given | {"normalized_shape": sizes}), over)
 
 
 def _share(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float:

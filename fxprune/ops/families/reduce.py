@@ -165,9 +165,9 @@ def _sorted(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
 def _topk(t: Tracer, node: fx.Node, a: SimpleNamespace) -> list[Axes]:
     """Before: x[b, e].  After: [b, k] and where they were; e goes as `_choose` says."""
     x = list(t.axes(a.self, node))
-    if not _choose(t, node, x[a.dim], a.k, result=1):
+    if not isinstance(a.k, int) or not _choose(t, node, x[a.dim], a.k, result=1):
         t.freeze(node, x[a.dim], "the sorted axis")
-    x[a.dim] = ax.fixed(a.k)
+    x[a.dim] = ax.fixed(t.shape(node)[a.dim])
     return [tuple(x), tuple(x)]
 
 
