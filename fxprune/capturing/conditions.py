@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental.sym_node import SymNode
 
-from fxprune.capturing.limits import Limits, Term, met, sizes_in
+from fxprune.capturing.limits import UNARY, Limits, Term, met, sizes_in
 from fxprune.capturing.sizes import static
 
 if TYPE_CHECKING:
@@ -44,13 +45,28 @@ _NAMES = {
     "Or": "or",
     "Not": "not",
     "CeilToInt": "ceil",
+    "ceiling": "ceil",
     "FloorToInt": "floor",
+    "floor": "floor",
     "TruncToInt": "trunc",
+    "TruncToFloat": "trunc",
+    "RoundToInt": "round",
+    "RoundDecimal": "round",
+    "Pow": "pow",
+    "PowByNatural": "pow",
+    "FloatPow": "pow",
+    "Abs": "abs",
+    "LShift": "lshift",
+    "RShift": "rshift",
+    "BitwiseFn_bitwise_and": "bitand",
+    "BitwiseFn_bitwise_or": "bitor",
+    "BitwiseFn_bitwise_xor": "bitxor",
+    **{f"OpaqueUnaryFn_{name}": name for name in UNARY},
 }
 
 
-#: A condition on symbolic sizes, and what was answered when Python asked for it.
-Answer: TypeAlias = tuple[torch.SymBool, bool]
+#: A term over symbolic sizes, as torch holds it, and what Python was told that it is.
+Answer: TypeAlias = tuple[Any, bool | int | float]
 
 
 class TooInvolvedError(Exception):
@@ -59,28 +75,55 @@ class TooInvolvedError(Exception):
 
 @contextmanager
 def asking(most: int | None = None) -> Iterator[list[Answer]]:
-    """Notes each ``if`` on a size in the model's own code: what follows from bounds leaves no guard in the program.
+    """Notes each ``if`` on a size in the model's own code, and each number that Python makes of one.
+
+    What follows from bounds leaves no guard in the program, and a guard does not tell whether the model asked or an operator.
+    Texts of sizes are those of the numbers that they are in the example.
 
     Args:
         most: operations in one condition; beyond that `TooInvolvedError` is raised.
     """
     asked: list[Answer] = []
-    kind: Any = torch.SymBool
-    answer: Callable[[torch.SymBool], bool] = kind.__bool__
 
-    def noted(condition: torch.SymBool) -> bool:
-        if most is not None and condition.node.expr.count_ops() > most:
-            raise TooInvolvedError(f"a condition on sizes has more than {most} operations")
-        found = answer(condition)
-        if not _within_operator():
-            asked.append((condition, found))
-        return found
+    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: Any, *args: Any) -> Any:
+            node = getattr(self, "node", self)
+            if isinstance(self, torch.SymBool) and most is not None and node.expr.count_ops() > most:
+                raise TooInvolvedError(f"a condition on sizes has more than {most} operations")
+            found = method(self, *args)
+            if not _within_operator():
+                asked.append((node, found))
+            return found
 
-    kind.__bool__ = noted
-    try:
+        return noted
+
+    with ExitStack() as undo:
+        for kind, name in ((torch.SymBool, "__bool__"), (SymNode, "guard_int"), (SymNode, "guard_float")):
+            undo.enter_context(_replaced(kind, name, noting(getattr(kind, name))))
+        for kind in (torch.SymInt, torch.SymFloat):
+            undo.enter_context(_replaced(kind, "__repr__", _as_number(kind.__repr__)))
         yield asked
+
+
+@contextmanager
+def _replaced(kind: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(kind, name)
+    setattr(kind, name, method)
+    try:
+        yield
     finally:
-        kind.__bool__ = answer
+        setattr(kind, name, before)
+
+
+def _as_number(shown: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Returns a ``__repr__`` that shows a size to all but torch itself as the number that it is in the example."""
+
+    def shown_as_number(size: Any) -> str:
+        hint = getattr(size.node, "hint", None)
+        at_home = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "torch"
+        return shown(size) if at_home or not isinstance(hint, (int, float)) else repr(hint)
+
+    return shown_as_number
 
 
 def _within_operator() -> bool:
@@ -107,11 +150,9 @@ def read_limits(
         for name, shape, leaf in zip(names, shapes, example, strict=True)
     )
     for expr in _needed(program, shapes):
-        reading.require(expr, _LONGEST)
-    for condition, answer in asked:
-        expr = getattr(condition.node, "expr", None)
-        if expr is not None:
-            reading.require(expr if answer else ~expr, None)
+        reading.require(expr)
+    for node, answer in asked:
+        reading.keep(node.expr, answer)
     return reading.limits(tuple(names), terms, program)
 
 
@@ -158,19 +199,29 @@ class _Reading:
             self.conditions[("eq", ("mod", _plus(name, -int(offset)), int(factor)), 0)] = None
         return name
 
-    def require(self, expr: Any, longest: int | None) -> None:
-        """Makes an expression a condition, if it says anything of the free sizes."""
-        free: set[Any] = getattr(expr, "free_symbols", set())
-        if not free or not free <= self.named.keys() or (longest is not None and expr.count_ops() > longest):
+    def keep(self, expr: Any, answer: bool | int | float) -> None:
+        """Makes it a condition that an expression is what the model was told; what cannot be asked again stays as it was."""
+        if not self._speaks_of_sizes(expr):
             return
-        if longest is not None and type(expr).__name__ == "Unequality":
-            return  # an operator's other way to the same result
-        term = self.term(expr)
-        if term is not None:
+        term = self.term(~expr if answer is False else expr)
+        condition = term if isinstance(answer, bool) else ("eq", term, answer)
+        if term is not None and met(condition, self.example):
+            self.conditions[condition] = None
+            return
+        for name in {size for symbol in expr.free_symbols for size in sizes_in(self.named[symbol])}:
+            self.conditions[("eq", name, self.example[name])] = None
+
+    def require(self, expr: Any) -> None:
+        """Makes what an operator asked for a condition, if it says anything of the free sizes and is short."""
+        kind = type(expr).__name__
+        if not self._speaks_of_sizes(expr) or expr.count_ops() > _LONGEST or kind == "Unequality":
+            return  # unequal sizes are an operator's other way to the same result
+        if (term := self.term(expr)) is not None:
             self.conditions[term] = None
-        elif longest is None:  # what cannot be asked again stays as it was
-            for name in {size for symbol in free for size in sizes_in(self.named[symbol])}:
-                self.conditions[("eq", name, self.example[name])] = None
+
+    def _speaks_of_sizes(self, expr: Any) -> bool:
+        free: set[Any] = getattr(expr, "free_symbols", set())
+        return bool(free) and free <= self.named.keys()
 
     def term(self, expr: Any) -> Term | None:
         """Returns the term of an expression, None if it has none."""
@@ -188,10 +239,10 @@ class _Reading:
             return self.named[expr]
         parts = [self._term(part) for part in expr.args]
         kind = type(expr).__name__
-        if kind == "ToFloat":
+        if kind in ("ToFloat", "Identity"):
             return parts[0]
-        if kind in ("Pow", "PowByNatural"):
-            return ("mul", *[parts[0]] * _exponent(parts[1]))
+        if _NAMES[kind] == "pow" and type(parts[1]) is int and 2 <= parts[1] <= 8:
+            return ("mul", *[parts[0]] * parts[1])
         return (_NAMES[kind], *parts)
 
     def limits(self, names: tuple[str, ...], shapes: tuple[tuple[Term, ...], ...], program: ExportedProgram) -> Limits:
@@ -201,12 +252,6 @@ class _Reading:
                 self.conditions[("le", self.named[symbol], int(bounds.upper))] = None
         holding = tuple(term for term in self.conditions if met(term, self.example))
         return Limits(names, shapes, tuple((name, 2) for name in self.example), holding)
-
-
-def _exponent(value: Term) -> int:
-    if type(value) is not int or not 2 <= value <= 8:
-        raise KeyError(value)
-    return value
 
 
 def _plus(term: Term, number: int) -> Term:

@@ -20,6 +20,29 @@ from fxprune._base.errors import ShapeError
 #: A number, the name of a size such as ``x.shape[2]``, or the name of a function and its operands.
 Term: TypeAlias = Any
 
+#: Functions of one number, each called as Python's math calls it.
+UNARY = ("sqrt", "exp", "log", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh")
+
+#: Up to here numbers are exact as floats as well.
+_EXACT = 2**53
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """Returns a power: of whole numbers a whole one where that is no large one, otherwise a float."""
+    if isinstance(base, torch.SymInt):
+        return base**exponent
+    power = math.pow(base, exponent)
+    whole = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 and abs(power) < _EXACT
+    return int(power) if whole else power
+
+
+def _rounded(value: Any, digits: int = 0) -> Any:
+    """Returns a number rounded as Python does, a whole one without ``digits``."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return round(value, digits) if digits else round(value)
+    return round(float(value), digits) if digits else round(value)
+
+
 #: What terms are made of: name -> (least and most operands, function, sign between the operands in messages).
 FUNCTIONS: Mapping[str, tuple[int, int, Callable[..., Any], str]] = {
     "add": (2, 64, lambda *parts: sum(parts), " + "),
@@ -41,6 +64,15 @@ FUNCTIONS: Mapping[str, tuple[int, int, Callable[..., Any], str]] = {
     "ceil": (1, 1, math.ceil, ""),
     "floor": (1, 1, math.floor, ""),
     "trunc": (1, 1, math.trunc, ""),
+    "round": (1, 2, _rounded, ", "),
+    "pow": (2, 2, _power, "**"),
+    "abs": (1, 1, abs, ""),
+    "lshift": (2, 2, lambda value, by: value * _power(2, by), " << "),
+    "rshift": (2, 2, lambda value, by: value // _power(2, by), " >> "),
+    "bitand": (2, 2, operator.and_, " & "),
+    "bitor": (2, 2, operator.or_, " | "),
+    "bitxor": (2, 2, operator.xor, " ^ "),
+    **{name: (1, 1, getattr(math, name), "") for name in UNARY},
 }
 
 _WAY_OUT = (
@@ -125,7 +157,7 @@ def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
         return term
     try:
         return FUNCTIONS[term[0]][2](*(value_of(part, sizes) for part in term[1:]))
-    except (ArithmeticError, ValueError):  # a division by zero, or what no float holds
+    except (ArithmeticError, ValueError, TypeError):  # a division by zero, what no float holds, bits of a float
         return nan
 
 
@@ -140,7 +172,7 @@ def text_of(term: Term) -> str:
         return str(term)
     name, *parts = term
     written = [f"({text_of(part)})" if isinstance(part, tuple) else text_of(part) for part in parts]
-    if len(parts) == 1 or name in ("max", "min"):
+    if len(parts) == 1 or FUNCTIONS[name][3] == ", ":
         return f"{name}({', '.join(map(text_of, parts))})"
     return FUNCTIONS[name][3].join(written)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.capturing.captured import capture
-from fxprune.capturing.limits import text_of
+from fxprune.capturing.limits import met, text_of, value_of
 from tests.support.capturing import assert_equal, run
 
 
@@ -54,6 +54,13 @@ def only_more_than_one(x: Tensor) -> Tensor:
     return x - x.mean(0) if x.shape[0] > 1 else x
 
 
+def through_strides(x: Tensor) -> Tensor:
+    length, width = x.shape[1], x.shape[2]
+    for stride in (2, 3, 2, 3, 2, 3):
+        length, width = (length + 7) // stride + 1, (width + 7) // stride + 1
+    return x * int(length * width * 0.5)
+
+
 TABLE = torch.randn(16, 6, dtype=torch.float64)
 
 #: what a model does with its input [2, 8, 6] -> sizes that must be taken, and sizes that need not
@@ -76,6 +83,12 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, ...]], list[t
         [(2, 5, 6), (2, 1, 6)],
     ),
     "numbered": (lambda x: x * torch.arange(x.shape[1], dtype=x.dtype)[:, None], [(1, 8, 6)], [(2, 5, 6)]),
+    "a root": (lambda x: x * int(x.shape[1] ** 0.5), [(1, 8, 6), (2, 5, 6)], [(2, 16, 6), (2, 9, 6)]),
+    "a power": (lambda x: x * int(x.shape[1] ** (1 / 3)), [(1, 8, 6), (2, 9, 6)], [(2, 5, 6), (2, 27, 6)]),
+    "rounded": (lambda x: x * int(round(x.shape[1] * 0.3)), [(1, 8, 6), (2, 7, 6)], [(2, 5, 6), (2, 16, 6)]),
+    "a root of all": (lambda x: x * int(x.numel() ** 0.5), [(4, 4, 6)], [(1, 16, 6), (2, 5, 6)]),
+    "whole roots": (lambda x: x * 2 if (x.shape[1] ** 0.5).is_integer() else x, [(2, 7, 6)], [(2, 9, 6)]),
+    "a long condition": (through_strides, [(1, 8, 6), (2, 9, 6)], [(2, 200, 6), (2, 60, 6)]),
     "capped": (lambda x: x[:, :10].sum(1) / x[:, :10].shape[1], [(1, 8, 6)], [(2, 12, 6)]),
 }
 
@@ -114,6 +127,18 @@ def test_arguments_are_called_as_the_user_calls_them() -> None:
     assert captured.call.limits.names == ("batch['x']", "batch['unused']", "mask")
     with pytest.raises(fxprune.ShapeError, match=r"mask: expected 4 in dimension 1, got 5"):
         run(captured, call, mask=torch.randn(2, 5, 3))
+
+
+def test_a_size_that_is_shown_is_shown_as_a_number_and_stays_free() -> None:
+    said: list[str] = []
+
+    def telling(x: Tensor) -> Tensor:
+        said.append(f"{x.shape[0]} of {tuple(x.shape)}")
+        return x * 2
+
+    captured = capture(Of(telling), (torch.randn(2, 8, 6),))
+    assert "2 of (2, 8, 6)" in said and not any("s" in text for text in said)
+    assert run(captured, torch.randn(3, 5, 6)).shape == (3, 5, 6)
 
 
 def test_inputs_that_must_be_alike_are_held_to_it() -> None:
@@ -197,6 +222,17 @@ def test_no_size_is_free_at_the_price_of_a_unit() -> None:
         pruned(torch.randn(2, 3, 12, 12))
 
 
+def test_terms_come_to_what_python_makes_of_them_and_to_nothing_quickly() -> None:
+    assert value_of(("round", ("mul", "n", 0.3)), {"n": 8}) == round(8 * 0.3)
+    assert value_of(("round", ("truediv", "n", 3), 1), {"n": 8}) == round(8 / 3, 1)
+    assert value_of(("pow", "n", 3), {"n": 8}) == 512 and type(value_of(("pow", "n", 3), {"n": 8})) is int
+    assert value_of(("log2", "n"), {"n": 8}) == 3.0 and value_of(("lshift", "n", 2), {"n": 8}) == 32
+    endless = [("pow", ("pow", "n", 10**6), 10**6), ("lshift", 1, 10**12), ("round", "n", -(10**9)), ("exp", 10**6)]
+    for term in (*endless, ("log", ("add", "n", -8)), ("bitand", "n", 0.5)):
+        assert not met(("gt", term, 0), {"n": 8}), term
+
+
 def test_terms_read_as_python() -> None:
+    assert text_of(("round", ("pow", "a", 0.5), 1)) == "round(a**0.5, 1)"
     assert text_of(("eq", ("mod", ("add", "x.shape[2]", 1), 4), 0)) == "((x.shape[2] + 1) % 4) == 0"
     assert text_of(("max", "a", ("mul", 2, "b"))) == "max(a, 2*b)"
