@@ -12,14 +12,17 @@ from inspect import Parameter, Signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxprune._base.modes import untouched
 from fxprune.capturing.blame import capture_error, watching
 from fxprune.capturing.conditions import Answer, asking
 from fxprune.capturing.functions import Functions, observed
+from fxprune.capturing.normalize.edit import aten, fake, is_op, schema_args
+from fxprune.capturing.normalize.layout import dims_of
 from fxprune.capturing.prepared import Example
+from fxprune.capturing.sizes import static
 
 
 def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
@@ -77,6 +80,7 @@ def asked_export(
         except Exception as error:
             raise capture_error(model, watch, error) from error
         sys.stderr.write(said.getvalue())
+        _name_what_is_dropped(program)
         return program, asked
 
 
@@ -88,6 +92,23 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
             raise
     with torch.no_grad():  # what writes to out= runs without gradients or not at all
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _name_what_is_dropped(program: ExportedProgram) -> None:
+    """Makes every ``squeeze`` drop what it drops at the example, at every size: a graph has one number of dimensions.
+
+    Before: ``squeeze(x)`` of [s, 64, 1, 1].  After: ``squeeze(x, [2, 3])``, unlike the model where s is 1.
+    """
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            before = fake(node.args[0]) if is_op(node, aten.squeeze, aten.squeeze_) else None
+            if before is None:
+                continue
+            named = dims_of(schema_args(node).get("dim"), before.ndim)
+            dropped = [dim for dim in sorted(named) if static(before.shape[dim]) == 1]
+            in_place = is_op(node, aten.squeeze_) and dropped
+            node.target = aten.squeeze_.dims if in_place else aten.squeeze.dims if dropped else aten.alias.default
+            node.args, node.kwargs = (node.args[0], dropped) if dropped else node.args[:1], {}
 
 
 def _spelled_out(forward: Callable[..., Any], signature: Signature, extra: Iterable[str]) -> Callable[..., Any]:

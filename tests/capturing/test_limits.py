@@ -222,6 +222,16 @@ def test_no_size_is_free_at_the_price_of_a_unit() -> None:
         pruned(torch.randn(2, 3, 12, 12))
 
 
+@pytest.mark.parametrize("drops", [lambda h: h.squeeze(), lambda h: h.squeeze(0), lambda h: h.clone().squeeze_((0, 2))])
+def test_a_batch_of_one_that_would_be_dropped_is_refused(drops: Callable[[Tensor], Tensor]) -> None:
+    """The written graph names what it drops: the captured one must not drop more, or both look alike at one."""
+
+    captured = capture(Of(lambda x: drops(x[:, :, :1] * 2)), (torch.randn(4, 8, 6),))
+    assert len(run(captured, torch.randn(2, 8, 6))) == 2
+    with pytest.raises(fxprune.ShapeError, match=r"shape\[0\] >= 2, got x.shape\[0\] = 1"):
+        run(captured, torch.randn(1, 8, 6))
+
+
 def test_terms_come_to_what_python_makes_of_them_and_to_nothing_quickly() -> None:
     assert value_of(("round", ("mul", "n", 0.3)), {"n": 8}) == round(8 * 0.3)
     assert value_of(("round", ("truediv", "n", 3), 1), {"n": 8}) == round(8 / 3, 1)
