@@ -3,6 +3,7 @@
 from ._base.errors import BackendError as BackendError
 from ._base.errors import BudgetError as BudgetError
 from ._base.errors import CalibrationError as CalibrationError
+from ._base.errors import CallError as CallError
 from ._base.errors import CaptureError as CaptureError
 from ._base.errors import ExportError as ExportError
 from ._base.errors import FxpruneError as FxpruneError

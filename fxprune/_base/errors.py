@@ -39,6 +39,10 @@ class ShapeError(FxpruneError, ValueError):
     """An input of a size that the model was not captured for; names argument, dimension and what was expected."""
 
 
+class CallError(FxpruneError, TypeError):
+    """A call that the model was not captured for: another constant, structure or kind of dtype; names the argument."""
+
+
 class PlanError(FxpruneError, ValueError):
     """A plan or artifact that is damaged or does not fit this model."""
 

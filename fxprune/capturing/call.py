@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxprune._base.errors import CallError
 from fxprune._base.moved import filled_in
 from fxprune.capturing.limits import Limits
 
@@ -29,6 +30,7 @@ class CallSpec:
         placeholders: For every leaf of the arguments the name of its placeholder, or None for a literal.
         literals: For every leaf the constant that was baked into the graph, or None for a placeholder.
         limits: The sizes that the graph stands for; None in what an earlier version made.
+        assumed: Arguments that capture gave of itself, which a call may leave out; None in what an earlier version made.
     """
 
     signature: inspect.Signature
@@ -37,6 +39,7 @@ class CallSpec:
     placeholders: tuple[str | None, ...]
     literals: tuple[Any, ...]
     limits: Limits | None = None
+    assumed: tuple[str, ...] | None = None
 
     __setstate__ = filled_in
 
@@ -44,8 +47,8 @@ class CallSpec:
         """Return the graph's inputs for a call in the original signature, ``[...]`` each as it was given.
 
         Raises:
-            TypeError: If the call does not fit the signature, or differs in structure or in a baked-in
-                constant from the captured one.
+            TypeError: If the call does not fit the signature.
+            CallError: If it differs in structure or in a constant from the captured one, or in the kind of a dtype.
             ShapeError: If a tensor has a size that the graph does not stand for.
         """
         bound = self.signature.bind(*args, **kwargs)
@@ -62,11 +65,17 @@ class CallSpec:
         captured = pytree.tree_unflatten(leaves, self.in_spec)
         parameters: list[tuple[str, Any, Any]] = []
         for name, parameter in self.signature.parameters.items():
-            how: Any = argument(name, captured[name]) if name in captured else None
+            how: Any = self._argument(name, captured[name]) if name in captured else None
             if parameter.kind is parameter.VAR_KEYWORD:
-                how = {key: argument(key, value) for key, value in captured.get(name, {}).items()}
+                how = {key: self._argument(key, value) for key, value in captured.get(name, {}).items()}
             parameters.append((name, () if parameter.kind is parameter.VAR_POSITIONAL else parameter.default, how))
         return Binding(parameters, None if self.out_spec.is_leaf() else self.out_spec, self.limits)
+
+    def _argument(self, name: str, value: Any) -> Argument:
+        leaves, spec = pytree.tree_flatten(value)
+        fixed = not any(leaf.is_input for leaf in leaves)
+        spare = fixed and (self.assumed is None or name in self.assumed)
+        return Argument(name, None if spec.is_leaf() else spec, tuple(leaves), spare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +94,17 @@ class Argument:
         name: as the user knows it.
         spec: its structure, or None for a single leaf.
         leaves: its leaves, in order.
+        is_spare: whether a call may leave it out, whatever its default.
     """
 
     name: str
     spec: pytree.TreeSpec | None
     leaves: tuple[Leaf, ...]
+    is_spare: bool
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the graph takes nothing from this argument."""
-        return not any(leaf.is_input for leaf in self.leaves)
+    def constants(self) -> list[Any]:
+        """Returns the constants that the graph was made for."""
+        return [leaf.literal for leaf in self.leaves if not leaf.is_input]
 
 
 class Binding:
@@ -121,7 +131,7 @@ class Binding:
         """Returns the graph's inputs, ``[...]`` each, for the values of all parameters in the order of the signature.
 
         Raises:
-            TypeError: if a tensor that the model was captured with is missing, or another argument is not what it was.
+            CallError: if a tensor that the model was captured with is missing, or another argument is not what it was.
             ShapeError: if a tensor has a size that the graph does not stand for.
         """
         found: list[Tensor] = []
@@ -130,11 +140,20 @@ class Binding:
                 _take_keywords(how, value, found)
             elif how is None:
                 if not same(value, default):
-                    raise TypeError(_left_out(name, value, default))
-            elif not (how.is_fixed and same(value, default)):
+                    raise CallError(_left_out(name, value, default))
+            elif not (how.is_spare and same(value, default)):
                 _take(how, value, found)
         if self._limits is not None:
             self._limits.check(found)
+        return found
+
+    def constants(self) -> list[Any]:
+        """Returns the values, other than tensors, that arguments may have."""
+        found: list[Any] = []
+        for _, default, how in self._parameters:
+            arguments = how.values() if isinstance(how, dict) else () if how is None else (how,)
+            found += [value for argument in arguments for value in argument.constants()]
+            found += [default] if how is None or (isinstance(how, Argument) and how.is_spare) else []
         return found
 
     def outputs(self, flat: Sequence[Any]) -> Any:
@@ -142,21 +161,18 @@ class Binding:
         return flat[0] if self._out_spec is None else pytree.tree_unflatten(list(flat), self._out_spec)
 
 
-def argument(name: str, value: Any) -> Argument:
-    """Returns how an argument was captured, of its value with a `Leaf` for each leaf."""
-    leaves, spec = pytree.tree_flatten(value)
-    return Argument(name, None if spec.is_leaf() else spec, tuple(leaves))
-
-
 def _take_keywords(captured: dict[str, Argument], given: dict[str, Any], found: list[Tensor]) -> None:
     for key in given:
         if key not in captured:
-            raise TypeError(_left_out(key, given[key], inspect.Parameter.empty))
+            raise CallError(_left_out(key, given[key], inspect.Parameter.empty))
     for key, argument in captured.items():
         if key in given:
             _take(argument, given[key], found)
-        elif not argument.is_fixed:
-            raise TypeError(f"forward() was captured with {key!r} and needs it: pass a tensor like the example's")
+        elif not argument.is_spare:
+            what = ", ".join(map(repr, argument.constants())) or "a tensor like the example's"
+            raise CallError(
+                f"forward() was captured with {key!r} and needs it: pass {what}, or compile again with an example that leaves it out"
+            )
 
 
 def _take(argument: Argument, value: Any, found: list[Tensor]) -> None:
@@ -166,32 +182,43 @@ def _take(argument: Argument, value: Any, found: list[Tensor]) -> None:
         try:
             leaves = argument.spec.flatten_up_to(value)
         except ValueError as error:
-            raise TypeError(
+            raise CallError(
                 f"argument {argument.name!r} of forward() differs in structure from what was captured: {error}"
             ) from error
     for leaf, known in zip(leaves, argument.leaves, strict=True):
         if not known.is_input:
             if not same(leaf, known.literal):
-                raise TypeError(
+                raise CallError(
                     f"argument {argument.name!r} of forward() was captured with {known.literal!r} and the graph is made "
-                    f"for that value, got {_shown(leaf)}"
+                    f"for that value, got {_shown(leaf)} (given, or the default): pass {known.literal!r}, or compile again with an "
+                    "example (forward_args=) of the other value"
                 )
         elif isinstance(leaf, Tensor):
             found.append(leaf)
         else:
-            raise TypeError(
+            raise CallError(
                 f"argument {argument.name!r} of forward() was captured with a tensor and must be one, "
                 f"got {_shown(leaf)}"
             )
 
 
 def same(a: Any, b: Any) -> bool:
-    """Returns whether two arguments are the same for a graph; tensors only if they are one object, ``1`` is not True."""
+    """Returns whether two arguments are the same for a graph: ``1`` is 1.0 and not True, and NaN is itself.
+
+    Tensors are the same only if they are one object, and so is what has no equality.
+    """
     if a is b:
         return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
+    if isinstance(a, Tensor) or isinstance(b, Tensor) or not (type(a) is type(b) or (_is_number(a) and _is_number(b))):
         return False
-    return type(a) is type(b) and bool(a == b)
+    try:
+        return bool(a == b) or bool(a != a and b != b)
+    except (TypeError, ValueError):  # an array compares to an array
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _left_out(name: str, value: Any, default: Any) -> str:

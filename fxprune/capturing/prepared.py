@@ -16,6 +16,9 @@ from fxprune._base.errors import CaptureError
 
 _AUTO = torch.export.Dim.AUTO
 
+#: The argument of transformers' models that asks for a key-value cache.
+_CACHE = "use_cache"
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -28,6 +31,7 @@ class Example:
         spec: The tree structure of the bound arguments (a dict from parameter name to value).
         dynamic: For every leaf, its dynamic dimensions (empty for a constant).
         batch: For every leaf, whether its dimension 0 is the batch.
+        assumed: Arguments that are as they are for capture's sake, so that a call may leave them out.
     """
 
     signature: inspect.Signature
@@ -36,6 +40,7 @@ class Example:
     spec: pytree.TreeSpec
     dynamic: tuple[tuple[int, ...], ...]
     batch: tuple[bool, ...]
+    assumed: tuple[str, ...] = ()
 
     def all_free(self) -> Example:
         """Returns the example with every dimension free: export fixes those that the model does."""
@@ -119,7 +124,15 @@ def prepare(
             dims |= _differing(leaf, other)
     leaves = [_ready(leaf, flag) for leaf, flag in zip(leaves, flags, strict=True)]
     bound.arguments.update(pytree.tree_unflatten(leaves, spec))
-    return Example(signature, bound, tuple(leaves), spec, tuple(tuple(sorted(dims)) for dims in dynamic), tuple(flags))
+    return Example(
+        signature,
+        bound,
+        tuple(leaves),
+        spec,
+        tuple(tuple(sorted(dims)) for dims in dynamic),
+        tuple(flags),
+        (_CACHE,) if _takes_cache(model) and _given(bound).get(_CACHE) is False else (),
+    )
 
 
 def _bind(
@@ -127,8 +140,8 @@ def _bind(
 ) -> inspect.BoundArguments:
     try:
         bound = signature.bind(*args, **kwargs)
-        if _caches(model) and "use_cache" not in bound.arguments:
-            bound = signature.bind(*args, **kwargs, use_cache=False)
+        if _takes_cache(model) and getattr(model.config, _CACHE) and _CACHE not in _given(bound):
+            bound = signature.bind(*args, **kwargs, **{_CACHE: False})
     except TypeError as error:
         raise CaptureError(
             f"the example does not fit {type(model).__name__}.forward{signature}: {error}. "
@@ -137,12 +150,18 @@ def _bind(
     return bound
 
 
-def _caches(model: nn.Module) -> bool:
-    """Say whether the model would return a key-value cache, which is no pytree, unless told not to."""
-    if not getattr(getattr(model, "config", None), "use_cache", False):
+def _given(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Return the arguments of a call by their names, those that ``**kwargs`` collects among them."""
+    collectors = [p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    return {**bound.arguments, **{k: v for name in collectors for k, v in bound.arguments.get(name, {}).items()}}
+
+
+def _takes_cache(model: nn.Module) -> bool:
+    """Say whether the model can be told not to return a key-value cache, which is no pytree."""
+    if not hasattr(getattr(model, "config", None), _CACHE):
         return False
     parameters = inspect.signature(model.forward).parameters
-    return "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return _CACHE in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _batch_flags(leaves: list[Any]) -> list[bool]:

@@ -113,6 +113,7 @@ def _source(
         placeholders=tuple(names),
         literals=tuple(leaf if name is None else None for name, leaf in zip(names, example.leaves, strict=True)),
         limits=limits,
+        assumed=example.assumed,
     )
     return Source(program, owner, example, call, tensors, batched, asked is None, functions)
 

@@ -73,7 +73,7 @@ class CallCodeGen(CodeGen):
         except TypeError:
             leaves = pytree.tree_leaves(args)
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            known = [*self.call.literals, *(p.default for p in self.call.signature.parameters.values())]
+            known = self.binding.constants()
             others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
             expected = all(any(same(leaf, value) for value in known) for leaf in others)
             if not expected or len(tensors) != sum(name is not None for name in self.call.placeholders):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import enum
+import math
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
+from fxprune.capturing.call import same
 from fxprune.capturing.captured import capture
 from tests.models.fn import Fn
 from tests.support.capturing import assert_equal, check, run
+
+T0 = torch.ones(2)
 
 
 class Result(NamedTuple):
@@ -88,9 +95,87 @@ def test_defaults_may_be_spelled_out():
 
 def test_literals_are_remembered():
     captured, x = capture(Model(), (t(),), {"flip": True}), t()
-    assert_equal(run(captured, x), run(captured, x, flip=True))
+    assert_equal(run(captured, x, flip=True), run(captured, x, flip=True, scale=1))
     assert captured.call.literals == (None, True)
     assert captured.call.placeholders == ("x", None)
+
+
+def test_a_default_is_held_to_what_was_captured():
+    captured = capture(Model(), (t(),), {"flip": True, "scale": 2.0})
+    for kwargs, message in [
+        ({}, "'flip' .* captured with True .* got False .given, or the default.: pass True"),
+        ({"flip": True}, "'scale' .* captured with 2.0 .* got 1.0"),
+        ({"flip": 1, "scale": 2.0}, "'flip' .* captured with True .* got 1"),
+    ]:
+        with pytest.raises(fxprune.CallError, match=message):
+            captured.call.flatten((t(),), kwargs)
+
+
+class Extra(nn.Module):
+    """Collects its flags."""
+
+    def forward(self, x: Tensor, *scales: float, **flags: Any) -> Tensor:
+        return x * sum(scales) + (x if flags.get("twice") else 0)
+
+
+def test_collected_constants_are_held_to_as_well():
+    x = t()
+    captured = capture(Extra(), (x, 1.0, 2.0), {"twice": True})
+    assert_equal(x * 4, run(captured, x, 1, 2.0, twice=True))
+    for args, kwargs, message in [
+        ((x, 1.0, 2.0), {}, "captured with 'twice' and needs it: pass True"),
+        ((x, 1.0), {"twice": True}, "'scales' .* differs in structure"),
+        ((x,), {"twice": True}, "'scales' .* differs in structure"),
+        ((x, 1.0, 2.5), {"twice": True}, "'scales' .* captured with 2.0 .* got 2.5"),
+    ]:
+        with pytest.raises(fxprune.CallError, match=message):
+            captured.call.flatten(args, kwargs)
+
+
+class Mood(enum.Enum):
+    GAY = 1
+    SAD = 2
+
+
+SAME = [
+    (1, 1.0),
+    (2.5, 2.5),
+    (math.nan, float("nan")),
+    ("sum", "".join(["su", "m"])),
+    (None, None),
+    (Mood.SAD, Mood.SAD),
+    (torch.float32, torch.float),
+    (torch.device("cpu"), torch.device("cpu")),
+    (T0, T0),
+    ((1, 2), (1, 2)),
+]
+OTHER = [
+    (1, True),
+    (0, False),
+    (0.0, None),
+    (2.5, math.nan),
+    (1, "1"),
+    (1, 1 + 0j),
+    (Mood.GAY, Mood.SAD),
+    (Mood.GAY, 1),
+    (torch.float32, torch.float64),
+    (torch.device("cpu"), torch.device("meta")),
+    (T0, T0.clone()),
+    (T0, None),
+    (object(), object()),
+    (numpy.ones(2), numpy.ones(2)),
+    ((1, 2), [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SAME, ids=repr)
+def test_constants_that_are_the_same(a, b):
+    assert same(a, b) and same(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), OTHER, ids=repr)
+def test_constants_that_are_not_the_same(a, b):
+    assert not same(a, b) and not same(b, a)
 
 
 @pytest.mark.parametrize(

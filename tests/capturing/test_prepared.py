@@ -141,6 +141,21 @@ def test_models_are_captured_without_their_cache():
         captured.call.flatten((x,), {"use_cache": True})
 
 
+def test_no_cache_is_what_every_call_means():
+    model, x = Cached(), torch.randn(3, 4)
+    captured = capture(model, (x,), {"use_cache": False})
+    assert captured.call.assumed == ("use_cache",)
+    assert_equal(run(captured, x), model(x, use_cache=False))
+
+    class Collecting(Cached):
+        def forward(self, x: Tensor, **more: Any) -> Any:
+            return super().forward(x, **more)
+
+    for kwargs in ({}, {"use_cache": False}):
+        captured = capture(Collecting(), (x,), kwargs)
+        assert len(run(captured, x)) == len(run(captured, x, use_cache=False)) == 1
+
+
 def test_dynamic_shapes_need_not_name_what_capture_adds():
     auto = torch.export.Dim.AUTO
     captured = capture(Cached(), (torch.randn(3, 5, 4),), dynamic_shapes={"x": {0: auto, 1: auto}})

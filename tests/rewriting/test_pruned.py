@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import FxpruneError
+from fxprune._base.errors import CallError, FxpruneError
 from fxprune.rewriting.pruned import PrunedModule
 from tests.models.calls import Pair
 from tests.support.capturing import assert_equal
@@ -144,7 +144,7 @@ def test_arguments_may_be_spelled_in_any_way():
     [
         ({"weight": None}, "'weight' of forward.. was captured with a tensor and must be one, got None"),
         ({"weight": 2.0}, "'weight' of forward.. was captured with a tensor and must be one, got 2.0"),
-        ({"mode": "sum"}, None),
+        ({"mode": ...}, "'mode' of forward.. was captured with 'mean' .* got 'sum' .given, or the default."),
         ({"mode": "other"}, "'mode' of forward.. was captured with 'mean' .* got 'other'"),
         ({"mode": torch.ones(2)}, "'mode' of forward.. was captured with 'mean' .* got a tensor of shape"),
         ({"scale": 3.0}, "'scale' of forward.. was not given .* got 3.0: leave it at 2.0"),
@@ -158,11 +158,8 @@ def test_another_call_than_the_captured_one_is_refused(changes, message):
     case = emitted("structured")
     call = {"batch": case.args[0], "weight": case.args[1], **case.kwargs, **changes}
     call = {name: value for name, value in call.items() if value is not ...}
-    if message is None:  # a parameter left at its default means what it meant in the captured call
-        assert_equal(case.pruned(**call), case.model(*case.args, **case.kwargs))
-    else:
-        with pytest.raises(TypeError, match=message):
-            case.pruned(**call)
+    with pytest.raises(TypeError, match=message):
+        case.pruned(**call)
 
 
 @pytest.mark.slow
@@ -210,6 +207,46 @@ def test_compiles_in_one_graph(name):
     compiled = torch.compile(case.pruned, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert_equal(compiled(*case.args, **case.kwargs), case.model(*case.args, **case.kwargs))
+
+
+class _Scaled(nn.Module):
+    """Has arguments that are no tensors, and a default that is not what it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, scale=1.0, count=1, flag=False, dtype=torch.float64):
+        y = self.layer(x).to(dtype) * scale * count
+        return -y if flag else y
+
+
+def _scaled():
+    model, x = _Scaled().double().eval(), torch.randn(2, 4).double()
+    return model, x, emit_of(model, x, 2.0, 3, True)
+
+
+def test_constants_are_held_to_when_compiled():
+    model, x, pruned = _scaled()
+    torch.compiler.reset()
+    compiled = torch.compile(pruned, fullgraph=True, backend="eager")
+    for scale, count in ((2.0, 3), (2, 3), (2.0, 3.0)):
+        assert_equal(compiled(x, scale, count, True, torch.float64), model(x, 2.0, 3, True))
+    torch.compiler.reset()
+    broken = torch.compile(pruned, backend="eager")
+    assert_equal(broken(x, 2.0, 3, True), model(x, 2.0, 3, True))
+    for call in ((x, 2.5, 3, True), (x, 2.0, 4, True), (x, 2.0, 3, False), (x,)):
+        with pytest.raises(CallError, match=r"was captured with"):
+            broken(*call)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_constants_are_held_to_when_exported(strict):
+    model, x, pruned = _scaled()
+    program = torch.export.export(pruned, (x, 2.0, 3, True), strict=strict)
+    assert_equal(program.module()(x, 2.0, 3, True), model(x, 2.0, 3, True))
+    with pytest.raises(Exception, match=r"was captured with"):
+        torch.export.export(pruned, (x, 1.0, 3, True), strict=strict)
 
 
 @pytest.mark.slow

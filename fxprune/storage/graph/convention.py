@@ -71,6 +71,7 @@ def describe_call(call: CallSpec) -> dict[str, Any]:
         ],
         "outputs": _write_tree(call.out_spec),
         **({} if call.limits is None else {"limits": describe_limits(call.limits)}),
+        **({} if call.assumed is None else {"assumed": list(call.assumed)}),
     }
 
 
@@ -80,7 +81,7 @@ def read_call(data: Any, where: str) -> CallSpec:
     Raises:
         PlanError: the data are damaged.
     """
-    found = untrusted.record(data, where, ("parameters", "arguments", "leaves", "outputs"), ("limits",))
+    found = untrusted.record(data, where, ("parameters", "arguments", "leaves", "outputs"), ("limits", "assumed"))
     parameters = untrusted.sequence_of(found["parameters"], f"{where}: parameters", _read_parameter)
     with untrusted.reading(f"{where}: parameters"):
         signature = inspect.Signature(parameters)
@@ -94,7 +95,8 @@ def read_call(data: Any, where: str) -> CallSpec:
     limits = None
     if "limits" in found:
         limits = read_limits(found["limits"], sum(name is not None for name in inputs), f"{where}: limits")
-    return CallSpec(signature, in_spec, out_spec, inputs, literals, limits)
+    assumed = untrusted.texts(found["assumed"], f"{where}: assumed") if "assumed" in found else None
+    return CallSpec(signature, in_spec, out_spec, inputs, literals, limits, assumed)
 
 
 # -- parameters and leaves ------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import PlanError
+from fxprune._base.errors import CallError, PlanError
 from fxprune.capturing.call import CallSpec
 from fxprune.storage.graph import convention
 
@@ -90,8 +91,25 @@ def test_calls_come_back() -> None:
     leaves, in_spec = pytree.tree_flatten(arguments)
     names = tuple(f"n{value}" if value else None for value in leaves)
     out_spec = pytree.tree_structure([1, 2])
-    call = CallSpec(inspect.signature(forward), in_spec, out_spec, names, (None,) * len(names))
+    call = CallSpec(inspect.signature(forward), in_spec, out_spec, names, (None,) * len(names), None, ("d",))
     again = convention.read_call(json.loads(json.dumps(convention.describe_call(call))), "here")
     assert again.in_spec == in_spec and again.out_spec == out_spec and again.placeholders == names
     bare = [p.replace(annotation=p.empty) for p in call.signature.parameters.values()]
     assert list(again.signature.parameters.values()) == bare
+    assert again.assumed == ("d",)
+
+
+def test_a_call_of_an_earlier_version_may_leave_out_what_it_could() -> None:
+    def forward(x: Any, scale: Any = 1.0) -> None: ...
+
+    in_spec = pytree.tree_structure({"x": 0, "scale": 2.0})
+    call = CallSpec(inspect.signature(forward), in_spec, pytree.tree_structure(0), ("x", None), (None, 2.0), None, ())
+    x = torch.ones(1)
+    data = json.loads(json.dumps(convention.describe_call(call)))
+    with pytest.raises(CallError, match=r"captured with 2\.0"):
+        convention.read_call(data, "here").flatten((x,), {})
+    del data["assumed"]
+    for old in (convention.read_call(data, "here"), dataclasses.replace(call, assumed=None)):
+        assert old.flatten((x,), {}) == (x,)
+        with pytest.raises(CallError, match=r"captured with 2\.0"):
+            old.flatten((x, 3.0), {})
