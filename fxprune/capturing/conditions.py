@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.sym_node import SymNode
 
-from fxprune.capturing.limits import UNARY, Limits, Term, met, sizes_in
+from fxprune.capturing.limits import UNARY, Limits, Term, kind_of, met, sizes_in
 from fxprune.capturing.sizes import static
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _within_operator() -> bool:
 def read_limits(
     program: ExportedProgram, names: Sequence[str], example: Sequence[Tensor], asked: Sequence[Answer]
 ) -> Limits:
-    """Returns what a program takes for granted of the sizes of its inputs.
+    """Returns what a program takes for granted of the sizes of its inputs, and of the kinds of their numbers.
 
     Args:
         program: the exported program.
@@ -153,7 +154,8 @@ def read_limits(
         reading.require(expr)
     for node, answer in asked:
         reading.keep(node.expr, answer)
-    return reading.limits(tuple(names), terms, program)
+    kinds = tuple(kind_of(leaf.dtype) for leaf in example)
+    return replace(reading.limits(tuple(names), terms, program), kinds=kinds)
 
 
 def _shapes(program: ExportedProgram) -> list[Sequence[Any]]:

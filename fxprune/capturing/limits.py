@@ -1,4 +1,4 @@
-"""What sizes a captured graph stands for: every call is held to them, for the graph would compute something else.
+"""What sizes and kinds of numbers a captured graph stands for: every call is held to them, for the graph would compute something else.
 
 Plain data and plain loops: limits are pickled and stored, checked at each call, and traced by `torch.compile`.
 """
@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fxprune._base.errors import ShapeError
+from fxprune._base.errors import CallError, ShapeError
+from fxprune._base.moved import filled_in
 
 #: A number, the name of a size such as ``x.shape[2]``, or the name of a function and its operands.
 Term: TypeAlias = Any
@@ -75,6 +76,15 @@ FUNCTIONS: Mapping[str, tuple[int, int, Callable[..., Any], str]] = {
     **{name: (1, 1, getattr(math, name), "") for name in UNARY},
 }
 
+#: What kinds of numbers a graph tells apart: within one, precision is free.
+KINDS = ("bool", "integer", "floating", "complex")
+_IN_WORDS = {
+    "bool": "booleans",
+    "integer": "integers (any integer dtype)",
+    "floating": "floating-point numbers (any precision)",
+    "complex": "complex numbers",
+}
+
 _WAY_OUT = (
     "give calibration data of two sizes or dynamic_shapes=, which frees a size that the model does not fix, or compile "
     "again at this size"
@@ -83,26 +93,34 @@ _WAY_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The sizes that a graph was captured for.
+    """The sizes, and the kinds of numbers, that a graph was captured for.
 
     Attributes:
         names: of the inputs, as the user knows them: ``x``, ``batch['mask']``, ``images[1]``.
         shapes: of each input, a term for each dimension: a number where the size is fixed.
         least: the smallest value of each free size, by its name.
         conditions: terms that must hold: what operators need, and what Python asked of the sizes.
+        kinds: of each input's numbers, one of `KINDS`; empty in what an earlier version made.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[Term, ...], ...]
     least: tuple[tuple[str, int], ...] = ()
     conditions: tuple[Term, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    __setstate__ = filled_in
 
     def check(self, tensors: Sequence[Tensor]) -> None:
-        """Refuses inputs, ``[...]`` each, of other sizes.
+        """Refuses inputs, ``[...]`` each, of other sizes or kinds.
 
         Raises:
+            CallError: names the argument, and says what kind of numbers was expected.
             ShapeError: names the argument and the dimension, and says what was expected.
         """
+        for name, kind, tensor in zip(self.names, self.kinds, tensors, strict=bool(self.kinds)):
+            if kind_of(tensor.dtype) != kind:
+                raise _of_another_kind(name, kind, tensor)
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return  # sizes are tensors there
         sizes = self.sizes(tensors)
@@ -147,6 +165,18 @@ class Limits:
                 allowed = (other for other in near if other > 1 and self.allows({**found, name: other}))
                 found[name] = next(allowed, size)
         return found
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """Returns the kind of numbers that a dtype holds, one of `KINDS`."""
+    return _KIND_OF.get(dtype, "integer")
+
+
+_KIND_OF = {
+    dtype: "bool" if dtype is torch.bool else "complex" if dtype.is_complex else "floating"
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and (dtype is torch.bool or dtype.is_complex or dtype.is_floating_point)
+}
 
 
 def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:
@@ -198,6 +228,13 @@ def _refused(name: str, dim: int, expected: str, tensor: Tensor) -> ShapeError:
     return ShapeError(
         f"{name}: expected {expected} in dimension {dim}, got {tensor.shape[dim]} (shape {list(tensor.shape)}): the model was "
         f"captured for that size. What helps: {_WAY_OUT}"
+    )
+
+
+def _of_another_kind(name: str, expected: str, tensor: Tensor) -> CallError:
+    return CallError(
+        f"{name}: expected {_IN_WORDS[expected]}, got {tensor.dtype}: the model was captured with those, and may do "
+        "something else with others. What helps: convert it, or compile again with calibration data of this kind"
     )
 
 

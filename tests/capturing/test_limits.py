@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.capturing.captured import capture
-from fxprune.capturing.limits import met, text_of, value_of
+from fxprune.capturing.limits import Limits, met, text_of, value_of
 from tests.support.capturing import assert_equal, run
+from tests.support.emitting import emit_of
 
 
 class Of(nn.Module):
@@ -240,6 +241,73 @@ def test_terms_come_to_what_python_makes_of_them_and_to_nothing_quickly() -> Non
     endless = [("pow", ("pow", "n", 10**6), 10**6), ("lshift", 1, 10**12), ("round", "n", -(10**9)), ("exp", 10**6)]
     for term in (*endless, ("log", ("add", "n", -8)), ("bitand", "n", 0.5)):
         assert not met(("gt", term, 0), {"n": 8}), term
+
+
+class OfKind(nn.Module):
+    """Takes one way with whole numbers, another with others; a mask of either kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(self.layer.weight.dtype) / 255
+        y = self.layer(x)
+        return y.masked_fill(~mask, -1.0) if mask.dtype is torch.bool else y + mask
+
+
+IMAGE, MASK = torch.randint(0, 255, (2, 4), dtype=torch.uint8), torch.ones(2, 3).bool()
+
+
+@pytest.mark.parametrize(
+    ("given", "other", "message"),
+    [
+        ((IMAGE, MASK), (IMAGE / 255, MASK), r"x: expected integers .*, got torch.float32.*compile again"),
+        ((IMAGE, MASK), (IMAGE > 3, MASK), r"x: expected integers .*, got torch.bool"),
+        ((IMAGE, MASK), (IMAGE, MASK.float()), r"mask: expected booleans, got torch.float32"),
+        ((IMAGE, MASK), (IMAGE, MASK.long()), r"mask: expected booleans, got torch.int64"),
+        ((IMAGE / 255, MASK), (IMAGE, MASK), r"x: expected floating-point numbers .*, got torch.uint8"),
+        ((IMAGE / 255, MASK.float()), (IMAGE / 255, MASK), r"mask: expected floating-point .*, got torch.bool"),
+        ((IMAGE / 255, MASK.float()), (IMAGE * 1j, MASK.float()), r"x: expected floating.*, got torch.complex64"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", ["eager", "compiled"])
+def test_another_kind_of_numbers_is_refused(given: Any, other: Any, message: str, wrapped: str) -> None:
+    model = OfKind().eval()
+    pruned = emit_of(model, *given)
+    torch.compiler.reset()
+    called = pruned if wrapped == "eager" else torch.compile(pruned, backend="eager")
+    assert_equal(model(*given), called(*given), 1e-5)
+    for held in (called, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        with pytest.raises(fxprune.CallError, match=message):
+            held(*other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_another_precision_is_taken(dtype: torch.dtype) -> None:
+    model = OfKind().eval()
+    x = torch.randn(2, 4)
+    pruned = emit_of(model, x, MASK).to(dtype)
+    assert_equal(model.to(dtype)(x.to(dtype), MASK), pruned(x.to(dtype), MASK), 1e-2)
+    assert torch.jit.trace(pruned, (x.to(dtype), MASK))(x.to(dtype), MASK).dtype is dtype
+
+
+def test_other_integers_are_taken() -> None:
+    model = OfKind().eval()
+    pruned = emit_of(model, IMAGE, MASK)
+    for dtype in (torch.int32, torch.int64, torch.uint8):
+        assert_equal(model(IMAGE.to(dtype), MASK), pruned(IMAGE.to(dtype), MASK), 1e-5)
+    compiled = torch.compile(pruned, backend="eager", fullgraph=True)
+    assert_equal(compiled(IMAGE.int(), MASK), model(IMAGE, MASK), 1e-5)
+
+
+def test_what_an_earlier_version_pickled_takes_every_kind() -> None:
+    limits = capture(OfKind().eval(), (IMAGE, MASK)).call.limits
+    assert limits is not None and limits.kinds == ("integer", "bool")
+    old = object.__new__(Limits)
+    old.__setstate__([limits.names, limits.shapes, limits.least, limits.conditions])
+    old.check((IMAGE / 255, MASK))
+    assert old.kinds == ()
 
 
 def test_terms_read_as_python() -> None:

@@ -1,15 +1,16 @@
-"""The sizes that a stored graph stands for, as JSON data.
+"""The sizes and kinds of numbers that a stored graph stands for, as JSON data.
 
 A term is a number, the name of a size, or an array of the name of a function and its operands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
-from fxprune.capturing.limits import FUNCTIONS, Limits, Term, sizes_in
+from fxprune.capturing.limits import FUNCTIONS, KINDS, Limits, Term, sizes_in
 
 #: How deep terms may lie within each other, and how many conditions there may be.
 _DEEPEST, _MOST = 64, 4096
@@ -22,6 +23,7 @@ def describe_limits(limits: Limits) -> dict[str, Any]:
         "shapes": [[_write(term) for term in shape] for shape in limits.shapes],
         "least": [list(entry) for entry in limits.least],
         "conditions": [_write(term) for term in limits.conditions],
+        **({"kinds": list(limits.kinds)} if limits.kinds else {}),
     }
 
 
@@ -36,7 +38,7 @@ def read_limits(data: Any, inputs: int, where: str) -> Limits:
     Raises:
         PlanError: the data are damaged.
     """
-    found = untrusted.record(data, where, ("names", "shapes", "least", "conditions"))
+    found = untrusted.record(data, where, ("names", "shapes", "least", "conditions"), ("kinds",))
     names = untrusted.texts(found["names"], f"{where}: names")
     shapes = tuple(
         untrusted.sequence_of(shape, f"{where}: shapes", _read)
@@ -53,7 +55,18 @@ def read_limits(data: Any, inputs: int, where: str) -> Limits:
     for term in (*(term for shape in shapes for term in shape), *conditions, *(name for name, _ in least)):
         if unknown := [size for size in sizes_in(term) if size not in known]:
             raise PlanError(f"{where}: there is no size {unknown[0]!r:.80}")
-    return Limits(names, shapes, least, conditions)
+    return Limits(names, shapes, least, conditions, _read_kinds(found, inputs, f"{where}: kinds"))
+
+
+def _read_kinds(found: Mapping[str, Any], inputs: int, where: str) -> tuple[str, ...]:
+    if "kinds" not in found:
+        return ()
+    kinds = untrusted.texts(found["kinds"], where)
+    for kind in kinds:
+        untrusted.one_of(KINDS, kind, where)
+    if len(kinds) != inputs:
+        raise PlanError(f"{where}: expected those of {inputs} inputs, got {len(kinds)}")
+    return kinds
 
 
 def _write(term: Term) -> Any:
