@@ -177,7 +177,8 @@ def _captured(source: Source) -> Captured:
         node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
         node.meta.setdefault("module", "")
     used = _attributes(module.graph).union(*(one.sources for one in folded))
-    warned = (*map(GradientWarning, [*stops, *source.functions.notes()]), *map(TrainingWarning, lost))
+    gradients = [*stops, *_unlike(folded), *source.functions.notes()]
+    warned = (*map(GradientWarning, gradients), *map(TrainingWarning, lost))
     return Captured(
         module=module,
         model=source.model,
@@ -201,12 +202,26 @@ def _told(folded: list[Folded]) -> list[str]:
     """Return what the user should know of weights that are plain now."""
     if not folded:
         return []
-    names = [f"{one.name} ({one.by})" for one in folded]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
-        f"computed weights are plain tensors in the result, and train as such: {', '.join(names[:3])}{more}; "
+        f"computed weights are plain tensors in the result, and train as such if at all: {_listed(folded)}; "
         "where training needs the parametrization, the mask or the standardisation, put it on the result's layers"
     ]
+
+
+def _unlike(folded: list[Folded]) -> list[str]:
+    """Return what the user should know of weights that are plain now, and had other gradients."""
+    unlike = [one for one in folded if not one.alike]
+    if not unlike:
+        return []
+    return [
+        f"computed weights whose gradient stops on the way to their parameters, or reaches only some of them: {_listed(unlike)}; "
+        "in the result each trains as a plain tensor, in all of its values"
+    ]
+
+
+def _listed(folded: list[Folded]) -> str:
+    names = [f"{one.name} ({one.by})" for one in folded]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _untold(modules: list[str]) -> list[str]:

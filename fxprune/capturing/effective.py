@@ -19,7 +19,8 @@ from torch.nn.utils import parametrize
 from fxprune._base.modes import untouched
 from fxprune._base.names import layer_of
 from fxprune.capturing.flatten import Flat
-from fxprune.capturing.normalize.edit import fake, is_op, named, schema_args, writes
+from fxprune.capturing.learning import cuts, evaluated, trains_alike
+from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, named, schema_args
 from fxprune.capturing.state import State
 
 #: What ``torch.nn.utils`` calls the tensors that a hook computes another one from: its name and one of these.
@@ -69,12 +70,14 @@ class Folded:
         sources: names of the parameters and buffers that it was computed from, a parameter of its shape first.
         by: what computed it, for people.
         tensor: its value, ``[...]``.
+        alike: whether it trains as what it was computed from did: it has the same gradient, or takes the place of all of that.
     """
 
     name: str
     sources: tuple[str, ...]
     by: str
     tensor: Tensor
+    alike: bool
 
 
 def fold_weights(flat: Flat, model: nn.Module, state: State) -> list[Folded]:
@@ -184,11 +187,14 @@ def _fold(flat: Flat, state: State, computed: Computed) -> Folded | None:
     results = _results(inner, computed.shape)
     if not results or _leaks(begin, inner, results):
         return None
-    value = _value(flat, [*begin, *inner], results)
-    if value is None:
+    values = evaluated(flat, [*begin, *inner])
+    if values is None or not all(torch.equal(values[node], values[results[0]]) for node in results):
         return None
-    learns = any(flat.tensors[str(node.target)].requires_grad for node in begin)
-    tensor: Tensor = nn.Parameter(value, requires_grad=learns and value.is_floating_point())
+    learning = [node for node in results if values[node].requires_grad]
+    tensor: Tensor = nn.Parameter(values[results[0]].detach().clone(), requires_grad=bool(learning))
+    given = [values[node] for node in begin if node.target in state.parameters]
+    cut = any(cuts(node, values) for node in inner)
+    alike = all(trains_alike(values[node], given, cut=cut) for node in learning)
     flat.tensors[computed.name] = tensor
     held = flat.graph.find_nodes(op="get_attr")
     layer = layer_of(computed.name)
@@ -196,15 +202,16 @@ def _fold(flat: Flat, state: State, computed: Computed) -> Folded | None:
         new = flat.graph.create_node("get_attr", computed.name, name=computed.name.replace(".", "_"))
     new.meta = {"val": results[0].meta["val"], "module": ""}
     for node in results:
-        node.replace_all_uses_with(new)
+        stopped = learning and node not in learning
+        node.replace_all_uses_with(insert(node, aten.detach.default, (new,), node.meta["val"]) if stopped else new)
     for node in reversed([*begin, *inner]):
         if not node.users:
             flat.graph.erase_node(node)
 
     def unlike(name: str) -> tuple[bool, bool, str]:
-        return state.tensors[name].shape != value.shape, name not in state.parameters, name
+        return state.tensors[name].shape != tensor.shape, name not in state.parameters, name
 
-    return Folded(computed.name, tuple(sorted(sources, key=unlike)), computed.by, tensor)
+    return Folded(computed.name, tuple(sorted(sources, key=unlike)), computed.by, tensor, alike)
 
 
 def _inner(graph: fx.Graph, begin: list[fx.Node]) -> list[fx.Node]:
@@ -235,24 +242,3 @@ def _leaks(begin: list[fx.Node], inner: list[fx.Node], results: list[fx.Node]) -
     inside, raw = {*begin, *inner}, set(begin)
     raw.update(node for node in inner if node not in results and not raw.isdisjoint(node.all_input_nodes))
     return any(user not in inside for node in raw for user in node.users)
-
-
-def _value(flat: Flat, nodes: list[fx.Node], results: list[fx.Node]) -> Tensor | None:
-    """Returns the value of the results, ``[...]``; None if they differ or there is none."""
-    values = {}
-    for node in nodes:
-        tags = getattr(node.target, "tags", ())
-        if writes(node) or torch.Tag.nondeterministic_seeded in tags:
-            return None
-        if node.op == "get_attr":
-            values[node] = flat.tensors[str(node.target)].detach()
-            if values[node].is_meta:
-                return None
-        else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            assert callable(node.target)
-            with torch.no_grad():
-                values[node] = node.target(*args, **kwargs)
-    first: Tensor = values[results[0]]
-    same = all(torch.equal(values[node], first) for node in results)
-    return first.detach().clone() if same else None

@@ -70,8 +70,7 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
     nodes = [node for node in sliced.graph.nodes if node in emission.live]
     _find_layers(emission, nodes, ranks)
     _find_extras(emission, nodes)
-    gone = frozenset(name for sources in captured.folded.values() for name in sources)
-    root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors, gone)
+    root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors, captured.folded)
     for path, module in emission.extras.items():
         place(root, path, module)
     pruned = PrunedModule(root, _write_graph(emission, sliced.graph), captured.call, type(captured.model).__name__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def build_tree(
     owners: Owners,
     layers: Mapping[str, nn.Module],
     tensors: Mapping[str, Any],
-    gone: Set[str] = frozenset(),
+    folded: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> nn.Module:
     """Returns a tree like ``model``'s that holds a copy of each of ``tensors``, and nothing without tensors.
 
@@ -29,9 +30,11 @@ def build_tree(
         owners: its modules and tensors.
         layers: path -> module on the meta device that takes the tensors of that path; others go to plain containers.
         tensors: the tensors by name in the graph, at their new sizes; a graph module is allowed as well.
-        gone: names of tensors that others stand for now.
+        folded: tensors that stand for others now, and the names of those.
     """
-    flags = {name: tensor.requires_grad for name, tensor in model.named_parameters(remove_duplicate=False)}
+    own = model.named_parameters(remove_duplicate=False)
+    flags = {name: tensor.requires_grad for name, tensor in own if name not in folded}
+    gone = {name for sources in folded.values() for name in sources}
     copies: dict[str, Any] = {}
     for name, tensor in tensors.items():
         new = _copy(tensor, flags.get(name))
