@@ -16,6 +16,7 @@ from fxprune._base.shown import html_summary, text_summary
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.effective import Folded, fold_weights, left_computed
 from fxprune.capturing.flatten import Flat, flatten
+from fxprune.capturing.hooks import lost_hooks
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
 from fxprune.capturing.normalize.dtypes import follow_dtype
@@ -177,7 +178,8 @@ def _captured(source: Source) -> Captured:
         node.meta.pop("val", None)  # without export's fake tensors the graph can be copied and pickled
         node.meta.setdefault("module", "")
     used = _attributes(module.graph).union(*(one.sources for one in folded))
-    gradients = [*stops, *_unlike(folded), *source.functions.notes()]
+    hooks = lost_hooks(source.model, training.hooking)
+    gradients = [*stops, *_unlike(folded), *source.functions.notes(), *hooks]
     warned = (*map(GradientWarning, gradients), *map(TrainingWarning, lost))
     return Captured(
         module=module,

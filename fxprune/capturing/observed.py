@@ -23,6 +23,8 @@ from fxprune.capturing.blame import Watch, first_line, watching
 from fxprune.capturing.checkpoints import plain_checkpoints
 from fxprune.capturing.exported import without_fast_path
 from fxprune.capturing.fakes import Fakes, Outcomes, unlogged
+from fxprune.capturing.hooks import HookWatch
+from fxprune.capturing.hooks import listed as _listed
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.prepared import Example
 
@@ -54,6 +56,7 @@ class Observation:
         used: Names of the parameters that were given to a function.
         dropouts: The dropouts.
         twice: Modules that change a buffer within an activation checkpoint.
+        hooking: Modules that put hooks on gradients.
     """
 
     outputs: tuple[Any, tuple[Any, ...]] = (None, ())
@@ -63,6 +66,7 @@ class Observation:
     used: set[str] = field(default_factory=set)
     dropouts: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     twice: set[str] = field(default_factory=set)
+    hooking: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Training:
         resting: Modules that the model leaves in evaluation mode as it trains, by name.
         notes: What happens in one of the modes alone.
         failure: Why the modes could not be compared; empty if they were.
+        hooking: Modules that put hooks on gradients in either mode, by name.
     """
 
     dropouts: Calls = field(default_factory=dict)
@@ -82,6 +87,7 @@ class Training:
     resting: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     failure: str = ""
+    hooking: frozenset[str] = frozenset()
 
 
 def compare_modes(model: nn.Module, example: Example, silent: Set[str]) -> Training:
@@ -105,11 +111,14 @@ def compare_modes(model: nn.Module, example: Example, silent: Set[str]) -> Train
         evaluated = _observe(model, example, fakes, training=False, resting=frozenset())
     except Exception as error:  # export succeeded on another kind of tensors without values
         found = _not_compared("evaluation", error)
-        return Training(trained.dropouts, resting=resting, notes=tuple(notes), failure=found)
+        return Training(
+            trained.dropouts, resting=resting, notes=tuple(notes), failure=found, hooking=frozenset(trained.hooking)
+        )
     alone = _working_alone(trained, evaluated, silent)
     notes += _differences(model, trained, evaluated, silent, alone)
     norms = frozenset(path for path, batch in trained.norms.items() if batch != evaluated.norms.get(path, batch))
-    return Training(_without(trained.dropouts, alone), norms, resting, tuple(notes))
+    hooking = frozenset(trained.hooking | evaluated.hooking)
+    return Training(_without(trained.dropouts, alone), norms, resting, tuple(notes), hooking=hooking)
 
 
 def _not_compared(mode: str, error: Exception) -> str:
@@ -187,12 +196,6 @@ def _lies_in(path: str, modules: Set[str]) -> bool:
     return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
-def _listed(names: Set[str]) -> str:
-    found = sorted(names)
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    return ", ".join(map(repr, found[:5])) + more
-
-
 def _shown(outputs: tuple[Any, tuple[Any, ...]]) -> str:
     spec, leaves = outputs
     kind = spec.context if isinstance(spec.context, type) else spec.type  # of a named tuple
@@ -217,8 +220,8 @@ def _after_train(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool, resting: Set[str]) -> Observation:
-    """Run the model on fake tensors."""
-    with ExitStack() as stack:
+    """Run the model on fake tensors, which have gradients as in training: a forward pass may look for them."""
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         stack.enter_context(unlogged())
         stack.enter_context(untouched(model, training=training))
         stack.enter_context(without_fast_path())
@@ -231,9 +234,11 @@ def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: fakes.mode.from_tensor(value.detach()), given)
         norms = {path for path, module in model.named_modules() if isinstance(module, _NORMS)}
         recorder = _Recorder(watch, names, buffers, norms)
-        with torch.no_grad(), Outcomes(), plain_checkpoints(recorder.within_checkpoint), recorder:
+        hooks = HookWatch(watch)
+        with Outcomes(), plain_checkpoints(recorder.within_checkpoint), recorder, hooks:
             leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
         recorder.found.assigned |= set(_assigned(model, buffers))
+    recorder.found.hooking = hooks.modules
     recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
     return recorder.found
 
