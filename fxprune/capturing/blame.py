@@ -41,9 +41,10 @@ class Watch:
         running: The modules that are in their forward now, outermost first, with their dotted names.
     """
 
-    __slots__ = ("_paths", "_versions", "running")
+    __slots__ = ("_marks", "_paths", "_versions", "running")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, marks: bool = True) -> None:
+        self._marks = marks
         self._paths = {_key(module): path for path, module in model.named_modules()}
         self.running: list[str] = []
         self._versions: list[tuple[int, ...]] = []
@@ -55,7 +56,7 @@ class Watch:
             self._versions.append(tensor_versions(args))
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> Any:
-        """Forward hook: forget the module; what an idle module let through gets a mark."""
+        """Forward hook: forget the module; what an idle module let through gets a mark if there are to be any."""
         path = self._paths.get(_key(module))
         if path is None or path not in self.running:
             return None
@@ -63,7 +64,8 @@ class Watch:
             self.running.pop()
             self._versions.pop()
         self.running.pop()
-        marked = mark_silent(module, path, self._versions.pop(), args, out)
+        versions = self._versions.pop()
+        marked = mark_silent(module, path, versions, args, out) if self._marks else out
         return None if marked is out else marked
 
 
@@ -73,9 +75,9 @@ def _key(module: nn.Module) -> int:
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[Watch]:
-    """Watch the model's modules by global hooks: nothing is put on the model itself."""
-    watch = Watch(model)
+def watching(model: nn.Module, *, marks: bool = True) -> Iterator[Watch]:
+    """Watch the model's modules by global hooks, and mark the idle ones or not: nothing is put on the model itself."""
+    watch = Watch(model, marks)
     handles = (
         nn_module.register_module_forward_pre_hook(watch.enter),
         nn_module.register_module_forward_hook(watch.leave),

@@ -26,8 +26,8 @@ from fxprune.capturing.sizes import static
 
 
 def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
-    """Export a model as `asked_export` does."""
-    return asked_export(model, example, dynamic_shapes)[0]
+    """Export a model as `asked_export` does, without marks: nothing but the model's own operators is in the program."""
+    return asked_export(model, example, dynamic_shapes, marks=False)[0]
 
 
 def asked_export(
@@ -36,8 +36,10 @@ def asked_export(
     dynamic_shapes: Any = None,
     functions: Functions | None = None,
     most: int | None = None,
+    *,
+    marks: bool = True,
 ) -> tuple[ExportedProgram, list[Answer]]:
-    """Export the model in eval mode, its idle modules marked, and leave it as it was.
+    """Export the model in eval mode and leave it as it was.
 
     Args:
         model: The model to capture.
@@ -45,6 +47,7 @@ def asked_export(
         dynamic_shapes: As `torch.export.export` takes it; the example's own by default.
         functions: Takes note of the model's own autograd Functions.
         most: Operations in one condition on sizes, beyond which it is given up.
+        marks: Whether idle modules are marked.
 
     Returns:
         The program, and what the model asked of the sizes of its inputs.
@@ -65,7 +68,7 @@ def asked_export(
         untouched(model, training=False),
         without_fast_path(),
         _with_gradients(),
-        watching(model) as watch,
+        watching(model, marks=marks) as watch,
         observed(functions, watch),
         warnings.catch_warnings(),
     ):

@@ -84,7 +84,7 @@ def trace(
 
     Raises:
         CaptureError: it cannot be exported.
-        ExportError: the batch is to be free and is not.
+        ExportError: the batch is to be free and is not; or the module calls an operator of this package.
     """
     example = _keywords_kept(prepare(module, *call), call)
     chosen = dynamic_shapes is not None
@@ -94,6 +94,7 @@ def trace(
     empty = [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in free.leaves]
     # a file keeps its example: none of the user's data
     exported = export(module, _holding(free, empty), dynamic_shapes)
+    _refuse_ours(exported)
     call = example.bound.args, example.bound.kwargs
     pairs = zip(example.leaves, example.batch, strict=True)
     batched = [flag for leaf, flag in pairs if isinstance(leaf, Tensor)]
@@ -166,6 +167,18 @@ def _insist_on_batch(symbolic: Mapping[str, Tensor], batched: Sequence[bool]) ->
             f"the model's graph holds for {label} of {list(lead.shape)} only, the batch is not free: pass "
             "dynamic_batch=False to write a file for that batch"
         )
+
+
+def _refuse_ours(exported: ExportedProgram) -> None:
+    """Refuses a program that only a process with this package could load."""
+    graphs = [module.graph for module in exported.graph_module.modules() if isinstance(module, fx.GraphModule)]
+    targets = (node.target for graph in graphs for node in graph.nodes)
+    for target in targets:
+        if getattr(target, "namespace", "") == "fxprune":
+            raise ExportError(
+                f"the model calls {target}, an operator of fxprune itself that no file can hold: export what was compiled, or "
+                "the model itself, and not the graph of a capture"
+            )
 
 
 def _input_nodes(exported: ExportedProgram) -> list[fx.Node]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.models.libraries import swin
 from tests.models.parts import Detector
 from tests.support.exports import assert_equal, outputs_of, pruned_of, texts
 from tests.support.marks import but_slow
@@ -52,6 +53,52 @@ print("same")
     shutil.copy(path, tmp_path)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "same", done.stderr
+
+
+class _Dropped(nn.Module):
+    """Gives its input back in evaluation mode, as stochastic depth does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(len(x), 1) if self.training else x
+
+
+@pytest.mark.parametrize("suffix", but_slow([".pt2", ".onnx"], quick=(".pt2",)))
+def test_what_evaluation_mode_hides_leaves_nothing_in_a_file(suffix: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), _Dropped(), nn.Linear(3, 2))
+    found = fxprune.export(model, tmp_path / f"model{suffix}", torch.randn(2, 4))
+    if suffix == ".pt2":
+        assert _namespaces(found.path) == {"aten"}
+
+
+def _namespaces(path: Path) -> set[str]:
+    """Returns those of the operators in a file, as a process that knows no others reads them."""
+    script = (
+        "import sys, torch\n"
+        f"program = torch.export.load({str(path)!r})\n"
+        "assert 'fxprune' not in sys.modules\n"
+        "print(*{getattr(node.target, 'namespace', 'aten') for node in program.graph.nodes if node.op == 'call_function'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=path.parent)
+    assert not done.returncode, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruned", [False, True])
+def test_files_of_a_transformer_with_stochastic_depth(pruned: bool, tmp_path: Path) -> None:
+    model, x = swin(stochastic_depth_prob=0.2).eval(), torch.randn(2, 3, 32, 32)
+    if pruned:
+        model = fxprune.compile(model, [x], 0.7, method="l2", recover=None, progress=False)
+    assert fxprune.export(model, tmp_path / "model.onnx", x).max_error <= 1e-4
+    assert _namespaces(fxprune.export(model, tmp_path / "model.pt2", x).path) == {"aten"}
+
+
+def test_a_graph_of_a_capture_is_no_model_to_export(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), _Dropped(), nn.Linear(3, 2))
+    graph = fxprune.capture(model, (torch.randn(2, 4),)).module
+    with pytest.raises(fxprune.ExportError, match=r"calls fxprune\.mark.*export what was compiled"):
+        fxprune.export(graph, tmp_path / "model.pt2", (torch.randn(2, 4),))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_holds_none_of_the_users_data(tmp_path: Path) -> None:
