@@ -25,11 +25,6 @@ from fxprune.capturing.prepared import Example
 from fxprune.capturing.sizes import static
 
 
-def export(model: nn.Module, example: Example, dynamic_shapes: Any = None) -> ExportedProgram:
-    """Export a model as `asked_export` does, without marks: nothing but the model's own operators is in the program."""
-    return asked_export(model, example, dynamic_shapes, marks=False)[0]
-
-
 def asked_export(
     model: nn.Module,
     example: Example,

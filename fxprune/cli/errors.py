@@ -14,13 +14,24 @@ class InputError(FxpruneError, ValueError):
     """Something on the command line, or a file that it names, is unusable."""
 
 
+#: What messages tell to pass in Python -> how a command takes it, if it does.
+_SPELLINGS = {"dynamic_batch=False": "--fixed-batch", "dynamic_shapes=": "dynamic_shapes= (in Python)"}
+
+
+def in_options(text: str) -> str:
+    """Returns a text with the options of the command line in place of Python's."""
+    for written, option in _SPELLINGS.items():
+        text = text.replace(written, option)
+    return text
+
+
 def one_line(error: BaseException) -> str:
     """Returns an error's message on one line; a system's error with its reason first, then its file."""
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f": {error.filename}"
         return " ".join(f"{error.strerror}{name}".split())
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    joined = "".join(f"{line} " if line[-1] in ".:;," else f"{line}; " for line in lines)
+    joined = in_options("".join(f"{line} " if line[-1] in ".:;," else f"{line}; " for line in lines))
     return joined.removesuffix("; ").strip() or type(error).__name__
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from fxprune.cli.errors import InputError
+from fxprune.cli.errors import InputError, in_options
 
 
 def warn(text: str) -> None:
     """Prints a warning, one line."""
-    click.echo(f"fxprune: warning: {text}", err=True)
+    click.echo(f"fxprune: warning: {in_options(text)}", err=True)
 
 
 def tell(text: str, quiet: bool) -> None:
@@ -29,7 +29,7 @@ def show(found: Any, as_json: bool, quiet: bool = False, ending: str = "") -> No
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif not quiet:
-        click.echo(f"{found}{ending}")
+        click.echo(in_options(f"{found}{ending}"))
 
 
 def check_directory(out: str | os.PathLike[str]) -> None:

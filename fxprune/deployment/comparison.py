@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import ExportError, raised_as
+from fxprune._base.errors import ExportError, brief, raised_as
 from fxprune.data.calls import Call, tensors_of
 from fxprune.ops.registry import is_kind
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded
-from fxprune.runtimes.sizes import other_sizes, resized, sizes_of
+from fxprune.runtimes.sizes import Sizes, other_sizes, resized, sizes_of
+
+#: How sizes are freed that only go together with a number.
+FREE_SIZES = 'such as {"x": {0: Dim("batch"), 2: 4 * Dim("height")}} with Dim of torch.export'
 
 
 def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
@@ -33,12 +36,13 @@ def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
     call = program.call if filled else _drawn(program)
     own = sizes_of(symbolic, tensors_of(call))
     found = [call]
-    for sizes in other_sizes(own, program.exported.range_constraints):
-        found.append(resized(call, symbolic, sizes))
+    others = other_sizes(own, program.allows)
+    if others != own:
+        found.append(resized(call, symbolic, others))
         if (error := _failure(program, found[-1])) is not None:
             raise ExportError(
-                f"the exported graph takes {shown(program, found[-1])}, the model fails there ({error}): pass "
-                "dynamic_batch=False or dynamic_shapes="
+                f"the exported graph takes {shown(program, found[-1])}, the model fails there ({brief(error)}): "
+                f"{_way_out(program, call, others)}"
             ) from error
     one = own | {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
     if single and one != own:
@@ -46,6 +50,16 @@ def trials(program: Program, *, filled: bool, single: bool) -> list[Call]:
         if _failure(program, alone) is None:  # else no file can be compared there
             found.append(alone)
     return found
+
+
+def _way_out(program: Program, call: Call, others: Sizes) -> str:
+    """Returns what helps where the model fails at other sizes."""
+    symbolic = program.symbolic()
+    batches = {symbol: size for symbol, size in others.items() if program.names.get(symbol) == "batch"}
+    another = resized(call, symbolic, sizes_of(symbolic, tensors_of(call)) | batches)
+    if batches and _failure(program, another) is not None:
+        return "pass dynamic_batch=False to write a file for this batch"
+    return f"pass dynamic_shapes= with the sizes that it takes, {FREE_SIZES}"
 
 
 def _failure(program: Program, call: Call) -> Exception | None:
@@ -76,7 +90,7 @@ def worst_difference(program: Program, calls: Sequence[Call], loaded: Loaded, to
                 raise ExportError(
                     f"{what} differs from the model: output {value.name!r} of {list(have.shape)} by "
                     f"{error_of:.2e} of its magnitude, tolerance {tolerance:.0e}, for "
-                    f"{shown(program, call)}; nothing was written" + _hint(want, have)
+                    f"{shown(program, call)}" + _hint(want, have)
                 )
             worst = max(worst, error_of)
     return worst

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import CaptureError, ExportError, raised_as
 from fxprune._base.files import fresh_directory, sync
+from fxprune.capturing.limits import text_of
 from fxprune.capturing.source import unwrapped
 from fxprune.data.calls import Call, tensors_of
-from fxprune.deployment.comparison import trials, worst_difference
+from fxprune.deployment.comparison import FREE_SIZES, trials, worst_difference
 from fxprune.deployment.request import Request, islands_of, requested
 from fxprune.runtimes.program import Program, Value, trace
 from fxprune.runtimes.registry import FileRuntime, runtime_for
@@ -38,6 +39,8 @@ class Exported:
         outputs: likewise.
         opset: of an ONNX file.
         torch: the version that wrote it.
+        conditions: on the sizes that may change, such as ``"x.shape[2] == (4*(x.shape[2]//4))"``: those that the file was
+            made for; an ONNX file does not ask.
         note: why sizes that are free in the model are fixed in the file; empty if none is.
     """
 
@@ -52,6 +55,7 @@ class Exported:
     outputs: tuple[Value, ...]
     opset: int | None = None
     torch: str = torch.__version__
+    conditions: tuple[str, ...] = ()
     note: str = ""
 
     def __str__(self) -> str:
@@ -64,9 +68,14 @@ class Exported:
             f"inputs: {', '.join(map(str, self.inputs))}",
             f"outputs: {', '.join(map(str, self.outputs))}",
             f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
+            *([f"made for sizes where {self._conditions()}"] if self.conditions else []),
             *([self.note] if self.note else []),
         ]
         return "\n".join(lines)
+
+    def _conditions(self) -> str:
+        more = len(self.conditions) - 3
+        return ", ".join(self.conditions[:3]) + (f", and {more} more" if more > 0 else "")
 
 
 def export(
@@ -126,8 +135,11 @@ def export(
     try:
         return write(request)
     except (CaptureError, ExportError) as error:  # some runtimes compute something else where a size is free
-        refusal = f"sizes that are free in the model are fixed in the file, since with them free: {error}"
-    return replace(write(replace(request, varying=())), note=refusal)
+        note = (
+            f"sizes that are free in the model are fixed in the file, since with them free: {error}. What may help: "
+            f"dynamic_shapes= that frees some of them, {FREE_SIZES}"
+        )
+    return replace(write(replace(request, varying=())), note=note)
 
 
 def _exported(
@@ -147,6 +159,7 @@ def _exported(
         inputs=program.inputs,
         outputs=program.outputs,
         opset=found,
+        conditions=tuple(map(text_of, program.limits.conditions)),
     )
 
 

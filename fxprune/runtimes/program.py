@@ -7,6 +7,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError
 from fxprune._base.modes import untouched
-from fxprune.capturing.exported import export
+from fxprune.capturing.conditions import read_limits
+from fxprune.capturing.exported import asked_export
+from fxprune.capturing.limits import Limits
 from fxprune.capturing.prepared import Example, prepare
 from fxprune.data.batch import short
 from fxprune.data.calls import Call, tensors_of
-from fxprune.runtimes.sizes import expression, named_shape, names_of
+from fxprune.runtimes.sizes import Sizes, expression, named_shape, names_of, shape_at, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Program:
         inputs: the tensors of a call, in order.
         outputs: the tensors that come out, in order.
         names: of the sizes that may change: the program's symbol -> name.
+        limits: what the sizes are held to: by export, by operators, and by what the module itself asked.
     """
 
     module: nn.Module
@@ -54,10 +58,18 @@ class Program:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     names: Mapping[Any, str]
+    limits: Limits
 
     def symbolic(self) -> list[Tensor]:
         """Returns the inputs' fake tensors, ``[...]`` each, whose free sizes are symbols."""
         return [node.meta["val"] for node in _input_nodes(self.exported)]
+
+    def allows(self, sizes: Sizes) -> bool:
+        """Returns whether a call may have these sizes, of the symbols."""
+        if not within(sizes, self.exported.range_constraints):
+            return False
+        given = [torch.empty(shape_at(value, sizes), device="meta") for value in self.symbolic()]
+        return self.limits.allows(self.limits.sizes(given))
 
     def run(self, call: Call) -> list[Tensor]:
         """Returns what the module itself gives in evaluation mode: its tensors, ``[...]`` each, in order."""
@@ -93,11 +105,11 @@ def trace(
     free = _with_free(example, varying, dynamic_batch)
     empty = [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in free.leaves]
     # a file keeps its example: none of the user's data
-    exported = export(module, _holding(free, empty), dynamic_shapes)
+    exported, asked = asked_export(module, _holding(free, empty), dynamic_shapes, marks=False)
     _refuse_ours(exported)
     call = example.bound.args, example.bound.kwargs
-    pairs = zip(example.leaves, example.batch, strict=True)
-    batched = [flag for leaf, flag in pairs if isinstance(leaf, Tensor)]
+    given = [isinstance(leaf, Tensor) for leaf in example.leaves]
+    batched = list(compress(example.batch, given))
     symbolic = {node.name: node.meta["val"] for node in _input_nodes(exported)}
     if dynamic_batch and not chosen:
         _insist_on_batch(symbolic, batched)
@@ -111,6 +123,7 @@ def trace(
         inputs=_values(symbolic.items(), names),
         outputs=_values(_outputs(exported, _plain(outputs)), names),
         names=names,
+        limits=read_limits(exported, [*compress(example.names, given)], [*compress(example.leaves, given)], asked),
     )
 
 

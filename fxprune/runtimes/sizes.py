@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -73,24 +73,43 @@ def _renamed(form: str, names: Mapping[Any, str]) -> str:
     return re.sub(r"\w+", lambda word: by_symbol.get(word[0], word[0]), form)
 
 
-def other_sizes(own: Sizes, bounds: Mapping[Any, Any]) -> Iterator[dict[Any, int]]:
-    """Yields all free sizes changed at once, within their bounds; nothing if there are none.
+def other_sizes(own: Sizes, allows: Callable[[Sizes], bool]) -> dict[Any, int]:
+    """Returns free sizes other than a call's, each near its own, that are allowed together; its own where there are none.
 
-    Symbols of one size change alike: a mask has the length of what it masks, whether or not the program says
-    so.
+    Symbols of one size change alike, since a mask has the length of what it masks whether or not the program says so; each by
+    itself if they cannot.
     """
-    grown = dict(own)
+    found = dict(own)
     for size in dict.fromkeys(own.values()):
         alike = [symbol for symbol, value in own.items() if value == size]
-        fits = (n for n in (size + 1, size - 1, 2 * size) if all(_within(n, bounds.get(s)) for s in alike))
-        if (other := next(fits, None)) is not None:
-            grown |= dict.fromkeys(alike, other)
-    if grown != own:
-        yield grown
+        together = _moved(found, alike, allows)
+        for symbol in alike if together == found else ():
+            together = _moved(together, [symbol], allows)
+        found = together
+    return found
 
 
-def _within(size: int, bounds: Any) -> bool:
-    return size > 1 and (bounds is None or bool(bounds.lower <= size <= bounds.upper))
+def _moved(sizes: dict[Any, int], symbols: Sequence[Any], allows: Callable[[Sizes], bool]) -> dict[Any, int]:
+    """Returns the sizes with another one for some symbols, which have one size; as they are if there is none."""
+    tried = (sizes | dict.fromkeys(symbols, size) for size in _near(sizes[symbols[0]]))
+    return next(filter(allows, tried), sizes)
+
+
+def _near(size: int) -> list[int]:
+    """Returns the sizes to try: odd and even ones, the half, the double, and the next multiple of 32."""
+    near = (size + 1, size - 1, size + 2, size - 2, size + 4, size - 4, size // 2, size + 32, 2 * size)
+    return [other for other in near if other > 1]
+
+
+def within(sizes: Sizes, bounds: Mapping[Any, Any]) -> bool:
+    """Returns whether each size lies within the bounds of its symbol, if it has any."""
+    pairs = ((size, bounds.get(symbol)) for symbol, size in sizes.items())
+    return all(bound is None or bool(bound.lower <= size <= bound.upper) for size, bound in pairs)
+
+
+def shape_at(symbolic: Tensor, sizes: Sizes) -> list[int]:
+    """Returns the shape of one of a program's inputs, ``[...]``, at some sizes of the symbols."""
+    return [int(size) if (form := expression(size)) is None else int(form.subs(sizes)) for size in symbolic.shape]
 
 
 def repeated(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -111,9 +130,8 @@ def resized(call: Call, inputs: Sequence[Tensor], sizes: Sizes) -> Call:
     shapes = iter(inputs)
 
     def fit(tensor: Tensor) -> Tensor:
-        for dim, size in enumerate(next(shapes).shape):
-            if (form := expression(size)) is not None:
-                tensor = repeated(tensor, dim, int(form.subs(sizes)))
+        for dim, size in enumerate(shape_at(next(shapes), sizes)):
+            tensor = repeated(tensor, dim, size)
         return tensor.clone()
 
     made: Call = pytree.tree_map_only(Tensor, fit, call)

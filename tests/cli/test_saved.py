@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,16 @@ def test_bench_export_and_finetune(here: Path) -> None:
     assert "expected the dense model as teacher" in complaint(*tune, "--distill")
     assert "expected one of" in complaint(*tune, "--recipe", "magic")
     assert "momentun" in complaint(*tune, "--set", "momentun=0.5")
+
+
+def test_what_helps_is_said_as_the_command_takes_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("compile", *TINY, "--budget", "0.6", "--out", "out", "-q")
+
+    def fixed(*_: Any, **__: Any) -> None:
+        raise fxprune.ExportError("the batch is not free: pass dynamic_batch=False, or dynamic_shapes= with the sizes")
+
+    monkeypatch.setattr(fxprune, "export", fixed)
+    assert "pass --fixed-batch, or dynamic_shapes= (in Python) with" in complaint("export", "out", "out.pt2")
 
 
 @pytest.mark.slow

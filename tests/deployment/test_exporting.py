@@ -175,6 +175,64 @@ def test_shapes_may_be_chosen(tmp_path: Path) -> None:
     assert found.compared == (((2, 4, 4, 3),), ((2, 4, 3, 3),))  # 5 is out of bounds
 
 
+class _Halving(nn.Module):
+    """Takes images of even height and width: it adds to an image what was made of its half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 2, stride=2), nn.ConvTranspose2d(8, 3, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(self.down(x).relu())
+
+
+@pytest.mark.parametrize("suffix", but_slow([".pt2", ".onnx"], quick=(".pt2",)))
+def test_sizes_that_go_in_steps_stay_free(suffix: str, tmp_path: Path) -> None:
+    pruned = fxprune.compile(_Halving(), [torch.randn(3, 3, 8, 8)], 0.7, method="l2", recover=None, progress=False)
+    found = fxprune.export(pruned, tmp_path / f"model{suffix}")
+    assert found.inputs[0].shape == ("batch", 3, "x_2", "x_3") and not found.note
+    assert found.compared == (((3, 3, 8, 8),), ((4, 3, 10, 10),), ((1, 3, 8, 8),))
+    assert "x.shape[2] == (2*(x.shape[2]//2))" in found.conditions and "made for sizes where" in str(found)
+
+
+def test_sizes_of_a_dense_model_that_go_in_steps(tmp_path: Path) -> None:
+    auto = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    found = fxprune.export(_Halving(), tmp_path / "a.pt2", torch.randn(3, 3, 8, 6), dynamic_shapes={"x": auto})
+    assert found.compared[1] == ((4, 3, 10, 8),)
+
+
+@pytest.mark.slow
+def test_what_a_runtime_computes_otherwise_where_a_size_is_free_is_fixed_and_said(tmp_path: Path) -> None:
+    """Means over windows that do not divide an image are other ones in ONNX."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(8, 2, 1))
+    pruned = fxprune.compile(model, [torch.randn(3, 3, 8, 8)], 0.7, method="l2", recover=None, progress=False)
+    found = fxprune.export(pruned, tmp_path / "model.onnx")
+    assert found.inputs[0].shape == ("batch", 3, 8, 8) and found.path.is_file()
+    assert "differs from the model" in found.note and "What may help: dynamic_shapes=" in found.note
+    assert "nothing was written" not in found.note
+
+
+class _Refusing(nn.Module):
+    """Refuses a batch, or a width, where it runs as Python, and not where it is traced."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and x.shape[self.dim] != 4:
+            raise ValueError("only 4")
+        return 2 * x
+
+
+@pytest.mark.parametrize(("dim", "way"), [(0, "pass dynamic_batch=False"), (1, r"pass dynamic_shapes=.* 4 \* Dim")])
+def test_what_helps_where_the_model_fails_at_other_sizes(dim: int, way: str, tmp_path: Path) -> None:
+    free = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("width")}} if dim else None
+    with pytest.raises(fxprune.ExportError, match=rf"the model fails there \(ValueError: only 4\): {way}"):
+        fxprune.export(_Refusing(dim), tmp_path / "model.pt2", torch.randn(4, 4), dynamic_shapes=free)
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- the model stays, and so do files ------------------------------------------------------------------------
 
 
