@@ -18,8 +18,8 @@ from fxprune.capturing.limits import text_of
 from fxprune.capturing.source import unwrapped
 from fxprune.data.calls import Call, tensors_of
 from fxprune.deployment.comparison import FREE_SIZES, trials, worst_difference
-from fxprune.deployment.request import Request, islands_of, requested
-from fxprune.runtimes.program import Program, Value, trace
+from fxprune.deployment.request import Request, as_example, islands_of, requested
+from fxprune.runtimes.program import Program, Value, outputs_of, trace
 from fxprune.runtimes.registry import FileRuntime, runtime_for
 
 
@@ -169,6 +169,9 @@ def _traced(request: Request, dynamic_batch: bool, dynamic_shapes: Any) -> Progr
             request.module, request.call, request.varying, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
         )
     except CaptureError as error:
+        if request.filled:
+            with as_example():
+                outputs_of(request.module, request.call)
         raise _with_parts(request.module, error) from error
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import ExportError
+from fxprune._base.errors import ExportError, FxpruneError, brief
 from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.data.calls import Call, bound_call, calls_of, tensors_of
 from fxprune.data.checks import device_of
@@ -56,6 +57,21 @@ def requested(model: nn.Module, example: Any, part: str | None) -> Request:
     return Request(module, call, example is not None, varying)
 
 
+@contextmanager
+def as_example() -> Iterator[None]:
+    """Raises what a model says to the user's example as an error that names the example.
+
+    Raises:
+        ExportError: the model does not take it.
+    """
+    try:
+        yield
+    except FxpruneError as error:
+        raise ExportError(f"example: {error}") from error
+    except Exception as error:  # of the model's own code
+        raise ExportError(f"example: the model fails on it: {brief(error)}") from error
+
+
 def _zeros(module: nn.Module, recorded: Any) -> Call:
     """Returns the recorded call with zeros of the module's dtype."""
     device, dtype = device_of(module), main_dtype(module.parameters())
@@ -89,7 +105,8 @@ def _submodule(model: nn.Module, part: str) -> nn.Module:
 
 
 def _call_within(model: nn.Module, part: str, call: Call) -> Call:
-    found = calls_of(model, [part], call)[part]
+    with as_example():
+        found = calls_of(model, [part], call)[part]
     if not found:
         raise ExportError(f"part={part!r}: the model does not call it on the example")
     return found[0]

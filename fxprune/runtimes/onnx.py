@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune._base.errors import ExportError, raised_as
+from fxprune._base.errors import ExportError, brief, raised_as
 from fxprune._base.extras import need
 from fxprune.data.calls import Call, tensors_of
 from fxprune.runtimes.program import Program
@@ -21,6 +21,11 @@ from fxprune.runtimes.setting import Setting
 
 #: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
 INLINE_LIMIT = 1536 << 20
+
+_ON_BFLOAT16 = (
+    ". The model computes in bfloat16, for which onnxruntime has few kernels: compile it without its regions under "
+    "torch.autocast, with its weights as .float(); or write a .pt2 file"
+)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -71,7 +76,7 @@ class OnnxRuntime:
             ExportError: onnxruntime does not take the file.
             MissingExtraError: it is not installed.
         """
-        session = _session(path, torch.device("cpu"), 0)
+        session = _session(path, torch.device("cpu"), 0, program)
         return lambda *args, **kwargs: [
             torch.from_numpy(array) for array in session.run(None, _feeds(session, program, (args, kwargs)))
         ]
@@ -87,13 +92,13 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             self.write(program, path)
-            session = _session(path, device, setting.threads)
+            session = _session(path, device, setting.threads, program)
         feeds = _feeds(session, program, program.call)
         return (lambda: session.run(None, feeds)) if device.type == "cpu" else _bound(session, feeds, device)
 
 
-def _session(path: Path, device: torch.device, threads: int) -> Any:
-    """Returns a session; 0 threads are as many as onnxruntime likes."""
+def _session(path: Path, device: torch.device, threads: int, program: Program) -> Any:
+    """Returns a session of a program's file; 0 threads are as many as onnxruntime likes."""
     onnxruntime = need("onnxruntime", "export", "an .onnx file")
     provider = _PROVIDERS[device.type]
     if provider not in (known := onnxruntime.get_available_providers()):
@@ -102,8 +107,11 @@ def _session(path: Path, device: torch.device, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     chosen = provider if device.type == "cpu" else (provider, {"device_id": device.index or 0})
-    with raised_as(ExportError, "onnxruntime does not take the file"):
+    try:
         return onnxruntime.InferenceSession(path, options, providers=[chosen])
+    except Exception as error:  # of classes that are not public
+        advice = _ON_BFLOAT16 if torch.bfloat16 in program.dtypes() else ""
+        raise ExportError(f"onnxruntime does not take the file: {brief(error)}{advice}") from error
 
 
 def _feeds(session: Any, program: Program, call: Call) -> dict[str, Any]:

@@ -71,9 +71,14 @@ class Program:
         given = [torch.empty(shape_at(value, sizes), device="meta") for value in self.symbolic()]
         return self.limits.allows(self.limits.sizes(given))
 
+    def dtypes(self) -> set[torch.dtype]:
+        """Returns the types of all tensors that it computes."""
+        values = (node.meta.get("val") for graph in _graphs(self.exported) for node in graph.nodes)
+        return {value.dtype for value in values if isinstance(value, Tensor)}
+
     def run(self, call: Call) -> list[Tensor]:
         """Returns what the module itself gives in evaluation mode: its tensors, ``[...]`` each, in order."""
-        return tensors_of(_run(self.module, call))
+        return tensors_of(outputs_of(self.module, call))
 
 
 def trace(
@@ -114,7 +119,7 @@ def trace(
     if dynamic_batch and not chosen:
         _insist_on_batch(symbolic, batched)
     names = names_of(symbolic, batched)
-    outputs = _run(module, call)
+    outputs = outputs_of(module, call)
     _give_plain(exported, outputs)
     return Program(
         module=module,
@@ -127,7 +132,8 @@ def trace(
     )
 
 
-def _run(module: nn.Module, call: Call) -> Any:
+def outputs_of(module: nn.Module, call: Call) -> Any:
+    """Returns what a module gives in evaluation mode; it and the call stay as they are."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, call)  # a model may write into its inputs
     with untouched(module, training=False), torch.no_grad():
         return module(*args, **kwargs)
@@ -184,14 +190,17 @@ def _insist_on_batch(symbolic: Mapping[str, Tensor], batched: Sequence[bool]) ->
 
 def _refuse_ours(exported: ExportedProgram) -> None:
     """Refuses a program that only a process with this package could load."""
-    graphs = [module.graph for module in exported.graph_module.modules() if isinstance(module, fx.GraphModule)]
-    targets = (node.target for graph in graphs for node in graph.nodes)
-    for target in targets:
+    for target in (node.target for graph in _graphs(exported) for node in graph.nodes):
         if getattr(target, "namespace", "") == "fxprune":
             raise ExportError(
                 f"the model calls {target}, an operator of fxprune itself that no file can hold: export what was compiled, or "
                 "the model itself, and not the graph of a capture"
             )
+
+
+def _graphs(exported: ExportedProgram) -> list[fx.Graph]:
+    """Returns a program's graph and those within it, such as a region under autocast."""
+    return [module.graph for module in exported.graph_module.modules() if isinstance(module, fx.GraphModule)]
 
 
 def _input_nodes(exported: ExportedProgram) -> list[fx.Node]:

@@ -353,6 +353,41 @@ def test_unusable_arguments(model: Any, example: Any, options: Any, message: str
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("part", [None, "0"])
+def test_an_example_that_the_model_does_not_take(part: str | None, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    pruned = fxprune.compile(model, [torch.randn(3, 4)], 0.7, method="l2", recover=None, progress=False)
+    for module, example, words in [
+        (model, torch.randn(3, 5), "the model fails on it: RuntimeError"),
+        (model, (torch.randn(3, 4), 1), "the model fails on it: TypeError"),
+        (pruned, torch.randn(3, 5), r"expected 4 in dimension 1, got 5"),
+    ]:
+        with pytest.raises(fxprune.ExportError, match=rf"example: .*{words}"):
+            fxprune.export(module, tmp_path / "model.pt2", example, part=part)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Halved(nn.Module):
+    """Computes in bfloat16 on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.linear(x)
+        return y.float()
+
+
+@pytest.mark.slow
+def test_what_helps_where_onnxruntime_has_no_kernels(tmp_path: Path) -> None:
+    with pytest.raises(fxprune.ExportError, match=r"does not take the file: .*bfloat16.*without its regions.*\.pt2"):
+        fxprune.export(_Halved(), tmp_path / "model.onnx", torch.randn(2, 4))
+    assert list(tmp_path.iterdir()) == []
+    assert fxprune.export(_Halved(), tmp_path / "model.pt2", torch.randn(2, 4)).max_error == 0
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
