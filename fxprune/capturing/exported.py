@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from fxprune._base.modes import untouched
 from fxprune.capturing.blame import capture_error, watching
 from fxprune.capturing.conditions import Answer, asking
+from fxprune.capturing.fakes import unlogged
 from fxprune.capturing.functions import Functions, observed
 from fxprune.capturing.normalize.edit import aten, fake, is_op, schema_args
 from fxprune.capturing.normalize.layout import dims_of
@@ -73,7 +74,7 @@ def asked_export(
             vars(model)["forward"] = _spelled_out(model.forward, example.signature, extra)
         said = io.StringIO()
         try:
-            with redirect_stderr(said), asking(most) as asked:  # a failure prints the whole graph so far
+            with redirect_stderr(said), unlogged(), asking(most) as asked:  # a failure prints the whole graph so far
                 program = _export(model, args, kwargs, shapes)
         except Exception as error:
             raise capture_error(model, watch, error) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,15 +36,27 @@ class Fakes:
         return self._known[id(value)]
 
 
+#: Loggers of torch's, and how what they say begins where a run on fake tensors, or an export, fails or gives up a simplification.
+_OF_TRIALS = {
+    "torch._subclasses.fake_tensor": "",
+    "torch.fx.experimental.symbolic_shapes": "Failed to reduce inequalities",
+}
+
+
 @contextmanager
 def unlogged() -> Iterator[None]:
-    """Keep fake tensors from logging what fails on them, with a traceback: it is in the error, where anybody is to know."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
+    """Keep torch from logging, with tracebacks, what trials run into: it is in the error, where anybody is to know."""
+    with ExitStack() as stack:
+        for name, start in _OF_TRIALS.items():
+            logger, tells = logging.getLogger(name), partial(_tells, start)
+            logger.addFilter(tells)
+            stack.callback(logger.removeFilter, tells)
         yield
-    finally:
-        logger.disabled = before
+
+
+def _tells(start: str, record: logging.LogRecord) -> bool:
+    """Returns whether a record is to be logged."""
+    return not str(record.msg).startswith(start)
 
 
 class Outcomes(TorchDispatchMode):

@@ -65,8 +65,9 @@ class Example:
 
     @property
     def dynamic_shapes(self) -> dict[str, Any]:
-        """The dynamic dimensions in the form that `torch.export.export` takes."""
-        specs = iter([dict.fromkeys(dims, _AUTO) if dims else None for dims in self.dynamic])
+        """The dynamic dimensions in the form that `torch.export.export` takes, without sizes of 0 and 1, which it fixes."""
+        pairs = zip(self.leaves, self.dynamic, strict=True)
+        specs = iter([{dim: _AUTO for dim in dims if leaf.shape[dim] > 1} or None for leaf, dims in pairs])
         return {name: _shapes_like(value, specs) for name, value in self.bound.arguments.items()}
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 
 from fxprune.capturing.captured import capture
-from fxprune.capturing.fakes import Fakes, Outcomes
+from fxprune.capturing.fakes import Fakes, Outcomes, unlogged
 from tests.models.fn import Fn
 
 aten = torch.ops.aten
+
+
+def _pooling() -> nn.Module:
+    stem = nn.Conv2d(3, 4, 7, 2, 3), nn.MaxPool2d(3, 2, ceil_mode=True)
+    body = nn.Conv2d(4, 6, 3, padding=1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 2, ceil_mode=True)
+    return nn.Sequential(*stem, *body)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -68,3 +76,33 @@ def test_nothing_is_logged_of_sizes_that_a_model_does_not_take(capfd: pytest.Cap
     capture(model, (torch.randn(4, 3),))
     captured = capfd.readouterr()
     assert captured.err == "" == captured.out
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Conv2d(3, 4, (3, 1)), (2, 3, 8, 1)),  # a size of one, which export fixes
+        (_pooling(), (2, 3, 32, 32)),  # windows that jut out lead to conditions that are not simplified
+    ],
+)
+def test_nothing_is_logged_of_sizes_that_export_tries(
+    model: nn.Module, shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    capture(model.eval(), (torch.randn(shape),))
+    captured = capfd.readouterr()
+    assert captured.err == "" == captured.out
+
+
+def test_what_others_log_is_not_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    logger, users = (logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "users"))
+    for one in (logger, users):
+        one.addHandler(caplog.handler)
+    with unlogged():
+        logger.warning("Failed to reduce inequalities")
+        logger.warning("something else")
+        users.warning("Failed to reduce inequalities")
+    logger.warning("Failed to reduce inequalities, outside")
+    for one in (logger, users):
+        one.removeHandler(caplog.handler)
+    told = dict.fromkeys(record.getMessage() for record in caplog.records)
+    assert [*told] == ["something else", "Failed to reduce inequalities", "Failed to reduce inequalities, outside"]
