@@ -198,6 +198,8 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             continue  # depthwise: nothing is left to take over
         elif is_kind(node, "conv") and len(coupling.captured.info[a.input].shape) != len(size):
             notes.append(f"{name}: an input without a batch")
+        elif is_kind(node, "conv") and _vary(a):
+            notes.append(f"{name}: windows that follow the input's size")
         else:
             a.kernel = tuple(size[2:])
             channels, outputs = slicer.mask(contraction.axis), slicer.mask(coupling.values[weight][0])
@@ -208,6 +210,16 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             bias = own_parameter(coupling, a.bias)
             found.append(Consumer(node, name, bias, a, groups, kept, rows, _home(coupling, node, bias)))
     return found, list(dict.fromkeys(notes))
+
+
+def _vary(a: SimpleNamespace) -> bool:
+    """Returns whether a convolution's literals are known only at run time."""
+    sizes = [
+        x
+        for value in (a.stride, a.padding, a.dilation)
+        for x in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+    return any(isinstance(size, fx.Node) for size in sizes)
 
 
 def own_parameter(coupling: Coupling, node: fx.Node | None) -> str | None:

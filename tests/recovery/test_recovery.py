@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.capturing.captured import capture
 from fxprune.compiler.by_hand import recover
 from fxprune.coupling.interpreter import couple
@@ -95,3 +96,21 @@ def test_unusable_arguments() -> None:
     for ridge in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="ridge must be a positive share"):
             recover(case.coupling, case.removed, case.batches, "covariance", ridge=ridge)
+
+
+@pytest.mark.parametrize(("method", "recover"), [("variance", "sequential"), ("spvr", "covariance")])
+def test_windows_that_follow_the_input_s_size_are_left_alone(method: str, recover: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.a(x).relu()
+        pads = [size // 4 for size in h.shape[2:]]
+        return m.c(m.n(nn.functional.conv2d(h, m.b.weight, m.b.bias, padding=pads)).relu())
+
+    torch.manual_seed(0)
+    model = Fn(
+        forward, a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 12, 3), n=nn.BatchNorm2d(12), c=nn.Conv2d(12, 4, 1)
+    ).eval()
+    batches = [torch.randn(2, 3, 10, 10) for _ in range(2)]
+    with pytest.warns(fxprune.RecoverySkippedWarning, match=r"b.weight: windows that follow the input's size"):
+        pruned = fxprune.compile(model, batches, 0.6, method=method, recover=recover, progress=False)
+    assert fxprune.report(pruned).verified
+    assert pruned(torch.randn(1, 3, 14, 18)).shape == model(torch.randn(1, 3, 14, 18)).shape

@@ -283,7 +283,8 @@ def _fold(coupling: Coupling) -> dict[fx.Node, Callable[[Values], Any]]:
             continue
         a, b = bind(conv), bind(norm)
         nodes = (a.weight, a.bias, b.running_mean, b.running_var, b.weight, b.bias)
-        if all(node is None or node.op == "get_attr" for node in nodes):
+        windows = {a.input, a.weight, a.bias}.issuperset(conv.all_input_nodes)  # and no sizes known at run time alone
+        if windows and all(node is None or node.op == "get_attr" for node in nodes):
             folded[conv], folded[norm] = _folded_conv(coupling, conv, nodes, b.eps), itemgetter(conv)
     return folded
 
