@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import CallError
 from fxprune._base.moved import filled_in
 from fxprune.capturing.limits import Limits
+from fxprune.data.batch import TARGET_KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,10 @@ def _is_number(value: Any) -> bool:
 
 def _left_out(name: str, value: Any, default: Any) -> str:
     allowed = "leave it out" if default is inspect.Parameter.empty else f"leave it at {default!r}"
+    if name in TARGET_KEYS:
+        allowed += (
+            f" ({name!r} of a dict batch are targets; a model that computes with them: forward_args=lambda b: ((), b))"
+        )
     return (
         f"argument {name!r} of forward() was not given when the model was captured, got {_shown(value)}: "
         f"{allowed}, or compile again with an example that has it"

@@ -101,8 +101,8 @@ def asking(most: int | None = None) -> Iterator[list[Answer]]:
     with ExitStack() as undo:
         for kind, name in ((torch.SymBool, "__bool__"), (SymNode, "guard_int"), (SymNode, "guard_float")):
             undo.enter_context(_replaced(kind, name, noting(getattr(kind, name))))
-        for kind in (torch.SymInt, torch.SymFloat):
-            undo.enter_context(_replaced(kind, "__repr__", _as_number(kind.__repr__)))
+        for shown in (torch.SymInt, torch.SymFloat):
+            undo.enter_context(_replaced(shown, "__repr__", _as_number(shown.__repr__)))
         yield asked
 
 

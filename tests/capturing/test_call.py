@@ -218,3 +218,24 @@ def test_dataclass_outputs_of_transformers():
     assert type(got) is type(expected)
     assert got.keys() == expected.keys()
     assert_equal(expected, got, 1e-5)
+
+
+class Offset(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(3, 12), torch.nn.Linear(12, 4)
+
+    def forward(self, x, labels=None):
+        y = self.b(self.a(x).relu())
+        return y if labels is None else y + labels
+
+
+def test_labels_that_a_dict_batch_keeps_as_targets_are_explained():
+    batch = {"x": torch.randn(5, 3), "labels": torch.randn(5, 4)}
+    pruned = fxprune.compile(Offset(), [batch], 0.8, recover=None, progress=False)
+    with pytest.raises(fxprune.CallError, match=r"are targets; a model that computes with them: forward_args"):
+        pruned(**batch)
+    found = fxprune.compile(
+        Offset(), [batch], 0.8, recover=None, progress=False, forward_args=lambda b: ((), b)
+    )  # fmt: skip
+    assert found(**batch).shape == (5, 4)
