@@ -138,10 +138,10 @@ def captures(
     dynamic_shapes: Any = None,
     batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
 ) -> Iterator[Captured]:
-    """Capture a model as `capture` does, once with all sizes free that can be, once with those that are usually free.
+    """Capture a model as `capture` does: with all sizes free that can be, with those that are usually free, with none.
 
     Yields:
-        A graph; the next one is captured if it is asked for. The last one does in any case.
+        A graph; the next one is captured if it is asked for.
 
     Raises:
         CaptureError: If the model cannot be captured.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, TypeAlias
@@ -156,13 +156,14 @@ class Limits:
         """Returns whether a call may have these free sizes."""
         return all(sizes[name] >= least for name, least in self.least) and all(met(c, sizes) for c in self.conditions)
 
-    def others(self, sizes: Mapping[str, int], batch: str | None) -> dict[str, int]:
-        """Returns other free sizes than a call's, each near its own; those of the batch and what has no other stay."""
+    def others(
+        self, sizes: Mapping[str, int], batch: str | None, candidates: Callable[[int], Iterable[int]]
+    ) -> dict[str, int]:
+        """Returns other free sizes than a call's, the first candidate of each; those of the batch and what has no other stay."""
         found = dict(sizes)
         for name, size in sizes.items():
             if name != batch:
-                near = (size - 1, size + 1, size // 2, size * 2, size - 2, size + 2, size + 32)
-                allowed = (other for other in near if other > 1 and self.allows({**found, name: other}))
+                allowed = (other for other in candidates(size) if other > 1 and self.allows({**found, name: other}))
                 found[name] = next(allowed, size)
         return found
 
@@ -177,6 +178,18 @@ _KIND_OF = {
     for dtype in vars(torch).values()
     if isinstance(dtype, torch.dtype) and (dtype is torch.bool or dtype.is_complex or dtype.is_floating_point)
 }
+
+
+def near(size: int) -> Iterable[int]:
+    """Returns sizes that are other than one, the nearest first."""
+    return size - 1, size + 1, size // 2, size * 2, size - 2, size + 2, size + 32
+
+
+def of_other_length(size: int) -> Iterable[int]:
+    """Returns sizes of fewer digits than one that has several, else of more; first those that most things divide."""
+    below = 10 ** (len(str(size)) - 1)
+    others = range(below // 2, below) if size >= 10 else range(10, 20)
+    return sorted(others, key=lambda other: other & -other, reverse=True)
 
 
 def value_of(term: Term, sizes: Mapping[str, Any]) -> Any:

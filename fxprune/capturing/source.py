@@ -61,7 +61,7 @@ def open_sources(
     dynamic_shapes: Any,
     batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]],
 ) -> Iterator[Source]:
-    """Export a module, or take a program as it is; the more is free in it, the sooner it comes.
+    """Export a module, or take a program as it is; the more is free in it, the sooner it comes: at last nothing is.
 
     Yields:
         What to capture, and what to capture if that will not do.
@@ -86,6 +86,7 @@ def open_sources(
     if free is not None:
         yield free
     yield _remembering_nothing(_exported(owner, example))
+    yield _exported(owner, example, {})
 
 
 def _exported(owner: nn.Module, example: Example, dynamic_shapes: Any = None, most: int | None = None) -> Source:

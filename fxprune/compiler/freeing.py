@@ -1,16 +1,27 @@
-"""Which sizes are free in what is compiled: as many as can be without losing a unit that could go."""
+"""Which sizes are free in what is compiled: as many as can be without losing a unit that could go, or the model's numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
+from fxprune._base.errors import CaptureError
+from fxprune._base.modes import lent, random_states_kept
 from fxprune.capturing.captured import Captured, captures
+from fxprune.capturing.exported import without_fast_path
+from fxprune.capturing.limits import near, of_other_length
+from fxprune.compiler.secondly import other_call
 from fxprune.coupling.interpreter import couple
+from fxprune.data.calls import Call, bound_call, tensors_of
+
+#: Differences of such a share of an output's largest value are rounding, of so few operators in so other an order.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 def freely_captured(
@@ -21,16 +32,27 @@ def freely_captured(
     dynamic_shapes: Any = None,
     batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
 ) -> Captured:
-    """Returns the model as `capture` does, with no size free at the price of a unit.
+    """Returns the model as `capture` does, with no size free at the price of a unit, or of the model's numbers.
 
     A graph whose sizes are all free is coupled once more as if none was. If that finds more, what is usually free is captured.
+    A graph is run beside the model at a second size. If they differ, Python made something of a size that export does not
+    see, such as a text: less is captured as free, at last nothing.
 
     Raises:
-        CaptureError: it cannot be captured.
+        CaptureError: it cannot be captured, or a size of ``dynamic_shapes`` cannot be free.
     """
     found = captures(model, args, kwargs, dynamic_shapes=dynamic_shapes, batches=batches)
-    first = next(found)
-    return next(found, first) if first.all_free and _loses(first) else first
+    wrong = ""
+    for captured in found:
+        if captured.all_free and _loses(captured):
+            continue
+        wrong = "" if isinstance(model, ExportedProgram) else _wrong_at(captured)
+        if not wrong:
+            return captured
+    raise CaptureError(
+        f"at {wrong} the model computes something else than the graph that was captured of it: Python makes something of a size "
+        "that torch.export does not see, such as a text or a key. What helps: leave that size out of dynamic_shapes="
+    )
 
 
 def _loses(captured: Captured) -> bool:
@@ -41,3 +63,56 @@ def _loses(captured: Captured) -> bool:
 
 def _units(captured: Captured) -> int:
     return sum(len(group.units) for group in couple(captured).groups)
+
+
+def _wrong_at(captured: Captured) -> str:
+    """Returns other sizes at which a graph is not the model, though it is at those of its example; empty if there are none.
+
+    Sizes of another number of digits tell a text apart. A model may not take them: then those nearby are tried.
+    """
+    if any(tensor.is_meta for tensor in (*captured.model.parameters(), *captured.example)) or not captured.example:
+        return ""
+    device = str(captured.example[0].device)
+    for candidates in (of_other_length, near):
+        call, where = other_call(captured, device, candidates=candidates)
+        alike = _alike(captured, call) if where else None
+        if alike is not None:
+            return where if not alike and _alike(captured, _own_call(captured)) else ""
+    return ""
+
+
+def _own_call(captured: Captured) -> Call:
+    call, given = captured.call, iter(captured.example)
+    pairs = zip(call.placeholders, call.literals, strict=True)
+    leaves = [value if name is None else next(given) for name, value in pairs]
+    return bound_call(call.signature, pytree.tree_unflatten(leaves, call.in_spec))
+
+
+def _alike(captured: Captured, call: Call) -> bool | None:
+    """Returns whether model and graph give the same, None where neither takes a call."""
+    args, kwargs = call
+    with random_states_kept(), without_fast_path():
+        with lent(captured.model, args, kwargs):
+            expected = _outcome(lambda: captured.model(*args, **kwargs))
+        with lent(captured.module, args, kwargs):
+            got = _outcome(lambda: captured.module(*captured.call.flatten(args, kwargs)))
+    if expected is None or got is None:
+        return None if expected is got else False
+    return len(expected) == len(got) and all(map(_close, expected, got))
+
+
+def _outcome(run: Callable[[], Any]) -> Sequence[Tensor] | None:
+    """Returns the tensors that a call gives, None where it fails."""
+    try:
+        return tensors_of(run())
+    except Exception:  # whatever a model raises at sizes that it does not take
+        return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not (a.is_floating_point() or a.is_complex()) or not a.numel():
+        return bool(torch.equal(a, b))
+    share = _ROUNDING.get(a.dtype, 5e-2)
+    return torch.allclose(a, b, rtol=share, atol=share * float(a.nan_to_num(0, 0, 0).abs().max()), equal_nan=True)

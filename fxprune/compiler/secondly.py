@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from torch.utils import _pytree as pytree
 
 from fxprune.capturing.captured import Captured
-from fxprune.capturing.limits import value_of
+from fxprune.capturing.limits import near, value_of
 from fxprune.data.calls import Call, bound_call
 from fxprune.runtimes.sizes import repeated
 
 
-def other_call(captured: Captured, device: str, *, batch_alone: bool = False) -> tuple[Call, str]:
+def other_call(
+    captured: Captured, device: str, *, batch_alone: bool = False, candidates: Callable[[int], Iterable[int]] = near
+) -> tuple[Call, str]:
     """Returns a call at other sizes than the example's, its numbers repeated or left out, and what is other about it.
 
     Args:
         captured: the captured model.
         device: where the tensors are to lie.
         batch_alone: leave the other sizes as they are.
+        candidates: what a size may be instead.
 
     Returns:
         (args, kwargs), and the sizes that differ, such as ``x.shape[0] = 3``; empty if no size is free.
@@ -25,10 +30,9 @@ def other_call(captured: Captured, device: str, *, batch_alone: bool = False) ->
     assert limits is not None, "a captured model knows its sizes"
     own = limits.sizes(captured.example)
     batch = _batch_of(captured)
-    sizes = dict(own) if batch_alone else limits.others(own, batch)
+    sizes = dict(own) if batch_alone else limits.others(own, batch, candidates)
     if batch is not None:
-        near = (own[batch] - 1, own[batch] + 1, own[batch] * 2)
-        allowed = (size for size in near if size > 1 and limits.allows({**sizes, batch: size}))
+        allowed = (size for size in candidates(own[batch]) if size > 1 and limits.allows({**sizes, batch: size}))
         sizes[batch] = next(allowed, own[batch])
     tensors = []
     for tensor, shape in zip(captured.example, limits.shapes, strict=True):

@@ -86,7 +86,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, ...]], list[t
     "numbered": (lambda x: x * torch.arange(x.shape[1], dtype=x.dtype)[:, None], [(1, 8, 6)], [(2, 5, 6)]),
     "a root": (lambda x: x * int(x.shape[1] ** 0.5), [(1, 8, 6), (2, 5, 6)], [(2, 16, 6), (2, 9, 6)]),
     "a power": (lambda x: x * int(x.shape[1] ** (1 / 3)), [(1, 8, 6), (2, 9, 6)], [(2, 5, 6), (2, 27, 6)]),
-    "rounded": (lambda x: x * round(x.shape[1] * 0.3), [(1, 8, 6), (2, 7, 6)], [(2, 5, 6), (2, 16, 6)]),
+    "rounded": (lambda x: x * len([0] * round(x.shape[1] * 0.3)), [(1, 8, 6), (2, 7, 6)], [(2, 5, 6), (2, 16, 6)]),
     "a root of all": (lambda x: x * int(x.numel() ** 0.5), [(4, 4, 6)], [(1, 16, 6), (2, 5, 6)]),
     "whole roots": (lambda x: x * 2 if (x.shape[1] ** 0.5).is_integer() else x, [(2, 7, 6)], [(2, 9, 6)]),
     "a long condition": (through_strides, [(1, 8, 6), (2, 9, 6)], [(2, 200, 6), (2, 60, 6)]),
