@@ -20,7 +20,6 @@ from fxprune.capturing.hooks import lost_hooks
 from fxprune.capturing.marks import MARK
 from fxprune.capturing.normalize import normalise
 from fxprune.capturing.normalize.dtypes import follow_dtype
-from fxprune.capturing.normalize.stops import stop_gradients
 from fxprune.capturing.observed import Training, compare_modes
 from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
@@ -164,8 +163,8 @@ def _captured(source: Source) -> Captured:
     folded = fold_weights(flat, source.model, state)
     computed = left_computed(flat.graph)
     parameters = {*state.parameters, *(one.name for one in folded)}
-    stops = stop_gradients(flat.graph, parameters)
-    notes = normalise(flat.graph, sizes, parameters) + _told(folded) + _untold(computed)
+    found = normalise(flat.graph, sizes, parameters)
+    notes = [note for note in found if isinstance(note, str)] + _told(folded) + _untold(computed)
     training = Training() if source.exported else compare_modes(source.model, source.example, _silent(flat.graph))
     lost = [*training.notes, *restore_training(flat.graph, training.dropouts)]
     lost += lost_norms(flat.graph, source.model, training.norms)
@@ -179,8 +178,9 @@ def _captured(source: Source) -> Captured:
         node.meta.setdefault("module", "")
     used = _attributes(module.graph).union(*(one.sources for one in folded))
     hooks = lost_hooks(source.model, training.hooking)
-    gradients = [*stops, *_unlike(folded), *source.functions.notes(), *hooks]
-    warned = (*map(GradientWarning, gradients), *map(TrainingWarning, lost))
+    gradients = [*_unlike(folded), *source.functions.notes(), *hooks]
+    kept = [note for note in found if isinstance(note, FxpruneWarning)]
+    warned = (*kept, *map(GradientWarning, gradients), *map(TrainingWarning, lost))
     return Captured(
         module=module,
         model=source.model,

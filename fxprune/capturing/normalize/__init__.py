@@ -10,18 +10,19 @@ from collections.abc import Set
 
 from torch import fx
 
+from fxprune._base.errors import FxpruneWarning
 from fxprune.capturing.normalize.devices import take_device_from_input
 from fxprune.capturing.normalize.inplace import functionalise
 from fxprune.capturing.normalize.literals import fold_sizes, pin_attention_scale
 from fxprune.capturing.normalize.noop import drop_noops
 from fxprune.capturing.normalize.out import without_out
 from fxprune.capturing.normalize.select import push_down_selects
-from fxprune.capturing.normalize.stops import drop_idle_stops
+from fxprune.capturing.normalize.stops import drop_idle_stops, stop_gradients
 from fxprune.capturing.normalize.views import unify_reshapes, unify_splits
 from fxprune.capturing.sizes import Sizes
 
 
-def normalise(graph: fx.Graph, sizes: Sizes, parameters: Set[str] = frozenset()) -> list[str]:
+def normalise(graph: fx.Graph, sizes: Sizes, parameters: Set[str] = frozenset()) -> list[str | FxpruneWarning]:
     """Normalise a flat graph in place; nodes must carry export's fake tensors in ``meta["val"]``.
 
     Args:
@@ -30,10 +31,10 @@ def normalise(graph: fx.Graph, sizes: Sizes, parameters: Set[str] = frozenset())
         parameters: The names of its parameters.
 
     Returns:
-        Notes for the user: what the captured graph does not keep.
+        Notes for the user, and what to warn of: what the captured graph does not keep.
     """
     without_out(graph)
-    notes = functionalise(graph, sizes)
+    notes = [*functionalise(graph, sizes, parameters), *stop_gradients(graph, parameters)]
     drop_idle_stops(graph, parameters)
     take_device_from_input(graph)
     fold_sizes(graph)

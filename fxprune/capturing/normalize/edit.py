@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fxprune.capturing.regions import AUTOCAST
+from fxprune.capturing.regions import AUTOCAST, GRAD
 from fxprune.capturing.sizes import static
 
 aten = torch.ops.aten
-_COPIED = ("nn_module_stack", "stack_trace", "module", AUTOCAST)
+_COPIED = ("nn_module_stack", "stack_trace", "module", AUTOCAST, GRAD)
 
 
 def named(names: str) -> tuple[Any, ...]:

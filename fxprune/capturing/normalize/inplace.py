@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from torch import Tensor, fx
 
+from fxprune._base.errors import FxpruneWarning, TrainingWarning
 from fxprune.capturing.normalize.edit import (
     aten,
     fake,
@@ -20,7 +21,9 @@ from fxprune.capturing.normalize.edit import (
     storage,
     writes,
 )
+from fxprune.capturing.normalize.stops import learning
 from fxprune.capturing.normalize.writeback import write_back
+from fxprune.capturing.regions import GRAD
 from fxprune.capturing.sizes import Sizes
 
 _PASS_THROUGH = named("dropout feature_dropout alpha_dropout feature_alpha_dropout")
@@ -30,36 +33,42 @@ _CONSTANTS = named(
 )
 
 
-def functionalise(graph: fx.Graph, sizes: Sizes) -> list[str]:
+def functionalise(graph: fx.Graph, sizes: Sizes, parameters: Set[str] = frozenset()) -> list[str | FxpruneWarning]:
     """Replace in-place operators by functional ones; later uses, of views and bases too, see the new value.
 
     A constant mask that is filled slice by slice stays as it is, and so does a write to a view that has no
-    inverse. The state of the model is never written: an update of a buffer is computed, not stored.
+    inverse. The state of the model is never written: an update of a buffer is computed, not stored. Gradients go through a
+    change or pass it by, as they do in the model.
 
     Before: ``r = relu_(x); y = add(x, 1)``. After: ``r = relu(x); y = add(r, 1)``.
 
     Returns:
-        A note for every buffer whose update is not stored.
+        A note for every buffer whose update is not stored, and a warning for every parameter.
     """
     if not any(writes(node) for node in graph.nodes):
         return []
-    memory = _Memory(graph, sizes)
-    notes = []
+    memory = _Memory(graph, sizes, parameters)
+    notes: dict[str, str | FxpruneWarning] = {}
     for node in list(graph.nodes):
         if not writes(node) or not isinstance(node.args[0], fx.Node) or first(node) not in memory.family:
             continue
         owner = memory.family[first(node)][0]
-        if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
-            notes.append(f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update")
-        if owner.op == "placeholder":
-            notes.append(
-                f"the forward pass changes its input {owner.name!r} in place: the captured graph leaves it alone"
-            )
+        note = _note(node, owner)
+        if note:
+            notes[note] = TrainingWarning(note) if owner.target in parameters else note
         if memory.is_self_copy(node):
             replace(node, first(node))
         elif not memory.functionalise(node) and owner.op in ("get_attr", "placeholder"):
             _write_to_a_copy(owner)
-    return list(dict.fromkeys(notes))
+    return list(notes.values())
+
+
+def _note(node: fx.Node, owner: fx.Node) -> str:
+    if owner.op == "get_attr" and not is_op(node, aten.detach_, aten.requires_grad_):
+        return f"the forward pass writes to {owner.target!r}: the captured graph does not keep the update"
+    if owner.op == "placeholder":
+        return f"the forward pass changes its input {owner.name!r} in place: the captured graph leaves it alone"
+    return ""
 
 
 class _Memory:
@@ -69,8 +78,9 @@ class _Memory:
         family: For every tensor node all nodes in the same memory, the owner first.
     """
 
-    def __init__(self, graph: fx.Graph, sizes: Sizes) -> None:
+    def __init__(self, graph: fx.Graph, sizes: Sizes, parameters: Set[str]) -> None:
         self._sizes = sizes
+        self._parameters = parameters
         self._order = {node: position for position, node in enumerate(graph.nodes)}
         self.family: dict[fx.Node, list[fx.Node]] = {}
         by_storage: dict[int | None, list[fx.Node]] = {}
@@ -97,15 +107,36 @@ class _Memory:
         value = _new_value(node)
         if value is None:
             return False
-        new = dict.fromkeys([*live, node], value) if simple else self._renew(node, live, value)
-        if new is None:
+        if simple:
+            new = {old: self._carried(node, old, value) for old in dict.fromkeys([*live, target])}
+            new[node] = new[target]
+        elif (renewed := self._renew(node, live, value)) is None:
             return False
+        else:
+            new = renewed
         self._adopt(target, new.values(), self._order[node])
         now = self._order[node]
         for old, replacement in new.items():
             old.replace_all_uses_with(replacement, lambda user: self._order.get(user, now) > now)
         node.graph.erase_node(node)
         return True
+
+    def _carried(self, node: fx.Node, old: fx.Node, value: fx.Node) -> fx.Node:
+        """Return what a node has written as ``old`` has it: with the gradient of ``old`` where the change is not recorded."""
+        recorded = node.meta.get(GRAD, True) and self._origin(old) is self._origin(first(node))
+        if recorded or is_op(node, aten.detach_):
+            return value
+        if old in learning(node.graph, self._parameters):
+            return _passed_by(node, old, value)
+        return insert(node, aten.detach.default, (value,), fake(value)) if node.meta.get(GRAD, True) else value
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """Return where the gradient of a view, or of a changed value, comes from in the same memory."""
+        while node.op == "call_function" and node.meta.get(GRAD, True) and not is_op(node, aten.detach):
+            if not node.args or node.args[0] not in self.family.get(node, ()):
+                break
+            node = first(node)
+        return node
 
     def _live(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes in the target's memory that were made before ``node`` and are used after it."""
@@ -132,7 +163,7 @@ class _Memory:
             if base is None:
                 return None
             owner, written = first(owner), base
-        new = {owner: written}
+        new = {owner: self._carried(node, owner, written)}
         for alias in [*live, first(node)]:
             if not self._remake(node, alias, new):
                 return None
@@ -158,6 +189,16 @@ class _Memory:
                 self.family[target].append(node)
                 self.family[node] = self.family[target]
                 self._order[node] = position
+
+
+def _passed_by(at: fx.Node, old: fx.Node, value: fx.Node) -> fx.Node:
+    """Return a value, inserted before ``at``, with the gradient of an old one: ``detach(value) + (old - detach(old))``."""
+    val = fake(old)
+    nothing = insert(at, aten.sub.Tensor, (old, insert(at, aten.detach.default, (old,), val)), val)
+    new = insert(at, aten.add.Tensor, (insert(at, aten.detach.default, (value,), val), nothing), val)
+    for node in (nothing, new):
+        node.meta.pop(GRAD, None)
+    return new
 
 
 def _new_value(node: fx.Node) -> fx.Node | None:
