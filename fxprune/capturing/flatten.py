@@ -98,6 +98,11 @@ def _inline(module: fx.GraphModule, env: dict[fx.Node, Any], flat: Flat, modes: 
         if node.op == "output":
             outputs: Sequence[Any] = fx.map_arg(node.args[0], lambda n: env[n])
             return outputs
+        if getattr(node.target, "__module__", "").startswith("torch._functorch"):
+            raise CaptureError(
+                "a transform of torch.func (vmap, grad, jvp) runs within forward, of which torch.export leaves no operators: "
+                "write out what it computes, or compile the modules before and after it"
+            )
         if node.op == "get_attr":
             env[node] = _submodule(module, node, env, flat)
         elif _is_check(node):

@@ -264,3 +264,17 @@ def test_names_that_no_code_can_be_written_with_are_refused(name: str) -> None:
     calling = Fn(lambda m, x: m.net[1][name](m.net[0](x)), net=model)
     with pytest.raises(CaptureError, match=r"which torch\.fx cannot write code with: rename it"):
         capture(calling.eval(), (torch.randn(2, 4),))
+
+
+TRANSFORMS: dict[str, Any] = {
+    "vmap": lambda h: torch.vmap(lambda row: row * 2 + row.sin())(h),
+    "grad": lambda h: h + torch.func.grad(lambda given: (given**3).sum())(h),
+    "jvp": lambda h: torch.func.jvp(torch.sin, (h,), (h,))[1],
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_functions_are_refused_by_name(name: str) -> None:
+    model = Fn(lambda m, x: m.o(TRANSFORMS[name](m.a(x))), a=nn.Linear(6, 8), o=nn.Linear(8, 3))
+    with pytest.raises(CaptureError, match=r"a transform of torch\.func .* compile the modules before and after it"):
+        capture(model, (torch.randn(5, 6),))
