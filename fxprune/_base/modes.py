@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextmanager
 def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Set all training flags to ``training`` and restore every module's attributes on leaving.
+    """Set all training flags to ``training``; restore every module's attributes, and what requires gradients, on leaving.
 
     The flags are set one by one, since a model's own ``train()`` may do more than that.
     """
@@ -26,10 +26,25 @@ def untouched(model: nn.Module, *, training: bool) -> Iterator[None]:
     try:
         for module in modules:
             module.__dict__["training"] = training
-        yield
+        with requiring_the_same(model):
+            yield
     finally:
         for module, state in zip(modules, before, strict=True):
             _restore(module, state)
+
+
+@contextmanager
+def requiring_the_same(model: nn.Module) -> Iterator[set[str]]:
+    """Restores on leaving which parameters require gradients; what it yields then names those that had changed."""
+    before = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
+    changed: set[str] = set()
+    try:
+        yield changed
+    finally:
+        for name, parameter, required in before:
+            if parameter.requires_grad != required:
+                changed.add(name)
+                parameter.requires_grad_(required)
 
 
 def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:

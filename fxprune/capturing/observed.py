@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune._base.modes import guarded, untouched
+from fxprune._base.modes import guarded, requiring_the_same, untouched
 from fxprune.capturing.blame import Watch, first_line, watching
 from fxprune.capturing.checkpoints import plain_checkpoints
 from fxprune.capturing.exported import without_fast_path
@@ -57,6 +57,7 @@ class Observation:
         dropouts: The dropouts.
         twice: Modules that change a buffer within an activation checkpoint.
         hooking: Modules that put hooks on gradients.
+        switched: Names of the parameters whose ``requires_grad`` it changed.
     """
 
     outputs: tuple[Any, tuple[Any, ...]] = (None, ())
@@ -67,6 +68,7 @@ class Observation:
     dropouts: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     twice: set[str] = field(default_factory=set)
     hooking: set[str] = field(default_factory=set)
+    switched: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ def _differences(
             f"{_listed(trained.twice)} change buffers within an activation checkpoint, which the model computes twice in a "
             "training step: the result does so once"
         )
+    if switched := trained.switched | evaluated.switched:
+        yield f"the forward pass changes requires_grad of {_listed(switched)}: that of the result does not"
     if only := {name for name in trained.used - evaluated.used if not _lies_in(name, alone)}:
         yield f"only training uses {_listed(only)}: the result does not"
     if assigned := trained.assigned - evaluated.assigned:
@@ -230,6 +234,7 @@ def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool
         watch = stack.enter_context(watching(model))
         stack.enter_context(fakes.mode)
         names, buffers = _put_fakes(model, fakes)
+        switched = stack.enter_context(requiring_the_same(model))
         given = example.bound.args, example.bound.kwargs
         args, kwargs = pytree.tree_map_only(Tensor, lambda value: fakes.mode.from_tensor(value.detach()), given)
         norms = {path for path, module in model.named_modules() if isinstance(module, _NORMS)}
@@ -238,7 +243,7 @@ def _observe(model: nn.Module, example: Example, fakes: Fakes, *, training: bool
         with Outcomes(), plain_checkpoints(recorder.within_checkpoint), recorder, hooks:
             leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
         recorder.found.assigned |= set(_assigned(model, buffers))
-    recorder.found.hooking = hooks.modules
+    recorder.found.hooking, recorder.found.switched = hooks.modules, switched
     recorder.found.outputs = spec, tuple((x.ndim, x.dtype) if isinstance(x, Tensor) else None for x in leaves)
     return recorder.found
 

@@ -355,3 +355,10 @@ def test_auxiliary_heads_are_told_once() -> None:
         "'aux1', 'aux2' of the model work in training mode alone: the result does not have them"
     ]
     assert "a GoogLeNetOutputs of 3 in training mode" in notes[0]
+
+
+def test_a_forward_that_freezes_parameters_is_told_and_leaves_them() -> None:
+    model = Branch(lambda m, h: m.aux.requires_grad_(False)(h) + m.o(h)).eval()
+    with pytest.warns(fxprune.TrainingWarning, match=r"changes requires_grad of 'aux.bias', 'aux.weight'"):
+        fxprune.compile(model, [torch.randn(5, 6)], 0.6, recover=None, progress=False)
+    assert all(parameter.requires_grad for parameter in model.parameters())
