@@ -103,12 +103,12 @@ def _shape(captured: Captured, info: TensorInfo) -> list[int]:
 
 
 def _stand_in(captured: Captured, node: fx.Node) -> Tensor | None:
-    """Returns a tensor like an op's result, of floating numbers; None if it has several, or others."""
+    """Returns a tensor like an op's result, of zeros; None if it has several."""
     info = captured.info.get(node)
-    if not isinstance(info, TensorInfo) or not (info.dtype.is_floating_point or info.dtype.is_complex):
+    if not isinstance(info, TensorInfo):
         return None
     device = next((leaf.device for leaf in captured.example), None)
-    return torch.empty(_shape(captured, info), dtype=info.dtype, device=device)
+    return torch.zeros(_shape(captured, info), dtype=info.dtype, device=device)
 
 
 def _called(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> list[Any]:

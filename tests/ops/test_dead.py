@@ -129,10 +129,17 @@ def test_nothing_is_changed_and_nothing_is_drawn_from_the_users_numbers() -> Non
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_an_op_that_takes_no_such_numbers_does_not_end_the_search() -> None:
+REFUSING: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
+    "cholesky": (lambda m, x, z: m.a(x @ torch.linalg.cholesky(z)), torch.eye(3)),
+    "multinomial": (lambda m, x, z: m.a(x[:, z.multinomial(3)[0]]), torch.ones(1, 4)),
+}
+
+
+@pytest.mark.parametrize("op", REFUSING)
+def test_an_op_that_takes_no_such_numbers_does_not_end_the_search(op: str) -> None:
     model = fn(lambda m, y: y)
-    model.function = lambda m, x, z: m.a(x @ torch.linalg.cholesky(z))
-    assert flags(model, random(2, 4, 3), torch.eye(3).double()) == {2: [1, 4]}
+    model.function, z = REFUSING[op]
+    assert flags(model, random(2, 4, 3), z.double()) == {2: [1, 4]}
 
 
 def test_dead_positions_beside_a_group_norm() -> None:
