@@ -32,7 +32,9 @@ def other_call(
     batch = _batch_of(captured)
     sizes = dict(own) if batch_alone else limits.others(own, batch, candidates)
     if batch is not None:
-        allowed = (size for size in candidates(own[batch]) if size > 1 and limits.allows({**sizes, batch: size}))
+        most = 2 * own[batch]  # a batch costs time
+        others = (size for size in (*candidates(own[batch]), *near(own[batch])) if 1 < size <= most)
+        allowed = (size for size in others if limits.allows({**sizes, batch: size}))
         sizes[batch] = next(allowed, own[batch])
     tensors = []
     for tensor, shape in zip(captured.example, limits.shapes, strict=True):
