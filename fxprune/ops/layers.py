@@ -69,6 +69,14 @@ class Recurrent(nn.Module):
         self.names = names
         self.options = options
 
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the class does, by the width of the first layer."""
+        rows = getattr(self, self.names[0]).shape[0]
+        hidden = rows // {"lstm": 4, "gru": 3}.get(self.op, 1)
+        bound = hidden**-0.5 if hidden else 0.0
+        for name in self.names:
+            nn.init.uniform_(getattr(self, name), -bound, bound)
+
     def forward(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
         """Returns what the op returns: the outputs, then the last hidden state (and the cell state of an LSTM).
 

@@ -49,9 +49,14 @@ class Reinit(Recovery):
         return Recovered()
 
     def finish(self, pruned: nn.Module, seed: int) -> tuple[str, ...]:
-        """Draws all weights anew; returns the parameters that no module can draw."""
+        """Draws all weights anew; returns the parameters that no module can draw, and warns of them."""
         reset_weights(pruned, seed)
-        return tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
+        left = tuple(f"{name}: no reset_parameters() draws it anew" for name in not_resettable(pruned))
+        if left:
+            text = f"recovery {self.name!r} leaves parameters as they are: {'; '.join(left[:5])}"
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            warnings.warn(text + more, RecoverySkippedWarning, stacklevel=outside())
+        return left
 
 
 #: What a removed column brought on average goes into the bias (VBP, arXiv 2507.12988).

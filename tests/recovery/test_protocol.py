@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 import fxprune
 from fxprune.recovery import protocol
 from fxprune.recovery.consumers import Replacements
+from tests.models.fn import Fn
+from tests.support.zeroed import sliced
 
 
 class Nothing(fxprune.Recovery):
@@ -217,3 +220,25 @@ def test_a_replacement_of_another_shape_is_refused(update: Any, shift: Any, mess
 
     with pytest.raises(fxprune.RecoveryError, match=message):
         compiled(Adds())
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_drawn_anew(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model = Fn(lambda m, x: m.o(m.r(x)[0][:, -1]), r=kind(6, 16, batch_first=True), o=nn.Linear(16, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.RecoverySkippedWarning)
+        pruned = fxprune.compile(model, [torch.randn(4, 5, 6)], 0.6, method="l2", recover="reinit", progress=False)
+    found = dict(pruned.named_parameters())
+    keep = fxprune.report(pruned).plan.keep
+    bound = found["r.weight_hh_l0"].shape[1] ** -0.5
+    for name, before in model.r.named_parameters():
+        assert not torch.equal(found[f"r.{name}"], sliced(before, keep[f"r.{name}"]))
+        assert bound / 2 < found[f"r.{name}"].abs().max() <= bound
+
+
+def test_what_no_module_draws_anew_is_warned_of() -> None:
+    model = Fn(lambda m, x: m.b((m.a(x) * m.gain).relu()), a=nn.Linear(6, 16), gain=nn.Parameter(torch.ones(16)))
+    model.b = nn.Linear(16, 3)
+    with pytest.warns(fxprune.RecoverySkippedWarning, match="leaves parameters as they are: gain"):
+        fxprune.compile(model.eval(), [torch.randn(4, 6)], 0.6, method="l2", recover="reinit", progress=False)
