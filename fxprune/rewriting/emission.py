@@ -18,6 +18,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.ops.layers import CustomFunction, ScaledDotProductAttention
 from fxprune.ops.modules import Noise
 from fxprune.ops.registry import is_kind, rule_of
+from fxprune.rewriting.extremes import Extremes
 from fxprune.rewriting.owners import Call, Owners, arguments, find_call, join
 from fxprune.rewriting.pruned import RESTING, PrunedModule
 from fxprune.rewriting.slicing import slice_graph
@@ -73,7 +74,10 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
     root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors, captured.folded)
     for path, module in emission.extras.items():
         place(root, path, module)
-    pruned = PrunedModule(root, _write_graph(emission, sliced.graph), captured.call, type(captured.model).__name__)
+    extremes = Extremes({node.name: info for node, info in captured.info.items()}, emission.tensors)
+    pruned = PrunedModule(
+        root, _write_graph(emission, sliced.graph, extremes), captured.call, type(captured.model).__name__
+    )
     pruned.graph.lint()
     if captured.resting:
         vars(pruned)[RESTING] = _resting(emission, captured, pruned)
@@ -203,7 +207,7 @@ def _fresh(emission: _Emission, node: fx.Node, name: str) -> str:
 # -- the graph ------------------------------------------------------------------------------------------------------
 
 
-def _write_graph(emission: _Emission, sliced: fx.Graph) -> fx.Graph:
+def _write_graph(emission: _Emission, sliced: fx.Graph, extremes: Extremes) -> fx.Graph:
     """Returns the graph with module calls; each tensor is read once, right before its first use."""
     graph = fx.Graph()
     autocasts = Autocasts(graph)
@@ -229,6 +233,6 @@ def _write_graph(emission: _Emission, sliced: fx.Graph) -> fx.Graph:
             path, inputs = emission.calls[node]
             copies[node] = graph.create_node("call_module", path, fx.map_arg(inputs, copied), name=node.name)
         else:
-            args, kwargs = fx.map_arg(node.args, copied), fx.map_arg(node.kwargs, copied)
+            args, kwargs = extremes.followed(node, copied, graph)
             copies[node] = graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
     return graph

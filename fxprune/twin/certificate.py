@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import VerificationError
 from fxprune._base.modes import lent
+from fxprune.capturing.extremes import as_captured
 from fxprune.capturing.regions import without_autocast
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
@@ -32,6 +33,7 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         for node in module.graph.nodes:
             node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lift)
         without_autocast(module.graph)
+        as_captured(module.graph)
         module.recompile()
     return module
 

@@ -10,6 +10,7 @@ from enum import Enum
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capturing.extremes import CAST
 from fxprune.capturing.flatten import Flat
 from fxprune.capturing.normalize.edit import aten, fake, insert, is_op, writes
 
@@ -53,6 +54,16 @@ def follow_dtype(flat: Flat) -> None:
         kind = _kind(node, operands, dtype, flat)
         if kind is not None:
             kinds[node] = kind
+    _mark_cast(list(casts), kinds)
+
+
+def _mark_cast(sources: list[fx.Node], kinds: dict[fx.Node, _Kind]) -> None:
+    """Mark what is made of literals and reaches a cast: its literals are to be within the model's dtype."""
+    while sources:
+        node = sources.pop()
+        if not node.meta.get(CAST):
+            node.meta[CAST] = True
+            sources += [source for source in node.all_input_nodes if kinds.get(source) is _Kind.FIXED]
 
 
 def main_dtype(parameters: Iterable[Tensor]) -> torch.dtype | None:

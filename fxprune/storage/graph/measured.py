@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError, brief
+from fxprune.capturing.extremes import extreme
 from fxprune.capturing.fakes import unlogged
 from fxprune.capturing.regions import enter_autocast, exit_autocast, guarded
 from fxprune.data.example import ExampleSpec
@@ -168,7 +169,7 @@ def _number(target: OpOverload, args: Any) -> float:
 def _check_numbers(target: Any, args: Any) -> None:
     """Functions of Python take numbers: a list times a number, or a text of so many digits, has no end."""
     if (
-        target in (getattr, torch.sym_sum, enter_autocast, exit_autocast)
+        target in (getattr, torch.sym_sum, enter_autocast, exit_autocast, extreme)
         or getattr(target, "__name__", "") == "getitem"
     ):
         return

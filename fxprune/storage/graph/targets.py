@@ -15,6 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
+from fxprune.capturing.extremes import FLOATING, extreme, is_extreme
 from fxprune.capturing.regions import enter_autocast, exit_autocast, is_autocast
 from fxprune.ops.checked import NAMESPACES, is_admitted
 from fxprune.storage.graph.values import Unstorable
@@ -33,7 +34,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     for name in names.split()
     if hasattr(module, name)
 }
-_FUNCTIONS |= {"fxprune.enter_autocast": enter_autocast, "fxprune.exit_autocast": exit_autocast}
+_FUNCTIONS |= {
+    "fxprune.enter_autocast": enter_autocast,
+    "fxprune.exit_autocast": exit_autocast,
+    "fxprune.extreme": extreme,
+}
 _FUNCTION_NAMES = {id(function): name for name, function in _FUNCTIONS.items()}
 
 #: What may be asked of a tensor by ``getattr``.
@@ -98,5 +103,9 @@ def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
         len(args) == 1 and isinstance(args[0], fx.Node) and args[0].target is enter_autocast
     ):
         raise untrusted.refusal(args, where, "an autocast that was entered")
+    elif target is extreme and not (
+        len(args) == 2 and isinstance(args[0], fx.Node) and any(is_extreme(args[1], dtype) for dtype in FLOATING)
+    ):
+        raise untrusted.refusal(args, where, "a tensor and the least or largest number of a dtype")
     elif target is getattr and (len(args) != 2 or not isinstance(args[0], fx.Node) or args[1] not in _ATTRIBUTES):
         raise untrusted.refusal(args[1:], where, f"one of {', '.join(_ATTRIBUTES)} of a tensor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import fx
 
 from fxprune._base.errors import PlanError
@@ -19,6 +20,7 @@ from fxprune.storage.graph import targets
         "operator.mul",
         "operator.getitem",
         "builtins.getattr",
+        "fxprune.extreme",
         "torch.sym_max",
         "math.ceil",
         "aten::conv2d.padding",
@@ -71,3 +73,13 @@ def test_getattr_asks_for_device_and_dtype_alone() -> None:
     for args in ((node, "__class__"), (node, "data"), (1, "dtype"), (node,), (node, "dtype", 1)):
         with pytest.raises(PlanError):
             targets.check_call(getattr, args, {}, "here")
+
+
+def test_an_extreme_is_that_of_a_tensor() -> None:
+    x = fx.Graph().placeholder("x")
+    extreme = targets.find("fxprune.extreme", "here")
+    for number in (torch.finfo(torch.float32).min, torch.finfo(torch.float16).max):
+        targets.check_call(extreme, (x, number), {}, "here")
+    for args in [(x,), (x, 1.0), (x, float("inf")), (x, x), (1.0, torch.finfo(torch.float32).min)]:
+        with pytest.raises(PlanError, match="a tensor and the least or largest number of a dtype"):
+            targets.check_call(extreme, args, {}, "here")
