@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -85,11 +86,28 @@ def replaced(m: Any, h: Tensor) -> Any:
     return m.o(h - m.mean) + 0 * mean.sum()
 
 
+class Tenth(torch.autograd.Function):
+    """Gives what it gets, which autograd makes a view of, and a tenth of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * 0.1
+
+
+def gradient_scaled(m: Any, h: Tensor) -> Tensor:
+    return m.o(Tenth.apply(h) if m.training else h)
+
+
 SAID = {
     temperature: r"div\(4.0\) in training mode alone",
     best: r"topk\(12\) in training mode alone",
     schedule: "add_ in training mode alone",
     replaced: "only training assigns 'mean'",
+    gradient_scaled: "view_as in training mode alone",
     head: "'aux' of the model work in training mode alone",
     noise: "randn_like in training mode alone",
     average: "add_, detach, mean, mul_ in training mode alone",
