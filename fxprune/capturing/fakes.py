@@ -36,10 +36,12 @@ class Fakes:
         return self._known[id(value)]
 
 
-#: Loggers of torch's, and how what they say begins where a run on fake tensors, or an export, fails or gives up a simplification.
+#: Loggers of torch's, and how what they say begins where a run on fake tensors fails, a condition is not simplified, and a file is
+#: read of a program in which a size came and went.
 _OF_TRIALS = {
     "torch._subclasses.fake_tensor": "",
     "torch.fx.experimental.symbolic_shapes": "Failed to reduce inequalities",
+    "torch._export.serde.serialize": "Symbol %s did not appear in the graph",
 }
 
 

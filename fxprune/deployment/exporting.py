@@ -159,8 +159,13 @@ def _exported(
         inputs=program.inputs,
         outputs=program.outputs,
         opset=found,
-        conditions=tuple(map(text_of, program.limits.conditions)),
+        conditions=tuple(sorted(map(text_of, program.limits.conditions), key=_plainness)),
     )
+
+
+def _plainness(condition: str) -> tuple[bool, int, str]:
+    """Returns what sorts conditions: equalities first, short ones first."""
+    return "==" not in condition, len(condition), condition
 
 
 def _traced(request: Request, dynamic_batch: bool, dynamic_shapes: Any) -> Program:

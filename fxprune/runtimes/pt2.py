@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxprune._base.errors import ExportError, brief, raised_as
+from fxprune.capturing.fakes import unlogged
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
 from fxprune.runtimes.running import from_file
@@ -43,7 +44,7 @@ class TorchExport:
         Raises:
             ExportError: it cannot be loaded.
         """
-        with raised_as(ExportError, "torch.export cannot load what it saved"):
+        with raised_as(ExportError, "torch.export cannot load what it saved"), unlogged():
             return torch.export.load(path).module()
 
     def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
