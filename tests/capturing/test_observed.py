@@ -10,7 +10,6 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
