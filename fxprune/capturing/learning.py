@@ -14,7 +14,7 @@ from fxprune.capturing.regions import GRAD
 
 
 def evaluated(flat: Flat, nodes: Iterable[fx.Node]) -> dict[fx.Node, Tensor] | None:
-    """Return what nodes give that depend on the model's tensors alone, each with the gradient that it has in the model.
+    """Return what nodes give that depend on the model's tensors alone, ``[...]``, each with the gradient that it has there.
 
     None where that is not the same each time: one draws random numbers, writes, or has no values.
     """
@@ -40,7 +40,7 @@ def _called(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def cuts(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> bool:
-    """Say whether gradients stop at a node that would have some."""
+    """Say whether gradients stop at a node that would have some; ``values`` are of any shape, ``[...]``."""
     stops = not node.meta.get(GRAD, True) or is_op(node, aten.detach)
     return stops and any(values[source].requires_grad for source in node.all_input_nodes)
 

@@ -235,7 +235,5 @@ def test_labels_that_a_dict_batch_keeps_as_targets_are_explained():
     pruned = fxprune.compile(Offset(), [batch], 0.8, recover=None, progress=False)
     with pytest.raises(fxprune.CallError, match=r"are targets; a model that computes with them: forward_args"):
         pruned(**batch)
-    found = fxprune.compile(
-        Offset(), [batch], 0.8, recover=None, progress=False, forward_args=lambda b: ((), b)
-    )  # fmt: skip
+    found = fxprune.compile(Offset(), [batch], 0.8, recover=None, progress=False, forward_args=lambda b: ((), b))
     assert found(**batch).shape == (5, 4)

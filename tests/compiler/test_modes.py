@@ -73,8 +73,13 @@ def test_a_constant_that_would_train_in_another_way_is_warned_of(last: str) -> N
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         pruned = fxprune.compile(
-            model, [torch.randn(5, 6)], ratios={"branch.0": 1.0, "default": 0.0}, min_keep=0, recover=None, progress=False
-        )  # fmt: skip
+            model,
+            [torch.randn(5, 6)],
+            ratios={"branch.0": 1.0, "default": 0.0},
+            min_keep=0,
+            recover=None,
+            progress=False,
+        )
     report = fxprune.report(pruned)
     assert report.collapsed
     assert [w.category for w in seen if text in str(w.message)] == ([kind] if kind else [])

@@ -147,8 +147,11 @@ def test_dead_positions_beside_a_group_norm() -> None:
     torch.manual_seed(0)
     model = Fn(
         lambda m, x: m.b(m.norm(m.a(x.transpose(1, 2)).transpose(1, 2) * m.mask).transpose(1, 2)),
-        a=nn.Linear(3, 8), norm=nn.GroupNorm(4, 8), b=nn.Linear(8, 2), mask=torch.tensor([1.0, 0, 1, 1, 1, 1]),
-    )  # fmt: skip
+        a=nn.Linear(3, 8),
+        norm=nn.GroupNorm(4, 8),
+        b=nn.Linear(8, 2),
+        mask=torch.tensor([1.0, 0, 1, 1, 1, 1]),
+    )
     pruned = fxprune.compile(model.eval(), [random(2, 3, 6).float()], ratios=0.5, recover=None, progress=False)
     assert fxprune.report(pruned).verified
 
