@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 #: Key of a node's ``meta``: it is made of literals, and what comes of it is cast to the model's dtype.
 CAST = "cast"
@@ -14,8 +14,10 @@ CAST = "cast"
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def extreme(value: Tensor, captured: float) -> float:
+def extreme(value: Any, captured: float) -> Any:
     """Return the least number that the dtype of ``value``, ``[...]``, has, or the largest if ``captured`` is positive."""
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", extreme, (value, captured), {})
     largest = torch.finfo(value.dtype).max
     return largest if captured > 0 else -largest
 

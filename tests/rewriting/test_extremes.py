@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
@@ -131,8 +131,8 @@ def test_survives_copies_files_and_exports(form: str, tmp_path: Path) -> None:
     expected = copy.deepcopy(model).half()(x.half(), mask)
     for again in (*(each.half() for each in half), compiled, exported):
         assert agree(expected, again(x.half(), mask))
-    traced = torch.jit.trace(pruned, (x, mask))
-    assert agree(model(x, mask), traced(x, mask), 1e-5)
+    for traced in (torch.jit.trace(pruned, (x, mask)), fx.symbolic_trace(pruned)):
+        assert agree(model(x, mask), traced(x, mask), 1e-5)
 
 
 def test_numbers_that_are_no_extremes_stay() -> None:
@@ -147,3 +147,10 @@ def test_the_certificate_compares_the_captured_number_in_more_precision(form: st
     raised = lifted(pruned, torch.float64)
     assert "extreme" in pruned.code and "extreme" not in raised.code
     assert agree(model(x, mask).double(), raised(x.double(), mask), 1e-5)
+
+
+@torch.no_grad()
+def test_follows_when_traced_symbolically() -> None:
+    model, pruned, x, mask = of(FORMS["masked_fill"])
+    traced = fx.symbolic_trace(pruned).half()
+    assert agree(model.half()(x.half(), mask), traced(x.half(), mask))
