@@ -5,6 +5,7 @@ from ._base.errors import BudgetError as BudgetError
 from ._base.errors import CalibrationError as CalibrationError
 from ._base.errors import CallError as CallError
 from ._base.errors import CaptureError as CaptureError
+from ._base.errors import CaptureWarning as CaptureWarning
 from ._base.errors import ExportError as ExportError
 from ._base.errors import FxpruneError as FxpruneError
 from ._base.errors import FxpruneWarning as FxpruneWarning

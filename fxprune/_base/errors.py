@@ -91,6 +91,10 @@ class IgnoredPatternWarning(FxpruneWarning):
     """An ``ignore`` or ``ratios`` pattern that matches nothing."""
 
 
+class CaptureWarning(FxpruneWarning):
+    """The graph that was captured does not compute what the model does, on the example itself."""
+
+
 class GradientWarning(FxpruneWarning):
     """The result computes what it must, and has other gradients than the model has; says where."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune._base.errors import CaptureError
+from fxprune._base.errors import CaptureError, CaptureWarning
 from fxprune._base.modes import lent, random_states_kept
 from fxprune.capturing.captured import Captured, captures
 from fxprune.capturing.exported import without_fast_path
@@ -46,9 +46,11 @@ def freely_captured(
     for captured in found:
         if captured.all_free and _loses(captured):
             continue
-        wrong = "" if isinstance(model, ExportedProgram) else _wrong_at(captured)
-        if not wrong:
+        if isinstance(model, ExportedProgram) or _has_no_values(captured):
             return captured
+        wrong, strange = _wrong_at(captured)
+        if not wrong:
+            return _told(captured) if strange else captured
     raise CaptureError(
         f"at {wrong} the model computes something else than the graph that was captured of it: Python makes something of a size "
         "that torch.export does not see, such as a text or a key. What helps: leave that size out of dynamic_shapes="
@@ -65,20 +67,47 @@ def _units(captured: Captured) -> int:
     return sum(len(group.units) for group in couple(captured).groups)
 
 
-def _wrong_at(captured: Captured) -> str:
+def _has_no_values(captured: Captured) -> bool:
+    tensors = (*captured.model.parameters(), *captured.example)
+    return not captured.example or any(tensor.is_meta for tensor in tensors)
+
+
+def _wrong_at(captured: Captured) -> tuple[str, bool]:
     """Returns other sizes at which a graph is not the model, though it is at those of its example; empty if there are none.
 
-    Sizes of another number of digits tell a text apart. A model may not take them: then those nearby are tried.
+    And whether it is another one at its example. Sizes of another number of digits tell a text apart. A model may not take
+    them: then those nearby are tried.
     """
-    if any(tensor.is_meta for tensor in (*captured.model.parameters(), *captured.example)) or not captured.example:
-        return ""
     device = str(captured.example[0].device)
     for candidates in (of_other_length, near):
         call, where = other_call(captured, device, candidates=candidates)
         alike = _alike(captured, call) if where else None
-        if alike is not None:
-            return where if not alike and _alike(captured, _own_call(captured)) else ""
-    return ""
+        if alike:
+            return "", False
+        if alike is False and _alike(captured, _own_call(captured)):
+            return where, False
+        if alike is False:
+            break
+    return "", _is_strange(captured)
+
+
+def _is_strange(captured: Captured) -> bool:
+    """Returns whether a graph gives something else than the model at its example, where the model always gives the same."""
+    args, kwargs = call = _own_call(captured)
+    if _alike(captured, call) is not False:
+        return False
+    with random_states_kept(), without_fast_path(), lent(captured.model, args, kwargs):
+        once, again = (_outcome(lambda: captured.model(*args, **kwargs)) for _ in range(2))
+    return once is not None and again is not None and len(once) == len(again) and all(map(torch.equal, once, again))
+
+
+def _told(captured: Captured) -> Captured:
+    text = (
+        "on the example the model gives something else than the graph that was captured of it, of which the result is made: it "
+        "may ask whether it is being exported (torch.compiler.is_exporting()), or act on what torch.export does not see"
+    )
+    warned = (*captured.warned, CaptureWarning(text))
+    return replace(captured, notes=(*captured.notes, text), warned=warned)
 
 
 def _own_call(captured: Captured) -> Call:

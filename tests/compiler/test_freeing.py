@@ -79,3 +79,45 @@ def test_the_model_and_the_random_state_stay_as_they_were() -> None:
     freely_captured(model, (x,), {})
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Exporting(nn.Module):
+    """Gives something else while it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        return y if torch.compiler.is_exporting() else y.softmax(-1)
+
+
+class Streaming(Exporting):
+    """Keeps what it computes from call to call: the first one is the graph's."""
+
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()) + (0 if self.last is None else self.last)
+        self.last = y.detach()
+        return y
+
+
+class Noisy(Exporting):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) + torch.randn_like(x[:, :1])).relu())
+
+
+@pytest.mark.parametrize("dynamic_shapes", [None, ({},)], ids=["of any size", "of one size"])
+def test_a_graph_that_is_not_the_model_is_warned_of(dynamic_shapes: Any) -> None:
+    options: dict[str, Any] = {"recover": None, "progress": False, "dynamic_shapes": dynamic_shapes}
+    with pytest.warns(fxprune.CaptureWarning, match="gives something else than the graph"):
+        pruned = fxprune.compile(Exporting(), [torch.randn(8, 6)], 0.6, **options)
+    assert any("gives something else than the graph" in note for note in fxprune.report(pruned).notes)
+
+
+@pytest.mark.parametrize("kind", [Streaming, Noisy])
+def test_models_that_differ_from_call_to_call_are_not(kind: type[nn.Module]) -> None:
+    found = freely_captured(kind().eval(), (torch.randn(8, 6),), {})
+    assert found.warned == ()
