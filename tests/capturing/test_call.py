@@ -168,12 +168,12 @@ OTHER = [
 ]
 
 
-@pytest.mark.parametrize(("a", "b"), SAME, ids=repr)
+@pytest.mark.parametrize(("a", "b"), SAME)
 def test_constants_that_are_the_same(a, b):
     assert same(a, b) and same(b, a)
 
 
-@pytest.mark.parametrize(("a", "b"), OTHER, ids=repr)
+@pytest.mark.parametrize(("a", "b"), OTHER)
 def test_constants_that_are_not_the_same(a, b):
     assert not same(a, b) and not same(b, a)
 

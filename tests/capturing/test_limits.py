@@ -55,6 +55,14 @@ def only_more_than_one(x: Tensor) -> Tensor:
     return x - x.mean(0) if x.shape[0] > 1 else x
 
 
+def causal(x: Tensor) -> Tensor:
+    """Of a single position it need not be, and is said not to be."""
+    h = x.unflatten(-1, (2, 3)).transpose(1, 2)
+    return (
+        nn.functional.scaled_dot_product_attention(h, h, h, is_causal=bool(x.shape[1] > 1)).transpose(1, 2).flatten(2)
+    )
+
+
 def through_strides(x: Tensor) -> Tensor:
     length, width = x.shape[1], x.shape[2]
     for stride in (2, 3, 2, 3, 2, 3):
@@ -66,6 +74,7 @@ TABLE = torch.randn(16, 6, dtype=torch.float64)
 
 #: what a model does with its input [2, 8, 6] -> sizes that must be taken, and sizes that need not
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+    "causal attention": (causal, [(1, 8, 6), (2, 1, 6), (1, 1, 6), (3, 5, 6)], []),
     "mean by hand": (lambda x: x.sum(1) / x.shape[1], [(1, 8, 6), (5, 8, 6)], [(2, 4, 6), (2, 1, 6)]),
     "positions": (lambda x: x + TABLE[: x.shape[1]], [(1, 8, 6)], [(2, 1, 6), (2, 16, 6), (2, 17, 6)]),
     "loop": (looped, [(3, 8, 6)], [(2, 7, 6), (2, 9, 6)]),
