@@ -86,8 +86,8 @@ _IN_WORDS = {
 }
 
 _WAY_OUT = (
-    "give calibration data of two sizes or dynamic_shapes=, which frees a size that the model does not fix, or compile "
-    "again at this size"
+    "if the model itself takes this size, compile again with it: alone, or beside the other in the calibration data, which "
+    "frees what no weight, recurrent layer or Python code of the model's fixes"
 )
 
 
