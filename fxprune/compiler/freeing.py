@@ -16,6 +16,7 @@ from fxprune._base.modes import lent, random_states_kept
 from fxprune.capturing.captured import Captured, captures
 from fxprune.capturing.exported import without_fast_path
 from fxprune.capturing.limits import near, of_other_length
+from fxprune.capturing.regions import AUTOCAST
 from fxprune.compiler.secondly import other_call
 from fxprune.coupling.interpreter import couple
 from fxprune.data.calls import Call, bound_call, tensors_of
@@ -46,7 +47,7 @@ def freely_captured(
     for captured in found:
         if captured.all_free and _loses(captured):
             continue
-        if isinstance(model, ExportedProgram) or _has_no_values(captured):
+        if isinstance(model, ExportedProgram) or not _can_be_compared(captured):
             return captured
         wrong, strange = _wrong_at(captured)
         if not wrong:
@@ -67,9 +68,11 @@ def _units(captured: Captured) -> int:
     return sum(len(group.units) for group in couple(captured).groups)
 
 
-def _has_no_values(captured: Captured) -> bool:
+def _can_be_compared(captured: Captured) -> bool:
+    """Returns whether a graph runs as it stands: on values, and without an autocast around some of its nodes."""
     tensors = (*captured.model.parameters(), *captured.example)
-    return not captured.example or any(tensor.is_meta for tensor in tensors)
+    casts = any(AUTOCAST in node.meta for node in captured.module.graph.nodes)
+    return bool(captured.example) and not casts and not any(tensor.is_meta for tensor in tensors)
 
 
 def _wrong_at(captured: Captured) -> tuple[str, bool]:

@@ -162,7 +162,7 @@ def test_a_norm_behind_any_op_loses_channels_without_a_trace(between: str) -> No
     width = model.a(random(2, 4, 3)).shape[-1]
     model.after = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2)).double()
     with torch.no_grad():
-        for tensor in (model.after[0].weight, model.after[0].bias):
+        for tensor in (model.after[0].weight, model.after[0].bias, model.conv.weight):  # to go first
             tensor[[1, 4]] = 0
     pruned = fxprune.compile(
         model.eval(), [random(2, 4, 3)], ratios={"a": 0.34, "default": 0.0}, method="l2", recover=None, progress=False

@@ -7,7 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxprune.algebra import axes as ax
@@ -38,7 +37,7 @@ def _reorder(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 
 def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
     x, shape = t.axes(a.self, node), t.shape(a.self)
-    dropped = [d for d in dims_of(getattr(a, "dim", None), len(x)) if shape[d] == 1]
+    dropped = [d for d in dims_of(a.dim, len(x)) if shape[d] == 1]
     t.freeze(node, ax.joined(x[d] for d in dropped), "the size of one that is dropped")
     return tuple(axis for dim, axis in enumerate(x) if dim not in dropped)
 
@@ -46,8 +45,7 @@ def _squeeze(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
 def _slice_squeeze(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
     """Names what is dropped: an axis that shrinks to one stays."""
     x = s.axes(a.self, node)
-    dropped = [d for d in sorted(dims_of(getattr(a, "dim", None), len(x))) if ax.size_of(x[d]) == 1]
-    return Edit({"self": a.self, "dim": dropped}, torch.ops.aten.squeeze.dims)
+    return Edit({"dim": [d for d in sorted(dims_of(a.dim, len(x))) if ax.size_of(x[d]) == 1]})
 
 
 def _expand(t: Tracer, node: fx.Node, a: SimpleNamespace) -> Axes:
@@ -180,7 +178,7 @@ def _windows(c: Constants, node: fx.Node, a: SimpleNamespace) -> int | None:
     return None if dim == a.dimension % c.rank(a.self) else dim
 
 
-_SQUEEZE = Rule(_squeeze, slice=_slice_squeeze, carries=True, moves=_reshaped)
+_SQUEEZE = Rule(_squeeze, slice=_slice_squeeze, literals=("dim",), carries=True, moves=_reshaped)
 
 _VIEW = Rule(_reshape, slice=_slice_sizes, kind="reshape", carries=True, moves=_reshaped, view=True, idle=True)
 register_rule("reshape.default", replace(_VIEW, literals=("shape",)))
@@ -191,8 +189,7 @@ register_rule(
     Rule(_reorder, carries=True, moves=_reordered),
 )
 register_rule("unsqueeze.default", Rule(_reorder, carries=True, moves=_reshaped))
-register_rule("squeeze.dim squeeze.dims", replace(_SQUEEZE, literals=("dim",)))
-register_rule("squeeze.default", replace(_SQUEEZE, literals=("self",)))
+register_rule("squeeze.dims", _SQUEEZE)  # every other form names its dimensions once it is captured
 register_rule("expand.default", Rule(_expand, slice=_slice_sizes, literals=("size",), carries=True, moves=kept))
 _REPEAT = Rule(_repeat, slice=_slice_repeat, moves=_repeated, idle=True)
 register_rule("repeat.default", replace(_REPEAT, literals=("repeats",)))
