@@ -63,10 +63,13 @@ class Network:
         return one(), one()
 
     def zeros(self) -> bool:
-        """Returns whether a unit that is gone is to the network as if all its weights were zero."""
+        """Returns whether a unit that is gone is to the network as if all its weights were zero, in gradients as well."""
         within = [block for spec in self.blocks for block in spec.within()]
         mixed = any(isinstance(block, tokens.MixTokens) and block.how == "linear" for block in within)
-        return all(block.zeros() for block in within) and not (mixed and len(within) > 1)  # a bias fills tokens that go
+        filled = mixed and len(within) > 1  # a bias fills tokens that go
+        steps = any(isinstance(block, rare.Gradient) and block.how == "sign" for block in within)
+        ties = steps and self.head == "max"  # whose gradient rounding gives to one, or shares
+        return all(block.zeros() for block in within) and not filled and not ties
 
     def tolerance(self) -> float:
         """Returns how much rounding there may be: parts may work in less than float64."""
