@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,21 @@ def test_the_quick_run_covers_every_file(request: pytest.FixtureRequest) -> None
     quick = {item.path for item in items if not item.get_closest_marker("slow")}
     slow = {item.path.relative_to(TESTS).as_posix() for item in items if item.path not in quick}
     assert slow <= SLOW_FILES, "each file keeps a test that is not marked slow"
+
+
+#: What lies at the top, beside files whose names begin with a dot.
+TOP = {"fxprune", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff"}
+TOP |= {"CONTRIBUTING.md", "LICENSE"}
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    """Of what is kept; a copy without its history holds nothing else, but for what is ignored."""
+    root = TESTS.parent
+    if (root / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True)
+        names = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    else:
+        ignored = [line.strip("/") for line in (root / ".gitignore").read_text("utf-8").split()]
+        names = {path.name for path in root.iterdir() if not any(fnmatch(path.name, pattern) for pattern in ignored)}
+    assert names >= TOP
+    assert {name for name in names if not name.startswith(".")} <= TOP
