@@ -162,13 +162,13 @@ def _differences(
     if assigned := trained.assigned - evaluated.assigned:
         yield f"only training assigns {_listed(assigned)}: the result does not"
     for first, second, mode in ((trained, evaluated, "training"), (evaluated, trained, "evaluation")):
-        found: dict[str, list[str]] = defaultdict(list)
+        found: dict[str, Counter[str]] = defaultdict(Counter)
         for (path, name, numbers), count in (first.calls - second.calls).items():
             if path in own and not _lies_in(path, silent | alone):
                 differ = any(key[:2] == (path, name) for key in second.calls - first.calls)
-                shown = f"{name}({', '.join(map(str, numbers))})" if differ else name
-                found[path].append(f"{shown} ({count} times)" if count > 1 else shown)
-        for path, names in found.items():
+                found[path][f"{name}({', '.join(map(str, numbers))})" if differ else name] += count
+        for path, counts in found.items():
+            names = [f"{shown} ({count} times)" if count > 1 else shown for shown, count in counts.items()]
             does = "does not" if mode == "training" else "does so in both"
             where = f"module {path!r}" if path else "the model"
             yield f"{where} calls {', '.join(sorted(names)[:6])} in {mode} mode alone: the result {does}"

@@ -56,6 +56,10 @@ def scaled(m: Any, h: Tensor) -> Any:
     return m.o(h * m.scale if m.training else h)
 
 
+def several(m: Any, h: Tensor) -> Any:
+    return m.o(h) if m.training else m.o(h.mul(0.5).mul(2.0).mul(3.0))
+
+
 def probabilities(m: Any, h: Tensor) -> Any:
     return m.o(h) if m.training else m.o(h).softmax(-1)
 
@@ -105,6 +109,7 @@ SAID = {
     temperature: r"div\(4.0\) in training mode alone",
     best: r"topk\(12\) in training mode alone",
     schedule: "add_ in training mode alone",
+    several: r"calls mul \(3 times\) in evaluation mode alone",
     replaced: "only training assigns 'mean'",
     gradient_scaled: "view_as in training mode alone",
     head: "'aux' of the model work in training mode alone",
