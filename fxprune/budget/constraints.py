@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxprune.budget.patterns import holding, names_of_layers
+from fxprune.budget.ties import Ties
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
@@ -18,12 +19,14 @@ class Constraints:
         ignore: ``fnmatch`` patterns of layers, modules that hold them, or tensors, whose channels all stay.
         round_to: kept channels of a group come in multiples of this.
         min_keep: units that every group keeps at least, blocks aside; with 0 a residual branch may vanish.
+        ties: channels that go in step, or stay.
     """
 
     kinds: tuple[str, ...] = ("channel", "expert", "head", "head_dim", "kv_group")
     ignore: tuple[str, ...] = ()
     round_to: int = 1
     min_keep: int = 1
+    ties: Ties | None = None
 
 
 def free_groups(coupling: Coupling, constraints: Constraints) -> list[Group]:

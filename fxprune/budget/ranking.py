@@ -10,20 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.algebra.channels import Ids, Mask
+from fxprune.budget.ties import Bundles, Ties, bundles_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """The channels of one group, best first, of which ``least`` stay whatever happens.
+    """The channels of one group, or tied ones of several, best first, of which ``least`` stay whatever happens.
 
-    They are kept in multiples of ``quantum``, or all of them.
+    They are kept in multiples of ``quantum``, or all of them; tied ones in whole bundles of ``bundle``.
     """
 
+    groups: tuple[str, ...]
     order: Ids
     least: int
     quantum: int
+    bundle: int = 1
 
     def rounded(self, count: int) -> int:
         """Returns how many stay if at least ``count`` are to."""
@@ -32,6 +35,19 @@ class Pool:
     def gone(self, removed: Mask) -> Ids:
         """Returns those that are removed, ``[gone]``, best first, for flags ``[channels]``."""
         return self.order[removed[self.order]]
+
+    def lacking(self, removed: Mask) -> Ids:
+        """Returns those that must come back, for flags ``[channels]``, so that multiples are whole, and bundles."""
+        if self.bundle > 1:
+            bundles = self.order.reshape(-1, self.bundle)
+            whole = removed[bundles].all(axis=1)
+            removed = removed.copy()
+            removed[bundles[~whole]] = False
+        gone = self.gone(removed)
+        kept = len(self.order) - len(gone)
+        back = gone[: self.rounded(kept) - kept]
+        torn = self.order[~removed[self.order]]
+        return np.concatenate([back, torn])
 
     def steps(self, removed: Mask) -> list[Ids]:
         """Returns those that are removed, for flags ``[channels]``, in the steps in which they may come back."""
@@ -80,8 +96,9 @@ def pools_of(
     round_to: int,
     min_keep: int,
     may_vanish: Set[str],
+    ties: Ties | None = None,
 ) -> list[Pool]:
-    """Returns the pool of each group.
+    """Returns the pool of each group, without what is tied, and those of tied channels.
 
     Args:
         coupling: of the captured graph.
@@ -90,13 +107,24 @@ def pools_of(
         round_to: kept channels of a layer come in multiples of this.
         min_keep: units that every group keeps at least.
         may_vanish: names of groups that may lose all.
+        ties: what goes in step.
     """
     quanta = _quanta(coupling, groups, round_to)
+    bundles, bound = ([], None) if ties is None else bundles_of(coupling, ties, values, groups)
     pools = []
     for group in groups:
         ids = coupling.units[group.units]
+        ids = ids if bound is None else ids[~bound[ids]]
         quantum = quanta.get(group.name, 1)
         least = math.ceil(max(min_keep, 1) / quantum) * quantum
         order = ids[np.argsort(-values[ids], kind="stable")]
-        pools.append(Pool(order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
-    return pools
+        pools.append(Pool((group.name,), order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
+    return [*pools, *(_tied(bundle, round_to, min_keep) for bundle in bundles)]
+
+
+def _tied(bundles: Bundles, round_to: int, min_keep: int) -> Pool:
+    """Returns the pool of bundles; each cell keeps multiples of ``round_to``."""
+    size = bundles.rows.shape[1]
+    at_once = math.lcm(*(round_to // math.gcd(round_to, each) for each in bundles.each))
+    least = math.ceil(max(min_keep, 1) / at_once) * at_once * size
+    return Pool(bundles.groups, bundles.rows.reshape(-1), min(least, bundles.rows.size), at_once * size, size)

@@ -120,7 +120,13 @@ def solve(
     if constraints.min_keep:
         may_vanish &= {group.name for group in coupling.groups if group.kind == "block"}
     pools = pools_of(
-        coupling, values, free, round_to=constraints.round_to, min_keep=constraints.min_keep, may_vanish=may_vanish
+        coupling,
+        values,
+        free,
+        round_to=constraints.round_to,
+        min_keep=constraints.min_keep,
+        may_vanish=may_vanish,
+        ties=constraints.ties,
     )
     model = cost_model(coupling, vanishing)
     before = model.of(np.zeros(len(coupling.channels), bool))
@@ -185,8 +191,8 @@ def _by_ratio(
     patterns = [pattern for pattern in table if pattern != "default"]
     found = {group.name: reaching(coupling, group, patterns, names) for group in free}
     removed = np.zeros(len(coupling.channels), bool)
-    for group, pool in zip(free, pools, strict=True):
-        share = table.get(found[group.name] or "default", 0.0)
+    for pool in pools:
+        share = min(table.get(found[name] or "default", 0.0) for name in pool.groups)
         keep = len(pool.order) - int(len(pool.order) * share + 1e-9)
         removed[pool.order[pool.rounded(keep) :]] = True
     return removed
@@ -243,9 +249,7 @@ def _rescue(
             worth = np.where(removed[rows], values[rows], 0.0).sum(axis=1)
             removed[rows[int(np.where(gone, worth, -np.inf).argmax())]] = False
     for pool in pools:
-        gone = pool.gone(removed)
-        kept = len(pool.order) - len(gone)
-        removed[gone[: pool.rounded(kept) - kept]] = False
+        removed[pool.lacking(removed)] = False
     return removed
 
 

@@ -1,0 +1,123 @@
+"""Ties: channels that must go in step, bundled so that whatever number of bundles goes, all ties hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.units import Group
+
+Equal = tuple[Ids, Ids]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ties:
+    """What must go in step, and what must stay.
+
+    Attributes:
+        held: flags the channels that stay, ``[channels]``.
+        equal: (channels, weights): of those that go, the weights must add up to 0.
+    """
+
+    held: Mask
+    equal: tuple[Equal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundles:
+    """Channels that go in step.
+
+    Attributes:
+        groups: the names of those that they are of.
+        rows: each goes as a whole, ``[bundles, channels]``, best first.
+        each: how many of each cell a bundle has: of channels that all ties treat alike.
+    """
+
+    groups: tuple[str, ...]
+    rows: Ids
+    each: tuple[int, ...] = field(default=())
+
+
+def bundles_of(
+    coupling: Coupling, ties: Ties, values: npt.NDArray[np.float64], groups: Sequence[Group]
+) -> tuple[list[Bundles], Mask]:
+    """Returns the tied channels in bundles, and flags, ``[channels]``, of all that no group may lose by itself.
+
+    Channels of one group that all ties treat alike are a cell, ranked by their values; the k-th bundle has the k-th best of
+    each cell, or as many of each as the ties want. What finds no partner stays.
+
+    Args:
+        coupling: of the captured graph.
+        ties: what must go in step.
+        values: the score of each channel id, ``[channels]``.
+        groups: those that may lose units.
+    """
+    bound = ties.held.copy()
+    group_of = np.full(len(coupling.channels), -1, np.int64)
+    for i, group in enumerate(groups):
+        group_of[coupling.units[group.units]] = i
+    equal = [(ids[here], weights[here]) for ids, weights in ties.equal for here in [group_of[ids] >= 0] if here.any()]
+    for ids, _ in equal:
+        bound[ids] = True
+    found = []
+    for cells, matrix in _components(equal, group_of):
+        each = _ratio(matrix, np.array([len(cell) for cell in cells]))
+        if each is None or any(ties.held[cell].any() for cell in cells):
+            continue
+        ranked = [cell[np.argsort(-values[cell], kind="stable")] for cell in cells]
+        count = min(len(cell) // n for cell, n in zip(ranked, each, strict=True))
+        parts = [
+            cell[len(cell) - count * n :].reshape(count, n) for cell, n in zip(ranked, each, strict=True)
+        ]  # what finds no partner is the best, and stays
+        names = dict.fromkeys(groups[int(group_of[cell[0]])].name for cell in cells)
+        found.append(Bundles(tuple(names), np.concatenate(parts, axis=1), tuple(each)))
+    return found, bound
+
+
+def _components(equal: Sequence[Equal], group_of: Ids) -> Iterator[tuple[list[Ids], npt.NDArray[np.int64]]]:
+    """Yields cells that ties connect, and the weights of the ties on them, ``[ties, cells]``."""
+    import networkx as nx
+
+    marks: dict[int, list[tuple[int, int]]] = {}
+    for i, (ids, weights) in enumerate(equal):
+        for channel, weight in zip(ids.tolist(), weights.tolist(), strict=True):
+            marks.setdefault(channel, []).append((i, weight))
+    alike: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
+    for channel, mark in marks.items():
+        alike.setdefault((int(group_of[channel]), tuple(mark)), []).append(channel)
+    cells = [(np.array(sorted(channels), np.int64), mark) for (_, mark), channels in alike.items()]
+    graph: nx.Graph[tuple[str, int]] = nx.Graph()
+    for column, (_, ties_here) in enumerate(cells):
+        graph.add_edges_from((("cell", column), ("tie", i)) for i, _ in ties_here)
+    for part in nx.connected_components(graph):
+        columns = sorted((i for what, i in part if what == "cell"), key=lambda i: int(cells[i][0][0]))
+        rows = sorted(i for what, i in part if what == "tie")
+        matrix = np.zeros((len(rows), len(columns)), np.int64)
+        for at, column in enumerate(columns):
+            for i, weight in cells[column][1]:
+                matrix[rows.index(i), at] = weight
+        yield [cells[column][0] for column in columns], np.unique(matrix, axis=0)
+
+
+def _ratio(matrix: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> list[int] | None:
+    """Returns how many of each cell go together, the fewest with which all ties hold; None if there is no such number.
+
+    Args:
+        matrix: the weights of the ties on the cells, ``[ties, cells]``.
+        sizes: of the cells, ``[cells]``.
+    """
+    import sympy
+
+    space = sympy.Matrix(matrix.tolist()).nullspace()
+    found = list(space[0]) if len(space) == 1 else sizes.tolist() if not (matrix @ sizes).any() else None
+    if found is None or any(value <= 0 for value in found):
+        return None
+    whole = sympy.ilcm(1, *(sympy.Rational(value).q for value in found))
+    counts = [int(value * whole) for value in found]
+    return [count // math.gcd(*counts) for count in counts]
