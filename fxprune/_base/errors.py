@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class FxpruneError(Exception):
@@ -61,6 +62,16 @@ class BackendError(FxpruneError, ValueError):
 
 class VerificationError(FxpruneError):
     """The pruned model does not compute what its masked twin computes."""
+
+
+class RestoreError(FxpruneError):
+    """The original's class cannot hold what is left, or not provably; names module, line and what would have to change.
+
+    Attributes:
+        pruned: the graph, which is there all the same; None where it was given.
+    """
+
+    pruned: Any = None
 
 
 class ExportError(FxpruneError):

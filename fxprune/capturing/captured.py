@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError, FxpruneError, FxpruneWarning, GradientWarning, TrainingWarning
 from fxprune._base.shown import html_summary, text_summary
@@ -26,6 +27,7 @@ from fxprune.capturing.sizes import read_sizes
 from fxprune.capturing.source import Source, open_sources
 from fxprune.capturing.state import hang, read_state
 from fxprune.capturing.training import lost_norms, restore_training
+from fxprune.data.calls import Call, bound_call
 
 _QUOTES = frozenset("\"'\\")
 
@@ -235,6 +237,14 @@ def _untold(modules: list[str]) -> list[str]:
         f"weights of {', '.join(modules[:3])}{more} are computed from parameters in forward, with statistics over what stays: "
         "removing channels changes the others"
     ]
+
+
+def example_call(captured: Captured) -> Call:
+    """Returns the call that a model was captured with, ``(args, kwargs)``."""
+    call, given = captured.call, iter(captured.example)
+    pairs = zip(call.placeholders, call.literals, strict=True)
+    leaves = [value if name is None else next(given) for name, value in pairs]
+    return bound_call(call.signature, pytree.tree_unflatten(leaves, call.in_spec))
 
 
 def stays_in_place(value: Any) -> FxpruneError:

@@ -18,7 +18,7 @@ from fxprune.capturing.limits import UNARY, Limits, Term, kind_of, met, sizes_in
 from fxprune.capturing.sizes import static
 
 if TYPE_CHECKING:
-    import sympy  # type: ignore[import-untyped]
+    import sympy
 
 #: Where export asks how numbers lie in memory, which decides how they are moved and not what they are.
 _LAYOUT = ("_prims_common",)

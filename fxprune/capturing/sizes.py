@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from fxprune.capturing.flatten import Flat
 
 if TYPE_CHECKING:
-    import sympy  # type: ignore[import-untyped]
+    import sympy
 
 _BATCH = 10007
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)

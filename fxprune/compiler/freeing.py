@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CaptureError, CaptureWarning
 from fxprune._base.modes import lent, random_states_kept
-from fxprune.capturing.captured import Captured, captures
+from fxprune.capturing.captured import Captured, captures, example_call
 from fxprune.capturing.exported import without_fast_path
 from fxprune.capturing.limits import near, of_other_length
 from fxprune.capturing.regions import AUTOCAST
 from fxprune.compiler.secondly import other_call
 from fxprune.coupling.interpreter import couple
-from fxprune.data.calls import Call, bound_call, tensors_of
+from fxprune.data.calls import Call, tensors_of
 
 #: Differences of such a share of an output's largest value are rounding, of so few operators in so other an order.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -87,7 +86,7 @@ def _wrong_at(captured: Captured) -> tuple[str, bool]:
         alike = _alike(captured, call) if where else None
         if alike:
             return "", False
-        if alike is False and _alike(captured, _own_call(captured)):
+        if alike is False and _alike(captured, example_call(captured)):
             return where, False
         if alike is False:
             break
@@ -96,7 +95,7 @@ def _wrong_at(captured: Captured) -> tuple[str, bool]:
 
 def _is_strange(captured: Captured) -> bool:
     """Returns whether a graph gives something else than the model at its example, where the model always gives the same."""
-    args, kwargs = call = _own_call(captured)
+    args, kwargs = call = example_call(captured)
     if _alike(captured, call) is not False:
         return False
     with random_states_kept(), without_fast_path(), lent(captured.model, args, kwargs):
@@ -111,13 +110,6 @@ def _told(captured: Captured) -> Captured:
     )
     warned = (*captured.warned, CaptureWarning(text))
     return replace(captured, notes=(*captured.notes, text), warned=warned)
-
-
-def _own_call(captured: Captured) -> Call:
-    call, given = captured.call, iter(captured.example)
-    pairs = zip(call.placeholders, call.literals, strict=True)
-    leaves = [value if name is None else next(given) for name, value in pairs]
-    return bound_call(call.signature, pytree.tree_unflatten(leaves, call.in_spec))
 
 
 def _alike(captured: Captured, call: Call) -> bool | None:

@@ -78,7 +78,7 @@ class Gains:
     def __init__(self, selection: Selection, changed: Replacements) -> None:
         self._changed = changed
         self._pruned = Run(selection.with_tensors(changed.tensors))
-        self.way, self.of = _find(selection)
+        self.way, self.of = gains_of(selection)
 
     def observe(self, fit: Fit, gain: Gain, got: Any, wanted: Any) -> None:
         """Takes in one batch of outputs, ``[...]``: the pruned model's and the original's."""
@@ -146,7 +146,7 @@ def fit_gains(context: RecoveryContext, changed: Replacements) -> None:
         gains.apply(fit, gain)
 
 
-def _find(selection: Selection) -> tuple[set[fx.Node], dict[fx.Node, Gain]]:
+def gains_of(selection: Selection) -> tuple[set[fx.Node], dict[fx.Node, Gain]]:
     """Returns what lies between statistics that lose channels and the next layers, and the gains where such ways end."""
     coupling, way, found = selection.coupling, set[fx.Node](), dict[fx.Node, Gain]()
     for node in coupling.captured.module.graph.nodes if selection.removed.any() else ():

@@ -1,0 +1,324 @@
+"""One run of the original in which every size that its forward names is written down, with where the size comes from."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fxprune._base.modes import lent
+from fxprune.algebra.axes import Axes, Axis
+from fxprune.data.calls import Call
+from fxprune.homing.counting import Dimensions, numbered
+from fxprune.homing.matching import Values
+from fxprune.homing.places import tagged
+from fxprune.homing.terms import Computed, SizeOf, Tagged, Term, noticed, term_of
+
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
+_ELSEWHERE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+
+
+Named = Literal["size", "place", "parts", "equal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the forward of a module.
+
+    Attributes:
+        module: its dotted name.
+        kind: its class.
+        function: which of its functions.
+        file: where the source is.
+        number: of the line there.
+    """
+
+    module: str
+    kind: str
+    function: str
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        """Returns it for a message: ``layers.0 (Attention.forward, model.py:12)``."""
+        return f"{self.module or 'the model'} ({self.kind}.{self.function}, {Path(self.file).name}:{self.number})"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A size that a line of the forward names.
+
+    Attributes:
+        term: where the number comes from.
+        named: what the number is: the size of an axis, how many coordinates lie before a place in it, how many equal parts it is
+            cut into; or 0, the difference of two that the code compares and finds equal.
+        axis: of a tensor.
+        size: of the axis at the example.
+        line: that names it.
+        call: the function that it names it to.
+    """
+
+    term: Term
+    named: Named
+    axis: Axis
+    size: int
+    line: Line
+    call: str
+
+
+def read_sizes(model: nn.Module, call: Call, values: Values, dimensions: Dimensions) -> list[Reading]:
+    """Returns what one call of the model, in evaluation mode, names of sizes; of tensors that the graph has too.
+
+    Args:
+        model: run with tagged integers, and as it was afterwards.
+        call: ``(args, kwargs)`` of the example.
+        values: of the graph, from a run with the same tensors.
+        dimensions: their axes.
+    """
+    reader = _Reader(model, values, dimensions)
+    with torch.no_grad(), lent(model, call), tagged(model), _watched(model, reader), noticed(reader.compared), reader:
+        model(*call[0], **call[1])
+    return list(dict.fromkeys(reader.readings))
+
+
+@contextmanager
+def _watched(model: nn.Module, reader: _Reader) -> Iterator[None]:
+    """Keeps the reader told of which module's forward runs."""
+    paths = {id(module): path for path, module in model.named_modules()}
+
+    def before(module: nn.Module, args: Any) -> None:
+        reader.stack.append(paths.get(id(module), reader.stack[-1]))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        reader.stack.pop()
+
+    modules = nn.modules.module
+    handles = [
+        modules.register_module_forward_pre_hook(before),
+        modules.register_module_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Reader(TorchFunctionMode):
+    def __init__(self, model: nn.Module, values: Values, dimensions: Dimensions) -> None:
+        super().__init__()
+        self.model, self.values, self.dimensions = model, values, dimensions
+        self.stack = [""]
+        self.readings: list[Reading] = []
+        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if func == _SHAPE or name == "size":
+            return self._size(func, args, kwargs)
+        if getattr(func, "__globals__", None) is F.__dict__:
+            with self:
+                return _inside(func)(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if name in _MOVES:
+            self._follow(func, args, kwargs, result)
+        for term, kind, tensor, dim in _NAMED[name](args, kwargs, result) if name in _NAMED else ():
+            axes, dim = self.axes_of(tensor), dim % max(tensor.dim(), 1)
+            if axes is not None:
+                self.readings.append(Reading(term, kind, axes[dim], tensor.shape[dim], self._line(), name))
+        return result
+
+    def _size(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor, result = args[0], func(*args, **kwargs)
+        axes = self.axes_of(tensor) or [None] * tensor.dim()
+        if isinstance(result, torch.Size):
+            return torch.Size([Tagged(size, SizeOf(axis, size)) for axis, size in zip(axes, result, strict=True)])
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        return Tagged(result, SizeOf(axes[int(dim)], result))
+
+    def compared(self, a: Term, b: Term) -> None:
+        """Notes that the code takes a way on which two terms are equal."""
+        if a != b:
+            self.readings.append(Reading(Computed(operator.sub, (a, b)), "equal", (), 0, self._line(), "=="))
+
+    def axes_of(self, tensor: Any) -> Axes | None:
+        """Returns the axes of a tensor: those of the value of the graph that it is, rather of one that the same module makes."""
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            return None
+        if tensor not in self.known:
+            found = self.values.like(tensor)
+            here = [value for value, module in found if module == self.stack[-1]]
+            values = here or [value for value, _ in found]
+            self.known[tensor] = self.dimensions.of(values[-1]) if values else None
+        axes: Axes | None = self.known[tensor]
+        return axes
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Finds the axes of what is moved about, where the graph moves it in another way."""
+        results = [result] if isinstance(result, Tensor) else list(result)
+        source = args[0]
+        if isinstance(source, Tensor) and any(self.axes_of(part) is None for part in results):
+            axes = self.axes_of(source)
+            if axes is None:
+                return
+            index = func(numbered(source.shape), *args[1:], **kwargs)
+            for part, where in zip(results, [index] if isinstance(index, Tensor) else index, strict=True):
+                if self.axes_of(part) is None:
+                    self.known[part] = self.dimensions.moved(axes, source.shape, where)
+
+    def _line(self) -> Line:
+        path = self.stack[-1]
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_ELSEWHERE):
+            frame = frame.f_back
+        kind = type(self.model.get_submodule(path)).__name__
+        return Line(path, kind, frame.f_code.co_name, frame.f_code.co_filename, frame.f_lineno)
+
+
+def _inside(function: Any) -> Any:
+    """Returns a function of `torch.nn.functional` that hands itself to no mode: what it calls is seen instead."""
+    names = {**function.__globals__, **dict.fromkeys(_HANDED, lambda *_: False)}
+    found = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    found.__kwdefaults__ = function.__kwdefaults__
+    return found
+
+
+_HANDED = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+# -- which arguments of which functions are sizes of what -----------------------------------------------------------
+
+#: (term, what it names, tensor, dimension)
+_Found = tuple[Term, Named, Tensor, int]
+
+
+def _sizes(given: Sequence[Any], result: Any, first: int = 0) -> Iterator[_Found]:
+    """Yields the sizes of a result that are given one by one; -1 says nothing."""
+    sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    for dim, size in enumerate(sizes, first):
+        if isinstance(size, int) and size != -1 and isinstance(result, Tensor):
+            yield term_of(size), "size", result, dim
+
+
+def _of_result(args: Any, kwargs: Any, result: Any) -> Iterator[_Found]:
+    """``x.view(a, b)``, ``torch.reshape(x, (a, b))``, ``x.new_zeros(a, b)``."""
+    return _sizes(args[1:] or [kwargs.get("shape", kwargs.get("size", ()))], result)
+
+
+def _made(args: Any, kwargs: Any, result: Any) -> Iterator[_Found]:
+    """``torch.zeros(a, b)``."""
+    return _sizes(args or [kwargs.get("size", ())], result)
+
+
+def _expanded(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    return _of_result(args, kwargs, result)
+
+
+def _unflattened(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    dim, sizes = [*args[1:], *kwargs.values()][:2]
+    return _sizes([sizes], result, int(dim) % (result.dim() - len(sizes) + 1))
+
+
+def _split(args: Any, kwargs: Any, result: Sequence[Tensor]) -> Iterator[_Found]:
+    sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+    dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
+    if isinstance(sizes, int):
+        sizes = [sizes] * (len(result) - (int(result[-1].shape[dim]) != int(sizes)))
+    for size, part in zip(sizes, result, strict=False):
+        if isinstance(size, int) and size != -1:
+            yield term_of(size), "size", part, dim
+
+
+def _chunked(args: Any, kwargs: Any, result: Sequence[Tensor]) -> Iterator[_Found]:
+    parts = args[1] if len(args) > 1 else kwargs["chunks"]
+    dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
+    yield term_of(parts), "parts", args[0], dim
+
+
+def _narrowed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    dim, start, length = [*args[1:], *kwargs.values()][:3]
+    if isinstance(start, int):
+        yield term_of(start), "place", args[0], int(dim)
+    yield term_of(length), "size", result, int(dim)
+
+
+def _indexed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``x[:, :a]``, ``x[..., 3]``: the ends of slices are places."""
+    tensor, index = args[:2]
+    index = index if isinstance(index, tuple) else (index,)
+    taken = sum(part is not None and part is not Ellipsis and not isinstance(part, bool) for part in index)
+    dim = 0
+    for part in index:
+        if part is Ellipsis:
+            dim += tensor.dim() - taken
+            continue
+        if isinstance(part, slice):
+            for end in (part.start, part.stop):
+                if isinstance(end, int) and end != 0:
+                    yield term_of(end), "place", tensor, dim
+        elif isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
+            dim += part.dim() - 1
+        dim += part is not None
+
+
+def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+    return _sizes([shape], result, result.dim() - len(shape))
+
+
+#: What only moves the elements of its first argument.
+_MOVES = frozenset(
+    [
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "unbind",
+        "__getitem__",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+        "unflatten",
+        "select",
+        "narrow",
+        "movedim",
+        "swapaxes",
+        "t",
+        "flip",
+        "roll",
+        "expand",
+        "repeat",
+        "repeat_interleave",
+    ]
+)
+
+_NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
+    **dict.fromkeys(
+        ("view", "reshape", "expand", "broadcast_to", "new_zeros", "new_ones", "new_empty", "new_full"), _of_result
+    ),
+    **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _made),
+    "unflatten": _unflattened,
+    **dict.fromkeys(("split", "split_with_sizes"), _split),
+    "chunk": _chunked,
+    "narrow": _narrowed,
+    "__getitem__": _indexed,
+    **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
+}

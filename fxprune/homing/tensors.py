@@ -1,0 +1,85 @@
+"""A copy of the original with the tensors of its pruned graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fxprune._base.errors import RestoreError
+from fxprune._base.names import fetch, layer_of
+from fxprune.homing.layers import told
+
+#: What a layer of the graph says of itself that no tensor shows.
+_SAID = ("groups", "num_groups", "eps")
+
+
+def with_tensors(model: nn.Module, pruned: nn.Module, ties: Mapping[str, str], folded: Iterable[str]) -> nn.Module:
+    """Returns a copy of a model with the tensors of its pruned graph, whose layers say what they hold; both stay as they are.
+
+    Args:
+        model: the original.
+        pruned: the graph's module: what it has under a name goes there, at whatever size it is.
+        ties: other names of a tensor -> that in the graph.
+        folded: weights that the model computes, and that are plain in the graph.
+
+    Raises:
+        RestoreError: a computed weight cannot be given another value.
+    """
+    home = copy.deepcopy(model)
+    values = {
+        **dict(pruned.named_parameters(remove_duplicate=False)),
+        **dict(pruned.named_buffers(remove_duplicate=False)),
+    }
+    made: dict[int, Tensor] = {}
+    for path, module in home.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                full = f"{path}.{name}".removeprefix(".")
+                new = values.get(full, values.get(ties.get(full, full)))
+                if old is not None and new is not None:
+                    held[name] = made.setdefault(id(old), _like(old, new))
+    for name in folded:
+        _compute(home, name, values[name])
+    for path, module in home.named_modules():
+        _repeat(pruned, path, module)
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    told(home)
+    return home
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    value = new.detach().clone()
+    return nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+
+
+def _repeat(pruned: nn.Module, path: str, module: nn.Module) -> None:
+    try:
+        made = pruned.get_submodule(path)
+    except AttributeError:
+        return
+    if path and isinstance(module, type(made)):
+        module.__dict__.update(
+            {name: vars(made)[name] for name in _SAID if name in vars(made) and name in vars(module)}
+        )
+
+
+def _compute(home: nn.Module, name: str, value: Tensor) -> None:
+    """Has a parametrised layer compute a value of its weight, ``[...]``."""
+    owner, attribute = home.get_submodule(layer_of(name)), name.rpartition(".")[2]
+    if not parametrize.is_parametrized(owner, attribute):
+        raise RestoreError(
+            f"{name} is computed by the model in its forward, and is a plain tensor in the graph: expected a parametrization that "
+            "can take a value (right_inverse); keep the graph form, or remove the computation first"
+        )
+    try:
+        setattr(owner, attribute, value.detach().clone())
+    except Exception as error:  # of any parametrization
+        raise RestoreError(
+            f"{name}: its parametrization does not take a value of shape {tuple(value.shape)}: {error}"
+        ) from error
+    if not fetch(home, name).shape == value.shape:
+        raise RestoreError(f"{name}: its parametrization does not give back what it takes")

@@ -1,0 +1,144 @@
+"""Back in the original's class: of its own type, narrower, equal to the graph, trained as the original without what went."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from tests.models.homes import Attending, Gated, Halves, Literal, Normed, Shared
+from tests.support.zeroed import Step, as_pruned, other_gradients, plain, step
+
+CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
+    (Attending, (4, 7, 12)),
+    (Halves, (4, 3, 9, 9)),
+    (Shared, (16, 7)),
+    (Literal, (16, 6)),
+    (Normed, (16, 6)),
+]
+
+
+def compiled(model: nn.Module, data: Tensor, budget: float = 0.6, **options: Any) -> Any:
+    chosen = {"method": "random", "recover": None, "form": "module", "progress": False} | options
+    return fxprune.compile(model, data, budget, **chosen)
+
+
+def made(kind: type[nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return kind().eval(), torch.randn(shape)
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_the_class_comes_back_narrower_and_computes_what_the_graph_does(
+    kind: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    model, data = made(kind, shape)
+    before = copy.deepcopy(model.state_dict())
+    home = compiled(model, data, units=("channel", "head"))
+    assert type(home) is kind and home.report.form == "module" and home.report.verified is not False
+    assert sum(p.numel() for p in home.parameters()) == home.report.params[1] < home.report.params[0]
+    assert home.state_dict().keys() == before.keys()
+    graph = fxprune.apply(model, home.plan)
+    torch.testing.assert_close(home(data), graph(data), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(home(data[:3]), graph(data[:3]), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for clone in (copy.deepcopy(home), pickle.loads(pickle.dumps(home))):
+        assert torch.equal(clone(data), home(data))
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES[:4])
+def test_it_trains_as_the_original_without_what_went(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    model, data = made(kind, shape)
+    home = compiled(model.double(), data.double(), units=("channel", "head")).double()
+    original, keep, created = plain(copy.deepcopy(model), home.plan.keep)
+    want: Step = step(as_pruned(original, keep), (data.double(),))
+    got = step(home, (data.double(),))
+    assert list(other_gradients(want, got, keep, created, 1e-8)) == []
+
+
+def test_halves_keep_equal_numbers() -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    home = compiled(model, data, 0.5, units="channel")
+    assert isinstance(home, Halves)
+    kept = home.plan.keep["stem.weight"][0]
+    assert len(kept) < 32 and sum(i < 16 for i in kept) == sum(i >= 16 for i in kept)
+    assert home.inner.in_channels == home.inner.weight.shape[1] == len(kept) // 2
+
+
+def test_a_graph_with_unequal_halves_is_refused_and_says_where() -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    graph = compiled(model, data, 0.5, form="graph")
+    kept = graph.plan.keep["stem.weight"][0]
+    assert sum(i < 16 for i in kept) != sum(i >= 16 for i in kept), "the draw makes them unequal"
+    with pytest.raises(fxprune.RestoreError, match="form='module'"):
+        fxprune.restore(graph, model)
+
+
+def test_attributes_and_settings_follow() -> None:
+    model, data = made(Attending, (4, 7, 12))
+    home = compiled(model, data, 0.5, units="head")
+    layer = home.layers[0]
+    assert layer.heads < 4 and layer.inner == layer.heads * layer.head_dim == layer.out.in_features
+    model, data = made(Shared, (16, 7))
+    home = compiled(model, data, 0.6, units="channel")
+    gates = [gate for gate in home.gates if isinstance(gate, Gated)]
+    assert [gate.settings.hidden for gate in gates] == [gate.down.in_features for gate in gates]
+    assert model.gates[0].settings.hidden == 48
+
+
+def test_a_number_in_the_code_holds_what_it_names() -> None:
+    model, data = made(Literal, (16, 6))
+    home = compiled(model, data, 0.7)
+    assert home.a.out_features == 32 and home.b.out_features < 16
+
+
+def test_a_norm_that_is_written_out_makes_up_for_its_mean() -> None:
+    model, data = made(Normed, (16, 6))
+    home = compiled(model, data, 0.5)
+    share = home.first.out_features / 32
+    assert share < 1 and home.norm.small == pytest.approx(1e-2 / share)
+    torch.testing.assert_close(home.norm.weight, torch.full_like(home.norm.weight, share**-0.5))
+
+
+def test_budgets_are_kept_and_smaller_ones_give_smaller_models() -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    sizes = [compiled(model, data, budget).report.params[1] for budget in (0.9, 0.7, 0.5, 0.3)]
+    whole = sum(p.numel() for p in model.parameters())
+    assert all(size <= whole * budget for size, budget in zip(sizes, (0.9, 0.7, 0.5, 0.3), strict=True))
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_restore_takes_what_was_trained_since() -> None:
+    model, data = made(Shared, (16, 7))
+    home = compiled(model, data)
+    graph = fxprune.apply(model, home.plan)
+    with torch.no_grad():
+        for parameter in graph.parameters():
+            parameter.add_(0.1)
+    found = fxprune.restore(graph, model)
+    assert isinstance(found, Shared) and found.report.form == "module"
+    torch.testing.assert_close(found(data), graph(data))
+
+
+def test_hooks_and_training_flags_are_those_of_the_class() -> None:
+    model, data = made(Attending, (4, 7, 12))
+    seen: list[int] = []
+    home = compiled(model, data, units="channel")
+    home.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    home.train()(data)
+    assert seen == [1] and all(module.training for module in home.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"form": "class"}, "graph, module"), ({"min_keep": 0}, "min_keep"), ({"units": "block"}, "block")],
+)
+def test_what_cannot_be_is_said_at_once(options: dict[str, Any], message: str) -> None:
+    model, data = made(Shared, (16, 7))
+    with pytest.raises(ValueError, match=message):
+        compiled(model, data, **options)

@@ -1,0 +1,138 @@
+"""Networks whose class says its sizes in ways of its own: attributes, config objects, equal halves, literals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Heads(nn.Module):
+    """Attention that keeps its heads and their width as attributes, and reshapes by both."""
+
+    def __init__(self, width: int = 24, heads: int = 4, head_dim: int = 8) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.inner = heads, head_dim, heads * head_dim
+        self.qkv = nn.Linear(width, 3 * self.inner)
+        self.out = nn.Linear(self.inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns attention over ``x``, ``[batch, length, width]``."""
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2) * self.head_dim**-0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(b, n, self.inner))
+
+
+class Attending(nn.Module):
+    """A stream with two layers of attention and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 24)
+        self.layers = nn.ModuleList(Heads() for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(24) for _ in range(2))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits for ``x``, ``[batch, length, 12]``."""
+        x = self.embed(x)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return self.head(x.mean(1))
+
+
+class Halves(nn.Module):
+    """A ``chunk`` into equal halves, of which one goes through a layer and both are joined again."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.inner = nn.Conv2d(width // 2, width // 2, 3, padding=1)
+        self.last = nn.Conv2d(width * 3 // 2, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a map for ``x``, ``[batch, 3, height, width]``."""
+        a, b = self.stem(x).relu().chunk(2, 1)
+        return self.last(torch.cat([a, b, self.inner(b).relu()], 1))
+
+
+@dataclass
+class Settings:
+    """Sizes that several layers share."""
+
+    width: int = 24
+    hidden: int = 48
+
+
+class Gated(nn.Module):
+    """A gated layer that reads where its halves end from shared settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.up = nn.Linear(settings.width, 2 * settings.hidden)
+        self.down = nn.Linear(settings.hidden, settings.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x``, ``[batch, width]``, gated."""
+        both = self.up(x)
+        return self.down(both[:, : self.settings.hidden].relu() * both[:, self.settings.hidden :])
+
+
+class Shared(nn.Module):
+    """Two gated layers over one object of settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = Settings()
+        self.first = nn.Linear(7, 24)
+        self.gates = nn.Sequential(Gated(self.settings), Gated(self.settings))
+        self.last = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits for ``x``, ``[batch, 7]``."""
+        return self.last(self.gates(self.first(x)))
+
+
+class Literal(nn.Module):
+    """A size as a number in the code: nothing can be said but that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 32)
+        self.b = nn.Linear(8, 16)
+        self.c = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits for ``x``, ``[batch, 6]``."""
+        parts = self.a(x).relu().view(-1, 4, 8)
+        return self.c(self.b(parts).relu().flatten(1))
+
+
+class RootMean(nn.Module):
+    """A norm written out, with a gain and an eps of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.small = 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x``, ``[..., width]``, over its root mean square."""
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.small))
+
+
+class Normed(nn.Module):
+    """A stream with norms that are written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 32), RootMean(32)
+        self.inner, self.last = nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits for ``x``, ``[batch, 6]``."""
+        return self.last(F.gelu(self.inner(self.norm(self.first(x)))))
