@@ -16,6 +16,7 @@ from ._base.errors import NothingToPruneError as NothingToPruneError
 from ._base.errors import PlanError as PlanError
 from ._base.errors import RecoveryError as RecoveryError
 from ._base.errors import RecoverySkippedWarning as RecoverySkippedWarning
+from ._base.errors import RestoreError as RestoreError
 from ._base.errors import RuleError as RuleError
 from ._base.errors import ScorerError as ScorerError
 from ._base.errors import ShapeError as ShapeError
@@ -34,6 +35,7 @@ from .compiler.by_hand import verify as verify
 from .compiler.compiling import compile as compile
 from .compiler.explanation import Explanation as Explanation
 from .compiler.explanation import explain as explain
+from .compiler.homecoming import restore as restore
 from .compiler.options import Options as Options
 from .compiler.sweeping import sweep as sweep
 from .coupling.blocks import with_blocks as with_blocks

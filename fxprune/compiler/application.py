@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.freeing import freely_captured
 from fxprune.compiler.islands import Islands
 from fxprune.compiler.reassembly import put_back
+from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
+from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
 from fxprune.reporting.building import make_report
 from fxprune.results.attached import attach
@@ -28,9 +31,27 @@ from fxprune.rewriting.planning import selection_of, shapes_of, without_sources
 from fxprune.rewriting.pruned import PrunedModule
 
 
-@plain_modes()
-def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModule:
-    """Returns the pruned model; weights are sliced, not recovered.
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """What a plan removes of a model.
+
+    Attributes:
+        whole: the model.
+        coupling: of what was captured of it.
+        solution: what goes, and what it costs before and after.
+        plan: the plan, for this model.
+        call: that it was captured with.
+    """
+
+    whole: nn.Module
+    coupling: Coupling
+    solution: Solution
+    plan: Plan
+    call: Call
+
+
+def selected(model: nn.Module | ExportedProgram, plan: Plan) -> Selected:
+    """Returns what a plan removes of a model.
 
     Raises:
         PlanError: the plan does not fit this model.
@@ -49,10 +70,21 @@ def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModu
     if bridged is None:
         raise PlanError(f"the plan bridges {', '.join(plan.bridged)}, which this model does not allow")
     solution = Solution(selection_of(bridged.coupling, plan), Cost(**plan.before), Cost(**plan.after))
-    pruned: nn.Module = emitted(solution.selection)
-    if plan.islands:
-        pruned, _ = put_back(whole, plan, pruned, args[0])
-    return attach(cast("PrunedModule", pruned), make_report(coupling, solution, plan))
+    return Selected(whole, coupling, solution, plan, example)
+
+
+@plain_modes()
+def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModule:
+    """Returns the pruned model; weights are sliced, not recovered.
+
+    Raises:
+        PlanError: the plan does not fit this model.
+    """
+    found = selected(model, plan)
+    pruned: nn.Module = emitted(found.solution.selection)
+    if found.plan.islands:
+        pruned, _ = put_back(found.whole, found.plan, pruned, found.call[0][0])
+    return attach(cast("PrunedModule", pruned), make_report(found.coupling, found.solution, found.plan))
 
 
 def _at_dtype(call: Any, model: nn.Module) -> Any:

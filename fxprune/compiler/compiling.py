@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.budget import Budget
-from fxprune.compiler.options import AUTO, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.options import AUTO, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.recovery.protocol import Recovery
@@ -39,6 +39,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     recover: RecoveryOption | str | Recovery | None = AUTO,
     ridge: float = RIDGE,
     loss: Loss | None = None,
+    form: Form = "graph",
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     steps: int = 1,

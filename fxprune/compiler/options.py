@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Stands for "whatever the method prefers".
 AUTO: Literal["auto"] = "auto"
 
+#: The form of a result in which the original's class comes back.
+MODULE: Literal["module"] = "module"
+
 UnitKind = Literal["channel", "expert", "head", "head_dim", "kv_group", "block"]
 
 MethodName = Literal[
@@ -47,6 +50,8 @@ MethodName = Literal[
     "nisp",
     "random",
 ]
+
+Form = Literal["graph", "module"]
 
 RecoveryOption = Literal["auto", "covariance", "sequential", "reconstruct", "mean_shift", "reinit"]
 
@@ -80,6 +85,9 @@ class Options:
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
             of it helps where calibration data are few or tokens have outliers.
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.
+        form: what comes back: ``"graph"``, a `torch.fx.GraphModule` with layers of any width; or ``"module"``, a copy of the
+            model, of its own class, with other tensors and sizes, proven equal to the graph. What the class can only say
+            together (the halves of a ``chunk``) then goes together, and what it cannot say otherwise stays.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
         steps: compile in so many steps, each scored and recovered anew on what the one before left; needs a budget.
@@ -102,6 +110,7 @@ class Options:
     recover: RecoveryOption | str | Recovery | None = AUTO
     ridge: float = RIDGE
     loss: Loss | None = None
+    form: Form = "graph"
     forward_args: Callable[[Any], Any] | None = None
     dynamic_shapes: Any = None
     steps: int = 1
@@ -127,13 +136,17 @@ class Options:
         found = replace(
             self,
             method=scorer,
-            min_keep=scorer.defaults.get("min_keep", 1) if self.min_keep == AUTO else self.min_keep,
+            min_keep=self._least(scorer) if self.min_keep == AUTO else self.min_keep,
             recover=scorer.defaults.get("recover", "covariance") if _is_auto(self.recover) else self.recover,
             seed=seed_of(self.seed),
         )
         found.constraints()
         _check_types(found)
+        _check_form(found)
         return found
+
+    def _least(self, scorer: Scorer) -> Any:
+        return 1 if self.form == MODULE else scorer.defaults.get("min_keep", 1)
 
     def constraints(self) -> Constraints:
         """Returns what must stay; a single kind or pattern need not stand in a tuple, and ``round_to="auto"`` is 1 for now.
@@ -176,6 +189,19 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
 def _whole(name: str, value: Any, least: int) -> None:
     if not is_whole(value, least):
         raise ValueError(f"{name} must be an int of at least {least}, below 2**63, got {value!r:.80}")
+
+
+def _check_form(options: Options) -> None:
+    if options.form not in (forms := Form.__args__):  # type: ignore[attr-defined]
+        raise ValueError(f"form must be among {', '.join(forms)}, got {options.form!r:.80}")
+    if options.form == MODULE and options.min_keep == 0:
+        raise ValueError(
+            "min_keep=0 lets whole branches go, which the original's class still calls: expected form='graph'"
+        )
+    if options.form == MODULE and "block" in several("units", options.units):
+        raise ValueError(
+            "units='block' lets whole branches go, which the original's class still calls: expected form='graph'"
+        )
 
 
 def _check_folder(value: Any) -> None:

@@ -28,8 +28,9 @@ from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
+from fxprune.compiler.homecoming import home, tie
 from fxprune.compiler.islands import capture_or_parts
-from fxprune.compiler.options import AUTO, Options
+from fxprune.compiler.options import AUTO, MODULE, Options
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.blocks import with_blocks
@@ -115,7 +116,12 @@ def with_method(state: State, options: Options, scorer: Scorer) -> State:
     chosen = options.resolve(scorer)
     recovery = recovery_of(chosen.recover)
     return replace(
-        state, options=chosen, scorer=scorer, recovery=recovery, constraints=chosen.constraints(), clock=Clock(False)
+        state,
+        options=chosen,
+        scorer=scorer,
+        recovery=recovery,
+        constraints=replace(chosen.constraints(), ties=state.constraints.ties),
+        clock=Clock(False),
     )
 
 
@@ -310,7 +316,12 @@ def record(state: State) -> State:
     found = state.coupling, state.solution, plan, state.certificate
     report = make_report(*found, skipped=state.skipped, notes=state.notes)
     report = replace(
-        report, seconds=dict(state.clock.seconds), scores=summary, latency=latency, recover=_recovery(state)
+        report,
+        seconds=dict(state.clock.seconds),
+        scores=summary,
+        latency=latency,
+        recover=_recovery(state),
+        form=state.options.form,
     )
     return replace(state, report=report, pruned=attach(state.pruned, report))
 
@@ -322,6 +333,8 @@ def _recovery(state: State) -> str:
 def to_coupled(state: State) -> State:
     """Returns the state once the graph is coupled, and what measures is ready."""
     state = through(state, couple)
+    if state.options.form == MODULE:
+        state = through(state, tie)
     if state.options.round_to == AUTO:
         state = through(state, widths)
     return latency_search(state)
@@ -329,7 +342,8 @@ def to_coupled(state: State) -> State:
 
 def from_scored(state: State) -> State:
     """Returns the state at the end, from scores on."""
-    return record(finish(through(state, solve, recover, rewrite, verify)))
+    state = record(finish(through(state, solve, recover, rewrite, verify)))
+    return through(state, home) if state.options.form == MODULE else state
 
 
 def through(state: State, *stages: Callable[[State], State]) -> State:

@@ -22,7 +22,7 @@ from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.compiler import stages
 from fxprune.compiler.clock import Clock
-from fxprune.compiler.options import AUTO, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.options import AUTO, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
 from fxprune.compiler.pipeline import on_parts
 from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
@@ -54,6 +54,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     recover: RecoveryOption | str | Recovery | None = AUTO,
     ridge: float = RIDGE,
     loss: Loss | None = None,
+    form: Form = "graph",
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,

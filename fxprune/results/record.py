@@ -19,7 +19,7 @@ from fxprune.results.text import as_html, as_text, in_brief
 
 Change = tuple[int, int]
 
-_SCHEMA = 4
+_SCHEMA = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,7 @@ class Report:
         doubt: why it is not verified; empty if it is, or was not compared.
         compared: the outputs that were compared, with what is doubtful about each.
         recover: the recovery's name; empty if there was none, or if the report is too old to tell.
+        form: ``"graph"``, or ``"module"`` for a copy of the original in its own class.
     """
 
     params: Change
@@ -140,6 +141,7 @@ class Report:
     doubt: str = ""
     compared: tuple[str, ...] = ()
     recover: str = ""
+    form: str = "graph"
 
     __setstate__ = filled_in
 
@@ -191,6 +193,7 @@ class Report:
             "doubt": self.doubt,
             "compared": list(self.compared),
             "recover": self.recover,
+            "form": self.form,
         }
 
     @classmethod
@@ -244,7 +247,7 @@ def _read_frozen(value: Any, where: str) -> FrozenRow:
 _READERS: dict[str, untrusted.Reader[Any]] = {
     **dict.fromkeys(("schema", "units_removed", "dropped"), untrusted.integer),
     **dict.fromkeys(("params", "macs", "bytes"), read_pair),
-    **dict.fromkeys(("method", "dtype", "doubt", "recover"), untrusted.string),
+    **dict.fromkeys(("method", "dtype", "doubt", "recover", "form"), untrusted.string),
     **dict.fromkeys(("collapsed", "skipped", "notes", "compared"), untrusted.texts),
     **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
     "verified": untrusted.maybe(untrusted.boolean),
@@ -257,4 +260,4 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
 }
 
 #: The format in which an entry came, if not in the first.
-_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3, "recover": 4}
+_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3, "recover": 4, "form": 5}

@@ -1,0 +1,112 @@
+"""The original's class back: what it cannot say is tied before units are chosen, and the result is proven to be the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune._base.errors import PlanError, RestoreError
+from fxprune._base.modes import plain_modes, random_states_kept
+from fxprune.budget.constraints import free_groups
+from fxprune.capturing.captured import Captured, example_call
+from fxprune.capturing.source import unwrapped
+from fxprune.compiler.application import selected
+from fxprune.compiler.secondly import other_call
+from fxprune.compiler.state import State
+from fxprune.data.calls import Call
+from fxprune.data.checks import device_of
+from fxprune.homing.restoring import restored, sizes_read
+from fxprune.homing.tying import ties_of
+from fxprune.ops.registry import is_kind
+from fxprune.results.attached import attach, report
+from fxprune.rewriting.pruned import PrunedModule
+
+
+def tie(state: State) -> State:
+    """Has what the class can only say together go together, and what it cannot say otherwise stay."""
+    coupling = state.coupling
+    readings = sizes_read(coupling)
+    free = np.zeros(len(coupling.channels), bool)
+    for group in free_groups(coupling, state.constraints):
+        if len(group.units) > 1:  # of one there is always one left
+            free[coupling.units[group.units]] = True
+    ties = ties_of(coupling, readings, free)
+    return replace(state, readings=readings, constraints=replace(state.constraints, ties=ties))
+
+
+def home(state: State) -> State:
+    """Puts what is left back into the original's class.
+
+    Raises:
+        RestoreError: the class cannot say it; the error has the graph as ``pruned``.
+    """
+    first = state.first.args, state.first.kwargs
+    calls = [first, *_further(state.coupling.captured, str(device_of(state.module)))]
+    try:
+        found = restored(state.selection, state.pruned, state.readings, calls)
+    except RestoreError as error:
+        error.pruned = attach(state.pruned, state.report)
+        raise
+    return replace(state, pruned=attach(found, state.report))
+
+
+@random_states_kept()
+@plain_modes()
+def restore(pruned: nn.Module, model: nn.Module) -> Any:
+    """Returns a pruned model in the class of the original: a copy of ``model`` with the tensors and sizes of ``pruned``.
+
+    Leaf modules stay of their kind and say their new sizes, and attributes of modules and their config objects are changed
+    where the forward's sizes come from them. The result is compared with ``pruned`` on made-up inputs, at two batch sizes and,
+    where sizes are free, at a second one. Training mode, hooks, methods and buffers are the class's own.
+
+    Args:
+        pruned: a `PrunedModule` that ``fxprune.compile``, ``fxprune.apply`` or ``fxprune.load`` returned, trained further or not.
+        model: the original, or another instance of its architecture; it stays as it is.
+
+    Raises:
+        RestoreError: the class cannot say it, as where two halves of a ``chunk`` have lost unequal numbers of channels; names
+            module and line. ``fxprune.compile(..., form="module")`` chooses what the class can say.
+        PlanError: the plan does not fit this model.
+        FxpruneError: fxprune did not make ``pruned``.
+    """
+    found = report(pruned)
+    if found.plan is None or not isinstance(pruned, PrunedModule):
+        raise PlanError("restore: expected a PrunedModule with a plan, of a model that was captured whole")
+    model = unwrapped(model)
+    selection = selected(model, found.plan).solution.selection
+    captured = drawn(selection.coupling.captured)
+    selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
+    calls = [example_call(captured), *_further(captured, str(device_of(model)))]
+    home = restored(selection, pruned, sizes_read(selection.coupling), calls)
+    return attach(home, replace(found, form="module"))
+
+
+def _further(captured: Captured, device: str) -> Iterator[Call]:
+    """Yields calls at other sizes: all that are free, or of the batch alone."""
+    for batch_alone in (False, True):
+        call, where = other_call(captured, device, batch_alone=batch_alone)
+        if where:
+            yield call
+
+
+def drawn(captured: Captured) -> Captured:
+    """Returns a captured model whose example, of zeros so far, is drawn: numbers, and places in the tables that it looks up."""
+    generator = torch.Generator().manual_seed(0)
+    nodes: Sequence[fx.Node] = captured.module.graph.find_nodes(op="placeholder")
+    pairs = zip(nodes, captured.example, strict=True)
+    return replace(captured, example=tuple(_drawn(captured, node, tensor, generator) for node, tensor in pairs))
+
+
+def _drawn(captured: Captured, node: fx.Node, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.is_floating_point():
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+    tables = [user.args[0] for user in node.users if is_kind(user, "embedding")]
+    sizes = [captured.info[table].shape[0] for table in tables if isinstance(table, fx.Node)]
+    if not sizes:  # most often a mask
+        return torch.ones_like(tensor)
+    return torch.randint(0, min(sizes), tensor.shape, generator=generator).to(tensor)
