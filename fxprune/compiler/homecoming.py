@@ -12,14 +12,17 @@ from torch import Tensor, fx, nn
 
 from fxprune._base.errors import PlanError, RestoreError
 from fxprune._base.modes import plain_modes, random_states_kept
-from fxprune.budget.constraints import free_groups
+from fxprune.budget.constraints import Constraints, free_groups
+from fxprune.budget.ties import Ties
 from fxprune.capturing.captured import Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
+from fxprune.coupling.coupling import Coupling
 from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
+from fxprune.homing.reading import Readings
 from fxprune.homing.restoring import restored, sizes_read
 from fxprune.homing.tying import ties_of
 from fxprune.ops.registry import is_kind
@@ -29,14 +32,18 @@ from fxprune.rewriting.pruned import PrunedModule
 
 def tie(state: State) -> State:
     """Has what the class can only say together go together, and what it cannot say otherwise stay."""
-    coupling = state.coupling
-    readings = sizes_read(coupling)
+    readings = sizes_read(state.coupling)
+    ties = ties_in(state.coupling, readings, state.constraints)
+    return replace(state, readings=readings, constraints=replace(state.constraints, ties=ties))
+
+
+def ties_in(coupling: Coupling, readings: Readings, constraints: Constraints) -> Ties:
+    """Returns what must go in step, or stay, of what the constraints let go."""
     free = np.zeros(len(coupling.channels), bool)
-    for group in free_groups(coupling, state.constraints):
+    for group in free_groups(coupling, constraints):
         if len(group.units) > 1:  # of one there is always one left
             free[coupling.units[group.units]] = True
-    ties = ties_of(coupling, readings, free)
-    return replace(state, readings=readings, constraints=replace(state.constraints, ties=ties))
+    return ties_of(coupling, readings, free)
 
 
 def home(state: State) -> State:
@@ -46,7 +53,7 @@ def home(state: State) -> State:
         RestoreError: the class cannot say it; the error has the graph as ``pruned``.
     """
     first = state.first.args, state.first.kwargs
-    calls = [first, *_further(state.coupling.captured, str(device_of(state.module)))]
+    calls = [first, *further_calls(state.coupling.captured, str(device_of(state.module)))]
     try:
         found = restored(state.selection, state.pruned, state.readings, calls)
     except RestoreError as error:
@@ -81,12 +88,12 @@ def restore(pruned: nn.Module, model: nn.Module) -> Any:
     selection = selected(model, found.plan).solution.selection
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
-    calls = [example_call(captured), *_further(captured, str(device_of(model)))]
+    calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
     home = restored(selection, pruned, sizes_read(selection.coupling), calls)
     return attach(home, replace(found, form="module"))
 
 
-def _further(captured: Captured, device: str) -> Iterator[Call]:
+def further_calls(captured: Captured, device: str) -> Iterator[Call]:
     """Yields calls at other sizes: all that are free, or of the batch alone."""
     for batch_alone in (False, True):
         call, where = other_call(captured, device, batch_alone=batch_alone)

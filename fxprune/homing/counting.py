@@ -3,56 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import EXPLICIT_LIMIT, Axes, Axis, explicit, fixed, is_labelled, labelled, size_of
+from fxprune.algebra.axes import EXPLICIT_LIMIT, Axis, explicit, fixed, is_labelled, labelled, size_of
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
 from fxprune.homing.matching import Value
+from fxprune.ops.registry import is_kind
 from fxprune.ops.slicer import Slicer
+
+#: For each dimension the axes that it is at once: mostly one.
+Dims: TypeAlias = tuple[tuple[Axis, ...], ...]
 
 
 class Dimensions:
     """Tells the axes of the values of a graph.
 
-    What depends on no parameter (a table of positions, a first state of zeros) has the axes that all its readers take.
+    What depends on no parameter (a table of positions, a first state of zeros) has the axes that its readers take; where these
+    differ, the class keeps as many of each.
     """
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         self.nodes = {node.name: node for node in coupling.values}
-        self.taken = _taken(coupling)
+        self.asked = _asked(coupling)
 
-    def of(self, value: Value) -> Axes | None:
+    def of(self, value: Value) -> Dims | None:
         """Returns the axes of a value, None if nothing is known of them."""
         node = self.nodes[value.node]
         axes = self.coupling.values[node]
         axes = axes if value.part is None or axes is None else axes[value.part]
         if axes is None:
             return None
-        taken = self.taken.get(node, {})
-        return tuple(taken.get(dim, axis) for dim, axis in enumerate(axes))
+        asked = self.asked.get(node, {})
+        return tuple(tuple(asked.get(dim, (axis,))) for dim, axis in enumerate(axes))
 
-    def moved(self, axes: Axes, shape: Sequence[int], index: Tensor) -> Axes | None:
+    def cut(self) -> dict[str, dict[int, list[Axis]]]:
+        """Returns what readers take of the dimensions of values that depend on no parameter, by the value's name."""
+        return {node.name: dims for node, dims in self.asked.items()}
+
+    def moved(self, dims: Dims, shape: Sequence[int], index: Tensor) -> Dims:
         """Returns the axes of a tensor that is made of the elements of another.
 
         Args:
-            axes: of the other.
+            dims: of the other.
             shape: of the other, at the example.
             index: for each element its number in the other, ``[...]``.
         """
-        rows = self._rows(axes, shape)
+        rows = self._rows([axes[0] for axes in dims], shape)
         if rows is None:
-            return tuple(fixed(size) for size in index.shape)
+            return tuple((fixed(size),) for size in index.shape)
         found = rows[index.numpy()]
         return tuple(_along(found, dim) for dim in range(index.dim()))
 
-    def _rows(self, axes: Axes, shape: Sequence[int]) -> Ids | None:
+    def _rows(self, axes: Sequence[Axis], shape: Sequence[int]) -> Ids | None:
         """Returns the labels of each element, ``[elements, k]``."""
         columns: list[Ids] = []
         total = int(np.prod(shape, dtype=np.int64))
@@ -87,35 +96,34 @@ def left_before(slicer: Slicer, axis: Axis, position: int) -> int:
     return slicer.kept_before(axis, position)
 
 
-def _along(found: Ids, dim: int) -> Axis:
-    """Returns the axis of one dimension: the labels of a coordinate are those that all its elements have."""
+def _along(found: Ids, dim: int) -> tuple[Axis, ...]:
+    """Returns the axes of one dimension: of each place beside it the labels that differ along it; alike ones once.
+
+    Of ``[3, heads, head_dim]`` made of queries, keys and values along the heads: those of the queries and of the values.
+    """
     size = found.shape[dim]
-    if not found.size:
-        return fixed(size)
-    slices = np.moveaxis(found, dim, 0).reshape(size, -1, found.shape[-1])
-    first = slices[:, 0]
-    common = np.stack([(slices == first[:, None, k, None]).any(axis=2).all(axis=1) for k in range(first.shape[1])], 1)
-    rows = np.where(common, first, 0)
-    return labelled(rows) if rows.any() else fixed(size)
+    if not found.size or size == 1:
+        return (fixed(size),)
+    beside = np.moveaxis(found, dim, 0).reshape(size, -1, found.shape[-1])
+    own = np.where((beside == beside[:1]).all(axis=0), 0, beside)
+    patterns = np.unique(np.moveaxis(own, 1, 0).reshape(own.shape[1], -1), axis=0).reshape(-1, size, own.shape[2])
+    return tuple(labelled(rows) if rows.any() else fixed(size) for rows in patterns)
 
 
-def _taken(coupling: Coupling) -> dict[fx.Node, dict[int, Axis]]:
-    """Returns the axes that all readers take of values that depend on no parameter, and of what those are made of."""
-    asked: dict[fx.Node, dict[int, list[Axis]]] = {}
+def _asked(coupling: Coupling) -> dict[fx.Node, dict[int, list[Axis]]]:
+    """Returns the different axes that readers take of values that depend on no parameter, and of what those are made of."""
+    found: dict[fx.Node, dict[int, dict[Any, Axis]]] = {}
     for (_, value), axes in coupling.edges.items():
         for dim, axis in enumerate(axes):
             if is_labelled(axis):
-                asked.setdefault(value, {}).setdefault(dim, []).append(axis)
-    found: dict[fx.Node, dict[int, Axis]] = {}
+                found.setdefault(value, {}).setdefault(dim, {})[_key(coupling, axis)] = axis
     for node in reversed(list(coupling.values)):
-        for dim, several in asked.get(node, {}).items():
-            if len({_key(coupling, axis) for axis in several}) == 1:
-                found.setdefault(node, {})[dim] = several[0]
-        for source in node.all_input_nodes if node in found else ():
-            if source.op != "placeholder" and _alike(coupling.captured.info, node, source):
-                for dim, axis in found[node].items():
-                    asked.setdefault(source, {}).setdefault(dim, []).append(axis)
-    return found
+        sources = node.all_input_nodes if node in found and is_kind(node, "elementwise", "addition") else ()
+        for source in (source for source in sources if source.op != "placeholder"):
+            for dim, before in _aligned(coupling.captured.info, node, source):
+                for key, axis in found[node].get(dim, {}).items():
+                    found.setdefault(source, {}).setdefault(before, {})[key] = axis
+    return {node: {dim: list(axes.values()) for dim, axes in dims.items()} for node, dims in found.items()}
 
 
 def _key(coupling: Coupling, axis: Axis) -> tuple[Any, ...]:
@@ -123,9 +131,13 @@ def _key(coupling: Coupling, axis: Axis) -> tuple[Any, ...]:
     return tuple((f.size, None if f.labels is None else resolve(f.labels).tobytes()) for f in axis)
 
 
-def _alike(info: dict[fx.Node, Any], a: fx.Node, b: fx.Node) -> bool:
-    one, other = info.get(a), info.get(b)
-    return isinstance(one, TensorInfo) and isinstance(other, TensorInfo) and one.shape == other.shape
+def _aligned(info: dict[fx.Node, Any], node: fx.Node, source: fx.Node) -> list[tuple[int, int]]:
+    """Returns the dimensions of a value and of one that it is made of that are the same, not broadcast."""
+    here, before = info.get(node), info.get(source)
+    if not isinstance(here, TensorInfo) or not isinstance(before, TensorInfo):
+        return []
+    more = len(here.shape) - len(before.shape)
+    return [(d + more, d) for d, size in enumerate(before.shape) if here.shape[d + more] == size]
 
 
 def numbered(shape: Sequence[int]) -> Tensor:

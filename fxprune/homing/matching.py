@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +31,17 @@ class Value:
 
 @dataclass(slots=True)
 class Values:
-    """All values of one run of the graph, by shape: what they are called, where they were made, and what shows which is which."""
+    """All values of one run of the graph, by shape.
+
+    Attributes:
+        names: what they are called, and where they were made.
+        prints: what shows which is which.
+        even: of some nodes, the dimensions along which all that they hold is the same.
+    """
 
     names: dict[tuple[int, ...], list[tuple[Value, str]]] = field(default_factory=dict)
     prints: dict[tuple[int, ...], list[Print]] = field(default_factory=dict)
+    even: dict[str, frozenset[int]] = field(default_factory=dict)
 
     def add(self, value: Value, module: str, tensor: Tensor) -> None:
         """Notes a value, ``[...]``, made in the forward of a module."""
@@ -51,9 +58,15 @@ class Values:
         return [self.names[shape][int(i)] for i in np.flatnonzero(close)]
 
 
-def values_of(captured: Captured, model: nn.Module) -> Values:
-    """Returns the values of the graph at the example, with the tensors of ``model``, a copy of the captured one."""
-    run = _Run(captured, {**dict(model.named_parameters()), **dict(model.named_buffers())})
+def values_of(captured: Captured, model: nn.Module, watched: Set[str] = frozenset()) -> Values:
+    """Returns the values of the graph at the example, with the tensors of ``model``, a copy of the captured one.
+
+    Args:
+        captured: the captured model.
+        model: whose tensors are taken.
+        watched: names of the nodes to be told of whether they are even.
+    """
+    run = _Run(captured, {**dict(model.named_parameters()), **dict(model.named_buffers())}, watched)
     with torch.no_grad():
         run.run(*captured.example)
     return run.values
@@ -67,6 +80,10 @@ def varied(model: nn.Module) -> None:
             if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.copy_(tensor + (0.1 * tensor.abs().clamp_min(0.1)) * (noise + 0.1))
+
+
+def _is_even(tensor: Tensor, dim: int) -> bool:
+    return bool((tensor == tensor.narrow(dim, 0, 1)).all()) if tensor.numel() else True
 
 
 def _print_of(tensor: Tensor) -> Print:
@@ -85,8 +102,9 @@ def _print_of(tensor: Tensor) -> Print:
 
 
 class _Run(fx.Interpreter):
-    def __init__(self, captured: Captured, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, captured: Captured, tensors: Mapping[str, Tensor], watched: Set[str]) -> None:
         super().__init__(captured.module, garbage_collect_values=True)
+        self.watched = watched
         self.tensors = {name: tensor for name, tensor in tensors.items() if name not in captured.folded}
         self.values = Values()
 
@@ -99,6 +117,8 @@ class _Run(fx.Interpreter):
         module = n.meta.get("module") or ""
         if isinstance(result, Tensor):
             self.values.add(Value(n.name), module, result)
+            if n.name in self.watched:
+                self.values.even[n.name] = frozenset(dim for dim in range(result.dim()) if _is_even(result, dim))
         elif isinstance(result, (tuple, list)) and n.op != "output":
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):

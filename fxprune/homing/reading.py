@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fxprune._base.modes import lent
-from fxprune.algebra.axes import Axes, Axis
+from fxprune.algebra.axes import Axis, is_labelled
 from fxprune.data.calls import Call
-from fxprune.homing.counting import Dimensions, numbered
+from fxprune.homing.counting import Dimensions, Dims, numbered
 from fxprune.homing.matching import Values
 from fxprune.homing.places import tagged
 from fxprune.homing.terms import Computed, SizeOf, Tagged, Term, noticed, term_of
@@ -76,6 +76,21 @@ class Reading:
     size: int
     line: Line
     call: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """What the original's forward says of its sizes.
+
+    Attributes:
+        sizes: that it names.
+        whole: axes of which the forward makes all, such as a table of positions or of slopes by head, while the graph cuts them.
+        shared: axes for which it makes one value, such as a first state of zeros, while in the graph each reader takes its part.
+    """
+
+    sizes: tuple[Reading, ...]
+    whole: tuple[Axis, ...] = ()
+    shared: tuple[tuple[Axis, ...], ...] = ()
 
 
 def read_sizes(model: nn.Module, call: Call, values: Values, dimensions: Dimensions) -> list[Reading]:
@@ -136,48 +151,50 @@ class _Reader(TorchFunctionMode):
         if name in _MOVES:
             self._follow(func, args, kwargs, result)
         for term, kind, tensor, dim in _NAMED[name](args, kwargs, result) if name in _NAMED else ():
-            axes, dim = self.axes_of(tensor), dim % max(tensor.dim(), 1)
-            if axes is not None:
-                self.readings.append(Reading(term, kind, axes[dim], tensor.shape[dim], self._line(), name))
+            dim, line = dim % max(tensor.dim(), 1), self._line()
+            for axis in (self.dims_of(tensor) or {dim: ()})[dim]:
+                self.readings.append(Reading(term, kind, axis, tensor.shape[dim], line, name))
         return result
 
     def _size(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor, result = args[0], func(*args, **kwargs)
-        axes = self.axes_of(tensor) or [None] * tensor.dim()
+        dims = self.dims_of(tensor) or [(None,)] * tensor.dim()
         if isinstance(result, torch.Size):
-            return torch.Size([Tagged(size, SizeOf(axis, size)) for axis, size in zip(axes, result, strict=True)])
+            return torch.Size([Tagged(size, SizeOf(axes[0], size)) for axes, size in zip(dims, result, strict=True)])
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-        return Tagged(result, SizeOf(axes[int(dim)], result))
+        return Tagged(result, SizeOf(dims[int(dim)][0], result))
 
     def compared(self, a: Term, b: Term) -> None:
         """Notes that the code takes a way on which two terms are equal."""
         if a != b:
             self.readings.append(Reading(Computed(operator.sub, (a, b)), "equal", (), 0, self._line(), "=="))
 
-    def axes_of(self, tensor: Any) -> Axes | None:
-        """Returns the axes of a tensor: those of the value of the graph that it is, rather of one that the same module makes."""
+    def dims_of(self, tensor: Any) -> Dims | None:
+        """Returns the axes of a tensor: those of the value of the graph that it is.
+
+        Of several values alike rather one that the same module makes, and one of which something is known.
+        """
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             return None
         if tensor not in self.known:
-            found = self.values.like(tensor)
-            here = [value for value, module in found if module == self.stack[-1]]
-            values = here or [value for value, _ in found]
-            self.known[tensor] = self.dimensions.of(values[-1]) if values else None
-        axes: Axes | None = self.known[tensor]
-        return axes
+            found = [(self.dimensions.of(value), module) for value, module in self.values.like(tensor)]
+            likely = [(module == self.stack[-1], _labelled(dims), i) for i, (dims, module) in enumerate(found)]
+            self.known[tensor] = found[max(likely)[2]][0] if found else None
+        dims: Dims | None = self.known[tensor]
+        return dims
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Finds the axes of what is moved about, where the graph moves it in another way."""
         results = [result] if isinstance(result, Tensor) else list(result)
         source = args[0]
-        if isinstance(source, Tensor) and any(self.axes_of(part) is None for part in results):
-            axes = self.axes_of(source)
-            if axes is None:
+        if isinstance(source, Tensor) and any(self.dims_of(part) is None for part in results):
+            dims = self.dims_of(source)
+            if dims is None:
                 return
             index = func(numbered(source.shape), *args[1:], **kwargs)
             for part, where in zip(results, [index] if isinstance(index, Tensor) else index, strict=True):
-                if self.axes_of(part) is None:
-                    self.known[part] = self.dimensions.moved(axes, source.shape, where)
+                if self.dims_of(part) is None:
+                    self.known[part] = self.dimensions.moved(dims, source.shape, where)
 
     def _line(self) -> Line:
         path = self.stack[-1]
@@ -186,6 +203,10 @@ class _Reader(TorchFunctionMode):
             frame = frame.f_back
         kind = type(self.model.get_submodule(path)).__name__
         return Line(path, kind, frame.f_code.co_name, frame.f_code.co_filename, frame.f_lineno)
+
+
+def _labelled(dims: Dims | None) -> int:
+    return sum(is_labelled(axes[0]) for axes in dims or ())
 
 
 def _inside(function: Any) -> Any:
@@ -274,6 +295,17 @@ def _indexed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
         dim += part is not None
 
 
+def _counted(position: int, name: str) -> Callable[[Any, Any, Any], Iterator[_Found]]:
+    """``one_hot(x, classes)``, ``histc(x, bins)``, ``arange(end)``: an argument is the last size of the result."""
+
+    def found(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+        size = args[position] if len(args) > position else kwargs.get(name)
+        if isinstance(size, int) and result.dim() and result.shape[-1] == size:
+            yield term_of(size), "size", result, -1
+
+    return found
+
+
 def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
     return _sizes([shape], result, result.dim() - len(shape))
@@ -321,4 +353,9 @@ _NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     "narrow": _narrowed,
     "__getitem__": _indexed,
     **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
+    "one_hot": _counted(1, "num_classes"),
+    "histc": _counted(1, "bins"),
+    "bincount": _counted(2, "minlength"),
+    "arange": _counted(0, "end"),
+    "eye": _counted(0, "n"),
 }

@@ -12,20 +12,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fxprune.algebra.axes import Axis, labels_of, size_of
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.ties import Ties
 from fxprune.coupling.coupling import Coupling
 from fxprune.homing.forms import NOTHING, Form, ProductError, form_of, number
-from fxprune.homing.reading import Reading
+from fxprune.homing.reading import Reading, Readings
 from fxprune.homing.terms import Computed, Place, SizeOf, Term, evaluate, leaves
 
 
-def ties_of(coupling: Coupling, readings: Sequence[Reading], free: Mask) -> Ties:
+def ties_of(coupling: Coupling, readings: Readings, free: Mask) -> Ties:
     """Returns what must go in step, and what must stay, so that all readings can hold.
 
     Args:
         coupling: of the captured graph.
-        readings: what the original's forward names of sizes.
+        readings: what the original's forward says of its sizes.
         free: flags the channels that may go, ``[channels]``.
     """
     return _Tying(coupling, free.copy()).run(readings)
@@ -41,11 +42,15 @@ class _Tying:
         self.held = np.zeros(len(free), bool)
         self.forms: dict[Place, Form] = {}
 
-    def run(self, readings: Sequence[Reading]) -> Ties:
+    def run(self, readings: Readings) -> Ties:
+        for axis in readings.whole:
+            self._hold_axis(axis)
         while True:
             before = int(self.held.sum())
             self.forms, equal = {}, []
-            for reading in sorted(readings, key=lambda r: (r.named == "equal", len(set(leaves(r.term))))):
+            for axes in readings.shared:
+                equal += self._alike(axes)
+            for reading in sorted(readings.sizes, key=lambda r: (r.named == "equal", len(set(leaves(r.term))))):
                 equal += [form for form in self._equations(reading) if not form.is_constant]
             for form in equal:
                 if (form.weights > 0).all() or (form.weights < 0).all():
@@ -53,9 +58,24 @@ class _Tying:
             if int(self.held.sum()) == before:
                 return Ties(self.held, tuple((form.channels, form.weights) for form in equal))
 
+    def _hold_axis(self, axis: Axis) -> None:
+        """Has all channels of an axis stay."""
+        for labels in labels_of(axis):
+            found = np.unique(self.coupling.channels.resolve(labels))
+            self._hold(found[self.free[found]])
+
     def _hold(self, channels: Ids) -> None:
         self.held[channels] = True
         self.free[channels] = False
+
+    def _alike(self, axes: Sequence[Axis]) -> list[Form]:
+        """Returns the forms that must stay 0 so that all of some axes keep as many coordinates."""
+        try:
+            first, *others = (form_of(self.coupling, axis, size_of(axis), self.free) for axis in axes)
+        except ProductError as several:
+            self._hold(several.channels)
+            return []
+        return [form for other in others if not (form := other - first).is_constant]
 
     def _equations(self, reading: Reading) -> list[Form]:
         """Returns the forms that must stay 0."""

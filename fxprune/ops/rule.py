@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -90,6 +90,7 @@ class Rule:
         in_place: the op with an underscore does the same in the first operand's memory.
         view: the result may share memory with the first operand though its schema does not say so.
         scales: the result is the product of its operands: where one is a parameter, the other is scaled by it.
+        powers: to which power the result scales with each operand, by argument; or the name of the argument that says it.
         idle: it takes no time in an evaluation, or as much as a copy that can be avoided.
         conducts: in an evaluation the result is the first operand, unchanged: what is added to one is added to the other.
     """
@@ -113,6 +114,7 @@ class Rule:
     in_place: bool = False
     view: bool = False
     scales: bool = False
+    powers: Mapping[str, float | str] = field(default_factory=dict)
     idle: bool = False
     conducts: bool = False
 
@@ -174,7 +176,7 @@ def check_schema(name: str, target: Any, rule: Rule) -> None:
         RuleError: the op has no argument of that name, or no form that works in place.
     """
     known = [argument.name for argument in target._schema.arguments]
-    for part in ("literals", "positions"):
+    for part in ("literals", "positions", "powers"):
         if unknown := [argument for argument in getattr(rule, part) if argument not in known]:
             raise RuleError(f"{name}: {part}: expected arguments among {', '.join(known)}, got {unknown[0]!r}")
     if rule.in_place and in_place_form(target) is None:

@@ -58,6 +58,6 @@ def test_who_compares_is_noticed_where_they_are_equal() -> None:
     seen: list[object] = []
     with noticed(lambda a, b: seen.append((a, b))):
         assert Tagged(6, A) == 6 and Tagged(6, A) != 7 and Tagged(24, B) != Tagged(6, A)
-        assert not Tagged(6, A) != 6
+        assert (Tagged(6, A) != 6) is False
     assert seen == [(A, 6), (A, 6)]
     assert Tagged(6, A) == 6 and len(seen) == 2

@@ -53,7 +53,13 @@ _SAME = Rule(pointwise, kind="elementwise", moves=kept, conducts=True)
 
 register_rule("pointwise", _ELEMENTWISE)
 register_rule("add.Tensor", replace(_ELEMENTWISE, kind="addition"))
-register_rule("mul.Tensor", replace(_ELEMENTWISE, scales=True))
+register_rule("mul.Tensor", replace(_ELEMENTWISE, scales=True, powers={"self": 1.0, "other": 1.0}))
+register_rule("div.Tensor", replace(_ELEMENTWISE, powers={"self": 1.0, "other": -1.0}))
+register_rule("sqrt.default", replace(_ELEMENTWISE, powers={"self": 0.5}))
+register_rule("rsqrt.default", replace(_ELEMENTWISE, powers={"self": -0.5}))
+register_rule("reciprocal.default", replace(_ELEMENTWISE, powers={"self": -1.0}))
+register_rule("neg.default", replace(_ELEMENTWISE, powers={"self": 1.0}))
+register_rule("pow.Tensor_Scalar", replace(_ELEMENTWISE, powers={"self": "exponent"}))
 register_rule(
     "relu.default gelu.default silu.default hardtanh.default hardswish.default sigmoid.default",
     replace(_ELEMENTWISE, in_place=True),
@@ -72,8 +78,10 @@ register_rule(
     "bernoulli.p",
     Rule(pointwise, kind="elementwise"),
 )
-register_rule("to.dtype", replace(_ELEMENTWISE, carries=True, view=True))  # it may cut off decimals
-register_rule("_to_copy.default type_as.default", replace(_ELEMENTWISE, view=True))
+register_rule(
+    "to.dtype", replace(_ELEMENTWISE, carries=True, view=True, powers={"self": 1.0})
+)  # it may cut off decimals
+register_rule("_to_copy.default type_as.default", replace(_ELEMENTWISE, view=True, powers={"self": 1.0}))
 register_rule("clone.default alias.default detach.default", replace(_SAME, carries=True))
 register_rule("contiguous.default", replace(_SAME, carries=True, view=True, idle=True))
 register_rule("lift_fresh_copy.default fxprune::mark.default", _SAME)

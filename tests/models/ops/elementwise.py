@@ -31,6 +31,7 @@ UNARY: dict[str, Unary] = {
     "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "hardtanh": F.hardtanh, "relu6": F.relu6,
     "selu": F.selu, "silu": F.silu, "gelu": F.gelu, "mish": F.mish, "leaky_relu": F.leaky_relu, "elu": F.elu,
     "celu": F.celu, "softplus": F.softplus, "log_sigmoid": F.logsigmoid, "rrelu": lambda x: F.rrelu(x),
+    "neg": torch.neg, "sqrt": lambda x: x.abs().sqrt(), "reciprocal": lambda x: (x.abs() + 1.0).reciprocal(),
     "threshold": lambda x: F.threshold(x, 0.1, 0.2), "square": torch.square, "nan_to_num": torch.nan_to_num,
     "rsub.Scalar": lambda x: torch.rsub(x, 2.0), "hardshrink": F.hardshrink, "softshrink": F.softshrink,
     "clip": lambda x: torch.clip(x, -1.0, 1.0), "div.Scalar_mode": lambda x: A.div.Scalar_mode(x, 0.3, rounding_mode="floor"),

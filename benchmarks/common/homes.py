@@ -1,0 +1,108 @@
+"""What comes home of one architecture: its own class at a budget, equal to the graph, trained for a step as the original."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+import fxprune
+from fxprune.budget.constraints import free_groups
+from fxprune.capturing.captured import example_call
+from fxprune.compiler.homecoming import further_calls, ties_in
+from fxprune.homing.layers import told
+from fxprune.homing.restoring import difference, restored, sizes_read
+from fxprune.rewriting.emission import emitted
+from fxprune.rewriting.slicing import keep_indices
+from tests.support.weights import randomise
+
+from .architectures import Architecture
+from .trained import trained
+
+BUDGET = 0.7
+
+
+def examine(entry: Architecture, seed: int, units: tuple[str, ...]) -> dict[str, Any]:
+    """Returns how one model comes home, or at which stage it did not and why."""
+    found: dict[str, Any] = {"seconds": {}}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        found["at"] = name
+        yield
+        found["seconds"][name] = round(time.perf_counter() - start, 2)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _examine(entry, seed, units, found, stage)
+        del found["at"]
+    except Exception as error:  # any failure is a result
+        found["error"] = f"{type(error).__name__}: {error}"[:600]
+        found["trace"] = traceback.format_exc()[-1500:]
+    return found
+
+
+def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict[str, Any], stage: Any) -> None:
+    with stage("build"):
+        call = entry.build()
+        randomise(call.model, seed, call.args, dict(call.kwargs))
+    found["params"] = sum(p.numel() for p in call.model.parameters())
+    with stage("capture"):
+        captured = fxprune.capture(call.model, call.args, call.kwargs)
+    with stage("couple"):
+        coupling = fxprune.couple(captured)
+    with stage("read"):
+        readings = sizes_read(coupling)
+    constraints = fxprune.Constraints(kinds=units)
+    with stage("tie"):
+        ties = ties_in(coupling, readings, constraints)
+    units_free = sum(len(group.units) for group in free_groups(coupling, constraints))
+    found |= {
+        "units": units_free,
+        "held": int(ties.held.sum()),
+        "tied": len({int(c) for ids, _ in ties.equal for c in ids}),
+    }
+    with stage("score"):
+        data = [captured.call.flatten(call.args, call.kwargs)]
+        scores = fxprune.score(coupling, data, "random")
+    with stage("solve"):
+        solution = fxprune.solve(coupling, scores, BUDGET, constraints=replace(constraints, ties=ties))
+    found["kept"] = round(solution.after.params / solution.before.params, 4)
+    with stage("emit"):
+        pruned = emitted(solution.selection)
+    with stage("home"):
+        calls = [example_call(captured), *further_calls(captured, "cpu")]
+        home = restored(solution.selection, pruned, readings, calls)
+    found["calls"] = len(calls)
+    found["how"] = _edits(call.model, home, pruned, calls[0], bool(found["held"] or found["tied"]))
+    keep = keep_indices(solution.selection)
+    axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
+    with stage("train"):
+        found["step"] = trained(call, axes, copy.deepcopy(home))
+
+
+def _edits(model: nn.Module, home: nn.Module, pruned: nn.Module, own: Any, ties: bool) -> str:
+    """Returns the least with which the class computes what the graph does."""
+    bare = copy.deepcopy(model)
+    for path, module in bare.named_modules():
+        left = home.get_submodule(path)
+        module._parameters.update(left._parameters)
+        module._buffers.update(left._buffers)
+    tied = " and ties" if ties else ""
+    if _alike(bare, pruned, own):
+        return f"no edit{tied}"
+    told(bare)
+    return f"leaf updates{tied}" if _alike(bare, pruned, own) else f"attribute edits{tied}"
+
+
+def _alike(model: nn.Module, pruned: nn.Module, own: Any) -> bool:
+    return difference(model, pruned, own) is None
