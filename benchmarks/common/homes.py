@@ -17,6 +17,7 @@ import fxprune
 from fxprune.budget.constraints import free_groups
 from fxprune.capturing.captured import example_call
 from fxprune.compiler.homecoming import further_calls, ties_in
+from fxprune.homing.counting import Dimensions
 from fxprune.homing.layers import told
 from fxprune.homing.restoring import difference, restored, sizes_read
 from fxprune.rewriting.emission import emitted
@@ -84,7 +85,7 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         home = restored(solution.selection, pruned, readings, calls)
     found["calls"] = len(calls)
     found["how"] = _edits(call.model, home, pruned, calls[0], bool(found["held"] or found["tied"]))
-    keep = keep_indices(solution.selection)
+    keep = {**keep_indices(solution.selection), **Dimensions(coupling).of_buffers(solution.selection.slicer)}
     axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
     with stage("train"):
         found["step"] = trained(call, axes, copy.deepcopy(home))

@@ -23,10 +23,12 @@ class Ties:
     Attributes:
         held: flags the channels that stay, ``[channels]``.
         equal: (channels, weights): of those that go, the weights must add up to 0.
+        multiples: (channels, weights, number): of those that go, the weights must add up to a multiple of a number.
     """
 
     held: Mask
     equal: tuple[Equal, ...] = ()
+    multiples: tuple[tuple[Ids, Ids, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +64,14 @@ def bundles_of(
     group_of = np.full(len(coupling.channels), -1, np.int64)
     for i, group in enumerate(groups):
         group_of[coupling.units[group.units]] = i
-    equal = [(ids[here], weights[here]) for ids, weights in ties.equal for here in [group_of[ids] >= 0] if here.any()]
-    for ids, _ in equal:
+    numbers = [0] * len(ties.equal) + [number for _, _, number in ties.multiples]
+    rows = [*ties.equal, *((ids, weights) for ids, weights, _ in ties.multiples)]
+    for ids, _ in rows:
         bound[ids] = True
+    rows = [(ids[group_of[ids] >= 0], weights[group_of[ids] >= 0]) for ids, weights in rows]
     found = []
-    for cells, matrix in _components(equal, group_of):
-        each = _ratio(matrix, np.array([len(cell) for cell in cells]))
+    for cells, matrix, which in _components(rows, group_of):
+        each = _ratio(matrix, np.array([numbers[i] for i in which]), np.array([len(cell) for cell in cells]))
         if each is None or any(ties.held[cell].any() for cell in cells):
             continue
         ranked = [cell[np.argsort(-values[cell], kind="stable")] for cell in cells]
@@ -80,8 +84,8 @@ def bundles_of(
     return found, bound
 
 
-def _components(equal: Sequence[Equal], group_of: Ids) -> Iterator[tuple[list[Ids], npt.NDArray[np.int64]]]:
-    """Yields cells that ties connect, and the weights of the ties on them, ``[ties, cells]``."""
+def _components(equal: Sequence[Equal], group_of: Ids) -> Iterator[tuple[list[Ids], Ids, list[int]]]:
+    """Yields cells that ties connect, the weights of the ties on them, ``[ties, cells]``, and which ties they are."""
     import networkx as nx
 
     marks: dict[int, list[tuple[int, int]]] = {}
@@ -102,18 +106,34 @@ def _components(equal: Sequence[Equal], group_of: Ids) -> Iterator[tuple[list[Id
         for at, column in enumerate(columns):
             for i, weight in cells[column][1]:
                 matrix[rows.index(i), at] = weight
-        yield [cells[column][0] for column in columns], np.unique(matrix, axis=0)
+        yield [cells[column][0] for column in columns], matrix, rows
 
 
-def _ratio(matrix: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> list[int] | None:
+def _ratio(matrix: Ids, numbers: Ids, sizes: Ids) -> list[int] | None:
     """Returns how many of each cell go together, the fewest with which all ties hold; None if there is no such number.
 
     Args:
         matrix: the weights of the ties on the cells, ``[ties, cells]``.
+        numbers: of which each tie wants a multiple, ``[ties]``; 0 for nothing but 0.
         sizes: of the cells, ``[cells]``.
+    """
+    counts = _step(np.unique(matrix[numbers == 0], axis=0), sizes)
+    if counts is None:
+        return None
+    sums = (matrix[numbers > 0] @ np.array(counts)).tolist()
+    times = math.lcm(*(n // math.gcd(n, total) for n, total in zip(numbers[numbers > 0].tolist(), sums, strict=True)))
+    return [count * times for count in counts]
+
+
+def _step(matrix: Ids, sizes: Ids) -> list[int] | None:
+    """Returns the smallest whole numbers above 0 that the rows of a matrix, ``[ties, cells]``, take to 0; None if there are none.
+
+    Where there are several ways, that in which all cells lose the same share.
     """
     import sympy
 
+    if not len(matrix):
+        return [1] * len(sizes) if len(sizes) == 1 else [int(size) // math.gcd(*sizes.tolist()) for size in sizes]
     space = sympy.Matrix(matrix.tolist()).nullspace()
     found = list(space[0]) if len(space) == 1 else sizes.tolist() if not (matrix @ sizes).any() else None
     if found is None or any(value <= 0 for value in found):

@@ -44,8 +44,22 @@ class Dimensions:
         return tuple(tuple(asked.get(dim, (axis,))) for dim, axis in enumerate(axes))
 
     def cut(self) -> dict[str, dict[int, list[Axis]]]:
-        """Returns what readers take of the dimensions of values that depend on no parameter, by the value's name."""
-        return {node.name: dims for node, dims in self.asked.items()}
+        """Returns what readers take of the dimensions of values that depend on no parameter, by the value's name.
+
+        A buffer of which all readers take the same is not among them: it can be cut itself.
+        """
+        return {
+            node.name: {dim: axes for dim, axes in dims.items() if node.op != "get_attr" or len(axes) > 1}
+            for node, dims in self.asked.items()
+        }
+
+    def of_buffers(self, slicer: Slicer) -> dict[str, dict[int, Ids]]:
+        """Returns what is left of each dimension of the buffers of which all readers take the same, ``[kept]``, by name."""
+        return {
+            str(node.target): {d: slicer.index(axes[0]) for d, axes in dims.items() if len(axes) == 1}
+            for node, dims in self.asked.items()
+            if node.op == "get_attr"
+        }
 
     def moved(self, dims: Dims, shape: Sequence[int], index: Tensor) -> Dims:
         """Returns the axes of a tensor that is made of the elements of another.
@@ -58,8 +72,15 @@ class Dimensions:
         rows = self._rows([axes[0] for axes in dims], shape)
         if rows is None:
             return tuple((fixed(size),) for size in index.shape)
-        found = rows[index.numpy()]
-        return tuple(_along(found, dim) for dim in range(index.dim()))
+        where, sizes = index.numpy(), index.shape
+        for dim in range(index.dim()):  # along most of them, such as the batch, all labels are the same
+            first = where[(slice(None),) * dim + (slice(0, 1),)]
+            if where.size and (rows[first] == rows[where]).all():
+                where = first
+        found = rows[where]
+        return tuple(
+            (fixed(size),) if found.shape[dim] < size else _along(found, dim) for dim, size in enumerate(sizes)
+        )
 
     def _rows(self, axes: Sequence[Axis], shape: Sequence[int]) -> Ids | None:
         """Returns the labels of each element, ``[elements, k]``."""

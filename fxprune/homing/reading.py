@@ -30,7 +30,7 @@ _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _ELSEWHERE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
 
-Named = Literal["size", "place", "parts", "equal"]
+Named = Literal["size", "place", "parts", "multiple", "equal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Reading:
     Attributes:
         term: where the number comes from.
         named: what the number is: the size of an axis, how many coordinates lie before a place in it, how many equal parts it is
-            cut into; or 0, the difference of two that the code compares and finds equal.
+            cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal.
         axis: of a tensor.
         size: of the axis at the example.
         line: that names it.
@@ -295,6 +295,13 @@ def _indexed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
         dim += part is not None
 
 
+def _grouped(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``grouped_mm(x, weights)`` takes rows and columns of 16 bytes."""
+    for tensor, dims in ((args[0], (-1,)), (args[1], (-1, -2))):
+        for dim in dims:
+            yield 16 // tensor.element_size(), "multiple", tensor, dim
+
+
 def _counted(position: int, name: str) -> Callable[[Any, Any, Any], Iterator[_Found]]:
     """``one_hot(x, classes)``, ``histc(x, bins)``, ``arange(end)``: an argument is the last size of the result."""
 
@@ -353,6 +360,7 @@ _NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     "narrow": _narrowed,
     "__getitem__": _indexed,
     **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
     "one_hot": _counted(1, "num_classes"),
     "histc": _counted(1, "bins"),
     "bincount": _counted(2, "minlength"),

@@ -59,7 +59,7 @@ def restored(selection: Selection, pruned: nn.Module, readings: Readings, calls:
         RestoreError: the class cannot say it, or computes something else.
     """
     captured, slicer = selection.coupling.captured, selection.slicer
-    home = with_tensors(captured.model, pruned, captured.ties, captured.folded)
+    home = with_tensors(captured.model, pruned, captured, Dimensions(selection.coupling).of_buffers(slicer))
     solved = solve(list(equations(readings.sizes, slicer)), slicer)
     changed(home, solved.values)
     made_up(home, statistics_of(selection))

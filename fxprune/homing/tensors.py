@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fxprune._base.errors import RestoreError
 from fxprune._base.names import fetch, layer_of
+from fxprune.algebra.channels import Ids
+from fxprune.capturing.captured import Captured
 from fxprune.homing.layers import told
 
 #: What a layer of the graph says of itself that no tensor shows.
 _SAID = ("groups", "num_groups", "eps")
 
 
-def with_tensors(model: nn.Module, pruned: nn.Module, ties: Mapping[str, str], folded: Iterable[str]) -> nn.Module:
+def with_tensors(
+    model: nn.Module, pruned: nn.Module, captured: Captured, cut: Mapping[str, Mapping[int, Ids]]
+) -> nn.Module:
     """Returns a copy of a model with the tensors of its pruned graph, whose layers say what they hold; both stay as they are.
 
     Args:
         model: the original.
         pruned: the graph's module: what it has under a name goes there, at whatever size it is.
-        ties: other names of a tensor -> that in the graph.
-        folded: weights that the model computes, and that are plain in the graph.
+        captured: the captured model.
+        cut: what is left, ``[kept]``, of dimensions of buffers that the graph has whole, and cuts where they are read.
 
     Raises:
         RestoreError: a computed weight cannot be given another value.
@@ -38,10 +43,11 @@ def with_tensors(model: nn.Module, pruned: nn.Module, ties: Mapping[str, str], f
         for held in (module._parameters, module._buffers):
             for name, old in held.items():
                 full = f"{path}.{name}".removeprefix(".")
-                new = values.get(full, values.get(ties.get(full, full)))
-                if old is not None and new is not None:
-                    held[name] = made.setdefault(id(old), _like(old, new))
-    for name in folded:
+                new = values.get(full, values.get(captured.ties.get(full, full)))
+                if old is not None and (new is not None or full in cut):
+                    kept = _kept(old if new is None else new, cut.get(full, {}))
+                    held[name] = made.setdefault(id(old), _like(old, kept))
+    for name in captured.folded:
         _compute(home, name, values[name])
     for path, module in home.named_modules():
         _repeat(pruned, path, module)
@@ -49,6 +55,14 @@ def with_tensors(model: nn.Module, pruned: nn.Module, ties: Mapping[str, str], f
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     told(home)
     return home
+
+
+def _kept(tensor: Tensor, cut: Mapping[int, Ids]) -> Tensor:
+    """Returns what is left of a tensor, ``[...]``; a dimension that is shorter already has been cut."""
+    for dim, index in cut.items():
+        if len(index) and tensor.shape[dim] > index[-1]:
+            tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+    return tensor
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:

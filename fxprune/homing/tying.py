@@ -55,8 +55,11 @@ class _Tying:
             for form in equal:
                 if (form.weights > 0).all() or (form.weights < 0).all():
                     self._hold(form.channels)
+            multiples = [
+                row for reading in readings.sizes if reading.named == "multiple" for row in self._multiple(reading)
+            ]
             if int(self.held.sum()) == before:
-                return Ties(self.held, tuple((form.channels, form.weights) for form in equal))
+                return Ties(self.held, tuple((form.channels, form.weights) for form in equal), tuple(multiples))
 
     def _hold_axis(self, axis: Axis) -> None:
         """Has all channels of an axis stay."""
@@ -67,6 +70,21 @@ class _Tying:
     def _hold(self, channels: Ids) -> None:
         self.held[channels] = True
         self.free[channels] = False
+
+    def _multiple(self, reading: Reading) -> list[tuple[Ids, Ids, int]]:
+        """Returns what must add up to a multiple of a number."""
+        number_of = evaluate(reading.term, lambda leaf: leaf.value) or 1
+        try:
+            form = form_of(self.coupling, reading.axis, reading.size, self.free)
+        except ProductError as several:
+            self._hold(several.channels)
+            return []
+        if form.is_constant or number_of == 1:
+            return []
+        if reading.size % number_of or form.scale != 1:
+            self._hold(form.channels)
+            return []
+        return [(form.channels, form.weights, number_of)]
 
     def _alike(self, axes: Sequence[Axis]) -> list[Form]:
         """Returns the forms that must stay 0 so that all of some axes keep as many coordinates."""
@@ -82,6 +100,8 @@ class _Tying:
         try:
             if reading.named == "parts":
                 return self._parts(reading)
+            if reading.named == "multiple":
+                return []
             if reading.named == "equal":
                 return self._comes_to(reading.term, NOTHING)
             old = evaluate(reading.term, lambda leaf: leaf.value)
