@@ -19,7 +19,7 @@ from fxprune.capturing.captured import example_call
 from fxprune.compiler.homecoming import further_calls, ties_in
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.layers import told
-from fxprune.homing.restoring import difference, restored, sizes_read
+from fxprune.homing.restoring import difference, restored, way_home
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
@@ -62,10 +62,10 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
     with stage("couple"):
         coupling = fxprune.couple(captured)
     with stage("read"):
-        readings = sizes_read(coupling)
+        way = way_home(coupling)
     constraints = fxprune.Constraints(kinds=units)
     with stage("tie"):
-        ties = ties_in(coupling, readings, constraints)
+        ties = ties_in(coupling, way, constraints)
     units_free = sum(len(group.units) for group in free_groups(coupling, constraints))
     found |= {
         "units": units_free,
@@ -82,7 +82,7 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         pruned = emitted(solution.selection)
     with stage("home"):
         calls = [example_call(captured), *further_calls(captured, "cpu")]
-        home = restored(solution.selection, pruned, readings, calls)
+        home = restored(solution.selection, pruned, way, calls)
     found["calls"] = len(calls)
     found["how"] = _edits(call.model, home, pruned, calls[0], bool(found["held"] or found["tied"]))
     keep = {**keep_indices(solution.selection), **Dimensions(coupling).of_buffers(solution.selection.slicer)}

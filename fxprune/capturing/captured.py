@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from unicodedata import normalize
 
@@ -24,7 +24,7 @@ from fxprune.capturing.normalize.dtypes import follow_dtype
 from fxprune.capturing.observed import Training, compare_modes
 from fxprune.capturing.shapes import TensorInfo, infer
 from fxprune.capturing.sizes import read_sizes
-from fxprune.capturing.source import Source, open_sources
+from fxprune.capturing.source import Source, open_sources, open_training
 from fxprune.capturing.state import hang, read_state
 from fxprune.capturing.training import lost_norms, restore_training
 from fxprune.data.calls import Call, bound_call
@@ -156,6 +156,33 @@ def captures(
             continue
         if not source.free or found.at_example is not found.info:
             yield found
+
+
+def in_training(captured: Captured) -> Captured:
+    """Capture a captured model in training mode, at the sizes of the example: what its parameters are to each other there.
+
+    Raises:
+        CaptureError: If it cannot be captured.
+    """
+    source = open_training(captured.model, *example_call(captured))
+    state = read_state(source.model)
+    flat = flatten(source.program, state)
+    sizes = read_sizes(source.program, flat, source.batched)
+    folded = fold_weights(flat, source.model, state)
+    normalise(flat.graph, sizes, {*state.parameters, *(one.name for one in folded)})
+    persistent = state.persistent | {one.name for one in folded}
+    module = _build(flat, persistent)
+    info, at_example, batch = infer(module, source.tensors, source.batched, sizes)
+    return replace(
+        captured,
+        module=module,
+        call=source.call,
+        info=info,
+        at_example=at_example,
+        batch=batch,
+        example=source.tensors,
+        persistent=persistent,
+    )
 
 
 def _captured(source: Source) -> Captured:

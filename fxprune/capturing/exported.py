@@ -34,8 +34,9 @@ def asked_export(
     most: int | None = None,
     *,
     marks: bool = True,
+    training: bool = False,
 ) -> tuple[ExportedProgram, list[Answer]]:
-    """Export the model in eval mode and leave it as it was.
+    """Export the model, in eval mode unless it is asked for in training mode, and leave it as it was.
 
     Args:
         model: The model to capture.
@@ -44,6 +45,7 @@ def asked_export(
         functions: Takes note of the model's own autograd Functions.
         most: Operations in one condition on sizes, beyond which it is given up.
         marks: Whether idle modules are marked.
+        training: The mode.
 
     Returns:
         The program, and what the model asked of the sizes of its inputs.
@@ -61,7 +63,7 @@ def asked_export(
         given = [name for name in example.bound.arguments if name != collector]
         shapes = dict.fromkeys([*given, *extra]) | shapes
     with (
-        untouched(model, training=False),
+        untouched(model, training=training),
         without_fast_path(),
         _with_gradients(),
         watching(model, marks=marks) as watch,

@@ -89,6 +89,17 @@ def open_sources(
     yield _exported(owner, example, {})
 
 
+def open_training(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Source:
+    """Export a module in training mode, at the sizes of one call.
+
+    Raises:
+        CaptureError: If it cannot be exported.
+    """
+    example, functions = prepare(model, args, kwargs), Functions()
+    program, _ = asked_export(model, example, {}, functions, training=True)
+    return _source(program, model, example, None, functions)
+
+
 def _exported(owner: nn.Module, example: Example, dynamic_shapes: Any = None, most: int | None = None) -> Source:
     functions = Functions()
     program, asked = asked_export(owner, example, dynamic_shapes, functions, most)

@@ -10,40 +10,59 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune._base.errors import PlanError, RestoreError
+from fxprune._base.errors import GradientWarning, PlanError, RestoreError, TrainingWarning
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.ties import Ties
 from fxprune.capturing.captured import Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
+from fxprune.compiler.options import MODULE
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.coupling import Coupling
 from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
-from fxprune.homing.reading import Readings
-from fxprune.homing.restoring import restored, sizes_read
-from fxprune.homing.tying import ties_of
+from fxprune.homing.restoring import Way, restored, way_home
 from fxprune.ops.registry import is_kind
 from fxprune.results.attached import attach, report
 from fxprune.rewriting.pruned import PrunedModule
 
 
+def check_whole(form: str) -> None:
+    """Makes sure that a model that is captured in parts is not to come back whole.
+
+    Raises:
+        RestoreError: it is.
+    """
+    if form == MODULE:
+        raise RestoreError(
+            "the model can only be captured in parts, which are graphs in a copy of it: expected form='graph'"
+        )
+
+
+def of_class(captured: Captured) -> Captured:
+    """Returns a captured model without what is said of a graph that trains in its place: the class trains as it does."""
+    lost = {str(warning) for warning in captured.warned if isinstance(warning, (GradientWarning, TrainingWarning))}
+    kept = tuple(warning for warning in captured.warned if str(warning) not in lost)
+    return replace(captured, warned=kept, notes=tuple(note for note in captured.notes if note not in lost))
+
+
 def tie(state: State) -> State:
     """Has what the class can only say together go together, and what it cannot say otherwise stay."""
-    readings = sizes_read(state.coupling)
-    ties = ties_in(state.coupling, readings, state.constraints)
-    return replace(state, readings=readings, constraints=replace(state.constraints, ties=ties))
+    way = way_home(state.coupling)
+    ties = ties_in(state.coupling, way, state.constraints)
+    constraints = replace(state.constraints, ties=ties)
+    return replace(state, way=way, constraints=constraints, notes=(*state.notes, *way.notes))
 
 
-def ties_in(coupling: Coupling, readings: Readings, constraints: Constraints) -> Ties:
+def ties_in(coupling: Coupling, way: Way, constraints: Constraints) -> Ties:
     """Returns what must go in step, or stay, of what the constraints let go."""
     free = np.zeros(len(coupling.channels), bool)
     for group in free_groups(coupling, constraints):
         if len(group.units) > 1:  # of one there is always one left
             free[coupling.units[group.units]] = True
-    return ties_of(coupling, readings, free)
+    return way.ties(coupling, free)
 
 
 def home(state: State) -> State:
@@ -55,7 +74,7 @@ def home(state: State) -> State:
     first = state.first.args, state.first.kwargs
     calls = [first, *further_calls(state.coupling.captured, str(device_of(state.module)))]
     try:
-        found = restored(state.selection, state.pruned, state.readings, calls)
+        found = restored(state.selection, state.pruned, state.way, calls)
     except RestoreError as error:
         error.pruned = attach(state.pruned, state.report)
         raise
@@ -89,8 +108,8 @@ def restore(pruned: nn.Module, model: nn.Module) -> Any:
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
-    home = restored(selection, pruned, sizes_read(selection.coupling), calls)
-    return attach(home, replace(found, form="module"))
+    home = restored(selection, pruned, way_home(selection.coupling), calls)
+    return attach(home, replace(found, form=MODULE))
 
 
 def further_calls(captured: Captured, device: str) -> Iterator[Call]:

@@ -21,7 +21,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
-from fxprune.homing.reading import Readings
+from fxprune.homing.restoring import Way
 from fxprune.latency.search import LatencySearch
 from fxprune.recovery.protocol import Recovery
 from fxprune.results.certificate import Certificate
@@ -53,7 +53,7 @@ class State:
         inputs: the calibration data as the graph takes them.
         coupling: of the graph, blocks among its units if they are asked for.
         search: how a bound on the latency is met, if there is one.
-        readings: what the original's forward says of its sizes, where its class is to come back.
+        way: what is known of the original, where its class is to come back.
         scores: for each group's name a score for each unit.
         bridged: the graph that is left where layers on the only path went.
         solution: what goes of it.
@@ -80,7 +80,7 @@ class State:
     inputs: CalibrationInputs = LATER
     coupling: Coupling = LATER
     search: LatencySearch | None = None
-    readings: Readings = LATER
+    way: Way = LATER
     scores: Mapping[str, Tensor] = LATER
     bridged: Bridged = LATER
     solution: Solution = LATER

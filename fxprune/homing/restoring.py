@@ -4,28 +4,72 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import RestoreError, brief
-from fxprune._base.modes import lent, random_states_kept
-from fxprune.capturing.captured import example_call
+from fxprune._base.modes import guarded, lent, random_states_kept, untouched
+from fxprune.algebra.channels import Mask
+from fxprune.budget.ties import Ties
+from fxprune.capturing.captured import example_call, in_training
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call, tensors_of
 from fxprune.homing.counting import Dimensions
+from fxprune.homing.joined import Joined, joined
 from fxprune.homing.matching import values_of, varied
 from fxprune.homing.places import changed
 from fxprune.homing.reading import Readings, read_sizes
 from fxprune.homing.solving import Solved, equations, solve
 from fxprune.homing.statistics import made_up, statistics_of, uncounted
 from fxprune.homing.tensors import with_tensors
+from fxprune.homing.tying import ties_of
+from fxprune.results.tables import few
 
 #: The largest relative difference between module and graph.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _COARSE = 2e-2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """What is known of a model before anything of it goes, so that its class can come back.
+
+    Attributes:
+        readings: what its forward says of its sizes.
+        joined: its graph in training beside that in evaluation; None where that cannot be captured.
+        notes: what the user should know.
+    """
+
+    readings: Readings
+    joined: Joined | None = None
+    notes: tuple[str, ...] = ()
+
+    def ties(self, coupling: Coupling, free: Mask) -> Ties:
+        """Returns what must go in step or stay, of the channels that may go, ``[channels]``."""
+        held = np.zeros(len(free), bool) if self.joined is None else self.joined.held()
+        found = ties_of(coupling, self.readings, free & ~held)
+        return replace(found, held=found.held | (held & free))
+
+
+def way_home(coupling: Coupling) -> Way:
+    """Returns what is known of a coupled model before anything of it goes."""
+    captured, readings = coupling.captured, sizes_read(coupling)
+    try:
+        training = in_training(captured)
+    except (
+        Exception
+    ) as error:  # a forward in training wants targets, or decides by values; the result is tried in training
+        text = f"the model in training mode cannot be captured, and what it alone reads stays as it is: {brief(error)}"
+        return Way(readings, None, (text,) if captured.unused else ())
+    read = {str(node.target) for node in training.module.graph.find_nodes(op="get_attr")}
+    unread = sorted(captured.unused - read - {source for names in captured.folded.values() for source in names})
+    notes = [f"no captured call reads {few(unread)}: what is not read stays as it is"] if unread else []
+    return Way(readings, joined(coupling, training), tuple(notes))
 
 
 def sizes_read(coupling: Coupling) -> Readings:
@@ -46,28 +90,56 @@ def sizes_read(coupling: Coupling) -> Readings:
     return Readings(tuple(sizes), tuple(whole), tuple(shared))
 
 
-def restored(selection: Selection, pruned: nn.Module, readings: Readings, calls: Sequence[Call]) -> nn.Module:
+def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[Call]) -> nn.Module:
     """Returns a copy of the original of its own class, pruned as the graph is, and proven equal to it.
 
     Args:
         selection: what went.
         pruned: the emitted graph, its values whatever has become of them since.
-        readings: what the original's forward says of its sizes.
+        way: what is known of the original.
         calls: on which both are compared, ``(args, kwargs)`` each; but for the first, where original and graph take them.
 
     Raises:
         RestoreError: the class cannot say it, or computes something else.
     """
     captured, slicer = selection.coupling.captured, selection.slicer
-    home = with_tensors(captured.model, pruned, captured, Dimensions(selection.coupling).of_buffers(slicer))
-    solved = solve(list(equations(readings.sizes, slicer)), slicer)
+    cut = Dimensions(selection.coupling).of_buffers(slicer)
+    if way.joined is not None:
+        cut = way.joined.kept(selection) | cut
+    home = with_tensors(captured.model, pruned, captured, cut)
+    solved = solve(list(equations(way.readings.sizes, slicer)), slicer)
     changed(home, solved.values)
     made_up(home, statistics_of(selection))
     further = [call for call in calls[1:] if _takes(captured.model, call) and _takes(pruned, call)]
     for call in (*calls[:1], *further):
         if (told := difference(home, pruned, call)) is not None:
             raise RestoreError(_explained(told, solved))
+    if (told := _untrained(captured.model, home, calls[0])) is not None:
+        raise RestoreError(_explained(told, solved))
     return home
+
+
+def _untrained(model: nn.Module, home: nn.Module, call: Call) -> str | None:
+    """Returns in what a restored model fails in training mode where the original does not, None if it does not fail."""
+    try:
+        want = _in_training(model, call)
+    except Exception:  # of any model, which may want targets
+        return None
+    try:
+        got = _in_training(home, call)
+    except Exception as error:
+        return f"in training mode it raises {brief(error)}"
+    if [x.shape for x in got] != [x.shape for x in want]:
+        return (
+            f"in training mode it gives {[tuple(x.shape) for x in got]}, the original {[tuple(x.shape) for x in want]}"
+        )
+    return None
+
+
+def _in_training(model: nn.Module, call: Call) -> list[Tensor]:
+    state = [*model.parameters(), *model.buffers(), *tensors_of(call)]
+    with random_states_kept(), untouched(model, training=True), guarded(state), torch.no_grad():
+        return tensors_of(model(*call[0], **call[1]))
 
 
 def difference(home: nn.Module, pruned: nn.Module, call: Call) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxprune
-from tests.models.homes import Attending, Gated, Halves, Literal, Normed, Shared
+from tests.models.homes import Attending, Auxiliary, Gated, Halves, Literal, Normed, Shared, Targets
 from tests.support.zeroed import Step, as_pruned, other_gradients, plain, step
 
 CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
@@ -132,6 +134,48 @@ def test_hooks_and_training_flags_are_those_of_the_class() -> None:
     home.layers[0].register_forward_hook(lambda *_: seen.append(1))
     home.train()(data)
     assert seen == [1] and all(module.training for module in home.modules())
+
+
+def test_what_training_alone_reads_is_cut_with_the_rest() -> None:
+    model, data = made(Auxiliary, (8, 3, 9, 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.TrainingWarning)  # the class has its second head
+        home = compiled(model, data, 0.6)
+    kept = home.first.out_channels
+    assert kept < 16 and home.beside[0].in_channels == kept == home.beside[0].weight.shape[1]
+    assert home.beside[0].out_channels == 12, "what the evaluation does not read is not chosen from"
+    assert home.never.shape == (16,) and any("never" in note for note in home.report.notes)
+    optimizer = torch.optim.SGD(home.train().parameters(), 0.05)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = sum(F.cross_entropy(y, torch.arange(8) % 4) for y in home(data))
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_a_forward_that_wants_targets_in_training_comes_home() -> None:
+    model, data = made(Targets, (16, 6))
+    home = compiled(model, data, 0.5)
+    assert home.first.out_features < 32
+    home.train()(data, torch.arange(16) % 3).backward()
+    assert home.first.weight.grad is not None
+
+
+def test_a_model_in_parts_stays_one() -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 8)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x)
+            return self.last(x if float(x.sum()) > 0 else -x)
+
+    with pytest.raises(fxprune.RestoreError, match="in parts"):
+        compiled(Deciding().eval(), torch.randn(8, 6))
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,35 @@ class Normed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits for ``x``, ``[batch, 6]``."""
         return self.last(F.gelu(self.inner(self.norm(self.first(x)))))
+
+
+class Auxiliary(nn.Module):
+    """A second head, with parameters of its own, that works in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3)
+        self.last, self.beside = nn.Linear(24, 4), nn.Sequential(nn.Conv2d(16, 12, 1), nn.Conv2d(12, 4, 1))
+        self.never = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns logits for ``x``, ``[batch, 3, height, width]``; in training those of the second head as well."""
+        x = self.first(x).relu()
+        y = self.last(self.second(x).relu().mean((2, 3)))
+        return (y, self.beside(x).mean((2, 3))) if self.training else y
+
+
+class Targets(nn.Module):
+    """A forward that wants targets in training, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Returns logits for ``x``, ``[batch, 6]``; in training the loss."""
+        y: Tensor = self.last(self.first(x).relu())
+        if not self.training:
+            return y
+        assert targets is not None, "in training mode, targets should be passed"
+        return F.cross_entropy(y, targets)

@@ -1,0 +1,104 @@
+"""Training's graph beside the evaluation's: what only training reads is coupled too, and one selection fits both."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from fxprune._base.names import fetch, place
+from fxprune.algebra.channels import Ids, Mask
+from fxprune.capturing.captured import Captured
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
+from fxprune.rewriting.slicing import keep_indices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """Two graphs of one model coupled as one.
+
+    Attributes:
+        whole: the coupling of both.
+        channel_of: for each channel of the evaluation's coupling that of both, ``[channels]``; 0 for one that has to stay.
+    """
+
+    whole: Coupling
+    channel_of: Ids
+
+    def held(self) -> Mask:
+        """Flags the channels of the evaluation, ``[channels]``, that have to stay, or would take another one with them."""
+        counts = np.bincount(self.channel_of)
+        alone: Mask = (counts[self.channel_of] == 1) & (self.channel_of > 0)
+        return ~alone
+
+    def kept(self, selection: Selection) -> dict[str, dict[int, Ids]]:
+        """Returns what is left, ``[kept]``, of each dimension of all tensors of both, where the evaluation loses a selection."""
+        removed = np.zeros(len(self.whole.channels), bool)
+        removed[self.channel_of[selection.removed]] = True
+        removed[0] = False
+        return keep_indices(Selection(self.whole, removed))
+
+
+def joined(coupling: Coupling, training: Captured) -> Joined:
+    """Returns a model's coupling in evaluation joined with its graph in training: they share parameters and buffers."""
+    whole = couple(_both(coupling.captured, training))
+    axes = {(axis.tensor, axis.dim) for axis in coupling.axes}
+    here, there = _places(coupling, axes), _places(whole, axes)
+    known = {int(places): channel for channel, places in enumerate(there) if channel and places}
+    found = [known.get(int(places), 0) if channel else 0 for channel, places in enumerate(here)]
+    return Joined(whole, np.array(found, np.int64))
+
+
+def _places(coupling: Coupling, axes: Set[tuple[str, int]]) -> Ids:
+    """Returns a number for each channel, ``[channels]``, that two have alike only if they lie on the same coordinates of some axes."""
+    places = np.zeros(len(coupling.channels), np.uint64)
+    for axis in coupling.axes:
+        if (axis.tensor, axis.dim) in axes:
+            seed = zlib.crc32(f"{axis.tensor}[{axis.dim}]".encode())
+            marks = np.random.default_rng(seed).integers(1, 1 << 63, len(axis.labels), np.uint64)
+            np.add.at(places, axis.labels, marks[:, None])
+    return places.view(np.int64)
+
+
+def _both(first: Captured, second: Captured) -> Captured:
+    """Returns one graph that computes what two do, each from inputs of its own."""
+    root, graph = nn.Module(), fx.Graph()
+    info: dict[fx.Node, Any] = {}
+    held: dict[str, fx.Node] = {}
+    outputs: list[Any] = []
+    for number, captured in enumerate((first, second)):
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in captured.module.graph.nodes:
+            if node.op == "output":
+                outputs += fx.node.map_arg(node.args[0], copies.__getitem__)
+                continue
+            if node.op == "get_attr" and node.target in held:
+                copies[node] = held[str(node.target)]
+                continue
+            copy = graph.node_copy(node, copies.__getitem__)
+            if node.op == "get_attr":
+                own = node.target in captured.persistent
+                copy.target = node.target if own else f"{str(node.target).replace('.', '_')}_{number}"
+                place(root, str(copy.target), fetch(captured.module, str(node.target)), persistent=own)
+                if own:
+                    held[str(node.target)] = copy
+            elif node.op == "placeholder":
+                copy.target = copy.name
+            copies[node], info[copy] = copy, captured.info.get(node)
+    info[graph.output(tuple(outputs))] = None
+    module = fx.GraphModule(root, graph)
+    found = dict(zip(module.graph.nodes, info.values(), strict=True))
+    return replace(
+        first,
+        module=module,
+        info=found,
+        at_example=found,
+        persistent=first.persistent | second.persistent,
+        example=(*first.example, *second.example),
+    )
