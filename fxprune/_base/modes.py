@@ -74,12 +74,12 @@ def _same(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Has a model run in evaluation mode, without gradients; whatever it writes, it is as it was on leaving.
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Has a model run in evaluation mode, or training mode, without gradients; whatever it writes, it is as it was on leaving.
 
-    Its buffers are copies meanwhile, flags and attributes are restored.
+    Its buffers are copies meanwhile (a batch norm does not say that it writes to them), flags and attributes are restored.
     """
-    with untouched(model, training=False), torch.no_grad():
+    with untouched(model, training=training), torch.no_grad():
         copies = {id(buffer): buffer.clone() for buffer in model.buffers()}
         for module in model.modules():
             for name, buffer in module._buffers.items():
@@ -89,9 +89,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def lent(model: nn.Module, *given: Any) -> Iterator[None]:
-    """Has a model run in evaluation mode on what is given to it: parameters and inputs are as they were on leaving, too."""
-    with evaluating(model), guarded([*model.parameters(), *_tensors(given)]):
+def lent(model: nn.Module, *given: Any, training: bool = False) -> Iterator[None]:
+    """Has a model run as `evaluating` does on what is given to it: parameters and inputs are as they were on leaving, too."""
+    with evaluating(model, training=training), guarded([*model.parameters(), *_tensors(given)]):
         yield
 
 

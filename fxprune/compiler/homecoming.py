@@ -57,12 +57,19 @@ def tie(state: State) -> State:
 
 
 def ties_in(coupling: Coupling, way: Way, constraints: Constraints) -> Ties:
-    """Returns what must go in step, or stay, of what the constraints let go."""
-    free = np.zeros(len(coupling.channels), bool)
+    """Returns what must go in step, or stay, of what the constraints let go.
+
+    Query heads that share a key and value head stay: how many there are of each is a number that a class may keep for ways that
+    the captured call does not take, such as a cache's.
+    """
+    free, held = (np.zeros(len(coupling.channels), bool) for _ in range(2))
+    shared = {index for group in coupling.groups if group.kind == "kv_group" for index, _ in group.axes}
     for group in free_groups(coupling, constraints):
-        if len(group.units) > 1:  # of one there is always one left
-            free[coupling.units[group.units]] = True
-    return way.ties(coupling, free)
+        channels = coupling.units[group.units]
+        held[channels] = group.kind == "head" and any(index in shared for index, _ in group.axes)
+        free[channels] = len(channels) > 1  # of one there is always one left
+    found = way.ties(coupling, free & ~held)
+    return replace(found, held=found.held | held)
 
 
 def home(state: State) -> State:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import RestoreError, brief
-from fxprune._base.modes import guarded, lent, random_states_kept, untouched
+from fxprune._base.modes import lent, random_states_kept
 from fxprune.algebra.channels import Mask
 from fxprune.budget.ties import Ties
 from fxprune.capturing.captured import example_call, in_training
@@ -91,7 +91,7 @@ def sizes_read(coupling: Coupling) -> Readings:
 
 
 def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[Call]) -> nn.Module:
-    """Returns a copy of the original of its own class, pruned as the graph is, and proven equal to it.
+    """Returns a copy of the original of its own class, pruned as the graph is and proven equal to it, in evaluation mode.
 
     Args:
         selection: what went.
@@ -116,7 +116,7 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
             raise RestoreError(_explained(told, solved))
     if (told := _untrained(captured.model, home, calls[0])) is not None:
         raise RestoreError(_explained(told, solved))
-    return home
+    return home.eval()
 
 
 def _untrained(model: nn.Module, home: nn.Module, call: Call) -> str | None:
@@ -137,8 +137,7 @@ def _untrained(model: nn.Module, home: nn.Module, call: Call) -> str | None:
 
 
 def _in_training(model: nn.Module, call: Call) -> list[Tensor]:
-    state = [*model.parameters(), *model.buffers(), *tensors_of(call)]
-    with random_states_kept(), untouched(model, training=True), guarded(state), torch.no_grad():
+    with random_states_kept(), lent(model, call, training=True):
         return tensors_of(model(*call[0], **call[1]))
 
 

@@ -247,9 +247,10 @@ def _read_frozen(value: Any, where: str) -> FrozenRow:
 _READERS: dict[str, untrusted.Reader[Any]] = {
     **dict.fromkeys(("schema", "units_removed", "dropped"), untrusted.integer),
     **dict.fromkeys(("params", "macs", "bytes"), read_pair),
-    **dict.fromkeys(("method", "dtype", "doubt", "recover", "form"), untrusted.string),
+    **dict.fromkeys(("method", "dtype", "doubt", "recover"), untrusted.string),
     **dict.fromkeys(("collapsed", "skipped", "notes", "compared"), untrusted.texts),
     **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
+    "form": partial(untrusted.one_of, ("graph", "module")),
     "verified": untrusted.maybe(untrusted.boolean),
     "groups": partial(untrusted.sequence_of, read=_read_group),
     "frozen": partial(untrusted.sequence_of, read=_read_frozen),

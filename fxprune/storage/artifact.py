@@ -18,6 +18,7 @@ from fxprune._base.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune._base.files import fresh_directory, put_in_place, readable
 from fxprune.capturing.normalize.dtypes import renew_anchor
 from fxprune.capturing.source import unwrapped
+from fxprune.compiler.options import MODULE
 from fxprune.data.example import TensorSpec
 from fxprune.reporting.html import page
 from fxprune.results.attached import attach, report
@@ -74,7 +75,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
 
     The directory then holds ``plan.json``, ``report.json``, ``model.safetensors`` (every tensor once, ties
     noted), ``graph.json`` and ``constants.safetensors`` (the graph, so that it loads without the original's class;
-    not where the model was pruned in parts), ``README.md`` (how to load it), ``report.html`` (the report to look
+    not where the model was pruned in parts, or is of its own class), ``README.md`` (how to load it), ``report.html`` (the report to look
     at; not without ``fxprune[report]``) and ``manifest.json`` with the checksums. An artifact that is there already
     is replaced. Two processes must not save to one directory at a time.
 
@@ -94,7 +95,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
     target = Path(directory).resolve()
     manifest.check_target(target)
     tensors, ties = _tensors_once(pruned)
-    graph, constants, reason = _graph_of(pruned, found.plan)
+    graph, constants, reason = _graph_of(pruned, found)
     texts = {
         PLAN: found.plan.to_json(),
         REPORT: json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n",
@@ -114,7 +115,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> PrunedModule:
-    """Returns the pruned model that ``save`` wrote, in evaluation mode.
+    """Returns the pruned model that ``save`` wrote, in evaluation mode; in its own class if it was saved in that form.
 
     Nothing of the files is executed, and no module is imported that they name. Without ``model`` the graph, its modules and its
     call come from ``graph.json``. Outputs (and arguments) of a class that torch's pytree knows, such as transformers' ``ModelOutput``, are
@@ -125,10 +126,11 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
     Args:
         directory: what ``save`` was given.
         model: any instance of the original architecture, which stays as it is; needed for artifacts without a graph: those of
-            older versions, and models pruned in parts. The result then lies on its device.
+            older versions, models pruned in parts, and models in their own class. The result then lies on its device.
 
     Raises:
         PlanError: no artifact, a damaged or altered one, one of another model, or one that needs the model.
+        RestoreError: the class of ``model`` cannot hold what is left.
         OSError: it cannot be read.
     """
     source = readable(Path(directory).resolve())
@@ -146,6 +148,10 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
     _check_example(plan)
     with untrusted.reading(f"{PLAN}: the plan for this model"):
         pruned = apply(model, plan)
+    if summary.form == MODULE:
+        from fxprune.compiler.homecoming import restore
+
+        pruned = restore(pruned, model)
     with opened(source / WEIGHTS, WEIGHTS) as file:
         _fill(pruned, file, found.ties)
     renew_anchor(pruned)
@@ -175,8 +181,12 @@ def _check_example(plan: Plan) -> None:
         raise PlanError(f"{PLAN}: example: expected at most {_LARGEST_EXAMPLE} values, got {size}")
 
 
-def _graph_of(pruned: nn.Module, plan: Plan) -> tuple[str | None, dict[str, Tensor], str | None]:
+def _graph_of(pruned: nn.Module, found: Report) -> tuple[str | None, dict[str, Tensor], str | None]:
     """Returns the graph and its constants, or None and the reason why the model needs its class to be loaded."""
+    if found.form == MODULE:
+        return None, {}, "the model is of its own class"
+    plan = found.plan
+    assert plan is not None
     constants = {name: tensor.detach() for name, role, tensor in tensors_of(pruned) if role == "constant"}
     try:
         graph = describe(pruned)
