@@ -78,8 +78,9 @@ class Dimensions:
             if where.size and (rows[first] == rows[where]).all():
                 where = first
         found = rows[where]
+        owners = _owners(found)
         return tuple(
-            (fixed(size),) if found.shape[dim] < size else _along(found, dim) for dim, size in enumerate(sizes)
+            (fixed(size),) if found.shape[dim] < size else _along(found, dim, owners) for dim, size in enumerate(sizes)
         )
 
     def _rows(self, axes: Sequence[Axis], shape: Sequence[int]) -> Ids | None:
@@ -117,17 +118,26 @@ def left_before(slicer: Slicer, axis: Axis, position: int) -> int:
     return slicer.kept_before(axis, position)
 
 
-def _along(found: Ids, dim: int) -> tuple[Axis, ...]:
-    """Returns the axes of one dimension: of each place beside it the labels that differ along it; alike ones once.
+def _owners(found: Ids) -> list[int]:
+    """Returns for each column of labels the dimension that it tells apart most: of ``[3, heads, head_dim]`` the heads, or the width."""
+    dims, owners = found.ndim - 1, []
+    for column in np.moveaxis(found, -1, 0):
+        lines = [np.moveaxis(column, dim, 0).reshape(column.shape[dim], -1)[:, 0] for dim in range(dims)]
+        distinct = [len(np.unique(line)) for line in lines]
+        owners.append(max(range(dims), key=lambda dim: (distinct[dim], dim)) if max(distinct, default=1) > 1 else -1)
+    return owners
+
+
+def _along(found: Ids, dim: int, owners: Sequence[int]) -> tuple[Axis, ...]:
+    """Returns the axes of one dimension: of each place beside it the labels that tell it apart; alike ones once.
 
     Of ``[3, heads, head_dim]`` made of queries, keys and values along the heads: those of the queries and of the values.
     """
-    size = found.shape[dim]
-    if not found.size or size == 1:
+    size, columns = found.shape[dim], [k for k, owner in enumerate(owners) if owner == dim]
+    if not found.size or not columns:
         return (fixed(size),)
-    beside = np.moveaxis(found, dim, 0).reshape(size, -1, found.shape[-1])
-    own = np.where((beside == beside[:1]).all(axis=0), 0, beside)
-    patterns = np.unique(np.moveaxis(own, 1, 0).reshape(own.shape[1], -1), axis=0).reshape(-1, size, own.shape[2])
+    own = np.moveaxis(found[..., columns], dim, 0).reshape(size, -1, len(columns))
+    patterns = np.unique(np.moveaxis(own, 1, 0).reshape(own.shape[1], -1), axis=0).reshape(-1, size, len(columns))
     return tuple(labelled(rows) if rows.any() else fixed(size) for rows in patterns)
 
 

@@ -91,18 +91,11 @@ def form_of(coupling: Coupling, axis: Axis, size: int, free: Mask, upto: int | N
     own = labels.max(axis=1, initial=0)
     several = (np.where(labels == own[:, None], 0, labels) != 0).any(axis=1)
     if several.any():
-        raise ProductError(_fewer(labels[several]))
+        raise ProductError(np.setdiff1d(labels[several], [0]))
     ids, counts = np.unique(own[own > 0], return_counts=True)
     scale = Fraction(size, size_of(axis)) if upto is None and size_of(axis) else Fraction(1)
     found = Form(Fraction(int((own == 0).sum())), ids, counts)
     return found if scale == 1 else found.times(scale)
-
-
-def _fewer(labels: Ids) -> Ids:
-    """Returns the channels of all columns, ``[coordinates, k]``, but the one that has most."""
-    found = [np.unique(column[column > 0]) for column in labels.T]
-    most = max(range(len(found)), key=lambda k: len(found[k]))
-    return np.setdiff1d(np.concatenate(found), found[most])
 
 
 def _free_of(coupling: Coupling, axis: Axis, free: Mask) -> Ids:

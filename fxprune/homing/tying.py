@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.algebra.axes import Axis, labels_of, size_of
-from fxprune.algebra.channels import Ids, Mask
+from fxprune.algebra.channels import KINDS, Ids, Mask
 from fxprune.budget.ties import Ties
 from fxprune.coupling.coupling import Coupling
 from fxprune.homing.forms import NOTHING, Form, ProductError, form_of, number
@@ -71,13 +71,18 @@ class _Tying:
         self.held[channels] = True
         self.free[channels] = False
 
+    def _hold_some(self, channels: Ids) -> None:
+        """Has channels stay: of several kinds rather the widths of heads than the heads."""
+        widths = channels[self.coupling.channels.kinds()[channels] == KINDS.index("head_dim")]
+        self._hold(widths if len(widths) else channels)
+
     def _multiple(self, reading: Reading) -> list[tuple[Ids, Ids, int]]:
         """Returns what must add up to a multiple of a number."""
         number_of = evaluate(reading.term, lambda leaf: leaf.value) or 1
         try:
             form = form_of(self.coupling, reading.axis, reading.size, self.free)
         except ProductError as several:
-            self._hold(several.channels)
+            self._hold_some(several.channels)
             return []
         if form.is_constant or number_of == 1:
             return []
@@ -91,12 +96,13 @@ class _Tying:
         try:
             first, *others = (form_of(self.coupling, axis, size_of(axis), self.free) for axis in axes)
         except ProductError as several:
-            self._hold(several.channels)
+            self._hold_some(several.channels)
             return []
         return [form for other in others if not (form := other - first).is_constant]
 
     def _equations(self, reading: Reading) -> list[Form]:
         """Returns the forms that must stay 0."""
+        wanted = NOTHING
         try:
             if reading.named == "parts":
                 return self._parts(reading)
@@ -114,7 +120,7 @@ class _Tying:
             return self._comes_to(reading.term, wanted)
         except ProductError as several:
             if reading.named != "equal":  # it may hold all the same: the proof tells
-                self._hold(several.channels)
+                self._hold_some(np.union1d(several.channels, wanted.channels))
         except _OpenError:
             pass
         return []
