@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ def of_class(captured: Captured) -> Captured:
 
 def tie(state: State) -> State:
     """Has what the class can only say together go together, and what it cannot say otherwise stay."""
-    way = way_home(state.coupling)
+    way = way_home(state.coupling, state.options.also)
     ties = ties_in(state.coupling, way, state.constraints)
     constraints = replace(state.constraints, ties=ties)
     return replace(state, way=way, constraints=constraints, notes=(*state.notes, *way.notes))
@@ -90,7 +90,7 @@ def home(state: State) -> State:
 
 @random_states_kept()
 @plain_modes()
-def restore(pruned: nn.Module, model: nn.Module) -> Any:
+def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., Any]] = ()) -> Any:
     """Returns a pruned model in the class of the original: a copy of ``model`` with the tensors and sizes of ``pruned``.
 
     Leaf modules stay of their kind and say their new sizes, and attributes of modules and their config objects are changed
@@ -100,6 +100,8 @@ def restore(pruned: nn.Module, model: nn.Module) -> Any:
     Args:
         pruned: a `PrunedModule` that ``fxprune.compile``, ``fxprune.apply`` or ``fxprune.load`` returned, trained further or not.
         model: the original, or another instance of its architecture; it stays as it is.
+        also: other ways to the same outputs, ``way(model, *args, **kwargs)``, whose sizes are to follow as well: such as one that
+            switches to another attention, or to the methods that an exporter takes. Each gets a copy of the model.
 
     Raises:
         RestoreError: the class cannot say it, as where two halves of a ``chunk`` have lost unequal numbers of channels; names
@@ -115,7 +117,7 @@ def restore(pruned: nn.Module, model: nn.Module) -> Any:
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
-    home = restored(selection, pruned, way_home(selection.coupling), calls)
+    home = restored(selection, pruned, way_home(selection.coupling, also), calls)
     return attach(home, replace(found, form=MODULE))
 
 

@@ -88,6 +88,9 @@ class Options:
         form: what comes back: ``"graph"``, a `torch.fx.GraphModule` with layers of any width; or ``"module"``, a copy of the
             model, of its own class, with other tensors and sizes, proven equal to the graph. What the class can only say
             together (the halves of a ``chunk``) then goes together, and what it cannot say otherwise stays.
+        also: for ``form="module"``: other ways to the same outputs, ``way(model, *args, **kwargs)``, whose sizes are to follow as
+            well: such as one that switches to another attention, or to the methods that an exporter takes. Each gets a copy of
+            the model.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
         steps: compile in so many steps, each scored and recovered anew on what the one before left; needs a budget.
@@ -111,6 +114,7 @@ class Options:
     ridge: float = RIDGE
     loss: Loss | None = None
     form: Form = "graph"
+    also: Sequence[Callable[..., Any]] = ()
     forward_args: Callable[[Any], Any] | None = None
     dynamic_shapes: Any = None
     steps: int = 1
@@ -194,6 +198,10 @@ def _whole(name: str, value: Any, least: int) -> None:
 def _check_form(options: Options) -> None:
     if options.form not in (forms := Form.__args__):  # type: ignore[attr-defined]
         raise ValueError(f"form must be among {', '.join(forms)}, got {options.form!r:.80}")
+    if strange := [way for way in several("also", options.also) if not callable(way)]:
+        raise TypeError(f"also: expected functions of (model, *args, **kwargs), got {strange[0]!r:.80}")
+    if options.also and options.form != MODULE:
+        raise ValueError("also is about the ways that the original's class is called in: give form='module' with it")
     if options.form == MODULE and options.min_keep == 0:
         raise ValueError(
             "min_keep=0 lets whole branches go, which the original's class still calls: expected form='graph'"

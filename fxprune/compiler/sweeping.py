@@ -55,6 +55,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     ridge: float = RIDGE,
     loss: Loss | None = None,
     form: Form = "graph",
+    also: Sequence[Callable[..., Any]] = (),
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,

@@ -93,7 +93,9 @@ class Readings:
     shared: tuple[tuple[Axis, ...], ...] = ()
 
 
-def read_sizes(model: nn.Module, call: Call, values: Values, dimensions: Dimensions) -> list[Reading]:
+def read_sizes(
+    model: nn.Module, call: Call, values: Values, dimensions: Dimensions, way: Callable[..., Any] = nn.Module.__call__
+) -> list[Reading]:
     """Returns what one call of the model, in evaluation mode, names of sizes; of tensors that the graph has too.
 
     Args:
@@ -101,10 +103,11 @@ def read_sizes(model: nn.Module, call: Call, values: Values, dimensions: Dimensi
         call: ``(args, kwargs)`` of the example.
         values: of the graph, from a run with the same tensors.
         dimensions: their axes.
+        way: calls the model, ``way(model, *args, **kwargs)``.
     """
     reader = _Reader(model, values, dimensions)
     with torch.no_grad(), lent(model, call), tagged(model), _watched(model, reader), noticed(reader.compared), reader:
-        model(*call[0], **call[1])
+        way(model, *call[0], **call[1])
     return list(dict.fromkeys(reader.readings))
 
 

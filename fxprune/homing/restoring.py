@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from fxprune.homing.counting import Dimensions
 from fxprune.homing.joined import Joined, joined
 from fxprune.homing.matching import values_of, varied
 from fxprune.homing.places import changed
-from fxprune.homing.reading import Readings, read_sizes
+from fxprune.homing.reading import Reading, Readings, read_sizes
 from fxprune.homing.solving import Solved, equations, solve
 from fxprune.homing.statistics import made_up, statistics_of, uncounted
 from fxprune.homing.tensors import with_tensors
@@ -34,6 +35,9 @@ from fxprune.results.tables import few
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _COARSE = 2e-2
 
+#: Calls a model: ``f(model, *args, **kwargs)``.
+Called: TypeAlias = Callable[..., Any]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
@@ -43,11 +47,13 @@ class Way:
         readings: what its forward says of its sizes.
         joined: its graph in training beside that in evaluation; None where that cannot be captured.
         notes: what the user should know.
+        also: other ways to the same outputs, ``way(model, *args, **kwargs)``, that are to work as well.
     """
 
     readings: Readings
     joined: Joined | None = None
     notes: tuple[str, ...] = ()
+    also: tuple[Called, ...] = ()
 
     def ties(self, coupling: Coupling, free: Mask) -> Ties:
         """Returns what must go in step or stay, of the channels that may go, ``[channels]``."""
@@ -56,30 +62,29 @@ class Way:
         return replace(found, held=found.held | (held & free))
 
 
-def way_home(coupling: Coupling) -> Way:
-    """Returns what is known of a coupled model before anything of it goes."""
-    captured, readings = coupling.captured, sizes_read(coupling)
+def way_home(coupling: Coupling, also: Sequence[Called] = ()) -> Way:
+    """Returns what is known of a coupled model before anything of it goes; ``also`` are other ways that it is called in."""
+    captured, readings, also = coupling.captured, sizes_read(coupling, also), tuple(also)
     try:
         training = in_training(captured)
     except (
         Exception
     ) as error:  # a forward in training wants targets, or decides by values; the result is tried in training
         text = f"the model in training mode cannot be captured, and what it alone reads stays as it is: {brief(error)}"
-        return Way(readings, None, (text,) if captured.unused else ())
+        return Way(readings, None, (text,) if captured.unused else (), also)
     read = {str(node.target) for node in training.module.graph.find_nodes(op="get_attr")}
     unread = sorted(captured.unused - read - {source for names in captured.folded.values() for source in names})
     notes = [f"no captured call reads {few(unread)}: what is not read stays as it is"] if unread else []
-    return Way(readings, joined(coupling, training), tuple(notes))
+    return Way(readings, joined(coupling, training), tuple(notes), also)
 
 
-def sizes_read(coupling: Coupling) -> Readings:
-    """Returns what the original's forward says of its sizes, on the example."""
+def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
+    """Returns what the original's forward says of its sizes, on the example, in whatever ways it is called."""
     captured, dimensions = coupling.captured, Dimensions(coupling)
-    model = copy.deepcopy(captured.model)
-    varied(model)
-    cut = dimensions.cut()
-    values = values_of(captured, model, cut.keys())
-    sizes = read_sizes(model, example_call(captured), values, dimensions)
+    cut, sizes = dimensions.cut(), list[Reading]()
+    values = values_of(captured, _varied(captured.model), cut.keys())
+    for way in (nn.Module.__call__, *also):
+        sizes += read_sizes(_varied(captured.model), example_call(captured), values, dimensions, way)
     whole, shared = list(uncounted(coupling)), []
     for name, dims in cut.items():
         for dim, axes in dims.items():
@@ -88,6 +93,12 @@ def sizes_read(coupling: Coupling) -> Readings:
             else:
                 whole += axes
     return Readings(tuple(sizes), tuple(whole), tuple(shared))
+
+
+def _varied(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    varied(model)
+    return model
 
 
 def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[Call]) -> nn.Module:
@@ -114,6 +125,9 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
     for call in (*calls[:1], *further):
         if (told := difference(home, pruned, call)) is not None:
             raise RestoreError(_explained(told, solved))
+    for other in way.also:
+        if (told := difference(copy.deepcopy(home), pruned, calls[0], other)) is not None:
+            raise RestoreError(_explained(f"called by {getattr(other, '__name__', other)}, {told}", solved))
     if (told := _untrained(captured.model, home, calls[0])) is not None:
         raise RestoreError(_explained(told, solved))
     return home.eval()
@@ -141,14 +155,14 @@ def _in_training(model: nn.Module, call: Call) -> list[Tensor]:
         return tensors_of(model(*call[0], **call[1]))
 
 
-def difference(home: nn.Module, pruned: nn.Module, call: Call) -> str | None:
-    """Returns in what a restored model differs from its graph on a call, None if they are equal."""
+def difference(home: nn.Module, pruned: nn.Module, call: Call, way: Called = nn.Module.__call__) -> str | None:
+    """Returns in what a restored model, called in some way, differs from its graph on a call, None if they are equal."""
     call = pytree.tree_map_only(Tensor, torch.clone, call)
     with random_states_kept(), lent(pruned, call):
         want = tensors_of(pruned(*call[0], **call[1]))
     with random_states_kept(), lent(home, call):
         try:
-            got = tensors_of(home(*call[0], **call[1]))
+            got = tensors_of(way(home, *call[0], **call[1]))
         except Exception as error:  # whatever its forward raises
             return f"it raises {brief(error)}"
     if [x.shape for x in got] != [x.shape for x in want]:

@@ -81,6 +81,21 @@ def test_a_graph_with_unequal_halves_is_refused_and_says_where() -> None:
         fxprune.restore(graph, model)
 
 
+def test_another_way_that_is_named_works_as_well() -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    home = compiled(model, data, 0.5, also=[Halves.in_halves])
+    assert home.half == home.stem.out_channels // 2 < 16
+    torch.testing.assert_close(home.in_halves(data), home(data))
+    unread = compiled(model, data, 0.5)
+    assert unread.half == 16, "what no call reads stays"
+    with pytest.raises(fxprune.RestoreError, match="called by wrong"):
+
+        def wrong(model: Halves, x: Tensor) -> Tensor:
+            return 2 * model(x)
+
+        fxprune.restore(fxprune.apply(model, home.plan), model, also=[wrong])
+
+
 def test_attributes_and_settings_follow() -> None:
     model, data = made(Attending, (4, 7, 12))
     home = compiled(model, data, 0.5, units="head")
@@ -180,7 +195,12 @@ def test_a_model_in_parts_stays_one() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"form": "class"}, "graph, module"), ({"min_keep": 0}, "min_keep"), ({"units": "block"}, "block")],
+    [
+        ({"form": "class"}, "graph, module"),
+        ({"min_keep": 0}, "min_keep"),
+        ({"units": "block"}, "block"),
+        ({"form": "graph", "also": [Halves.in_halves]}, "form='module'"),
+    ],
 )
 def test_what_cannot_be_is_said_at_once(options: dict[str, Any], message: str) -> None:
     model, data = made(Shared, (16, 7))

@@ -49,13 +49,21 @@ class Halves(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
+        self.half = width // 2
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.inner = nn.Conv2d(width // 2, width // 2, 3, padding=1)
         self.last = nn.Conv2d(width * 3 // 2, 10, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns a map for ``x``, ``[batch, 3, height, width]``."""
-        a, b = self.stem(x).relu().chunk(2, 1)
+        return self.joined(*self.stem(x).relu().chunk(2, 1))
+
+    def in_halves(self, x: Tensor) -> Tensor:
+        """Returns the same for ``x``, ``[batch, 3, height, width]``, by an attribute that ``forward`` does not read."""
+        return self.joined(*self.stem(x).relu().split((self.half, self.half), 1))
+
+    def joined(self, a: Tensor, b: Tensor) -> Tensor:
+        """Returns a map of two halves, ``[batch, half, height, width]`` each."""
         return self.last(torch.cat([a, b, self.inner(b).relu()], 1))
 
 
