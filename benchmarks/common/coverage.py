@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fxprune
+from fxprune._base.names import layer_of
 from fxprune.budget.cost import cost_model
 from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
@@ -131,7 +132,8 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
     keep = keep_indices(fxprune.Selection(coupling, solution.removed))
     axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
     sizes = at_other_sizes(call, axes, pruned)
-    step = told(trained(call, axes, pruned), coupling.captured.warned)
+    computed = {layer_of(name) for name in coupling.captured.folded}
+    step = told(trained(call, axes, pruned, computed), coupling.captured.warned)
     return {
         "status": status,
         "kept": round(kept, 4),

@@ -238,9 +238,15 @@ def sliced(tensor: Tensor, axes: Mapping[int, tuple[int, ...]]) -> Tensor:
     return tensor
 
 
+#: The largest gradient that is nothing but rounding, in float64.
+_NOISE = 1e-15
+
+
 def other_gradients(want: Step, got: Step, keep: Kept, apart: set[str], tolerance: float) -> Iterator[str]:
     """Yields the parameters whose gradients are not the original's; those of the layers ``apart`` have none to compare with."""
     whole = max((g.abs().max().item() for g in want.gradients.values() if g is not None and g.numel()), default=0.0)
+    if whole < _NOISE:  # the loss does not depend on the parameters: its gradients are rounding
+        return
     for name, gradient in got.gradients.items():
         if name.startswith(tuple(f"{layer}." for layer in apart)) or name not in want.gradients:
             continue

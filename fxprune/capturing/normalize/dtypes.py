@@ -32,6 +32,9 @@ def follow_dtype(flat: Flat) -> None:
     module is moved to half precision. The model's dtype at run time is that of an empty buffer, `ANCHOR`.
 
     Before: ``mul(q, cos)``. After: ``mul(q, to(cos, getattr(anchor, "dtype")))``.
+
+    A buffer that meets what is made of literals is cast to the dtype of these, as the model must do if it works once it is moved:
+    ``self.inv_freq.float() @ positions.float()``, of which export leaves the second cast alone.
     """
     dtype = main_dtype(tensor for tensor in flat.tensors.values() if isinstance(tensor, nn.Parameter))
     if dtype is None:
@@ -51,6 +54,10 @@ def follow_dtype(flat: Flat) -> None:
                     if source not in casts:
                         casts[source] = insert(node, aten.to.dtype, (source, current()), fake(source))
                     node.replace_input_with(source, casts[source])
+        if operands == {_Kind.MOVES, _Kind.FIXED} and node.op == "call_function" and not writes(node):
+            operands = {_Kind.FIXED}
+            for source in [x for x in node.all_input_nodes if kinds.get(x) is _Kind.MOVES and _is_of(x, dtype)]:
+                node.replace_input_with(source, insert(node, aten.to.dtype, (source, dtype), fake(source)))
         kind = _kind(node, operands, dtype, flat)
         if kind is not None:
             kinds[node] = kind

@@ -52,7 +52,21 @@ class Norm(nn.Module):
         return scores.softmax(-1) @ y
 
 
-MODELS = {"rotary": Rotary, "norm": Norm}
+class Product(nn.Module):
+    """A table that a product of a buffer, cast to float32, and positions makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("frequencies", 10 ** -torch.linspace(0, 1, 8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[1], device=x.device)
+        angles = self.frequencies[None, :, None].float().expand(x.shape[0], -1, 1) @ steps[None, None, :].float()
+        return self.linear(x) * angles.transpose(1, 2).cos().to(x.dtype)
+
+
+MODELS = {"rotary": Rotary, "norm": Norm, "product": Product}
 WIDTH = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
