@@ -231,23 +231,29 @@ def _rescue(
     pools: Sequence[Pool],
     may_vanish: frozenset[str],
 ) -> Mask:
-    """Gives back the best channels of every factor that is left with too few, and what their multiples then lack."""
-    vanish = np.zeros(len(coupling.channels), bool)
+    """Gives back the best channels of every factor that is left with too few, and what their multiples then lack.
+
+    What lies in a removed block is given back to be enough once the block comes back; the block is not.
+    """
+    blocks, vanish = _blocks(coupling), np.zeros(len(coupling.channels), bool)
     for group in coupling.groups:
-        vanish[coupling.units[group.units]] = group.name in may_vanish
+        vanish[coupling.units[group.units]] = group.name in may_vanish and group.kind != "block"
     removed = removed.copy()
     while True:
-        few = np.flatnonzero(model.counts(removed)[:-1] < model.least)
+        inside = removed & ~blocks
+        few = np.flatnonzero(model.counts(inside)[:-1] < model.least)
         short = [f for f in few if model.least[f] > 1 or not vanish[model.rows[model.factor_of == f]].any()]
         if not short:
             break
         for factor in short:
             rows = model.rows[model.factor_of == factor]
-            gone = removed[rows].any(axis=1)
+            inside = removed & ~blocks
+            gone = inside[rows].any(axis=1)
             if len(rows) - gone.sum() >= model.least[factor]:
                 continue  # what an earlier factor got back has filled this one
-            worth = np.where(removed[rows], values[rows], 0.0).sum(axis=1)
-            removed[rows[int(np.where(gone, worth, -np.inf).argmax())]] = False
+            worth = np.where(inside[rows], values[rows], 0.0).sum(axis=1)
+            back = rows[int(np.where(gone, worth, -np.inf).argmax())]
+            removed[back[~blocks[back]]] = False
     for pool in pools:
         removed[pool.lacking(removed)] = False
     return removed

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from torch import Tensor, nn
 
 from tests.models.blocks_image import Conv, Dense, Residual
-from tests.models.blocks_tokens import Attention, Mlp, TokenResidual
+from tests.models.blocks_tokens import Attention, Mlp, TokenResidual, TokenSplit
 from tests.models.networks import RARE, Network
 from tests.support.fuzzing import Case, Pruning, cases, run
 from tests.support.marks import but_slow
@@ -83,6 +83,18 @@ def test_a_network_is_verified() -> None:
     found = against_the_original(PLAIN)
     assert (found.status, found.faults) == ("verified", [])
     assert found.units > 0 and found.sizes == Counter(equal=5)
+
+
+@pytest.mark.slow
+def test_a_block_that_comes_back_has_something_left_in_each_half() -> None:
+    blocks = (
+        Attention(heads=4, kv_heads=2, size=3, how="matmul"),
+        TokenResidual((TokenSplit("chunk"), TokenSplit("chunk"))),
+    )
+    case = Case(Network("ids", 4, blocks, "tied", outputs="dict"), Pruning(0.5, None, min_keep=2, blocks=True))
+    for seed in range(12):
+        found = against_the_original(replace(case, pruning=replace(case.pruning, seed=seed)))
+        assert found.status != "wrong", found.faults
 
 
 def more_weight(pruned: nn.Module) -> None:
