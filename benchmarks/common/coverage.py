@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from tests.support.weights import randomise
 
 from .architectures import Architecture, Call
 from .resized import at_other_sizes
+from .timing import Stages
 from .trained import trained
 
 BUDGETS = (0.7, 0.4)
@@ -27,15 +26,8 @@ BUDGETS = (0.7, 0.4)
 
 def examine(entry: Architecture, seed: int) -> dict[str, Any]:
     """Returns what came of one model; a stage that fails ends the line with its error."""
-    found: dict[str, Any] = {"seconds": {}}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        found["at"] = name
-        yield
-        found["seconds"][name] = round(time.perf_counter() - start, 2)
-
+    found: dict[str, Any] = {}
+    stage = Stages(found)
     try:
         with stage("build"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +22,7 @@ from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
 
 from .architectures import Architecture
+from .timing import Stages
 from .trained import trained
 
 BUDGET = 0.7
@@ -32,15 +30,8 @@ BUDGET = 0.7
 
 def examine(entry: Architecture, seed: int, units: tuple[str, ...]) -> dict[str, Any]:
     """Returns how one model comes home, or at which stage it did not and why."""
-    found: dict[str, Any] = {"seconds": {}}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        found["at"] = name
-        yield
-        found["seconds"][name] = round(time.perf_counter() - start, 2)
-
+    found: dict[str, Any] = {}
+    stage = Stages(found)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -64,3 +64,23 @@ def resident_bytes() -> int:
         return int(status.read_text().split()[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Stages:
+    """Stages of an examination, timed into ``found["seconds"]``; the one that is under way stands in ``found["at"]``.
+
+    Args:
+        found: what is known so far; changed.
+    """
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.found = found
+        found.setdefault("seconds", {})
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Times a stage."""
+        start = time.perf_counter()
+        self.found["at"] = name
+        yield
+        self.found["seconds"][name] = round(time.perf_counter() - start, 2)

@@ -23,9 +23,9 @@ from fxprune.capturing.normalize import normalise
 from fxprune.capturing.normalize.dtypes import follow_dtype
 from fxprune.capturing.observed import Training, compare_modes
 from fxprune.capturing.shapes import TensorInfo, infer
-from fxprune.capturing.sizes import read_sizes
+from fxprune.capturing.sizes import Sizes, read_sizes
 from fxprune.capturing.source import Source, open_sources, open_training
-from fxprune.capturing.state import hang, read_state
+from fxprune.capturing.state import State, hang, read_state
 from fxprune.capturing.training import lost_norms, restore_training
 from fxprune.data.calls import Call, bound_call
 
@@ -165,10 +165,7 @@ def in_training(captured: Captured) -> Captured:
         CaptureError: If it cannot be captured.
     """
     source = open_training(captured.model, *example_call(captured))
-    state = read_state(source.model)
-    flat = flatten(source.program, state)
-    sizes = read_sizes(source.program, flat, source.batched)
-    folded = fold_weights(flat, source.model, state)
+    state, flat, sizes, folded = _flattened(source)
     normalise(flat.graph, sizes, {*state.parameters, *(one.name for one in folded)})
     persistent = state.persistent | {one.name for one in folded}
     module = _build(flat, persistent)
@@ -185,11 +182,15 @@ def in_training(captured: Captured) -> Captured:
     )
 
 
-def _captured(source: Source) -> Captured:
+def _flattened(source: Source) -> tuple[State, Flat, Sizes, list[Folded]]:
     state = read_state(source.model)
     flat = flatten(source.program, state)
     sizes = read_sizes(source.program, flat, source.batched)
-    folded = fold_weights(flat, source.model, state)
+    return state, flat, sizes, fold_weights(flat, source.model, state)
+
+
+def _captured(source: Source) -> Captured:
+    state, flat, sizes, folded = _flattened(source)
     computed = left_computed(flat.graph)
     parameters = {*state.parameters, *(one.name for one in folded)}
     found = normalise(flat.graph, sizes, parameters)
