@@ -76,9 +76,8 @@ def bundles_of(
             continue
         ranked = [cell[np.argsort(-values[cell], kind="stable")] for cell in cells]
         count = min(len(cell) // n for cell, n in zip(ranked, each, strict=True))
-        parts = [
-            cell[len(cell) - count * n :].reshape(count, n) for cell, n in zip(ranked, each, strict=True)
-        ]  # what finds no partner is the best, and stays
+        pairs = zip(ranked, each, strict=True)  # what finds no partner is the best, and stays
+        parts = [cell[len(cell) - count * n :].reshape(count, n) for cell, n in pairs]
         names = dict.fromkeys(groups[int(group_of[cell[0]])].name for cell in cells)
         found.append(Bundles(tuple(names), np.concatenate(parts, axis=1), tuple(each)))
     return found, bound

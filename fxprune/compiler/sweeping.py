@@ -22,7 +22,8 @@ from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.cost import Cost, cost_model
 from fxprune.compiler import stages
 from fxprune.compiler.clock import Clock
-from fxprune.compiler.options import AUTO, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.homecoming import tie
+from fxprune.compiler.options import AUTO, MODULE, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
 from fxprune.compiler.pipeline import on_parts
 from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
@@ -128,7 +129,10 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
 def _coupled(state: State) -> State:
     """Returns what all points have in common; parts of a model are each captured anew."""
     state = stages.capture(state)
-    return state if state.captured is None else stages.couple(state)
+    if state.captured is None:
+        return state
+    state = stages.couple(state)
+    return tie(state) if state.options.form == MODULE else state
 
 
 def _ways(state: State, budgets: Sequence[Budget]) -> Iterator[tuple[Budget, Callable[[], State]]]:

@@ -67,9 +67,7 @@ def way_home(coupling: Coupling, also: Sequence[Called] = ()) -> Way:
     captured, readings, also = coupling.captured, sizes_read(coupling, also), tuple(also)
     try:
         training = in_training(captured)
-    except (
-        Exception
-    ) as error:  # a forward in training wants targets, or decides by values; the result is tried in training
+    except Exception as error:  # it wants targets, or decides by values: the result is tried in training, then
         text = f"the model in training mode cannot be captured, and what it alone reads stays as it is: {brief(error)}"
         return Way(readings, None, (text,) if captured.unused else (), also)
     read = {str(node.target) for node in training.module.graph.find_nodes(op="get_attr")}

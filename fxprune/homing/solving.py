@@ -63,9 +63,8 @@ class _Solver:
 
     def run(self, found: Sequence[Equation]) -> Solved:
         waiting = [(equation, list(dict.fromkeys(_places(equation.reading.term)))) for equation in found]
-        waiting.sort(
-            key=lambda pair: pair[0].reading.named == "equal"
-        )  # a way that the code may leave, as long as it is right
+        # what is equal is a way that the code takes: it may take another, as long as the outputs are right
+        waiting.sort(key=lambda pair: pair[0].reading.named == "equal")
         conflicts = [self._narrowed(equation, places[0]) for equation, places in waiting if len(places) == 1]
         for place, fitting in self.choices.items():
             self.values[place] = place.value if place.value in fitting else max(fitting)

@@ -63,6 +63,25 @@ def test_it_trains_as_the_original_without_what_went(kind: type[nn.Module], shap
     assert list(other_gradients(want, got, keep, created, 1e-8)) == []
 
 
+def test_in_steps_and_in_a_sweep() -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    home = compiled(model, data, 0.5, steps=2)
+    assert (
+        isinstance(home, Halves)
+        and home.report.form == "module"
+        and home.report.params[1] <= 0.5 * home.report.params[0]
+    )
+    graph = fxprune.apply(model, home.plan)
+    torch.testing.assert_close(home(data), graph(data), rtol=1e-4, atol=1e-5)
+    found = fxprune.sweep(model, data, [0.7, 0.5], ["random", "l2"], recover=None, form="module", progress=False)
+    kept = [point.report.plan.keep.get("stem.weight", {0: range(32)})[0] for point in found.points]
+    assert (
+        len(kept) == 4
+        and any(len(part) < 32 for part in kept)
+        and all(sum(i < 16 for i in part) == sum(i >= 16 for i in part) for part in kept)
+    )
+
+
 def test_halves_keep_equal_numbers() -> None:
     model, data = made(Halves, (4, 3, 9, 9))
     home = compiled(model, data, 0.5, units="channel")
