@@ -66,8 +66,8 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
         certificate = verify(replace(whole, options=replace(state.options, verify_dtype=torch.float64))).certificate
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
     report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=state.notes)
-    then = {"recover": last.report.recover, "form": last.report.form}
-    report = replace(report, seconds=dict(last.report.seconds), latency=latency, **then)
+    seconds, recover, form = dict(last.report.seconds), last.report.recover, last.report.form
+    report = replace(report, seconds=seconds, latency=latency, recover=recover, form=form)
     return replace(state, certificate=certificate, report=report, pruned=attach(last.pruned, report))
 
 
