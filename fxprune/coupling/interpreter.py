@@ -36,7 +36,11 @@ def couple(captured: Captured, *, strict: bool = False) -> Coupling:
     Raises:
         UnsupportedOpError: under ``strict``, an op without a rule; names op, module and source line.
     """
-    captured = with_dead_counted(captured)
+    return couple_counted(with_dead_counted(captured), strict=strict)
+
+
+def couple_counted(captured: Captured, *, strict: bool = False) -> Coupling:
+    """Finds the same in a graph as it stands: norms over channels that are dead already have been written out, or need not be."""
     tracer = Tracer(captured)
     unsupported: list[tuple[str, str]] = []
     for node in captured.module.graph.nodes:

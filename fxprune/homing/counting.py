@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import EXPLICIT_LIMIT, Axis, explicit, fixed, is_labelled, labelled, size_of
+from fxprune.algebra.axes import Axis, explicit, fixed, is_labelled, labelled, size_of
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import TensorInfo
 from fxprune.coupling.coupling import Coupling
@@ -69,13 +69,11 @@ class Dimensions:
             shape: of the other, at the example.
             index: for each element its number in the other, ``[...]``.
         """
-        rows = self._rows([axes[0] for axes in dims], shape)
-        if rows is None:
-            return tuple((fixed(size),) for size in index.shape)
-        where, sizes = index.numpy(), index.shape
+        rows, places = self._rows([axes[0] for axes in dims], shape)
+        where, sizes = places[index.numpy()], index.shape
         for dim in range(index.dim()):  # along most of them, such as the batch, all labels are the same
             first = where[(slice(None),) * dim + (slice(0, 1),)]
-            if where.size and (rows[first] == rows[where]).all():
+            if where.size and (first == where).all():
                 where = first
         found = rows[where]
         owners = _owners(found)
@@ -83,24 +81,26 @@ class Dimensions:
             (fixed(size),) if found.shape[dim] < size else _along(found, dim, owners) for dim, size in enumerate(sizes)
         )
 
-    def _rows(self, axes: Sequence[Axis], shape: Sequence[int]) -> Ids | None:
-        """Returns the labels of each element, ``[elements, k]``."""
+    def _rows(self, axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Ids, Ids]:
+        """Returns the labels of all places that differ in them, ``[places, k]``, and the place of each element, ``[elements]``."""
         columns: list[Ids] = []
-        total = int(np.prod(shape, dtype=np.int64))
-        if not 0 < total <= EXPLICIT_LIMIT:
+        known = [self._labels(axis, size) for axis, size in zip(axes, shape, strict=True)]
+        small = [1 if labels is None else len(labels) for labels in known]
+        for dim, labels in enumerate(known):
+            if labels is not None:
+                spread = labels.reshape([len(labels) if d == dim else 1 for d in range(len(shape))] + [labels.shape[1]])
+                columns.append(np.broadcast_to(spread, (*small, labels.shape[1])).reshape(-1, labels.shape[1]))
+        rows = np.concatenate(columns, axis=1) if columns else np.zeros((1, 0), np.int64)
+        places = np.arange(len(rows)).reshape(small) if columns else np.zeros(small, np.int64)
+        return rows, np.broadcast_to(places, tuple(shape)).reshape(-1)
+
+    def _labels(self, axis: Axis, size: int) -> Ids | None:
+        """Returns the labels of an axis at the example, ``[size, k]``; None where it has none, or none that can be told."""
+        labels = explicit(axis) if is_labelled(axis) else None
+        if labels is None or len(labels) != size:
             return None
-        for dim, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-            if not is_labelled(axis):
-                continue
-            labels = explicit(axis)
-            if labels is None or len(labels) != size:
-                return None
-            if not labels.size:
-                continue
-            labels = self.coupling.channels.resolve(labels)
-            spread = labels.reshape([size if d == dim else 1 for d in range(len(shape))] + [labels.shape[1]])
-            columns.append(np.broadcast_to(spread, (*shape, labels.shape[1])).reshape(total, labels.shape[1]))
-        return np.concatenate(columns, axis=1) if columns else None
+        labels = self.coupling.channels.resolve(labels)
+        return labels if labels.size else None
 
 
 def left(slicer: Slicer, axis: Axis, size: int) -> int:

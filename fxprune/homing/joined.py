@@ -14,7 +14,7 @@ from fxprune._base.names import fetch, place
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import Captured
 from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.interpreter import couple
+from fxprune.coupling.interpreter import couple_counted
 from fxprune.coupling.selection import Selection
 from fxprune.rewriting.slicing import keep_indices
 
@@ -47,7 +47,7 @@ class Joined:
 
 def joined(coupling: Coupling, training: Captured) -> Joined:
     """Returns a model's coupling in evaluation joined with its graph in training: they share parameters and buffers."""
-    whole = couple(_both(coupling.captured, training))
+    whole = couple_counted(_both(coupling.captured, training))
     axes = {(axis.tensor, axis.dim) for axis in coupling.axes}
     here, there = _places(coupling, axes), _places(whole, axes)
     known = {int(places): channel for channel, places in enumerate(there) if channel and places}
@@ -69,7 +69,7 @@ def _places(coupling: Coupling, axes: Set[tuple[str, int]]) -> Ids:
 def _both(first: Captured, second: Captured) -> Captured:
     """Returns one graph that computes what two do, each from inputs of its own."""
     root, graph = nn.Module(), fx.Graph()
-    info: dict[fx.Node, Any] = {}
+    info: list[tuple[Any, Any]] = []
     held: dict[str, fx.Node] = {}
     outputs: list[Any] = []
     for number, captured in enumerate((first, second)):
@@ -90,15 +90,17 @@ def _both(first: Captured, second: Captured) -> Captured:
                     held[str(node.target)] = copy
             elif node.op == "placeholder":
                 copy.target = copy.name
-            copies[node], info[copy] = copy, captured.info.get(node)
-    info[graph.output(tuple(outputs))] = None
+            copies[node] = copy
+            info.append((captured.info.get(node), captured.at_example.get(node)))
+    graph.output(tuple(outputs))
     module = fx.GraphModule(root, graph)
-    found = dict(zip(module.graph.nodes, info.values(), strict=True))
+    nodes = list(module.graph.nodes)
+    free, fixed = zip(*info, (None, None), strict=True)
     return replace(
         first,
         module=module,
-        info=found,
-        at_example=found,
+        info=dict(zip(nodes, free, strict=True)),
+        at_example=dict(zip(nodes, fixed, strict=True)),
         persistent=first.persistent | second.persistent,
         example=(*first.example, *second.example),
     )

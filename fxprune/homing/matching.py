@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,10 +96,15 @@ def _print_of(tensor: Tensor) -> Print:
         return np.zeros(1 + len(_PHASES))
     largest = float(flat.abs().max()) or 1.0
     head = flat[:_LOOKED_AT] / largest
-    places = torch.arange(1, len(head) + 1, dtype=torch.float64)
     scale = len(head) ** 0.5
-    seen = [float((head * torch.cos(places * phase)).sum()) / scale for phase in _PHASES]
+    seen = [float((head * wave[: len(head)]).sum()) / scale for wave in _waves()]
     return np.array([float(flat.sum()) / largest / len(flat) ** 0.5, *seen])
+
+
+@functools.cache
+def _waves() -> list[Tensor]:
+    places = torch.arange(1, _LOOKED_AT + 1, dtype=torch.float64)
+    return [torch.cos(places * phase) for phase in _PHASES]
 
 
 class _Run(fx.Interpreter):

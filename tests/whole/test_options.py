@@ -43,6 +43,8 @@ SETTINGS: dict[str, list[Any]] = {
     "loss": [lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)],
     "forward_args": [lambda batch: ((batch[0],), {}, batch[1])],
     "dynamic_shapes": [[{0: torch.export.Dim.AUTO}]],
+    "form": ["module"],
+    "also": [[lambda model, images: model(images.flip(3))]],
     "steps": [2],
     "strict": [True],
     "verify": [False],
@@ -55,6 +57,7 @@ SETTINGS: dict[str, list[Any]] = {
 
 #: What goes with an option for it to do something.
 WITH: dict[str, dict[str, Any]] = {
+    "also": {"form": "module"},
     "loss": {"method": "taylor"},
     "seed": {"method": "random"},
     "cache_dir": {"method": "hrank"},
@@ -70,7 +73,7 @@ REFUSALS = (
 
 #: Models that see every option; the others see those that change the structure or the weights, which take minutes as it is.
 WHOLE = ("vit",)
-TELLING = ("recover", "units")
+TELLING = ("recover", "units", "form")
 
 CASES = [
     (name, option, index)
