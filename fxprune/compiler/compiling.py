@@ -41,6 +41,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     loss: Loss | None = None,
     form: Form = "graph",
     also: Sequence[Callable[..., Any]] = (),
+    uniform: bool = False,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     steps: int = 1,

@@ -50,7 +50,7 @@ def of_class(captured: Captured) -> Captured:
 
 def tie(state: State) -> State:
     """Has what the class can only say together go together, and what it cannot say otherwise stay."""
-    way = way_home(state.coupling, state.options.also)
+    way = way_home(state.coupling, state.options.also, uniform=state.options.uniform)
     ties = ties_in(state.coupling, way, state.constraints)
     constraints = replace(state.constraints, ties=ties)
     return replace(state, way=way, constraints=constraints, notes=(*state.notes, *way.notes))

@@ -91,6 +91,9 @@ class Options:
         also: for ``form="module"``: other ways to the same outputs, ``way(model, *args, **kwargs)``, whose sizes are to follow as
             well: such as one that switches to another attention, or to the methods that an exporter takes. Each gets a copy of
             the model.
+        uniform: for ``form="module"`` and a class that makes its layers of a ``config``, as those of transformers do: one width for
+            all layers that are made of one setting, so that the class makes all that is left again of other settings, and
+            `fxprune.to_pretrained` writes a checkpoint that needs nothing of fxprune.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it; the batch is dynamic by default.
         steps: compile in so many steps, each scored and recovered anew on what the one before left; needs a budget.
@@ -115,6 +118,7 @@ class Options:
     loss: Loss | None = None
     form: Form = "graph"
     also: Sequence[Callable[..., Any]] = ()
+    uniform: bool = False
     forward_args: Callable[[Any], Any] | None = None
     dynamic_shapes: Any = None
     steps: int = 1
@@ -202,6 +206,10 @@ def _check_form(options: Options) -> None:
         raise TypeError(f"also: expected functions of (model, *args, **kwargs), got {strange[0]!r:.80}")
     if options.also and options.form != MODULE:
         raise ValueError("also is about the ways that the original's class is called in: give form='module' with it")
+    if not isinstance(options.uniform, bool):
+        raise TypeError(f"uniform: expected True or False, got {options.uniform!r:.80}")
+    if options.uniform and options.form != MODULE:
+        raise ValueError("uniform is about what the original's class makes of its settings: give form='module' with it")
     if options.form == MODULE and options.min_keep == 0:
         raise ValueError(
             "min_keep=0 lets whole branches go, which the original's class still calls: expected form='graph'"

@@ -57,6 +57,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     loss: Loss | None = None,
     form: Form = "graph",
     also: Sequence[Callable[..., Any]] = (),
+    uniform: bool = False,
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,

@@ -34,6 +34,11 @@ class Form:
         """Whether no channel has a part in it."""
         return not len(self.channels)
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it is 0."""
+        return self.is_constant and not self.constant
+
     def __sub__(self, other: Form) -> Form:
         return self.plus(other, -1)
 
@@ -52,6 +57,14 @@ class Form:
     def times(self, factor: int | Fraction) -> Form:
         """Returns a multiple."""
         return NOTHING.plus(self, factor)
+
+
+def ratio_of(a: Form, b: Form) -> Fraction | None:
+    """Returns the number that one form is another's multiple by; None if it is not one."""
+    if a.is_constant or b.is_constant or not np.array_equal(a.channels, b.channels):
+        return None
+    found = Fraction(int(a.weights[0]) * b.scale, int(b.weights[0]) * a.scale)
+    return found if (a - b.times(found)).is_nothing else None
 
 
 NOTHING = Form(Fraction(0), np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -6,14 +6,14 @@ Attributes of modules are looked at, tuples, lists and dicts in them, and object
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.homing.terms import Place, Tagged
+from fxprune.homing.terms import Key, Place, Tagged, Term
 
 _OWN = frozenset(nn.Module().__dict__)
 _DEPTH = 4
@@ -31,7 +31,7 @@ def tagged(model: nn.Module) -> Iterator[None]:
     try:
         for path, module in model.named_modules():
             for name, old in _settings(module):
-                new = _changed(old, Place(path, (name,), 0), lambda place: Tagged(place.value, place))
+                new = with_numbers(old, Place(path, (name,), 0), lambda place: Tagged(place.value, place))
                 if new is not old:
                     undo.append((module.__dict__, name, old))
                     module.__dict__[name] = new
@@ -43,10 +43,10 @@ def tagged(model: nn.Module) -> Iterator[None]:
 
 def changed(model: nn.Module, values: Mapping[Place, int]) -> None:
     """Gives the integers at some places other values; an object that modules share stays shared where they agree."""
-    wanted = {(place.module, place.steps): value for place, value in values.items()}
+    wanted = {place.key: value for place, value in values.items()}
 
     def new_value(place: Place) -> int:
-        return wanted.get((place.module, place.steps), place.value)
+        return wanted.get(place.key, place.value)
 
     agreed = _agreed(model, wanted)
     for path, module in model.named_modules():
@@ -54,15 +54,34 @@ def changed(model: nn.Module, values: Mapping[Place, int]) -> None:
             if id(old) in agreed:
                 module.__dict__[name] = agreed[id(old)]
             elif any(key[0] == path and key[1][0] == name for key in wanted):
-                module.__dict__[name] = _changed(old, Place(path, (name,), 0), new_value)
+                module.__dict__[name] = with_numbers(old, Place(path, (name,), 0), new_value)
 
 
-def _agreed(model: nn.Module, wanted: Mapping[tuple[str, tuple[str | int, ...]], int]) -> dict[int, Any]:
+def numbers_in(model: nn.Module, kinds: Collection[type] = (int, float)) -> dict[Key, Any]:
+    """Returns the numbers of some kinds that the modules of a model hold."""
+    found: dict[Key, Any] = {}
+
+    def noted(place: Place) -> int:
+        found[place.key] = place.value
+        return place.value
+
+    for path, module in model.named_modules():
+        for name, value in _settings(module):
+            with_numbers(value, Place(path, (name,), 0), noted, kinds)
+    return found
+
+
+def terms_in(model: nn.Module) -> dict[Key, Term]:
+    """Returns the terms of the tagged integers that the modules of a model hold."""
+    return {key: value.term for key, value in numbers_in(model, (Tagged,)).items()}
+
+
+def _agreed(model: nn.Module, wanted: Mapping[Key, int]) -> dict[int, Any]:
     """Returns, for each object that modules share and no two want otherwise, the one that all of them get, by its id."""
     holders: dict[int, list[tuple[str, str, Any]]] = {}
     for path, module in model.named_modules():
         for name, old in _settings(module):
-            if _is_object(old):
+            if is_object(old):
                 holders.setdefault(id(old), []).append((path, name, old))
     found = {}
     for key, several in holders.items():
@@ -73,7 +92,7 @@ def _agreed(model: nn.Module, wanted: Mapping[tuple[str, tuple[str | int, ...]],
                     asked.setdefault(steps[1:], set()).add(value)
         if asked and all(len(values) == 1 for values in asked.values()):
             one = {steps: next(iter(values)) for steps, values in asked.items()}
-            found[key] = _changed(several[0][2], Place("", ("",), 0), partial(_of_one, one))
+            found[key] = with_numbers(several[0][2], Place("", ("",), 0), partial(_of_one, one))
     return found
 
 
@@ -87,30 +106,30 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _is_object(value: Any) -> bool:
+def is_object(value: Any) -> bool:
     """Returns whether a value is an object that holds settings: of a class of the user's or a library's, no module or function."""
     if not hasattr(value, "__dict__") or callable(value) or isinstance(value, (nn.Module, Tensor, type)):
         return False
     return type(value).__module__.partition(".")[0] not in ("builtins", "torch")
 
 
-def _changed(value: Any, place: Place, new: Change, depth: int = 0) -> Any:
-    """Returns a value with other integers in it; itself where there are none, or they stay."""
-    if type(value) is int:
+def with_numbers(value: Any, place: Place, new: Change, kinds: Collection[type] = (int,), depth: int = 0) -> Any:
+    """Returns a value with other numbers of some kinds in it; itself where there are none, or they stay."""
+    if type(value) in kinds:
         found = new(Place(place.module, place.steps, value))
-        return value if type(found) is int and found == value else found
+        return value if found is value or (type(found) is int and found == value) else found
     if depth == _DEPTH:
         return value
 
     def inner(step: str | int, part: Any) -> Any:
-        return _changed(part, Place(place.module, (*place.steps, step), 0), new, depth + 1)
+        return with_numbers(part, Place(place.module, (*place.steps, step), 0), new, kinds, depth + 1)
 
     if type(value) in (tuple, list):
         parts = [inner(i, part) for i, part in enumerate(value)]
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
     if type(value) is dict:
         return _unless_same(value, {k: inner(k, part) if isinstance(k, str) else part for k, part in value.items()})
-    return _changed_object(value, inner) if _is_object(value) else value
+    return _changed_object(value, inner) if is_object(value) else value
 
 
 def _changed_object(value: Any, inner: Callable[[str | int, Any], Any]) -> Any:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
@@ -24,13 +24,13 @@ from fxprune.data.calls import Call
 from fxprune.homing.counting import Dimensions, Dims, numbered
 from fxprune.homing.matching import Values
 from fxprune.homing.places import tagged
-from fxprune.homing.terms import Computed, SizeOf, Tagged, Term, noticed, term_of
+from fxprune.homing.terms import Computed, Key, SizeOf, Tagged, Term, noticed, term_of
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _ELSEWHERE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
 
-Named = Literal["size", "place", "parts", "multiple", "equal"]
+Named = Literal["size", "place", "parts", "multiple", "equal", "divides"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Reading:
     Attributes:
         term: where the number comes from.
         named: what the number is: the size of an axis, how many coordinates lie before a place in it, how many equal parts it is
-            cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal.
+            cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal, or the rest of a
+            division that it finds to leave none.
         axis: of a tensor.
         size: of the axis at the example.
         line: that names it.
@@ -86,11 +87,13 @@ class Readings:
         sizes: that it names.
         whole: axes of which the forward makes all, such as a table of positions or of slopes by head, while the graph cuts them.
         shared: axes for which it makes one value, such as a first state of zeros, while in the graph each reader takes its part.
+        made: where widths are to be uniform, what modules keep of the settings that they were made of.
     """
 
     sizes: tuple[Reading, ...]
     whole: tuple[Axis, ...] = ()
     shared: tuple[tuple[Axis, ...], ...] = ()
+    made: Mapping[Key, Term] = field(default_factory=dict)
 
 
 def read_sizes(
@@ -221,6 +224,15 @@ def _inside(function: Any) -> Any:
 
 
 _HANDED = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def sizes_named(func: Any, args: Any, kwargs: Any, result: Any) -> Iterator[tuple[Term, Tensor, int]]:
+    """Yields what a call of a function names of the sizes of its one result: term, result, dimension."""
+    name = getattr(func, "__name__", "")
+    if name in _NAMED and isinstance(result, Tensor):
+        for term, kind, tensor, dim in _NAMED[name](args, kwargs, result):
+            if kind == "size" and tensor is result and tensor.dim():
+                yield term, tensor, dim
 
 
 # -- which arguments of which functions are sizes of what -----------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from fxprune.capturing.captured import example_call, in_training
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call, tensors_of
+from fxprune.homing.constructing import constructed, settings_of
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.joined import Joined, joined
 from fxprune.homing.matching import values_of, varied
@@ -28,7 +29,9 @@ from fxprune.homing.reading import Reading, Readings, read_sizes
 from fxprune.homing.solving import Solved, equations, solve
 from fxprune.homing.statistics import made_up, statistics_of, uncounted
 from fxprune.homing.tensors import with_tensors
+from fxprune.homing.terms import Key, Place, Term, evaluate
 from fxprune.homing.tying import ties_of
+from fxprune.homing.uniform import in_settings
 from fxprune.results.tables import few
 
 #: The largest relative difference between module and graph.
@@ -62,9 +65,20 @@ class Way:
         return replace(found, held=found.held | (held & free))
 
 
-def way_home(coupling: Coupling, also: Sequence[Called] = ()) -> Way:
-    """Returns what is known of a coupled model before anything of it goes; ``also`` are other ways that it is called in."""
+def way_home(coupling: Coupling, also: Sequence[Called] = (), *, uniform: bool = False) -> Way:
+    """Returns what is known of a coupled model before anything of it goes.
+
+    Args:
+        coupling: of the captured graph.
+        also: other ways that the model is called in.
+        uniform: its class is to make all that is left of its settings again.
+
+    Raises:
+        RestoreError: under ``uniform``, its class makes it of no settings.
+    """
     captured, readings, also = coupling.captured, sizes_read(coupling, also), tuple(also)
+    if uniform:
+        readings = in_settings(readings, constructed(captured.model), coupling)
     try:
         training = in_training(captured)
     except Exception as error:  # it wants targets, or decides by values: the result is tried in training, then
@@ -117,9 +131,11 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
         cut = way.joined.kept(selection) | cut
     home = with_tensors(captured.model, pruned, captured, cut)
     solved = solve(list(equations(way.readings.sizes, slicer)), slicer)
-    changed(home, solved.values)
+    changed(home, {**solved.values, **_made(way.readings.made, solved.values)})
     made_up(home, statistics_of(selection))
-    further = [call for call in calls[1:] if _takes(captured.model, call) and _takes(pruned, call)]
+    if way.readings.made:
+        settings_of(home)
+    further = [call for call in calls[1:] if takes(captured.model, call) and takes(pruned, call)]
     for call in (*calls[:1], *further):
         if (told := difference(home, pruned, call)) is not None:
             raise RestoreError(_explained(told, solved))
@@ -129,6 +145,17 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
     if (told := _untrained(captured.model, home, calls[0])) is not None:
         raise RestoreError(_explained(told, solved))
     return home.eval()
+
+
+def _made(integers: Mapping[Key, Term], values: Mapping[Place, int]) -> dict[Place, int]:
+    """Returns what modules keep of settings that have other values now."""
+    found = {
+        Place(module, steps, -1): evaluate(
+            term, lambda leaf: values.get(leaf, leaf.value) if isinstance(leaf, Place) else leaf.value
+        )
+        for (module, steps), term in integers.items()
+    }
+    return {place: value for place, value in found.items() if value is not None}
 
 
 def _untrained(model: nn.Module, home: nn.Module, call: Call) -> str | None:
@@ -169,7 +196,8 @@ def difference(home: nn.Module, pruned: nn.Module, call: Call, way: Called = nn.
     return f"its outputs differ from the graph's by {worst:.2g} of their size" if worst > 1 else None
 
 
-def _takes(model: nn.Module, call: Call) -> bool:
+def takes(model: nn.Module, call: Call) -> bool:
+    """Returns whether a model can be called so."""
     try:
         with random_states_kept(), lent(model, call):
             model(*call[0], **call[1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fxprune.homing.counting import left, left_before
-from fxprune.homing.reading import Reading
+from fxprune.homing.reading import Line, Reading
 from fxprune.homing.terms import Leaf, Place, SizeOf, Term, evaluate, leaves
 from fxprune.ops.slicer import Slicer
 
@@ -43,7 +43,7 @@ def equations(readings: Iterable[Reading], slicer: Slicer) -> Iterator[Equation]
         assert old is not None
         if reading.named == "place":
             yield Equation(reading, left_before(slicer, reading.axis, old))
-        elif reading.named == "equal":
+        elif reading.named in ("equal", "divides"):
             yield Equation(reading, 0)
         elif reading.named == "size":
             yield Equation(reading, left(slicer, reading.axis, old))
@@ -54,8 +54,15 @@ def solve(found: Sequence[Equation], slicer: Slicer) -> Solved:
     return _Solver(slicer).run(found)
 
 
+def solve_terms(found: Sequence[tuple[Term, int]]) -> tuple[Mapping[Place, int], tuple[Conflict, ...]]:
+    """Returns the integers with which terms come to numbers, as far as they can, and what does not."""
+    line = Line("", "", "", "", 0)
+    solved = _Solver(None).run([Equation(Reading(term, "size", (), 0, line, ""), wanted) for term, wanted in found])
+    return solved.values, solved.conflicts
+
+
 class _Solver:
-    def __init__(self, slicer: Slicer) -> None:
+    def __init__(self, slicer: Slicer | None) -> None:
         self.slicer = slicer
         self.values: dict[Place, int] = {}
         self.choices: dict[Place, set[int]] = {}
@@ -64,7 +71,7 @@ class _Solver:
     def run(self, found: Sequence[Equation]) -> Solved:
         waiting = [(equation, list(dict.fromkeys(_places(equation.reading.term)))) for equation in found]
         # what is equal is a way that the code takes: it may take another, as long as the outputs are right
-        waiting.sort(key=lambda pair: pair[0].reading.named == "equal")
+        waiting.sort(key=lambda pair: pair[0].reading.named in ("equal", "divides"))
         conflicts = [self._narrowed(equation, places[0]) for equation, places in waiting if len(places) == 1]
         for place, fitting in self.choices.items():
             self.values[place] = place.value if place.value in fitting else max(fitting)
@@ -110,7 +117,9 @@ class _Solver:
     def _come_to(self, term: Term, given: Mapping[Place, int]) -> int | None:
         def value(leaf: Leaf) -> int:
             if isinstance(leaf, SizeOf):
-                return leaf.value if leaf.axis is None else left(self.slicer, leaf.axis, leaf.value)
+                if self.slicer is None or leaf.axis is None:
+                    return leaf.value
+                return left(self.slicer, leaf.axis, leaf.value)
             return given.get(leaf, self.values.get(leaf, leaf.value))
 
         return evaluate(term, value)

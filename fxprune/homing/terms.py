@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -28,6 +28,11 @@ class Place:
     module: str
     steps: tuple[str | int, ...]
     value: int
+
+    @property
+    def key(self) -> Key:
+        """Which place it is, whatever stands there."""
+        return self.module, self.steps
 
     def __str__(self) -> str:
         """Returns it as Python would reach it: ``layers.0.config.heads``, ``norm.normalized_shape[0]``."""
@@ -56,6 +61,8 @@ class Computed:
     operands: tuple[Term, ...]
 
 
+#: A place without what stands there.
+Key: TypeAlias = tuple[str, tuple[str | int, ...]]
 Leaf: TypeAlias = "Place | SizeOf"
 Term: TypeAlias = "Place | SizeOf | Computed | int"
 
@@ -67,6 +74,13 @@ def leaves(term: Term) -> Iterator[Leaf]:
             yield from leaves(operand)
     elif not isinstance(term, int):
         yield term
+
+
+def rewritten(term: Term, places: Mapping[Key, Term]) -> Term:
+    """Returns a term in which some places are what other terms say."""
+    if isinstance(term, Computed):
+        return Computed(term.function, tuple(rewritten(operand, places) for operand in term.operands))
+    return places.get(term.key, term) if isinstance(term, Place) else term
 
 
 def evaluate(term: Term, value: Callable[[Leaf], int]) -> int | None:
@@ -112,11 +126,11 @@ class Tagged(int):
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
-    def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
+    def __deepcopy__(self, memo: Any) -> Tagged:
+        return self
 
-    def __copy__(self) -> int:
-        return int(self)
+    def __copy__(self) -> Tagged:
+        return self
 
     __hash__ = int.__hash__
 
@@ -141,7 +155,10 @@ class Tagged(int):
 
 
 class Quotient(float):
-    """What ``/`` makes of two integers: ``math.floor(a / b)`` knows its term again; ``int(a / b)`` Python makes a plain one."""
+    """What ``/`` makes of two integers: ``math.floor(a / b)`` knows its term again.
+
+    ``int(a / b)`` Python makes a plain integer, which is noticed as what the term is equal to.
+    """
 
     operands: tuple[Term, Term]
 
@@ -157,7 +174,16 @@ class Quotient(float):
         return float(self)
 
     def __trunc__(self) -> Tagged:
-        return Tagged(math.trunc(float(self)), Computed(_truncated, self.operands))
+        return Tagged(math.trunc(float(self)), self._whole())
+
+    def __int__(self) -> int:
+        found = math.trunc(float(self))
+        for notice in _NOTICED:
+            notice(self._whole(), found)
+        return found
+
+    def _whole(self) -> Computed:
+        return Computed(operator.floordiv if self >= 0 else _truncated, self.operands)
 
     def __floor__(self) -> Tagged:
         return Tagged(math.floor(float(self)), Computed(operator.floordiv, self.operands))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fxprune.algebra.axes import Axis, labels_of, size_of
 from fxprune.algebra.channels import KINDS, Ids, Mask
 from fxprune.budget.ties import Ties
 from fxprune.coupling.coupling import Coupling
-from fxprune.homing.forms import NOTHING, Form, ProductError, form_of, number
+from fxprune.homing.forms import NOTHING, Form, ProductError, form_of, number, ratio_of
 from fxprune.homing.reading import Reading, Readings
 from fxprune.homing.terms import Computed, Place, SizeOf, Term, evaluate, leaves
 
@@ -30,6 +31,11 @@ def ties_of(coupling: Coupling, readings: Readings, free: Mask) -> Ties:
         free: flags the channels that may go, ``[channels]``.
     """
     return _Tying(coupling, free.copy()).run(readings)
+
+
+def _order(reading: Reading) -> tuple[bool, int]:
+    """Returns what is looked at first: sizes before what the code compares, and of few places before of many."""
+    return reading.named in ("equal", "divides"), len(set(leaves(reading.term)))
 
 
 class _OpenError(Exception):
@@ -50,14 +56,18 @@ class _Tying:
             self.forms, equal = {}, []
             for axes in readings.shared:
                 equal += self._alike(axes)
-            for reading in sorted(readings.sizes, key=lambda r: (r.named == "equal", len(set(leaves(r.term))))):
+            multiples: list[tuple[Ids, Ids, int]] = []
+            for reading in sorted(readings.sizes, key=_order):
                 equal += [form for form in self._equations(reading) if not form.is_constant]
             for form in equal:
                 if (form.weights > 0).all() or (form.weights < 0).all():
                     self._hold(form.channels)
-            multiples = [
-                row for reading in readings.sizes if reading.named == "multiple" for row in self._multiple(reading)
-            ]
+            for reading in readings.sizes:
+                if reading.named == "multiple":
+                    multiples += self._multiple(reading)
+                elif reading.named == "divides":
+                    self._hold_divisor(reading, equal)
+                    multiples += self._divisible(reading)
             if int(self.held.sum()) == before:
                 return Ties(self.held, tuple((form.channels, form.weights) for form in equal), tuple(multiples))
 
@@ -91,6 +101,25 @@ class _Tying:
             return []
         return [(form.channels, form.weights, number_of)]
 
+    def _divisible(self, reading: Reading) -> list[tuple[Ids, Ids, int]]:
+        """Returns what must add up to a multiple of a number that stays."""
+        a, by = (self._known(operand) for operand in reading.term.operands)  # type: ignore[union-attr]
+        if a is None or by is None or a.is_constant or not by.is_constant or by.constant == 1:
+            return []
+        return [(a.channels, a.weights, int(by.constant * a.scale))]
+
+    def _hold_divisor(self, reading: Reading, equal: Sequence[Form]) -> None:
+        """Has a number that must divide another stay, unless the other is always the same multiple of it."""
+        term = reading.term
+        assert isinstance(term, Computed)
+        a, by = (self._known(operand) for operand in term.operands)
+        now, parts = (evaluate(operand, lambda leaf: leaf.value) for operand in term.operands)
+        if a is None or by is None or a.is_constant or by.is_constant or not now or not parts:
+            return
+        apart = a - by.times(Fraction(now, parts))
+        if not apart.is_nothing and not any(ratio_of(apart, form) for form in equal):
+            self._hold(by.channels)
+
     def _alike(self, axes: Sequence[Axis]) -> list[Form]:
         """Returns the forms that must stay 0 so that all of some axes keep as many coordinates."""
         try:
@@ -106,7 +135,7 @@ class _Tying:
         try:
             if reading.named == "parts":
                 return self._parts(reading)
-            if reading.named == "multiple":
+            if reading.named in ("multiple", "divides"):
                 return []
             if reading.named == "equal":
                 return self._comes_to(reading.term, NOTHING)
@@ -119,7 +148,7 @@ class _Tying:
                 wanted = form_of(self.coupling, reading.axis, reading.size, self.free, upto)
             return self._comes_to(reading.term, wanted)
         except ProductError as several:
-            if reading.named != "equal":  # it may hold all the same: the proof tells
+            if reading.named not in ("equal", "divides"):  # it may hold all the same: the proof tells
                 self._hold_some(np.union1d(several.channels, wanted.channels))
         except _OpenError:
             pass
@@ -147,6 +176,8 @@ class _Tying:
             by = self._known(b)
             if by is not None and by.is_constant:
                 return a, wanted.times(by.constant)
+            if by is None and self._is_known(a) and wanted.is_constant and wanted.constant:
+                return b, self._form(a).times(1 / wanted.constant)
             return (a, by.times(wanted.constant)) if by is not None and wanted.is_constant else None
         if term.function is operator.sub and self._is_known(a) and not self._is_known(b):
             return b, self._form(a) - wanted
@@ -197,6 +228,8 @@ class _Tying:
             return parts[1].times(parts[0].constant)
         if term.function is operator.floordiv and parts[1].is_constant and parts[1].constant:
             return parts[0].times(1 / parts[1].constant)
+        if term.function is operator.floordiv and (ratio := ratio_of(*parts)) is not None:
+            return number(ratio)
         raise ProductError(np.unique(np.concatenate([part.channels for part in parts])))
 
     def _parts(self, reading: Reading) -> list[Form]:
