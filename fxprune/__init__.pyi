@@ -72,6 +72,7 @@ from .scoring import score as score
 from .storage.application import apply as apply
 from .storage.artifact import load as load
 from .storage.artifact import save as save
+from .storage.pretrained import to_pretrained as to_pretrained
 from .training import History as History
 from .training import Recipe as Recipe
 from .training import finetune as finetune
