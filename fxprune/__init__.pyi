@@ -44,7 +44,6 @@ from .coupling.interpreter import couple as couple
 from .coupling.selection import Selection as Selection
 from .deployment.exporting import Exported as Exported
 from .deployment.exporting import export as export
-from .deployment.generation import for_generation as for_generation
 from .deployment.quantization import quantize as quantize
 from .latency import Bench as Bench
 from .latency import Latency as Latency

