@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import get_args
@@ -14,6 +14,7 @@ import fxprune
 from fxprune.compiler.options import MethodName, Options
 from fxprune.scoring.scorer import scorer_of
 from tests.support.marks import but_slow
+from tests.support.settings import within
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -24,7 +25,8 @@ COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among comma
 QUICK = ("coupling", "troubleshooting")
 NAMED = re.compile(r"`(fxprune(?:\.\w+)+)(?:\([^`]*\))?`")
 PATH = re.compile(r"\b((?:fxprune|tests|benchmarks|docs)/[a-z_\d./-]+\.(?:py|md|svg))\b")
-SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Before it may stand what it imports beyond the extra `test`: <!-- needs: ultralytics -->
+SNIPPET = re.compile(r"^(?:<!-- needs: ([\w, ]+) -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def _runs(page: Path) -> bool:
@@ -37,9 +39,15 @@ def _runs(page: Path) -> bool:
 )
 def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "snippet"}
-    for number, snippet in enumerate(SNIPPET.findall(page.read_text("utf-8"))):
+    within(tmp_path, monkeypatch)
+    names, lacking = {"__name__": "snippet"}, set[str]()
+    for number, (needs, snippet) in enumerate(SNIPPET.findall(page.read_text("utf-8"))):
+        if absent := {name for name in re.findall(r"\w+", needs) if importlib.util.find_spec(name) is None}:
+            lacking |= absent
+            continue
         exec(compile(snippet, f"{page.name}, snippet {number}", "exec", dont_inherit=True), names)
+    if lacking:
+        pytest.skip(f"all snippets run but those that need {', '.join(sorted(lacking))}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.get)

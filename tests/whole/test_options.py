@@ -45,6 +45,7 @@ SETTINGS: dict[str, list[Any]] = {
     "dynamic_shapes": [[{0: torch.export.Dim.AUTO}]],
     "form": ["module"],
     "also": [[lambda model, images: model(images.flip(3))]],
+    "uniform": [True],
     "steps": [2],
     "strict": [True],
     "verify": [False],
@@ -58,6 +59,7 @@ SETTINGS: dict[str, list[Any]] = {
 #: What goes with an option for it to do something.
 WITH: dict[str, dict[str, Any]] = {
     "also": {"form": "module"},
+    "uniform": {"form": "module"},
     "loss": {"method": "taylor"},
     "seed": {"method": "random"},
     "cache_dir": {"method": "hrank"},
@@ -68,7 +70,8 @@ LONG = {"spvr", "kl", "joint", "chip"}
 
 #: Words of the refusals that are right: a network without what is asked for, or a budget that the option makes unreachable.
 REFUSALS = (
-    r"expects hidden units of an MLP|no channel of this model can be removed|batch norms whose scale|cannot be reached"
+    r"expects hidden units of an MLP|no channel of this model can be removed|batch norms whose scale|cannot be reached|"
+    r"one object of settings"
 )
 
 #: Models that see every option; the others see those that change the structure or the weights, which take minutes as it is.

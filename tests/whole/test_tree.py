@@ -14,8 +14,9 @@ import pytest
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "fxprune"
 
-#: What stands for no room: small networks, what tests share, what tests the whole, data, and the benchmarks' own tools.
-EXTRA = {"models", "support", "whole", "results_of_0_1", "benchmarks"}
+#: What stands for no room: small networks, what tests share, what tests the whole, data, the benchmarks' own tools, and
+#: other libraries that take what comes out.
+EXTRA = {"models", "support", "whole", "results_of_0_1", "benchmarks", "ecosystem"}
 
 #: Nothing in them is quick, and what they are about is tested in other files as well.
 SLOW_FILES = {
