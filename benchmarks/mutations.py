@@ -72,7 +72,7 @@ def main() -> None:
     made.add_argument("--count", type=int, default=10_000, help="files")
     made.add_argument("--limit", type=float, default=120, help="seconds that a file may take")
     options = begin(made)
-    count, size = (40, 10) if options.quick else (options.count, CHUNK)
+    count, size = (16, 8) if options.quick else (options.count, CHUNK)
     kept = Kept(options.rows)
     with tempfile.TemporaryDirectory() as root:
         ask = Worker(partial(answer, root), options.threads, options.limit)

@@ -24,8 +24,10 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
 from fxprune.homing.restoring import Way, restored, way_home
+from fxprune.homing.stale import unread_widths
 from fxprune.ops.registry import is_kind
 from fxprune.results.attached import attach, report
+from fxprune.results.tables import few
 from fxprune.rewriting.pruned import PrunedModule
 
 
@@ -85,7 +87,18 @@ def home(state: State) -> State:
     except RestoreError as error:
         error.pruned = attach(state.pruned, state.report)
         raise
-    return replace(state, pruned=attach(found, state.report))
+    notes = (*state.report.notes, *stale_notes(state.coupling.captured.model, found, state.way))
+    report = replace(state.report, notes=notes)
+    return replace(state, pruned=attach(found, report), report=report)
+
+
+def stale_notes(model: nn.Module, found: nn.Module, way: Way) -> list[str]:
+    """Returns what to say of integers that may be wrong now, as no call has read them."""
+    names = unread_widths(model, found, way.readings)
+    if not names:
+        return []
+    text = "no call has read these integers, which were widths and may be wrong for what is left"
+    return [f"{text}: {few(names, 6)}; name a call that reads them with also="]
 
 
 @random_states_kept()
@@ -117,8 +130,9 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
-    home = restored(selection, pruned, way_home(selection.coupling, also), calls)
-    return attach(home, replace(found, form=MODULE))
+    way = way_home(selection.coupling, also)
+    home = restored(selection, pruned, way, calls)
+    return attach(home, replace(found, form=MODULE, notes=(*found.notes, *stale_notes(model, home, way))))
 
 
 def further_calls(captured: Captured, device: str) -> Iterator[Call]:

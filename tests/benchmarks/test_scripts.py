@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from benchmarks.common import ROOT, counting
 from benchmarks.common.cli import SKIPPED, guarded, needs
 from benchmarks.common.data import shared_file
+from tests.support.forked import run_script
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -27,14 +27,8 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, main: str = "__main__") -
 
 def run(path: Path, results: Path, *arguments: str) -> dict[str, list[dict[str, object]]]:
     """Runs a script on one core, and returns the rows that it records, by the name of the record."""
-    done = subprocess.run(
-        [sys.executable, str(path), "--quick", "--threads", "1", *arguments],
-        env={**os.environ, "FXPRUNE_RESULTS": str(results)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    given = ["--quick", "--threads", "1", *arguments]
+    done = run_script(path, given, {"FXPRUNE_RESULTS": str(results)}, results, timeout=600)
     if done.returncode == SKIPPED:
         pytest.skip(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

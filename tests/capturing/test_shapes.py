@@ -86,8 +86,8 @@ def test_assign():
 
 def test_a_batch_that_is_split_into_pieces_of_a_fixed_size():
     """There are as many pieces as the batch is long; the table says what they are at the example."""
-    model = Fn(lambda self, x: list(self.lin(x).split(4)), lin=nn.Linear(3, 5)).double()
-    x = torch.randn(8, 3).double()
+    model = Fn(lambda self, x: list(self.lin(x).split(64)), lin=nn.Linear(3, 5)).double()
+    x = torch.randn(128, 3).double()
     captured = capture(model, (x,))
-    assert captured.batch == (8, 8)
+    assert captured.batch == (128, 128)
     assert_equal(run(captured, x), model(x))

@@ -109,7 +109,9 @@ def test_integers_that_no_call_has_read_follow() -> None:
         progress=False,
     )
     attention = home.model.layers[0].self_attn
-    assert home.config.num_attention_heads == home.config.num_key_value_heads == 2 and attention.num_key_value_groups == 1
+    assert (
+        home.config.num_attention_heads == home.config.num_key_value_heads == 2 and attention.num_key_value_groups == 1
+    )
     want = home(**batch("llama")).logits
     home.set_attn_implementation("eager")
     torch.testing.assert_close(home(**batch("llama")).logits, want, rtol=1e-4, atol=1e-5)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 import fxprune
 
 
+ROOT = Path(fxprune.__file__).parent.parent
+
+
 class Planner(nn.Module):
     """Has parts that are called like what a pruned model says of itself."""
 
@@ -129,11 +132,11 @@ fxprune.compile(nn.Linear(2, 2), [], 0.5, units="chanel")
 """
     )
     found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--no-error-summary", str(source)],
+        [sys.executable, "-m", "mypy", "--no-error-summary", "--config-file", str(ROOT / "pyproject.toml"), str(source)],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env={"PATH": "", "MYPYPATH": str(Path(fxprune.__file__).parent.parent), "HOME": str(tmp_path)},
+        cwd=ROOT,  # where the cache of earlier runs is
+        env={"PATH": "", "HOME": str(tmp_path)},
     )
     types = [line.split('"')[1] for line in found.stdout.splitlines() if "Revealed type" in line]
     assert [name.rpartition(".")[2] for name in types[:2]] == ["PrunedModule", "Report"]

@@ -21,7 +21,7 @@ from tests.support.originals import Pair, against_the_original, paired
 from tests.support.zeroed import Inputs
 
 
-@pytest.mark.parametrize(("kind", "count"), [("image", 50), ("tokens", 35), ("ids", 15)])
+@pytest.mark.parametrize(("kind", "count"), [("image", 36), ("tokens", 20), ("ids", 12)])
 @pytest.mark.slow
 def test_networks(kind: str, count: int) -> None:
     @settings(

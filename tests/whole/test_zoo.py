@@ -21,9 +21,8 @@ WRITTEN = (
     "moe-einsum",
     "window-attention",
     "gqa-rotary",
-    "nn-transformer-mask",
 )
-TIMM = ("test_efficientnet", "test_vit2", "test_coatnet", "resnest14d", "test_nfnet")
+TIMM = ("test_efficientnet", "test_vit2", "test_coatnet", "test_nfnet")
 TRANSFORMERS = ("bloom", "mixtral", "deberta-v2", "albert", "swinv2", "t5")
 SAMPLE = [
     f"{collection}:{name}"
