@@ -6,7 +6,6 @@ them as before. One budget is for all of them together.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxprune._base.copies import copied
 from fxprune._base.errors import CaptureError
 from fxprune._base.modes import untouched
 from fxprune.capturing.captured import Captured, capture
@@ -129,7 +129,7 @@ def _stands_alone(model: nn.Module, name: str, call: Call) -> bool:
 def _copied(model: nn.Module) -> nn.Module:
     """Returns a copy that shares the parameters."""
     try:
-        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        return copied(model, {id(parameter): parameter for parameter in model.parameters()})
     except Exception as error:  # whatever an attribute raises that cannot be copied
         raise CaptureError(
             "the model cannot be captured whole, and it cannot be copied to be captured in parts "

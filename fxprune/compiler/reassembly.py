@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._base.copies import copied
 from fxprune._base.errors import CaptureError
 from fxprune._base.modes import lent
 from fxprune.capturing.captured import Captured, capture
@@ -73,7 +73,7 @@ def put_back(
 
 
 def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    whole = copy.deepcopy(model)
+    whole = copied(model)
     for name, part in parts.items():
         whole.set_submodule(name, part)
     return whole

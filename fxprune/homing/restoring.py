@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError, brief
 from fxprune._base.modes import lent, random_states_kept
 from fxprune.algebra.channels import Mask
@@ -108,7 +108,7 @@ def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
 
 
 def _varied(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model)
+    model = copied(model)
     varied(model)
     return model
 
@@ -133,6 +133,7 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
     solved = solve(list(equations(way.readings.sizes, slicer)), slicer)
     changed(home, {**solved.values, **_made(way.readings.made, solved.values)})
     made_up(home, statistics_of(selection))
+    home.train().eval()  # a class that keeps what it computed of its tensors in evaluation mode forgets it when it trains
     if way.readings.made:
         settings_of(home)
     further = [call for call in calls[1:] if takes(captured.model, call) and takes(pruned, call)]
@@ -140,7 +141,7 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
         if (told := difference(home, pruned, call)) is not None:
             raise RestoreError(_explained(told, solved))
     for other in way.also:
-        if (told := difference(copy.deepcopy(home), pruned, calls[0], other)) is not None:
+        if (told := difference(copied(home), pruned, calls[0], other)) is not None:
             raise RestoreError(_explained(f"called by {getattr(other, '__name__', other)}, {told}", solved))
     if (told := _untrained(captured.model, home, calls[0])) is not None:
         raise RestoreError(_explained(told, solved))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError
 from fxprune._base.names import fetch, layer_of
 from fxprune.algebra.channels import Ids
@@ -33,7 +33,7 @@ def with_tensors(
     Raises:
         RestoreError: a computed weight cannot be given another value.
     """
-    home = copy.deepcopy(model)
+    home = copied(model)
     values = {
         **dict(pruned.named_parameters(remove_duplicate=False)),
         **dict(pruned.named_buffers(remove_duplicate=False)),

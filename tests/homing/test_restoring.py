@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from tests.models.homes import Attending, Auxiliary, Gated, Halves, Literal, Normed, Shared, Targets
+from tests.models.homes import Attending, Auxiliary, Caching, Gated, Halves, Literal, Normed, Shared, Targets
 from tests.support.zeroed import Step, as_pruned, other_gradients, plain, step
 
 CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
@@ -225,3 +225,14 @@ def test_what_cannot_be_is_said_at_once(options: dict[str, Any], message: str) -
     model, data = made(Shared, (16, 7))
     with pytest.raises(ValueError, match=message):
         compiled(model, data, **options)
+
+
+def test_what_a_class_keeps_in_evaluation_mode_is_forgotten() -> None:
+    model, data = made(Caching, (5, 6))
+    model(data)
+    kept = model.cache["bias"]  # type: ignore[index, operator]
+    home = compiled(model, data, 0.7)
+    graph = fxprune.apply(model, home.plan)
+    torch.testing.assert_close(home(data), graph(data))
+    assert sum(p.numel() for p in home.parameters()) < sum(p.numel() for p in model.parameters())
+    assert model.cache["bias"] is kept  # type: ignore[index, operator]

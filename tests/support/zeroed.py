@@ -39,7 +39,7 @@ def with_zeros(model: nn.Module, keep: Kept) -> nn.Module:
             for dim, kept in axes.items():
                 if tensor is not None:
                     gone = sorted(set(range(tensor.shape[dim])) - set(kept))
-                    tensor.index_fill_(dim, torch.tensor(gone), 0)
+                    tensor.index_fill_(dim, torch.tensor(gone, dtype=torch.int64), 0)
     return model
 
 

@@ -1,0 +1,33 @@
+"""Copies of models as they are, with whatever they keep of what they computed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(model: M, shared: Mapping[int, Any] | None = None) -> M:
+    """Returns a deep copy of a model; a tensor that it keeps of a computation has no history in the copy.
+
+    Args:
+        model: stays as it is.
+        shared: what is not copied, by its id.
+    """
+    with _Detached():
+        return copy.deepcopy(model, dict(shared or {}))
+
+
+class _Detached(TorchFunctionMode):
+    """Has copies made of tensors that torch makes none of: those with a history."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
