@@ -6,6 +6,7 @@ Run as ``python -m benchmarks.common.smollm`` to check model and data: the dense
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from pathlib import Path
@@ -38,7 +39,12 @@ def language_model() -> tuple[Any, Any]:
     file = model_file()  # first: it may say that there is none
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    settings = copy.deepcopy(read.config)
+    settings.__dict__.pop("quantization_config", None)  # it is not quantised any more, and may be saved
+    model = type(read)(settings)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
     return model.eval(), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
@@ -53,7 +59,7 @@ def sequences(tokenizer: Any, split: str, count: int, length: int = LENGTH) -> T
     """
     parts = []
     for name in ("handbook", "faq"):
-        text = shared_file(f"text/{name}-{split}.txt").read_text(encoding="utf-8")
+        text = shared_file(f"data/text/{name}-{split}.txt").read_text(encoding="utf-8")
         ids = torch.tensor(tokenizer(text)["input_ids"])
         parts.append(ids[: len(ids) // length * length].view(-1, length))
     rows = [part[i] for i in range(-(-count // 2)) for part in parts if i < len(part)]

@@ -62,11 +62,11 @@ def to_pretrained(pruned: nn.Module, *where: Any, remote_code: bool = False) -> 
         OSError: it cannot be written.
     """
     need("transformers", "transformers", "a checkpoint of transformers")
-    home, target = _home(pruned, where)
+    home, target = in_its_class("to_pretrained", pruned, where)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target}: expected a new or empty directory")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with fresh_directory(target) as fresh, _quiet():
+    with fresh_directory(target) as fresh, quietly():
         try:
             _as_stock(home, fresh)
         except ExportError as error:
@@ -82,22 +82,28 @@ def to_pretrained(pruned: nn.Module, *where: Any, remote_code: bool = False) -> 
         put_in_place(fresh, target)
 
 
-def _home(pruned: nn.Module, where: tuple[Any, ...]) -> tuple[Any, Path]:
-    """Returns the model in its own class, and the directory."""
+def in_its_class(name: str, pruned: nn.Module, where: tuple[Any, ...]) -> tuple[Any, Path]:
+    """Returns the model in its own class, and where to write it.
+
+    Args:
+        name: of the function that was called.
+        pruned: what it was called with,
+        where: and what came behind it.
+
+    Raises:
+        FxpruneError: fxprune did not make it, or it is no model of transformers.
+        RestoreError: the original's class cannot hold what the graph has left.
+    """
     form = report(pruned).form
     if not 1 <= len(where) <= 2:
-        raise TypeError(
-            f"to_pretrained: expected (pruned, directory) or (graph, model, directory), got {1 + len(where)}"
-        )
+        raise TypeError(f"{name}: expected (pruned, path) or (graph, model, path), got {1 + len(where)}")
     if isinstance(pruned, PrunedModule) and len(where) == 1:
-        raise FxpruneError("to_pretrained: a graph has no class: expected (graph, model, directory) with the original")
+        raise FxpruneError(f"{name}: a graph has no class: expected (graph, model, path) with the original")
     home = restore(pruned, where[0]) if isinstance(pruned, PrunedModule) else pruned
     if home is pruned and form != MODULE:
-        raise FxpruneError(
-            f"to_pretrained: expected a model that was captured whole, got {type(pruned).__name__} in parts"
-        )
+        raise FxpruneError(f"{name}: expected a model that was captured whole, got {type(pruned).__name__} in parts")
     if not hasattr(home, "save_pretrained") or not hasattr(type(home), "from_pretrained"):
-        raise FxpruneError(f"to_pretrained: expected a model of transformers, got {type(home).__name__}")
+        raise FxpruneError(f"{name}: expected a model of transformers, got {type(home).__name__}")
     return home, Path(os.fspath(where[-1])).resolve()
 
 
@@ -133,7 +139,7 @@ def _with_code(home: Any, directory: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Has transformers show nothing of what is written and read on trial."""
     from transformers.utils import logging
 
@@ -152,7 +158,10 @@ def _saved(home: Any, settings: Any, directory: Path) -> None:
     """Writes a model with some settings; it stays as it is."""
     view = copy.copy(home)
     view.__dict__[SETTINGS] = copy.deepcopy(settings)
-    view.save_pretrained(directory)
+    try:
+        view.save_pretrained(directory)
+    except Exception as error:  # whatever transformers refuses, such as a model that was read from a quantised file
+        raise ExportError(f"{type(home).__name__}.save_pretrained: {brief(error)}") from error
 
 
 def _read(kind: Any, directory: Path) -> Any:
@@ -181,7 +190,7 @@ def _same(home: Any, kind: Any, directory: Path) -> None:
     """
     device = next(home.parameters()).device
     again = _read(kind, directory).to(device)
-    calls = list(_calls(home, device))
+    calls = list(calls_like(home, device))
     if not calls:
         raise ExportError("the call that the model was compiled with is not known, so nothing could be compared")
     for call in calls:
@@ -189,7 +198,7 @@ def _same(home: Any, kind: Any, directory: Path) -> None:
             raise ExportError(f"what {kind.__name__} reads is another model: {told.replace('the graph', 'this')}")
 
 
-def _calls(home: Any, device: torch.device) -> Iterator[Call]:
+def calls_like(home: Any, device: torch.device) -> Iterator[Call]:
     """Yields calls like the one that the model was compiled with, of drawn numbers, at two batch sizes, as far as it takes them."""
     plan = report(home).plan
     if plan is None or not plan.example.structure:
