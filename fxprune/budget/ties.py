@@ -46,6 +46,46 @@ class Bundles:
     each: tuple[int, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class TieCost:
+    """What going in step has cost some groups.
+
+    Attributes:
+        groups: their names.
+        gone: how many of their units went.
+        share: of the score of all their units, what would have stayed had each group lost as many of its own choice.
+    """
+
+    groups: tuple[str, ...]
+    gone: int
+    share: float
+
+
+def tie_costs(
+    coupling: Coupling, ties: Ties, values: npt.NDArray[np.float64], groups: Sequence[Group], removed: Mask
+) -> list[TieCost]:
+    """Returns what each set of ties has cost, the dearest first.
+
+    Args:
+        coupling: of the captured graph.
+        ties: what had to go in step.
+        values: the score of each channel id, ``[channels]``.
+        groups: those that could lose units.
+        removed: flags what went, ``[channels]``.
+    """
+    units = {group.name: coupling.units[group.units] for group in groups}
+    found = []
+    for bundles in bundles_of(coupling, ties, values, groups)[0]:
+        lost, whole, gone = 0.0, 0.0, 0
+        for ids in (units[name] for name in bundles.groups):
+            went = values[ids][removed[ids]]
+            lost += float(went.sum() - np.sort(values[ids])[: len(went)].sum())
+            whole += float(values[ids].sum())
+            gone += len(went)
+        found.append(TieCost(bundles.groups, gone, lost / whole if whole else 0.0))
+    return sorted(found, key=lambda cost: (-cost.share, cost.groups))
+
+
 def bundles_of(
     coupling: Coupling, ties: Ties, values: npt.NDArray[np.float64], groups: Sequence[Group]
 ) -> tuple[list[Bundles], Mask]:

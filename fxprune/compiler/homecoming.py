@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from fxprune._base.errors import GradientWarning, PlanError, RestoreError, TrainingWarning
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.constraints import Constraints, free_groups
-from fxprune.budget.ties import Ties
+from fxprune.budget.solver import channel_scores
+from fxprune.budget.ties import Ties, tie_costs
 from fxprune.capturing.captured import Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
@@ -72,6 +73,27 @@ def ties_in(coupling: Coupling, way: Way, constraints: Constraints) -> Ties:
         free[channels] = len(channels) > 1  # of one there is always one left
     found = way.ties(coupling, free & ~held)
     return replace(found, held=found.held | held)
+
+
+def with_costs(state: State) -> State:
+    """Notes what it has cost that channels go in step, or stay."""
+    ties, removed = state.constraints.ties, state.solution.removed
+    if ties is None:
+        return state
+    groups = free_groups(state.coupling, state.constraints)
+    values = channel_scores(state.coupling, state.scores)
+    notes = []
+    if costs := tie_costs(state.coupling, ties, values, groups, removed):
+        dearest = [f"{' with '.join(cost.groups[:3])} ({100 * cost.share:.1f} %)" for cost in costs]
+        notes.append(
+            "channels go in step so that the class can say how many are left; beside as many of each group's own choice that "
+            f"costs of their score: {few(dearest, 4)}"
+        )
+    held = sum(int(ties.held[state.coupling.units[group.units]].sum()) for group in groups)
+    if held:
+        whole = sum(len(group.units) for group in groups)
+        notes.append(f"{held} of {whole} units stay, of which the class cannot say how many there are")
+    return replace(state, notes=(*state.notes, *notes))
 
 
 def home(state: State) -> State:

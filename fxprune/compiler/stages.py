@@ -28,7 +28,7 @@ from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
-from fxprune.compiler.homecoming import check_whole, home, of_class, tie
+from fxprune.compiler.homecoming import check_whole, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.options import AUTO, MODULE, Options
 from fxprune.compiler.secondly import other_call
@@ -199,7 +199,7 @@ def solve(state: State) -> State:
             bridged, solution = solver(state.budget, ratios=state.options.ratios)
         else:
             bridged, solution = state.search.solve(solver)
-    return replace(state, bridged=bridged, solution=solution, selection=solution.selection)
+    return with_costs(replace(state, bridged=bridged, solution=solution, selection=solution.selection))
 
 
 def recover(state: State) -> State:

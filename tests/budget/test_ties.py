@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.cost import cost_model
-from fxprune.budget.solver import solve
-from fxprune.budget.ties import Ties, bundles_of
+from fxprune.budget.solver import channel_scores, solve
+from fxprune.budget.ties import Ties, bundles_of, tie_costs
 from fxprune.coupling.coupling import Coupling
 from tests.support.pruning import linear_coupling, random_scores
 
@@ -129,3 +130,22 @@ def test_a_ratio_is_that_of_the_least() -> None:
     constraints = replace(Constraints(), ties=tied(found, (a, 1), (b, -1)))
     ratios = {names[0]: 0.5, names[1]: 0.25}
     assert gone(solve(found, random_scores(found, 0), ratios=ratios, constraints=constraints).removed, a, b) == [6, 6]
+
+
+def test_what_ties_cost() -> None:
+    """Halves of which one is worth little lose the best of that instead of others; groups of equal count choose freely."""
+    found = coupling()
+    a, b = group(found, 0), group(found, 1)
+    scores = random_scores(found, 0)
+    scores[found.groups[0].name] = torch.cat([torch.full((12,), 1.0), torch.full((12,), 3.0)])
+    removed = np.zeros(len(found.channels), bool)
+    removed[[*a[:6], *a[12:18]]] = True
+    values = channel_scores(found, scores)
+    values[b] = 1.0
+    (cost,) = tie_costs(found, tied(found, (a[:12], 1), (a[12:], -1)), values, found.groups, removed)
+    assert cost.groups == (found.groups[0].name,) and cost.gone == 12
+    assert cost.share == pytest.approx((6 * 1 + 6 * 3 - 12 * 1) / (12 * 1 + 12 * 3))
+    removed[:] = False
+    removed[[*a[:6], *b[:6]]] = True
+    (cost,) = tie_costs(found, tied(found, (a, 1), (b, -1)), values, found.groups, removed)
+    assert cost.gone == 12 and cost.share == 0

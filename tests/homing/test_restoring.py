@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_halves_keep_equal_numbers() -> None:
     kept = home.plan.keep["stem.weight"][0]
     assert len(kept) < 32 and sum(i < 16 for i in kept) == sum(i >= 16 for i in kept)
     assert home.inner.in_channels == home.inner.weight.shape[1] == len(kept) // 2
+
+
+def test_the_report_says_what_ties_cost_and_what_nobody_has_read() -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    notes = "; ".join(compiled(model, data).report.notes)
+    assert re.search(r"go in step .* that costs of their score: stem \(\d+\.\d %\)", notes)
+    assert re.search(r"no call has read these integers, .*: half \(16\); name a call that reads them with also=", notes)
+    model, data = made(Literal, (16, 6))
+    assert re.search(r"\d+ of \d+ units stay, of which the class cannot say", "; ".join(compiled(model, data).report.notes))
 
 
 def test_a_graph_with_unequal_halves_is_refused_and_says_where() -> None:
