@@ -56,6 +56,7 @@ from .recovery.protocol import RecoveryContext as RecoveryContext
 from .recovery.protocol import register_recovery as register_recovery
 from .reporting.html import write_html as write_html
 from .reporting.pareto import Sweep as Sweep
+from .results.attached import detach as detach
 from .results.attached import report as report
 from .results.certificate import Certificate as Certificate
 from .results.plan import Plan as Plan
@@ -71,6 +72,7 @@ from .scoring import score as score
 from .storage.application import apply as apply
 from .storage.artifact import load as load
 from .storage.artifact import save as save
+from .storage.gguf_file import to_gguf as to_gguf
 from .storage.pretrained import to_pretrained as to_pretrained
 from .training import History as History
 from .training import Recipe as Recipe

@@ -35,6 +35,23 @@ def attach(pruned: M, found: Report) -> M:
     return pruned
 
 
+def detach(pruned: M) -> M:
+    """Returns a pruned model in its own class, itself, without its report: its pickle is then read where fxprune is not installed.
+
+    What needs the report, such as ``fxprune.save``, comes before.
+
+    Raises:
+        FxpruneError: fxprune did not make this model, or it is a graph, whose class is fxprune's own.
+    """
+    found = report(pruned)
+    if found.form != "module":
+        raise FxpruneError(f"detach: expected a model in its own class, got a graph ({type(pruned).__name__})")
+    for name in (_KEY, "report", "plan", "certificate"):
+        if isinstance(pruned.__dict__.get(name), (Report, Plan, Certificate, NoneType)):
+            pruned.__dict__.pop(name, None)
+    return pruned
+
+
 def report(pruned: nn.Module) -> Report:
     """Returns the report of a pruned model.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,7 +101,9 @@ def test_the_report_says_what_ties_cost_and_what_nobody_has_read() -> None:
     assert re.search(r"go in step .* that costs of their score: stem \(\d+\.\d %\)", notes)
     assert re.search(r"no call has read these integers, .*: half \(16\); name a call that reads them with also=", notes)
     model, data = made(Literal, (16, 6))
-    assert re.search(r"\d+ of \d+ units stay, of which the class cannot say", "; ".join(compiled(model, data).report.notes))
+    assert re.search(
+        r"\d+ of \d+ units stay, of which the class cannot say", "; ".join(compiled(model, data).report.notes)
+    )
 
 
 def test_a_graph_with_unequal_halves_is_refused_and_says_where() -> None:
@@ -246,3 +251,21 @@ def test_what_a_class_keeps_in_evaluation_mode_is_forgotten() -> None:
     torch.testing.assert_close(home(data), graph(data))
     assert sum(p.numel() for p in home.parameters()) < sum(p.numel() for p in model.parameters())
     assert model.cache["bias"] is kept  # type: ignore[index, operator]
+
+
+def test_a_pickle_without_the_report_needs_no_fxprune(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(5, 6)
+    home = compiled(model, data)
+    want = home(data)
+    assert fxprune.detach(home) is home and not hasattr(home, "report")
+    torch.save((home, data, want), tmp_path / "model.pt")
+    code = (
+        "import sys; sys.modules['fxprune'] = None; import torch; "
+        "model, x, y = torch.load('model.pt', weights_only=False); assert torch.equal(model(x), y)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    with pytest.raises(fxprune.FxpruneError, match="expected a model that"):
+        fxprune.detach(home)
+    with pytest.raises(fxprune.FxpruneError, match="expected a model in its own class, got a graph"):
+        fxprune.detach(compiled(model, data, form="graph"))
