@@ -77,7 +77,10 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
     found["calls"] = len(calls)
     found["how"] = _edits(call.model, home, pruned, calls[0], bool(found["held"] or found["tied"]))
     keep = {**keep_indices(solution.selection), **Dimensions(coupling).of_buffers(solution.selection.slicer)}
-    axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
+    if way.joined is not None:  # what training alone reads
+        keep = way.joined.kept(solution.selection) | keep
+    own = {name for name, _ in (*call.model.named_parameters(remove_duplicate=False), *call.model.named_buffers())}
+    axes = {n: {dim: tuple(index.tolist()) for dim, index in of.items()} for n, of in keep.items() if n in own}
     with stage("train"):
         found["step"] = trained(call, axes, copy.deepcopy(home))
 

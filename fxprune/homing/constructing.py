@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from fxprune._base.modes import random_states_kept
 from fxprune.homing.places import is_object, numbers_in, terms_in, with_numbers
 from fxprune.homing.reading import sizes_named
 from fxprune.homing.solving import solve_terms
-from fxprune.homing.terms import Key, Place, Tagged, Term, evaluate, noticed
+from fxprune.homing.terms import Key, Place, Tagged, Term, evaluate, floated, noticed
 
 #: The attribute that holds the settings, and the argument of the class.
 SETTINGS = "config"
@@ -37,7 +38,7 @@ class Construction:
     Attributes:
         shapes: of each parameter and buffer, by name, the terms of its sizes.
         integers: what the modules keep of the settings.
-        equal: what the class compares and finds equal.
+        equal: what the class compares and finds equal, or makes a number of that it keeps.
         filled: settings that were None, as what they stand for.
     """
 
@@ -150,13 +151,25 @@ def _construct(model: nn.Module, settings: Any, filled: Mapping[Steps, int]) -> 
         own = _with(own, steps, value)
     tags = with_numbers(own, Place("", (SETTINGS,), 0), lambda place: Tagged(place.value, place))
     equal: list[tuple[Term, Term]] = []
+    floats: list[Term] = []
     made = _Made()
-    with noticed(lambda a, b: equal.append((a, b))), random_states_kept():
+    with noticed(lambda a, b: equal.append((a, b))), floated(floats.append), random_states_kept():
         tags = _checked(tags)
         with torch.device("meta"), made:
             new = type(model)(tags)
     shapes = {name: made.terms(tensor) for name, tensor in _tensors(new)}
+    equal += _scales(new, floats)
     return Construction(shapes, terms_in(new), tuple(dict.fromkeys(equal)), dict(filled))
+
+
+def _scales(made: nn.Module, floats: Sequence[Term]) -> Iterator[tuple[Term, int]]:
+    """Yields terms that must stay what they are, as a module holds a number made of them: ``head_dim**-0.5``, ``width**0.5``."""
+    held = {value for key, value in numbers_in(made, (float,)).items() if key[1][0] != SETTINGS}
+    for term in dict.fromkeys(floats):
+        size = _value(term)
+        roots = (size, 1 / size, size**0.5, size**-0.5) if size > 1 else ()
+        if any(math.isclose(root, value, rel_tol=1e-9) for root in roots for value in held):
+            yield term, size
 
 
 def _checked(settings: Any) -> Any:

@@ -24,7 +24,7 @@ from fxprune.data.calls import Call
 from fxprune.homing.counting import Dimensions, Dims, numbered
 from fxprune.homing.matching import Values
 from fxprune.homing.places import tagged
-from fxprune.homing.terms import Computed, Key, SizeOf, Tagged, Term, noticed, term_of
+from fxprune.homing.terms import Computed, Key, SizeOf, Tagged, Term, evaluate, floated, noticed, term_of
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _ELSEWHERE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
@@ -63,8 +63,8 @@ class Reading:
     Attributes:
         term: where the number comes from.
         named: what the number is: the size of an axis, how many coordinates lie before a place in it, how many equal parts it is
-            cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal, or the rest of a
-            division that it finds to leave none.
+            cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal, or of a number that
+            it computes with and what that was, or the rest of a division that it finds to leave none.
         axis: of a tensor.
         size: of the axis at the example.
         line: that names it.
@@ -109,7 +109,15 @@ def read_sizes(
         way: calls the model, ``way(model, *args, **kwargs)``.
     """
     reader = _Reader(model, values, dimensions)
-    with torch.no_grad(), lent(model, call), tagged(model), _watched(model, reader), noticed(reader.compared), reader:
+    with (
+        torch.no_grad(),
+        lent(model, call),
+        tagged(model),
+        _watched(model, reader),
+        noticed(reader.compared),
+        floated(reader.counted),
+        reader,
+    ):
         way(model, *call[0], **call[1])
     return list(dict.fromkeys(reader.readings))
 
@@ -154,6 +162,9 @@ class _Reader(TorchFunctionMode):
             with self:
                 return _inside(func)(*args, **kwargs)
         result = func(*args, **kwargs)
+        for number in (*args, *kwargs.values()) if name in _COUNTS else ():
+            if isinstance(number, Tagged):
+                self.counted(number.term)
         if name in _MOVES:
             self._follow(func, args, kwargs, result)
         for term, kind, tensor, dim in _NAMED[name](args, kwargs, result) if name in _NAMED else ():
@@ -174,6 +185,10 @@ class _Reader(TorchFunctionMode):
         """Notes that the code takes a way on which two terms are equal."""
         if a != b:
             self.readings.append(Reading(Computed(operator.sub, (a, b)), "equal", (), 0, self._line(), "=="))
+
+    def counted(self, term: Term) -> None:
+        """Notes that the code computes with a number of elements, as in ``x * head_dim**-0.5``, which the graph has as it was."""
+        self.compared(term, evaluate(term, lambda leaf: leaf.value) or 0)
 
     def dims_of(self, tensor: Any) -> Dims | None:
         """Returns the axes of a tensor: those of the value of the graph that it is.
@@ -328,10 +343,24 @@ def _counted(position: int, name: str) -> Callable[[Any, Any, Any], Iterator[_Fo
     return found
 
 
+def _convolved(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``conv2d(x, weight, groups=channels)`` of each channel by itself: there are as many groups as channels."""
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
+    if isinstance(groups, int) and groups > 1 and weight.shape[1] == 1 and result.dim() == weight.dim():
+        yield term_of(groups), "size", x, 1
+
+
 def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
     return _sizes([shape], result, result.dim() - len(shape))
 
+
+#: What computes with numbers that are no sizes.
+_COUNTS = frozenset(
+    ["add", "sub", "mul", "div", "true_divide", "floor_divide", "pow", "rsub", "tensor", "as_tensor", "scalar_tensor", "__rpow__",
+     "__radd__", "__rmul__", "__rdiv__", "__rtruediv__", "__rsub__", "add_", "sub_", "mul_", "div_"]
+)  # fmt: skip
 
 #: What only moves the elements of its first argument.
 _MOVES = frozenset(
@@ -376,6 +405,7 @@ _NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     "__getitem__": _indexed,
     **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
     "one_hot": _counted(1, "num_classes"),
     "histc": _counted(1, "bins"),
     "bincount": _counted(2, "minlength"),

@@ -33,6 +33,7 @@ from fxprune.homing.terms import Key, Place, Term, evaluate
 from fxprune.homing.tying import ties_of
 from fxprune.homing.uniform import in_settings
 from fxprune.results.tables import few
+from fxprune.rewriting.slicing import keep_indices
 
 #: The largest relative difference between module and graph.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -129,7 +130,7 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
     cut = Dimensions(selection.coupling).of_buffers(slicer)
     if way.joined is not None:
         cut = way.joined.kept(selection) | cut
-    home = with_tensors(captured.model, pruned, captured, cut)
+    home = with_tensors(captured.model, pruned, captured, cut, keep_indices(selection))
     solved = solve(list(equations(way.readings.sizes, slicer)), slicer)
     changed(home, {**solved.values, **_made(way.readings.made, solved.values)})
     made_up(home, statistics_of(selection))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,11 @@ _SAID = ("groups", "num_groups", "eps")
 
 
 def with_tensors(
-    model: nn.Module, pruned: nn.Module, captured: Captured, cut: Mapping[str, Mapping[int, Ids]]
+    model: nn.Module,
+    pruned: nn.Module,
+    captured: Captured,
+    cut: Mapping[str, Mapping[int, Ids]],
+    keep: Mapping[str, Mapping[int, Ids]],
 ) -> nn.Module:
     """Returns a copy of a model with the tensors of its pruned graph, whose layers say what they hold; both stay as they are.
 
@@ -29,6 +34,7 @@ def with_tensors(
         pruned: the graph's module: what it has under a name goes there, at whatever size it is.
         captured: the captured model.
         cut: what is left, ``[kept]``, of dimensions of buffers that the graph has whole, and cuts where they are read.
+        keep: what is left, ``[kept]``, of dimensions of the graph's own tensors.
 
     Raises:
         RestoreError: a computed weight cannot be given another value.
@@ -48,7 +54,7 @@ def with_tensors(
                     kept = _kept(old if new is None else new, cut.get(full, {}))
                     held[name] = made.setdefault(id(old), _like(old, kept))
     for name in captured.folded:
-        _compute(home, name, values[name])
+        _compute(home, name, values[name], keep.get(name, {}))
     for path, module in home.named_modules():
         _repeat(pruned, path, module)
         if isinstance(module, nn.RNNBase):
@@ -81,19 +87,46 @@ def _repeat(pruned: nn.Module, path: str, module: nn.Module) -> None:
         )
 
 
-def _compute(home: nn.Module, name: str, value: Tensor) -> None:
-    """Has a parametrised layer compute a value of its weight, ``[...]``."""
+def _compute(home: nn.Module, name: str, value: Tensor, kept: Mapping[int, Ids]) -> None:
+    """Has a parametrised layer compute a value of its weight, ``[...]``, which has ``kept`` of its dimensions."""
     owner, attribute = home.get_submodule(layer_of(name)), name.rpartition(".")[2]
     if not parametrize.is_parametrized(owner, attribute):
         raise RestoreError(
             f"{name} is computed by the model in its forward, and is a plain tensor in the graph: expected a parametrization that "
             "can take a value (right_inverse); keep the graph form, or remove the computation first"
         )
+    signs = _signs(owner, attribute, kept)
     try:
         setattr(owner, attribute, value.detach().clone())
+        _with_signs(owner, attribute, signs)
+        found = fetch(home, name).shape
     except Exception as error:  # of any parametrization
         raise RestoreError(
             f"{name}: its parametrization does not take a value of shape {tuple(value.shape)}: {error}"
         ) from error
-    if not fetch(home, name).shape == value.shape:
+    if found != value.shape:
         raise RestoreError(f"{name}: its parametrization does not give back what it takes")
+
+
+def _signs(owner: nn.Module, attribute: str, kept: Mapping[int, Ids]) -> Tensor | None:
+    """Returns the signs of what is kept of the first of two tensors that a weight is made of, such as its norms, ``[...]``."""
+    held: Any = owner.get_submodule(f"parametrizations.{attribute}")
+    first, second = getattr(held, "original0", None), getattr(held, "original1", None)
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.dim() != second.dim():
+        return None
+    whole = {dim: index for dim, index in kept.items() if first.shape[dim] == second.shape[dim]}
+    return torch.where(_kept(first.detach(), whole) < 0, -1.0, 1.0).to(first)
+
+
+def _with_signs(owner: nn.Module, attribute: str, signs: Tensor | None) -> None:
+    """Gives both tensors that a weight is made of signs, ``[...]``, if the weight stays as it is."""
+    if signs is None or bool((signs > 0).all()):
+        return
+    held: Any = owner.get_submodule(f"parametrizations.{attribute}")
+    before = getattr(owner, attribute).detach().clone()
+    for _ in range(2):
+        with torch.no_grad():
+            held.original0.mul_(signs)
+            held.original1.mul_(signs)
+        if torch.allclose(getattr(owner, attribute), before):
+            return

@@ -101,6 +101,8 @@ def evaluate(term: Term, value: Callable[[Leaf], int]) -> int | None:
 
 #: Who is told of two terms that Python compared and found equal.
 _NOTICED: list[Callable[[Term, Term], None]] = []
+#: Who is told of a term that was made a float, as by ``head_dim**-0.5``: what is computed of that is a plain number.
+_FLOATED: list[Callable[[Term], None]] = []
 
 
 @contextmanager
@@ -111,6 +113,16 @@ def noticed(equal: Callable[[Term, Term], None]) -> Iterator[None]:
         yield
     finally:
         _NOTICED.remove(equal)
+
+
+@contextmanager
+def floated(seen: Callable[[Term], None]) -> Iterator[None]:
+    """Has a function told of each term that the code makes a float."""
+    _FLOATED.append(seen)
+    try:
+        yield
+    finally:
+        _FLOATED.remove(seen)
 
 
 class Tagged(int):
@@ -144,14 +156,19 @@ class Tagged(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __float__(self) -> float:
+        for seen in _FLOATED:
+            seen(self.term)
+        return float(int(self))
+
     def __neg__(self) -> Tagged:
         return Tagged(-int(self), Computed(operator.neg, (self.term,)))
 
     def __truediv__(self, other: Any) -> Any:
-        return _quotient(self, other) if isinstance(other, int) else int(self) / other
+        return _quotient(self, other) if isinstance(other, int) else float(self) / other
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _quotient(other, self) if isinstance(other, int) else other / int(self)
+        return _quotient(other, self) if isinstance(other, int) else other / float(self)
 
 
 class Quotient(float):
@@ -213,6 +230,8 @@ def _carried(name: str) -> None:
     function = getattr(operator, name)
 
     def forward(self: Tagged, other: Any) -> Any:
+        if isinstance(other, float):
+            return function(float(self), other)
         if not isinstance(other, int):
             return NotImplemented
         return _tagged(function, self, other)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fxprune.homing.terms import Leaf, Place, Tagged, evaluate, leaves, noticed, term_of
+from fxprune.homing.terms import Leaf, Place, Tagged, evaluate, floated, leaves, noticed, term_of
 
 A, B = Place("layer", ("heads",), 6), Place("layer", ("width",), 24)
 
@@ -61,3 +61,13 @@ def test_who_compares_is_noticed_where_they_are_equal() -> None:
         assert (Tagged(6, A) != 6) is False
     assert seen == [(A, 6), (A, 6)]
     assert Tagged(6, A) == 6 and len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "made", [lambda a: a**-0.5, lambda a: math.sqrt(a), lambda a: a * 0.5, lambda a: a / 2.0, float]
+)
+def test_what_is_made_a_float_is_told(made: Callable[[int], float]) -> None:
+    seen: list[object] = []
+    with floated(seen.append):
+        assert made(Tagged(6, A)) == made(6)
+    assert seen == [A]

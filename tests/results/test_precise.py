@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import fxprune
 
-
 ROOT = Path(fxprune.__file__).parent.parent
 
 
@@ -132,7 +131,15 @@ fxprune.compile(nn.Linear(2, 2), [], 0.5, units="chanel")
 """
     )
     found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--no-error-summary", "--config-file", str(ROOT / "pyproject.toml"), str(source)],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--no-error-summary",
+            "--config-file",
+            str(ROOT / "pyproject.toml"),
+            str(source),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,  # where the cache of earlier runs is

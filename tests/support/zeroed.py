@@ -263,11 +263,15 @@ def other_gradients(want: Step, got: Step, keep: Kept, apart: set[str], toleranc
 
 
 def _factor(want: Tensor, got: Tensor, tolerance: float) -> float:
-    """Returns what a whole parameter was multiplied by, as the gain of a norm is: its gradient is divided by that."""
+    """Returns what a whole parameter was multiplied by, as the gain of a norm is, or one more than it: its gradient is divided by that."""
     if want.shape != got.shape or want.is_complex() or torch.equal(want, got) or not want.any():
         return 1.0
-    factor = ((want * got).sum() / want.square().sum()).item()
-    return factor if factor and torch.allclose(got, factor * want, rtol=tolerance, atol=0.0) else 1.0
+    for more in (0.0, 1.0):
+        before, after = want + more, got + more
+        factor = ((before * after).sum() / before.square().sum()).item()
+        if factor and torch.allclose(after, factor * before, rtol=tolerance, atol=0.0):
+            return float(factor)
+    return 1.0
 
 
 def _apart_from(want: Tensor, got: Tensor, tolerance: float, whole: float) -> str:
