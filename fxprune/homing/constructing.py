@@ -110,9 +110,13 @@ def _settings_for(model: nn.Module, wanted: Mapping[str, tuple[int, ...]]) -> An
     values, conflicts = solve_terms([*held, *shapes])
     if conflicts:
         values, _ = solve_terms(shapes)
-    settings = getattr(model, SETTINGS)
-    for place, value in values.items():
-        settings = _with(settings, place.steps[1:], value)
+    wanted_here = {place.key: value for place, value in values.items()}
+    settings = with_numbers(
+        getattr(model, SETTINGS), Place("", (SETTINGS,), 0), lambda place: wanted_here.get(place.key, place.value)
+    )
+    for steps in made.filled:
+        if (value := wanted_here.get(("", (SETTINGS, *steps)))) is not None:
+            settings = _with(settings, steps, value)
     return _with_floats(model, settings)
 
 

@@ -61,7 +61,7 @@ def to_pretrained(pruned: nn.Module, *where: Any, remote_code: bool = False) -> 
         RestoreError: the original's class cannot hold what the graph has left.
         OSError: it cannot be written.
     """
-    need("transformers", "transformers", "a checkpoint of transformers")
+    need("transformers", "models", "a checkpoint of transformers")
     home, target = in_its_class("to_pretrained", pruned, where)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target}: expected a new or empty directory")

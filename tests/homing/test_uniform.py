@@ -156,6 +156,41 @@ def test_a_class_of_ones_own_is_made_of_its_settings() -> None:
     assert {layer.out_features for layer in home.ups} == {settings_of(home).inner}
 
 
+@dataclass
+class Stages:
+    """Settings with a list."""
+
+    widths: tuple[int, ...] = (16, 24)
+
+
+class Staged(nn.Module):
+    """Two layers for each width."""
+
+    def __init__(self, config: Stages) -> None:
+        super().__init__()
+        self.config = config
+        self.first = nn.ModuleList(nn.Linear(6, width) for width in config.widths)
+        self.second = nn.ModuleList(nn.Linear(width, width) for width in config.widths)
+        self.head = nn.ModuleList(nn.Linear(width, 3) for width in config.widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = zip(self.first, self.second, self.head, strict=True)
+        return sum((head(b(a(x).relu()).relu()) for a, b, head in layers), torch.zeros(()))
+
+
+def test_a_setting_may_stand_in_a_list() -> None:
+    torch.manual_seed(0)
+    data = torch.randn(4, 6)
+    home: Any = fxprune.compile(
+        Staged(Stages()), [data], 0.6, form="module", uniform=True, method="l2", recover=None, progress=False
+    )
+    widths = settings_of(home).widths
+    assert [layer.out_features for layer in (*home.first, *home.second)] == [*widths, *widths] != [16, 24, 16, 24]
+    stock = Staged(settings_of(home))
+    stock.load_state_dict(home.state_dict())
+    torch.testing.assert_close(stock(data), home(data))
+
+
 def test_terms_of_sizes_are_over_settings() -> None:
     found = constructed(Own(Sizes(inner=96)))
     inner, width = (Place("", ("config", name), value) for name, value in (("inner", 96), ("width", 24)))
