@@ -66,10 +66,14 @@ class Network:
         """Returns whether a unit that is gone is to the network as if all its weights were zero, in gradients as well."""
         within = [block for spec in self.blocks for block in spec.within()]
         mixed = any(isinstance(block, tokens.MixTokens) and block.how == "linear" for block in within)
-        filled = mixed and len(within) > 1  # a bias fills tokens that go
+        filled = mixed and (
+            len(within) > 1 or self.head == "max"
+        )  # a bias fills tokens that go, or a zero is the largest
         steps = any(isinstance(block, rare.Gradient) and block.how == "sign" for block in within)
         ties = steps and self.head == "max"  # whose gradient rounding gives to one, or shares
-        return all(block.zeros() for block in within) and not filled and not ties
+        held = any(isinstance(b, tokens.Position) and b.how == "buffer" for b in within)  # which no plan names
+        seen = held and any(isinstance(b, tokens.TokenNorm) and b.kind == "manual" for b in within)
+        return all(block.zeros() for block in within) and not filled and not ties and not seen
 
     def tolerance(self) -> float:
         """Returns how much rounding there may be: parts may work in less than float64."""
