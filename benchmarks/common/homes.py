@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 import fxprune
+from fxprune._base.names import fetch
 from fxprune.budget.constraints import free_groups
 from fxprune.capturing.captured import example_call
 from fxprune.compiler.homecoming import further_calls, ties_in
@@ -79,10 +80,20 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
     keep = {**keep_indices(solution.selection), **Dimensions(coupling).of_buffers(solution.selection.slicer)}
     if way.joined is not None:  # what training alone reads
         keep = way.joined.kept(solution.selection) | keep
-    own = {name for name, _ in (*call.model.named_parameters(remove_duplicate=False), *call.model.named_buffers())}
-    axes = {n: {dim: tuple(index.tolist()) for dim, index in of.items()} for n, of in keep.items() if n in own}
+    axes = {
+        n: {dim: tuple(index.tolist()) for dim, index in of.items()} for n, of in keep.items() if _has(call.model, n)
+    }
     with stage("train"):
         found["step"] = trained(call, axes, copy.deepcopy(home))
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    """Returns whether a name is one of the model's own, not that of a constant that the graph lifted."""
+    try:
+        fetch(model, name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _edits(model: nn.Module, home: nn.Module, pruned: nn.Module, own: Any, ties: bool) -> str:

@@ -95,38 +95,47 @@ def _compute(home: nn.Module, name: str, value: Tensor, kept: Mapping[int, Ids])
             f"{name} is computed by the model in its forward, and is a plain tensor in the graph: expected a parametrization that "
             "can take a value (right_inverse); keep the graph form, or remove the computation first"
         )
-    signs = _signs(owner, attribute, kept)
+    held: Any = owner.get_submodule(f"parametrizations.{attribute}")
+    before = {key: _kept_alike(old.detach(), value.dim(), kept) for key, old in held.named_parameters(recurse=False)}
+    if _gives(owner, attribute, value, before):
+        return
     try:
         setattr(owner, attribute, value.detach().clone())
-        _with_signs(owner, attribute, signs)
         found = fetch(home, name).shape
     except Exception as error:  # of any parametrization
         raise RestoreError(
             f"{name}: its parametrization does not take a value of shape {tuple(value.shape)}: {error}"
         ) from error
+    if set(before) == {
+        "original0",
+        "original1",
+    }:  # a norm and what has a direction, of which only the first need change
+        norms, signs = held.original0.detach(), torch.where(before["original0"] < 0, -1.0, 1.0).to(value)
+        if norms.shape == signs.shape and not _gives(
+            owner, attribute, value, {"original0": norms * signs, "original1": before["original1"]}
+        ):
+            _gives(owner, attribute, value, {"original0": norms * signs, "original1": value * signs})
     if found != value.shape:
         raise RestoreError(f"{name}: its parametrization does not give back what it takes")
 
 
-def _signs(owner: nn.Module, attribute: str, kept: Mapping[int, Ids]) -> Tensor | None:
-    """Returns the signs of what is kept of the first of two tensors that a weight is made of, such as its norms, ``[...]``."""
-    held: Any = owner.get_submodule(f"parametrizations.{attribute}")
-    first, second = getattr(held, "original0", None), getattr(held, "original1", None)
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.dim() != second.dim():
-        return None
-    whole = {dim: index for dim, index in kept.items() if first.shape[dim] == second.shape[dim]}
-    return torch.where(_kept(first.detach(), whole) < 0, -1.0, 1.0).to(first)
+def _kept_alike(tensor: Tensor, dims: int, kept: Mapping[int, Ids]) -> Tensor:
+    """Returns what is left of a tensor, ``[...]``, that a weight of ``dims`` dimensions is made of, where its dimensions are the weight's."""
+    return _kept(tensor, kept) if tensor.dim() == dims else tensor
 
 
-def _with_signs(owner: nn.Module, attribute: str, signs: Tensor | None) -> None:
-    """Gives both tensors that a weight is made of signs, ``[...]``, if the weight stays as it is."""
-    if signs is None or bool((signs > 0).all()):
-        return
+def _gives(owner: nn.Module, attribute: str, value: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+    """Has a weight be made of other tensors if that gives a value, ``[...]``; returns whether it does."""
     held: Any = owner.get_submodule(f"parametrizations.{attribute}")
-    before = getattr(owner, attribute).detach().clone()
-    for _ in range(2):
-        with torch.no_grad():
-            held.original0.mul_(signs)
-            held.original1.mul_(signs)
-        if torch.allclose(getattr(owner, attribute), before):
-            return
+    old = {key: held._parameters[key] for key in tensors}
+    held._parameters.update({key: _like(old[key], tensor) for key, tensor in tensors.items()})
+    try:
+        found = getattr(owner, attribute)
+        same = found.shape == value.shape and torch.allclose(
+            found, value, rtol=1e-5, atol=1e-6 * float(value.abs().max())
+        )
+    except Exception:  # of any parametrization
+        same = False
+    if not same:
+        held._parameters.update(old)
+    return same

@@ -148,3 +148,33 @@ def test_a_region_stays_in_float32() -> None:
     assert home.b.in_features < 24
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert [x.dtype for x in home(data)] == [x.dtype for x in model(data)] == [torch.bfloat16, torch.float32]
+
+
+class Normed(nn.Module):
+    """Weight norm with norms of both signs, on a layer that stays, one that loses outputs and one that loses inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm = torch.nn.utils.parametrizations.weight_norm
+        self.a, self.b, self.c = norm(nn.Linear(6, 12)), norm(nn.Linear(12, 6)), norm(nn.Linear(6, 6))
+        self.o = nn.Linear(6, 3)
+        for layer in (self.a, self.b, self.c):
+            layer.parametrizations.weight.original0.data[::2] *= -1.0  # type: ignore[union-attr, index]
+            layer.parametrizations.weight.original1.data *= 3.0  # type: ignore[union-attr, index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.c(x + self.b(self.a(x).relu())))
+
+
+def test_what_a_weight_is_made_of_stays_what_it_was() -> None:
+    torch.manual_seed(0)
+    model, data = Normed().eval(), torch.randn(8, 6)
+    ratios = {"a": 0.5, "default": 0.0}
+    home: Any = fxprune.compile(model, [data], ratios=ratios, method="l2", recover=None, form="module", progress=False)
+    kept = list(home.plan.keep["a.parametrizations.weight.original1"][0])
+    for name, index in (("a", (kept,)), ("b", (slice(None), kept)), ("c", (slice(None),))):
+        was, now = (m.get_submodule(f"{name}.parametrizations.weight") for m in (model, home))
+        assert torch.equal(now.original1, was.original1[index])  # type: ignore[arg-type, index]
+        norms = was.original0[index[0]]  # type: ignore[index]
+        assert torch.equal(now.original0.sign(), norms.sign())  # type: ignore[operator]
+        assert torch.allclose(now.original0, norms) == (name != "b")  # of fewer inputs the norm is another
