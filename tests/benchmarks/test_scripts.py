@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from tests.support.forked import run_script
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+#: Those whose smallest setting takes ten seconds of a core or more; run where ``FXPRUNE_ALL_BENCHMARKS`` is set.
+LONG = {
+    "bruteforce", "compile_time", "imports", "ippro", "latency", "mutations", "reconstruct", "resnet56", "segmentation", "training",
+}  # fmt: skip
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch, main: str = "__main__") -> dict[str, object]:
@@ -53,6 +58,8 @@ def test_help(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_smallest_setting(path: Path, tmp_path: Path) -> None:
+    if path.stem in LONG and "FXPRUNE_ALL_BENCHMARKS" not in os.environ:
+        pytest.skip("takes long: FXPRUNE_ALL_BENCHMARKS=1 runs it")
     found = run(path, tmp_path)
     assert found and all(rows for rows in found.values())
     assert all(name.endswith("-quick") for name in found)  # under its own name: the record of a full run stays

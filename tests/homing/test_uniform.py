@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.homing.constructing import constructed, settings_of
 from fxprune.homing.terms import Computed, Place, Term
+from tests.support.marks import but_slow
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,7 +58,7 @@ def pruned(name: str) -> tuple[Any, Any]:
     return model, fxprune.compile(model, [batch(name)], 0.7, **chosen)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_slow(MODELS, quick=["vit"]))
 def test_the_stock_class_holds_what_is_left(name: str) -> None:
     model, home = pruned(name)
     assert type(home) is type(model) and 0.6 < home.report.params[1] / home.report.params[0] <= 0.7
@@ -68,7 +69,7 @@ def test_the_stock_class_holds_what_is_left(name: str) -> None:
             torch.testing.assert_close(value, home(**batch(name))[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_slow(MODELS, quick=["vit"]))
 def test_the_original_keeps_its_settings(name: str) -> None:
     model, home = pruned(name)
     assert model.config.to_dict() == MODELS[name]().config.to_dict()

@@ -29,7 +29,7 @@ def test_the_snippets_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(sys.platform == "win32", reason="CI's script is bash")
 @pytest.mark.parametrize(
-    ("name", "end"), [("demo", ".venv/bin/fxprune demo"), ("test", ".venv/bin/python -m pytest -n 2")]
+    ("name", "end"), [("demo", ".venv/bin/fxprune demo"), ("test", ".venv/bin/python -m pytest -n 2 --dist worksteal")]
 )
 def test_ci_reads_the_commands_from_here(name: str, end: str) -> None:
     found = subprocess.run(
