@@ -8,7 +8,7 @@ its graph; then it trains for a step, beside the original with zeros where somet
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from common.architectures import select
@@ -23,13 +23,7 @@ USUAL = ("channel", "expert", "head", "kv_group")
 
 def ours(seed: int, units: tuple[str, ...], name: str) -> dict[str, Any]:
     """Returns what `examine` finds of a model."""
-    return examine(table()[name], seed, units)
-
-
-@cache
-def table() -> dict[str, Any]:
-    """Returns the models by name."""
-    return {entry.name: entry for entry in select()}
+    return examine(select(names=[name])[0], seed, units)
 
 
 def line(found: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +69,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Prints and records the table; ends with 1 if any model that came home trains wrongly."""
     made = resumable(parser(__doc__.splitlines()[0]))
-    made.add_argument("--collections", nargs="+", help="torchvision, timm, transformers, written")
+    made.add_argument("--collections", nargs="+", help="torchvision, timm, transformers, written, ultralytics")
     made.add_argument("--models", nargs="+", help="names, such as timm:resnet18")
     made.add_argument("--all-units", action="store_true", help="head_dim as well")
     made.add_argument("--limit", type=float, default=300.0, help="seconds a model may take")

@@ -23,7 +23,7 @@ class Architecture:
     """One line of the coverage table.
 
     Attributes:
-        collection: ``"torchvision"``, ``"timm"``, ``"transformers"`` or ``"written"``.
+        collection: ``"torchvision"``, ``"timm"``, ``"transformers"``, ``"written"`` or ``"ultralytics"``.
         name: how the collection calls it.
         build: makes the model and a call of it; imports its library only then.
     """
@@ -34,15 +34,16 @@ class Architecture:
 
 
 def select(collections: list[str] | None = None, names: list[str] | None = None) -> list[Architecture]:
-    """Returns the architectures of some collections (by default of all), or only those of the given names.
+    """Returns the architectures of some collections (by default of all but ultralytics), or only those of the given names.
 
     Raises:
         KeyError: a name that no collection has.
     """
-    from . import timm_models, torchvision_models, transformers_models, written
+    from . import timm_models, torchvision_models, transformers_models, ultralytics_models, written
 
-    made = [torchvision_models, timm_models, transformers_models, written]
+    made = [torchvision_models, timm_models, transformers_models, written, ultralytics_models]
     every = {entry.name: entry for module in made for entry in module.entries()}
     if names:
         return [every[name] for name in names]
-    return [entry for entry in every.values() if not collections or entry.collection in collections]
+    wanted = collections or ["torchvision", "timm", "transformers", "written"]
+    return [entry for entry in every.values() if entry.collection in wanted]
