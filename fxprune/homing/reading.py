@@ -98,8 +98,10 @@ class Readings:
 
 def read_sizes(
     model: nn.Module, call: Call, values: Values, dimensions: Dimensions, way: Callable[..., Any] = nn.Module.__call__
-) -> list[Reading]:
+) -> tuple[list[Reading], list[tuple[Axis, ...]]]:
     """Returns what one call of the model, in evaluation mode, names of sizes; of tensors that the graph has too.
+
+    And axes that it has in one dimension of a tensor, as of queries and values in ``view(b, n, 3, heads, -1)``: of one length.
 
     Args:
         model: run with tagged integers, and as it was afterwards.
@@ -119,7 +121,7 @@ def read_sizes(
         reader,
     ):
         way(model, *call[0], **call[1])
-    return list(dict.fromkeys(reader.readings))
+    return list(dict.fromkeys(reader.readings)), list(dict.fromkeys(reader.shared))
 
 
 @contextmanager
@@ -151,6 +153,7 @@ class _Reader(TorchFunctionMode):
         self.model, self.values, self.dimensions = model, values, dimensions
         self.stack = [""]
         self.readings: list[Reading] = []
+        self.shared: list[tuple[Axis, ...]] = []
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,6 +170,8 @@ class _Reader(TorchFunctionMode):
                 self.counted(number.term)
         if name in _MOVES:
             self._follow(func, args, kwargs, result)
+        if name in _SHAPES and isinstance(result, Tensor):
+            self.shared += [axes for axes in self.dims_of(result) or () if len(axes) > 1]
         for term, kind, tensor, dim in _NAMED[name](args, kwargs, result) if name in _NAMED else ():
             dim, line = dim % max(tensor.dim(), 1), self._line()
             for axis in (self.dims_of(tensor) or {dim: ()})[dim]:
@@ -355,6 +360,9 @@ def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
     return _sizes([shape], result, result.dim() - len(shape))
 
+
+#: What gives a tensor another shape.
+_SHAPES = frozenset(["view", "reshape", "unflatten"])
 
 #: What computes with numbers that are no sizes.
 _COUNTS = frozenset(

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError, brief
 from fxprune._base.modes import lent, random_states_kept
+from fxprune.algebra.axes import Axis
 from fxprune.algebra.channels import Mask
 from fxprune.budget.ties import Ties
 from fxprune.capturing.captured import example_call, in_training
@@ -96,9 +97,10 @@ def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
     captured, dimensions = coupling.captured, Dimensions(coupling)
     cut, sizes = dimensions.cut(), list[Reading]()
     values = values_of(captured, _varied(captured.model), cut.keys())
+    whole, shared = list(uncounted(coupling)), list[tuple[Axis, ...]]()
     for way in (nn.Module.__call__, *also):
-        sizes += read_sizes(_varied(captured.model), example_call(captured), values, dimensions, way)
-    whole, shared = list(uncounted(coupling)), []
+        named, alike = read_sizes(_varied(captured.model), example_call(captured), values, dimensions, way)
+        sizes, shared = sizes + named, shared + alike
     for name, dims in cut.items():
         for dim, axes in dims.items():
             if dim in values.even.get(name, ()):

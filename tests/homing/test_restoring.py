@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from tests.models.homes import Attending, Auxiliary, Caching, Gated, Halves, Literal, Normed, Shared, Targets
+from tests.models.homes import Attending, Auxiliary, Caching, Gated, Halves, Literal, Normed, Packed, Shared, Targets
 from tests.support.zeroed import Step, as_pruned, other_gradients, plain, step
 
 CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
@@ -269,3 +269,11 @@ def test_a_pickle_without_the_report_needs_no_fxprune(tmp_path: Path) -> None:
         fxprune.detach(home)
     with pytest.raises(fxprune.FxpruneError, match="expected a model in its own class, got a graph"):
         fxprune.detach(compiled(model, data, form="graph"))
+
+
+def test_what_a_view_leaves_open_is_of_one_length() -> None:
+    model, data = made(Packed, (3, 5, 6))
+    home = compiled(model, data, 0.6, units=("head_dim",))
+    assert home.qkv.out_features == 3 * home.out.in_features < 72
+    graph = fxprune.apply(model, home.plan)
+    torch.testing.assert_close(home(data), graph(data), rtol=1e-4, atol=1e-5)

@@ -207,3 +207,19 @@ class Caching(nn.Module):
         """Returns logits for ``x``, ``[batch, 6]``."""
         y = self.up(x).reshape(len(x), self.heads, -1) + self.biases()
         return self.down(y.flatten(1).relu())
+
+
+class Packed(nn.Module):
+    """Attention whose queries, keys and values are told apart by a view that leaves the width of a head open, as Swin's."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(6, 3 * width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns attention over ``x``, ``[batch, length, 6]``."""
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2)
+        return self.out(y.reshape(b, n, -1))
