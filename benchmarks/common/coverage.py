@@ -53,7 +53,8 @@ def examine(entry: Architecture, seed: int) -> dict[str, Any]:
                 found[str(budget)] = pruned_to(coupling, scores, call, budget)
         del found["at"]
     except Exception as error:  # any failure is a result
-        found["error"] = f"{type(error).__name__}: {error}"[:600]
+        text = str(error).partition("\n")[0]  # the rest names places on this machine
+        found["error"] = f"{type(error).__name__}: {text}"[:600]
         found["trace"] = traceback.format_exc()[-1500:]
     return found
 

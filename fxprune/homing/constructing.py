@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune._base.errors import RestoreError, brief
 from fxprune._base.modes import random_states_kept
+from fxprune.homing.naming import sizes_named
 from fxprune.homing.places import is_object, numbers_in, terms_in, with_numbers
-from fxprune.homing.reading import sizes_named
 from fxprune.homing.solving import solve_terms
 from fxprune.homing.terms import Key, Place, Tagged, Term, evaluate, floated, noticed
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,12 @@ from fxprune.algebra.axes import Axis, is_labelled
 from fxprune.data.calls import Call
 from fxprune.homing.counting import Dimensions, Dims, numbered
 from fxprune.homing.matching import Values
+from fxprune.homing.naming import COMPUTES, MOVES, NAMED, RESHAPES, Named
 from fxprune.homing.places import tagged
-from fxprune.homing.terms import Computed, Key, SizeOf, Tagged, Term, evaluate, floated, noticed, term_of
+from fxprune.homing.terms import Computed, Key, SizeOf, Tagged, Term, evaluate, floated, noticed
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 _ELSEWHERE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
-
-
-Named = Literal["size", "place", "parts", "multiple", "equal", "divides"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +163,14 @@ class _Reader(TorchFunctionMode):
             with self:
                 return _inside(func)(*args, **kwargs)
         result = func(*args, **kwargs)
-        for number in (*args, *kwargs.values()) if name in _COUNTS else ():
+        for number in (*args, *kwargs.values()) if name in COMPUTES else ():
             if isinstance(number, Tagged):
                 self.counted(number.term)
-        if name in _MOVES:
+        if name in MOVES:
             self._follow(func, args, kwargs, result)
-        if name in _SHAPES and isinstance(result, Tensor):
+        if name in RESHAPES and isinstance(result, Tensor):
             self.shared += [axes for axes in self.dims_of(result) or () if len(axes) > 1]
-        for term, kind, tensor, dim in _NAMED[name](args, kwargs, result) if name in _NAMED else ():
+        for term, kind, tensor, dim in NAMED[name](args, kwargs, result) if name in NAMED else ():
             dim, line = dim % max(tensor.dim(), 1), self._line()
             for axis in (self.dims_of(tensor) or {dim: ()})[dim]:
                 self.readings.append(Reading(term, kind, axis, tensor.shape[dim], line, name))
@@ -244,179 +242,3 @@ def _inside(function: Any) -> Any:
 
 
 _HANDED = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-
-
-def sizes_named(func: Any, args: Any, kwargs: Any, result: Any) -> Iterator[tuple[Term, Tensor, int]]:
-    """Yields what a call of a function names of the sizes of its one result, ``[...]``: term, result, dimension."""
-    name = getattr(func, "__name__", "")
-    if name in _NAMED and isinstance(result, Tensor):
-        for term, kind, tensor, dim in _NAMED[name](args, kwargs, result):
-            if kind == "size" and tensor is result and tensor.dim():
-                yield term, tensor, dim
-
-
-# -- which arguments of which functions are sizes of what -----------------------------------------------------------
-
-#: (term, what it names, tensor, dimension)
-_Found = tuple[Term, Named, Tensor, int]
-
-
-def _sizes(given: Sequence[Any], result: Any, first: int = 0) -> Iterator[_Found]:
-    """Yields the sizes of a result that are given one by one; -1 says nothing."""
-    sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-    for dim, size in enumerate(sizes, first):
-        if isinstance(size, int) and size != -1 and isinstance(result, Tensor):
-            yield term_of(size), "size", result, dim
-
-
-def _of_result(args: Any, kwargs: Any, result: Any) -> Iterator[_Found]:
-    """``x.view(a, b)``, ``torch.reshape(x, (a, b))``, ``x.new_zeros(a, b)``."""
-    return _sizes(args[1:] or [kwargs.get("shape", kwargs.get("size", ()))], result)
-
-
-def _made(args: Any, kwargs: Any, result: Any) -> Iterator[_Found]:
-    """``torch.zeros(a, b)``."""
-    return _sizes(args or [kwargs.get("size", ())], result)
-
-
-def _expanded(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    return _of_result(args, kwargs, result)
-
-
-def _unflattened(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    dim, sizes = [*args[1:], *kwargs.values()][:2]
-    return _sizes([sizes], result, int(dim) % (result.dim() - len(sizes) + 1))
-
-
-def _split(args: Any, kwargs: Any, result: Sequence[Tensor]) -> Iterator[_Found]:
-    sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-    dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
-    if isinstance(sizes, int):
-        sizes = [sizes] * (len(result) - (int(result[-1].shape[dim]) != int(sizes)))
-    for size, part in zip(sizes, result, strict=False):
-        if isinstance(size, int) and size != -1:
-            yield term_of(size), "size", part, dim
-
-
-def _chunked(args: Any, kwargs: Any, result: Sequence[Tensor]) -> Iterator[_Found]:
-    parts = args[1] if len(args) > 1 else kwargs["chunks"]
-    dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
-    yield term_of(parts), "parts", args[0], dim
-
-
-def _narrowed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    dim, start, length = [*args[1:], *kwargs.values()][:3]
-    if isinstance(start, int):
-        yield term_of(start), "place", args[0], int(dim)
-    yield term_of(length), "size", result, int(dim)
-
-
-def _indexed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    """``x[:, :a]``, ``x[..., 3]``: the ends of slices are places."""
-    tensor, index = args[:2]
-    index = index if isinstance(index, tuple) else (index,)
-    taken = sum(part is not None and part is not Ellipsis and not isinstance(part, bool) for part in index)
-    dim = 0
-    for part in index:
-        if part is Ellipsis:
-            dim += tensor.dim() - taken
-            continue
-        if isinstance(part, slice):
-            for end in (part.start, part.stop):
-                if isinstance(end, int) and end != 0:
-                    yield term_of(end), "place", tensor, dim
-        elif isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
-            dim += part.dim() - 1
-        dim += part is not None
-
-
-def _grouped(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    """``grouped_mm(x, weights)`` takes rows and columns of 16 bytes."""
-    for tensor, dims in ((args[0], (-1,)), (args[1], (-1, -2))):
-        for dim in dims:
-            yield 16 // tensor.element_size(), "multiple", tensor, dim
-
-
-def _counted(position: int, name: str) -> Callable[[Any, Any, Any], Iterator[_Found]]:
-    """``one_hot(x, classes)``, ``histc(x, bins)``, ``arange(end)``: an argument is the last size of the result."""
-
-    def found(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-        size = args[position] if len(args) > position else kwargs.get(name)
-        if isinstance(size, int) and result.dim() and result.shape[-1] == size:
-            yield term_of(size), "size", result, -1
-
-    return found
-
-
-def _convolved(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    """``conv2d(x, weight, groups=channels)`` of each channel by itself: there are as many groups as channels."""
-    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
-    if isinstance(groups, int) and groups > 1 and weight.shape[1] == 1 and result.dim() == weight.dim():
-        yield term_of(groups), "size", x, 1
-
-
-def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
-    shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
-    return _sizes([shape], result, result.dim() - len(shape))
-
-
-#: What gives a tensor another shape.
-_SHAPES = frozenset(["view", "reshape", "unflatten"])
-
-#: What computes with numbers that are no sizes.
-_COUNTS = frozenset(
-    ["add", "sub", "mul", "div", "true_divide", "floor_divide", "pow", "rsub", "tensor", "as_tensor", "scalar_tensor", "__rpow__",
-     "__radd__", "__rmul__", "__rdiv__", "__rtruediv__", "__rsub__", "add_", "sub_", "mul_", "div_"]
-)  # fmt: skip
-
-#: What only moves the elements of its first argument.
-_MOVES = frozenset(
-    [
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "unbind",
-        "__getitem__",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "flatten",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-        "unflatten",
-        "select",
-        "narrow",
-        "movedim",
-        "swapaxes",
-        "t",
-        "flip",
-        "roll",
-        "expand",
-        "repeat",
-        "repeat_interleave",
-    ]
-)
-
-_NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
-    **dict.fromkeys(
-        ("view", "reshape", "expand", "broadcast_to", "new_zeros", "new_ones", "new_empty", "new_full"), _of_result
-    ),
-    **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _made),
-    "unflatten": _unflattened,
-    **dict.fromkeys(("split", "split_with_sizes"), _split),
-    "chunk": _chunked,
-    "narrow": _narrowed,
-    "__getitem__": _indexed,
-    **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
-    **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
-    "one_hot": _counted(1, "num_classes"),
-    "histc": _counted(1, "bins"),
-    "bincount": _counted(2, "minlength"),
-    "arange": _counted(0, "end"),
-    "eye": _counted(0, "n"),
-}

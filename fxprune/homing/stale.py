@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 
 from fxprune.homing.places import numbers_in
@@ -34,10 +32,6 @@ def unread_widths(model: nn.Module, home: nn.Module, readings: Readings) -> list
 
 
 def _gone(module: nn.Module, left: nn.Module) -> set[int]:
-    """Returns the widths of a module's tensors that none of them has any more."""
-    return set(_widths(module)) - set(_widths(left))
-
-
-def _widths(module: nn.Module) -> Iterator[int]:
-    for parameter in module.parameters():
-        yield from parameter.shape
+    """Returns the widths of a module's tensors that are another now, of one of them at least."""
+    pairs = zip(module.parameters(), left.parameters(), strict=True)
+    return {old for was, now in pairs for old, new in zip(was.shape, now.shape, strict=False) if old != new}

@@ -18,6 +18,8 @@ from fxprune.homing.layers import told
 
 #: What a layer of the graph says of itself that no tensor shows.
 _SAID = ("groups", "num_groups", "eps")
+#: What weight norm makes a weight of.
+_NORM_AND_DIRECTION = {"original0", "original1"}
 
 
 def with_tensors(
@@ -39,7 +41,7 @@ def with_tensors(
     Raises:
         RestoreError: a computed weight cannot be given another value.
     """
-    home = copied(model)
+    home = copied(model).eval()  # in which no parametrization changes as it is looked at
     values = {
         **dict(pruned.named_parameters(remove_duplicate=False)),
         **dict(pruned.named_buffers(remove_duplicate=False)),
@@ -106,10 +108,7 @@ def _compute(home: nn.Module, name: str, value: Tensor, kept: Mapping[int, Ids])
         raise RestoreError(
             f"{name}: its parametrization does not take a value of shape {tuple(value.shape)}: {error}"
         ) from error
-    if set(before) == {
-        "original0",
-        "original1",
-    }:  # a norm and what has a direction, of which only the first need change
+    if set(before) == _NORM_AND_DIRECTION:  # of which only the first need change
         norms, signs = held.original0.detach(), torch.where(before["original0"] < 0, -1.0, 1.0).to(value)
         if norms.shape == signs.shape and not _gives(
             owner, attribute, value, {"original0": norms * signs, "original1": before["original1"]}

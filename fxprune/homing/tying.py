@@ -66,8 +66,7 @@ class _Tying:
                 if reading.named == "multiple":
                     multiples += self._multiple(reading)
                 elif reading.named == "divides":
-                    self._hold_divisor(reading, equal)
-                    multiples += self._divisible(reading)
+                    multiples += self._divides(reading, equal)
             if int(self.held.sum()) == before:
                 return Ties(self.held, tuple((form.channels, form.weights) for form in equal), tuple(multiples))
 
@@ -101,24 +100,27 @@ class _Tying:
             return []
         return [(form.channels, form.weights, number_of)]
 
-    def _divisible(self, reading: Reading) -> list[tuple[Ids, Ids, int]]:
-        """Returns what must add up to a multiple of a number that stays."""
-        a, by = (self._known(operand) for operand in reading.term.operands)  # type: ignore[union-attr]
-        if a is None or by is None or a.is_constant or not by.is_constant or by.constant == 1:
-            return []
-        return [(a.channels, a.weights, int(by.constant * a.scale))]
+    def _divides(self, reading: Reading, equal: Sequence[Form]) -> list[tuple[Ids, Ids, int]]:
+        """Returns what must add up to a multiple of a number that stays, as it divides what changes.
 
-    def _hold_divisor(self, reading: Reading, equal: Sequence[Form]) -> None:
-        """Has a number that must divide another stay, unless the other is always the same multiple of it."""
+        A number that changes as well is to stay, unless the other is always the same multiple of it.
+        """
         term = reading.term
         assert isinstance(term, Computed)
-        a, by = (self._known(operand) for operand in term.operands)
+        try:
+            a, by = (self._known(operand) for operand in term.operands)
+        except ProductError as several:
+            self._hold_some(several.channels)
+            return []
+        if a is None or by is None or a.is_constant:
+            return []
+        if by.is_constant:
+            return [] if by.constant == 1 else [(a.channels, a.weights, int(by.constant * a.scale))]
         now, parts = (evaluate(operand, lambda leaf: leaf.value) for operand in term.operands)
-        if a is None or by is None or a.is_constant or by.is_constant or not now or not parts:
-            return
-        apart = a - by.times(Fraction(now, parts))
+        apart = a - by.times(Fraction(now or 0, parts or 1))
         if not apart.is_nothing and not any(ratio_of(apart, form) for form in equal):
             self._hold(by.channels)
+        return []
 
     def _alike(self, axes: Sequence[Axis]) -> list[Form]:
         """Returns the forms that must stay 0 so that all of some axes keep as many coordinates."""
