@@ -24,6 +24,7 @@ from fxprune.results.attached import attach, report_if_any
 from fxprune.results.certificate import Certificate
 from fxprune.results.plan import Plan
 from fxprune.results.record import Report
+from fxprune.rewriting.places import as_places
 
 #: The attribute of a pruned module that names those of its modules that are never in training mode.
 RESTING = "_resting"
@@ -164,6 +165,7 @@ class PrunedModule(fx.GraphModule):
         super().__init__(nn.Module(), fx.Graph(), class_name)
         for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[held] = root.__dict__[held]
+        as_places(self)
         if call is not None:
             devices = dict.fromkeys(str(node.args[0]) for node in graph.nodes if node.target is enter_autocast)
             graph.set_codegen(CallCodeGen(_without_annotations(call), tuple(devices)))

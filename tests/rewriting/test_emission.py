@@ -17,6 +17,7 @@ from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
 from fxprune.ops.layers import FeatureDropout, ScaledDotProductAttention
 from fxprune.rewriting.emission import emit
+from fxprune.rewriting.places import Place
 from fxprune.rewriting.slicing import slice_graph
 from tests.models.calls import CASES
 from tests.support.capturing import assert_equal
@@ -181,7 +182,7 @@ def test_parameters_that_no_layer_holds_stay_under_their_names():
     reads = [node.target for node in shared.graph.nodes if node.op == "get_attr"]
     assert reads == ["scales.1", "borrowed.weight", "scales.0"]
     attention = emitted("attentive").pruned.attn
-    assert type(attention) is nn.Module
+    assert type(attention) is Place
     assert [name for name, _ in attention.named_parameters()] == [
         "in_proj_weight",
         "in_proj_bias",
@@ -288,7 +289,7 @@ def test_a_bias_used_elsewhere_is_not_given_to_the_layer():
     model = Biasless()
     pruned = emit_of(model, x)
     torch.testing.assert_close(pruned(x), model(x), rtol=0, atol=0)
-    assert type(pruned.linear) is nn.Module
+    assert type(pruned.linear) is Place
 
 
 @pytest.mark.parametrize("name", ["code", "to_folder", "graph", "meta"])

@@ -9,6 +9,7 @@ from torch import nn
 from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune.ops.layers import CustomFunction, FeatureDropout, Recurrent, ScaledDotProductAttention
+from fxprune.rewriting.places import Place
 from fxprune.storage.graph.silent import Lost, StochasticDepth, recognise
 from fxprune.storage.graph.values import Unstorable, plain, to_json
 
@@ -53,6 +54,8 @@ def describe_layer(module: nn.Module, path: str) -> tuple[str, dict[str, Any]]:
     Raises:
         Unstorable: a module of another class, which does something in evaluation mode.
     """
+    if isinstance(module, Place):  # a graph makes places of plain modules itself
+        return "Module", {}
     own = type(module) in _OPTIONS or isinstance(module, CustomFunction)
     known = module if own else recognise(module)
     if isinstance(known, CustomFunction) or known is None:
