@@ -119,12 +119,15 @@ def pools_of(
         least = math.ceil(max(min_keep, 1) / quantum) * quantum
         order = ids[np.argsort(-values[ids], kind="stable")]
         pools.append(Pool((group.name,), order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
-    return [*pools, *(_tied(bundle, round_to, min_keep) for bundle in bundles)]
+    return [
+        *pools,
+        *(_tied(bundle, round_to, 0 if may_vanish >= {*bundle.groups} else max(min_keep, 1)) for bundle in bundles),
+    ]
 
 
 def _tied(bundles: Bundles, round_to: int, min_keep: int) -> Pool:
-    """Returns the pool of bundles; each cell keeps multiples of ``round_to``."""
+    """Returns the pool of bundles; each cell keeps multiples of ``round_to``, and ``min_keep`` bundles stay."""
     size = bundles.rows.shape[1]
     at_once = math.lcm(*(round_to // math.gcd(round_to, each) for each in bundles.each))
-    least = math.ceil(max(min_keep, 1) / at_once) * at_once * size
+    least = math.ceil(min_keep / at_once) * at_once * size
     return Pool(bundles.groups, bundles.rows.reshape(-1), min(least, bundles.rows.size), at_once * size, size)

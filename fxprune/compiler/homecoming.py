@@ -22,14 +22,21 @@ from fxprune.compiler.options import MODULE
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
+from fxprune.homing.lists import moved
 from fxprune.homing.restoring import Way, restored, way_home
 from fxprune.homing.stale import unread_widths
+from fxprune.homing.whole import gone
 from fxprune.ops.registry import is_kind
 from fxprune.results.attached import attach, report
 from fxprune.results.tables import few
+from fxprune.rewriting.planning import in_blocks
 from fxprune.rewriting.pruned import PrunedModule
+
+#: The share of a group's score that going in step may cost without a word.
+_WORTH_SAYING = 1e-3
 
 
 def check_whole(form: str) -> None:
@@ -83,7 +90,8 @@ def with_costs(state: State) -> State:
     groups = free_groups(state.coupling, state.constraints)
     values = channel_scores(state.coupling, state.scores)
     notes = []
-    if costs := tie_costs(state.coupling, ties, values, groups, removed):
+    costs = [c for c in tie_costs(state.coupling, ties, values, groups, removed) if c.share >= _WORTH_SAYING]
+    if costs:
         dearest = [f"{' with '.join(cost.groups[:3])} ({100 * cost.share:.1f} %)" for cost in costs]
         notes.append(
             "channels go in step so that the class can say how many are left; beside as many of each group's own choice that "
@@ -109,14 +117,16 @@ def home(state: State) -> State:
     except RestoreError as error:
         error.pruned = attach(state.pruned, state.report)
         raise
-    notes = (*state.report.notes, *stale_notes(state.coupling.captured.model, found, state.way))
+    notes = (*state.report.notes, *stale_notes(state.selection, found, state.way))
     report = replace(state.report, notes=notes)
     return replace(state, pruned=attach(found, report), report=report)
 
 
-def stale_notes(model: nn.Module, found: nn.Module, way: Way) -> list[str]:
+def stale_notes(selection: Selection, found: nn.Module, way: Way) -> list[str]:
     """Returns what to say of integers that may be wrong now, as no call has read them."""
-    names = unread_widths(model, found, way.readings)
+    model = selection.coupling.captured.model
+    there = moved(model, [layer.path for layer in gone(way.layers, selection.removed)])
+    names = unread_widths(model, found, way.readings, there)
     if not names:
         return []
     text = "no call has read these integers, which were widths and may be wrong for what is left"
@@ -148,13 +158,13 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
     if found.plan is None or not isinstance(pruned, PrunedModule):
         raise PlanError("restore: expected a PrunedModule with a plan, of a model that was captured whole")
     model = unwrapped(model)
-    selection = selected(model, found.plan).solution.selection
+    selection = in_blocks(selected(model, found.plan).solution.selection, found.plan)
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
     way = way_home(selection.coupling, also)
     home = restored(selection, pruned, way, calls)
-    return attach(home, replace(found, form=MODULE, notes=(*found.notes, *stale_notes(model, home, way))))
+    return attach(home, replace(found, form=MODULE, notes=(*found.notes, *stale_notes(selection, home, way))))
 
 
 def further_calls(captured: Captured, device: str) -> Iterator[Call]:

@@ -214,10 +214,6 @@ def _check_form(options: Options) -> None:
         raise ValueError(
             "min_keep=0 lets whole branches go, which the original's class still calls: expected form='graph'"
         )
-    if options.form == MODULE and "block" in several("units", options.units):
-        raise ValueError(
-            "units='block' lets whole branches go, which the original's class still calls: expected form='graph'"
-        )
 
 
 def _check_folder(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from fxprune.algebra.axes import Axis
 from fxprune.algebra.channels import Mask
 from fxprune.budget.ties import Ties
 from fxprune.capturing.captured import example_call, in_training
+from fxprune.coupling.blocks import has_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call, tensors_of
@@ -33,6 +35,7 @@ from fxprune.homing.tensors import with_tensors
 from fxprune.homing.terms import Key, Place, Term, evaluate
 from fxprune.homing.tying import ties_of
 from fxprune.homing.uniform import in_settings
+from fxprune.homing.whole import Layer, block_channels, gone, layers_of, taken_out, within
 from fxprune.results.tables import few
 from fxprune.rewriting.slicing import keep_indices
 
@@ -53,18 +56,27 @@ class Way:
         joined: its graph in training beside that in evaluation; None where that cannot be captured.
         notes: what the user should know.
         also: other ways to the same outputs, ``way(model, *args, **kwargs)``, that are to work as well.
+        layers: that can go whole.
     """
 
     readings: Readings
     joined: Joined | None = None
     notes: tuple[str, ...] = ()
     also: tuple[Called, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     def ties(self, coupling: Coupling, free: Mask) -> Ties:
         """Returns what must go in step or stay, of the channels that may go, ``[channels]``."""
         held = np.zeros(len(free), bool) if self.joined is None else self.joined.held()
+        blocks = block_channels(coupling)
+        free = free & ~blocks
         found = ties_of(coupling, self.readings, free & ~held)
-        return replace(found, held=found.held | (held & free))
+        apart = blocks.copy()
+        for layer in self.layers:
+            apart[layer.blocks] = False
+        pairs = [pair for layer in self.layers for pair in itertools.pairwise(layer.blocks)]
+        together = tuple((np.array(pair), np.array([1, -1])) for pair in pairs)
+        return replace(found, held=found.held | (held & free) | apart, equal=(*found.equal, *together))
 
 
 def way_home(coupling: Coupling, also: Sequence[Called] = (), *, uniform: bool = False) -> Way:
@@ -79,17 +91,18 @@ def way_home(coupling: Coupling, also: Sequence[Called] = (), *, uniform: bool =
         RestoreError: under ``uniform``, its class makes it of no settings.
     """
     captured, readings, also = coupling.captured, sizes_read(coupling, also), tuple(also)
+    layers = layers_of(coupling) if has_blocks(coupling) else ()
     if uniform:
         readings = in_settings(readings, constructed(captured.model), coupling)
     try:
         training = in_training(captured)
     except Exception as error:  # it wants targets, or decides by values: the result is tried in training, then
         text = f"the model in training mode cannot be captured, and what it alone reads stays as it is: {brief(error)}"
-        return Way(readings, None, (text,) if captured.unused else (), also)
+        return Way(readings, None, (text,) if captured.unused else (), also, layers)
     read = {str(node.target) for node in training.module.graph.find_nodes(op="get_attr")}
     unread = sorted(captured.unused - read - {source for names in captured.folded.values() for source in names})
     notes = [f"no captured call reads {few(unread)}: what is not read stays as it is"] if unread else []
-    return Way(readings, joined(coupling, training), tuple(notes), also)
+    return Way(readings, joined(coupling, training), tuple(notes), also, layers)
 
 
 def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
@@ -133,9 +146,12 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
     if way.joined is not None:
         cut = way.joined.kept(selection) | cut
     home = with_tensors(captured.model, pruned, captured, cut, keep_indices(selection))
-    solved = solve(list(equations(way.readings.sizes, slicer)), slicer)
+    without = gone(way.layers, selection.removed)
+    sizes = [reading for reading in way.readings.sizes if not within(reading.line.module, without)]
+    solved = solve(list(equations(sizes, slicer)), slicer)
     changed(home, {**solved.values, **_made(way.readings.made, solved.values)})
     made_up(home, statistics_of(selection))
+    taken_out(home, pruned, without)
     home.train().eval()  # a class that keeps what it computed of its tensors in evaluation mode forgets it when it trains
     if way.readings.made:
         settings_of(home)

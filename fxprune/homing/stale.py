@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from fxprune.homing.places import numbers_in
@@ -12,26 +14,38 @@ from fxprune.homing.terms import Place, leaves
 _LEAST = 3
 
 
-def unread_widths(model: nn.Module, home: nn.Module, readings: Readings) -> list[str]:
+def unread_widths(model: nn.Module, home: nn.Module, readings: Readings, there: Mapping[str, str]) -> list[str]:
     """Returns the integers of a restored model that were the width of its tensors, which is another now, and that nothing has read.
 
     Args:
         model: the original.
         home: what is left of it.
         readings: what the calls of the original read.
+        there: where its modules are, by where they were; nothing for those that are gone.
     """
     read = {leaf.key for reading in readings.sizes for leaf in leaves(reading.term) if isinstance(leaf, Place)}
     before, now = numbers_in(model, (int,)), numbers_in(home, (int,))
-    gone = {path: _gone(module, home.get_submodule(path)) for path, module in model.named_modules()}
+    gone = {path: _gone(module, path, home, there) for path, module in model.named_modules() if path in there}
     found: dict[tuple[str | int, ...], str] = {}
     for key, value in before.items():
         path, steps = key
-        if value >= _LEAST and value in gone[path] and now.get(key) == value and key not in read:
+        if (
+            value >= _LEAST
+            and value in gone.get(path, ())
+            and now.get((there[path], steps)) == value
+            and key not in read
+        ):
             found.setdefault(steps, f"{Place(path, steps, value)} ({value})")
     return list(found.values())
 
 
-def _gone(module: nn.Module, left: nn.Module) -> set[int]:
+def _gone(module: nn.Module, path: str, home: nn.Module, there: Mapping[str, str]) -> set[int]:
     """Returns the widths of a module's tensors that are another now, of one of them at least."""
-    pairs = zip(module.parameters(), left.parameters(), strict=True)
-    return {old for was, now in pairs for old, new in zip(was.shape, now.shape, strict=False) if old != new}
+    found = set[int]()
+    for below, inner in module.named_modules():
+        left = there.get(f"{path}.{below}".strip("."))
+        now = {} if left is None else home.get_submodule(left)._parameters
+        for name, was in inner._parameters.items():
+            if was is not None and (new := now.get(name)) is not None:
+                found.update(a for a, b in zip(was.shape, new.shape, strict=False) if a != b)
+    return found

@@ -56,7 +56,8 @@ def with_tensors(
                     kept = _kept(old if new is None else new, cut.get(full, {}))
                     held[name] = made.setdefault(id(old), _like(old, kept))
     for name in captured.folded:
-        _compute(home, name, values[name], keep.get(name, {}))
+        if name in values:  # its layer is not gone whole
+            _compute(home, name, values[name], keep.get(name, {}))
     for path, module in home.named_modules():
         _repeat(pruned, path, module)
         if isinstance(module, nn.RNNBase):

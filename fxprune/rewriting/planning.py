@@ -105,6 +105,14 @@ def selection_of(coupling: Coupling, plan: Plan) -> Selection:
         return _selection_of(with_blocks(coupling), plan)
 
 
+def in_blocks(selection: Selection, plan: Plan) -> Selection:
+    """Returns what a plan removes in terms of blocks, where it removes all of some residual branch; else the selection as it is."""
+    coupling, removed = selection.coupling, selection.removed
+    if has_blocks(coupling) or not any(removed[coupling.units[group.units]].all() for group in coupling.groups):
+        return selection
+    return _selection_of(with_blocks(coupling), plan)
+
+
 def _selection_of(coupling: Coupling, plan: Plan) -> Selection:
     def kept(axis: ParameterAxis) -> Mask:
         every = range(len(axis.labels))
