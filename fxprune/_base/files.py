@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from os import PathLike
@@ -32,6 +33,7 @@ def replaced(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         draft = Path(beside) / target.name
         yield draft
+        _as_usual(draft)
         sync(draft)
         draft.replace(target)
     sync(target.parent)
@@ -55,6 +57,8 @@ def put_in_place(fresh: Path, target: Path) -> None:
     Both names say whose they are, so that what an interrupted run left is cleared, and nothing of anybody else.
     """
     for path in (*fresh.iterdir(), fresh):
+        if path.is_file():
+            _as_usual(path)
         sync(path)
     _recover(target)
     previous = _previous(target)
@@ -69,6 +73,15 @@ def put_in_place(fresh: Path, target: Path) -> None:
             raise
         shutil.rmtree(previous, ignore_errors=True)
     sync(target.parent)
+
+
+def _as_usual(path: Path) -> None:
+    """Has a file be read and written by whom a new file here is, whatever made it."""
+    usual = path.with_name(f".{path.name}.mode")
+    with contextlib.suppress(OSError):  # some network drives know no modes
+        usual.touch()
+        path.chmod(stat.S_IMODE(usual.stat().st_mode))
+    usual.unlink(missing_ok=True)
 
 
 def readable(target: Path) -> Path:

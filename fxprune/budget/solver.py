@@ -26,6 +26,7 @@ from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
 from fxprune.budget.patterns import check_patterns, names_of_layers, reaching
 from fxprune.budget.ranking import Pool, pools_of
+from fxprune.budget.ties import Ties
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS, unit_scores
@@ -137,7 +138,7 @@ def solve(
     limits = budget.limits(before)
     smallest = _rescue(coupling, model, values, _least(coupling, pools), pools, may_vanish)
     if not _fits(model.of(smallest), limits):
-        raise BudgetError(_unreachable(coupling, model, values, smallest, limits, before))
+        raise BudgetError(_unreachable(coupling, model, values, smallest, limits, before, constraints.ties))
     if bound is not None and not bound.fits(smallest):
         raise BudgetError(bound.refusal(smallest))
     density = ranking(coupling, scores, model, budget if per_cost else None, bound)
@@ -361,7 +362,13 @@ def _give_rest(model: CostModel, removed: Mask, rest: Sequence[Ids], limits: Map
 
 
 def _unreachable(
-    coupling: Coupling, model: CostModel, values: Floats, smallest: Mask, limits: Mapping[int, int], before: Cost
+    coupling: Coupling,
+    model: CostModel,
+    values: Floats,
+    smallest: Mask,
+    limits: Mapping[int, int],
+    before: Cost,
+    tied: Ties | None,
 ) -> str:
     cost = model.of(smallest)
     names = {0: "params", 1: "MACs"}
@@ -380,4 +387,15 @@ def _unreachable(
     kept = {coupling.axes[i].tensor: "the method, which takes none of its units" for g in stays for i, _ in g.axes}
     why = kept | {f.tensor: f.reason for f in coupling.frozen()}
     held = [f"{name} ({size}: {why.get(name, 'min_keep, ignore or round_to')})" for size, name in sorted(sizes)[-3:]]
-    return "; ".join(lines) + ". Held by " + ", ".join(reversed(held))
+    text = "; ".join(lines) + ". Held by " + ", ".join(reversed(held))
+    return text if tied is None or not tied.held.any() else f"{text}. {_by_class(coupling, tied.held)}"
+
+
+def _by_class(coupling: Coupling, held: Mask) -> str:
+    """Returns what to say of units that stay since the original's class cannot say how many are left."""
+    stay = [(int(held[coupling.units[group.units]].sum()), group.name) for group in coupling.groups]
+    names = [f"{name} ({count})" for count, name in sorted(stay, key=lambda pair: -pair[0])[:3] if count]
+    return (
+        f"{int(held[coupling.units].sum())} units stay because the original's class cannot say how many are left, most in "
+        f"{', '.join(names)}: its forward has these sizes as numbers, or computes with them; form='graph' can remove them"
+    )

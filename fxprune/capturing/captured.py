@@ -230,12 +230,16 @@ def _captured(source: Source) -> Captured:
     )
 
 
+#: How the note on them begins.
+COMPUTED_WEIGHTS = "computed weights are plain tensors in the result"
+
+
 def _told(folded: list[Folded]) -> list[str]:
     """Return what the user should know of weights that are plain now."""
     if not folded:
         return []
     return [
-        f"computed weights are plain tensors in the result, and train as such if at all: {_listed(folded)}; "
+        f"{COMPUTED_WEIGHTS}, and train as such if at all: {_listed(folded)}; "
         "where training needs the parametrization, the mask or the standardisation, put it on the result's layers"
     ]
 

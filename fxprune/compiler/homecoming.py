@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.solver import channel_scores
 from fxprune.budget.ties import Ties, tie_costs
-from fxprune.capturing.captured import Captured, example_call
+from fxprune.capturing.captured import COMPUTED_WEIGHTS, Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
 from fxprune.compiler.options import MODULE
@@ -28,6 +28,7 @@ from fxprune.data.checks import device_of
 from fxprune.homing.lists import moved
 from fxprune.homing.restoring import Way, restored, way_home
 from fxprune.homing.stale import unread_widths
+from fxprune.homing.terms import Key
 from fxprune.homing.whole import gone
 from fxprune.ops.registry import is_kind
 from fxprune.results.attached import attach, report
@@ -36,7 +37,7 @@ from fxprune.rewriting.planning import in_blocks
 from fxprune.rewriting.pruned import PrunedModule
 
 #: The share of a group's score that going in step may cost without a word.
-_WORTH_SAYING = 1e-3
+_WORTH_SAYING = 5e-4
 
 
 def check_whole(form: str) -> None:
@@ -55,7 +56,8 @@ def of_class(captured: Captured) -> Captured:
     """Returns a captured model without what is said of a graph that trains in its place: the class trains as it does."""
     lost = {str(warning) for warning in captured.warned if isinstance(warning, (GradientWarning, TrainingWarning))}
     kept = tuple(warning for warning in captured.warned if str(warning) not in lost)
-    return replace(captured, warned=kept, notes=tuple(note for note in captured.notes if note not in lost))
+    notes = tuple(note for note in captured.notes if note not in lost and not note.startswith(COMPUTED_WEIGHTS))
+    return replace(captured, warned=kept, notes=notes)
 
 
 def tie(state: State) -> State:
@@ -115,8 +117,10 @@ def home(state: State) -> State:
     try:
         found = restored(state.selection, state.pruned, state.way, calls)
     except RestoreError as error:
-        error.pruned = attach(state.pruned, state.report)
-        raise
+        text = f"{error}. form='graph' can have it; ignore= or other units= leave alone what this is about"
+        told = RestoreError(text)
+        told.pruned = attach(state.pruned, state.report)
+        raise told from error
     notes = (*state.report.notes, *stale_notes(state.selection, found, state.way))
     report = replace(state.report, notes=notes)
     return replace(state, pruned=attach(found, report), report=report)
@@ -130,7 +134,7 @@ def stale_notes(selection: Selection, found: nn.Module, way: Way) -> list[str]:
     if not names:
         return []
     text = "no call has read these integers, which were widths and may be wrong for what is left"
-    return [f"{text}: {few(names, 6)}; name a call that reads them with also="]
+    return [f"{text}: {few(names, 12)}; name a call that reads them with also="]
 
 
 @random_states_kept()
@@ -154,17 +158,48 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
         PlanError: the plan does not fit this model.
         FxpruneError: fxprune did not make ``pruned``.
     """
+    return home_again(pruned, model, also, {})
+
+
+def home_again(
+    pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., Any]], numbers: Mapping[Key, int]
+) -> Any:
+    """Returns what `restore` does; integers of modules that were less once before are so again (see `restored`)."""
     found = report(pruned)
     if found.plan is None or not isinstance(pruned, PrunedModule):
-        raise PlanError("restore: expected a PrunedModule with a plan, of a model that was captured whole")
+        raise PlanError(
+            "restore: expected a PrunedModule with a plan, of a model that was captured whole; of a model in its own class "
+            "fxprune.apply(model, pruned.plan) is the graph"
+        )
     model = unwrapped(model)
+    _check_alike(pruned, model)
     selection = in_blocks(selected(model, found.plan).solution.selection, found.plan)
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
     way = way_home(selection.coupling, also)
-    home = restored(selection, pruned, way, calls)
+    try:
+        home = restored(selection, pruned, way, calls, numbers)
+    except RestoreError as error:
+        text = f"{error}. fxprune.compile(..., form='module') chooses what the class can say; the graph stays as it is"
+        raise RestoreError(text) from error
     return attach(home, replace(found, form=MODULE, notes=(*found.notes, *stale_notes(selection, home, way))))
+
+
+def _check_alike(pruned: nn.Module, model: nn.Module) -> None:
+    """Makes sure that a graph and its original are of one dtype, and have values.
+
+    Raises:
+        RestoreError: they are not, or have none.
+    """
+    if any(tensor.is_meta for net in (pruned, model) for tensor in (*net.parameters(), *net.buffers())):
+        raise RestoreError("restore: a tensor lies on the meta device: both models must have values, to be compared")
+    ours, theirs = ({p.dtype for p in net.parameters() if p.is_floating_point()} for net in (pruned, model))
+    if not ours <= theirs:
+        raise RestoreError(
+            f"restore: the graph is of {few(sorted(map(str, ours)))}, the model of {few(sorted(map(str, theirs)))}: convert one of them, "
+            "as by model.to(dtype)"
+        )
 
 
 def further_calls(captured: Captured, device: str) -> Iterator[Call]:

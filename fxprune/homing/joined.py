@@ -11,11 +11,13 @@ import numpy as np
 from torch import fx, nn
 
 from fxprune._base.names import fetch, place
+from fxprune.algebra.axes import labels_of
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import Captured
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple_counted
 from fxprune.coupling.selection import Selection
+from fxprune.homing.statistics import uncounted
 from fxprune.rewriting.slicing import keep_indices
 
 
@@ -26,16 +28,18 @@ class Joined:
     Attributes:
         whole: the coupling of both.
         channel_of: for each channel of the evaluation's coupling that of both, ``[channels]``; 0 for one that has to stay.
+        counted: flags those over which a statistic runs, in training alone, that the class cannot take over fewer, ``[channels]``.
     """
 
     whole: Coupling
     channel_of: Ids
+    counted: Mask
 
     def held(self) -> Mask:
         """Flags the channels of the evaluation, ``[channels]``, that have to stay, or would take another one with them."""
         counts = np.bincount(self.channel_of)
         alone: Mask = (counts[self.channel_of] == 1) & (self.channel_of > 0)
-        return ~alone
+        return ~alone | self.counted
 
     def kept(self, selection: Selection) -> dict[str, dict[int, Ids]]:
         """Returns what is left, ``[kept]``, of each dimension of all tensors of both, where the evaluation loses a selection."""
@@ -52,7 +56,24 @@ def joined(coupling: Coupling, training: Captured) -> Joined:
     here, there = _places(coupling, axes), _places(whole, axes)
     known = {int(places): channel for channel, places in enumerate(there) if channel and places}
     found = [known.get(int(places), 0) if channel else 0 for channel, places in enumerate(here)]
-    return Joined(whole, np.array(found, np.int64))
+    return Joined(whole, np.array(found, np.int64), _counted(coupling, training, whole))
+
+
+def _counted(coupling: Coupling, training: Captured, whole: Coupling) -> Mask:
+    found = np.zeros(len(coupling.channels), bool)
+    if len(whole.statistics) == 2 * len(coupling.statistics):  # the same in both
+        return found
+    alone = couple_counted(training)
+    parts = [alone.channels.resolve(labels).reshape(-1) for axis in uncounted(alone) for labels in labels_of(axis)]
+    over = np.unique(np.concatenate([np.zeros(1, np.int64), *parts]))[1:]
+    mine = {(axis.tensor, axis.dim): axis for axis in coupling.axes}
+    for axis in alone.axes:
+        own = mine.get((axis.tensor, axis.dim))
+        if own is not None and len(own.labels) == len(axis.labels):
+            hit = np.isin(alone.channels.resolve(axis.labels), over).any(axis=1)
+            found[coupling.channels.resolve(own.labels[hit])] = True
+    found[0] = False
+    return found
 
 
 def _places(coupling: Coupling, axes: Set[tuple[str, int]]) -> Ids:

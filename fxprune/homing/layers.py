@@ -73,6 +73,19 @@ def _gates(module: nn.RNNBase) -> int:
     return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
 
 
+def _attention(module: Any) -> Facts:
+    held = module.in_proj_weight
+    keys, values = (held, held) if held is not None else (module.k_proj_weight, module.v_proj_weight)
+    return {"kdim": keys.shape[1], "vdim": values.shape[1]}
+
+
+def _encoder(module: Any) -> Facts:
+    """Padding is taken out of nested tensors only where the number of heads is even."""
+    attention = getattr(module.layers[0], "self_attn", None) if len(module.layers) else None
+    odd = getattr(attention, "num_heads", 2) % 2 == 1
+    return {"use_nested_tensor": False} if odd else {}
+
+
 def _prelu(module: Any) -> Facts:
     return {"num_parameters": module.weight.numel()}
 
@@ -88,4 +101,6 @@ _KINDS: dict[Any, Callable[[Any], Facts]] = {
     nn.RNNBase: _recurrent,
     nn.RNNCellBase: _cell,
     nn.PReLU: _prelu,
+    nn.MultiheadAttention: _attention,
+    nn.TransformerEncoder: _encoder,
 }

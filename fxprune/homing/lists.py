@@ -113,7 +113,7 @@ def set_counts(model: nn.Module, paths: Sequence[str]) -> None:
             except Exception:  # of any class, at settings that it does not take
                 continue
             if made == wanted:
-                _replaced(model, settings, tried)
+                replaced(model, settings, tried)
                 break
 
 
@@ -150,7 +150,7 @@ def _cut(value: Any, before: int, places: Sequence[int]) -> Any:
     return new
 
 
-def _replaced(model: nn.Module, old: Any, new: Any) -> None:
+def replaced(model: nn.Module, old: Any, new: Any) -> None:
     """Puts settings, and what they hold, in the place of others in all modules that hold them."""
     pairs = dict(_pairs(old, new))
     for module in model.modules():

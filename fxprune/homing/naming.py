@@ -108,6 +108,12 @@ def _convolved(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
         yield term_of(groups), "size", x, 1
 
 
+def _shuffled(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``channel_shuffle(x, groups)``: the channels are cut into as many equal parts."""
+    groups = args[1] if len(args) > 1 else kwargs["groups"]
+    yield term_of(groups), "parts", args[0], 1
+
+
 def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
     return _sizes([shape], result, result.dim() - len(shape))
@@ -166,6 +172,7 @@ NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _shuffled),
     "one_hot": _counted(1, "num_classes"),
     "histc": _counted(1, "bins"),
     "bincount": _counted(2, "minlength"),

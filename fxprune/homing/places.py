@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fxprune.homing.terms import Key, Place, Tagged, Term
@@ -18,7 +19,7 @@ from fxprune.homing.terms import Key, Place, Tagged, Term
 _OWN = frozenset(nn.Module().__dict__)
 _DEPTH = 4
 
-Change = Callable[[Place], int]
+Change = Callable[[Place], Any]
 
 
 @contextmanager
@@ -41,11 +42,11 @@ def tagged(model: nn.Module) -> Iterator[None]:
             attributes[name] = old
 
 
-def changed(model: nn.Module, values: Mapping[Place, int]) -> None:
-    """Gives the integers at some places other values; an object that modules share stays shared where they agree."""
+def changed(model: nn.Module, values: Mapping[Place, Any], kinds: Collection[type] = (int,)) -> None:
+    """Gives the numbers of some kinds at some places other values; an object that modules share stays shared where they agree."""
     wanted = {place.key: value for place, value in values.items()}
 
-    def new_value(place: Place) -> int:
+    def new_value(place: Place) -> Any:
         return wanted.get(place.key, place.value)
 
     agreed = _agreed(model, wanted)
@@ -54,7 +55,7 @@ def changed(model: nn.Module, values: Mapping[Place, int]) -> None:
             if id(old) in agreed:
                 module.__dict__[name] = agreed[id(old)]
             elif any(key[0] == path and key[1][0] == name for key in wanted):
-                module.__dict__[name] = with_numbers(old, Place(path, (name,), 0), new_value)
+                module.__dict__[name] = with_numbers(old, Place(path, (name,), 0), new_value, kinds)
 
 
 def numbers_in(model: nn.Module, kinds: Collection[type] = (int, float)) -> dict[Key, Any]:
@@ -124,12 +125,20 @@ def with_numbers(value: Any, place: Place, new: Change, kinds: Collection[type] 
     def inner(step: str | int, part: Any) -> Any:
         return with_numbers(part, Place(place.module, (*place.steps, step), 0), new, kinds, depth + 1)
 
-    if type(value) in (tuple, list):
+    if type(value) in (tuple, list, torch.Size) or (isinstance(value, tuple) and hasattr(value, "_fields")):
         parts = [inner(i, part) for i, part in enumerate(value)]
-        return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else _like(value, parts)
     if type(value) is dict:
-        return _unless_same(value, {k: inner(k, part) if isinstance(k, str) else part for k, part in value.items()})
+        changed = {k: inner(k, part) if isinstance(k, (str, int)) else part for k, part in value.items()}
+        return _unless_same(value, changed)
     return _changed_object(value, inner) if is_object(value) else value
+
+
+def _like(value: Any, parts: list[Any]) -> Any:
+    """Returns a sequence of another's kind; a size of tensors holds plain integers alone."""
+    if isinstance(value, torch.Size):
+        return torch.Size(parts) if all(type(part) is int for part in parts) else tuple(parts)
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 def _changed_object(value: Any, inner: Callable[[str | int, Any], Any]) -> Any:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError, brief
 from fxprune._base.modes import lent, random_states_kept
-from fxprune.algebra.axes import Axis
+from fxprune._base.names import layer_of
+from fxprune.algebra.axes import Axis, is_labelled
 from fxprune.algebra.channels import Mask
 from fxprune.budget.ties import Ties
-from fxprune.capturing.captured import example_call, in_training
+from fxprune.capturing.captured import Captured, TensorInfo, example_call, in_training
 from fxprune.coupling.blocks import has_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call, tensors_of
-from fxprune.homing.constructing import constructed, settings_of
+from fxprune.homing.constructing import SETTINGS, constructed, settings_of
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.joined import Joined, joined
-from fxprune.homing.matching import values_of, varied
-from fxprune.homing.places import changed
+from fxprune.homing.layers import told as told_again
+from fxprune.homing.lists import replaced
+from fxprune.homing.matching import Values, values_of, varied
+from fxprune.homing.places import changed, numbers_in
 from fxprune.homing.reading import Reading, Readings, read_sizes
-from fxprune.homing.solving import Solved, equations, solve
+from fxprune.homing.solving import Equation, Solved, equations, solve
 from fxprune.homing.statistics import made_up, statistics_of, uncounted
-from fxprune.homing.tensors import with_tensors
+from fxprune.homing.tensors import can_shrink, with_tensors
 from fxprune.homing.terms import Key, Place, Term, evaluate
 from fxprune.homing.tying import ties_of
 from fxprune.homing.uniform import in_settings
@@ -112,8 +117,9 @@ def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
     values = values_of(captured, _varied(captured.model), cut.keys())
     whole, shared = list(uncounted(coupling)), list[tuple[Axis, ...]]()
     for way in (nn.Module.__call__, *also):
-        named, alike = read_sizes(_varied(captured.model), example_call(captured), values, dimensions, way)
+        named, alike = _read(captured, values, dimensions, way)
         sizes, shared = sizes + named, shared + alike
+    whole += _fixed(coupling)
     for name, dims in cut.items():
         for dim, axes in dims.items():
             if dim in values.even.get(name, ()):
@@ -123,13 +129,46 @@ def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
     return Readings(tuple(sizes), tuple(whole), tuple(shared))
 
 
+def _fixed(coupling: Coupling) -> Iterator[Axis]:
+    """Yields the axes of weights that the model computes, and could not compute with fewer coordinates."""
+    captured = coupling.captured
+    for node, axes in coupling.values.items():
+        name = str(node.target)
+        if node.op == "get_attr" and name in captured.folded:
+            owner, attribute = captured.model.get_submodule(layer_of(name)), name.rpartition(".")[2]
+            yield from (
+                axis for dim, axis in enumerate(axes) if is_labelled(axis) and not can_shrink(owner, attribute, dim)
+            )
+
+
+def _read(captured: Captured, values: Values, dimensions: Dimensions, way: Called) -> Any:
+    """Returns what `read_sizes` does.
+
+    Raises:
+        RestoreError: a copy of the model does not run so.
+    """
+    try:
+        return read_sizes(_varied(captured.model), example_call(captured), values, dimensions, way)
+    except Exception as error:  # of any class
+        raise RestoreError(
+            f"a copy of the model, run to see where its sizes come from, raises {brief(error)}: hooks and functions that it holds must "
+            "work on a copy (copy.deepcopy(model)) as well"
+        ) from error
+
+
 def _varied(model: nn.Module) -> nn.Module:
     model = copied(model)
     varied(model)
     return model
 
 
-def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[Call]) -> nn.Module:
+def restored(
+    selection: Selection,
+    pruned: nn.Module,
+    way: Way,
+    calls: Sequence[Call],
+    numbers: Mapping[Key, int] = MappingProxyType({}),
+) -> nn.Module:
     """Returns a copy of the original of its own class, pruned as the graph is and proven equal to it, in evaluation mode.
 
     Args:
@@ -137,6 +176,7 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
         pruned: the emitted graph, its values whatever has become of them since.
         way: what is known of the original.
         calls: on which both are compared, ``(args, kwargs)`` each; but for the first, where original and graph take them.
+        numbers: what integers of the modules were once before, where that was less than they are now.
 
     Raises:
         RestoreError: the class cannot say it, or computes something else.
@@ -146,21 +186,26 @@ def restored(selection: Selection, pruned: nn.Module, way: Way, calls: Sequence[
     if way.joined is not None:
         cut = way.joined.kept(selection) | cut
     home = with_tensors(captured.model, pruned, captured, cut, keep_indices(selection))
+    allowed = tolerance_of(captured)
     without = gone(way.layers, selection.removed)
     sizes = [reading for reading in way.readings.sizes if not within(reading.line.module, without)]
     solved = solve(list(equations(sizes, slicer)), slicer)
     changed(home, {**solved.values, **_made(way.readings.made, solved.values)})
+    told_again(home)
     made_up(home, statistics_of(selection))
     taken_out(home, pruned, without)
-    home.train().eval()  # a class that keeps what it computed of its tensors in evaluation mode forgets it when it trains
+    _forget(home)
     if way.readings.made:
-        settings_of(home)
+        replaced(home, getattr(home, SETTINGS), settings_of(home))
+    if numbers:
+        changed(home, _known(home, numbers))
     further = [call for call in calls[1:] if takes(captured.model, call) and takes(pruned, call)]
     for call in (*calls[:1], *further):
-        if (told := difference(home, pruned, call)) is not None:
+        if (told := difference(home, pruned, call, allowed=allowed)) is not None:
             raise RestoreError(_explained(told, solved))
+    _check_apart(home, captured.model, calls[0])
     for other in way.also:
-        if (told := difference(copied(home), pruned, calls[0], other)) is not None:
+        if (told := difference(copied(home), pruned, calls[0], other, allowed)) is not None:
             raise RestoreError(_explained(f"called by {getattr(other, '__name__', other)}, {told}", solved))
     if (told := _untrained(captured.model, home, calls[0])) is not None:
         raise RestoreError(_explained(told, solved))
@@ -200,8 +245,74 @@ def _in_training(model: nn.Module, call: Call) -> list[Tensor]:
         return tensors_of(model(*call[0], **call[1]))
 
 
-def difference(home: nn.Module, pruned: nn.Module, call: Call, way: Called = nn.Module.__call__) -> str | None:
-    """Returns in what a restored model, called in some way, differs from its graph on a call, None if they are equal."""
+def _forget(home: nn.Module) -> None:
+    """Has a class that keeps what it computed of its tensors in evaluation mode forget it, as it does when it trains.
+
+    Raises:
+        RestoreError: its ``train()`` raises.
+    """
+    try:
+        home.train().eval()
+    except Exception as error:  # of any class
+        raise RestoreError(
+            f"the model's own train() and eval(), called on what is left, raise {brief(error)}"
+        ) from error
+
+
+def _known(home: nn.Module, numbers: Mapping[Key, int]) -> dict[Place, int]:
+    own = numbers_in(home, (int,))
+    return {Place(*key, own[key]): value for key, value in numbers.items() if 0 < value < own.get(key, 0)}
+
+
+def _check_apart(home: nn.Module, model: nn.Module, call: Call) -> None:
+    """Makes sure that a copy computes with nothing of the original, as a function that an attribute holds may do.
+
+    Raises:
+        RestoreError: it does.
+    """
+    seen = _Seen({id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())})
+    with random_states_kept(), lent(home, call), seen:
+        home(*call[0], **call[1])
+    if seen.found:
+        raise RestoreError(
+            f"a copy of the model still computes with the original's {few(sorted(seen.found), 3)}: a function that it holds (a lambda, "
+            "a closure, a hook) has the original in it; make it a method"
+        )
+
+
+class _Seen(TorchFunctionMode):
+    """Notes which of some tensors, by their ids, are computed with."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names, self.found = names, set[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        self.found.update(self.names[id(value)] for value in given if id(value) in self.names)
+        return func(*args, **(kwargs or {}))
+
+
+def tolerance_of(captured: Captured) -> float:
+    """Returns the relative difference that rounding may make: of the coarsest floating dtype that the graph computes in."""
+    used = {
+        info.dtype for info in captured.info.values() if isinstance(info, TensorInfo) and info.dtype.is_floating_point
+    }
+    return max((TOLERANCE.get(dtype, _COARSE) for dtype in used), default=TOLERANCE[torch.float32])
+
+
+def difference(
+    home: nn.Module, pruned: nn.Module, call: Call, way: Called = nn.Module.__call__, allowed: float | None = None
+) -> str | None:
+    """Returns in what a restored model, called in some way, differs from its graph on a call, None if they are equal.
+
+    Args:
+        home: the model.
+        pruned: the graph.
+        call: of both.
+        way: how the model is called.
+        allowed: the largest relative difference; by default as each output's dtype has it.
+    """
     call = pytree.tree_map_only(Tensor, torch.clone, call)
     with random_states_kept(), lent(pruned, call):
         want = tensors_of(pruned(*call[0], **call[1]))
@@ -212,7 +323,7 @@ def difference(home: nn.Module, pruned: nn.Module, call: Call, way: Called = nn.
             return f"it raises {brief(error)}"
     if [x.shape for x in got] != [x.shape for x in want]:
         return f"it gives {[tuple(x.shape) for x in got]}, the graph {[tuple(x.shape) for x in want]}"
-    worst = max((_apart(x, y) for x, y in zip(got, want, strict=True)), default=0.0)
+    worst = max((_apart(x, y, allowed) for x, y in zip(got, want, strict=True)), default=0.0)
     return f"its outputs differ from the graph's by {worst:.2g} of their size" if worst > 1 else None
 
 
@@ -226,11 +337,12 @@ def takes(model: nn.Module, call: Call) -> bool:
     return True
 
 
-def _apart(got: Tensor, want: Tensor) -> float:
+def _apart(got: Tensor, want: Tensor, allowed: float | None) -> float:
     """Returns how far apart two outputs, ``[...]``, are, in tolerances."""
     if not (want.is_floating_point() or want.is_complex()):
         return 0.0 if torch.equal(got, want) else float("inf")
-    allowed = TOLERANCE.get(want.dtype, _COARSE) * float(want.nan_to_num(0, 0, 0).abs().max() if want.numel() else 0)
+    least = TOLERANCE.get(want.dtype, _COARSE)
+    allowed = max(least, allowed or 0.0) * float(want.nan_to_num(0, 0, 0).abs().max() if want.numel() else 0)
     same = torch.isclose(got, want, rtol=0.0, atol=allowed, equal_nan=True)
     if bool(same.all()):
         return 0.0
@@ -238,11 +350,17 @@ def _apart(got: Tensor, want: Tensor) -> float:
 
 
 def _explained(told: str, solved: Solved) -> str:
-    text = f"the original's class cannot hold what is left: {told}"
-    lines = []
+    lines = [f"the original's class cannot hold what is left: {told}"]
     for wrong, right in solved.conflicts[:3]:
-        line = f"{wrong.reading.line}: {wrong.reading.call} needs {wrong.wanted}"
-        if right is not None:
-            line += f" where {right.reading.line}: {right.reading.call} needs {right.wanted}"
-        lines.append(line)
-    return ". ".join([text, *lines, "Compile with form='module', or keep the graph form"])
+        rival = "" if right is None else f" where {_wants(right)}"
+        lines.append(f"{_wants(wrong)}{rival}")
+    return ". ".join(lines)
+
+
+def _wants(equation: Equation) -> str:
+    reading = equation.reading
+    if reading.named == "divides":
+        return f"{reading.line} divides a size without a rest"
+    if reading.named == "equal":
+        return f"{reading.line} compares a size, or computes with it, that is another then"
+    return f"{reading.line}: {reading.call} needs {equation.wanted}"

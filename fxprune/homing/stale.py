@@ -29,14 +29,12 @@ def unread_widths(model: nn.Module, home: nn.Module, readings: Readings, there: 
     found: dict[tuple[str | int, ...], str] = {}
     for key, value in before.items():
         path, steps = key
-        if (
-            value >= _LEAST
-            and value in gone.get(path, ())
-            and now.get((there[path], steps)) == value
-            and key not in read
-        ):
+        if key in read or value < _LEAST or value not in gone.get(path, ()) or now.get((there[path], steps)) != value:
+            continue
+        own = home.get_submodule(there[path])._parameters.values()
+        if not any(value in tensor.shape for tensor in own if tensor is not None):  # else it may say how large that is
             found.setdefault(steps, f"{Place(path, steps, value)} ({value})")
-    return list(found.values())
+    return [found[steps] for steps in sorted(found, key=len)]  # its own attributes say more than one of many settings
 
 
 def _gone(module: nn.Module, path: str, home: nn.Module, there: Mapping[str, str]) -> set[int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError
-from fxprune._base.names import fetch, layer_of
+from fxprune._base.names import layer_of
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import Captured
 from fxprune.homing.layers import told
@@ -57,13 +59,28 @@ def with_tensors(
                     held[name] = made.setdefault(id(old), _like(old, kept))
     for name in captured.folded:
         if name in values:  # its layer is not gone whole
-            _compute(home, name, values[name], keep.get(name, {}))
+            owner, attribute = home.get_submodule(layer_of(name)), name.rpartition(".")[2]
+            _give(owner, attribute, name, values[name], keep.get(name, {}))
+    _carry(model, home)
     for path, module in home.named_modules():
         _repeat(pruned, path, module)
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     told(home)
     return home
+
+
+def _carry(model: nn.Module, home: nn.Module) -> None:
+    """Gives the parameters of a copy the hooks and attributes that those of the model have."""
+    left = dict(home.named_parameters(remove_duplicate=False))
+    for name, old in model.named_parameters():
+        new = left.get(name)
+        if new is None:
+            continue
+        new.__dict__.update({key: value for key, value in vars(old).items() if key not in vars(new)})
+        for held in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            if (hooks := getattr(old, held, None)) and new.requires_grad:
+                setattr(new, held, OrderedDict(hooks))
 
 
 def _kept(tensor: Tensor, cut: Mapping[int, Ids]) -> Tensor:
@@ -90,13 +107,29 @@ def _repeat(pruned: nn.Module, path: str, module: nn.Module) -> None:
         )
 
 
-def _compute(home: nn.Module, name: str, value: Tensor, kept: Mapping[int, Ids]) -> None:
-    """Has a parametrised layer compute a value of its weight, ``[...]``, which has ``kept`` of its dimensions."""
-    owner, attribute = home.get_submodule(layer_of(name)), name.rpartition(".")[2]
+def can_shrink(owner: nn.Module, attribute: str, dim: int) -> bool:
+    """Returns whether a layer whose weight is computed can compute one that lacks coordinates of a dimension; it stays as it is."""
+    tried = copied(owner).eval()  # in training mode some parametrizations step as they are looked at
+    value = getattr(tried, attribute).detach()
+    places = np.arange(value.shape[dim])
+    left = places[(places != 0) & (places != len(places) // 2)] if len(places) > 2 else places[:1]
+    try:
+        _give(tried, attribute, attribute, _kept(value, {dim: left}), {dim: left})
+    except RestoreError:
+        return False
+    return True
+
+
+def _give(owner: nn.Module, attribute: str, name: str, value: Tensor, kept: Mapping[int, Ids]) -> None:
+    """Has a parametrised layer compute a value of its weight, ``[...]``, which has ``kept`` of its dimensions.
+
+    Raises:
+        RestoreError: it cannot.
+    """
     if not parametrize.is_parametrized(owner, attribute):
         raise RestoreError(
             f"{name} is computed by the model in its forward, and is a plain tensor in the graph: expected a parametrization that "
-            "can take a value (right_inverse); keep the graph form, or remove the computation first"
+            "can take a value (right_inverse); or remove the computation first"
         )
     held: Any = owner.get_submodule(f"parametrizations.{attribute}")
     before = {key: _kept_alike(old.detach(), value.dim(), kept) for key, old in held.named_parameters(recurse=False)}
@@ -104,7 +137,7 @@ def _compute(home: nn.Module, name: str, value: Tensor, kept: Mapping[int, Ids])
         return
     try:
         setattr(owner, attribute, value.detach().clone())
-        found = fetch(home, name).shape
+        found = getattr(owner, attribute).shape
     except Exception as error:  # of any parametrization
         raise RestoreError(
             f"{name}: its parametrization does not take a value of shape {tuple(value.shape)}: {error}"
@@ -132,7 +165,7 @@ def _gives(owner: nn.Module, attribute: str, value: Tensor, tensors: Mapping[str
     try:
         found = getattr(owner, attribute)
         same = found.shape == value.shape and torch.allclose(
-            found, value, rtol=1e-5, atol=1e-6 * float(value.abs().max())
+            found, value, rtol=1e-5, atol=1e-6 * float(value.detach().abs().max())
         )
     except Exception:  # of any parametrization
         same = False

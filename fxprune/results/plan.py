@@ -162,13 +162,20 @@ def check_fits(plan: Plan, model: nn.Module | Mapping[str, Sequence[int]]) -> No
         f"{name}: expected {list(shape)}, "
         + (f"got {found[name]}" if name in found else "the model has no such tensor")
         for name, shape in plan.shapes.items()
-        if found.get(name) != list(shape)
+        if not _alike(found.get(name), shape, plan.keep.get(name, {}))
     ]
     if not isinstance(model, nn.Module):
         faults += [f"{name}: unknown to the plan" for name in found if name not in plan.shapes]
     if faults:
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise PlanError("the plan was made for another model:\n  " + "\n  ".join(faults[:5]) + more)
+
+
+def _alike(found: Sequence[int] | None, shape: Shape, keep: Mapping[int, Sequence[int]]) -> bool:
+    """Returns whether a plan can cut a tensor: what it leaves whole may have another size, as that of other classes has."""
+    if found is None or len(found) != len(shape):
+        return False
+    return all(a == b or dim not in keep for dim, (a, b) in enumerate(zip(found, shape, strict=True)))
 
 
 def _shapes_of(model: nn.Module) -> dict[str, Shape]:

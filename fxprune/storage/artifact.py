@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from fxprune._base import untrusted
 from fxprune._base.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune._base.files import fresh_directory, put_in_place, readable
+from fxprune._base.given import LARGEST
 from fxprune.capturing.normalize.dtypes import renew_anchor
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.options import MODULE
 from fxprune.data.example import TensorSpec
+from fxprune.homing.places import numbers_in
+from fxprune.homing.terms import Key
 from fxprune.reporting.html import page
 from fxprune.results.attached import attach, report
 from fxprune.results.plan import Plan, check_fits
@@ -28,7 +31,7 @@ from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage import manifest
 from fxprune.storage.graph import Role, Unstorable, describe, rebuild, tensors_of
 from fxprune.storage.graph.measured import check_size
-from fxprune.storage.manifest import CONSTANTS, GRAPH, MANIFEST, PAGE, PLAN, README, REPORT, WEIGHTS
+from fxprune.storage.manifest import CONSTANTS, GRAPH, MANIFEST, NUMBERS, PAGE, PLAN, README, REPORT, WEIGHTS
 from fxprune.storage.shards import opened
 
 #: Numbers in an example call: a batch of 3,000 images of 224 x 224 pixels.
@@ -66,6 +69,7 @@ _ABOUT = {
     REPORT: "what the compilation did, and the certificate",
     GRAPH: "the graph, its modules and its call",
     CONSTANTS: "what the graph reads besides the weights",
+    NUMBERS: "the integers of the model's modules",
     PAGE: "the report to look at",
 }
 
@@ -100,6 +104,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         PLAN: found.plan.to_json(),
         REPORT: json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n",
         **({} if graph is None else {GRAPH: graph}),
+        **({NUMBERS: _numbers(pruned)} if found.form == MODULE else {}),
         **_page(pruned),
     }
     stored = {WEIGHTS: tensors, **({} if graph is None else {CONSTANTS: constants})}
@@ -149,9 +154,9 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
     with untrusted.reading(f"{PLAN}: the plan for this model"):
         pruned = apply(model, plan)
     if summary.form == MODULE:
-        from fxprune.compiler.homecoming import restore
+        from fxprune.compiler.homecoming import home_again
 
-        pruned = restore(pruned, model)
+        pruned = home_again(pruned, model, (), _numbers_of(found))
     with opened(source / WEIGHTS, WEIGHTS) as file:
         _fill(pruned, file, found.ties)
     renew_anchor(pruned)
@@ -195,6 +200,30 @@ def _graph_of(pruned: nn.Module, found: Report) -> tuple[str | None, dict[str, T
         return graph, _contiguous(constants), None
     except (Unstorable, PlanError) as error:
         return None, {}, str(error)
+
+
+def _numbers(pruned: nn.Module) -> str:
+    """Returns the integers that the modules hold, as a table of module, steps from there, and value."""
+    rows = [
+        [path, list(steps), value]
+        for (path, steps), value in numbers_in(pruned, (int,)).items()
+        if 0 < value <= LARGEST
+    ]
+    return json.dumps({"numbers": rows}) + "\n"
+
+
+def _numbers_of(found: manifest.Sealed) -> dict[Key, int]:
+    if NUMBERS not in found.texts:
+        return {}
+    data = untrusted.record(untrusted.decode(found.texts[NUMBERS], NUMBERS), NUMBERS, ("numbers",))
+    numbers: dict[Key, int] = {}
+    for row in untrusted.sequence(data["numbers"], NUMBERS):
+        path, steps, value = untrusted.exactly(3, row, NUMBERS, "module, steps and value")
+        places = tuple(
+            s if isinstance(s, str) else untrusted.integer(s, NUMBERS) for s in untrusted.sequence(steps, NUMBERS)
+        )
+        numbers[untrusted.string(path, NUMBERS), places] = untrusted.integer(value, NUMBERS)
+    return numbers
 
 
 def _page(pruned: nn.Module) -> dict[str, str]:

@@ -109,8 +109,13 @@ def _settings_read(home: Any, dialect: Dialect, contents: Contents, draft: Path)
     kept |= {
         own: value for own, value in vars(old).items() if own.endswith("_token_id")
     }  # nothing is computed with them
-    with raised_as(ExportError, f"{type(old).__name__} is not made of what the file says"):
+    try:
         settings = type(old)(**kept)
+    except Exception as error:  # of any class, which may check what it is made of
+        raise ExportError(
+            f"{type(old).__name__} is not made of what the file says: {brief(error)}. Compile with uniform=True, in which heads and "
+            "stream keep in step; or hold the stream by ignore=, or the heads by units="
+        ) from error
     settings._attn_implementation = old._attn_implementation
     return settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ PLAN, WEIGHTS, REPORT, MANIFEST = "plan.json", "model.safetensors", "report.json
 #: The graph, and the tensors that it reads and the state does not hold; absent where the model is no single graph.
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
 
+#: The integers that the modules of a model in its own class hold.
+NUMBERS = "numbers.json"
+
 #: For people; nothing is read from them.
 README, PAGE = "README.md", "report.html"
 
 #: Every name that an artifact may hold.
-FILES = (PLAN, WEIGHTS, REPORT, GRAPH, CONSTANTS, README, PAGE, MANIFEST)
+FILES = (PLAN, WEIGHTS, REPORT, GRAPH, CONSTANTS, NUMBERS, README, PAGE, MANIFEST)
 
 _TENSOR_FILES = (WEIGHTS, CONSTANTS)
 _FORMAT = "fxprune artifact"
@@ -51,7 +54,9 @@ def seal(directory: Path, ties: Mapping[str, str], no_graph: str | None) -> None
     manifest = {
         "format": _FORMAT,
         "schema": _SCHEMAS[-1],
-        "files": {name: _fingerprint(directory / name) for name in _names(no_graph)},
+        "files": {
+            name: _fingerprint(directory / name) for name in _names(no_graph, [p.name for p in directory.iterdir()])
+        },
         "ties": ties,
         "no_graph": no_graph,
     }
@@ -77,7 +82,7 @@ def sealed(directory: Path, *, tensors: bool = True) -> Sealed:
     )
     no_graph = data.get("no_graph", "it was written by an older fxprune, without its graph")
     no_graph = untrusted.maybe(untrusted.string)(no_graph, f"{MANIFEST}: no_graph")
-    names = _names(no_graph)
+    names = _names(no_graph, untrusted.mapping(data["files"], f"{MANIFEST}: files"))
     listed = untrusted.record(data["files"], f"{MANIFEST}: files", names)
     texts = {name: untrusted.read_file(directory / name) for name in names if name not in _TENSOR_FILES}
     for name in names:
@@ -112,8 +117,10 @@ def check_target(directory: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _names(no_graph: str | None) -> tuple[str, ...]:
-    return (PLAN, WEIGHTS, REPORT, *((GRAPH, CONSTANTS) if no_graph is None else ()))
+def _names(no_graph: str | None, there: Container[str]) -> tuple[str, ...]:
+    """Returns the files that an artifact vouches for, of those that are there."""
+    numbers = (NUMBERS,) if NUMBERS in there else ()
+    return (PLAN, WEIGHTS, REPORT, *((GRAPH, CONSTANTS) if no_graph is None else numbers))
 
 
 def _check(name: str, listed: Any, found: Mapping[str, Any]) -> None:

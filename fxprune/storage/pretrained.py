@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._base.copies import copied
 from fxprune._base.errors import ExportError, FxpruneError, RestoreError, brief
 from fxprune._base.extras import need
 from fxprune._base.files import fresh_directory, put_in_place
-from fxprune._base.modes import plain_modes, random_states_kept
+from fxprune._base.modes import lent, plain_modes, random_states_kept
 from fxprune.compiler.homecoming import restore
 from fxprune.compiler.options import MODULE
-from fxprune.data.calls import Call
+from fxprune.data.calls import Call, tensors_of
 from fxprune.homing.constructing import SETTINGS, settings_of
+from fxprune.homing.places import changed, numbers_in
 from fxprune.homing.restoring import difference, takes
+from fxprune.homing.terms import Place
 from fxprune.results.attached import report
+from fxprune.results.tables import few
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.storage.modelling import class_in, write_code
+
+#: Two that are as small are seen in the outputs alone.
+_EPS = 1e-5
 
 
 @overload
@@ -195,7 +203,58 @@ def _same(home: Any, kind: Any, directory: Path) -> None:
         raise ExportError("the call that the model was compiled with is not known, so nothing could be compared")
     for call in calls:
         if (told := difference(again, home, call)) is not None:
-            raise ExportError(f"what {kind.__name__} reads is another model: {told.replace('the graph', 'this')}")
+            others = [f"{place} is {there}, here {here}" for place, here, there in _other_numbers(home, again)]
+            raise ExportError(
+                f"what {kind.__name__} reads is another model: {told.replace('the graph', 'this')}"
+                + (f"; there {few(others, 3)}" if others else "")
+            )
+    _same_numbers(home, again, calls[0])
+
+
+def _other_numbers(home: Any, again: Any) -> list[tuple[Place, Any, Any]]:
+    """Returns where modules, but not their settings, hold another number: place, here, there."""
+    want, got = numbers_in(home), numbers_in(again)
+    return [
+        (Place(*key, 0), want[key], value)
+        for key, value in got.items()
+        if key[1][0] != SETTINGS and key in want and value != want[key]
+    ]
+
+
+def _same_numbers(home: Any, again: Any, call: Call) -> None:
+    """Makes sure that modules compute with the numbers of the model, such as how many heads there are, or a scale.
+
+    An eps may be another within what the outputs show. A number that nothing computes with may be another.
+
+    Raises:
+        ExportError: one is another that outputs depend on, be it by little; names it.
+    """
+    others = [
+        (place, here, there)
+        for place, here, there in _other_numbers(home, again)
+        if not math.isclose(here, there, rel_tol=1e-6, abs_tol=_EPS)
+    ]
+    if not others:
+        return
+    view = copied(home).eval()
+    changed(view, {place: there for place, _, there in others}, (int, float))
+    if not _same_bits(view, home, call):
+        raise ExportError(
+            f"no setting says {few([f'{place} ({here}, there {there})' for place, here, there in others], 3)}"
+        )
+
+
+def _same_bits(view: Any, home: Any, call: Call) -> bool:
+    found = []
+    for model in (view, home):
+        with random_states_kept(), lent(model, call):
+            try:
+                found.append(tensors_of(model(*call[0], **call[1])))
+            except Exception:  # of any class, at numbers that do not fit
+                return False
+    return len(found[0]) == len(found[1]) and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*found, strict=True)
+    )
 
 
 def calls_like(home: Any, device: torch.device) -> Iterator[Call]:

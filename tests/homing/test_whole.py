@@ -156,7 +156,13 @@ def test_a_language_model_loses_layers_with_its_settings(tmp_path) -> None:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
     kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
     config = transformers.Qwen3Config(
-        **sizes, num_hidden_layers=4, num_key_value_heads=2, head_dim=8, layer_types=kinds, sliding_window=64, use_sliding_window=True
+        **sizes,
+        num_hidden_layers=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        layer_types=kinds,
+        sliding_window=64,
+        use_sliding_window=True,
     )
     model, ids = transformers.Qwen3ForCausalLM(config).eval(), torch.randint(1, 60, (4, 10))
     home = compiled(model, ids, 0.75)
