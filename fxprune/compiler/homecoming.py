@@ -162,9 +162,9 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
 
 
 def home_again(
-    pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., Any]], numbers: Mapping[Key, int]
+    pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., Any]], numbers: Mapping[Key, float]
 ) -> Any:
-    """Returns what `restore` does; integers of modules that were less once before are so again (see `restored`)."""
+    """Returns what `restore` does; numbers of modules are what they were once before (see `restored`)."""
     found = report(pruned)
     if found.plan is None or not isinstance(pruned, PrunedModule):
         raise PlanError(

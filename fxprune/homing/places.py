@@ -49,7 +49,7 @@ def changed(model: nn.Module, values: Mapping[Place, Any], kinds: Collection[typ
     def new_value(place: Place) -> Any:
         return wanted.get(place.key, place.value)
 
-    agreed = _agreed(model, wanted)
+    agreed = _agreed(model, wanted, kinds)
     for path, module in model.named_modules():
         for name, old in _settings(module):
             if id(old) in agreed:
@@ -77,7 +77,7 @@ def terms_in(model: nn.Module) -> dict[Key, Term]:
     return {key: value.term for key, value in numbers_in(model, (Tagged,)).items()}
 
 
-def _agreed(model: nn.Module, wanted: Mapping[Key, int]) -> dict[int, Any]:
+def _agreed(model: nn.Module, wanted: Mapping[Key, Any], kinds: Collection[type]) -> dict[int, Any]:
     """Returns, for each object that modules share and no two want otherwise, the one that all of them get, by its id."""
     holders: dict[int, list[tuple[str, str, Any]]] = {}
     for path, module in model.named_modules():
@@ -93,7 +93,7 @@ def _agreed(model: nn.Module, wanted: Mapping[Key, int]) -> dict[int, Any]:
                     asked.setdefault(steps[1:], set()).add(value)
         if asked and all(len(values) == 1 for values in asked.values()):
             one = {steps: next(iter(values)) for steps, values in asked.items()}
-            found[key] = with_numbers(several[0][2], Place("", ("",), 0), partial(_of_one, one))
+            found[key] = with_numbers(several[0][2], Place("", ("",), 0), partial(_of_one, one), kinds)
     return found
 
 

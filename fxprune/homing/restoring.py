@@ -167,7 +167,7 @@ def restored(
     pruned: nn.Module,
     way: Way,
     calls: Sequence[Call],
-    numbers: Mapping[Key, int] = MappingProxyType({}),
+    numbers: Mapping[Key, float] = MappingProxyType({}),
 ) -> nn.Module:
     """Returns a copy of the original of its own class, pruned as the graph is and proven equal to it, in evaluation mode.
 
@@ -176,7 +176,7 @@ def restored(
         pruned: the emitted graph, its values whatever has become of them since.
         way: what is known of the original.
         calls: on which both are compared, ``(args, kwargs)`` each; but for the first, where original and graph take them.
-        numbers: what integers of the modules were once before, where that was less than they are now.
+        numbers: what numbers of the modules were once before; an integer only where that was less than it is now.
 
     Raises:
         RestoreError: the class cannot say it, or computes something else.
@@ -198,7 +198,7 @@ def restored(
     if way.readings.made:
         replaced(home, getattr(home, SETTINGS), settings_of(home))
     if numbers:
-        changed(home, _known(home, numbers))
+        changed(home, _known(home, numbers), (int, float))
     further = [call for call in calls[1:] if takes(captured.model, call) and takes(pruned, call)]
     for call in (*calls[:1], *further):
         if (told := difference(home, pruned, call, allowed=allowed)) is not None:
@@ -259,9 +259,13 @@ def _forget(home: nn.Module) -> None:
         ) from error
 
 
-def _known(home: nn.Module, numbers: Mapping[Key, int]) -> dict[Place, int]:
-    own = numbers_in(home, (int,))
-    return {Place(*key, own[key]): value for key, value in numbers.items() if 0 < value < own.get(key, 0)}
+def _known(home: nn.Module, numbers: Mapping[Key, float]) -> dict[Place, float]:
+    own = numbers_in(home)
+    return {
+        Place(*key, 0): value
+        for key, value in numbers.items()
+        if type(value) is type(own.get(key)) and (type(value) is float or 0 < value < own[key])
+    }
 
 
 def _check_apart(home: nn.Module, model: nn.Module, call: Call) -> None:

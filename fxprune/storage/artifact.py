@@ -69,7 +69,7 @@ _ABOUT = {
     REPORT: "what the compilation did, and the certificate",
     GRAPH: "the graph, its modules and its call",
     CONSTANTS: "what the graph reads besides the weights",
-    NUMBERS: "the integers of the model's modules",
+    NUMBERS: "the numbers that the model's modules hold",
     PAGE: "the report to look at",
 }
 
@@ -203,27 +203,28 @@ def _graph_of(pruned: nn.Module, found: Report) -> tuple[str | None, dict[str, T
 
 
 def _numbers(pruned: nn.Module) -> str:
-    """Returns the integers that the modules hold, as a table of module, steps from there, and value."""
-    rows = [
-        [path, list(steps), value]
-        for (path, steps), value in numbers_in(pruned, (int,)).items()
-        if 0 < value <= LARGEST
-    ]
-    return json.dumps({"numbers": rows}) + "\n"
+    """Returns the numbers that the modules hold, as a table of module, steps from there, and value."""
+    numbers = numbers_in(pruned).items()
+    rows = [[path, list(steps), value] for (path, steps), value in numbers if abs(value) <= LARGEST]
+    return json.dumps({"numbers": rows}, allow_nan=False) + "\n"
 
 
-def _numbers_of(found: manifest.Sealed) -> dict[Key, int]:
+def _numbers_of(found: manifest.Sealed) -> dict[Key, float]:
     if NUMBERS not in found.texts:
         return {}
     data = untrusted.record(untrusted.decode(found.texts[NUMBERS], NUMBERS), NUMBERS, ("numbers",))
-    numbers: dict[Key, int] = {}
+    numbers: dict[Key, float] = {}
     for row in untrusted.sequence(data["numbers"], NUMBERS):
         path, steps, value = untrusted.exactly(3, row, NUMBERS, "module, steps and value")
-        places = tuple(
-            s if isinstance(s, str) else untrusted.integer(s, NUMBERS) for s in untrusted.sequence(steps, NUMBERS)
-        )
-        numbers[untrusted.string(path, NUMBERS), places] = untrusted.integer(value, NUMBERS)
+        places = untrusted.sequence_of(steps, NUMBERS, _step)
+        if type(value) not in (int, float) or not abs(value) <= LARGEST:
+            raise untrusted.refusal(value, NUMBERS, "a number")
+        numbers[untrusted.string(path, NUMBERS), places] = value
     return numbers
+
+
+def _step(value: Any, where: str) -> str | int:
+    return untrusted.integer(value, where) if type(value) is int else untrusted.string(value, where)
 
 
 def _page(pruned: nn.Module) -> dict[str, str]:

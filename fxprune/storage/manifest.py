@@ -18,7 +18,7 @@ PLAN, WEIGHTS, REPORT, MANIFEST = "plan.json", "model.safetensors", "report.json
 #: The graph, and the tensors that it reads and the state does not hold; absent where the model is no single graph.
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
 
-#: The integers that the modules of a model in its own class hold.
+#: The numbers that the modules of a model in its own class hold.
 NUMBERS = "numbers.json"
 
 #: For people; nothing is read from them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -107,11 +108,13 @@ def test_the_users_directory_is_not_overwritten(tmp_path: Path) -> None:
 def test_another_model_is_never_written(tmp_path: Path) -> None:
     """Settings that make the shapes are not enough: here a head is wider, and its number smaller, than they say."""
     home = fxprune.load(_saved(tmp_path), llama())
-    for layer in home.model.layers:
+    unequal = copy.deepcopy(pruned("module"))
+    for layer in (*home.model.layers, *unequal.model.layers):
         layer.self_attn.scaling *= 2  # a number that no setting makes
-    with pytest.raises(fxprune.ExportError, match="reads is another model"):
-        fxprune.to_pretrained(home, tmp_path / "small")
-    fxprune.to_pretrained(home, tmp_path / "coded", remote_code=True)
+    for code in (False, True):  # who reads it without the code would get another model
+        with pytest.raises(fxprune.ExportError, match=r"reads is another model.*self_attn.scaling is 0.35"):
+            fxprune.to_pretrained(home, tmp_path / "small", remote_code=code)
+    fxprune.to_pretrained(unequal, tmp_path / "coded", remote_code=True)
     assert json.loads((tmp_path / "coded" / "config.json").read_text())["pruned_numbers"]
 
 
@@ -124,3 +127,48 @@ def test_what_is_no_model_of_transformers_is_refused(tmp_path: Path) -> None:
         fxprune.to_pretrained(home, tmp_path / "small")
     with pytest.raises(TypeError, match="got 1"):
         fxprune.to_pretrained(home)  # type: ignore[call-overload]
+
+
+def test_what_a_trainer_saves_of_uniform_widths_is_read_as_it_is(tmp_path: Path) -> None:
+    home = pruned("module", True)
+    assert home.config.rms_norm_eps == home.model.norm.variance_epsilon > 1e-6
+    home.save_pretrained(tmp_path / "by-a-trainer")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "by-a-trainer")
+    torch.testing.assert_close(logits(again), logits(home), rtol=0, atol=0)
+
+
+def test_heads_that_settings_would_cut_otherwise_are_no_stock_class(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 60,
+    }
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)).eval()
+    home = fxprune.compile(
+        model,
+        [{"input_ids": IDS}],
+        ratios={"default": 0.25},
+        units=["channel", "head_dim"],
+        method="l2",
+        recover=None,
+        form="module",
+        progress=False,
+    )
+    attention = home.bert.encoder.layer[0].attention.self
+    assert (attention.num_attention_heads, attention.attention_head_size) == (4, 6), "3 heads of 8 have the same shapes"
+    with pytest.raises(fxprune.ExportError, match=r"no setting says .*num_attention_heads \(4, there 3\)"):
+        fxprune.to_pretrained(home, tmp_path / "heads")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_keeps_the_settings(tmp_path: Path) -> None:
+    home = pruned("module", True)
+    fxprune.save(home, tmp_path / "kept")
+    assert (tmp_path / "kept" / "numbers.json").exists()
+    again = fxprune.load(tmp_path / "kept", llama())
+    for name in ("hidden_size", "intermediate_size", "rms_norm_eps"):
+        assert getattr(again.config, name) == getattr(home.config, name) != getattr(llama().config, name)
+    fxprune.to_pretrained(again, tmp_path / "small")
