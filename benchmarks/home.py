@@ -71,12 +71,12 @@ def main() -> None:
     made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--collections", nargs="+", help="torchvision, timm, transformers, written, ultralytics")
     made.add_argument("--models", nargs="+", help="names, such as timm:resnet18")
-    made.add_argument("--all-units", action="store_true", help="head_dim as well")
+    made.add_argument("--all-units", action="store_true", help="head_dim and block as well")
     made.add_argument("--limit", type=float, default=300.0, help="seconds a model may take")
     options = begin(made)
     if options.quick:
         options.models = options.models or ["written:mobilenet"]
-    units = (*USUAL, "head_dim") if options.all_units else USUAL
+    units = (*USUAL, "head_dim", "block") if options.all_units else USUAL
     worker = Worker(partial(ours, options.seed, units), options.threads, options.limit)
     kept = Kept(options.rows)
     for entry in select(options.collections, options.models):

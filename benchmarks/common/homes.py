@@ -14,9 +14,12 @@ from fxprune._base.names import fetch
 from fxprune.budget.constraints import free_groups
 from fxprune.capturing.captured import example_call
 from fxprune.compiler.homecoming import further_calls, ties_in
+from fxprune.coupling.blocks import with_blocks
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.layers import told
+from fxprune.homing.lists import moved
 from fxprune.homing.restoring import difference, restored, way_home
+from fxprune.homing.whole import gone
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
@@ -52,6 +55,7 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         captured = fxprune.capture(call.model, call.args, call.kwargs)
     with stage("couple"):
         coupling = fxprune.couple(captured)
+        coupling = with_blocks(coupling) if "block" in units else coupling
     with stage("read"):
         way = way_home(coupling)
     constraints = fxprune.Constraints(kinds=units)
@@ -75,7 +79,12 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         calls = [example_call(captured), *further_calls(captured, "cpu")]
         home = restored(solution.selection, pruned, way, calls)
     found["calls"] = len(calls)
-    found["how"] = _edits(call.model, home, pruned, calls[0], bool(found["held"] or found["tied"]))
+    out = [layer.path for layer in gone(way.layers, solution.removed)]
+    found["how"] = (
+        f"{len(out)} layers taken out"
+        if out
+        else _edits(call.model, home, pruned, calls[0], bool(found["held"] or found["tied"]))
+    )
     keep = {**keep_indices(solution.selection), **Dimensions(coupling).of_buffers(solution.selection.slicer)}
     if way.joined is not None:  # what training alone reads
         keep = way.joined.kept(solution.selection) | keep
@@ -83,7 +92,7 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         n: {dim: tuple(index.tolist()) for dim, index in of.items()} for n, of in keep.items() if _has(call.model, n)
     }
     with stage("train"):
-        found["step"] = trained(call, axes, copy.deepcopy(home))
+        found["step"] = trained(call, axes, copy.deepcopy(home), moved=moved(call.model, out))
 
 
 def _has(model: nn.Module, name: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,11 +21,17 @@ TOLERANCE = 1e-4  # of outputs: some work in float32 inside, whatever they are g
 aten = torch.ops.aten
 
 
-def trained(call: Call, keep: Kept, pruned: nn.Module, computed: Set[str] = frozenset()) -> str:
+def trained(
+    call: Call,
+    keep: Kept,
+    pruned: nn.Module,
+    computed: Set[str] = frozenset(),
+    moved: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Returns what came of one training step in float64, without randomness.
 
     Of the layers ``computed``, whose weights a model computes in its forward and the result holds as they act, no gradients are
-    compared: a note tells of them.
+    compared: a note tells of them. ``moved`` says where the original's modules are in ``pruned``, if not where they were.
 
     ``"equal"``; ``"WRONG ..."`` and what; ``"no zeros"`` where the original has no such setting (a softmax over what is gone); or
     ``"original: ..."``, the error with which the original itself does not train.
@@ -39,11 +47,24 @@ def trained(call: Call, keep: Kept, pruned: nn.Module, computed: Set[str] = froz
         try:
             if differing(before, evaluate(pruned, args), TOLERANCE):
                 return "no zeros"
-            got = step(pruned, args)
+            got = _back(step(pruned, args), moved)
         except Exception as error:
             return f"WRONG {type(error).__name__}: {str(error).partition(chr(10))[0]:.80}"
     found = _first(want, got, keep, made | computed)
     return f"WRONG {found}" if found else "equal"
+
+
+def _back(got: Step, moved: Mapping[str, str]) -> Step:
+    """Returns a step by the original's names."""
+    old = {new: path for path, new in moved.items()}
+
+    def named(found: Any) -> Any:
+        parts = {name: name.rpartition(".") for name in found}
+        return {
+            f"{old.get(path, path)}.{leaf}".removeprefix("."): found[name] for name, (path, _, leaf) in parts.items()
+        }
+
+    return replace(got, gradients=named(got.gradients), buffers=named(got.buffers))
 
 
 def _first(want: Step, got: Step, keep: Kept, made: set[str]) -> str:

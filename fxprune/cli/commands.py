@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,13 @@ def bench(directory: str, as_json: bool, **options: Any) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Write a pruned model as ONNX or a torch program.",
-    examples=["fxprune export half half.onnx", "fxprune export half half.pt2"],
+    short_help="Write a pruned model as ONNX, a torch program, a checkpoint of transformers or GGUF.",
+    examples=[
+        "fxprune export half half.onnx",
+        "fxprune export half half.pt2",
+        "fxprune export half half-hf/ --model transformers:./lm",
+        "fxprune export half half.gguf --model transformers:./lm --tokenizer-from lm.gguf",
+    ],
 )
 @DIRECTORY
 @click.argument("file")
@@ -188,18 +194,39 @@ def bench(directory: str, as_json: bool, **options: Any) -> None:
 @option("--fixed-batch", is_flag=True, help="The file takes the batch that the model was compiled with, and no other.")
 @option("--opset", type=int, help="The ONNX opset.")
 @option("--tolerance", type=float, help="The largest difference over the largest output.  [default: 1e-4]")
+@option(
+    "--remote-code", is_flag=True, help="A checkpoint may hold a file of code, for widths that no settings can say."
+)
+@option("--tokenizer-from", metavar="FILE", help="A GGUF file whose tokenizer is copied.")
 @dense_options("its architecture, where the directory alone does not do")
 @QUIET
 def export(directory: str, file: str, fixed_batch: bool, quiet: bool, **options: Any) -> None:
     """Writes the pruned model of DIR to FILE and compares it.
 
-    FILE ends in .onnx for ONNX, .pt2 for torch.export or .aoti.pt2 for AOTInductor. What is written is
-    read again, run, and compared with the model.
+    FILE ends in .onnx for ONNX, .pt2 for torch.export, .aoti.pt2 for AOTInductor, .gguf for llama.cpp; a
+    name that ends in / is the directory of a checkpoint that from_pretrained reads. What is written is read
+    again, run, and compared with the model.
     """
     from fxprune.cli.models import dense_of, load_pruned
 
-    check_file(file)
-    pruned = load_pruned(directory, dense_of(options), options["device"])
+    checkpoint, gguf = file.endswith(("/", os.sep)), file.endswith(".gguf")
+    if (options["remote_code"] and not checkpoint) or (options["tokenizer_from"] and not gguf):
+        raise click.UsageError("--remote-code goes with a directory (out/), --tokenizer-from with a .gguf file")
+    if not checkpoint:
+        check_file(file)
+    dense = dense_of(options)
+    pruned = load_pruned(directory, dense, options["device"])
+    if checkpoint or gguf:
+        if fxprune.report(pruned).form == "graph":
+            if dense is None:
+                raise InputError(f"{directory} holds a graph: --model says of which class it is to be written")
+            pruned = fxprune.restore(pruned, dense.model)
+        if gguf:
+            fxprune.to_gguf(pruned, file, tokenizer_from=options["tokenizer_from"])
+        else:
+            fxprune.to_pretrained(pruned, file, remote_code=options["remote_code"])
+        tell(f"wrote {file}, read it again and compared it", quiet)
+        return
     given = {name: options[name] for name in ("part", "opset", "tolerance") if options[name] is not None}
     show(fxprune.export(pruned, file, dynamic_batch=not fixed_batch, **given), False, quiet)
 

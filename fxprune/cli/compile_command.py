@@ -141,6 +141,8 @@ def _wanted(options: Any) -> dict[str, Any]:
     if options["budget"] is not None and not 0 < options["budget"] <= 1:
         what = f"--budget {options['budget']:g}: expected a share of parameters in (0, 1], such as 0.5 or 50%"
         raise InputError(f"{what}; for a number of parameters use --params, such as --params 1.2M")
+    if options["uniform"] and options["form"] != "module":
+        raise click.UsageError("--uniform is about the original's class: give --form module with it")
     wanted = told(Options, options, ratios=_ratios(options["ratios"]))
     return wanted | {name: _whole(name, options[name]) for name in ("round_to", "min_keep")}
 

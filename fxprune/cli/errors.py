@@ -15,7 +15,15 @@ class InputError(FxpruneError, ValueError):
 
 
 #: What messages tell to pass in Python -> how a command takes it, if it does.
-_SPELLINGS = {"dynamic_batch=False": "--fixed-batch", "dynamic_shapes=": "dynamic_shapes= (in Python)"}
+_SPELLINGS = {
+    "dynamic_batch=False": "--fixed-batch",
+    "dynamic_shapes=": "dynamic_shapes= (in Python)",
+    "give an instance of the original architecture, fxprune.load(directory, model)": "name the original architecture with --model",
+    "form='module'": "--form module",
+    "form='graph'": "--form graph",
+    "uniform=True": "--uniform",
+    "remote_code=True": "--remote-code",
+}
 
 
 def in_options(text: str) -> str:
