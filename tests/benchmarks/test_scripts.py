@@ -20,7 +20,8 @@ FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 #: Those whose smallest setting takes ten seconds of a core or more; run where ``FXPRUNE_ALL_BENCHMARKS`` is set.
 LONG = {
-    "bruteforce", "compile_time", "imports", "ippro", "latency", "mutations", "reconstruct", "resnet56", "segmentation", "training",
+    "bruteforce", "compile_time", "imports", "ippro", "latency", "mutations", "reconstruct", "resnet56", "segmentation",
+    "smollm", "training",
 }  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def test_smallest_setting(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("FXPRUNE_ALL_BENCHMARKS" not in os.environ, reason="takes long: FXPRUNE_ALL_BENCHMARKS=1 runs it")
 @pytest.mark.skipif(without_history(), reason="no repository to take a revision from")
 def test_compile_time_against_itself(tmp_path: Path) -> None:
     (rows,) = run(FOLDER / "compile_time.py", tmp_path, "--against", "HEAD").values()

@@ -322,11 +322,13 @@ def test_model_with_nothing_to_prune(calibration):
 def test_plan_for_another_model(model, calibration):
     plan = fxprune.report(fxprune.compile(model, calibration, 0.5, progress=False)).plan
     other = Residual()
-    other.head = nn.Linear(8, 7)
+    other.head = nn.Linear(9, 7)
     before = digest(other)
     with pytest.raises(fxprune.PlanError, match="head"):
         fxprune.apply(other, plan)
     assert digest(other) == before
+    other.head = nn.Linear(8, 7)  # more classes: what the plan leaves whole
+    assert fxprune.apply(other, plan)(calibration[0][:2]).shape == (2, 7)
 
 
 def test_scorer_of_ones_own(model, calibration):

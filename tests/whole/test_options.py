@@ -75,7 +75,7 @@ REFUSALS = (
 
 #: One model sees every option; the others see those that change the structure or the weights, in turns, which take minutes as it is.
 WHOLE = ("vit",)
-TELLING = {"resnet": ("recover", "form"), "resnext": ("units", "form"), "mobilenet": ("recover",)}
+TELLING = {"resnet": ("recover", "form"), "resnext": ("units", "form"), "mobilenet": ("ratios",)}
 
 CASES = [
     (name, option, index)

@@ -24,7 +24,7 @@ def call() -> dict[str, torch.Tensor]:
 
 def test_an_artifact_loads() -> None:
     pruned = fxprune.load(HERE / "mixed")
-    assert torch.equal(pruned(call()["x"]), call()["y"])
+    torch.testing.assert_close(pruned(call()["x"]), call()["y"])  # to the bit on one processor alone
     report = fxprune.report(pruned)
     assert report.params == (1524, 880) and report.verified and report.plan is not None
     assert "rnn" in str(report)
@@ -34,7 +34,7 @@ def test_a_pickled_module_loads_and_is_pickled_again() -> None:
     pruned = torch.load(HERE / "mixed.pt", weights_only=False)
     again = pickle.loads(pickle.dumps(pruned))
     for module in (pruned, again):
-        assert torch.equal(module(call()["x"]), call()["y"])
+        torch.testing.assert_close(module(call()["x"]), call()["y"])
         assert fxprune.report(module).params == (1524, 880)
     assert b"fxprune.rewriting.pruned" in pickle.dumps(pruned)
     assert repr(pruned.rnn).startswith("Recurrent(lstm")
