@@ -8,11 +8,9 @@ it trains for a step, beside the original.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
-import torch
 from common import torch_pruning
 from common.architectures import select
 from common.cli import begin, guarded, name_of, needs, parser, resumable
@@ -27,15 +25,6 @@ KINDS = ("channel", "head", "kv_group", "head_dim", "expert")
 def ours(seed: int, name: str) -> dict[str, Any]:
     """Returns what `examine` finds of a model."""
     return examine(table()[name], seed)
-
-
-def theirs(name: str) -> dict[str, Any]:
-    """Returns what Torch-Pruning makes of a model: the larger budget, by bisection of its ratio."""
-    torch.manual_seed(0)
-    try:
-        return asdict(torch_pruning.search(name, BUDGETS[0], attempts=4))
-    except Exception as error:  # the peer fails in many ways, and each is a result
-        return {"error": f"{type(error).__name__}: {error}"[:200]}
 
 
 @cache
@@ -74,20 +63,6 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def peer_line(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of Torch-Pruning's part of the line."""
-    spent = [found[key] for key in ("build_seconds", "prune_seconds") if found.get(key) is not None]
-    share, runs = found.get("share"), found.get("runs", False)
-    reached = runs and share is not None and share <= BUDGETS[0]
-    return {
-        "Torch-Pruning": "runs" if reached else "misses the budget" if runs else "fails",
-        "its kept": share,
-        "its s": round(sum(spent), 2) if spent else None,
-        "its sizes": found.get("sizes"),
-        "its error": found.get("error", ""),
-    }
-
-
 def summary(rows: list[dict[str, Any]]) -> list[str]:
     """Returns a line for each collection."""
     lines = []
@@ -117,7 +92,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 
 def row(name: str, worker: Worker, peer: Worker | None) -> dict[str, Any]:
     """Returns the values of one line of the table."""
-    return line({"seconds": {}} | worker(name)) | ({} if peer is None else peer_line(peer(name)))
+    return line({"seconds": {}} | worker(name)) | ({} if peer is None else torch_pruning.line(peer(name), BUDGETS[0]))
 
 
 def main() -> None:
@@ -136,7 +111,11 @@ def main() -> None:
         needs("torch_pruning")
     chosen = select(options.collections, options.models)
     worker = Worker(partial(ours, options.seed), options.threads, options.limit)
-    peer = None if options.no_peer else Worker(theirs, options.threads, options.peer_limit)
+    peer = (
+        None
+        if options.no_peer
+        else Worker(partial(torch_pruning.theirs, BUDGETS[0]), options.threads, options.peer_limit)
+    )
     kept = Kept(options.rows)
     for entry in chosen:
         key = {"collection": entry.collection, "model": entry.name.partition(":")[2]}

@@ -39,6 +39,7 @@ class PeerResult:
     build_seconds: float | None = None  # dependency graph
     prune_seconds: float | None = None  # scores and slicing
     sizes: str = ""  # at how many of two other sizes it runs
+    trains: str = ""  # yes; why not; or that the original does not
     error: str = ""
 
 
@@ -72,6 +73,7 @@ def search(name: str, share: float, attempts: int) -> PeerResult:
             if [dense.shapes(model, call) for call in dense.calls] != dense.wanted:
                 raise RuntimeError("the output has lost its shape")  # noqa: TRY301 - a failure like the others
             attempt.runs, attempt.sizes = True, runs_at_other_sizes(dense.model, model, dense.calls[0])
+            attempt.trains = _trains(dense.model, model, dense.calls[0])
         except Exception as error:  # the peer fails in many ways, and each is a result
             attempt.error = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
             if attempt.share is None:
@@ -86,6 +88,45 @@ def search(name: str, share: float, attempts: int) -> PeerResult:
             break
         ratio = (low + high) / 2
     return best
+
+
+def theirs(share: float, name: str) -> dict[str, Any]:
+    """Returns what Torch-Pruning makes of a model in a few attempts, as a worker gives it back."""
+    torch.manual_seed(0)
+    try:
+        return asdict(search(name, share, attempts=4))
+    except Exception as error:  # the peer fails in many ways, and each is a result
+        return {"error": f"{type(error).__name__}: {error}"[:200]}
+
+
+def line(found: dict[str, Any], share: float) -> dict[str, Any]:
+    """Returns its part of a line."""
+    spent = [found[key] for key in ("build_seconds", "prune_seconds") if found.get(key) is not None]
+    kept, runs = found.get("share"), found.get("runs", False)
+    reached = runs and kept is not None and kept <= share
+    return {
+        "Torch-Pruning": "runs" if reached else "misses the budget" if runs else "fails",
+        "its kept": kept,
+        "its s": round(sum(spent), 2) if spent else None,
+        "its sizes": found.get("sizes"),
+        "it trains": found.get("trains"),
+        "its error": found.get("error", ""),
+    }
+
+
+def _trains(model: nn.Module, pruned: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> str:
+    """Returns whether a pruned model trains for a step where the original does; outputs alone are asked for."""
+
+    def step(net: nn.Module) -> str:
+        net = copy.deepcopy(net).train()
+        try:
+            outputs = zoo.tensors(net(*call[0], **call[1]))
+            torch.stack([out.float().sum() for out in outputs if out.requires_grad]).sum().backward()
+        except Exception as error:  # of any library
+            return f"{type(error).__name__}: {error}".replace("\n", " ")[:100]
+        return "yes"
+
+    return f"original: {own}" if (own := step(model)) != "yes" else step(pruned)
 
 
 @dataclass(frozen=True)
