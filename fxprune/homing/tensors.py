@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError
@@ -48,6 +49,12 @@ def with_tensors(
         **dict(pruned.named_parameters(remove_duplicate=False)),
         **dict(pruned.named_buffers(remove_duplicate=False)),
     }
+    for name in captured.folded:  # first, since what they are made of is cut below
+        if (
+            name in values
+            and (held := _spectral(home.get_submodule(layer_of(name)), name.rpartition(".")[2])) is not None
+        ):
+            _normed(held, values[name], keep.get(name, {}))
     made: dict[int, Tensor] = {}
     for path, module in home.named_modules():
         for held in (module._parameters, module._buffers):
@@ -58,8 +65,11 @@ def with_tensors(
                     kept = _kept(old if new is None else new, cut.get(full, {}))
                     held[name] = made.setdefault(id(old), _like(old, kept))
     for name in captured.folded:
-        if name in values:  # its layer is not gone whole
-            owner, attribute = home.get_submodule(layer_of(name)), name.rpartition(".")[2]
+        if name not in values:  # its layer is gone whole
+            continue
+        owner, attribute = home.get_submodule(layer_of(name)), name.rpartition(".")[2]
+        whole = not keep.get(name)  # then what computes it in its forward has all that it had
+        if not whole or parametrize.is_parametrized(owner, attribute):
             _give(owner, attribute, name, values[name], keep.get(name, {}))
     _carry(model, home)
     for path, module in home.named_modules():
@@ -109,6 +119,8 @@ def _repeat(pruned: nn.Module, path: str, module: nn.Module) -> None:
 
 def can_shrink(owner: nn.Module, attribute: str, dim: int) -> bool:
     """Returns whether a layer whose weight is computed can compute one that lacks coordinates of a dimension; it stays as it is."""
+    if _spectral(owner, attribute) is not None:
+        return True
     tried = copied(owner).eval()  # in training mode some parametrizations step as they are looked at
     value = getattr(tried, attribute).detach()
     places = np.arange(value.shape[dim])
@@ -150,6 +162,32 @@ def _give(owner: nn.Module, attribute: str, name: str, value: Tensor, kept: Mapp
             _gives(owner, attribute, value, {"original0": norms * signs, "original1": value * signs})
     if found != value.shape:
         raise RestoreError(f"{name}: its parametrization does not give back what it takes")
+
+
+def _spectral(owner: nn.Module, attribute: str) -> Any:
+    """Returns what a weight under spectral norm alone is made of, None if it is of something else."""
+    if not parametrize.is_parametrized(owner, attribute):
+        return None
+    held: Any = owner.get_submodule(f"parametrizations.{attribute}")
+    return held if len(held) == 1 and isinstance(held[0], _SpectralNorm) and held.original.dim() > 1 else None
+
+
+def _normed(held: Any, value: Tensor, kept: Mapping[int, Ids]) -> None:
+    """Has spectral norm give a value of its weight, ``[...]``, by the norm and the vectors that it has, cut.
+
+    ``weight / (u @ weight @ v)``: what is left of ``u`` gets the factor with which the norm is what it was, until training steps
+    both vectors, as it would those of a weight with zeros.
+    """
+    norm, old = held[0], held.original.detach()
+    first = norm.dim
+    sigma = norm._u @ (old.movedim(first, 0).flatten(1) @ norm._v)
+    weight = value.detach() * sigma
+    vector = norm._v.reshape(old.movedim(first, 0).shape[1:])
+    dims = [dim for dim in range(old.dim()) if dim != first]
+    u = _kept(norm._u, {0: kept[first]} if first in kept else {})
+    v = _kept(vector, {at: kept[dim] for at, dim in enumerate(dims) if dim in kept}).reshape(-1)
+    norm._u, norm._v = u * (sigma / (u @ (weight.movedim(first, 0).flatten(1) @ v))), v
+    held._parameters["original"] = _like(held._parameters["original"], weight)
 
 
 def _kept_alike(tensor: Tensor, dims: int, kept: Mapping[int, Ids]) -> Tensor:

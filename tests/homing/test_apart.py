@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxprune
+from tests.support.zeroed import with_zeros
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 
@@ -108,10 +110,40 @@ def test_parameters_keep_their_hooks_and_attributes() -> None:
     assert home.b.bias.no_decay
 
 
-@pytest.mark.parametrize("kind", [parametrizations.spectral_norm, parametrizations.orthogonal])
-def test_what_computes_weights_of_one_size_alone_stays_whole(kind: Any) -> None:
-    model = Plain()
-    kind(model.b)
+@pytest.mark.parametrize("conv", [False, True])
+def test_spectral_norm_steps_as_that_of_the_original_with_zeros(conv: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 5, 5, dtype=torch.float64) if conv else X.double()
+    model: nn.Module = Plain()
+    if conv:
+        layers = nn.Conv2d(6, 32, 3), nn.ReLU(), nn.Conv2d(32, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
+        model = nn.Sequential(*layers)
+    middle = model.get_submodule("2" if conv else "b")
+    parametrizations.spectral_norm(middle)
+    model = model.double()
+    home = compiled(model, x)
+    zeros = with_zeros(copy.deepcopy(model), home.plan.keep)
+    assert home.get_submodule("2" if conv else "b").weight.shape[1] < 32
+    torch.testing.assert_close(home(x), fxprune.apply(model, home.plan)(x))  # by the norm that the whole has
+    for _ in range(2):
+        for net in (home.train(), zeros.train()):
+            net(x).square().sum().backward()
+        for (name, one), (_, other) in zip(home.named_parameters(), zeros.named_parameters(), strict=True):
+            assert one.grad is not None and other.grad is not None
+            torch.testing.assert_close(one.grad.norm(), _of_kept(other, home.plan.keep.get(name, {})).norm())
+
+
+def _of_kept(parameter: Tensor, keep: Any) -> Tensor:
+    grad = parameter.grad
+    assert grad is not None
+    for dim, index in keep.items():
+        grad = grad.index_select(dim, torch.tensor(index))
+    return grad
+
+
+def test_what_computes_weights_of_one_size_alone_stays_whole() -> None:
+    model: nn.Module = Plain()
+    parametrizations.orthogonal(model.get_submodule("b"))
     model = nn.Sequential(model, nn.Linear(3, 24), nn.ReLU(), nn.Linear(24, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     home = compiled(model, budget=0.95)
