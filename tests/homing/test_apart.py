@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxprune
+from fxprune.homing.restoring import difference
 from tests.support.zeroed import with_zeros
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
@@ -203,6 +204,29 @@ class Shuffled(nn.Module):
 def test_a_shuffle_of_channels_keeps_its_parts() -> None:
     home = compiled(Shuffled(), torch.randn(2, 3, 8, 8), 0.7)
     assert home.a.out_channels % 4 == 0 and home.b.out_channels < 24
+
+
+class Chaos(nn.Module):
+    """Goes over its values again and again, and rounds on the way in one order or another."""
+
+    def __init__(self, times: float = 1.0, *, expanded: bool = False) -> None:
+        super().__init__()
+        self.times, self.expanded = times, expanded
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sigmoid() * self.times
+        for _ in range(16):
+            y = 3.99 * (y - y * y) if self.expanded else 3.99 * y * (1 - y)
+        return y
+
+
+def test_outputs_in_which_rounding_grows_are_compared_within_it() -> None:
+    call = (torch.randn(20, 6, generator=torch.Generator().manual_seed(0)),), {}
+    a, b = Chaos()(*call[0]), Chaos(expanded=True)(*call[0])
+    assert (a - b).abs().max() > 1e-4 * a.abs().max()
+    assert difference(Chaos(expanded=True), Chaos(), call) is None
+    told = difference(Chaos(1.01), Chaos(), call)
+    assert told is not None and "its outputs differ" in told
 
 
 Sizes = collections.namedtuple("Sizes", "width heads")
