@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,7 +38,11 @@ def trained(
     ``"original: ..."``, the error with which the original itself does not train.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, _double, (call.args, dict(call.kwargs)))
-    original, keep, made = plain(copy.deepcopy(call.model).double(), keep)
+    original, made = copy.deepcopy(call.model).double(), set[str]()
+    if any(isinstance(module, _SpectralNorm) for module in pruned.modules()):  # which has the original's norm, cut
+        keep = {_source(original, name): axes for name, axes in keep.items()}
+    else:
+        original, keep, made = plain(original, keep)
     original, pruned = _at(as_pruned(original, keep), kwargs), _at(pruned.double(), kwargs)
     with _Certain():
         try:
@@ -52,6 +57,13 @@ def trained(
             return f"WRONG {type(error).__name__}: {str(error).partition(chr(10))[0]:.80}"
     found = _first(want, got, keep, made | computed)
     return f"WRONG {found}" if found else "equal"
+
+
+def _source(model: nn.Module, name: str) -> str:
+    """Returns the parameter that a weight is made of, or its own name."""
+    path, _, attribute = name.rpartition(".")
+    source = f"{path}.parametrizations.{attribute}.original"
+    return source if source in dict(model.named_parameters()) else name
 
 
 def _back(got: Step, moved: Mapping[str, str]) -> Step:

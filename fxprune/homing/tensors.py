@@ -61,6 +61,8 @@ def with_tensors(
             for name, old in held.items():
                 full = f"{path}.{name}".removeprefix(".")
                 new = values.get(full, values.get(captured.ties.get(full, full)))
+                if full in captured.folded:  # the graph has under this name what the forward makes of it
+                    new = None
                 if old is not None and (new is not None or full in cut):
                     kept = _kept(old if new is None else new, cut.get(full, {}))
                     held[name] = made.setdefault(id(old), _like(old, kept))

@@ -152,6 +152,19 @@ def test_what_computes_weights_of_one_size_alone_stays_whole() -> None:
     assert home[0].b.weight.shape == (32, 32) and home[1].out_features < 24
 
 
+class Standardised(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(1, keepdim=True)
+        return nn.functional.linear(x, weight / weight.norm(dim=1, keepdim=True), self.bias)
+
+
+def test_a_weight_that_a_forward_computes_is_made_of_what_it_was_made_of() -> None:
+    model = nn.Sequential(Standardised(6, 6), nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    home = compiled(model)
+    assert home[1].out_features < 32
+    torch.testing.assert_close(home[0].weight, model[0].weight, rtol=0, atol=0)
+
+
 def test_weight_norm_is_not_said_to_be_plain() -> None:
     model = Plain()
     parametrizations.weight_norm(model.b)
