@@ -18,7 +18,8 @@ from fxprune.coupling.blocks import with_blocks
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.layers import told
 from fxprune.homing.lists import moved
-from fxprune.homing.restoring import difference, restored, way_home
+from fxprune.homing.proof import difference
+from fxprune.homing.restoring import restored, way_home
 from fxprune.homing.whole import gone
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.slicing import keep_indices

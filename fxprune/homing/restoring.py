@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError, brief
@@ -21,7 +18,7 @@ from fxprune._base.names import layer_of
 from fxprune.algebra.axes import Axis, is_labelled
 from fxprune.algebra.channels import Mask
 from fxprune.budget.ties import Ties
-from fxprune.capturing.captured import Captured, TensorInfo, example_call, in_training
+from fxprune.capturing.captured import Captured, example_call, in_training
 from fxprune.coupling.blocks import has_blocks
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
@@ -29,10 +26,11 @@ from fxprune.data.calls import Call, tensors_of
 from fxprune.homing.constructing import SETTINGS, constructed, settings_of
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.joined import Joined, joined
-from fxprune.homing.layers import told as told_again
+from fxprune.homing.layers import told as layers_told
 from fxprune.homing.lists import replaced
 from fxprune.homing.matching import Values, values_of, varied
 from fxprune.homing.places import changed, numbers_in
+from fxprune.homing.proof import Called, check_apart, difference, takes, tolerance_of
 from fxprune.homing.reading import Reading, Readings, read_sizes
 from fxprune.homing.solving import Equation, Solved, equations, solve
 from fxprune.homing.statistics import made_up, statistics_of, uncounted
@@ -43,15 +41,6 @@ from fxprune.homing.uniform import in_settings
 from fxprune.homing.whole import Layer, block_channels, gone, layers_of, taken_out, within
 from fxprune.results.tables import few
 from fxprune.rewriting.slicing import keep_indices
-
-#: The largest relative difference between module and graph.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_COARSE = 2e-2
-#: More than this share of an output's size is no rounding.
-_MOST_NOISE = 0.25
-
-#: Calls a model: ``f(model, *args, **kwargs)``.
-Called: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +182,7 @@ def restored(
     sizes = [reading for reading in way.readings.sizes if not within(reading.line.module, without)]
     solved = solve(list(equations(sizes, slicer)), slicer)
     changed(home, {**solved.values, **_made(way.readings.made, solved.values)})
-    told_again(home)
+    layers_told(home)
     made_up(home, statistics_of(selection))
     taken_out(home, pruned, without)
     _forget(home)
@@ -205,7 +194,7 @@ def restored(
     for call in (*calls[:1], *further):
         if (told := difference(home, pruned, call, allowed=allowed)) is not None:
             raise RestoreError(_explained(told, solved))
-    _check_apart(home, captured.model, calls[0])
+    check_apart(home, captured.model, calls[0])
     for other in way.also:
         if (told := difference(copied(home), pruned, calls[0], other, allowed)) is not None:
             raise RestoreError(_explained(f"called by {getattr(other, '__name__', other)}, {told}", solved))
@@ -268,122 +257,6 @@ def _known(home: nn.Module, numbers: Mapping[Key, float]) -> dict[Place, float]:
         for key, value in numbers.items()
         if type(value) is type(own.get(key)) and (type(value) is float or 0 < value < own[key])
     }
-
-
-def _check_apart(home: nn.Module, model: nn.Module, call: Call) -> None:
-    """Makes sure that a copy computes with nothing of the original, as a function that an attribute holds may do.
-
-    Raises:
-        RestoreError: it does.
-    """
-    seen = _Seen({id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())})
-    with random_states_kept(), lent(home, call), seen:
-        home(*call[0], **call[1])
-    if seen.found:
-        raise RestoreError(
-            f"a copy of the model still computes with the original's {few(sorted(seen.found), 3)}: a function that it holds (a lambda, "
-            "a closure, a hook) has the original in it; make it a method"
-        )
-
-
-class _Seen(TorchFunctionMode):
-    """Notes which of some tensors, by their ids, are computed with."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
-        self.names, self.found = names, set[str]()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = (*args, *(kwargs or {}).values())
-        self.found.update(self.names[id(value)] for value in given if id(value) in self.names)
-        return func(*args, **(kwargs or {}))
-
-
-def tolerance_of(captured: Captured) -> float:
-    """Returns the relative difference that rounding may make: of the coarsest floating dtype that the graph computes in."""
-    used = {
-        info.dtype for info in captured.info.values() if isinstance(info, TensorInfo) and info.dtype.is_floating_point
-    }
-    return max((TOLERANCE.get(dtype, _COARSE) for dtype in used), default=TOLERANCE[torch.float32])
-
-
-def difference(
-    home: nn.Module, pruned: nn.Module, call: Call, way: Called = nn.Module.__call__, allowed: float | None = None
-) -> str | None:
-    """Returns in what a restored model, called in some way, differs from its graph on a call, None if they are equal.
-
-    Args:
-        home: the model.
-        pruned: the graph.
-        call: of both.
-        way: how the model is called.
-        allowed: the largest relative difference; by default as each output's dtype has it.
-    """
-    call = pytree.tree_map_only(Tensor, torch.clone, call)
-    with random_states_kept(), lent(pruned, call):
-        want = tensors_of(pruned(*call[0], **call[1]))
-    with random_states_kept(), lent(home, call):
-        try:
-            got = tensors_of(way(home, *call[0], **call[1]))
-        except Exception as error:  # whatever its forward raises
-            return f"it raises {brief(error)}"
-    if [x.shape for x in got] != [x.shape for x in want]:
-        return f"it gives {[tuple(x.shape) for x in got]}, the graph {[tuple(x.shape) for x in want]}"
-    worst = max((_apart(x, y, allowed) for x, y in zip(got, want, strict=True)), default=0.0)
-    if worst > 1:
-        noise = _noise(pruned, call, want)
-        worst = max(_apart(x, y, max(allowed or 0.0, n)) for x, y, n in zip(got, want, noise, strict=True))
-    return f"its outputs differ from the graph's by {worst:.2g} of their size" if worst > 1 else None
-
-
-def _noise(pruned: nn.Module, call: Call, want: Sequence[Tensor]) -> list[float]:
-    """Returns by what share of its size rounding may move each output: four times what a last bit of the inputs moves it by, a quarter at most.
-
-    Networks that go over an image again and again (optical flow) have outputs in which rounding grows.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x
-        signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-        return x * (1 + torch.finfo(x.dtype).eps * signs)
-
-    near = pytree.tree_map_only(Tensor, moved, call)
-    with random_states_kept(), lent(pruned, near):
-        others = tensors_of(pruned(*near[0], **near[1]))
-    if [x.shape for x in others] != [x.shape for x in want]:
-        return [0.0] * len(want)
-    return [min(4 * _share(other, own), _MOST_NOISE) for other, own in zip(others, want, strict=True)]
-
-
-def _share(other: Tensor, own: Tensor) -> float:
-    if not own.is_floating_point() or not own.numel():
-        return 0.0
-    size = float(own.nan_to_num(0, 0, 0).abs().max())
-    return float((other - own).abs().nan_to_num(0).max()) / size if size else 0.0
-
-
-def takes(model: nn.Module, call: Call) -> bool:
-    """Returns whether a model can be called so."""
-    try:
-        with random_states_kept(), lent(model, call):
-            model(*call[0], **call[1])
-    except Exception:  # whatever a model raises at sizes that it does not take
-        return False
-    return True
-
-
-def _apart(got: Tensor, want: Tensor, allowed: float | None) -> float:
-    """Returns how far apart two outputs, ``[...]``, are, in tolerances."""
-    if not (want.is_floating_point() or want.is_complex()):
-        return 0.0 if torch.equal(got, want) else float("inf")
-    least = TOLERANCE.get(want.dtype, _COARSE)
-    allowed = max(least, allowed or 0.0) * float(want.nan_to_num(0, 0, 0).abs().max() if want.numel() else 0)
-    same = torch.isclose(got, want, rtol=0.0, atol=allowed, equal_nan=True)
-    if bool(same.all()):
-        return 0.0
-    return float((got - want).abs().nan_to_num(float("inf")).max()) / max(allowed, 1e-300)
 
 
 def _explained(told: str, solved: Solved) -> str:

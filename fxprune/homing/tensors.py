@@ -49,23 +49,21 @@ def with_tensors(
         **dict(pruned.named_parameters(remove_duplicate=False)),
         **dict(pruned.named_buffers(remove_duplicate=False)),
     }
-    for name in captured.folded:  # first, since what they are made of is cut below
-        if (
-            name in values
-            and (held := _spectral(home.get_submodule(layer_of(name)), name.rpartition(".")[2])) is not None
-        ):
+    for name in set(captured.folded) & set(values):  # first, since what they are made of is cut below
+        held = _spectral(home.get_submodule(layer_of(name)), name.rpartition(".")[2])
+        if held is not None:
             _normed(held, values[name], keep.get(name, {}))
     made: dict[int, Tensor] = {}
     for path, module in home.named_modules():
-        for held in (module._parameters, module._buffers):
-            for name, old in held.items():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
                 full = f"{path}.{name}".removeprefix(".")
                 new = values.get(full, values.get(captured.ties.get(full, full)))
                 if full in captured.folded:  # the graph has under this name what the forward makes of it
                     new = None
                 if old is not None and (new is not None or full in cut):
                     kept = _kept(old if new is None else new, cut.get(full, {}))
-                    held[name] = made.setdefault(id(old), _like(old, kept))
+                    tensors[name] = made.setdefault(id(old), _like(old, kept))
     for name in captured.folded:
         if name not in values:  # its layer is gone whole
             continue

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxprune._base.errors import ExportError, brief, raised_as
 from fxprune.homing.constructing import SETTINGS
 from fxprune.homing.places import changed, numbers_in
-from fxprune.homing.restoring import difference
+from fxprune.homing.proof import difference
 from fxprune.homing.terms import Place
 from fxprune.storage.gguf_contents import Contents, bytes_of
 from fxprune.storage.gguf_names import (

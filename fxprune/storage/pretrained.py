@@ -25,7 +25,7 @@ from fxprune.compiler.options import MODULE
 from fxprune.data.calls import Call, tensors_of
 from fxprune.homing.constructing import SETTINGS, settings_of
 from fxprune.homing.places import changed, numbers_in
-from fxprune.homing.restoring import difference, takes
+from fxprune.homing.proof import difference, takes
 from fxprune.homing.terms import Place
 from fxprune.results.attached import report
 from fxprune.results.tables import few
