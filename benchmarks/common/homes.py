@@ -12,9 +12,11 @@ from torch import nn
 import fxprune
 from fxprune._base.names import fetch
 from fxprune.budget.constraints import free_groups
-from fxprune.capturing.captured import example_call
+from fxprune.capturing.captured import Captured, example_call
 from fxprune.compiler.homecoming import further_calls, ties_in
+from fxprune.compiler.islands import Islands, find_islands
 from fxprune.coupling.blocks import with_blocks
+from fxprune.data.calls import calls_of
 from fxprune.homing.counting import Dimensions
 from fxprune.homing.layers import told
 from fxprune.homing.lists import moved
@@ -25,7 +27,7 @@ from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.slicing import keep_indices
 from tests.support.weights import randomise
 
-from .architectures import Architecture
+from .architectures import Architecture, Call
 from .timing import Stages
 from .trained import trained
 
@@ -55,7 +57,7 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         randomise(call.model, seed, call.args, dict(call.kwargs))
     found["params"] = sum(p.numel() for p in call.model.parameters())
     with stage("capture"):
-        captured = fxprune.capture(call.model, call.args, call.kwargs)
+        call, captured = _captured(call)
     with stage("couple"):
         coupling = fxprune.couple(captured)
         coupling = with_blocks(coupling) if "block" in units else coupling
@@ -99,6 +101,19 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
         return
     with stage("train"):
         found["step"] = trained(call, axes, copy.deepcopy(home), moved=moved(call.model, out))
+
+
+def _captured(call: Call) -> tuple[Call, Captured]:
+    """Returns what is captured of a call; of a model that cannot be captured whole its parts, and the call of these."""
+    try:
+        return call, fxprune.capture(call.model, call.args, call.kwargs)
+    except fxprune.CaptureError as error:
+        names = find_islands(call.model, (call.args, dict(call.kwargs)))
+        if not names:
+            raise error from None
+        calls = calls_of(call.model, names, (call.args, dict(call.kwargs)))
+        parts = Call(Islands(call.model, names), ([calls[name] for name in names],))
+        return parts, fxprune.capture(parts.model, parts.args)
 
 
 def _has(model: nn.Module, name: str) -> bool:

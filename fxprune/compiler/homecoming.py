@@ -18,7 +18,9 @@ from fxprune.budget.ties import Ties, tie_costs
 from fxprune.capturing.captured import COMPUTED_WEIGHTS, Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
-from fxprune.compiler.options import MODULE
+from fxprune.compiler.islands import Islands
+from fxprune.compiler.options import MODULE, Options
+from fxprune.compiler.reassembly import put_in_place, side_by_side
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.state import State
 from fxprune.coupling.coupling import Coupling
@@ -34,21 +36,21 @@ from fxprune.ops.registry import is_kind
 from fxprune.results.attached import attach, report
 from fxprune.results.tables import few
 from fxprune.rewriting.planning import in_blocks
-from fxprune.rewriting.pruned import PrunedModule
 
 #: The share of a group's score that going in step may cost without a word.
 _WORTH_SAYING = 5e-4
 
 
-def check_whole(form: str) -> None:
-    """Makes sure that a model that is captured in parts is not to come back whole.
+def check_in_parts(options: Options) -> None:
+    """Makes sure that nothing is asked of a model that is captured in parts that takes the whole of it.
 
     Raises:
-        RestoreError: it is.
+        RestoreError: something is.
     """
-    if form == MODULE:
+    asked = [name for name in ("also", "uniform") if getattr(options, name)]
+    if asked:
         raise RestoreError(
-            "the model can only be captured in parts, which are graphs in a copy of it: expected form='graph'"
+            f"{asked[0]}= is about the whole model, of which only parts can be captured: leave it out, or compile a part"
         )
 
 
@@ -123,7 +125,7 @@ def home(state: State) -> State:
         raise told from error
     notes = (*state.report.notes, *stale_notes(state.selection, found, state.way))
     report = replace(state.report, notes=notes)
-    return replace(state, pruned=attach(found, report), report=report)
+    return replace(state, graph=state.pruned, pruned=attach(found, report), report=report)
 
 
 def stale_notes(selection: Selection, found: nn.Module, way: Way) -> list[str]:
@@ -147,7 +149,7 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
     where sizes are free, at a second one. Training mode, hooks, methods and buffers are the class's own.
 
     Args:
-        pruned: a `PrunedModule` that ``fxprune.compile``, ``fxprune.apply`` or ``fxprune.load`` returned, trained further or not.
+        pruned: a graph, or a model with graphs in it, that ``fxprune.compile``, ``fxprune.apply`` or ``fxprune.load`` returned, trained further or not.
         model: the original, or another instance of its architecture; it stays as it is.
         also: other ways to the same outputs, ``way(model, *args, **kwargs)``, whose sizes are to follow as well: such as one that
             switches to another attention, or to the methods that an exporter takes. Each gets a copy of the model.
@@ -166,24 +168,28 @@ def home_again(
 ) -> Any:
     """Returns what `restore` does; numbers of modules are what they were once before (see `restored`)."""
     found = report(pruned)
-    if found.plan is None or not isinstance(pruned, PrunedModule):
+    if found.plan is None or found.form == MODULE:
         raise PlanError(
-            "restore: expected a PrunedModule with a plan, of a model that was captured whole; of a model in its own class "
-            "fxprune.apply(model, pruned.plan) is the graph"
+            "restore: expected a graph with a plan; of a model in its own class fxprune.apply(model, pruned.plan) is the graph"
         )
-    model = unwrapped(model)
+    model, islands = unwrapped(model), found.plan.islands
     _check_alike(pruned, model)
+    if islands and also:
+        raise RestoreError("restore: also= is about the whole model, of which only parts were captured: leave it out")
     selection = in_blocks(selected(model, found.plan).solution.selection, found.plan)
+    graph = side_by_side(pruned, selection, islands) if islands else pruned
     captured = drawn(selection.coupling.captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
     way = way_home(selection.coupling, also)
     try:
-        home = restored(selection, pruned, way, calls, numbers)
+        home = restored(selection, graph, way, calls, numbers)
     except RestoreError as error:
         text = f"{error}. fxprune.compile(..., form='module') chooses what the class can say; the graph stays as it is"
         raise RestoreError(text) from error
-    return attach(home, replace(found, form=MODULE, notes=(*found.notes, *stale_notes(selection, home, way))))
+    notes = (*found.notes, *stale_notes(selection, home, way))
+    whole = put_in_place(home, pruned, islands) if isinstance(home, Islands) else home
+    return attach(whole, replace(found, form=MODULE, notes=notes))
 
 
 def _check_alike(pruned: nn.Module, model: nn.Module) -> None:

@@ -143,10 +143,16 @@ class Islands(nn.Module):
     Args:
         model: the whole; its submodules are shared, not copied.
         names: of the parts.
+
+    Attributes:
+        whole: the model; of a copy, that of the copy, which holds the very same parts.
     """
+
+    whole: nn.Module
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
+        self.__dict__["whole"] = model  # no submodule: its names are this one's
         for name, child in model.named_children():
             self.add_module(name, child)
         self._names = tuple(names)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from torch import nn
+
+from fxprune._base.errors import RestoreError
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.islands import IslandData, Islands
 from fxprune.compiler.reassembly import put_back
 from fxprune.compiler.state import State
+from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
+from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
-from fxprune.results.attached import attach
+from fxprune.results.attached import attach, report
+from fxprune.results.certificate import Certificate
+from fxprune.results.record import Report
 
 
 def in_parts(state: State, compiled: Callable[[State], State]) -> State:
@@ -26,13 +33,26 @@ def in_parts(state: State, compiled: Callable[[State], State]) -> State:
     data = IslandData(model, state.parts, state.batches)
     batches = Batches(data, device=device_of(islands))
     options = replace(state.options, dynamic_shapes=None)
-    found = compiled(
-        replace(state, source=islands, module=islands, batches=batches, first=batches.first(), options=options)
-    )
-    assert found.report.plan is not None
-    plan = replace(found.report.plan, islands=state.parts)
-    pruned, check = put_back(model, plan, found.pruned, found.first.args[0])
+    parts = replace(state, source=islands, module=islands, batches=batches, first=batches.first(), options=options)
+    try:
+        found = compiled(parts)
+    except RestoreError as error:
+        one = error.pruned is not None and options.steps == 1  # the graph of a step is none of the original's
+        error.pruned = _whole(model, state, report(error.pruned), error.pruned, parts.first)[0] if one else None
+        raise
+    home = found.pruned if isinstance(found.pruned, Islands) else None
+    graph = found.pruned if home is None else found.graph
+    pruned, check = _whole(model, state, found.report, graph, found.first, home)
     if state.options.verify:
         check((state.first.args, state.first.kwargs))
-    report = replace(found.report, plan=plan, dropped=0)
-    return replace(found, report=report, pruned=attach(pruned, report))
+    return replace(found, report=report(pruned), pruned=pruned)
+
+
+def _whole(
+    model: nn.Module, state: State, said: Report, graph: nn.Module, first: Batch, home: Islands | None = None
+) -> tuple[nn.Module, Callable[[Call], Certificate]]:
+    """Returns what `put_back` does, the report of the parts attached to the copy."""
+    assert said.plan is not None
+    plan = replace(said.plan, islands=state.parts)
+    pruned, check = put_back(model, plan, graph, first.args[0], home)
+    return attach(pruned, replace(said, plan=plan, dropped=0)), check

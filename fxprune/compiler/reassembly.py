@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 from fxprune._base.copies import copied
 from fxprune._base.errors import CaptureError
 from fxprune._base.modes import lent
+from fxprune._base.names import fetch
 from fxprune.capturing.captured import Captured, capture
+from fxprune.compiler.islands import Islands
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
@@ -42,7 +44,7 @@ class _Part:
 
 
 def put_back(
-    model: nn.Module, plan: Plan, pruned: nn.Module, calls: Sequence[Sequence[Call]]
+    model: nn.Module, plan: Plan, pruned: nn.Module, calls: Sequence[Sequence[Call]], home: Islands | None = None
 ) -> tuple[nn.Module, Callable[[Call], Certificate]]:
     """Returns a copy of the model in which pruned parts stand in for their originals, and what compares it.
 
@@ -51,6 +53,7 @@ def put_back(
         plan: how its parts, ``plan.islands``, are pruned.
         pruned: `Islands`, pruned.
         calls: of each part; sizes that differ among them, the batch, and the extent of feature maps, stay free.
+        home: the same parts in their own classes, which are to stand in instead.
 
     Returns:
         The copy, and a function of a call of the model that compares it with a copy in which masked twins stand in for the
@@ -59,17 +62,45 @@ def put_back(
     state = pruned.state_dict()
     found = {name: _part(model, name, mine, plan, state) for name, mine in zip(plan.islands, calls, strict=True)}
     parts = {name: part for name, part in found.items() if part is not None}
-    result = _with_parts(model, {name: part.pruned for name, part in parts.items()})
+    ours = {name: part.pruned if home is None else home.get_submodule(name) for name, part in parts.items()}
+    result = _with_parts(model, ours) if home is None else home.whole.eval()
 
     def in_precision(call: Call, dtype: torch.dtype | None) -> Certificate:
         twins: dict[str, nn.Module] = {name: _MaskedTwin(part, dtype) for name, part in parts.items()}
         if dtype is None:
             return _compared(_with_parts(model, twins), result, call)
-        exact = {name: _Within(lifted(part.pruned, dtype), dtype) for name, part in parts.items()}
+        exact = {name: _Within(lifted(part, dtype), dtype) for name, part in ours.items()}
         twins = {name: _Within(twin, dtype) for name, twin in twins.items()}
         return _compared(_with_parts(model, twins), _with_parts(model, exact), call)
 
     return result, lambda call: settled(partial(in_precision, call))
+
+
+def side_by_side(result: nn.Module, selection: Selection, names: Sequence[str]) -> PrunedModule:
+    """Returns the one graph of all parts, with the values that they have in a model that they were put back into.
+
+    Args:
+        result: what `put_back` returned, whatever its values have become.
+        selection: what went of the parts, captured together.
+        names: of the parts.
+    """
+    made = emitted(selection)
+    with torch.no_grad():
+        for tensor, value in made.state_dict().items():
+            if any(tensor.startswith(f"{name}.") for name in names):
+                value.copy_(fetch(result, tensor))
+    return made
+
+
+def put_in_place(home: Islands, result: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Returns the model that holds some parts in their own classes, all else with the values that it has in a model of graphs."""
+    whole = home.whole.eval()
+    values = result.state_dict()
+    with torch.no_grad():
+        for tensor, value in whole.state_dict().items():
+            if not any(tensor.startswith(f"{name}.") for name in names):
+                value.copy_(values[tensor])
+    return whole
 
 
 def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:

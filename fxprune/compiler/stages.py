@@ -28,7 +28,7 @@ from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
-from fxprune.compiler.homecoming import check_whole, home, of_class, tie, with_costs
+from fxprune.compiler.homecoming import check_in_parts, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.options import AUTO, MODULE, Options
 from fxprune.compiler.secondly import other_call
@@ -130,7 +130,7 @@ def capture(state: State) -> State:
     options = state.options
     captured, parts = capture_or_parts(state.source, state.batches, options.dynamic_shapes, options.strict)
     if captured is None:
-        check_whole(options.form)
+        check_in_parts(options)
         return replace(state, parts=parts)
     captured = of_class(captured) if options.form == MODULE else captured
     for warning in captured.warned:

@@ -59,7 +59,8 @@ class State:
         solution: what goes of it.
         selection: the same, over recovered tensors.
         skipped: what recovery left alone, and why.
-        pruned: the emitted module.
+        pruned: the emitted module; in the end the model of its own class, if it is to come back.
+        graph: the emitted module, then.
         certificate: what the comparison with the masked twin found, if it was made.
         report: of it all; attached to ``pruned``.
     """
@@ -87,5 +88,6 @@ class State:
     selection: Selection = LATER
     skipped: tuple[str, ...] = ()
     pruned: nn.Module = LATER
+    graph: nn.Module = LATER
     certificate: Certificate | None = None
     report: Report = LATER

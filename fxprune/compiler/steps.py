@@ -55,6 +55,7 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
     state = replace(
         state,
         pruned=last.pruned,
+        graph=last.graph,
         skipped=last.skipped,
         bridged=Bridged(state.coupling.captured, state.coupling),
         solution=Solution(selection, before, Cost(**plan.after)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._base.copies import copied
 from fxprune._base.errors import VerificationError
 from fxprune._base.modes import lent
 from fxprune.capturing.extremes import as_captured
@@ -26,8 +26,8 @@ from fxprune.twin.interpreter import Run
 
 
 def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Returns a copy of an emitted module that works in ``dtype`` throughout, explicit casts included."""
-    module = copy.deepcopy(module).to(dtype)
+    """Returns a copy of an emitted module, or of another, that works in ``dtype`` throughout, explicit casts included."""
+    module = copied(module).to(dtype)
     if isinstance(module, fx.GraphModule):
         lift = partial(in_precision, dtype=dtype)
         for node in module.graph.nodes:

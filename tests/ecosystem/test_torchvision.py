@@ -150,15 +150,15 @@ SIZED = {
 
 
 @pytest.mark.slow
-def test_a_detector_is_pruned_in_parts_and_keeps_its_class_as_a_graph() -> None:
-    """Its list of images cannot be captured; the parts that can are graphs in a copy of it, and its losses are its own."""
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_detector_is_pruned_in_parts_and_keeps_its_class(form: str) -> None:
+    """Its list of images cannot be captured; the parts that can take their places in a copy of it, and its losses are its own."""
     model, images = detector(), [torch.rand(1, 3, 64, 64)]
-    with pytest.raises(fxprune.RestoreError, match="captured in parts"):
-        compiled(model, images, **SIZED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.GradientWarning)
-        pruned = compiled(model, images, form="graph", **SIZED)
-    assert type(pruned) is FasterRCNN and isinstance(pruned.backbone, torch.fx.GraphModule)
+        pruned = compiled(model, images, form=form, **SIZED)
+    assert type(pruned) is FasterRCNN and pruned.report.verified
+    assert isinstance(pruned.backbone, BackboneWithFPN if form == "module" else torch.fx.GraphModule)
     found = losses(pruned.train(), detection, 10, 5e-3)
     assert found[-1] < 0.8 * found[0]
     assert set(pruned.eval()([torch.rand(3, 64, 64)])[0]) == {"boxes", "labels", "scores"}

@@ -1,0 +1,179 @@
+"""Models that are captured in parts come back in their own class, each part in its place."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxprune
+from tests.models.parts import Detector
+from tests.support.weights import fingerprint, randomise
+
+PARTS = ("body", "deeper.0", "head")
+
+
+def images(size: int = 32, count: int = 2, seed: int = 0) -> list[Tensor]:
+    return list(torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed)))
+
+
+class Trained(Detector):
+    """Has a loss of its own in training, of numbers outside the parts, and a classifier that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.last = nn.Parameter(torch.ones(())), nn.Linear(4, 2)
+
+    def forward(self, images: list[Tensor], targets: Tensor | None = None) -> Any:
+        found = super().forward(images)
+        boxes = self.last(self.scale * torch.cat([one["boxes"] for one in found]))
+        return found, boxes if targets is None else (boxes - targets).square().mean()
+
+
+def made(kind: type[nn.Module] = Trained) -> nn.Module:
+    return randomise(kind(), 0, (images(),)).eval()
+
+
+def compiled(model: nn.Module, form: str = "module", **options: Any) -> Any:
+    data = [(images(seed=seed),) for seed in range(3)]
+    return fxprune.compile(model, data, 0.5, forward_args=tuple, progress=False, form=form, **options)
+
+
+def alike(first: Any, second: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def graph(model: nn.Module) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.GradientWarning)
+        return compiled(model, "graph")
+
+
+@pytest.fixture(scope="module")
+def home(model: nn.Module) -> Any:
+    before = fingerprint(model)
+    found = compiled(model)
+    assert fingerprint(model) == before
+    return found
+
+
+def test_every_part_is_of_its_class_and_the_whole_is_verified(model: nn.Module, home: Any) -> None:
+    assert type(home) is Trained and not home.training
+    assert not any(isinstance(module, torch.fx.GraphModule) for module in home.modules())
+    assert home.report.form == "module" and home.report.islands == PARTS and home.report.verified
+    assert list(home.state_dict()) == list(model.state_dict())
+    first, norm = home.body[0][0], home.body[0][1]
+    assert first.out_channels == norm.num_features == len(first.weight) < 16
+    parts = {name: home.get_submodule(name) for name in PARTS}
+    assert sum(p.numel() for part in parts.values() for p in part.parameters()) == home.report.params[1]
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    assert not any(id(tensor) in own for tensor in (*home.parameters(), *home.buffers()))
+
+
+def test_it_is_the_graph_at_any_size(graph: Any, home: Any) -> None:
+    """Ties are few here: what the class can say is what the graph has."""
+    for size, count in ((32, 2), (48, 1), (40, 3)):
+        assert alike(home(images(size, count)), graph(images(size, count)))
+
+
+def test_it_trains_with_what_lies_outside_the_parts(home: Any) -> None:
+    tuned = copy.deepcopy(home).train()
+    optimizer = torch.optim.SGD(tuned.parameters(), 0.05)
+    found = []
+    for _ in range(8):
+        loss = tuned(images(), torch.zeros(1, 2))[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < 0.8 * found[0]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (tuned.scale, tuned.body[0][0].weight))
+
+
+def test_a_graph_that_was_trained_goes_home_with_all_that_it_has_learnt(model: nn.Module, graph: Any) -> None:
+    tuned = copy.deepcopy(graph)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.mul_(1.01)
+    home = fxprune.restore(tuned, model)
+    assert type(home) is Trained and home.report.form == "module"
+    assert alike(home(images(40, 3)), tuned(images(40, 3)))
+    assert torch.equal(home.scale, tuned.scale) and torch.equal(home.last.weight, tuned.last.weight)
+
+
+def test_it_is_saved_loaded_copied_and_pickled(model: nn.Module, home: Any, tmp_path: Path) -> None:
+    fxprune.save(home, tmp_path / "home")
+    for back in (fxprune.load(tmp_path / "home", model), pickle.loads(pickle.dumps(home)), copy.deepcopy(home)):
+        assert type(back) is Trained and back.report.form == "module"
+        pairs = zip(pytree.tree_leaves(back(images())), pytree.tree_leaves(home(images())), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"steps": 2}, {"recover": "covariance"}, {"recover": "sequential"}], ids=str)
+def test_options_are_those_of_any_model(model: nn.Module, options: dict[str, Any]) -> None:
+    home = compiled(model, **options)
+    assert type(home) is Trained and home.report.verified and home.report.params[1] <= home.report.params[0] // 2
+    home(images(48, 1))
+
+
+def test_rounding_decides_nothing(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a whole takes another way by the last bits, it is compared in float64, its parts in their classes too."""
+    from fxprune.compiler import reassembly
+
+    lifted: list[type] = []
+    whole = reassembly.lifted
+    monkeypatch.setattr(reassembly, "settled", lambda check: check(torch.float64))
+    monkeypatch.setattr(reassembly, "lifted", lambda part, dtype: lifted.append(type(part)) or whole(part, dtype))
+    home = compiled(model)
+    assert lifted and not any(issubclass(kind, torch.fx.GraphModule) for kind in lifted)
+    assert home.body[0][0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("asked", [{"also": [nn.Module.__call__]}, {"uniform": True}], ids=str)
+def test_what_is_asked_of_the_whole_is_refused(model: nn.Module, asked: dict[str, Any]) -> None:
+    with pytest.raises(fxprune.RestoreError, match=f"{next(iter(asked))}= is about the whole model"):
+        compiled(model, **asked)
+
+
+def test_a_model_that_is_home_is_no_graph(model: nn.Module, home: Any) -> None:
+    with pytest.raises(fxprune.PlanError, match="expected a graph"):
+        fxprune.restore(home, model)
+
+
+class Bound(nn.Module):
+    """A part whose copies compute with the original's layer: a function that it holds has it in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(12, 24, 1), nn.Conv2d(24, 5, 1)
+        first = self.first
+        self.started = lambda x: first(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.started(x).relu())
+
+
+def test_what_no_class_can_say_is_refused_with_the_graph_at_hand() -> None:
+    model = Detector()
+    model.head = Bound()
+    model = randomise(model, 0, (images(),)).eval()
+    with pytest.raises(fxprune.RestoreError, match="form='graph'") as caught:
+        compiled(model)
+    held = caught.value.pruned
+    assert isinstance(held, Detector) and isinstance(held.body, torch.fx.GraphModule)
+    assert len(held(images(40, 3))) == 3
