@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_directory, check_file, show, tell
 from fxprune.cli.specs import MODEL, PAIRS, DataSpec, ModelSpec, data_options, dense_options
 from fxprune.cli.values import BACKENDS, counts
+from fxprune.compiler.options import Form
 from fxprune.storage.manifest import PLAN
 from fxprune.training import TrainingOptions
 
@@ -39,15 +40,22 @@ DIRECTORY = click.argument("directory", metavar="DIR")
 )
 @click.argument("model")
 @click.argument("layers", nargs=-1, metavar="[LAYER]...")
-@option("--json", "form", flag_value="json", help="As JSON.")
-@option("--dot", "form", flag_value="dot", help="As a graph of layers and groups, for Graphviz.")
+@option("--json", "output", flag_value="json", help="As JSON.")
+@option("--dot", "output", flag_value="dot", help="As a graph of layers and groups, for Graphviz.")
+@option("--form", type=click.Choice(get_args(Form)), default="graph", help="module: also what its own class ties and holds.")
 @option("--units", multiple=True, metavar="KIND", help="block: whole residual branches are units as well.")
 @option("--strict", is_flag=True, help="Stop at an op without a rule instead of freezing what it touches.")
 @option("--meta", is_flag=True, help="Make the model without memory, however large.")
 @MODEL
 @data_options("--calib")
 def explain(
-    model: str, layers: tuple[str, ...], form: str | None, units: tuple[str, ...], strict: bool, **options: Any
+    model: str,
+    layers: tuple[str, ...],
+    output: str | None,
+    form: Form,
+    units: tuple[str, ...],
+    strict: bool,
+    **options: Any,
 ) -> None:
     """Says which channels of MODEL must go together, and what can never go and why.
 
@@ -61,11 +69,11 @@ def explain(
     made = make(ModelSpec(**told(ModelSpec, options, spec=model)), quiet=True)
     spec = DataSpec(**told(DataSpec, options))
     data = load_data(spec, made, kept=False) if spec.source is not None else example_of(made, spec)
-    found = fxprune.explain(made.model, data, layers=layers, units=units, strict=strict)
-    if form == "dot":
+    found = fxprune.explain(made.model, data, layers=layers, units=units, form=form, strict=strict)
+    if output == "dot":
         click.echo(found.to_dot(), nl=False)
     else:
-        show(found, as_json=form == "json")
+        show(found, as_json=output == "json")
 
 
 @click.command(

@@ -17,8 +17,9 @@ from fxprune._base.shown import html_summary, text_summary
 from fxprune.budget.patterns import matches, nearest, spellings, taken
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.source import runnable, unwrapped
+from fxprune.compiler.homecoming import in_step
 from fxprune.compiler.islands import capture_or_parts, captured_islands
-from fxprune.compiler.options import Options, several
+from fxprune.compiler.options import MODULE, Form, Options, check_form, several
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.coupling import Coupling, Frozen
 from fxprune.coupling.interpreter import couple
@@ -67,6 +68,9 @@ class Explanation:
         islands: the parts that were captured, where the whole could not be; all else stays as it is.
         details: text about the layers that were asked for; empty if none were.
         patterns: (option, pattern, names of groups): what each pattern of ``ignore`` holds, and of ``ratios`` reaches.
+        tied: (names of groups, units): of these groups so many units in all go at once, or none, so that the original's class can
+            say how many are left; empty unless ``form="module"`` was asked about.
+        held: (name of a group, units): so many of it stay, since the class cannot say how many there are.
     """
 
     groups: tuple[GroupInfo, ...]
@@ -75,6 +79,8 @@ class Explanation:
     islands: tuple[str, ...] = ()
     details: str = ""
     patterns: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    tied: tuple[tuple[tuple[str, ...], int], ...] = ()
+    held: tuple[tuple[str, int], ...] = ()
 
     __setstate__ = filled_in
 
@@ -111,6 +117,11 @@ class Explanation:
         if self.unsupported:
             lines = [f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)]
             parts.append("ops without a rule that applies, which froze what they touch\n" + "\n".join(lines))
+        if self.tied:
+            rows = [(few(names), units) for names, units in self.tied]
+            parts.append(table("in the original's class: what goes at once", rows, ("groups", "units"), width=80))
+        if self.held:
+            parts.append(table("in the original's class: what stays", self.held, ("group", "units"), width=80))
         if self.islands:
             parts.append(f"islands: {', '.join(self.islands)}; all else stays as it is")
         return parts
@@ -139,6 +150,8 @@ class Explanation:
                 {"option": option, "pattern": pattern, "groups": list(groups)}
                 for option, pattern, groups in self.patterns
             ],
+            "tied": [{"groups": list(names), "units": units} for names, units in self.tied],
+            "held": [{"group": name, "units": units} for name, units in self.held],
             "details": self.details,
         }
 
@@ -176,6 +189,7 @@ def explain(
     units: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
     ratios: float | Mapping[str, float] | None = None,
+    form: Form = "graph",
     forward_args: Callable[[Any], Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
@@ -191,6 +205,7 @@ def explain(
         units: with ``"block"`` among them, whole residual branches are units as well.
         ignore: as for `fxprune.compile`; says which groups each pattern holds.
         ratios: as for `fxprune.compile`; says which groups each pattern reaches.
+        form: ``"module"`` says as well what goes in step, and what stays, so that the original's class can come back.
         forward_args: as for `fxprune.compile`.
         dynamic_shapes: as for `fxprune.compile`.
         strict: raise at an op without a rule.
@@ -201,10 +216,13 @@ def explain(
         FxpruneError: no layer has such a name; says which are close.
         UnsupportedOpError: under ``strict``, an op without a rule.
         BudgetError: ratios that are no shares.
+        RestoreError: with ``form="module"``, a copy of the model does not run.
         TypeError, ValueError: another argument is malformed.
     """
     kinds, patterns, held = several("units", units), several("layers", layers), several("ignore", ignore)
-    Options(units=kinds or "channel", ignore=held, min_keep=0).constraints()
+    options = Options(units=(*several("units", Options().units), *kinds), ignore=held, min_keep=1, form=form)
+    constraints = options.constraints()
+    check_form(options)
     reached = () if ratios is None else tuple(ratio_table(ratios))
     if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
         raise ValueError(f"layers takes names or patterns of layers, got {strange[0]!r:.80}")
@@ -222,6 +240,7 @@ def explain(
         coupling = couple(captured or captured_islands(unwrapped(module), islands, batches), strict=strict)
     if "block" in kinds:
         coupling = with_blocks(coupling)
+    tied, kept = in_step(coupling, constraints) if form == MODULE else ((), ())
     groups = tuple(_about(coupling, group) for group in coupling.groups)
     frozen = tuple(coupling.frozen())
     details = ""
@@ -230,6 +249,9 @@ def explain(
         details = "\n\n".join(map(coupling.explain, asked))
         groups = tuple(g for g in groups if any(name in asked for name, _, _ in g.tensors))
         frozen = tuple(f for f in frozen if f.tensor in asked)
+        names = {group.name for group in groups}
+        tied = tuple((several, units) for several, units in tied if names.intersection(several))
+        kept = tuple((name, units) for name, units in kept if name in names)
     return Explanation(
         groups=groups,
         frozen=frozen,
@@ -237,6 +259,8 @@ def explain(
         islands=islands,
         patterns=tuple(taken(coupling, held, reached)),
         details=details,
+        tied=tied,
+        held=kept,
     )
 
 

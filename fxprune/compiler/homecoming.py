@@ -14,7 +14,7 @@ from fxprune._base.errors import GradientWarning, PlanError, RestoreError, Train
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.solver import channel_scores
-from fxprune.budget.ties import Ties, tie_costs
+from fxprune.budget.ties import Ties, bundles_of, tie_costs
 from fxprune.capturing.captured import COMPUTED_WEIGHTS, Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
@@ -84,6 +84,21 @@ def ties_in(coupling: Coupling, way: Way, constraints: Constraints) -> Ties:
         free[channels] = len(channels) > 1  # of one there is always one left
     found = way.ties(coupling, free & ~held)
     return replace(found, held=found.held | held)
+
+
+def in_step(
+    coupling: Coupling, constraints: Constraints
+) -> tuple[tuple[tuple[tuple[str, ...], int], ...], tuple[tuple[str, int], ...]]:
+    """Returns what goes at once, as (names of groups, units), and of which groups how many units stay, if a class is to come back."""
+    ties, groups = ties_in(coupling, way_home(coupling), constraints), free_groups(coupling, constraints)
+    bundles, bound = bundles_of(coupling, ties, np.zeros(len(coupling.channels)), groups)
+    going = np.zeros(len(bound), bool)
+    for one in bundles:
+        going[one.rows] = True
+    stay = bound & ~going
+    tied = tuple((one.groups, sum(one.each)) for one in bundles if sum(one.each) > 1)
+    kept = ((group.name, int(stay[coupling.units[group.units]].sum())) for group in groups)
+    return tied, tuple((name, units) for name, units in kept if units)
 
 
 def with_costs(state: State) -> State:

@@ -150,7 +150,7 @@ class Options:
         )
         found.constraints()
         _check_types(found)
-        _check_form(found)
+        check_form(found)
         return found
 
     def _least(self, scorer: Scorer) -> Any:
@@ -199,7 +199,12 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be an int of at least {least}, below 2**63, got {value!r:.80}")
 
 
-def _check_form(options: Options) -> None:
+def check_form(options: Options) -> None:
+    """Makes sure that the form, and what is asked of it, are known and go together.
+
+    Raises:
+        TypeError, ValueError: they are not, or do not.
+    """
     if options.form not in (forms := Form.__args__):  # type: ignore[attr-defined]
         raise ValueError(f"form must be among {', '.join(forms)}, got {options.form!r:.80}")
     if strange := [way for way in several("also", options.also) if not callable(way)]:

@@ -92,3 +92,44 @@ def test_bad_arguments_are_told(changes: dict[str, Any], error: type[Exception],
 def test_one_ratio_for_all_and_one_kind_of_units() -> None:
     found = fxprune.explain(Aside(), [torch.randn(8, 3, 6, 6)], ratios=0.5, units="block")
     assert found.patterns == (("ratios", "default", tuple(group.name for group in found.groups)),)
+
+
+class _Gated(nn.Module):
+    """Two halves of one layer, and one whose size a number of the forward says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.out, self.last = nn.Linear(5, 16), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.both(x).chunk(2, -1)
+        y: torch.Tensor = self.out(a.sigmoid() * b)
+        return self.last(y.relu() * (2.0 if y.shape[-1] == 6 else 3.0))
+
+
+def test_it_says_what_the_class_ties_and_holds() -> None:
+    data = [torch.randn(4, 5)]
+    plain, found = fxprune.explain(_Gated(), data), fxprune.explain(_Gated(), data, form="module")
+    assert (plain.tied, plain.held) == ((), ()) and found.groups == plain.groups
+    assert dict(found.held) == {"out": 6}
+    assert "in the original's class: what stays" in str(found)
+    assert found.to_dict()["held"] == [{"group": "out", "units": 6}]
+    assert not fxprune.explain(_Gated(), data, form="module", layers="both").held
+    with pytest.raises(ValueError, match="form must be among"):
+        fxprune.explain(_Gated(), data, form="modul")
+
+
+def test_a_coupling_is_explained_for_its_class_as_well() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.left, self.right = nn.Linear(5, 16), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = self.both(x).relu().chunk(2, -1)
+            return self.left(a) + self.right(b)
+
+    coupling = fxprune.couple(fxprune.capture(Halves().eval(), (torch.randn(4, 5),)))
+    found = fxprune.explain(coupling, form="module")
+    assert [units for _, units in found.tied] == [2] and not found.held
+    assert "what goes at once" in str(found)
