@@ -151,7 +151,8 @@ def stale_notes(selection: Selection, found: nn.Module, way: Way) -> list[str]:
     if not names:
         return []
     text = "no call has read these integers, which were widths and may be wrong for what is left"
-    return [f"{text}: {few(names, 12)}; name a call that reads them with also="]
+    hint = "" if isinstance(model, Islands) else "; name a call that reads them with also="
+    return [f"{text}: {few(names, 12)}{hint}"]
 
 
 @random_states_kept()

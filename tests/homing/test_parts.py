@@ -144,7 +144,7 @@ def test_rounding_decides_nothing(model: nn.Module, monkeypatch: pytest.MonkeyPa
     assert home.body[0][0].weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("asked", [{"also": [nn.Module.__call__]}, {"uniform": True}], ids=str)
+@pytest.mark.parametrize("asked", [{"also": [nn.Module.__call__]}, {"uniform": True}], ids=["also", "uniform"])
 def test_what_is_asked_of_the_whole_is_refused(model: nn.Module, asked: dict[str, Any]) -> None:
     with pytest.raises(fxprune.RestoreError, match=f"{next(iter(asked))}= is about the whole model"):
         compiled(model, **asked)
