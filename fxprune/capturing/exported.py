@@ -58,10 +58,10 @@ def asked_export(
     collector = next((p.name for p in example.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     extra = example.bound.arguments.get(collector, {}) if collector else {}
     if isinstance(shapes, dict):  # what the user does not name, and what capture adds (use_cache), is static
-        if collector and extra and collector in shapes:
-            shapes = {name: shape for name, shape in shapes.items() if name != collector} | shapes[collector]
-        given = [name for name in example.bound.arguments if name != collector]
-        shapes = dict.fromkeys([*given, *extra]) | shapes
+        every = [example.none_free().dynamic_shapes, shapes]
+        if collector and extra:  # as parameters of their own
+            every = [{k: v for k, v in one.items() if k != collector} | one.get(collector, {}) for one in every]
+        shapes = every[0] | every[1]
     with (
         untouched(model, training=training),
         without_fast_path(),

@@ -47,6 +47,10 @@ class Example:
         every = tuple(tuple(range(leaf.ndim)) if isinstance(leaf, Tensor) else () for leaf in self.leaves)
         return replace(self, dynamic=every)
 
+    def none_free(self) -> Example:
+        """Returns the example with every dimension fixed."""
+        return replace(self, dynamic=((),) * len(self.leaves))
+
     def grown(self) -> Example:
         """Returns the example with its first sample once more at the end of each batch."""
         leaves = tuple(

@@ -42,7 +42,9 @@ DIRECTORY = click.argument("directory", metavar="DIR")
 @click.argument("layers", nargs=-1, metavar="[LAYER]...")
 @option("--json", "output", flag_value="json", help="As JSON.")
 @option("--dot", "output", flag_value="dot", help="As a graph of layers and groups, for Graphviz.")
-@option("--form", type=click.Choice(get_args(Form)), default="graph", help="module: also what its own class ties and holds.")
+@option(
+    "--form", type=click.Choice(get_args(Form)), default="graph", help="module: also what its own class ties and holds."
+)
 @option("--units", multiple=True, metavar="KIND", help="block: whole residual branches are units as well.")
 @option("--strict", is_flag=True, help="Stop at an op without a rule instead of freezing what it touches.")
 @option("--meta", is_flag=True, help="Make the model without memory, however large.")

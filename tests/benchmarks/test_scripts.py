@@ -15,14 +15,12 @@ from benchmarks.common import ROOT, counting
 from benchmarks.common.cli import SKIPPED, guarded, needs
 from benchmarks.common.data import shared_file
 from tests.support.forked import run_script
+from tests.support.marks import ALL
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-#: Those whose smallest setting takes ten seconds of a core or more; run where ``FXPRUNE_ALL_BENCHMARKS`` is set.
-LONG = {
-    "bruteforce", "compile_time", "imports", "ippro", "latency", "mutations", "reconstruct", "resnet56", "segmentation",
-    "smollm", "training",
-}  # fmt: skip
+#: Those whose smallest setting takes some seconds of a core alone.
+QUICK = {"counts", "home", "minilm", "scaling", "size", "spvr_engine", "spvr_tau"}
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch, main: str = "__main__") -> dict[str, object]:
@@ -59,15 +57,15 @@ def test_help(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_smallest_setting(path: Path, tmp_path: Path) -> None:
-    if path.stem in LONG and "FXPRUNE_ALL_BENCHMARKS" not in os.environ:
-        pytest.skip("takes long: FXPRUNE_ALL_BENCHMARKS=1 runs it")
+    if path.stem not in QUICK and ALL not in os.environ:
+        pytest.skip(f"takes long: {ALL}=1 runs it")
     found = run(path, tmp_path)
     assert found and all(rows for rows in found.values())
     assert all(name.endswith("-quick") for name in found)  # under its own name: the record of a full run stays
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("FXPRUNE_ALL_BENCHMARKS" not in os.environ, reason="takes long: FXPRUNE_ALL_BENCHMARKS=1 runs it")
+@pytest.mark.skipif(ALL not in os.environ, reason=f"takes long: {ALL}=1 runs it")
 @pytest.mark.skipif(without_history(), reason="no repository to take a revision from")
 def test_compile_time_against_itself(tmp_path: Path) -> None:
     (rows,) = run(FOLDER / "compile_time.py", tmp_path, "--against", "HEAD").values()

@@ -75,7 +75,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=but_slow(MODELS, quick=("vit", "densenet")))
+@pytest.fixture(scope="module", params=but_slow(MODELS, quick=("vit", "densenet"), every=3))
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, Captured, Callable[[int], Any], dict[str, Any]]:
     build, call = MODELS[request.param]
     torch.manual_seed(0)

@@ -210,3 +210,16 @@ def test_what_comes_before_a_packed_sequence_is_pruned():
         gone = [i for i in range(16) if not (kept[:, None] == model.make[0].weight[i]).all(-1).any()]
         model.make[2].weight[:, gone] = 0
         torch.testing.assert_close(found(*calls[0]), model(*calls[0]))
+
+
+def test_what_is_not_named_is_fixed_in_containers_as_well():
+    class Nested(nn.Module):
+        def forward(self, xs, *more, **named):
+            return xs["a"] + xs["b"] + sum(more) + named["last"]
+
+    x = torch.randn(2, 3)
+    args = {"a": x, "b": x}, x, x
+    assert shapes(capture(Nested(), args, {"last": x}, dynamic_shapes={})) == [(2, 3)] * 5
+    free = dict.fromkeys((0, 1), torch.export.Dim.AUTO)
+    named = shapes(capture(Nested(), args, {"last": x}, dynamic_shapes={"xs": {"a": free, "b": free}}))
+    assert named == [(2, 3)] * 5  # the others, to which they are added, are fixed

@@ -18,7 +18,7 @@ import fxprune
 from tests.models.libraries import swin
 from tests.models.parts import Detector
 from tests.support.exports import assert_equal, outputs_of, pruned_of, texts
-from tests.support.marks import but_slow
+from tests.support.marks import but_slow, sampled
 from tests.support.weights import fingerprint, randomise
 
 # -- what the files hold -------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def _namespaces(path: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("pruned", sampled([True, False], 2))
 def test_files_of_a_transformer_with_stochastic_depth(pruned: bool, tmp_path: Path) -> None:
     model, x = swin(stochastic_depth_prob=0.2).eval(), torch.randn(2, 3, 32, 32)
     if pruned:

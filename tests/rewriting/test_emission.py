@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes self:UserW
 # -- values --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", but_slow(CASES, QUICK))
+@pytest.mark.parametrize("name", but_slow(CASES, QUICK, every=3))
 def test_equals_the_original_in_evaluation(name):
     case = emitted(name)
     with torch.no_grad():

@@ -88,7 +88,7 @@ def _own(**changes: Any) -> Own:
 # -- the built-in ones ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", but_slow(BUILT_IN, quick=("eager",)))
+@pytest.mark.parametrize("name", but_slow(BUILT_IN, quick=("eager",), every=3))
 def test_each_gives_what_the_model_gives(name: str) -> None:
     import torch._inductor.config
 

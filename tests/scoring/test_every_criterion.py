@@ -108,7 +108,7 @@ QUICK = ("taylor", "variance", "spvr", "vbp")
 CASES = [(method, build) for method in METHODS for build in (_image, _tokens) if (method, build) not in SLOW]
 
 
-@pytest.mark.parametrize(("method", "build"), but_slow(CASES, quick=[(method, _tokens) for method in QUICK]))
+@pytest.mark.parametrize(("method", "build"), but_slow(CASES, quick=[(method, _tokens) for method in QUICK], every=3))
 def test_every_method_compiles(method: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> None:
     torch.manual_seed(0)
     model, x = build()
@@ -117,9 +117,9 @@ def test_every_method_compiles(method: str, build: Callable[[], tuple[nn.Module,
     if (method, build) in REFUSED:
         error, message = REFUSED[method, build]
         with pytest.raises(error, match=message):
-            fxprune.compile(model, data, 0.6, method=method, progress=False)
+            fxprune.compile(model, data, 0.6, method=method, progress=False, dynamic_shapes={})
         return
-    pruned = fxprune.compile(model, data, 0.6, method=method, recover=None, progress=False)
+    pruned = fxprune.compile(model, data, 0.6, method=method, recover=None, progress=False, dynamic_shapes={})
     kept = sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in model.parameters())
     assert fxprune.report(pruned).verified is True
     assert 0.3 < kept <= 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,13 @@ def language(kind: str = "Llama", **settings: Any) -> Any:
 
 
 def smaller(model: Any, **chosen: Any) -> Any:
-    defaults: dict[str, Any] = {"form": "module", "method": "l2", "recover": None, "progress": False}
+    defaults: dict[str, Any] = {
+        "form": "module",
+        "method": "l2",
+        "recover": None,
+        "progress": False,
+        "dynamic_shapes": {},
+    }
     return fxprune.compile(model, [{"input_ids": IDS}], **{**defaults, **chosen})
 
 
@@ -190,7 +197,7 @@ def another_tensor(home: Any) -> None:
     ],
 )
 def test_what_the_format_cannot_say_is_refused(change: Callable[[Any], Any], told: str, tmp_path: Path) -> None:
-    home = smaller(language(), **UNEQUAL)
+    home = copy.deepcopy(unequal())
     change(home)
     with pytest.raises(fxprune.ExportError, match=told):
         fxprune.to_gguf(home, tmp_path / "small.gguf")

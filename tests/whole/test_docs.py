@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ import pytest
 import fxprune
 from fxprune.compiler.options import MethodName, Options
 from fxprune.scoring.scorer import scorer_of
-from tests.support.marks import but_slow
+from tests.support.marks import ALL, but_slow
 from tests.support.settings import within
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,8 @@ COMMANDS = "<!-- newcomer: begin -->"  # a page whose snippets stand among comma
 QUICK = ("coupling", "troubleshooting")
 NAMED = re.compile(r"`(fxprune(?:\.\w+)+)(?:\([^`]*\))?`")
 PATH = re.compile(r"\b((?:fxprune|tests|benchmarks|docs)/[a-z_\d./-]+\.(?:py|md|svg))\b")
-#: Before it may stand what it imports beyond the extra `test`: <!-- needs: ultralytics -->
-SNIPPET = re.compile(r"^(?:<!-- needs: ([\w, ]+) -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Before it may stand what it imports beyond the extra `test`, <!-- needs: ultralytics -->, or that it takes a minute, <!-- slow -->.
+SNIPPET = re.compile(r"^(?:<!-- (?:needs: ([\w, ]+)|(slow)) -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def _runs(page: Path) -> bool:
@@ -41,7 +42,9 @@ def test_the_snippets_run_one_after_another(page: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     within(tmp_path, monkeypatch)
     names, lacking = {"__name__": "snippet"}, set[str]()
-    for number, (needs, snippet) in enumerate(SNIPPET.findall(page.read_text("utf-8"))):
+    for number, (needs, slow, snippet) in enumerate(SNIPPET.findall(page.read_text("utf-8"))):
+        if slow and ALL not in os.environ:
+            continue
         if absent := {name for name in re.findall(r"\w+", needs) if importlib.util.find_spec(name) is None}:
             lacking |= absent
             continue

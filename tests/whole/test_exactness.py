@@ -11,10 +11,12 @@ import fxprune
 from benchmarks.common import zoo
 from benchmarks.common.audit import macs, params, removed_channels, restorable, units_removed
 from fxprune.budget.cost import cost_model
+from tests.support.marks import sampled
 from tests.support.weights import fingerprint, randomise
 
-#: Those that take seconds, but for two whose parts others have as well; `benchmarks/exactness.py` has all.
-FAST = [entry for entry in zoo.select(fast=True) if entry.name not in ("shufflenet_v2_x1_0", "regnet_y_400mf")]
+#: `benchmarks/exactness.py` has all.
+FAST = sampled(zoo.select(fast=True), 3)
+ATTENTIVE = [entry for entry in zoo.select(fast=True) if entry.attention]
 SIZE = {"image": 96, "text": 16}
 OTHER = {"image": 128, "text": 24}
 
@@ -66,7 +68,7 @@ def test_half_of_the_parameters(entry: zoo.Entry) -> None:
 
 
 @pytest.mark.parametrize("kind", ["head", "head_dim"])
-@pytest.mark.parametrize("entry", [e for e in FAST if e.attention], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", sampled(ATTENTIVE, 2), ids=lambda entry: entry.name)
 @pytest.mark.slow
 def test_heads_and_their_dimensions_go(entry: zoo.Entry, kind: str) -> None:
     model, batch = entry.build(), _batch(entry, 4, 0)
