@@ -118,8 +118,8 @@ class Explanation:
             lines = [f"  {op} in {module or 'the model itself'}" for op, module in dict.fromkeys(self.unsupported)]
             parts.append("ops without a rule that applies, which froze what they touch\n" + "\n".join(lines))
         if self.tied:
-            rows = [(few(names), units) for names, units in self.tied]
-            parts.append(table("in the original's class: what goes at once", rows, ("groups", "units"), width=80))
+            at_once = [(few(names), units) for names, units in self.tied]
+            parts.append(table("in the original's class: what goes at once", at_once, ("groups", "units"), width=80))
         if self.held:
             parts.append(table("in the original's class: what stays", self.held, ("group", "units"), width=80))
         if self.islands:

@@ -84,7 +84,8 @@ class Options:
             on the only path may go as well, the next layer reading what they read.
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
             of it helps where calibration data are few or tokens have outliers.
-        loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default.
+        loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default, of the
+            next token where the targets are tokens and the model's own loss, or the data, say so.
         form: what comes back: ``"graph"``, a `torch.fx.GraphModule` with layers of any width; or ``"module"``, a copy of the
             model, of its own class, with other tensors and sizes, proven equal to the graph. What the class can only say
             together (the halves of a ``chunk``) then goes together, and what it cannot say otherwise stays.

@@ -49,6 +49,7 @@ from fxprune.results.attached import attach
 from fxprune.results.certificate import Certificate
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.planning import make_plan
+from fxprune.scoring.causal import causal_loss, is_causal
 from fxprune.scoring.scorer import Scorer, scorer_of
 from fxprune.scoring.scorer import score as score_units
 from fxprune.twin.certificate import certify, settled
@@ -86,7 +87,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         raise ValueError(
             f"steps score what the step before recovered; with recover={recovery.name!r} there is nothing to score"
         )
-    clock = Clock(chosen.progress)
+    clock, loss = Clock(chosen.progress), None
     with clock("check"):
         module = runnable(model)
         check_plain(module)
@@ -95,6 +96,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         if not without_values(module, scorer.needs, None if recovery is None else recovery.name, chosen.verify):
             check_weights(module)
             probe(module, first)
+            loss = causal_loss if chosen.loss is None and is_causal(module, first) else None
         if wanted is not None and wanted.bounds_latency:
             wanted.setting(device_of(module))
     return State(
@@ -107,6 +109,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         first=first,
         constraints=chosen.constraints(),
         budget=wanted,
+        loss=loss,
         clock=clock,
     )
 
@@ -175,7 +178,7 @@ def score(state: State) -> State:
         state.inputs,
         state.scorer,
         options.seed,
-        loss=options.loss,
+        loss=options.loss or state.loss,
         memory_limit=options.memory_limit,
         progress=options.progress,
         cache_dir=options.cache_dir,

@@ -26,6 +26,7 @@ from fxprune.latency.search import LatencySearch
 from fxprune.recovery.protocol import Recovery
 from fxprune.results.certificate import Certificate
 from fxprune.results.record import Report
+from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer
 
 #: Stands where a stage has yet to put something.
@@ -46,6 +47,7 @@ class State:
         budget: upper bounds; None with ratios.
         batches: the calibration data.
         first: the batch that the result is verified on.
+        loss: of the targets, where the caller gives none and the default is not the model's.
         clock: times the stages and shows them.
         notes: for the report.
         captured: the flat graph; None where only parts of the model can be captured.
@@ -75,6 +77,7 @@ class State:
     batches: Batches
     first: Batch
     clock: Clock
+    loss: Loss | None = None
     notes: tuple[str, ...] = ()
     captured: Captured | None = None
     parts: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from fxprune._base.extras import need
 from fxprune._base.modes import evaluating
 from fxprune.data.batch import Batch
 from fxprune.data.checks import probe
+from fxprune.scoring.causal import is_causal
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
@@ -96,7 +97,7 @@ def train(run: Run, fresh: Callable[[nn.Module], object] | None = None) -> Histo
     flags = [(module, module.training) for module in run.model.modules()]
     directory = None if run.options.checkpoint_dir is None else Path(run.options.checkpoint_dir)
     try:
-        _check_first(run)
+        run = _looked_at_first(run)
         saved = checkpoint.read(directory, run.model, run.identity) if run.options.resume and directory else None
         if saved is not None:
             saved.restore(run.model, run.optimizer)
@@ -116,13 +117,16 @@ def train(run: Run, fresh: Callable[[nn.Module], object] | None = None) -> Histo
             module.training = training
 
 
-def _check_first(run: Run) -> None:
-    """Makes sure that the first batch suits the model and the loss, before anything is changed."""
+def _looked_at_first(run: Run) -> Run:
+    """Returns the run with what its first batch tells of targets; it suits the model and the loss, before anything is changed."""
     with run.feed.drawing(run.options.seed, 0):
         batch = run.feed.batches.first()
         probe(run.model, batch)
+        causal = run.objective.loss is None and is_causal(run.teacher or run.model, batch)
+        run = replace(run, objective=replace(run.objective, causal=causal))
         with evaluating(run.model):
             run.objective(run.forward(run.model, batch), batch.targets, run.taught(batch))
+    return run
 
 
 def _epoch(run: Run, number: int) -> Epoch:
@@ -183,7 +187,7 @@ def _examined(run: Run) -> dict[str, float]:
     if run.exam is None:
         return {}
     run.model.eval()
-    plain = Objective(replace(run.recipe, label_smoothing=0.0, distill_weight=0.0), run.options.loss)
+    plain = replace(run.objective, recipe=replace(run.recipe, label_smoothing=0.0, distill_weight=0.0))
     student = partial(run.forward, run.model)
     return examine(run.exam, plain, run.options.metrics, student=student, teacher=run.taught, seed=run.options.seed)
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from fxprune._base.errors import CalibrationError
 from fxprune._base.extras import need
 from fxprune.data.batch import Batch
+from fxprune.scoring.causal import next_tokens
 from fxprune.scoring.loss import IGNORED, Loss, default_loss, logits_of, one_number
 from fxprune.training.feed import Feed
 from fxprune.training.recipe import Recipe
@@ -29,10 +30,12 @@ class Objective:
     Attributes:
         recipe: label smoothing, a, T and the kind of distillation.
         loss: the task's loss; None for `default_loss`.
+        causal: targets are the tokens of the inputs, and scores for the next one (see `fxprune.scoring.causal`).
     """
 
     recipe: Recipe
     loss: Loss | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if self.loss is not None and self.recipe.label_smoothing:
@@ -51,6 +54,7 @@ class Objective:
             CalibrationError: neither targets nor a teacher, or they do not fit the outputs.
             ValueError: the given loss is not one number.
         """
+        targets = self.placed(targets)
         share = 0.0 if taught is None else self.recipe.distill_weight if targets is not None else 1.0
         if targets is None and taught is None:
             raise CalibrationError(
@@ -61,6 +65,10 @@ class Objective:
             return self.task(outputs, targets)
         soft = self.distillation(outputs, taught, targets)
         return soft if share == 1.0 else (1.0 - share) * self.task(outputs, targets) + share * soft
+
+    def placed(self, targets: Any) -> Any:
+        """Returns targets, ``[batch, tokens]`` where they are tokens, each where the scores for it are; without change for a given loss."""
+        return next_tokens(targets) if self.causal and self.loss is None and isinstance(targets, Tensor) else targets
 
     def task(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the loss ``[]`` on the targets; class targets are smoothed."""
@@ -151,7 +159,7 @@ def examine(
             if objective.loss is not None and by_default:
                 continue
             logits = logits_of(outputs)
-            scored = class_rows(logits, targets) if by_default else (logits, targets)
+            scored = class_rows(logits, objective.placed(targets)) if by_default else (logits, targets)
             if scored is not None:
                 measured = measured or _collection(_accuracy(scored[0].shape[1]), feed.device)
                 measured.update(*scored)

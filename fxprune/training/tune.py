@@ -31,8 +31,8 @@ class TrainingOptions:
         epochs: in place of the recipe's.
         lr: the highest learning rate, in place of the recipe's.
         validation: data to measure on before the first epoch and after each; in the forms of ``data``.
-        loss: ``loss(outputs, targets)``, a mean over the batch; by default cross-entropy for class numbers and mean
-            squared error for values.
+        loss: ``loss(outputs, targets)``, a mean over the batch; by default cross-entropy for class numbers, of the next token
+            where they are the tokens of a causal model, and mean squared error for values.
         metrics: torchmetrics' metrics of (logits, targets): one, a list or a dict; by default the accuracy for classes.
         checkpoint_dir: where ``checkpoint.safetensors`` is written after each epoch.
         resume: go on from the checkpoint there; otherwise it is overwritten after the first epoch.
