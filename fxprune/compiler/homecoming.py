@@ -165,7 +165,8 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
     where sizes are free, at a second one. Training mode, hooks, methods and buffers are the class's own.
 
     Args:
-        pruned: a graph, or a model with graphs in it, that ``fxprune.compile``, ``fxprune.apply`` or ``fxprune.load`` returned, trained further or not.
+        pruned: a graph, or a model with graphs in it, that ``fxprune.compile``, ``fxprune.apply`` or ``fxprune.load`` returned,
+            trained further or not.
         model: the original, or another instance of its architecture; it stays as it is.
         also: other ways to the same outputs, ``way(model, *args, **kwargs)``, whose sizes are to follow as well: such as one that
             switches to another attention, or to the methods that an exporter takes. Each gets a copy of the model.

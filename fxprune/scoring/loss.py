@@ -20,9 +20,9 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 def default_loss(outputs: Any, targets: Any) -> Tensor:
     """Returns the mean loss of a batch.
 
-    The outputs' own ``loss`` is not used: a captured graph does not know the targets. Of tokens each is compared with the scores in its own
-    place; `fxprune.scoring.causal.causal_loss` compares with those before. Logits are the entry ``logits`` of
-    the outputs, else their first floating tensor.
+    The outputs' own ``loss`` is not used: a captured graph does not know the targets. Of tokens each is compared with the scores in
+    its own place; `fxprune.scoring.causal.causal_loss` compares with those before. Logits are the entry ``logits`` of the outputs,
+    else their first floating tensor.
 
     Args:
         outputs: what the model returns.

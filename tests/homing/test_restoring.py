@@ -213,20 +213,6 @@ def test_a_forward_that_wants_targets_in_training_comes_home() -> None:
     assert home.first.weight.grad is not None
 
 
-def test_a_model_in_parts_stays_one() -> None:
-    class Deciding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.last = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 8)), nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.body(x)
-            return self.last(x if float(x.sum()) > 0 else -x)
-
-    with pytest.raises(fxprune.RestoreError, match="in parts"):
-        compiled(Deciding().eval(), torch.randn(8, 6))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
