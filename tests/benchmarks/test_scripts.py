@@ -20,7 +20,7 @@ from tests.support.marks import ALL
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 #: Those whose smallest setting takes some seconds of a core alone.
-QUICK = {"counts", "home", "minilm", "scaling", "size", "spvr_engine", "spvr_tau"}
+QUICK = {"home", "minilm", "scaling", "size", "spvr_engine", "spvr_tau"}
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch, main: str = "__main__") -> dict[str, object]:

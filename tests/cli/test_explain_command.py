@@ -34,3 +34,11 @@ def test_explain_needs_no_data_where_the_library_says_what_a_model_takes() -> No
     data = json.loads(done("explain", "torchvision:squeezenet1_1", "--image-size", "64", "--json", "--meta").stdout)
     assert "features.3.squeeze" in [group["name"] for group in data["groups"]]
     assert "say it with --calib" in complaint("explain", "mine:net")
+
+
+def test_explain_says_what_the_class_holds(here: Path) -> None:
+    base = ("explain", "mine:net", "--calib", "random:2x3x8x8", "--json")
+    plain, own = (json.loads(done(*base, "--form", form).stdout) for form in ("graph", "module"))
+    assert plain["tied"] == plain["held"] == [] and own["groups"] == plain["groups"]
+    assert {"tied", "held"} <= own.keys()
+    assert "'graph', 'module'" in complaint(*base, "--form", "modul")
