@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import torch
-
-# Pytest listens to loggers that do not propagate, and torch writes its trace, stacks and all, once anybody listens.
-logging.getLogger("torch.__trace").propagate = True
 
 # Workers share the machine: more threads than cores make each other wait.
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))

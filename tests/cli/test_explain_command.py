@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.cli import complaint, done
+from tests.support.cli import complaint, done, run
 
 
 def test_explain_as_text_json_and_graph(here: Path) -> None:
@@ -41,4 +41,5 @@ def test_explain_says_what_the_class_holds(here: Path) -> None:
     plain, own = (json.loads(done(*base, "--form", form).stdout) for form in ("graph", "module"))
     assert plain["tied"] == plain["held"] == [] and own["groups"] == plain["groups"]
     assert {"tied", "held"} <= own.keys()
-    assert "'graph', 'module'" in complaint(*base, "--form", "modul")
+    wrong = run(*base, "--form", "modul")
+    assert wrong.exit_code == 2 and "'graph', 'module'" in wrong.output
