@@ -95,7 +95,7 @@ LABELS = torch.randint(3, (64,), generator=torch.Generator().manual_seed(2))
 def test_the_weight_that_acts_is_judged(kind: str, method: str) -> None:
     data: Any = [(X, LABELS)] if method == "taylor" else [X]
     mine, usual = (
-        fxprune.report(fxprune.compile(model, data, 0.6, method=method, progress=False))
+        fxprune.report(fxprune.compile(model, data, 0.6, method=method, progress=False, dynamic_shapes={}))
         for model in (_network(kind), _plain(kind))
     )
     assert mine.verified
@@ -113,7 +113,9 @@ def test_removing_what_is_always_zero_changes_nothing(kind: str, recover: str | 
         network[0].weight[:6] = 0
         network[0].bias[:6] = 0
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = fxprune.compile(network, [X], ratios={"0": 0.5, "default": 0.0}, recover=recover, progress=False)
+    found = fxprune.compile(
+        network, [X], ratios={"0": 0.5, "default": 0.0}, recover=recover, progress=False, dynamic_shapes={}
+    )
     report = fxprune.report(found)
     assert report.plan is not None and report.plan.keep["0.weight"][0] == tuple(range(6, 12))
     assert report.skipped == ()
@@ -124,7 +126,7 @@ def test_removing_what_is_always_zero_changes_nothing(kind: str, recover: str | 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_layer_is_plain_and_the_report_says_so(kind: str) -> None:
     network = _network(kind)
-    found = fxprune.compile(network, [X], 0.6, progress=False)
+    found = fxprune.compile(network, [X], 0.6, progress=False, dynamic_shapes={})
     assert type(found.get_submodule("2")) is nn.Linear
     assert sorted(name for name in found.state_dict() if name.startswith("2")) == ["2.bias", "2.weight"]
     assert any("2.weight" in note and "plain" in note for note in fxprune.report(found).notes)
@@ -135,7 +137,9 @@ def test_the_layer_is_plain_and_the_report_says_so(kind: str) -> None:
 def test_recovery_reaches_the_layer(kind: str) -> None:
     network = _network(kind)
     errors = [
-        relative_error(fxprune.compile(network, [X], 0.6, recover=recover, progress=False)(X), network(X))
+        relative_error(
+            fxprune.compile(network, [X], 0.6, recover=recover, progress=False, dynamic_shapes={})(X), network(X)
+        )
         for recover in (None, "sequential")
     ]
     assert errors[1] < errors[0]
@@ -144,18 +148,18 @@ def test_recovery_reaches_the_layer(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_of_it_applies_to_the_original(kind: str) -> None:
     network = _network(kind)
-    found = fxprune.compile(network, [X], 0.6, recover=None, progress=False)
+    found = fxprune.compile(network, [X], 0.6, recover=None, progress=False, dynamic_shapes={})
     plan = fxprune.report(found).plan
     assert plan is not None
     again = fxprune.apply(network, fxprune.Plan.from_json(plan.to_json()))
     assert torch.equal(again(X), found(X))
-    stepped = fxprune.compile(network, [X], 0.5, steps=2, recover=None, progress=False)
+    stepped = fxprune.compile(network, [X], 0.5, steps=2, recover=None, progress=False, dynamic_shapes={})
     assert fxprune.report(stepped).verified
 
 
 def test_a_plan_names_the_masked_parameter() -> None:
     network = _network("masks")
-    report = fxprune.report(fxprune.compile(network, [X], 0.6, progress=False))
+    report = fxprune.report(fxprune.compile(network, [X], 0.6, progress=False, dynamic_shapes={}))
     assert report.plan is not None
     assert {"2.weight_orig", "2.bias_orig"} <= report.plan.shapes.keys()
     assert "2.weight_orig" in report.plan.keep
@@ -234,7 +238,9 @@ def _standardising(how: str) -> nn.Sequential:
 
 
 def _without_zeros(network: nn.Module, recover: str | None = None) -> nn.Module:
-    return fxprune.compile(network, [X], ratios={"0": 0.5, "default": 0.0}, recover=recover, progress=False)
+    return fxprune.compile(
+        network, [X], ratios={"0": 0.5, "default": 0.0}, recover=recover, progress=False, dynamic_shapes={}
+    )
 
 
 @pytest.mark.parametrize("how", OWN)
@@ -263,7 +269,8 @@ def test_a_standardised_weight_is_judged_as_it_acts() -> None:
     plain[2] = nn.Linear(12, 12)
     plain[2].load_state_dict({"weight": network[2].made(), "bias": network[2].bias})
     kept = [
-        fxprune.report(fxprune.compile(model, [X], 0.6, method="l2", progress=False)).plan for model in (network, plain)
+        fxprune.report(fxprune.compile(model, [X], 0.6, method="l2", progress=False, dynamic_shapes={})).plan
+        for model in (network, plain)
     ]
     assert kept[0] is not None and kept[1] is not None and kept[0].keep["2.weight"] == kept[1].keep["2.weight"]
 
@@ -285,7 +292,7 @@ def test_a_statistic_that_stays_is_announced() -> None:
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), Read(), nn.Linear(12, 3)).eval()
-    report = fxprune.report(fxprune.compile(network, [X], 0.6, recover=None, progress=False))
+    report = fxprune.report(fxprune.compile(network, [X], 0.6, recover=None, progress=False, dynamic_shapes={}))
     assert report.verified
     assert any("2.layer" in note and "statistics over what stays" in note for note in report.notes)
 
@@ -297,7 +304,7 @@ def test_a_weight_that_is_turned_about_stays_computed() -> None:
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), Turned(12, 12), nn.Linear(12, 3)).eval()
-    report = fxprune.report(fxprune.compile(network, [X], 0.6, recover=None, progress=False))
+    report = fxprune.report(fxprune.compile(network, [X], 0.6, recover=None, progress=False, dynamic_shapes={}))
     assert report.verified and report.plan is not None
     assert report.plan.keep["2.weight"][0] == report.plan.keep["0.weight"][0], "its rows read, as in the original"
     assert any("'2'" in note or " 2 " in note for note in report.notes)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from tests.models.parts import Detector
+from tests.support.marks import sampled
 from tests.support.weights import fingerprint, randomise
 
 PARTS = ("body", "deeper.0", "head")
@@ -42,7 +43,7 @@ def made(kind: type[nn.Module] = Trained) -> nn.Module:
 
 
 def compiled(model: nn.Module, form: str = "module", **options: Any) -> Any:
-    data = [(images(seed=seed),) for seed in range(3)]
+    data = [(images(seed=seed),) for seed in range(2)]
     return fxprune.compile(model, data, 0.5, forward_args=tuple, progress=False, form=form, **options)
 
 
@@ -124,7 +125,9 @@ def test_it_is_saved_loaded_copied_and_pickled(model: nn.Module, home: Any, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"steps": 2}, {"recover": "covariance"}, {"recover": "sequential"}], ids=str)
+@pytest.mark.parametrize(
+    "options", sampled([{"steps": 2}, {"recover": "covariance"}, {"recover": "sequential"}], 3), ids=str
+)
 def test_options_are_those_of_any_model(model: nn.Module, options: dict[str, Any]) -> None:
     home = compiled(model, **options)
     assert type(home) is Trained and home.report.verified and home.report.params[1] <= home.report.params[0] // 2
