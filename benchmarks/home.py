@@ -108,6 +108,7 @@ def main() -> None:
         "home: the least with which the class computes what the graph does. calls: sizes at which both were compared.",
         "step: outputs, gradients and buffers of one training step in float64, without dropout, beside those of the original "
         "with zeros where something is gone; no zeros: it has none for this (a softmax over what is gone).",
+        "of a model that is captured in parts (detectors) kept, units, calls and step are those of its parts.",
         *summary(rows),
         *kept.notes,
     ]
