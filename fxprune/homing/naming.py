@@ -119,6 +119,13 @@ def _normed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     return _sizes([shape], result, result.dim() - len(shape))
 
 
+def _attended(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``scaled_dot_product_attention(q, k, v)`` divides by the root of what a head's width is; the graph by that of what it was."""
+    if kwargs.get("scale") is None:
+        for tensor in [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]:
+            yield int(tensor.shape[-1]), "size", tensor, -1
+
+
 #: What gives a tensor another shape.
 RESHAPES = frozenset(["view", "reshape", "unflatten"])
 
@@ -173,6 +180,7 @@ NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _shuffled),
+    "scaled_dot_product_attention": _attended,
     "one_hot": _counted(1, "num_classes"),
     "histc": _counted(1, "bins"),
     "bincount": _counted(2, "minlength"),

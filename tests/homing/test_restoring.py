@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import fxprune
 from tests.models.homes import Attending, Auxiliary, Caching, Gated, Halves, Literal, Normed, Packed, Shared, Targets
+from tests.support.weights import randomise
 from tests.support.zeroed import Step, as_pruned, other_gradients, plain, step
 
 CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
@@ -255,6 +256,29 @@ def test_a_pickle_without_the_report_needs_no_fxprune(tmp_path: Path) -> None:
         fxprune.detach(home)
     with pytest.raises(fxprune.FxpruneError, match="expected a model in its own class, got a graph"):
         fxprune.detach(compiled(model, data, form="graph"))
+
+
+class Scaled(nn.Module):
+    """Attention that scales by the width of a head: by what PyTorch makes of it, or by a number."""
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(6, 24), nn.Linear(6, 24), nn.Linear(6, 24), nn.Linear(24, 5)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (3, -1)).transpose(1, 2) for part in (self.q(x), self.k(x), self.v(x)))
+        y = nn.functional.scaled_dot_product_attention(q, k, value=v, scale=self.scale)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("scale", [None, 0.25])
+def test_heads_stay_as_wide_as_what_they_are_scaled_by(scale: float | None) -> None:
+    torch.manual_seed(0)
+    model, data = randomise(Scaled(scale), 0, (torch.randn(3, 5, 6),)).eval(), torch.randn(3, 5, 6)
+    home = compiled(model, data, 0.7, units=("head_dim",))
+    assert home.v.out_features == home.out.in_features < 24
+    assert (home.q.out_features < 24) is (scale is not None)
 
 
 def test_what_a_view_leaves_open_is_of_one_length() -> None:
