@@ -122,7 +122,7 @@ def _looked_at_first(run: Run) -> Run:
     with run.feed.drawing(run.options.seed, 0):
         batch = run.feed.batches.first()
         probe(run.model, batch)
-        causal = run.objective.loss is None and is_causal(run.teacher or run.model, batch)
+        causal = run.objective.loss is None and is_causal(run.model if run.teacher is None else run.teacher, batch)
         run = replace(run, objective=replace(run.objective, causal=causal))
         with evaluating(run.model):
             run.objective(run.forward(run.model, batch), batch.targets, run.taught(batch))

@@ -35,7 +35,7 @@ def network() -> tuple[nn.Module, Tensor]:
 def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget: Any) -> None:
     model, x = network
     before = fingerprint(model)
-    pruned = fxprune.compile(model, [x], budget, steps=3, recover=recover, progress=False, dynamic_shapes={})
+    pruned = fxprune.compile(model, [x], budget, steps=3, recover=recover, progress=False)
     report = fxprune.report(pruned)
     assert fingerprint(model) == before
     assert report.verified is True and report.max_error < 1e-9
@@ -62,7 +62,7 @@ def test_every_step_scores_what_the_one_before_left(network: Any) -> None:
             seen.append(sum(len(g.units) for g in context.coupling.groups))
             return {g.name: torch.rand(len(g.units)) for g in context.coupling.groups}
 
-    fxprune.compile(model, [x], 0.3, method=Watching(), steps=4, progress=False, dynamic_shapes={})
+    fxprune.compile(model, [x], 0.3, method=Watching(), steps=4, progress=False)
     assert len(seen) == 4
     assert all(a > b for a, b in pairwise(seen))
 
@@ -77,9 +77,7 @@ def test_bounds_fall_by_the_same_share() -> None:
 @pytest.mark.slow
 def test_branches_may_vanish_on_the_way() -> None:
     model, x = _model()
-    pruned = fxprune.compile(
-        model, [x], 0.05, steps=2, min_keep=0, recover=None, method="l2", progress=False, dynamic_shapes={}
-    )
+    pruned = fxprune.compile(model, [x], 0.05, steps=2, min_keep=0, recover=None, method="l2", progress=False)
     report = fxprune.report(pruned)
     assert report.params[1] == sum(p.numel() for p in pruned.parameters()) <= 0.05 * report.params[0]
     assert pruned(x).shape == (6, 5)
@@ -97,4 +95,4 @@ def test_branches_may_vanish_on_the_way() -> None:
 def test_malformed_steps_are_refused(network: Any, options: dict[str, Any], message: str) -> None:
     model, x = network
     with pytest.raises(ValueError, match=message):
-        fxprune.compile(model, [x], progress=False, dynamic_shapes={}, **options)
+        fxprune.compile(model, [x], progress=False, **options)

@@ -188,9 +188,7 @@ def test_a_parameter_that_varies_along_the_tokens_keeps_its_branch() -> None:
 def test_blocks_and_channels_meet_a_budget_together(share: float) -> None:
     model, x = _network()
     total = sum(p.numel() for p in model.parameters())
-    pruned = fxprune.compile(
-        model, [x], share, method="l1", units=KINDS, recover="covariance", progress=False, dynamic_shapes={}
-    )
+    pruned = fxprune.compile(model, [x], share, method="l1", units=KINDS, recover="covariance", progress=False)
     report = fxprune.report(pruned)
     assert report.verified and share * total - 60 < report.params[1] <= share * total
 

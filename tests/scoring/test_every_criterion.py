@@ -108,7 +108,7 @@ QUICK = ("taylor", "variance", "spvr", "vbp")
 CASES = [(method, build) for method in METHODS for build in (_image, _tokens) if (method, build) not in SLOW]
 
 
-@pytest.mark.parametrize(("method", "build"), but_slow(CASES, quick=[(method, _tokens) for method in QUICK], every=3))
+@pytest.mark.parametrize(("method", "build"), but_slow(CASES, quick=[(method, _tokens) for method in QUICK]))
 def test_every_method_compiles(method: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> None:
     torch.manual_seed(0)
     model, x = build()

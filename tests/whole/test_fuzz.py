@@ -21,7 +21,7 @@ from tests.support.originals import Pair, against_the_original, paired
 from tests.support.zeroed import Inputs
 
 
-@pytest.mark.parametrize(("kind", "count"), [("image", 18), ("tokens", 12), ("ids", 6)])
+@pytest.mark.parametrize(("kind", "count"), [("image", 36), ("tokens", 20), ("ids", 12)])
 @pytest.mark.slow
 def test_networks(kind: str, count: int) -> None:
     @settings(
@@ -42,7 +42,7 @@ def test_networks(kind: str, count: int) -> None:
 def test_rare_networks(kind: str) -> None:
     """Beside the original with zeros: outputs, other sizes, gradients and buffers of a training step."""
 
-    @settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(cases(most=2, kinds=(kind,)))
     def check(case: Case) -> None:
         found = against_the_original(case)

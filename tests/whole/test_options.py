@@ -102,7 +102,7 @@ def test_every_option_is_among_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "index"), but_slow(CASES, quick=[(name, "recover", 1) for name in ("vit", "resnet")], every=3)
+    ("name", "option", "index"), but_slow(CASES, quick=[(name, "recover", 1) for name in ("vit", "resnet")])
 )
 def test_an_option_gives_a_verified_result_or_says_why_not(
     name: str, option: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
