@@ -87,7 +87,7 @@ class Coupling:
 
     def slicer(self, removed: Mask) -> Slicer:
         """Returns what slice and twin rules ask for the sizes that are left; ``removed`` is ``[channels]``."""
-        return Slicer(self.channels, self.values, self.edges, self.notes, removed)
+        return Slicer(self.channels, self.values, self.edges, self.notes, self.captured.info, removed)
 
     def frozen(self) -> list[Frozen]:
         """Returns every parameter axis with coordinates that can never go, and the reason."""

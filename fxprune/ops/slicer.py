@@ -40,6 +40,7 @@ class Slicer:
     values: Mapping[fx.Node, Any]
     edges: Mapping[tuple[fx.Node, fx.Node], Axes]
     notes: Mapping[fx.Node, Mapping[str, Axis]]
+    info: Mapping[fx.Node, Any]
     removed: Mask
     _masks: dict[int, tuple[Factor, Mask]] = field(default_factory=dict)
 

@@ -94,6 +94,19 @@ def test_without_recovery_it_is_the_original_with_zeros(norm: str) -> None:
     assert (pruned(x) - model(x)).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_eps_that_torch_chooses_is_one_of_all_channels(dtype: torch.dtype) -> None:
+    """``eps=None``: that of the dtype, which counts where activations are as small as its root."""
+    model = kill(network(nn.RMSNorm(32)), torch.arange(16)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.a.parameters():
+            parameter.mul_(torch.finfo(dtype).eps ** 0.5)
+    x = random(64, 8).to(dtype)
+    for form in ("graph", "module"):
+        pruned = fxprune.compile(model, [x], ratios={"a": 0.5, "default": 0.0}, method="l2", recover=None, form=form)
+        torch.testing.assert_close(pruned(x), model(x), rtol=2e-6, atol=1e-6)
+
+
 def test_a_plan_scales_weights_too() -> None:
     model = network(nn.RMSNorm(32))
     pruned = halved(model, None)

@@ -6,7 +6,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from tests.support.zeroed import (
     other_buffers,
     other_gradients,
     plain,
+    shaken,
     step,
     with_zeros,
 )
@@ -175,12 +178,17 @@ class Pair:
         return [("output", when + text)] if text else []
 
     def at(self, inputs: Inputs, faults: list[Fault]) -> str:
-        """Returns what came of a call at another size: equal, refused, neither if the original takes none such; or adds a fault."""
+        """Returns what came of a call at another size: equal, refused, neither if the original takes none such; or adds a fault.
+
+        A size that only a part refused of which nothing is left counts as neither.
+        """
         where = f"at {[tuple(x.shape) for x in inputs]}: "
+        want, refused_by = None, ""
         try:
-            want = evaluate(self.original, inputs)
+            with entered(self.original) as within:
+                want = evaluate(self.original, inputs)
         except Exception:  # whatever the original says to it
-            want = None
+            refused_by = within[-1]
         try:
             got = evaluate(self.pruned, inputs)
         except fxprune.FxpruneError:
@@ -190,10 +198,16 @@ class Pair:
                 return "neither"
             faults.append(("error", where + _described(error)))
             return "wrong"
+        if want is None and refused_by and not self.left(refused_by):
+            return "neither"
         text = differing(want, got, self.network.tolerance()) if want is not None else "the original takes no such size"
         if text:
             faults.append(("size", where + text))
         return "wrong" if text else "equal"
+
+    def left(self, module: str) -> bool:
+        """Returns whether the result has anything of a module of the original's."""
+        return any(name.startswith(f"{module}.") for name in self.pruned.state_dict())
 
     def other_step(self, inputs: Inputs) -> Iterator[Fault]:
         """Yields how outputs, gradients and buffers of a training step differ, and the outputs after it."""
@@ -207,9 +221,30 @@ class Pair:
         if text := differing(want.outputs, got.outputs, tolerance):
             yield "training", text
             return
-        yield from (("gradient", text) for text in other_gradients(want, got, self.keep, self.made, 10 * tolerance))
+        compared = partial(other_gradients, want, got, self.keep, self.made, 10 * tolerance)
+        if any(compared()):  # most are equal without
+            yield from (("gradient", text) for text in compared(shaken(self.original, inputs, want)))
         yield from (("buffer", text) for text in other_buffers(want, got, self.keep, self.made, tolerance))
         yield from self.other_outputs(inputs, "after a training step: ")
+
+
+@contextmanager
+def entered(model: nn.Module) -> Iterator[list[str]]:
+    """Within, the list has the names of the modules that a call is in; after an error, of those it was in."""
+    within: list[str] = []
+
+    def leave(*_: Any) -> None:
+        within.pop()
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda _m, _x, name=name: within.append(name)))
+        hooks.append(module.register_forward_hook(leave))
+    try:
+        yield within
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _described(error: Exception) -> str:

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, note, settings
 from torch import Tensor, nn
 
 from tests.models.blocks_image import Conv, Dense, Residual
-from tests.models.blocks_tokens import Attention, Mlp, TokenResidual, TokenSplit
+from tests.models.blocks_rare import Region, Vanishing
+from tests.models.blocks_tokens import Attention, Mlp, Position, TokenResidual, TokenSplit
 from tests.models.networks import RARE, Network
 from tests.support.fuzzing import Case, Pruning, cases, run
 from tests.support.marks import but_slow
@@ -95,6 +96,23 @@ def test_a_block_that_comes_back_has_something_left_in_each_half() -> None:
     for seed in range(12):
         found = against_the_original(replace(case, pruning=replace(case.pruning, seed=seed)))
         assert found.status != "wrong", found.faults
+
+
+CANCELLED = Network("tokens", 8, (Region("enable_grad"), Vanishing("norm")), "flatten")
+SHORTER = Network("ids", 6, (TokenResidual((Position("table"),), norm="batch", scaled=True),), "first", "film")
+
+
+@pytest.mark.parametrize(
+    ("network", "pruning", "sizes"),
+    [
+        (CANCELLED, Pruning(0.15, None), Counter(equal=2, refused=3)),
+        (SHORTER, Pruning(ratio=1.0, blocks=True, seed=341), Counter(equal=4, neither=1)),
+    ],
+    ids=("a gradient of terms that cancel", "a size that only what is gone refused"),
+)
+def test_what_is_no_fault(network: Network, pruning: Pruning, sizes: Counter[str]) -> None:
+    found = against_the_original(Case(network, pruning))
+    assert (found.status, found.faults, found.sizes) == ("verified", [], sizes)
 
 
 def more_weight(pruned: nn.Module) -> None:

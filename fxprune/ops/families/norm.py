@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -96,8 +97,12 @@ def _rms_gains(s: Slicer, node: fx.Node, a: SimpleNamespace) -> dict[fx.Node, fl
 
 
 def _rms_eps(s: Slicer, node: fx.Node, a: SimpleNamespace) -> float | None:
-    """Returns eps as a share of what stays; None is the smallest that counts, and stays that."""
-    return None if a.eps is None else a.eps / _share(s, node, a)
+    """Returns eps as a share of what stays; None, which torch takes as that of the dtype it computes in, is a number then."""
+    share = _share(s, node, a)
+    if a.eps is None and share == 1.0:
+        return None
+    computed = torch.promote_types(s.info[node].dtype, torch.float32)
+    return (torch.finfo(computed).eps if a.eps is None else a.eps) / share
 
 
 def _slice_rms_norm(s: Slicer, node: fx.Node, a: SimpleNamespace) -> Edit:
