@@ -35,6 +35,7 @@ MethodName = Literal[
     "variance",
     "vbp",
     "joint",
+    "obs",
     "spvr",
     "kl",
     "ippro",
@@ -63,7 +64,7 @@ class Options:
     """How a model is compiled; every field is a keyword argument of `fxprune.compile`.
 
     Attributes:
-        method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"spvr"``,
+        method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"obs"``, ``"spvr"``,
             ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
             ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of layers,

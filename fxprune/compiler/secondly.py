@@ -46,7 +46,9 @@ def other_call(
         value if name is None else next(given) for name, value in zip(call.placeholders, call.literals, strict=True)
     ]
     text = ", ".join(f"{name} = {size}" for name, size in sizes.items() if size != own[name])
-    return bound_call(call.signature, pytree.tree_unflatten(leaves, call.in_spec)), text
+    bound = pytree.tree_unflatten(leaves, call.in_spec)
+    spare = call.assumed or ()  # what capture gave of itself another module may know nothing of
+    return bound_call(call.signature, {name: value for name, value in bound.items() if name not in spare}), text
 
 
 def _batch_of(captured: Captured) -> str | None:

@@ -21,6 +21,7 @@ from fxprune._base.errors import (
     outside,
 )
 from fxprune.budget.budget import as_budget
+from fxprune.budget.constraints import free_groups
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
 from fxprune.budget.solver import ratio_table
@@ -182,6 +183,7 @@ def score(state: State) -> State:
         memory_limit=options.memory_limit,
         progress=options.progress,
         cache_dir=options.cache_dir,
+        free={group.name for group in free_groups(state.coupling, state.constraints)},
     )
     return replace(state, scores=scores)
 

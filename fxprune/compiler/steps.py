@@ -15,7 +15,7 @@ from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.stages import verify
-from fxprune.compiler.state import State
+from fxprune.compiler.state import LATER, State
 from fxprune.coupling.selection import Selection
 from fxprune.reporting.building import make_report
 from fxprune.results.attached import attach
@@ -60,7 +60,9 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
         bridged=Bridged(state.coupling.captured, state.coupling),
         solution=Solution(selection, before, Cost(**plan.after)),
     )
-    if plan.collapsed:  # a collapsed branch leaves its constant in a tensor that the twin reads: step by step, then
+    if plan.collapsed or last.graph is not LATER:
+        # a collapsed branch leaves its constant in a tensor that the twin reads, and a class takes what its norms count into its
+        # weights: step by step, then
         certificate = together([step.certificate for step in done])
     else:
         whole = replace(state, selection=selection.with_tensors(at_full_size(selection, last.pruned)))

@@ -45,6 +45,31 @@ class Moments:
         self.mean_t += step_t * share
         self.count += n
 
+    def merge(self, other: Moments) -> None:
+        """Takes in what another has seen, of the same layer."""
+        if not other.count:
+            return
+        if not self.count:
+            self.count, self.mean_x, self.mean_t = other.count, other.mean_x.clone(), other.mean_t.clone()
+            self.xx, self.tx = other.xx.clone(), other.tx.clone()
+            return
+        xx, tx = other.about(self.mean_x, self.mean_t)
+        share = other.count / (self.count + other.count)
+        step_x, step_t = other.mean_x - self.mean_x, other.mean_t - self.mean_t
+        self.count += other.count
+        self.xx += xx - self.count * share**2 * step_x[..., :, None] * step_x[..., None, :]
+        self.tx += tx - self.count * share**2 * step_t[..., :, None] * step_x[..., None, :]
+        self.mean_x = self.mean_x + step_x * share
+        self.mean_t = self.mean_t + step_t * share
+
+    def about(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the second moments about another point, sums: ``[groups, p, p]``, ``[groups, q, p]``."""
+        step_x, step_t = self.mean_x - x, self.mean_t - t
+        return (
+            self.xx + self.count * step_x[..., :, None] * step_x[..., None, :],
+            self.tx + self.count * step_t[..., :, None] * step_x[..., None, :],
+        )
+
     def add_mean(self, x: Tensor) -> None:
         """Takes in a batch ``x[samples, groups, p]``, for ``mean_x`` alone."""
         mean, total = x.mean(dim=0, dtype=torch.float64), self.count + len(x)

@@ -3,8 +3,11 @@
 For each consumer in topological order the kept weights are regressed on the inputs that the already pruned and
 recovered model gives, towards the dense model's output plus what the skip connection beside it has lost so far:
 ``T = y_dense + (skip_dense - skip_pruned) / s`` with ``s = gamma / sqrt(running_var + eps)`` of the batch norm in
-between, with a ridge towards the old weights. The gates of recurrent layers, whose sums are no values of the graph, come
-first, from the dense model's statistics.
+between. The gates of recurrent layers, whose sums are no values of the graph, come first, from the dense model's statistics.
+
+All layers begin with what `fxprune.recovery.compensate` gives them, and the ridge is towards that. Of a few ridges each layer takes
+the one that is best on a quarter of the samples, which the others did not see; if none is, it stays as it is: where data are few, or
+what drifts is noise, a regression on it is worse than nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import Fit, Gain, Gains
-from fxprune.recovery.moments import Moments
+from fxprune.recovery.moments import Moments, ridge_solve
 from fxprune.recovery.protocol import RecoveryContext
 from fxprune.twin.interpreter import Run
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
 _TINY = 1e-2
+#: The ridges that are tried, as multiples of the one that is given, and the share of the samples that judges them.
+_RIDGES, _HELD_OUT = (1e-2, 1e-1, 1.0, 1e1, 1e2), 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,13 +66,13 @@ def find_drift(node: fx.Node) -> Drift | None:
 def sequential(context: RecoveryContext) -> dict[str, Tensor]:
     """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means.
 
-    All batches advance together, node by node, if the values that are alive fit into the memory limit; otherwise every
-    consumer has its own pass from the start.
+    All batches advance together, node by node up to the last consumer, if the values that are alive fit into the memory limit;
+    otherwise every consumer has its own pass from the start.
     """
     by_node = {consumer.node: consumer for consumer in context.consumers}
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
-    order = _order(context.selection.coupling, drifts)
-    march = _March(context, order, drifts)
+    march = _March(context, _order(context.selection.coupling, drifts), drifts)
+    order = march.order
     if march.fits():
         march.together(list(context.inputs), by_node)
     else:
@@ -104,18 +109,22 @@ class _March:
     """Dense model and masked twin side by side."""
 
     def __init__(self, context: RecoveryContext, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift]) -> None:
-        self.context, self.order, self.drifts = context, order, drifts
+        self.context, self.drifts = context, drifts
         self.changed = Replacements(
             context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
         )
-        make_up(context, self.changed, covariance=True, consumers=context.gates)
+        make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
         self.dense = Run(Selection.nothing(context.selection.coupling))
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
+        fitted = {consumer.node for consumer in context.consumers} | set(self.gains.of)
+        self.order = order = order[: max((i + 1 for i, node in enumerate(order) if node in fitted), default=0)]
         final = {source: node for node in order for source in node.all_input_nodes}
         place = {node: i for i, node in enumerate(order)}
         for node, drift in drifts.items():
-            final[drift.skip] = max(node, final[drift.skip], key=place.__getitem__)
+            final[drift.skip] = max(
+                node, final.get(drift.skip, node), key=place.__getitem__
+            )  # the sum may lie beyond the end
         self.last: dict[fx.Node, list[fx.Node]] = {}
         for source, node in final.items():
             self.last.setdefault(node, []).append(source)
@@ -135,7 +144,7 @@ class _March:
     def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
         """Advances all batches node by node."""
         for states in zip(*map(self._walk, batches), strict=True):
-            node, moments = states[0][0], Moments()
+            node, moments = states[0][0], (Moments(), Moments())
             if node in consumers:
                 for number, (_, dense, pruned) in enumerate(states):
                     self._observe(consumers[node], moments, dense, pruned, number)
@@ -169,7 +178,7 @@ class _March:
 
     def alone(self, consumer: Consumer) -> None:
         """Runs every batch from the start up to one consumer."""
-        moments = Moments()
+        moments = Moments(), Moments()
         for number, batch in enumerate(self.context.inputs):
             _, dense, pruned = next(state for state in self._walk(batch) if state[0] is consumer.node)
             self._observe(consumer, moments, dense, pruned, number)
@@ -184,9 +193,14 @@ class _March:
         self.gains.apply(found, gain)
 
     def _observe(
-        self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int
+        self,
+        consumer: Consumer,
+        moments: tuple[Moments, Moments],
+        dense: dict[fx.Node, Any],
+        pruned: dict[fx.Node, Any],
+        number: int,
     ) -> None:
-        """Adds one batch: the pruned model's columns against what its output lacks."""
+        """Adds one batch, to fit and to judge by: the pruned model's columns against what its output lacks."""
         node = consumer.node
         target = dense[node] - self.pruned.step(node, pruned, iter(()))
         if node in self.drifts:
@@ -194,8 +208,11 @@ class _March:
             lost = dense[drift.skip] - pruned[drift.skip]
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
-        rows = consumer.choose(target.shape, self.context.memory_limit, number)
-        moments.add(consumer.columns(pruned[consumer.source], rows), consumer.outputs(target, rows))
+        rows = consumer.choose(target.shape, self.context.memory_limit, number).sort().values  # sample after sample
+        cut = len(rows) - int(_HELD_OUT * len(rows))
+        for part, some in zip(moments, (rows[:cut], rows[cut:]), strict=True):
+            if len(some):
+                part.add(consumer.columns(pruned[consumer.source], some), consumer.outputs(target, some))
 
     def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:
         if norm is None:
@@ -208,5 +225,25 @@ class _March:
         inverse = torch.where(scale.abs() > _TINY * scale.abs().max(), 1 / scale, 0.0)
         return inverse.reshape(1, -1, *[1] * (like.dim() - 2))
 
-    def _fit(self, consumer: Consumer, moments: Moments) -> None:
-        fit(self.changed, consumer, [(slice(None), moments)], self.context.ridge)
+    def _fit(self, consumer: Consumer, moments: tuple[Moments, Moments]) -> None:
+        ridge = _best(consumer, *moments, self.context.ridge)
+        moments[0].merge(moments[1])
+        fit(self.changed, consumer, [(slice(None), moments[0])], ridge)
+
+
+def _best(consumer: Consumer, moments: Moments, held: Moments, ridge: float) -> float | None:
+    """Returns which multiple of a ridge leaves the least error on held-out samples; None if nothing but a shift does."""
+    if not held.count:
+        return ridge
+    kept = torch.from_numpy(consumer.kept).to(moments.mean_x.device)
+    origin = (moments.mean_x, moments.mean_t) if consumer.home is not None else (0 * moments.mean_x, 0 * moments.mean_t)
+    (xx, tx), (held_xx, held_tx) = moments.about(*origin), held.about(*origin)
+    errors: dict[float | None, float] = {None: 0.0}
+    for each in _RIDGES:
+        errors[each * ridge] = 0.0
+        for g, stays in enumerate(kept):
+            gain = ridge_solve(xx[g][stays][:, stays], tx[g][:, stays], each * ridge)
+            errors[each * ridge] += float(
+                (gain * (gain @ held_xx[g][stays][:, stays] - 2 * held_tx[g][:, stays])).sum()
+            )
+    return min(errors, key=errors.__getitem__)

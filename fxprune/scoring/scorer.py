@@ -23,6 +23,7 @@ from fxprune._base.names import fetch
 from fxprune.capturing.inputs import Flat, Inputs, inputs_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import annotate, unit_scores
+from fxprune.coupling.units import Group
 from fxprune.scoring.loss import Loss, default_loss
 
 
@@ -39,6 +40,7 @@ class Context:
         memory_limit: bytes for statistics and values that are alive.
         progress: show a progress bar on a terminal.
         cache_dir: where long scoring keeps what it has, to go on after an interruption.
+        free: names of the groups that may lose units; None if all may. A costly scorer need not score the others: `STAYS` will do.
     """
 
     coupling: Coupling
@@ -48,6 +50,12 @@ class Context:
     memory_limit: int = MEMORY_LIMIT
     progress: bool = False
     cache_dir: Path | None = None
+    free: Collection[str] | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups that may lose units."""
+        return [group for group in self.coupling.groups if self.free is None or group.name in self.free]
 
     def by_group(self, per_channel: npt.NDArray[np.float64]) -> dict[str, Tensor]:
         """Returns scores by group, ``[units]`` each, from a value for each channel id, ``[channels]`` (see `accumulate`)."""
@@ -177,6 +185,7 @@ def score(
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = False,
     cache_dir: str | PathLike[str] | None = None,
+    free: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Scores every unit and writes the scores on the graph's nodes.
 
@@ -191,13 +200,16 @@ def score(
         memory_limit: bytes for statistics and values that are alive.
         progress: show a progress bar on a terminal.
         cache_dir: a folder where long scoring keeps what it has, to go on after an interruption.
+        free: names of the groups that may lose units; None if all may.
 
     Raises:
         ScorerError: an unknown method, or unusable scores.
         TypeError, ValueError: a seed that is no int, or too large.
     """
     folder = None if cache_dir is None else Path(cache_dir)
-    context = Context(coupling, inputs_of(inputs), seed_of(seed), loss or default_loss, memory_limit, progress, folder)
+    context = Context(
+        coupling, inputs_of(inputs), seed_of(seed), loss or default_loss, memory_limit, progress, folder, free
+    )
     scores = scorer_of(method).score(context)
     annotate(coupling, unit_scores(coupling, scores))
     return dict(scores)

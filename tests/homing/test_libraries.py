@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.zeroed import with_zeros
 
 transformers = pytest.importorskip("transformers")
 torchvision = pytest.importorskip("torchvision")
@@ -56,6 +57,16 @@ def llama() -> Any:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 90}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, pad_token_id=0)).eval()
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_a_language_model_in_steps_is_the_original_with_zeros(form: str) -> None:
+    """Capture asks it for no cache: what comes of a step is not told so, and a class counts in its norms what is left."""
+    model, ids = llama(), torch.randint(1, 90, (4, 9))
+    small = fxprune.compile(model, ids, 0.7, method="l2", recover=None, steps=2, form=form, progress=False)
+    assert small.report.verified is True
+    zeroed = with_zeros(copy.deepcopy(model), small.report.plan.keep)
+    torch.testing.assert_close(small(ids).logits, zeroed(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -13,12 +13,17 @@ from tests.support.compiling import compile_small, mlp
 def test_moments_do_not_depend_on_the_batches() -> None:
     torch.manual_seed(0)
     x, t = torch.randn(60, 2, 5, dtype=torch.float64) + 100, torch.randn(60, 2, 3, dtype=torch.float64)
-    whole, parts = Moments(), Moments()
+    whole, parts, merged = Moments(), Moments(), Moments()
     whole.add(x, t)
     for a, b in ((0, 1), (1, 20), (20, 20), (20, 60)):
-        parts.add(x[a:b], t[a:b])
+        one = Moments()
+        for each in (parts, one):
+            each.add(x[a:b], t[a:b])
+        merged.merge(one)
     for name in ("count", "mean_x", "mean_t", "xx", "tx"):
-        assert torch.allclose(torch.as_tensor(getattr(whole, name)), torch.as_tensor(getattr(parts, name)), rtol=1e-9)
+        want = torch.as_tensor(getattr(whole, name))
+        assert all(torch.allclose(want, torch.as_tensor(getattr(each, name)), rtol=1e-9) for each in (parts, merged))
+    assert torch.allclose(whole.about(0 * whole.mean_x, 0 * whole.mean_t)[1][1], t[:, 1].T @ x[:, 1], rtol=1e-9)
     assert torch.allclose(whole.xx[0] / 60, x[:, 0].T.cov(correction=0), rtol=1e-9)
     whole.raw()
     assert torch.allclose(whole.xx[1], x[:, 1].T @ x[:, 1], rtol=1e-12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune._base.errors import ScorerError
@@ -12,7 +12,7 @@ from fxprune.budget.solver import solve
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.scoring import score
-from fxprune.scoring.joint import Joint, allocate
+from fxprune.scoring.joint import Joint, allocate, hull
 from tests.models import small
 from tests.models.fn import Fn
 from tests.support.formulas import copies
@@ -61,7 +61,7 @@ def test_an_error_counts_by_how_much_it_moves_the_outputs() -> None:
 @pytest.mark.parametrize("limit", [2 << 30, 1 << 14])
 def test_every_unit_gets_a_finite_score_with_little_memory_too(name: str, limit: int) -> None:
     coupling = coupling_of(name)
-    found = score(coupling, [small.example(name)], "joint", memory_limit=limit)
+    found = score(coupling, [small.example(name)], "obs" if limit > 1 << 20 else "joint", memory_limit=limit)
     assert {name: len(s) for name, s in found.items()} == {g.name: len(g.units) for g in coupling.groups}
     assert all(torch.isfinite(s).all() and (s >= 0).all() for s in found.values())
 
@@ -71,6 +71,40 @@ def test_scores_rise_strictly_along_the_order_whatever_the_errors() -> None:
         order = [2, 0, 3, 1]
         found = allocate(order, errors)
         assert found.argsort().tolist() == order and (found[order].diff() > 0).all()
+
+
+def test_scores_are_the_slopes_of_the_lower_hull() -> None:
+    found = hull([2, 0, 3, 1, 4], [1.0, 5.0, 3.0, 8.0, 8.0])
+    assert found.argsort().tolist() == [2, 0, 3, 1, 4]
+    torch.testing.assert_close(found[[2, 0, 3, 1, 4]], torch.tensor([1.0, 4.0, 4.0, 8.0, 8.0], dtype=torch.float64))
+    assert (hull([0, 1], [3.0, 1.0]).diff() > 0).all()
+
+
+def test_obs_is_second_order_in_the_loss_where_there_are_targets_and_in_the_outputs_where_not() -> None:
+    """What the loss does not depend on may go first, whatever it does to the outputs."""
+    torch.manual_seed(0)
+    model = Fn(lambda m, x: m.b(m.a(x).tanh()), a=nn.Linear(6, 12), b=nn.Linear(12, 4))
+    with torch.no_grad():
+        model.b.weight[:2, :6] = 0  # the first two outputs read the last six
+        model.b.weight[2:, 6:] = 0
+    x = torch.randn(64, 6)
+    target = torch.cat([torch.zeros(64, 2), torch.full((64, 2), torch.nan)], 1)
+
+    def first_two(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets)[:, :2].square().mean()
+
+    ratios = {"a": 0.5, "default": 0.0}
+    labelled = fxprune.compile(model, [(x, target)], ratios=ratios, method="obs", loss=first_two, progress=False)
+    assert fxprune.report(labelled).plan.keep["a.weight"][0] == tuple(range(6, 12))
+    plain = fxprune.compile(model, [(x,)], ratios=ratios, method="obs", progress=False)
+    assert 0 < sum(i < 6 for i in fxprune.report(plain).plan.keep["a.weight"][0]) < 6
+
+
+def test_what_may_not_go_is_not_scored() -> None:
+    coupling, _, data = copies()
+    found = score(coupling, data, "obs", free={coupling.groups[0].name})
+    assert torch.isfinite(found[coupling.groups[0].name]).all()
+    assert all((found[group.name] == STAYS).all() for group in coupling.groups[1:])
 
 
 @pytest.mark.parametrize("largest", [4.0, 1e6])

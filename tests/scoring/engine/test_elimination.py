@@ -107,3 +107,22 @@ def test_a_layer_that_never_varies_costs_nothing() -> None:
     )
     order, errors = eliminate([reader], 4, 1e-2)
     assert sorted(order) == [0, 1, 2, 3] and errors == [0.0] * 4
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_wide_layers_lose_several_at_once_and_hardly_another_choice(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(900, 40, dtype=torch.float64) @ torch.randn(40, 240, dtype=torch.float64)).relu()
+    readers = [
+        Reader(x.T.cov(), torch.randn(k, 240, dtype=torch.float64), torch.arange(240).reshape(-1, columns))
+        for k in (20, 300)
+    ]
+    count = 240 // columns
+    order, errors = eliminate(readers, count, 1e-2)
+    assert sorted(order) == list(range(count))
+    monkeypatch.setattr("fxprune.scoring.engine.elimination._AT_ONCE", 10**6)
+    one_by_one = eliminate(readers, count, 1e-2)[1]
+    for many in (count // 4, count // 2, count):
+        assert sum(errors[:many]) == pytest.approx(sum(one_by_one[:many]), rel=2e-3)
