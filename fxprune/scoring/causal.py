@@ -32,7 +32,7 @@ def next_tokens(targets: Tensor) -> Tensor:
 
 def causal_loss(outputs: Any, targets: Any) -> Tensor:
     """Returns `default_loss` of scores for the next token, ``[batch, tokens, classes]``, and tokens ``[batch, tokens]``."""
-    return default_loss(outputs, next_tokens(targets))
+    return default_loss(outputs, next_tokens(targets), tokens=True)
 
 
 def is_causal(model: nn.Module, batch: Batch) -> bool:

@@ -17,7 +17,7 @@ IGNORED = -100
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
 
-def default_loss(outputs: Any, targets: Any) -> Tensor:
+def default_loss(outputs: Any, targets: Any, *, tokens: bool = False) -> Tensor:
     """Returns the mean loss of a batch.
 
     The outputs' own ``loss`` is not used: a captured graph does not know the targets. Of tokens each is compared with the scores in
@@ -27,8 +27,9 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
     Args:
         outputs: what the model returns.
         targets: class numbers ``[batch, *positions]`` for logits ``[batch, classes, *positions]``, or for logits
-            ``[*, classes]`` of the same leading shape (tokens); values of the logits' own shape for a squared error; or
-            probabilities are not told apart from values: pass a loss of your own.
+            ``[*, classes]`` of the same leading shape (tokens), which of them `classes_dim` tells; values of the logits' own shape
+            for a squared error; or probabilities are not told apart from values: pass a loss of your own.
+        tokens: class numbers are of tokens, as for `classes_dim`.
 
     Raises:
         CalibrationError: outputs and targets do not fit each other.
@@ -41,11 +42,34 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
         if targets.shape != logits.shape:
             raise _unfit(logits, targets)
         return functional.mse_loss(logits, targets.to(logits.dtype))
-    if targets.shape == (logits.shape[0], *logits.shape[2:]):
-        return functional.cross_entropy(logits, _classes(targets, logits.shape[1]))
-    if targets.shape == logits.shape[:-1]:
-        return functional.cross_entropy(logits.flatten(0, -2), _classes(targets, logits.shape[-1]).flatten())
-    raise _unfit(logits, targets)
+    dim = classes_dim(outputs, targets, tokens=tokens)
+    if dim is None:
+        raise _unfit(logits, targets)
+    classes = _classes(targets, logits.shape[dim])
+    if dim == 1:
+        return functional.cross_entropy(logits, classes)
+    return functional.cross_entropy(logits.flatten(0, -2), classes.flatten())
+
+
+def classes_dim(outputs: Any, targets: Any, *, tokens: bool = False) -> int | None:
+    """Returns the dimension of a model's logits along which the classes of class numbers lie; None if these do not fit.
+
+    The second of ``[batch, classes, *positions]``, the last of ``[*, classes]``. With as many classes as positions logits may be
+    either: they are as `torch.nn.functional.cross_entropy` takes them, the second, but the last for ``tokens`` and for an entry
+    ``logits`` of the outputs of rank 3, which models of tokens return.
+
+    Args:
+        outputs: what the model returns.
+        targets: class numbers, ``[batch, *positions]`` or ``[*]``; None is returned for anything else.
+        tokens: they are of tokens, ``[batch, tokens]``.
+    """
+    logits = logits_of(outputs)
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex() or logits.dim() < 2:
+        return None
+    last = targets.shape == logits.shape[:-1]
+    if targets.shape != (logits.shape[0], *logits.shape[2:]):
+        return logits.dim() - 1 if last else None
+    return 2 if last and logits.dim() == 3 and (tokens or _named(outputs) is not None) else 1
 
 
 def _classes(targets: Tensor, classes: int) -> Tensor:
@@ -80,12 +104,18 @@ def logits_of(outputs: Any) -> Tensor:
     Raises:
         CalibrationError: there is none.
     """
-    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    leaves = [named] if isinstance(named, Tensor) else pytree.tree_leaves(outputs)
+    named = _named(outputs)
+    leaves = pytree.tree_leaves(outputs) if named is None else [named]
     found = next((x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.dim()), None)
     if found is None:
         raise CalibrationError("the model returns no floating tensor to take for logits; pass loss=")
     return found
+
+
+def _named(outputs: Any) -> Tensor | None:
+    """Returns the entry ``logits`` of a model's outputs, ``[...]``, if there is one."""
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    return found if isinstance(found, Tensor) else None
 
 
 def log_probabilities(outputs: Any) -> tuple[Tensor, int]:

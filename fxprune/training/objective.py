@@ -15,7 +15,7 @@ from fxprune._base.errors import CalibrationError
 from fxprune._base.extras import need
 from fxprune.data.batch import Batch
 from fxprune.scoring.causal import next_tokens
-from fxprune.scoring.loss import IGNORED, Loss, default_loss, logits_of, one_number
+from fxprune.scoring.loss import IGNORED, Loss, classes_dim, default_loss, logits_of, one_number
 from fxprune.training.feed import Feed
 from fxprune.training.recipe import Recipe
 
@@ -74,9 +74,9 @@ class Objective:
         """Returns the loss ``[]`` on the targets; class targets are smoothed."""
         if self.loss is not None:
             return one_number(self.loss(outputs, targets))
-        rows = class_rows(logits_of(outputs), targets) if self.recipe.label_smoothing else None
+        rows = self.rows(outputs, targets) if self.recipe.label_smoothing else None
         if rows is None:
-            return default_loss(outputs, targets)  # which says what does not fit
+            return default_loss(outputs, targets, tokens=self.causal)  # which says what does not fit
         return functional.cross_entropy(*rows, label_smoothing=self.recipe.label_smoothing)
 
     def distillation(self, outputs: Any, taught: Any, targets: Any = None) -> Tensor:
@@ -98,30 +98,26 @@ class Objective:
         values = isinstance(targets, Tensor) and targets.is_floating_point()
         if self.recipe.distill == "mse" or (self.recipe.distill == "auto" and values):
             return functional.mse_loss(student, teacher.to(student.dtype))
-        return _divergence(student, teacher, targets, self.recipe.temperature)
+        found, counted = classes_dim(outputs, targets, tokens=self.causal), None
+        if found is not None:
+            counted = targets.flatten().long() != IGNORED
+        dim = (1 if student.dim() >= 4 else -1) if found is None else found  # of maps the second dimension, of all else the last
+        rows, soft = (x.movedim(dim, -1).reshape(-1, x.shape[dim]) for x in (student, teacher))
+        return _divergence(rows, soft, counted, self.recipe.temperature)
+
+    def rows(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+        """Returns scores ``[rows, classes]`` and class numbers ``[rows]``, read as `default_loss` reads them; None if they are none.
+
+        Args:
+            outputs: the network's.
+            targets: as `placed` has them.
+        """
+        dim = classes_dim(outputs, targets, tokens=self.causal)
+        return None if dim is None else (logits_of(outputs).movedim(dim, -1).flatten(0, -2), targets.flatten().long())
 
 
-def class_rows(logits: Tensor, targets: Any) -> tuple[Tensor, Tensor] | None:
-    """Returns scores ``[rows, classes]`` and class numbers ``[rows]``, read as `default_loss` reads them.
-
-    Args:
-        logits: ``[batch, classes, *positions]``, or ``[*, classes]``.
-        targets: class numbers, ``[batch, *positions]`` or ``[*]``; None is returned for anything else.
-    """
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
-        return None
-    if targets.shape == (logits.shape[0], *logits.shape[2:]):
-        return logits.movedim(1, -1).flatten(0, -2), targets.flatten().long()
-    return (logits.flatten(0, -2), targets.flatten().long()) if targets.shape == logits.shape[:-1] else None
-
-
-def _divergence(student: Tensor, teacher: Tensor, targets: Any, temperature: float) -> Tensor:
-    own, theirs, counted = class_rows(student, targets), class_rows(teacher, targets), None
-    if own is not None and theirs is not None:
-        rows, soft, counted = own[0], theirs[0], own[1] != IGNORED
-    else:  # maps have their classes in the second dimension, all else in the last
-        rows, soft = (x.movedim(1, -1) if x.dim() >= 4 else x for x in (student, teacher))
-        rows, soft = (x.reshape(-1, x.shape[-1]) for x in (rows, soft))
+def _divergence(rows: Tensor, soft: Tensor, counted: Tensor | None, temperature: float) -> Tensor:
+    """Returns the mean divergence ``[]`` of scores from others, both ``[rows, classes]``, over the rows that count."""
     found = functional.kl_div(
         functional.log_softmax(rows.float() / temperature, dim=-1),
         functional.log_softmax(soft.float() / temperature, dim=-1),
@@ -158,8 +154,8 @@ def examine(
             total, samples = total + float(objective(outputs, targets, taught)) * batch.size, samples + batch.size
             if objective.loss is not None and by_default:
                 continue
-            logits = logits_of(outputs)
-            scored = class_rows(logits, objective.placed(targets)) if by_default else (logits, targets)
+            placed = objective.placed(targets)
+            scored = objective.rows(outputs, placed) if by_default else (logits_of(outputs), targets)
             if scored is not None:
                 measured = measured or _collection(_accuracy(scored[0].shape[1]), feed.device)
                 measured.update(*scored)

@@ -57,6 +57,20 @@ def test_targets_stand_where_the_scores_for_them_are() -> None:
     torch.testing.assert_close(causal_loss({"logits": logits}, TOKENS), want)
 
 
+def test_classes_lie_last_where_there_are_as_many_as_tokens() -> None:
+    """A square of positions and classes is torch's [batch, classes, positions], unless it is of tokens or called ``logits``."""
+    logits, targets = torch.randn(4, 6, 6), TOKENS % 6
+    last = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(default_loss(logits, targets), functional.cross_entropy(logits, targets))
+    torch.testing.assert_close(default_loss({"logits": logits}, targets), last)
+    torch.testing.assert_close(default_loss(SimpleNamespace(logits=logits), targets), last)
+    ahead = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+    torch.testing.assert_close(causal_loss(logits, targets), ahead)
+    maps = torch.randn(2, 4, 4, 4)  # of images the second, whatever they are called
+    found = default_loss({"logits": maps}, torch.zeros(2, 4, 4, dtype=torch.long))
+    torch.testing.assert_close(found, functional.cross_entropy(maps, torch.zeros(2, 4, 4, dtype=torch.long)))
+
+
 @pytest.mark.parametrize("shifts", [True, False])
 def test_the_models_own_loss_tells(shifts: bool) -> None:
     torch.manual_seed(0)

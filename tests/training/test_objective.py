@@ -52,3 +52,16 @@ def test_values_are_distilled_by_squared_error() -> None:
     torch.testing.assert_close(objective(outputs, targets, taught), expected)
     alone = Objective(Recipe(distill="mse"))(outputs, None, taught)
     torch.testing.assert_close(alone, ((outputs - taught) ** 2).mean())
+
+
+def test_every_part_reads_the_classes_alike_where_there_are_as_many_as_tokens() -> None:
+    """The next token's loss, its smoothing and its distillation take the classes of ``[batch, tokens, classes]`` in the last place."""
+    student, teacher, tokens = torch.randn(2, 5, 5), torch.randn(2, 5, 5), torch.randint(5, (2, 5))
+    rows, ahead = student[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    torch.testing.assert_close(Objective(Recipe(), causal=True)(student, tokens), F.cross_entropy(rows, ahead))
+    smooth = Objective(Recipe(label_smoothing=0.1), causal=True)
+    torch.testing.assert_close(smooth(student, tokens), F.cross_entropy(rows, ahead, label_smoothing=0.1))
+    distilled = Objective(Recipe(distill_weight=1.0, temperature=1.0), causal=True)
+    taught = teacher[:, :-1].flatten(0, 1).log_softmax(-1)
+    expected = F.kl_div(rows.log_softmax(-1), taught, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(distilled(student, tokens, teacher), expected)
