@@ -26,8 +26,8 @@ _SAME = 1e-2
 
 
 def next_tokens(targets: Tensor) -> Tensor:
-    """Returns targets ``[batch, tokens]``, each where the scores for it are: one place before. The last place does not count."""
-    return functional.pad(targets[:, 1:], (0, 1), value=IGNORED)
+    """Returns targets ``[batch, tokens]``, int64, each where the scores for it are: one place before. The last place does not count."""
+    return functional.pad(targets[:, 1:].long(), (0, 1), value=IGNORED)
 
 
 def causal_loss(outputs: Any, targets: Any) -> Tensor:

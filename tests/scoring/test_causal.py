@@ -57,6 +57,11 @@ def test_targets_stand_where_the_scores_for_them_are() -> None:
     torch.testing.assert_close(causal_loss({"logits": logits}, TOKENS), want)
 
 
+def test_tokens_may_be_bytes() -> None:
+    found = next_tokens(TOKENS.to(torch.uint8))
+    assert found.dtype == torch.int64 and torch.equal(found, next_tokens(TOKENS))
+
+
 def test_classes_lie_last_where_there_are_as_many_as_tokens() -> None:
     """A square of positions and classes is torch's [batch, classes, positions], unless it is of tokens or called ``logits``."""
     logits, targets = torch.randn(4, 6, 6), TOKENS % 6
