@@ -136,7 +136,8 @@ def examine(
     Args:
         feed: the validation data, all of it in each process.
         objective: without label smoothing or distillation.
-        metrics: torchmetrics' metrics, one, several or a mapping of names; None for the accuracy of class targets.
+        metrics: torchmetrics' metrics, one, several or a mapping of names, of targets as the loss takes them; None for the accuracy
+            of class targets.
         student: the network in evaluation mode.
         teacher: whose outputs are the reference where there are no targets; None for none.
         seed: of what the data draw.
@@ -155,7 +156,7 @@ def examine(
             if objective.loss is not None and by_default:
                 continue
             placed = objective.placed(targets)
-            scored = objective.rows(outputs, placed) if by_default else (logits_of(outputs), targets)
+            scored = objective.rows(outputs, placed) if by_default else (logits_of(outputs), placed)
             if scored is not None:
                 measured = measured or _collection(_accuracy(scored[0].shape[1]), feed.device)
                 measured.update(*scored)

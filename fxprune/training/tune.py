@@ -33,7 +33,8 @@ class TrainingOptions:
         validation: data to measure on before the first epoch and after each; in the forms of ``data``.
         loss: ``loss(outputs, targets)``, a mean over the batch; by default cross-entropy for class numbers, of the next token
             where they are the tokens of a causal model, and mean squared error for values.
-        metrics: torchmetrics' metrics of (logits, targets): one, a list or a dict; by default the accuracy for classes.
+        metrics: torchmetrics' metrics of (logits, targets): one, a list or a dict; by default the accuracy for classes. Targets are
+            those of the loss: of a causal model the next token, and -100 where there is none.
         checkpoint_dir: where ``checkpoint.safetensors`` is written after each epoch.
         resume: go on from the checkpoint there; otherwise it is overwritten after the first epoch.
         forward_args: as for `fxprune.compile`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -87,3 +88,18 @@ def test_history_is_a_table() -> None:
     assert " ".join(lines[0].split()) == "epoch training loss validation loss validation accuracy lr seconds"
     assert [line.split()[0] for line in lines[2:]] == ["before", "1", "2"]
     assert History.from_dict(history.to_dict(), "here").epochs == history.epochs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_metrics_of_a_causal_model_have_the_tokens_that_its_loss_has(dtype: torch.dtype) -> None:
+    """The perplexity is the exponential of the loss; tokens may be bytes."""
+    from torchmetrics.text import Perplexity
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9))
+    ids = torch.randint(9, (4, 9))
+    data, perplexity = [(ids, ids.to(dtype))], Perplexity(ignore_index=-100)
+    found = finetune(model, data, recipe=SGD, epochs=1, validation=data, metrics={"p": perplexity}, progress=False)
+    expected = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert found.epochs[-1].metrics == pytest.approx({"loss": expected, "p": math.exp(expected)}, rel=1e-5)
