@@ -50,7 +50,7 @@ from fxprune.results.attached import attach
 from fxprune.results.certificate import Certificate
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.planning import make_plan
-from fxprune.scoring.causal import causal_loss, is_causal
+from fxprune.scoring.causal import causal_loss, is_causal, own_shift, telling
 from fxprune.scoring.scorer import Scorer, scorer_of
 from fxprune.scoring.scorer import score as score_units
 from fxprune.twin.certificate import certify, settled
@@ -88,7 +88,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         raise ValueError(
             f"steps score what the step before recovered; with recover={recovery.name!r} there is nothing to score"
         )
-    clock, loss = Clock(chosen.progress), None
+    clock, shifts, loss = Clock(chosen.progress), None, None
     with clock("check"):
         module = runnable(model)
         check_plain(module)
@@ -97,7 +97,10 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         if not without_values(module, scorer.needs, None if recovery is None else recovery.name, chosen.verify):
             check_weights(module)
             probe(module, first)
-            loss = causal_loss if chosen.loss is None and is_causal(module, first) else None
+            if chosen.loss is None:
+                asked = telling(batches, first)
+                shifts = own_shift(module, asked)
+                loss = causal_loss if is_causal(module, asked, shifts) else None
         if wanted is not None and wanted.bounds_latency:
             wanted.setting(device_of(module))
     return State(

@@ -22,7 +22,7 @@ from fxprune._base.extras import need
 from fxprune._base.modes import evaluating
 from fxprune.data.batch import Batch
 from fxprune.data.checks import probe
-from fxprune.scoring.causal import is_causal
+from fxprune.scoring.causal import is_causal, own_shift, telling
 from fxprune.training import checkpoint
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
@@ -122,11 +122,21 @@ def _looked_at_first(run: Run) -> Run:
     with run.feed.drawing(run.options.seed, 0):
         batch = run.feed.batches.first()
         probe(run.model, batch)
-        causal = run.objective.loss is None and is_causal(run.model if run.teacher is None else run.teacher, batch)
-        run = replace(run, objective=replace(run.objective, causal=causal))
+        run = replace(run, objective=replace(run.objective, causal=_is_causal(run, batch)))
         with evaluating(run.model):
             run.objective(run.forward(run.model, batch), batch.targets, run.taught(batch))
     return run
+
+
+def _is_causal(run: Run, first: Batch) -> bool:
+    """Returns whether targets are the next tokens: the model's own loss tells, else the teacher's, else the data."""
+    if run.objective.loss is not None or first.targets is None:
+        return False
+    batch = telling(run.feed.batches, first)
+    shifts = own_shift(run.model, batch)
+    if shifts is None and run.teacher is not None:
+        shifts = own_shift(run.teacher, batch)
+    return is_causal(run.model, batch, shifts)
 
 
 def _epoch(run: Run, number: int) -> Epoch:

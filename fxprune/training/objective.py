@@ -101,7 +101,9 @@ class Objective:
         found, counted = classes_dim(outputs, targets, tokens=self.causal), None
         if found is not None:
             counted = targets.flatten().long() != IGNORED
-        dim = (1 if student.dim() >= 4 else -1) if found is None else found  # of maps the second dimension, of all else the last
+        dim = (
+            (1 if student.dim() >= 4 else -1) if found is None else found
+        )  # of maps the second dimension, of all else the last
         rows, soft = (x.movedim(dim, -1).reshape(-1, x.shape[dim]) for x in (student, teacher))
         return _divergence(rows, soft, counted, self.recipe.temperature)
 

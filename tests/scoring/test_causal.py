@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fxprune
+from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
-from fxprune.scoring.causal import causal_loss, is_causal, next_tokens
+from fxprune.scoring.causal import causal_loss, is_causal, next_tokens, own_shift, telling
 from fxprune.scoring.loss import IGNORED, default_loss
 
 CLASSES = 7
@@ -46,8 +47,36 @@ class Silent(Successor):
         return super().forward(input_ids)
 
 
+class Looking(Silent):
+    """Each output depends on all tokens, as in an encoder; takes no labels."""
+
+    def forward(self, input_ids: Tensor) -> Any:  # type: ignore[override]
+        hidden = self.table(input_ids)
+        return {"logits": self.head((hidden + hidden.mean(1, keepdim=True)).relu())}
+
+
+class Returning(nn.Module):
+    """Returns logits and its own loss in a form of its own, as models written by hand do."""
+
+    def __init__(self, within: Successor, form: str) -> None:
+        super().__init__()
+        self.within, self.form = within, form
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        found = self.within(input_ids, labels)
+        forms = {"loss first": ("loss", "logits"), "loss last": ("logits", "loss"), "loss alone": ("loss",)}
+        if labels is None:
+            return found["logits"]
+        values = tuple(found[key] for key in forms[self.form])
+        return values if len(values) > 1 else values[0]
+
+
 def batch(targets: Tensor, model: nn.Module | None = None) -> Any:
     return Batches([{"input_ids": TOKENS, "labels": targets}], device="cpu").first()
+
+
+def asked(model: nn.Module, one: Batch) -> bool:
+    return is_causal(model, one, own_shift(model, one))
 
 
 def test_targets_stand_where_the_scores_for_them_are() -> None:
@@ -80,23 +109,82 @@ def test_classes_lie_last_where_there_are_as_many_as_tokens() -> None:
 def test_the_models_own_loss_tells(shifts: bool) -> None:
     torch.manual_seed(0)
     model = Successor(shifts).eval()
-    assert is_causal(model, batch(TOKENS)) is shifts
-    assert is_causal(model, batch(torch.randint(0, CLASSES, (4, 6)))) is shifts
+    assert asked(model, batch(TOKENS)) is shifts
+    assert asked(model, batch(torch.randint(0, CLASSES, (4, 6)))) is shifts
+
+
+@pytest.mark.parametrize("shifts", [True, False])
+@pytest.mark.parametrize("form", ["loss first", "loss last", "loss alone"])
+def test_a_loss_is_read_in_whatever_form_it_is_returned(form: str, shifts: bool) -> None:
+    torch.manual_seed(0)
+    model = Returning(Successor(shifts), form).eval()
+    assert asked(model, batch(TOKENS)) is asked(model, batch((3 * TOKENS + 1) % CLASSES)) is shifts
+
+
+@pytest.mark.parametrize("shifts", [True, False])
+def test_labels_in_the_call_are_no_input_that_they_repeat(shifts: bool) -> None:
+    """Their loss is read as the call gives it, be they there by name or by place."""
+    torch.manual_seed(0)
+    model, other = Successor(shifts).eval(), (3 * TOKENS + 1) % CLASSES
+    for labels in (TOKENS, other):
+        data: Any = [{"input_ids": TOKENS, "labels": labels}]
+        named = Batches(data, device="cpu", forward_args=lambda b: ((), b)).first()
+        placed = Batches(data, device="cpu", forward_args=lambda b: ((b["input_ids"], b["labels"]), {})).first()
+        assert asked(model, named) is asked(model, placed) is shifts
+    assert not is_causal(model, Batches([{"input_ids": other, "labels": TOKENS}], device="cpu").first(), None)
+
+
+def test_a_model_is_asked_where_there_are_no_targets() -> None:
+    unlabelled = Batches([{"input_ids": TOKENS}], device="cpu").first()
+    assert [own_shift(Successor(shifts).eval(), unlabelled) for shifts in (True, False)] == [True, False]
+    assert own_shift(Silent(True), unlabelled) is None
+    assert own_shift(Successor(True, 3.0).eval(), unlabelled) is None  # without a warning: nothing was to be compared
+
+
+def test_the_first_batch_whose_targets_count_tells() -> None:
+    ignored = torch.full_like(TOKENS, IGNORED)
+    prompt = ignored.clone()
+    prompt[:, 0] = TOKENS[:, 0]  # no next token counts
+    data = [{"input_ids": TOKENS, "labels": labels} for labels in (ignored, prompt, TOKENS)]
+    for among, place in ((data, 2), (data[:2], 0), (data[::-1], 0)):
+        batches = Batches(among, device="cpu")
+        assert torch.equal(telling(batches, batches.first()).targets, among[place]["labels"])
+    values = Batches([(TOKENS.float(), torch.ones(4))] * 2, device="cpu")
+    first = values.first()
+    assert telling(values, first) is first
+
+
+def test_without_a_loss_outputs_that_depend_on_later_tokens_tell() -> None:
+    """An autoencoder has its targets in their own places, whatever of its inputs they equal."""
+    model, before = Looking(True).train(), torch.get_rng_state()
+    assert not asked(model, batch(TOKENS)) and not asked(model, batch(TOKENS.to(torch.uint8)))
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_mask_is_no_tokens() -> None:
+    """Targets that are all of one class equal any mask; a tagger that reads from left to right has them in place."""
+
+    class Tagger(Silent):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(input_ids)
+
+    data = [{"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS), "labels": torch.ones_like(TOKENS)}]
+    assert not asked(Tagger(True).eval(), Batches(data, device="cpu").first())
 
 
 def test_without_a_loss_targets_that_are_the_inputs_tell() -> None:
     model, padded = Silent(True).eval(), TOKENS.clone()
     padded[0, 3:] = IGNORED
-    assert is_causal(model, batch(TOKENS)) and is_causal(model, batch(padded))
-    assert not is_causal(model, batch((TOKENS + 1) % CLASSES))
-    assert not is_causal(model, batch(torch.full_like(TOKENS, IGNORED)))
-    assert not is_causal(model, batch(TOKENS[:, 0]))  # a class for each text
-    assert not is_causal(model, batch(TOKENS.float()))
+    assert asked(model, batch(TOKENS)) and asked(model, batch(padded))
+    assert not asked(model, batch((TOKENS + 1) % CLASSES))
+    assert not asked(model, batch(torch.full_like(TOKENS, IGNORED)))
+    assert not asked(model, batch(TOKENS[:, 0]))  # a class for each text
+    assert not asked(model, batch(TOKENS.float()))
 
 
 def test_a_loss_of_another_kind_is_told() -> None:
     with pytest.warns(fxprune.FxpruneWarning, match=r"the model's own loss of these targets is .*pass loss="):
-        assert is_causal(Successor(True, 3.0).eval(), batch(TOKENS))
+        assert asked(Successor(True, 3.0).eval(), batch(TOKENS))
 
 
 def test_nothing_of_the_model_is_changed() -> None:
@@ -104,7 +192,7 @@ def test_nothing_of_the_model_is_changed() -> None:
     model.calls = 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    is_causal(model, batch(TOKENS))
+    asked(model, batch(TOKENS))
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -129,8 +217,26 @@ def test_compile_differentiates_the_loss_of_the_next_token() -> None:
             return {group.name: torch.rand(len(group.units)) for group in context.coupling.groups}
 
     Watching.defaults = {}  # type: ignore[assignment]
-    fxprune.compile(model, data, 0.7, method=Watching(), recover=None, progress=False)
-    assert seen[0] == 0 != seen[1]
+    ignored = [{"input_ids": TOKENS, "labels": torch.full_like(TOKENS, IGNORED)}]
+    for batches in (data, ignored + data):
+        fxprune.compile(model, batches, 0.7, method=Watching(), recover=None, progress=False)
+        assert seen[-2] == 0 != seen[-1]
+
+
+def test_training_of_tags_that_equal_a_segment_takes_their_own_places() -> None:
+    """All of a batch is untagged, and all its segments are 0: that is no causal model."""
+    pytest.importorskip("accelerate")
+
+    class Tagger(Looking):
+        def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(input_ids + 0 * token_type_ids)
+
+    for tags in (torch.zeros_like(TOKENS), (torch.arange(6) > 2).long().expand(4, 6)):
+        data = [{"input_ids": TOKENS, "token_type_ids": tags, "labels": tags}]
+        graph = fxprune.compile(Tagger(True).eval(), data, 0.9, method="l2", recover=None, progress=False)
+        recipe = fxprune.Recipe(epochs=1, lr=1e-9)
+        found = fxprune.finetune(graph, data, recipe=recipe, validation=data, progress=False)
+        assert found.before["loss"] == pytest.approx(default_loss(graph(TOKENS, tags), tags).item(), rel=1e-4)
 
 
 def test_training_minimises_the_loss_of_the_next_token() -> None:
@@ -156,6 +262,7 @@ LIBRARY = {
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_models_of_transformers_say_it_themselves(name: str) -> None:
+    """Be the labels in the call, kept out of it, or none."""
     transformers = pytest.importorskip("transformers")
     sizes = {
         "vocab_size": 32,
@@ -168,4 +275,15 @@ def test_models_of_transformers_say_it_themselves(name: str) -> None:
     model = kind(kind.config_class(**sizes, num_labels=CLASSES, tie_word_embeddings=False)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
-    assert is_causal(model, batch(TOKENS)) is LIBRARY[name]
+    data = [{"input_ids": TOKENS, "labels": TOKENS}]
+    within = Batches(data, device="cpu", forward_args=lambda b: ((), b)).first()
+    alone = Batches(TOKENS, device="cpu").first()
+    assert asked(model, batch(TOKENS)) is asked(model, within) is own_shift(model, alone) is LIBRARY[name]
+
+
+def test_an_encoder_and_decoder_compares_labels_in_their_places() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
+    data = [{"input_ids": TOKENS, "labels": TOKENS}]
+    assert not asked(model, Batches(data, device="cpu", forward_args=lambda b: ((), b)).first())
