@@ -113,6 +113,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         first=first,
         constraints=chosen.constraints(),
         budget=wanted,
+        shifts=shifts,
         loss=loss,
         clock=clock,
     )
@@ -332,6 +333,7 @@ def record(state: State) -> State:
         latency=latency,
         recover=_recovery(state),
         form=state.options.form,
+        shifts=state.shifts,
     )
     return replace(state, report=report, pruned=attach(state.pruned, report))
 

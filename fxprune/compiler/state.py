@@ -47,6 +47,7 @@ class State:
         budget: upper bounds; None with ratios.
         batches: the calibration data.
         first: the batch that the result is verified on.
+        shifts: whether the model's own loss is of the next token, as the report has it.
         loss: of the targets, where the caller gives none and the default is not the model's.
         clock: times the stages and shows them.
         notes: for the report.
@@ -77,6 +78,7 @@ class State:
     batches: Batches
     first: Batch
     clock: Clock
+    shifts: bool | None = None
     loss: Loss | None = None
     notes: tuple[str, ...] = ()
     captured: Captured | None = None

@@ -70,7 +70,7 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
     report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=state.notes)
     seconds, recover, form = dict(last.report.seconds), last.report.recover, last.report.form
-    report = replace(report, seconds=seconds, latency=latency, recover=recover, form=form)
+    report = replace(report, seconds=seconds, latency=latency, recover=recover, form=form, shifts=state.shifts)
     return replace(state, certificate=certificate, report=report, pruned=attach(last.pruned, report))
 
 

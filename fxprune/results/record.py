@@ -116,6 +116,8 @@ class Report:
         compared: the outputs that were compared, with what is doubtful about each.
         recover: the recovery's name; empty if there was none, or if the report is too old to tell.
         form: ``"graph"``, or ``"module"`` for a copy of the original in its own class.
+        shifts: whether the original's own loss compares labels with the scores before them, as a causal language model's; None if it
+            makes no such loss, or was not asked.
     """
 
     params: Change
@@ -142,6 +144,7 @@ class Report:
     compared: tuple[str, ...] = ()
     recover: str = ""
     form: str = "graph"
+    shifts: bool | None = None
 
     __setstate__ = filled_in
 
@@ -194,6 +197,7 @@ class Report:
             "compared": list(self.compared),
             "recover": self.recover,
             "form": self.form,
+            "shifts": self.shifts,
         }
 
     @classmethod
@@ -251,7 +255,7 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
     **dict.fromkeys(("collapsed", "skipped", "notes", "compared"), untrusted.texts),
     **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
     "form": partial(untrusted.one_of, ("graph", "module")),
-    "verified": untrusted.maybe(untrusted.boolean),
+    **dict.fromkeys(("verified", "shifts"), untrusted.maybe(untrusted.boolean)),
     "groups": partial(untrusted.sequence_of, read=_read_group),
     "frozen": partial(untrusted.sequence_of, read=_read_frozen),
     "seconds": partial(untrusted.mapping_of, read=untrusted.number),
@@ -261,4 +265,4 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
 }
 
 #: The format in which an entry came, if not in the first.
-_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3, "recover": 4, "form": 5}
+_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3, "recover": 4, "form": 5, "shifts": 5}

@@ -1,7 +1,7 @@
 """Whether targets are tokens, each to be told from those before it, as a causal language model takes them.
 
 Such a model shifts its labels itself: the scores at a position are for the next token. A captured graph has no labels, so that it
-is found out once, from the model's own loss, or else from the data and from what the outputs depend on.
+is found out once, from the model's own loss, which the report keeps, or else from the data and from what the outputs depend on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import CalibrationError, FxpruneWarning, outside
 from fxprune._base.modes import lent, random_states_kept
 from fxprune.data.batch import TARGET_KEYS, Batch
+from fxprune.results.attached import report_if_any
 from fxprune.scoring.loss import IGNORED, default_loss, logits_of
 
 #: A loss that a model computes in its own precision is the same within this share.
@@ -54,9 +55,12 @@ def telling(batches: Iterable[Batch], first: Batch) -> Batch:
 def own_shift(model: nn.Module, batch: Batch) -> bool | None:
     """Returns whether a model's own loss compares labels with the scores before them; None if it makes no loss, or another one.
 
-    The labels are those of the call, or else the targets; without either they are made up, since it is the model that is asked. A
-    warning says where the loss of the targets is another.
+    A report knows what was found at first: a graph makes no loss. The labels are those of the call, or else the targets; without
+    either they are made up, since it is the model that is asked. A warning says where the loss of the targets is another.
     """
+    known = report_if_any(model)
+    if known is not None and known.shifts is not None:
+        return known.shifts
     batch = _keyed(model, batch)
     takes = inspect.signature(model.forward).parameters
     name = next((key for key in TARGET_KEYS if key in batch.kwargs or key in takes), None)

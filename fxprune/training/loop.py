@@ -129,7 +129,7 @@ def _looked_at_first(run: Run) -> Run:
 
 
 def _is_causal(run: Run, first: Batch) -> bool:
-    """Returns whether targets are the next tokens: the model's own loss tells, else the teacher's, else the data."""
+    """Returns whether targets are the next tokens: the model's own loss tells, or its report, else the teacher's, else the data."""
     if run.objective.loss is not None or first.targets is None:
         return False
     batch = telling(run.feed.batches, first)

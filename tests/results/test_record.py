@@ -28,7 +28,7 @@ def test_reports_of_format_1_stay_readable() -> None:
     found = make_report()
     data = found.to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form"):
+    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form", "shifts"):
         data.pop(key, None)
     assert Report.from_dict(data) == found
     assert found.groups[0].producers == found.groups[0].layers and found.groups[0].consumers == ()
@@ -36,7 +36,7 @@ def test_reports_of_format_1_stay_readable() -> None:
 
 def test_reports_of_format_3_do_not_tell_the_recovery() -> None:
     data = make_report(recover="covariance").to_dict() | {"schema": 3}
-    del data["recover"], data["form"]
+    del data["recover"], data["form"], data["shifts"]
     assert Report.from_dict(data) == make_report()
 
 

@@ -223,6 +223,35 @@ def test_compile_differentiates_the_loss_of_the_next_token() -> None:
         assert seen[-2] == 0 != seen[-1]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_the_report_keeps_what_the_model_has_said(form: str, steps: int, tmp_path: Any) -> None:
+    """A graph makes no loss; what it was made of did, whether or not there were labels to ask it about."""
+    data = [{"input_ids": TOKENS}]
+    chosen: dict[str, Any] = {"method": "l2", "recover": None, "progress": False, "form": form, "steps": steps}
+    for shifts in (True, False):
+        found = fxprune.compile(Successor(shifts).eval(), data, 0.9, **chosen)
+        fxprune.save(found, tmp_path / f"{shifts}")
+        loaded = fxprune.load(tmp_path / f"{shifts}", Successor(shifts))
+        other = batch((3 * TOKENS + 1) % CLASSES)
+        assert found.report.shifts is loaded.report.shifts is shifts
+        assert asked(found, other) is asked(loaded, other) is shifts
+    assert fxprune.compile(Silent(True).eval(), data, 0.9, **chosen).report.shifts is None
+
+
+def test_training_takes_the_loss_that_the_report_tells() -> None:
+    """Labels that are not the tokens of the input: a graph is trained as the model would be, with a teacher or without."""
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    model, labels = Successor(True).eval(), (3 * TOKENS + 1) % CLASSES
+    data = [{"input_ids": TOKENS, "labels": labels}]
+    chosen: dict[str, Any] = {"recipe": fxprune.Recipe(epochs=1, lr=1e-9), "validation": data, "progress": False}
+    for teacher in (None, Successor(True)):
+        graph = fxprune.compile(model, [{"input_ids": TOKENS}], 0.9, method="l2", recover=None, progress=False)
+        found = fxprune.finetune(graph, data, teacher=teacher, **chosen)
+        assert found.before["loss"] == pytest.approx(causal_loss(graph(TOKENS), labels).item(), rel=1e-4)
+
+
 def test_training_of_tags_that_equal_a_segment_takes_their_own_places() -> None:
     """All of a batch is untagged, and all its segments are 0: that is no causal model."""
     pytest.importorskip("accelerate")

@@ -175,7 +175,7 @@ def test_the_order_in_which_versions_were_noted_does_not_matter() -> None:
 def test_a_report_of_format_1_has_a_page() -> None:
     data = make_report().to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form"):
+    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form", "shifts"):
         data.pop(key, None)
     words = " ".join(Page(page(Report.from_dict(data))).text)
     assert "layer1.0.conv2" in words and "Read by" not in words
