@@ -28,7 +28,7 @@ from fxprune.scoring.loss import IGNORED, default_loss, logits_of
 #: A loss that a model computes in its own precision is the same within this share.
 _SAME = 1e-2
 
-#: Outputs that move by less than this share of the largest, beside the rounding of their own precision, have not moved.
+#: Outputs that move by less than this share of their size, in the mean, have not moved.
 _STILL = 1e-5
 
 #: Among so many batches one is looked for whose targets count.
@@ -158,31 +158,32 @@ def _scores(outputs: Any, labels: Tensor) -> Tensor | None:
     return None
 
 
-def _losses(outputs: Any) -> list[float]:
-    """Returns the entry ``loss`` of a model's outputs, or else what they have of single numbers."""
+def _losses(outputs: Any) -> list[Tensor]:
+    """Returns the entry ``loss`` of a model's outputs, or else what they have of single numbers; ``[]`` or ``[1]`` each."""
     named = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     leaves = [named] if isinstance(named, Tensor) else pytree.tree_leaves(outputs)
     numbers = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() == 1]
-    return [value for value in map(float, numbers) if math.isfinite(value)]
+    return [leaf for leaf in numbers if math.isfinite(float(leaf))]
 
 
-def _compared(losses: list[float], scores: Tensor, labels: Tensor, *, told: bool) -> bool | None:
-    """Returns whether the first loss that is one of the two is that of the next token; if none is, that is ``told``.
+def _compared(losses: list[Tensor], scores: Tensor, labels: Tensor, *, told: bool) -> bool | None:
+    """Returns whether the first loss that is one of the two is that of the next token; None if none is, or both are.
 
     Args:
-        losses: what the model computes.
+        losses: what the model computes, ``[]`` or ``[1]`` each.
         scores: ``[batch, tokens, classes]``.
         labels: ``[batch, tokens]``.
-        told: warn of another loss.
+        told: warn of another one.
     """
     here, ahead = (_value(scores, one) for one in (labels, next_tokens(labels)))
-    for loss in losses:
+    for loss, rounding in ((float(found), torch.finfo(found.dtype).eps) for found in losses):
         if any(math.isclose(loss, value, rel_tol=_SAME, abs_tol=1e-6) for value in (here, ahead)):
-            return math.isnan(here) or abs(loss - ahead) < abs(loss - here)
+            alike = abs(here - ahead) <= 2 * rounding * abs(loss)
+            return None if alike else math.isnan(here) or abs(loss - ahead) < abs(loss - here)
     if losses and told:
         warnings.warn(
             FxpruneWarning(
-                f"the model's own loss of these targets is {losses[0]:.4g}, and that of its logits {here:.4g} (of the next token "
+                f"the model's own loss of these targets is {float(losses[0]):.4g}, and that of its logits {here:.4g} (of the next token "
                 f"{ahead:.4g}): what is minimised or differentiated is not what the model computes; pass loss="
             ),
             stacklevel=outside(),
@@ -193,7 +194,7 @@ def _compared(losses: list[float], scores: Tensor, labels: Tensor, *, told: bool
 def _value(scores: Tensor, targets: Tensor) -> float:
     """Returns the loss of scores ``[batch, tokens, classes]``; NaN where a target ``[batch, tokens]`` is none of the classes."""
     try:
-        return float(default_loss(scores, targets, tokens=True))
+        return float(default_loss(scores.float(), targets, tokens=True))
     except CalibrationError:
         return math.nan
 
@@ -226,5 +227,4 @@ def _looks_ahead(model: nn.Module, batch: Batch, targets: Tensor) -> bool:
     if found[0] is None or found[1] is None:
         return False
     before, after = (scores[:, :half].double() for scores in found if scores is not None)
-    still = (_STILL + 2 * torch.finfo(found[0].dtype).eps) * before.abs().max()
-    return bool((before - after).abs().max() > still)
+    return bool((before - after).abs().mean() > _STILL * before.abs().mean())

@@ -161,6 +161,23 @@ def test_without_a_loss_outputs_that_depend_on_later_tokens_tell() -> None:
     assert model.training and torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("model", [Successor(True), Silent(True), Looking(True)])
+def test_half_precision_of_hardly_trained_weights_is_enough(model: Successor) -> None:
+    """The two losses may differ by less than rounding, and outputs move by less than a step of the largest: neither is guessed from."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    model.bfloat16().eval()
+    assert asked(model, batch(TOKENS)) is not isinstance(model, Looking)
+
+
+def test_a_loss_that_is_both_tells_nothing() -> None:
+    """Scores that are all alike: what the data say is left."""
+    model = Successor(False).eval()
+    nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
+    assert own_shift(model, batch(TOKENS)) is None
+
+
 def test_a_mask_is_no_tokens() -> None:
     """Targets that are all of one class equal any mask; a tagger that reads from left to right has them in place."""
 
