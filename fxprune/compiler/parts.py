@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from fxprune._base.errors import RestoreError
+from fxprune._base.errors import RestoreError, ScorerError
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.islands import IslandData, Islands
 from fxprune.compiler.reassembly import put_back
@@ -19,6 +19,8 @@ from fxprune.data.checks import device_of
 from fxprune.results.attached import attach, report
 from fxprune.results.certificate import Certificate
 from fxprune.results.record import Report
+from fxprune.results.tables import few
+from fxprune.scoring.scorer import Scorer, judges_outputs, registered
 
 
 def in_parts(state: State, compiled: Callable[[State], State]) -> State:
@@ -27,7 +29,13 @@ def in_parts(state: State, compiled: Callable[[State], State]) -> State:
     Args:
         state: with the names of the parts that can be captured.
         compiled: compiles them as one module.
+
+    Raises:
+        ScorerError: the method judges by outputs that parts do not have.
+        RestoreError: the class cannot hold what is left; the error has the model of graphs as ``pruned``.
+        VerificationError: the whole does not compute what it does with masked twins for its parts.
     """
+    _check_without_outputs(state.scorer, state.parts)
     model = unwrapped(state.module)
     islands = Islands(model, state.parts)
     data = IslandData(model, state.parts, state.batches)
@@ -46,6 +54,21 @@ def in_parts(state: State, compiled: Callable[[State], State]) -> State:
     if state.options.verify:
         check((state.first.args, state.first.kwargs))
     return replace(found, report=report(pruned), pruned=pruned)
+
+
+def _check_without_outputs(scorer: Scorer, parts: Sequence[str]) -> None:
+    """Makes sure that a criterion can judge parts side by side, of which none gives the model's outputs.
+
+    Raises:
+        ScorerError: it judges by those; names the criteria that do not.
+    """
+    if judges_outputs(scorer):
+        others = [name for name, make in sorted(registered().items()) if not judges_outputs(make())]
+        raise ScorerError(
+            f"method {scorer.name!r} judges by the model's outputs or a loss of them (it needs {' and '.join(scorer.needs)}), and this "
+            f"model is captured in parts ({few(parts, 3)}), which have outputs of their own alone: expected a method that judges by "
+            f"weights or activations ({', '.join(others)}), or a part compiled by itself"
+        )
 
 
 def _whole(

@@ -166,6 +166,11 @@ def scorer_of(method: str | Scorer) -> Scorer:
     return _checked(method)
 
 
+def judges_outputs(scorer: Scorer) -> bool:
+    """Returns whether a criterion judges by the model's outputs, or by a loss of them."""
+    return not {"gradients", "masked outputs"}.isdisjoint(scorer.needs)
+
+
 def _checked(scorer: Scorer) -> Scorer:
     for part, known in (("needs", NEEDS), ("defaults", PREFERRED)):
         if unknown := [word for word in getattr(scorer, part) if word not in known]:

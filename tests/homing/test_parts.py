@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from tests.models.parts import Detector
+from tests.models.parts import Detector, Two, layers
 from tests.support.marks import sampled
 from tests.support.weights import fingerprint, randomise
 
@@ -180,3 +180,31 @@ def test_what_no_class_can_say_is_refused_with_the_graph_at_hand() -> None:
     held = caught.value.pruned
     assert isinstance(held, Detector) and isinstance(held.body, torch.fx.GraphModule)
     assert len(held(images(40, 3))) == 3
+
+
+def small(model: nn.Module, form: str = "module", data: Any = None, budget: float = 0.6, **options: Any) -> Any:
+    data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(0))] if data is None else data
+    options = {"method": "l1", "recover": None, **options}
+    return fxprune.compile(model.eval(), data, budget, progress=False, form=form, **options)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+both = pytest.mark.parametrize("form", ["graph", "module"])
+
+
+@pytest.mark.parametrize("method", ["taylor", "ippro", "kl", "spvr", "joint"])
+def test_a_method_that_judges_by_outputs_is_refused(method: str) -> None:
+    data = [(torch.randn(16, 8), torch.randint(0, 4, (16,)))]
+    with pytest.raises(
+        fxprune.ScorerError, match=r"judges by the model's outputs.*captured in parts \(a, b\).*variance"
+    ):
+        small(Two(), data=data, method=method)
+
+
+def test_in_a_sweep_such_a_method_is_a_point_that_says_so() -> None:
+    found = fxprune.sweep(Two().eval(), [torch.randn(16, 8)], 0.6, ["taylor", "l1"], recover=None, progress=False)
+    taylor, l1 = found.points
+    assert "judges by the model's outputs" in taylor.why and l1.verified

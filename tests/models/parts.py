@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,3 +41,32 @@ class Uncapturable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
         return y * 2 if float(y.sum()) > 0 else y
+
+
+def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    first, second = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class Two(nn.Module):
+    """Decides by values between two parts, ``a`` and ``b``; subclasses hold them in other ways as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = layers(8, 24, 8), layers(8, 32, 4)
+        self.more()
+
+    def more(self) -> None:
+        """Adds what a subclass has besides."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.second(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x)
+        return y * 2 if float(y.detach().sum()) > 1e9 else y
+
+    def second(self, y: Tensor) -> Tensor:
+        found: Tensor = self.b(y)
+        return found
