@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from fxprune._base.errors import RestoreError, ScorerError
+from fxprune._base.errors import RestoreError, ScorerError, TrainingWarning, outside
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.islands import IslandData, Islands
 from fxprune.compiler.reassembly import put_back
@@ -16,6 +17,7 @@ from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call
 from fxprune.data.checks import device_of
+from fxprune.homing.restoring import untrained
 from fxprune.results.attached import attach, report
 from fxprune.results.certificate import Certificate
 from fxprune.results.record import Report
@@ -53,7 +55,17 @@ def in_parts(state: State, compiled: Callable[[State], State]) -> State:
     pruned, check = _whole(model, state, found.report, graph, found.first, home)
     if state.options.verify:
         check((state.first.args, state.first.kwargs))
-    return replace(found, report=report(pruned), pruned=pruned)
+    told = untrained(model, pruned, (state.first.args, state.first.kwargs), same_shapes=False)
+    if told is None:
+        return replace(found, report=report(pruned), pruned=pruned)
+    text = f"{told}, and the model does not: in training it reads what is inside a part ({few(state.parts, 3)})"
+    if home is not None:
+        refused = RestoreError(f"the original's class cannot hold what is left: {text}; name what it reads in ignore=")
+        refused.pruned = _whole(model, state, replace(found.report, form="graph"), graph, found.first)[0]
+        raise refused
+    warnings.warn(TrainingWarning(text), stacklevel=outside())
+    said = replace(report(pruned), notes=(*report(pruned).notes, text))
+    return replace(found, report=said, pruned=attach(pruned, said))
 
 
 def _check_without_outputs(scorer: Scorer, parts: Sequence[str]) -> None:

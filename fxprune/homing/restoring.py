@@ -198,7 +198,7 @@ def restored(
     for other in way.also:
         if (told := difference(copied(home), pruned, calls[0], other, allowed)) is not None:
             raise RestoreError(_explained(f"called by {getattr(other, '__name__', other)}, {told}", solved))
-    if (told := _untrained(captured.model, home, calls[0])) is not None:
+    if (told := untrained(captured.model, home, calls[0])) is not None:
         raise RestoreError(_explained(told, solved))
     return home.eval()
 
@@ -214,8 +214,15 @@ def _made(integers: Mapping[Key, Term], values: Mapping[Place, int]) -> dict[Pla
     return {place: value for place, value in found.items() if value is not None}
 
 
-def _untrained(model: nn.Module, home: nn.Module, call: Call) -> str | None:
-    """Returns in what a restored model fails in training mode where the original does not, None if it does not fail."""
+def untrained(model: nn.Module, home: nn.Module, call: Call, *, same_shapes: bool = True) -> str | None:
+    """Returns in what a restored model fails in training mode where the original does not, None if it does not fail.
+
+    Args:
+        model: the original.
+        home: what is left of it.
+        call: of both.
+        same_shapes: whether its outputs have the original's shapes; those of a model that decides by values need not.
+    """
     try:
         want = _in_training(model, call)
     except Exception:  # of any model, which may want targets
@@ -224,7 +231,7 @@ def _untrained(model: nn.Module, home: nn.Module, call: Call) -> str | None:
         got = _in_training(home, call)
     except Exception as error:
         return f"in training mode it raises {brief(error)}"
-    if [x.shape for x in got] != [x.shape for x in want]:
+    if same_shapes and [x.shape for x in got] != [x.shape for x in want]:
         return (
             f"in training mode it gives {[tuple(x.shape) for x in got]}, the original {[tuple(x.shape) for x in want]}"
         )

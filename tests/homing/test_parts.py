@@ -195,6 +195,30 @@ def count(model: nn.Module) -> int:
 both = pytest.mark.parametrize("form", ["graph", "module"])
 
 
+class Training(Two):
+    """In training alone, reads what is inside a part."""
+
+    def more(self) -> None:
+        self.aux = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return (y, self.aux(self.a[:2](x))) if self.training else y
+
+
+def test_a_class_that_cannot_train_with_what_is_left_is_refused() -> None:
+    model, x = Training(), torch.randn(16, 8)
+    with pytest.raises(fxprune.RestoreError, match=r"in training mode it raises .*ignore=") as caught:
+        small(model)
+    held = caught.value.pruned
+    assert isinstance(held, Training) and isinstance(held.a, torch.fx.GraphModule)
+    with pytest.warns(fxprune.TrainingWarning, match="in training mode it raises"):
+        graph = small(model, "graph")
+    assert any("in training mode it raises" in note for note in graph.report.notes)
+    kept = small(model, budget=0.8, ignore="a.0")
+    assert [tuple(y.shape) for y in kept.train()(x)] == [(16, 4), (16, 4)]
+
+
 @pytest.mark.parametrize("method", ["taylor", "ippro", "kl", "spvr", "joint"])
 def test_a_method_that_judges_by_outputs_is_refused(method: str) -> None:
     data = [(torch.randn(16, 8), torch.randint(0, 4, (16,)))]
