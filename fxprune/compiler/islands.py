@@ -7,7 +7,7 @@ them as before. One budget is for all of them together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 from fxprune._base.copies import copied
 from fxprune._base.errors import CaptureError
 from fxprune._base.modes import untouched
+from fxprune.capturing.call import same
 from fxprune.capturing.captured import Captured, capture
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.freeing import freely_captured
-from fxprune.data.batch import Batch
+from fxprune.data.batch import Batch, bad_batch, shown
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call, calls_of
 from fxprune.data.checks import device_of
@@ -174,14 +175,40 @@ class IslandData:
         model: the whole.
         names: of the parts.
         batches: the model's calibration data.
+        known: the calls of the first batch, once it has been seen: all others must be made in the same way.
     """
 
     model: nn.Module
     names: tuple[str, ...]
     batches: Iterable[Batch]
+    known: dict[str, list[Call]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Yields ``((calls,), targets)``."""
-        for batch in self.batches:
+        """Yields ``((calls,), targets)``.
+
+        Raises:
+            CalibrationError: the parts are called in another way than by the first batch.
+        """
+        for index, batch in enumerate(self.batches):
             found = calls_of(self.model, self.names, (batch.args, batch.kwargs))
+            for name, calls in found.items():
+                _check_alike(index, name, self.known.setdefault(name, calls), calls)
             yield ([found[name] for name in self.names],), batch.targets
+
+
+def _check_alike(index: int, name: str, known: Sequence[Call], calls: Sequence[Call]) -> None:
+    """Makes sure that a batch has a part called as often, and with the same numbers, as the first one has.
+
+    Raises:
+        CalibrationError: it has not.
+    """
+    hint = "a graph is made for one way through the model: give batches that take the same one, or compile the part by itself"
+    if len(calls) != len(known):
+        raise bad_batch(index, f"the model calls its part {name!r} {len(calls)} times, {len(known)} by batch 0; {hint}")
+    for want, got in zip(known, calls, strict=True):
+        if pytree.tree_structure(want) != pytree.tree_structure(got):
+            raise bad_batch(index, f"the model calls its part {name!r} with other arguments than by batch 0; {hint}")
+        for a, b in zip(pytree.tree_leaves(want), pytree.tree_leaves(got), strict=True):
+            if not (isinstance(a, Tensor) and isinstance(b, Tensor)) and not same(a, b):
+                text = f"the model hands its part {name!r} {shown(b)}, {shown(a)} by batch 0"
+                raise bad_batch(index, f"{text}; {hint}. What changes must be a tensor")

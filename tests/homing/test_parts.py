@@ -232,3 +232,46 @@ def test_in_a_sweep_such_a_method_is_a_point_that_says_so() -> None:
     found = fxprune.sweep(Two().eval(), [torch.randn(16, 8)], 0.6, ["taylor", "l1"], recover=None, progress=False)
     taylor, l1 = found.points
     assert "judges by the model's outputs" in taylor.why and l1.verified
+
+
+class Branches(Two):
+    """Has a layer of a part in a branch that other values take."""
+
+    def more(self) -> None:
+        self.c = nn.Sequential(self.a[0], nn.ReLU(), nn.Linear(24, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) if float(x.sum()) > 0 else self.c(x))
+
+
+class Scaled(Two):
+    """Hands a part a number that depends on values."""
+
+    def more(self) -> None:
+        self.b = _Times()
+
+    def second(self, y: Tensor) -> Tensor:
+        found: Tensor = self.b(y, round(float(y.detach().abs().sum()), 1))
+        return found
+
+
+class _Times(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = layers(8, 32, 4)
+
+    def forward(self, y: Tensor, factor: float) -> Tensor:
+        found: Tensor = self.inner(y * factor)
+        return found
+
+
+def test_batches_that_take_another_way_are_told() -> None:
+    x = torch.ones(16, 8)
+    with pytest.raises(
+        fxprune.CalibrationError, match=r"batch 1: the model calls its part 'a' 0 times, 1 by batch 0; .*same"
+    ):
+        small(Branches(), data=[x, -x])
+    with pytest.raises(
+        fxprune.CalibrationError, match=r"batch 1: the model hands its part 'b' [\d.]+, [\d.]+ by batch 0"
+    ):
+        small(Scaled(), data=[x, 2 * x])
