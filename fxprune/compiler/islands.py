@@ -6,7 +6,7 @@ them as before. One budget is for all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,24 +72,25 @@ def find_islands(model: nn.Module, call: Call) -> tuple[str, ...]:
     Raises:
         CaptureError: the model cannot be copied.
     """
-    found: list[str] = []
-    names = _children(model, "")
-    while names:
-        calls = calls_of(model, names, call)
-        within = []
-        for name in names:
-            part = model.get_submodule(name)
-            if not _can_be_captured(part, calls[name]) or not _stands_alone(model, name, call):
-                within += _children(part, f"{name}.")
+    found: list[nn.Module] = []
+    first = {module: name for name, module in model.named_modules()}  # of those with several names
+    modules = _children(model)
+    while modules:
+        names = {module: first.pop(module) for module in modules if module in first}
+        calls = calls_of(model, names.values(), call)
+        modules = []
+        for part, name in names.items():
+            if not _can_be_captured(part, calls[name]) or not _stands_alone(model, name, call, len(calls[name])):
+                modules += _children(part)
             elif next(part.children(), None) is not None:  # a single layer has nothing that could go
-                found.append(name)
-        names = within
-    order = [name for name, _ in model.named_modules()]
-    return tuple(sorted(found, key=order.index))
+                found.append(part)
+    # what lies in another one has been found by another name
+    inside = {inner for part in found for inner in part.modules() if inner is not part}
+    return tuple(name for name, module in model.named_modules() if module in found and module not in inside)
 
 
-def _children(module: nn.Module, prefix: str) -> list[str]:
-    return [prefix + name for name, child in module.named_children() if any(True for _ in child.parameters())]
+def _children(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.children() if any(True for _ in child.parameters())]
 
 
 def _can_be_captured(part: nn.Module, calls: Sequence[Call]) -> bool:
@@ -105,32 +106,40 @@ def _can_be_captured(part: nn.Module, calls: Sequence[Call]) -> bool:
 
 
 class _Opaque(nn.Module):
-    """Runs a module, and shows nothing else of it."""
+    """Runs a module, and shows nothing else of it but how often it did."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.__dict__["inner"] = inner  # no submodule: the rest of the model must not find it
+        self.times = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.times += 1
         return self.__dict__["inner"](*args, **kwargs)
 
 
-def _stands_alone(model: nn.Module, name: str, call: Call) -> bool:
-    """Returns whether the rest of the model only calls a part, and reads nothing inside it."""
-    shell = _copied(model)
+def _stands_alone(model: nn.Module, name: str, call: Call, times: int) -> bool:
+    """Returns whether the rest of the model only calls a part, that of a copy in a copy, and reads nothing inside it."""
+    part = model.get_submodule(name)
+    opaque = _Opaque(_copied(part, model))
+    shell = _copied(model, model, {id(part): opaque})
     try:
-        with untouched(shell, training=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            shell.set_submodule(name, _Opaque(shell.get_submodule(name)))
+        with (
+            untouched(shell, training=False),
+            untouched(opaque.__dict__["inner"], training=False),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+        ):
             shell(*call[0], **call[1])
+            return opaque.times >= times  # else a function that it holds has the original's in it
     except Exception:  # whatever the model does without what it looks for
         return False
-    return True
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Returns a copy that shares the parameters."""
+def _copied(module: nn.Module, model: nn.Module, stand_ins: Mapping[int, Any] | None = None) -> nn.Module:
+    """Returns a copy of a model, or of a module of it, that shares the parameters."""
     try:
-        return copied(model, {id(parameter): parameter for parameter in model.parameters()})
+        return copied(module, {**{id(p): p for p in model.parameters()}, **(stand_ins or {})})
     except Exception as error:  # whatever an attribute raises that cannot be copied
         raise CaptureError(
             "the model cannot be captured whole, and it cannot be copied to be captured in parts "
@@ -139,32 +148,42 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 class Islands(nn.Module):
-    """The parts side by side, under the names that they have in the model.
+    """The parts side by side, under the names that they have in the model (see `whole_of`, `islands_of`).
 
     Args:
         model: the whole; its submodules are shared, not copied.
         names: of the parts.
-
-    Attributes:
-        whole: the model; of a copy, that of the copy, which holds the very same parts.
     """
-
-    whole: nn.Module
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.__dict__["whole"] = model  # no submodule: its names are this one's
+        self.__dict__[_OF] = model, tuple(names)  # no submodule, and no name that one of the model's may have
         for name, child in model.named_children():
             self.add_module(name, child)
-        self._names = tuple(names)
         self.training = model.training
 
     def forward(self, calls: Sequence[Sequence[Call]]) -> list[list[Any]]:
         """Returns what each part gives for each of its calls."""
         return [
             [self.get_submodule(name)(*args, **kwargs) for args, kwargs in mine]
-            for name, mine in zip(self._names, calls, strict=True)
+            for name, mine in zip(islands_of(self), calls, strict=True)
         ]
+
+
+#: The attribute of `Islands` for the model and the names of its parts.
+_OF = "<parts of>"
+
+
+def whole_of(islands: Islands) -> nn.Module:
+    """Returns the model that parts are of; of a copy, that of the copy, which holds the very same parts."""
+    model: nn.Module = vars(islands)[_OF][0]
+    return model
+
+
+def islands_of(islands: Islands) -> tuple[str, ...]:
+    """Returns the names of the parts."""
+    names: tuple[str, ...] = vars(islands)[_OF][1]
+    return names
 
 
 @dataclass(frozen=True, slots=True, eq=False)

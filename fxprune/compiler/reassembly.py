@@ -18,7 +18,7 @@ from fxprune._base.errors import CaptureError
 from fxprune._base.modes import lent
 from fxprune._base.names import fetch
 from fxprune.capturing.captured import Captured, capture
-from fxprune.compiler.islands import Islands
+from fxprune.compiler.islands import Islands, whole_of
 from fxprune.coupling.interpreter import couple
 from fxprune.coupling.selection import Selection
 from fxprune.data.calls import Call
@@ -63,7 +63,7 @@ def put_back(
     found = {name: _part(model, name, mine, plan, state) for name, mine in zip(plan.islands, calls, strict=True)}
     parts = {name: part for name, part in found.items() if part is not None}
     ours = {name: part.pruned if home is None else home.get_submodule(name) for name, part in parts.items()}
-    result = _with_parts(model, ours) if home is None else home.whole.eval()
+    result = _with_parts(model, ours) if home is None else whole_of(home).eval()
 
     def in_precision(call: Call, dtype: torch.dtype | None) -> Certificate:
         twins: dict[str, nn.Module] = {name: _MaskedTwin(part, dtype) for name, part in parts.items()}
@@ -94,7 +94,7 @@ def side_by_side(result: nn.Module, selection: Selection, names: Sequence[str]) 
 
 def put_in_place(home: Islands, result: nn.Module, names: Sequence[str]) -> nn.Module:
     """Returns the model that holds some parts in their own classes, all else with the values that it has in a model of graphs."""
-    whole = home.whole.eval()
+    whole = whole_of(home).eval()
     values = result.state_dict()
     with torch.no_grad():
         for tensor, value in whole.state_dict().items():
@@ -104,7 +104,8 @@ def put_in_place(home: Islands, result: nn.Module, names: Sequence[str]) -> nn.M
 
 
 def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    whole = copied(model)
+    """Returns a copy of the model in which parts stand in for the originals wherever it holds those, in a plain list too."""
+    whole = copied(model, {id(model.get_submodule(name)): part for name, part in parts.items()})
     for name, part in parts.items():
         whole.set_submodule(name, part)
     return whole

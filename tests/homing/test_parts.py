@@ -195,6 +195,65 @@ def count(model: nn.Module) -> int:
 both = pytest.mark.parametrize("form", ["graph", "module"])
 
 
+class Aliases(Two):
+    """Calls its parts by other names, one of which comes first, one from a plain list."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.parts = nn.ModuleList([layers(8, 24, 8)])
+        self.a, self.b = self.parts[0], layers(8, 32, 4)
+        self.order, self.within = [self.b], nn.ModuleDict({"b": self.b})
+
+    def second(self, y: Tensor) -> Tensor:
+        found: Tensor = self.order[0](y)
+        return found
+
+
+@both
+def test_parts_with_several_names_are_pruned_under_all_of_them(form: str) -> None:
+    model, x = Aliases(), torch.randn(16, 8)
+    pruned = small(model, form)
+    assert pruned.report.islands == ("parts.0", "b") and pruned.report.verified
+    assert pruned.order[0] is pruned.b is pruned.within["b"] and pruned.parts[0] is pruned.a
+    assert count(pruned) == pruned.report.params[1] <= 0.6 * count(model)
+    assert not torch.equal(pruned(x), model(x))
+
+
+class Functional(Two):
+    """Calls a part by a function that has it, so that a copy calls the original's."""
+
+    def more(self) -> None:
+        a = self.a
+        self.called = lambda x: a(x)
+
+    def first(self, x: Tensor) -> Tensor:
+        y: Tensor = self.called(x)
+        return y * 2 if float(y.detach().sum()) > 1e9 else y
+
+
+@both
+def test_a_part_that_a_copy_does_not_call_is_none(form: str) -> None:
+    assert small(Functional(), form, budget=0.8).report.islands == ("b",)
+
+
+class Named(Two):
+    """Has a child by a name that is used for parts elsewhere."""
+
+    def more(self) -> None:
+        self.whole, self._names = self.a, self.b
+        del self.a, self.b
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.whole(x)
+        found: Tensor = self._names(y * 2 if float(y.detach().sum()) > 1e9 else y)
+        return found
+
+
+@both
+def test_a_child_may_have_any_name(form: str) -> None:
+    assert small(Named(), form).report.islands == ("whole", "_names")
+
+
 class Training(Two):
     """In training alone, reads what is inside a part."""
 
