@@ -23,6 +23,14 @@ def copied(model: M, shared: Mapping[int, Any] | None = None) -> M:
         return copy.deepcopy(model, dict(shared or {}))
 
 
+def copied_of(model: nn.Module, shared: Mapping[int, Any]) -> set[int]:
+    """Returns the ids of what a copy of a model copies: all that it reaches, wherever it is kept, but by way of what is shared."""
+    memo = dict(shared)
+    with _Detached():
+        copy.deepcopy(model, memo)
+    return memo.keys() - shared.keys()
+
+
 class _Detached(TorchFunctionMode):
     """Has copies made of tensors that torch makes none of: those with a history."""
 

@@ -57,6 +57,7 @@ class Captured:
             from; first comes a parameter of its shape, if there is one.
         resting: Modules that the model's own ``train()`` leaves in evaluation mode, by name.
         all_free: Whether every size is free that the model leaves free.
+        held: Tensors that must stay whole, by their names in the graph, and why.
     """
 
     module: fx.GraphModule
@@ -74,6 +75,7 @@ class Captured:
     folded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resting: frozenset[str] = frozenset()
     all_free: bool = False
+    held: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Returns what was captured, how it is called, and what the graph does not keep."""

@@ -17,7 +17,7 @@ from fxprune.budget.solver import Solution
 from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.capturing.source import runnable, unwrapped
 from fxprune.compiler.freeing import freely_captured
-from fxprune.compiler.islands import Islands
+from fxprune.compiler.islands import Islands, of_parts
 from fxprune.compiler.reassembly import put_back
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.interpreter import couple
@@ -63,7 +63,7 @@ def selected(model: nn.Module | ExportedProgram, plan: Plan) -> Selected:
     module = Islands(whole, plan.islands) if plan.islands else whole
     example, grown = (_at_dtype(plan.example.call(module, device_of(module), grow=grow), module) for grow in (0, 1))
     args, kwargs = example
-    captured = freely_captured(module if plan.islands else model, args, kwargs, batches=[grown])
+    captured = of_parts(freely_captured(module if plan.islands else model, args, kwargs, batches=[grown]))
     coupling, plan = couple(captured), without_sources(plan, captured)
     check_fits(plan, shapes_of(captured))
     bridged = bridge(coupling, plan.bridged, plan.seed)

@@ -7,7 +7,7 @@ them as before. One budget is for all of them together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune._base.copies import copied
+from fxprune._base.copies import copied, copied_of
 from fxprune._base.errors import CaptureError
 from fxprune._base.modes import untouched
+from fxprune._base.names import layer_of
 from fxprune.capturing.call import same
 from fxprune.capturing.captured import Captured, capture
 from fxprune.capturing.source import unwrapped
@@ -46,7 +47,7 @@ def capture_or_parts(
     first = batches.first()
     call = first.args, first.kwargs
     try:
-        return freely_captured(model, *call, dynamic_shapes=dynamic_shapes, batches=calls), ()
+        return of_parts(freely_captured(model, *call, dynamic_shapes=dynamic_shapes, batches=calls)), ()
     except CaptureError:
         if isinstance(model, ExportedProgram) or strict or any(p.is_meta for p in model.parameters()):
             raise  # parts are found by running the model
@@ -59,7 +60,41 @@ def capture_or_parts(
 def captured_islands(model: nn.Module, names: tuple[str, ...], batches: Batches) -> Captured:
     """Returns the parts of a model, captured together."""
     first = Batches(IslandData(model, names, batches), device=device_of(model)).first()
-    return freely_captured(Islands(model, names), first.args, first.kwargs)
+    return of_parts(freely_captured(Islands(model, names), first.args, first.kwargs))
+
+
+def of_parts(captured: Captured) -> Captured:
+    """Returns captured parts with nothing said of what lies outside them, and held what the model reaches from there.
+
+    What is captured whole is returned as it is.
+    """
+    islands = captured.model
+    if not isinstance(islands, Islands):
+        return captured
+    held: dict[str, str] = {}
+    for name in islands_of(islands):
+        why = f"the model reaches it outside its part {name!r} as well"
+        held |= {captured.ties.get(tensor, tensor): why for tensor in _reached(whole_of(islands), name)}
+    for made, sources in captured.folded.items():
+        held.update((made, held[source]) for source in sources if source in held)
+    inside = tuple(f"{name}." for name in islands_of(islands))
+    return replace(captured, held=held, unused=frozenset(x for x in captured.unused if x.startswith(inside)))
+
+
+def _reached(model: nn.Module, name: str) -> list[str]:
+    """Returns the tensors of a part's layers of which the rest of the model, other parts too, reaches one, by whatever way."""
+    part, tensors = model.get_submodule(name), _tensors(model)
+    inside = {f"{name}.{tensor}": value for tensor, value in _tensors(part).items()}
+    ids = {id(value) for value in inside.values()}
+    apart = {id(value): value for value in tensors.values() if id(value) not in ids}
+    found = copied_of(model, {id(part): part, **apart})
+    layers = {layer_of(tensor) for tensor, value in inside.items() if id(value) in found}
+    return [tensor for tensor in inside if layer_of(tensor) in layers]
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    own = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    return {**dict(own[0]), **dict(own[1])}
 
 
 def find_islands(model: nn.Module, call: Call) -> tuple[str, ...]:

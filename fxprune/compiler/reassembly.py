@@ -60,18 +60,20 @@ def put_back(
         parts; it raises `VerificationError` where they differ.
     """
     state = pruned.state_dict()
-    found = {name: _part(model, name, mine, plan, state) for name, mine in zip(plan.islands, calls, strict=True)}
+    first = _first_names(model)
+    found = {name: _part(model, name, mine, plan, state, first) for name, mine in zip(plan.islands, calls, strict=True)}
     parts = {name: part for name, part in found.items() if part is not None}
     ours = {name: part.pruned if home is None else home.get_submodule(name) for name, part in parts.items()}
-    result = _with_parts(model, ours) if home is None else whole_of(home).eval()
+    shared = _shared(model, ours)
+    result = _with_parts(model, ours, shared) if home is None else whole_of(home).eval()
 
     def in_precision(call: Call, dtype: torch.dtype | None) -> Certificate:
         twins: dict[str, nn.Module] = {name: _MaskedTwin(part, dtype) for name, part in parts.items()}
         if dtype is None:
-            return _compared(_with_parts(model, twins), result, call)
+            return _compared(_with_parts(model, twins, shared), result, call)
         exact = {name: _Within(lifted(part, dtype), dtype) for name, part in ours.items()}
         twins = {name: _Within(twin, dtype) for name, twin in twins.items()}
-        return _compared(_with_parts(model, twins), _with_parts(model, exact), call)
+        return _compared(_with_parts(model, twins, shared), _with_parts(model, exact, shared), call)
 
     return result, lambda call: settled(partial(in_precision, call))
 
@@ -84,10 +86,10 @@ def side_by_side(result: nn.Module, selection: Selection, names: Sequence[str]) 
         selection: what went of the parts, captured together.
         names: of the parts.
     """
-    made = emitted(selection)
+    made, held = emitted(selection), selection.coupling.captured.held
     with torch.no_grad():
         for tensor, value in made.state_dict().items():
-            if any(tensor.startswith(f"{name}.") for name in names):
+            if tensor in held or any(tensor.startswith(f"{name}.") for name in names):
                 value.copy_(fetch(result, tensor))
     return made
 
@@ -103,16 +105,53 @@ def put_in_place(home: Islands, result: nn.Module, names: Sequence[str]) -> nn.M
     return whole
 
 
-def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+def _first_names(model: nn.Module) -> dict[int, str]:
+    """Returns the first name of every tensor below the model's children, by its id: that which `Islands` has for it."""
+    found: dict[int, str] = {}
+    for prefix, child in model.named_children():
+        for name, tensor in (*child.named_parameters(prefix), *child.named_buffers(prefix)):
+            found.setdefault(id(tensor), name)
+    return found
+
+
+def _shared(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[int, Tensor]:
+    """Returns the tensors of pruned parts that are as large as before, by the ids of the originals; what parts share is made one.
+
+    The rest of the model may reach an original by another name, or in another part: there the copy has the same tensor.
+    """
+    found: dict[int, Tensor] = {}
+    for name, part in parts.items():
+        own = model.get_submodule(name)
+        originals = {
+            **dict(own.named_parameters(remove_duplicate=False)),
+            **dict(own.named_buffers(remove_duplicate=False)),
+        }
+        for path, module in part.named_modules():
+            for tensors in (module._parameters, module._buffers):
+                for tensor, value in tensors.items():
+                    old = originals.get(f"{path}.{tensor}".lstrip("."))
+                    if value is not None and old is not None and old.shape == value.shape:
+                        tensors[tensor] = found.setdefault(id(old), value)
+    return found
+
+
+def _with_parts(model: nn.Module, parts: Mapping[str, nn.Module], shared: Mapping[int, Tensor]) -> nn.Module:
     """Returns a copy of the model in which parts stand in for the originals wherever it holds those, in a plain list too."""
-    whole = copied(model, {id(model.get_submodule(name)): part for name, part in parts.items()})
+    whole = copied(model, {**shared, **{id(model.get_submodule(name)): part for name, part in parts.items()}})
     for name, part in parts.items():
         whole.set_submodule(name, part)
     return whole
 
 
-def _part(model: nn.Module, name: str, calls: Sequence[Call], plan: Plan, state: Mapping[str, Tensor]) -> _Part | None:
-    """Returns a part with the recovered weights in place; None if nothing of it goes."""
+def _part(
+    model: nn.Module,
+    name: str,
+    calls: Sequence[Call],
+    plan: Plan,
+    state: Mapping[str, Tensor],
+    first: Mapping[int, str],
+) -> _Part | None:
+    """Returns a part with the recovered weights in place, which ``state`` has by ``first`` names; None if nothing of it goes."""
     module = model.get_submodule(name)
     inside = {
         tensor.removeprefix(f"{name}."): axes for tensor, axes in plan.keep.items() if tensor.startswith(f"{name}.")
@@ -124,9 +163,11 @@ def _part(model: nn.Module, name: str, calls: Sequence[Call], plan: Plan, state:
     coupling = couple(captured)
     selection = selection_of(coupling, replace(plan, keep=keep))
     made = emitted(selection)
+    own = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for tensor, value in made.state_dict().items():
-            value.copy_(state[f"{name}.{tensor}"])
+            full = f"{name}.{tensor}"
+            value.copy_(state[full] if full in state else state[first[id(own[tensor])]])
     return _Part(selection, made)
 
 

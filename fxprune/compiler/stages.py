@@ -140,6 +140,7 @@ def capture(state: State) -> State:
     if captured is None:
         check_in_parts(options)
         return replace(state, parts=parts)
+    captured = replace(captured, held={**state.held, **captured.held})
     captured = of_class(captured) if options.form == MODULE else captured
     for warning in captured.warned:
         warnings.warn(warning, stacklevel=outside())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class State:
         notes: for the report.
         captured: the flat graph; None where only parts of the model can be captured.
         parts: the names of those.
+        held: tensors that must stay whole, and why, where the model is a step's and does not say so itself.
         inputs: the calibration data as the graph takes them.
         coupling: of the graph, blocks among its units if they are asked for.
         search: how a bound on the latency is met, if there is one.
@@ -83,6 +84,7 @@ class State:
     notes: tuple[str, ...] = ()
     captured: Captured | None = None
     parts: tuple[str, ...] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
     inputs: CalibrationInputs = LATER
     coupling: Coupling = LATER
     search: LatencySearch | None = None

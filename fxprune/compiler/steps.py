@@ -39,10 +39,12 @@ def in_steps(state: State, straight: Callable[[State], State]) -> State:
     before = cost_model(state.coupling).of(Selection.nothing(state.coupling).removed)
     dense_ms = None if state.search is None else state.search.original_ms()
     model = unwrapped(state.module)
-    done: list[State] = []
+    held, done = state.coupling.captured.held, list[State]()
     for number in range(1, state.options.steps + 1):
         budget = schedule(state.budget, before, number / state.options.steps, dense_ms)
-        done.append(straight(replace(state, source=model, module=model, budget=budget, captured=None, notes=())))
+        done.append(
+            straight(replace(state, source=model, module=model, budget=budget, captured=None, notes=(), held=held))
+        )
         model = done[-1].pruned
     return _whole(state, done, before, dense_ms)
 

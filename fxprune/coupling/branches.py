@@ -34,7 +34,7 @@ class Collapse:
         constant: nodes whose value is one constant for each channel, with the channels' dimension.
         frontier: the constant nodes that a live node reads.
         live: nodes that the result still needs, constants excluded.
-        legal: whether every constant meets a skip connection, and nothing that is live is empty.
+        legal: whether every constant meets a skip connection, nothing that is live is empty, and what is held is live.
     """
 
     constant: Mapping[fx.Node, int]
@@ -50,6 +50,8 @@ def collapse_of(coupling: Coupling, slicer: Slicer, emptied: Iterable[fx.Node] =
     live, frontier = _reach(graph, constant)
     legal = all(_meets_skip(coupling, node, user, live) for node in frontier for user in node.users if user in live)
     legal = legal and all(_filled(coupling, slicer, node) for node in live)
+    held = (node for node in graph.find_nodes(op="get_attr") if node.target in coupling.captured.held)
+    legal = legal and all(node in live for node in held)
     return Collapse(constant, frontier, live, legal)
 
 

@@ -45,6 +45,7 @@ def couple_counted(captured: Captured, *, strict: bool = False) -> Coupling:
     unsupported: list[tuple[str, str]] = []
     for node in captured.module.graph.nodes:
         _visit(tracer, node, strict, unsupported)
+    _hold(tracer)
     for axis in _parameter_axes(tracer):
         everywhere = [c for c in axis.labels[0] if c and (axis.labels == c).any(axis=1).all()]
         tracer.channels.freeze(np.array([everywhere], np.int64), f"all of {axis.tensor}[{axis.dim}] would go with it")
@@ -64,6 +65,13 @@ def couple_counted(captured: Captured, *, strict: bool = False) -> Coupling:
         groups,
         tuple(unsupported),
     )
+
+
+def _hold(t: Tracer) -> None:
+    """Freezes the tensors that must stay whole."""
+    for node, axes in t.values.items():
+        if node.op == "get_attr" and (why := t.captured.held.get(str(node.target))) is not None:
+            ax.freeze(t.channels, ax.joined(axes or ()), why)
 
 
 def _visit(t: Tracer, node: fx.Node, strict: bool, unsupported: list[tuple[str, str]]) -> None:

@@ -63,7 +63,10 @@ def with_tensors(
                     new = None
                 if old is not None and (new is not None or full in cut):
                     kept = _kept(old if new is None else new, cut.get(full, {}))
-                    tensors[name] = made.setdefault(id(old), _like(old, kept))
+                    stays = (
+                        captured.ties.get(full, full) in captured.held
+                    )  # others may have it: it stays the tensor that it is
+                    tensors[name] = made.setdefault(id(old), _written(old, kept) if stays else _like(old, kept))
     for name in captured.folded:
         if name not in values:  # its layer is gone whole
             continue
@@ -99,6 +102,11 @@ def _kept(tensor: Tensor, cut: Mapping[int, Ids]) -> Tensor:
         if len(index) and tensor.shape[dim] > index[-1]:
             tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
     return tensor
+
+
+@torch.no_grad()
+def _written(old: Tensor, new: Tensor) -> Tensor:
+    return old.copy_(new)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:

@@ -195,6 +195,75 @@ def count(model: nn.Module) -> int:
 both = pytest.mark.parametrize("form", ["graph", "module"])
 
 
+class Penalised(Two):
+    """Has a parameter of a part by another name, and in a plain list."""
+
+    def more(self) -> None:
+        self.penalised, self.watched = self.a[2].weight, [self.a[4].weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return y + self.penalised.square().sum() + self.watched[0].square().sum()
+
+
+@both
+def test_what_the_rest_of_the_model_reaches_as_well_stays_and_stays_shared(form: str, tmp_path: Path) -> None:
+    model, x = Penalised(), torch.randn(5, 8)
+    pruned = small(model, form)
+    whole = pruned.get_parameter("a.2.weight")
+    assert pruned.penalised is whole and pruned.watched[0] is pruned.get_parameter("a.4.weight")
+    assert whole.shape == (24, 24) and pruned.report.verified
+    assert count(pruned) == pruned.report.params[1] <= 0.6 * count(model)
+    assert any("reaches it outside its part 'a'" in row.reason for row in pruned.report.frozen)
+    fxprune.save(pruned, tmp_path / "out")
+    again = [fxprune.load(tmp_path / "out", Penalised()), fxprune.apply(model, pruned.plan)]
+    again += [fxprune.restore(pruned, model)] if form == "graph" else []
+    for one in again:
+        assert one.penalised is one.get_parameter("a.2.weight") and alike(one.eval()(x), pruned(x))
+
+
+@pytest.mark.parametrize("options", [{"steps": 2}, {"units": ("channel", "block")}, {"recover": "covariance"}], ids=str)
+@both
+def test_what_is_shared_stays_whatever_the_way(form: str, options: dict[str, Any]) -> None:
+    pruned = small(Penalised(), form, **options)
+    assert pruned.penalised is pruned.get_parameter("a.2.weight") and pruned.penalised.shape == (24, 24)
+
+
+class Branches(Two):
+    """Has a layer of a part in a branch that other values take."""
+
+    def more(self) -> None:
+        self.c = nn.Sequential(self.a[0], nn.ReLU(), nn.Linear(24, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) if float(x.sum()) > 0 else self.c(x))
+
+
+@both
+def test_a_layer_that_another_branch_has_too_stays(form: str) -> None:
+    x = torch.ones(16, 8)
+    pruned = small(Branches(), form, [x])
+    assert pruned(-x).shape == pruned(x).shape == (16, 4)
+    assert pruned.c[0].weight is pruned.get_parameter("a.0.weight")
+    if form == "graph":
+        assert fxprune.restore(pruned, Branches())(-x).shape == (16, 4)
+
+
+class Tied(Two):
+    """Has one weight in two parts."""
+
+    def more(self) -> None:
+        self.b = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.b[0].weight = self.a[0].weight
+
+
+@both
+def test_a_weight_of_two_parts_stays_one(form: str) -> None:
+    pruned = small(Tied(), form, budget=0.8)
+    assert pruned.get_parameter("a.0.weight") is pruned.get_parameter("b.0.weight")
+    assert count(pruned) == pruned.report.params[1] < count(Tied()) and pruned.report.verified
+
+
 class Aliases(Two):
     """Calls its parts by other names, one of which comes first, one from a plain list."""
 
@@ -291,16 +360,6 @@ def test_in_a_sweep_such_a_method_is_a_point_that_says_so() -> None:
     found = fxprune.sweep(Two().eval(), [torch.randn(16, 8)], 0.6, ["taylor", "l1"], recover=None, progress=False)
     taylor, l1 = found.points
     assert "judges by the model's outputs" in taylor.why and l1.verified
-
-
-class Branches(Two):
-    """Has a layer of a part in a branch that other values take."""
-
-    def more(self) -> None:
-        self.c = nn.Sequential(self.a[0], nn.ReLU(), nn.Linear(24, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x) if float(x.sum()) > 0 else self.c(x))
 
 
 class Scaled(Two):
