@@ -195,7 +195,9 @@ def home_again(
         raise RestoreError("restore: also= is about the whole model, of which only parts were captured: leave it out")
     selection = in_blocks(selected(model, found.plan).solution.selection, found.plan)
     graph = side_by_side(pruned, selection, islands) if islands else pruned
-    captured = drawn(selection.coupling.captured)
+    captured = selection.coupling.captured
+    untrue = set(captured.notes) - set(of_class(captured).notes)
+    captured = drawn(captured)
     selection = replace(selection, coupling=replace(selection.coupling, captured=captured))
     calls = [example_call(captured), *further_calls(captured, str(device_of(model)))]
     way = way_home(selection.coupling, also)
@@ -204,7 +206,7 @@ def home_again(
     except RestoreError as error:
         text = f"{error}. fxprune.compile(..., form='module') chooses what the class can say; the graph stays as it is"
         raise RestoreError(text) from error
-    notes = (*found.notes, *stale_notes(selection, home, way))
+    notes = (*(note for note in found.notes if note not in untrue), *stale_notes(selection, home, way))
     whole = put_in_place(home, pruned, islands) if isinstance(home, Islands) else home
     return attach(whole, replace(found, form=MODULE, notes=notes))
 

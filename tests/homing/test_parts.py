@@ -393,3 +393,25 @@ def test_batches_that_take_another_way_are_told() -> None:
         fxprune.CalibrationError, match=r"batch 1: the model hands its part 'b' [\d.]+, [\d.]+ by batch 0"
     ):
         small(Scaled(), data=[x, 2 * x])
+
+
+class Embedded(Two):
+    """Reads parameters of its own, outside the parts."""
+
+    def more(self) -> None:
+        self.gain = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.gain.weight.sum())
+
+
+def test_notes_are_about_the_parts_alone() -> None:
+    assert not any("gain" in note for note in small(Embedded()).report.notes)
+
+
+def test_what_is_true_of_a_graph_alone_is_not_said_of_the_class() -> None:
+    model = Two()
+    nn.utils.parametrizations.weight_norm(model.a[2])
+    graph = small(model, "graph")
+    assert any("computed weights" in note for note in graph.report.notes)
+    assert not any("computed weights" in note for note in fxprune.restore(graph, model).report.notes)
