@@ -96,3 +96,16 @@ def test_malformed_steps_are_refused(network: Any, options: dict[str, Any], mess
     model, x = network
     with pytest.raises(ValueError, match=message):
         fxprune.compile(model, [x], progress=False, **options)
+
+
+def test_a_weight_that_the_class_computes_does_not_round_the_proof() -> None:
+    """Its class computes the weight in float32 where the graph, which is compared in float64, has it plain."""
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)),
+        torch.randn(16, 8),
+    )
+    nn.utils.parametrizations.weight_norm(model[2])
+    options: dict[str, Any] = {"method": "l1", "recover": None, "steps": 2, "form": "module"}
+    pruned = fxprune.compile(model.eval(), [x], 0.6, progress=False, **options)
+    assert pruned.report.verified and pruned.report.max_error < 1e-9
