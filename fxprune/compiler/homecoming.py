@@ -18,7 +18,7 @@ from fxprune.budget.ties import Ties, bundles_of, tie_costs
 from fxprune.capturing.captured import COMPUTED_WEIGHTS, Captured, example_call
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.application import selected
-from fxprune.compiler.islands import Islands
+from fxprune.compiler.islands import Islands, islands_of
 from fxprune.compiler.options import MODULE, Options
 from fxprune.compiler.reassembly import put_in_place, side_by_side
 from fxprune.compiler.secondly import other_call
@@ -145,14 +145,27 @@ def home(state: State) -> State:
 
 def stale_notes(selection: Selection, found: nn.Module, way: Way) -> list[str]:
     """Returns what to say of integers that may be wrong now, as no call has read them."""
-    model = selection.coupling.captured.model
+    captured = selection.coupling.captured
+    model, stay = captured.model, dict[str, set[int]]()
     there = moved(model, [layer.path for layer in gone(way.layers, selection.removed)])
-    names = unread_widths(model, found, way.readings, there)
+    if isinstance(model, Islands):  # what lies outside, the whole reads, and what parts take and give stays
+        stay = dict.fromkeys(islands_of(model), _taken_and_given(captured))
+        there = {
+            path: now for path, now in there.items() if path in stay or path.startswith(tuple(f"{p}." for p in stay))
+        }
+    names = unread_widths(model, found, way.readings, there, stay)
     if not names:
         return []
     text = "no call has read these integers, which were widths and may be wrong for what is left"
     hint = "" if isinstance(model, Islands) else "; name a call that reads them with also="
     return [f"{text}: {few(names, 12)}{hint}"]
+
+
+def _taken_and_given(captured: Captured) -> set[int]:
+    """Returns the sizes of a graph's inputs and outputs."""
+    graph = captured.module.graph
+    ends = [*graph.find_nodes(op="placeholder"), *graph.output_node().all_input_nodes]
+    return {size for node in ends for size in getattr(captured.at_example[node], "shape", ())}
 
 
 @random_states_kept()

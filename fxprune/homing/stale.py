@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from torch import nn
 
@@ -14,14 +15,21 @@ from fxprune.homing.terms import Place, leaves
 _LEAST = 3
 
 
-def unread_widths(model: nn.Module, home: nn.Module, readings: Readings, there: Mapping[str, str]) -> list[str]:
+def unread_widths(
+    model: nn.Module,
+    home: nn.Module,
+    readings: Readings,
+    there: Mapping[str, str],
+    stay: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> list[str]:
     """Returns the integers of a restored model that were the width of its tensors, which is another now, and that nothing has read.
 
     Args:
         model: the original.
         home: what is left of it.
         readings: what the calls of the original read.
-        there: where its modules are, by where they were; nothing for those that are gone.
+        there: where its modules are, by where they were; nothing for those that are gone, and those that nothing is said of.
+        stay: widths, by module, of what it takes and gives, which stay.
     """
     read = {leaf.key for reading in readings.sizes for leaf in leaves(reading.term) if isinstance(leaf, Place)}
     before, now = numbers_in(model, (int,)), numbers_in(home, (int,))
@@ -30,6 +38,8 @@ def unread_widths(model: nn.Module, home: nn.Module, readings: Readings, there: 
     for key, value in before.items():
         path, steps = key
         if key in read or value < _LEAST or value not in gone.get(path, ()) or now.get((there[path], steps)) != value:
+            continue
+        if value in stay.get(path, ()):
             continue
         own = home.get_submodule(there[path])._parameters.values()
         if not any(value in tensor.shape for tensor in own if tensor is not None):  # else it may say how large that is

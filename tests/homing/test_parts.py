@@ -409,6 +409,19 @@ def test_notes_are_about_the_parts_alone() -> None:
     assert not any("gain" in note for note in small(Embedded()).report.notes)
 
 
+class Counted(Two):
+    """Has numbers that none of the parts reads."""
+
+    def more(self) -> None:
+        self.a, self.b = layers(8, 24, 24), layers(24, 32, 4)
+        self.a.out_channels, self.b.inner = 24, 32  # type: ignore[assignment]
+
+
+def test_a_part_s_numbers_for_what_it_gives_stay() -> None:
+    note = next(note for note in small(Counted()).report.notes if "no call has read these integers" in note)
+    assert "b.inner (32)" in note and "out_channels" not in note
+
+
 def test_what_is_true_of_a_graph_alone_is_not_said_of_the_class() -> None:
     model = Two()
     nn.utils.parametrizations.weight_norm(model.a[2])
