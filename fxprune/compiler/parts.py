@@ -58,7 +58,7 @@ def in_parts(state: State, compiled: Callable[[State], State]) -> State:
     told = untrained(model, pruned, (state.first.args, state.first.kwargs), same_shapes=False)
     if told is None:
         return replace(found, report=report(pruned), pruned=pruned)
-    text = f"{told}, and the model does not: in training it reads what is inside a part ({few(state.parts, 3)})"
+    text = f"{told}, and the model does not: it may read there what is inside a part ({few(state.parts, 3)})"
     if home is not None:
         refused = RestoreError(f"the original's class cannot hold what is left: {text}; name what it reads in ignore=")
         refused.pruned = _whole(model, state, replace(found.report, form="graph"), graph, found.first)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.capturing.captured import capture
+from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.interpreter import couple
 from tests.models.fn import Fn
 from tests.support.compiling import couple_fn
@@ -69,3 +71,19 @@ def test_what_must_stay_is_held_and_says_why(name: str) -> None:
     assert held[tensor, dim].reason in coupling.explain(tensor)
     for share in (0.4, 0.9) if coupling.groups else ():
         assert certify(coupling, args, removal(coupling, 0, share)).verified is True
+
+
+@pytest.mark.parametrize("held", ["c.bias", "c.weight", "b.bias"])
+def test_a_tensor_that_is_held_stays_and_so_does_its_branch(held: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        found: Tensor = m.d(y + m.c(m.b(y).relu()))
+        return found
+
+    layers = {"a": nn.Linear(5, 6), "b": nn.Linear(6, 8), "c": nn.Linear(8, 6), "d": nn.Linear(6, 2)}
+    captured = capture(Fn(forward, **layers).eval(), (random(3, 5),))
+    assert any(group.kind == "block" for group in with_blocks(couple(captured)).groups)
+    coupling = couple(replace(captured, held={held: "it is wanted elsewhere"}))
+    assert "it is wanted elsewhere" in coupling.explain(held)
+    assert not any(held.startswith(coupling.axes[i].tensor) for group in coupling.groups for i, _ in group.axes)
+    assert not any(group.kind == "block" for group in with_blocks(coupling).groups)
