@@ -67,10 +67,7 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
         # weights: step by step, then
         certificate = together([step.certificate for step in done])
     else:
-        graph = (
-            last.pruned if last.graph is None else last.graph
-        )  # of the class it has been proven already, as it rounds
-        whole = replace(state, pruned=graph, selection=selection.with_tensors(at_full_size(selection, graph)))
+        whole = replace(state, selection=selection.with_tensors(at_full_size(selection, last.pruned)))
         certificate = verify(replace(whole, options=replace(state.options, verify_dtype=torch.float64))).certificate
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
     report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=state.notes)
