@@ -17,7 +17,7 @@ from fxprune._base.shown import html_summary, text_summary
 from fxprune.budget.patterns import matches, nearest, spellings, taken
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.source import runnable, unwrapped
-from fxprune.compiler.homecoming import in_step
+from fxprune.compiler.homecoming import check_has_class, in_step
 from fxprune.compiler.islands import capture_or_parts, captured_islands
 from fxprune.compiler.options import MODULE, Form, Options, check_form, several
 from fxprune.coupling.blocks import with_blocks
@@ -202,7 +202,8 @@ def explain(
         model: the model, or the coupling that `fxprune.couple` found.
         calib_data: batches, as for `fxprune.compile`; not for a coupling.
         layers: names or ``fnmatch`` patterns: only what touches these layers, modules that hold layers, or tensors.
-        units: with ``"block"`` among them, whole residual branches are units as well.
+        units: with ``"block"`` among them, whole residual branches are units as well; other kinds, if any are given, are those that
+            may go, as for `fxprune.compile`, for what goes in step.
         ignore: as for `fxprune.compile`; says which groups each pattern holds.
         ratios: as for `fxprune.compile`; says which groups each pattern reaches.
         form: ``"module"`` says as well what goes in step, and what stays, so that the original's class can come back.
@@ -220,7 +221,8 @@ def explain(
         TypeError, ValueError: another argument is malformed.
     """
     kinds, patterns, held = several("units", units), several("layers", layers), several("ignore", ignore)
-    options = Options(units=(*several("units", Options().units), *kinds), ignore=held, min_keep=1, form=form)
+    chosen = kinds if {*kinds} - {"block"} else (*several("units", Options().units), *kinds)
+    options = Options(units=chosen, ignore=held, min_keep=1, form=form)
     constraints = options.constraints()
     check_form(options)
     reached = () if ratios is None else tuple(ratio_table(ratios))
@@ -235,6 +237,8 @@ def explain(
         raise TypeError(f"model: expected a torch.nn.Module, an ExportedProgram or a Coupling, got {model!r:.80}")
     else:
         module = runnable(model)
+        if form == MODULE:
+            check_has_class(model)
         batches = Batches(calib_data, device=device_of(module), forward_args=forward_args)
         captured, islands = capture_or_parts(model, batches, dynamic_shapes, strict)
         coupling = couple(captured or captured_islands(unwrapped(module), islands, batches), strict=strict)

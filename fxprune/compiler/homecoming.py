@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from fxprune._base.errors import GradientWarning, PlanError, RestoreError, TrainingWarning
 from fxprune._base.modes import plain_modes, random_states_kept
@@ -51,6 +52,23 @@ def check_in_parts(options: Options) -> None:
     if asked:
         raise RestoreError(
             f"{asked[0]}= is about the whole model, of which only parts can be captured: leave it out, or compile a part"
+        )
+
+
+def check_has_class(model: nn.Module | ExportedProgram) -> None:
+    """Makes sure that a model has a class that can come back, and values to find out by where its sizes come from.
+
+    Raises:
+        RestoreError: it has not.
+    """
+    if isinstance(model, ExportedProgram):
+        raise RestoreError(
+            "an exported program has no class to come back to, only a graph: leave out form='module', or give the model that was exported"
+        )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise RestoreError(
+            "form='module' runs the original to see where its sizes come from, and it has tensors on the meta device: give it values "
+            "(model.to_empty(device='cpu'), then load or draw them), or leave out form='module'"
         )
 
 

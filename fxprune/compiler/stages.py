@@ -29,7 +29,7 @@ from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.clock import Clock
-from fxprune.compiler.homecoming import check_in_parts, home, of_class, tie, with_costs
+from fxprune.compiler.homecoming import check_has_class, check_in_parts, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.options import AUTO, MODULE, Options
 from fxprune.compiler.secondly import other_call
@@ -136,6 +136,8 @@ def with_method(state: State, options: Options, scorer: Scorer) -> State:
 def capture(state: State) -> State:
     """Finds the graph, or the parts that can be captured where the whole cannot."""
     options = state.options
+    if options.form == MODULE:
+        check_has_class(state.source)
     captured, parts = capture_or_parts(state.source, state.batches, options.dynamic_shapes, options.strict)
     if captured is None:
         check_in_parts(options)

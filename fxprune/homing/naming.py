@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune.homing.terms import Term, term_of
 
 #: What a number may be: see `fxprune.homing.reading.Reading`.
-Named = Literal["size", "place", "parts", "multiple", "equal", "divides"]
+Named = Literal["size", "place", "parts", "multiple", "equal", "divides", "copies"]
 
 #: (term, what it names, tensor, dimension)
 _Found = tuple[Term, Named, Tensor, int]
@@ -77,9 +77,49 @@ def _indexed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
             for end in (part.start, part.stop):
                 if isinstance(end, int) and end != 0:
                     yield term_of(end), "place", tensor, dim
+            if part.step not in (None, 1):
+                yield from _as_it_is(tensor, dim)
         elif isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
             dim += part.dim() - 1
         dim += part is not None
+
+
+def _as_it_is(tensor: Tensor, dim: int) -> Iterator[_Found]:
+    """Every how manieth coordinate, or so many places further on: others if any were gone before."""
+    yield int(tensor.shape[dim]), "size", tensor, dim
+
+
+def _rolled(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    dims = args[2] if len(args) > 2 else kwargs.get("dims", ())
+    for dim in (dims,) if isinstance(dims, int) else dims or range(args[0].dim()):
+        yield from _as_it_is(args[0], int(dim))
+
+
+def _padded(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``pad(x, (before, after))``, last dimension first: what is put on lies before a place, and what is cut off as well."""
+    pads = args[1] if len(args) > 1 else kwargs["pad"]
+    for i, size in enumerate(pads):
+        at = term_of(size if i % 2 == 0 else -size)
+        if size > 0:
+            yield at, "place", result, -1 - i // 2
+        elif size < 0:
+            yield term_of(-size if i % 2 == 0 else size), "place", args[0], -1 - i // 2
+
+
+def _repeated(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    """``x.repeat(a, b)``, ``torch.tile(x, (a, b))``: the last of them is for the last dimension."""
+    given = args[1:] or [kwargs.get("repeats", kwargs.get("dims", ()))]
+    given = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    for i, many in enumerate(reversed(given), 1):
+        if isinstance(many, int) and many != 1 and i <= args[0].dim():
+            yield term_of(many), "copies", result, -i
+
+
+def _interleaved(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    many = args[1] if len(args) > 1 else kwargs.get("repeats")
+    dim = args[2] if len(args) > 2 else kwargs.get("dim")
+    if isinstance(many, int) and isinstance(dim, int):
+        yield term_of(many), "copies", result, int(dim) - (args[0].dim() if dim >= 0 else 0)
 
 
 def _grouped(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
@@ -175,6 +215,10 @@ NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     **dict.fromkeys(("split", "split_with_sizes"), _split),
     "chunk": _chunked,
     "narrow": _narrowed,
+    "pad": _padded,
+    "roll": _rolled,
+    **dict.fromkeys(("repeat", "tile"), _repeated),
+    "repeat_interleave": _interleaved,
     "__getitem__": _indexed,
     **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),

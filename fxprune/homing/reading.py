@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fxprune._base.modes import lent
-from fxprune.algebra.axes import Axis, is_labelled
+from fxprune.algebra.axes import Axis, is_labelled, size_of
 from fxprune.data.calls import Call
 from fxprune.homing.counting import Dimensions, Dims, numbered
 from fxprune.homing.matching import Values
@@ -60,8 +61,8 @@ class Reading:
 
     Attributes:
         term: where the number comes from.
-        named: what the number is: the size of an axis, how many coordinates lie before a place in it, how many equal parts it is
-            cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal, or of a number that
+        named: what the number is: the size of an axis, how many coordinates lie before a place in it (below 0: behind it), how many
+            equal parts it is cut into, of what it is a multiple; or 0, the difference of two that the code compares and finds equal, or of a number that
             it computes with and what that was, or the rest of a division that it finds to leave none.
         axis: of a tensor.
         size: of the axis at the example.
@@ -95,7 +96,12 @@ class Readings:
 
 
 def read_sizes(
-    model: nn.Module, call: Call, values: Values, dimensions: Dimensions, way: Callable[..., Any] = nn.Module.__call__
+    model: nn.Module,
+    call: Call,
+    values: Values,
+    dimensions: Dimensions,
+    way: Callable[..., Any] = nn.Module.__call__,
+    unused: Set[str] = frozenset(),
 ) -> tuple[list[Reading], list[tuple[Axis, ...]]]:
     """Returns what one call of the model, in evaluation mode, names of sizes; of tensors that the graph has too.
 
@@ -107,8 +113,9 @@ def read_sizes(
         values: of the graph, from a run with the same tensors.
         dimensions: their axes.
         way: calls the model, ``way(model, *args, **kwargs)``.
+        unused: parameters that the graph does not have: what they are computed with stays, whatever becomes of it.
     """
-    reader = _Reader(model, values, dimensions)
+    reader = _Reader(model, values, dimensions, unused)
     with (
         torch.no_grad(),
         lent(model, call),
@@ -146,8 +153,11 @@ def _watched(model: nn.Module, reader: _Reader) -> Iterator[None]:
 
 
 class _Reader(TorchFunctionMode):
-    def __init__(self, model: nn.Module, values: Values, dimensions: Dimensions) -> None:
+    def __init__(
+        self, model: nn.Module, values: Values, dimensions: Dimensions, unused: Set[str] = frozenset()
+    ) -> None:
         super().__init__()
+        self.unused = {id(tensor) for name, tensor in model.named_parameters() if name in unused}
         self.model, self.values, self.dimensions = model, values, dimensions
         self.stack = [""]
         self.readings: list[Reading] = []
@@ -166,12 +176,18 @@ class _Reader(TorchFunctionMode):
         for number in (*args, *kwargs.values()) if name in COMPUTES else ():
             if isinstance(number, Tagged):
                 self.counted(number.term)
+        if self.unused:
+            self.readings += self._beside_unused([x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)], name)
         if name in MOVES:
             self._follow(func, args, kwargs, result)
         if name in RESHAPES and isinstance(result, Tensor):
             self.shared += [axes for axes in self.dims_of(result) or () if len(axes) > 1]
         for term, kind, tensor, dim in NAMED[name](args, kwargs, result) if name in NAMED else ():
-            dim, line = dim % max(tensor.dim(), 1), self._line()
+            line = self._line()
+            if kind == "copies":
+                self.readings += self._copies(term, tensor, args[0], dim, line, name)
+                continue
+            dim = dim % max(tensor.dim(), 1)
             for axis in (self.dims_of(tensor) or {dim: ()})[dim]:
                 self.readings.append(Reading(term, kind, axis, tensor.shape[dim], line, name))
         return result
@@ -183,6 +199,24 @@ class _Reader(TorchFunctionMode):
             return torch.Size([Tagged(size, SizeOf(axes[0], size)) for axes, size in zip(dims, result, strict=True)])
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         return Tagged(result, SizeOf(dims[int(dim)][0], result))
+
+    def _beside_unused(self, tensors: Sequence[Tensor], name: str) -> Iterator[Reading]:
+        """Yields the sizes of what is computed with a parameter that the graph does not have, as numbers."""
+        if any(id(tensor) in self.unused for tensor in tensors):
+            for dims in (found for tensor in tensors if (found := self.dims_of(tensor)) is not None):
+                for axis in (axis for axes in dims for axis in axes if is_labelled(axis)):
+                    yield Reading(size_of(axis), "size", axis, size_of(axis), self._line(), name)
+
+    def _copies(self, term: Term, tensor: Tensor, source: Tensor, dim: int, line: Line, name: str) -> Iterator[Reading]:
+        """Yields how many copies a tensor has of another along a dimension, counted from the end: the other's size is its own."""
+        made, known = self.dims_of(tensor), self.dims_of(source)
+        if made is None or known is None:
+            return
+        for axis in made[dim]:
+            own = [factor.labels for factor in known[dim][0] if factor.labels is not None]
+            for factor in axis:
+                if factor.labels is not None and not any(np.array_equal(factor.labels, labels) for labels in own):
+                    yield Reading(term, "size", (factor,), factor.size, line, name)
 
     def compared(self, a: Term, b: Term) -> None:
         """Notes that the code takes a way on which two terms are equal."""

@@ -53,6 +53,7 @@ class Way:
         notes: what the user should know.
         also: other ways to the same outputs, ``way(model, *args, **kwargs)``, that are to work as well.
         layers: that can go whole.
+        guarded: flags channels that stay because training may read them, ``[channels]``; None for none.
     """
 
     readings: Readings
@@ -60,10 +61,12 @@ class Way:
     notes: tuple[str, ...] = ()
     also: tuple[Called, ...] = ()
     layers: tuple[Layer, ...] = ()
+    guarded: Mask | None = None
 
     def ties(self, coupling: Coupling, free: Mask) -> Ties:
         """Returns what must go in step or stay, of the channels that may go, ``[channels]``."""
         held = np.zeros(len(free), bool) if self.joined is None else self.joined.held()
+        held = held if self.guarded is None else held | self.guarded
         blocks = block_channels(coupling)
         free = free & ~blocks
         found = ties_of(coupling, self.readings, free & ~held)
@@ -93,12 +96,29 @@ def way_home(coupling: Coupling, also: Sequence[Called] = (), *, uniform: bool =
     try:
         training = in_training(captured)
     except Exception as error:  # it wants targets, or decides by values: the result is tried in training, then
-        text = f"the model in training mode cannot be captured, and what it alone reads stays as it is: {brief(error)}"
-        return Way(readings, None, (text,) if captured.unused else (), also, layers)
+        guarded, by = _may_be_read(coupling)
+        text = (
+            f"the model in training mode cannot be captured: {brief(error)}. What {few(by)} may read there stays: all layers with as many "
+            "outputs. A call that trains as well (forward_args=, with targets) would tell"
+        )
+        return Way(readings, None, (text,) if by else (), also, layers, guarded if by else None)
     read = {str(node.target) for node in training.module.graph.find_nodes(op="get_attr")}
     unread = sorted(captured.unused - read - {source for names in captured.folded.values() for source in names})
     notes = [f"no captured call reads {few(unread)}: what is not read stays as it is"] if unread else []
     return Way(readings, joined(coupling, training), tuple(notes), also, layers)
+
+
+def _may_be_read(coupling: Coupling) -> tuple[Mask, list[str]]:
+    """Returns the channels of layers with as many outputs as a weight that the graph does not have takes, ``[channels]``, and those weights."""
+    captured, flags, by = coupling.captured, np.zeros(len(coupling.channels), bool), list[str]()
+    shapes = {name: captured.model.get_parameter(name).shape for name in sorted(captured.unused)}
+    for name, size in ((name, shape[1]) for name, shape in shapes.items() if len(shape) > 1):
+        for axis in coupling.axes:
+            if axis.makes and len(axis.labels) == size:
+                flags[coupling.channels.resolve(axis.labels)] = True
+                by += [name] if name not in by else []
+    flags[0] = False
+    return flags, by
 
 
 def sizes_read(coupling: Coupling, also: Sequence[Called] = ()) -> Readings:
@@ -139,7 +159,8 @@ def _read(captured: Captured, values: Values, dimensions: Dimensions, way: Calle
         RestoreError: a copy of the model does not run so.
     """
     try:
-        return read_sizes(_varied(captured.model), example_call(captured), values, dimensions, way)
+        model = _varied(captured.model)
+        return read_sizes(model, example_call(captured), values, dimensions, way, captured.unused)
     except Exception as error:  # of any class
         raise RestoreError(
             f"a copy of the model, run to see where its sizes come from, raises {brief(error)}: hooks and functions that it holds must "
