@@ -86,8 +86,11 @@ class Signature:
             CalibrationError: its structure, or a dtype, rank or constant, is another.
         """
         if self.structure != other.structure:
-            expected, got = (", ".join(name for name, _, _ in one.leaves) for one in (self, other))
-            raise bad_batch(index, f"it is built unlike batch 0: expected {expected}; got {got}")
+            names = [[name for name, _, _ in one.leaves] for one in (self, other)]
+            expected, got = (", ".join(each) for each in names)
+            longer = {*names[0]} <= {*names[1]} or {*names[1]} <= {*names[0]}
+            hint = ". A list of as many in every batch: drop_last=True of a DataLoader" if longer and "]" in got else ""
+            raise bad_batch(index, f"it is built unlike batch 0: expected {expected}; got {got}{hint}")
         for (name, mark, want), (_, found, got) in zip(self.leaves, other.leaves, strict=True):
             if mark != found:
                 raise bad_batch(index, f"{name}: expected what batch 0 has, {want}; got {got}")

@@ -146,6 +146,7 @@ class Images(IterableDataset):  # type: ignore[type-arg]
         ([X, X[None]], "batch 1: args[0]: expected what batch 0 has"),
         ([X, (X, Y)], ""),
         ([X, {"x": X}], "batch 1: it is built unlike batch 0: expected args[0]; got kwargs['x']"),
+        ([{"x": [X, X]}, {"x": [X]}], "got kwargs['x'][0]. A list of as many in every batch: drop_last=True"),
         ([{"x": X, "n": 1}, {"x": X, "n": 2}], "batch 1: kwargs['n']: expected what batch 0 has, 1; got 2"),
         ([X, X * float("nan")], "batch 1: args[0] holds NaN; expected finite numbers"),
         ([{"x": X, "mask": X / 0}], "kwargs['mask'] holds"),
