@@ -372,7 +372,7 @@ def test_nothing_is_said_of_plain_models(name: str) -> None:
 @pytest.mark.slow
 def test_auxiliary_heads_are_told_once() -> None:
     model = torchvision.models.googlenet(weights=None, init_weights=False)
-    notes = capture(model, images(64)).notes
+    notes = capture(model, images(64), dynamic_shapes={}).notes
     assert [note for note in notes if "aux" in note] == [
         "'aux1', 'aux2' of the model work in training mode alone: the result does not have them"
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.marks import sampled
 
 timm = pytest.importorskip("timm")
 
@@ -49,10 +50,10 @@ def test_its_halves_are_the_whole(pruned: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
+@pytest.mark.parametrize("name", sampled(["resnet18", "convnext_atto", "efficientnet_b0"], 3))
 def test_halves_of_other_architectures(name: str) -> None:
     torch.manual_seed(0)
-    found = compiled(timm.create_model(name, num_classes=5), method="l2", recover=None)
+    found = compiled(timm.create_model(name, num_classes=5), method="l2", recover=None, dynamic_shapes={})
     with torch.no_grad():
         assert torch.equal(found.forward_head(found.forward_features(IMAGES)), found(IMAGES))
 
@@ -68,11 +69,11 @@ def extractor(name: str) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "convnext_atto"])
+@pytest.mark.parametrize("name", sampled(["vit_tiny_patch16_224", "resnet18", "convnext_atto"], 3))
 def test_an_extractor_of_features_keeps_the_widths_that_it_promises(name: str) -> None:
     """Its outputs are for another network: they stay, and what is between them goes."""
     model = extractor(name)
-    found = compiled(model, method="l2", recover=None)
+    found = compiled(model, method="l2", recover=None, dynamic_shapes={})
     assert type(found) is type(model)
     assert [value.shape[1] for value in found(IMAGES)] == found.feature_info.channels() == model.feature_info.channels()
     assert size(found) <= 0.7 * size(model)
