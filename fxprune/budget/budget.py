@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
@@ -21,6 +22,8 @@ class Budget:
     Attributes:
         params: parameters.
         macs: multiply-accumulates of one sample at the example's sizes.
+        of: ``fnmatch`` patterns of layers, or modules that hold them, or tensors: ``params`` and ``macs`` count these alone, such as
+            ``"model.layers*"`` for a language model without its embeddings.
         latency_ms: milliseconds of a call, as measured; an int or a float.
         latency: the share of the original's latency, instead of ``latency_ms``.
         device: where the latency is measured; by default where the model is.
@@ -36,6 +39,7 @@ class Budget:
 
     params: float | int | None = None
     macs: float | int | None = None
+    of: str | Sequence[str] = ()
     latency_ms: float | int | None = None
     latency: float | None = None
     device: str | None = None
@@ -61,6 +65,7 @@ class Budget:
                 "a budget bounds params, macs or both, or a latency; got neither. Try Budget(params=0.5)."
             )
         self._check_latency()
+        self._check_scope()
         for name in ("params", "macs"):
             value = getattr(self, name)
             if value is None:
@@ -71,6 +76,15 @@ class Budget:
                 raise BudgetError(f"a share of {name} must lie in (0, 1], got {value}; an absolute bound is an int")
             if isinstance(value, int) and not is_whole(value, 1):
                 raise BudgetError(f"an absolute bound on {name} must be positive, below 2**63, got {value!r:.80}")
+
+    def _check_scope(self) -> None:
+        if isinstance(self.of, str):
+            object.__setattr__(self, "of", (self.of,))
+        if not isinstance(self.of, (tuple, list)) or not all(isinstance(pattern, str) for pattern in self.of):
+            raise BudgetError(f"of: expected a pattern of layers, or several in a tuple, got {self.of!r:.80}")
+        object.__setattr__(self, "of", tuple(self.of))
+        if self.of and self.params is None and self.macs is None:
+            raise BudgetError("of= says what params and macs count, but neither is bounded: add params=0.5 or macs=0.5")
 
     def _check_latency(self) -> None:
         if self.latency is not None and self.latency_ms is not None:
@@ -105,7 +119,7 @@ class Budget:
         return Setting.of(self.device or str(device), self.batch_size, self.backend, self.threads)
 
     def limits(self, before: Cost) -> dict[int, int]:
-        """Returns the bounds on parameters and MACs as absolute numbers, by index into `Cost`."""
+        """Returns the bounds on parameters and MACs as absolute numbers, by index into `Cost`; ``before`` counts what they count."""
         bounds = {0: (self.params, before.params), 1: (self.macs, before.macs)}
         return {
             i: max(1, math.floor(Fraction(str(v)) * full)) if isinstance(v, float) else v

@@ -7,7 +7,7 @@ shared by all axes that carry the same labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,12 +123,17 @@ class _Factors:
         return total // math.prod(len(self.arrays[n]) for n in numbers), numbers
 
 
-def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | None = None) -> CostModel:
+def cost_model(
+    coupling: Coupling,
+    vanishing: Mapping[str, frozenset[str]] | None = None,
+    covered: Callable[[str], bool] = lambda _: True,
+) -> CostModel:
     """Builds the exact cost of every pruning of a captured model.
 
     Args:
         coupling: the labels.
         vanishing: for each group that may lose all its units, the tensors that are gone when it does.
+        covered: whether a tensor counts; or, by its name, a module with multiplications that no weight is in.
     """
     factors = _Factors(coupling)
     guarded = _guards(coupling, factors, vanishing or {})
@@ -140,7 +145,7 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
         info: TensorInfo = coupling.captured.info[node]
         coefficient, numbers = factors.term(math.prod(info.shape), [x for axis in axes for x in labels_of(axis)])
         numbers += guarded.get(str(node.target), [])
-        if isinstance(tensor, torch.nn.Parameter):
+        if isinstance(tensor, torch.nn.Parameter) and covered(str(node.target)):
             terms.append((coefficient, numbers, 0))
         if node.target in coupling.captured.persistent:
             terms.append((coefficient * info.dtype.itemsize, numbers, 2))
@@ -150,7 +155,8 @@ def cost_model(coupling: Coupling, vanishing: Mapping[str, frozenset[str]] | Non
                 contraction.macs, [x for axis in contraction.loops for x in labels_of(axis)]
             )
             weight = str(contraction.weight.target) if contraction.weight is not None else ""
-            terms.append((coefficient, numbers + guarded.get(weight, []), 1))
+            if covered(weight or str(contraction.node.meta.get("module", ""))):
+                terms.append((coefficient, numbers + guarded.get(weight, []), 1))
     for values in coupling.values.values():  # factors without cost: they must not become empty all the same
         for axes in values if isinstance(values, list) else [values]:
             for axis in axes or ():

@@ -13,7 +13,7 @@ from fxprune.bridging.bridge import Bridged, bridge
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import cost_model
-from fxprune.budget.solver import Bound, Solution, ranking, solve
+from fxprune.budget.solver import Bound, Solution, counted_by, ranking, solve
 from fxprune.coupling.branches import vanishing_groups
 from fxprune.coupling.coupling import Coupling
 
@@ -60,7 +60,8 @@ class Solver:
             BudgetError: the budget is out of reach even so.
         """
         before = cost_model(self.coupling).of(np.zeros(len(self.coupling.channels), bool))
-        absolute = None if budget is None else budget.absolute(before)
+        whole = counted_by(self.coupling, budget).of(np.zeros(len(self.coupling.channels), bool))
+        absolute = None if budget is None else budget.absolute(whole)
         found = Bridged(self.coupling.captured, self.coupling)
         fixed: set[str] = set()  # groups that cannot be bridged
         while True:
@@ -110,7 +111,7 @@ class Solver:
         """Returns the groups whose last unit's turn has come, lowest first: all of them while the budget is out of reach."""
         if self.constraints.min_keep:
             return []
-        model, vanishing = cost_model(coupling), may_vanish(coupling, self.constraints)
+        model, vanishing = counted_by(coupling, budget), may_vanish(coupling, self.constraints)
         worth = ranking(coupling, self._here(coupling), model, budget if self.per_cost else None, bound)
         gone = result.removed if isinstance(result, Solution) else np.ones(len(coupling.channels), bool)
         removed = worth[coupling.units][gone[coupling.units]]

@@ -23,7 +23,7 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
-from fxprune.budget.patterns import check_patterns, names_of_layers, reaching
+from fxprune.budget.patterns import check_patterns, covers, names_of_layers, reaching
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.budget.refusal import unreachable
 from fxprune.coupling.coupling import Coupling
@@ -129,21 +129,36 @@ def solve(
         ties=constraints.ties,
     )
     model = cost_model(coupling, vanishing)
+    counted = counted_by(coupling, budget, vanishing) if budget is not None and budget.of else model
     before = model.of(np.zeros(len(coupling.channels), bool))
     if ratios is not None:
         removed = _rescue(coupling, model, values, _by_ratio(coupling, free, pools, ratios), pools, may_vanish)
         return Solution(Selection(coupling, removed), before, model.of(removed))
     assert budget is not None
-    limits = budget.limits(before)
+    whole = counted.of(np.zeros(len(coupling.channels), bool))
+    limits = budget.limits(whole)
     smallest = _rescue(coupling, model, values, _least(coupling, pools), pools, may_vanish)
-    if not _fits(model.of(smallest), limits):
-        raise BudgetError(unreachable(coupling, model, values, smallest, limits, before, constraints.ties))
+    if not _fits(counted.of(smallest), limits):
+        raise BudgetError(unreachable(coupling, counted, values, smallest, limits, whole, constraints.ties))
     if bound is not None and not bound.fits(smallest):
         raise BudgetError(bound.refusal(smallest))
-    density = ranking(coupling, scores, model, budget if per_cost else None, bound)
+    density = ranking(coupling, scores, counted, budget if per_cost else None, bound)
     steps = _in_order(coupling, model, density, [step for pool in pools for step in pool.steps(smallest)])
-    removed = _filled(model, smallest, steps, limits, bound, _blocks(coupling))
+    removed = _filled(counted, smallest, steps, limits, bound, _blocks(coupling))
     return Solution(Selection(coupling, removed), before, model.of(removed))
+
+
+def counted_by(
+    coupling: Coupling, budget: Budget | None, vanishing: Mapping[str, frozenset[str]] | None = None
+) -> CostModel:
+    """Returns the cost that a budget bounds: of what its patterns cover, if it has any.
+
+    Raises:
+        BudgetError: a pattern means nothing.
+    """
+    if budget is None or not budget.of:
+        return cost_model(coupling, vanishing)
+    return cost_model(coupling, vanishing, covers(coupling, budget.of))
 
 
 def channel_scores(coupling: Coupling, scores: Scores) -> Floats:

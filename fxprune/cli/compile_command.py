@@ -44,6 +44,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
 @option("--budget", type=portion, metavar="SHARE", section=_BUDGET, help="Share of parameters to keep, in (0, 1].")
 @option("--params", type=amount, section=_BUDGET, help="Parameters to keep: 0.5, 50% or 1.2M.")
 @option("--macs", type=amount, section=_BUDGET, help="Multiply-accumulates of a sample to keep: 0.5, 50% or 2G.")
+@option("--of", multiple=True, metavar="PATTERN", section=_BUDGET, help="Layers that these count alone. Repeatable.")
 @option("--latency", type=portion, metavar="SHARE", section=_BUDGET, help="Share of the measured latency to keep.")
 @option("--latency-ms", type=float, section=_BUDGET, help="Milliseconds of a call, as measured.")
 @option("--latency-batch", type=int, section=_BUDGET, help="Samples of the call that is measured; 1 by default.")
@@ -156,6 +157,7 @@ def _budget(options: Any) -> Any:
     own = {"batch_size": "latency_batch", "backend": "latency_backend", "threads": "latency_threads"}
     own |= {name: name for name in _BOUNDS}
     bounds = {name: options[option] for name, option in own.items() if options[option] is not None}
+    bounds |= {"of": options["of"]} if options["of"] else {}
     if options["budget"] is None or not bounds:
         return fxprune.Budget(**bounds) if bounds else options["budget"]
     if "params" in bounds:

@@ -11,7 +11,7 @@ import torch
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.budget.solver import Solution
+from fxprune.budget.solver import Solution, counted_by
 from fxprune.capturing.captured import Captured
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.stages import verify
@@ -37,11 +37,12 @@ def in_steps(state: State, straight: Callable[[State], State]) -> State:
     """
     assert state.budget is not None
     before = cost_model(state.coupling).of(Selection.nothing(state.coupling).removed)
+    whole = counted_by(state.coupling, state.budget).of(Selection.nothing(state.coupling).removed)
     dense_ms = None if state.search is None else state.search.original_ms()
     model = unwrapped(state.module)
     held, done = state.coupling.captured.held, list[State]()
     for number in range(1, state.options.steps + 1):
-        budget = schedule(state.budget, before, number / state.options.steps, dense_ms)
+        budget = schedule(state.budget, whole, number / state.options.steps, dense_ms)
         done.append(
             straight(replace(state, source=model, module=model, budget=budget, captured=None, notes=(), held=held))
         )

@@ -11,8 +11,7 @@ from torch import Tensor
 from fxprune.algebra.channels import Mask
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
-from fxprune.budget.cost import cost_model
-from fxprune.budget.solver import Bound, Solution, ranking
+from fxprune.budget.solver import Bound, Solution, counted_by, ranking
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.results.scores import BINS, Counts, GroupScores, ScoreSummary
@@ -55,7 +54,7 @@ def score_summary(
         bound: on the latency of the model as it came, whose costs they were divided by.
     """
     per_cost = per_cost and budget is not None
-    worth = ranking(coupling, scores, cost_model(coupling), budget if per_cost else None, bound)
+    worth = ranking(coupling, scores, counted_by(coupling, budget), budget if per_cost else None, bound)
     ids = {g.name: coupling.units[g.units] for g in free_groups(coupling, constraints)}
     ids = {name: units for name, units in ids.items() if len(units) and not (worth[units] == STAYS).all()}
     if not ids:

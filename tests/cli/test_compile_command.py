@@ -94,6 +94,13 @@ def test_ratios_by_pattern(here: Path) -> None:
     assert [(row[0], row[3], row[4]) for row in data["groups"]] == [("0", 8, 4), ("3", 8, 8)]
 
 
+def test_a_budget_of_some_layers(here: Path) -> None:
+    for own in (("--budget", "0.6"), ("--params", "60%")):
+        argv = (*own, "--of", "3", "--recover", "none", "--no-verify", "--dry-run", "--json")
+        data = json.loads(done("compile", *TINY, *argv).stdout)
+        assert any(note.startswith("the budget counts 3: ") for note in data["notes"])
+
+
 def test_a_dry_run_writes_nothing(here: Path) -> None:
     before = listing(here)
     found = done("compile", *TINY, "--budget", "0.5", "--dry-run", "--out", "out", "--plan", "plan.json")
