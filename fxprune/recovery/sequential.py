@@ -113,7 +113,12 @@ class _March:
         self.changed = Replacements(
             context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
         )
+        begun = dict(self.changed.tensors)
         make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
+        for home in (c.home for c in context.consumers if c.home is not None and c.home.sign < 0):
+            # a batch norm's mean takes no part in the layer's own output: the shift is found anew with the rest
+            self.changed.tensors.pop(home.tensor, None)
+            self.changed.tensors |= {home.tensor: begun[home.tensor]} if home.tensor in begun else {}
         self.dense = Run(Selection.nothing(context.selection.coupling))
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
