@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import fx
 
 from fxprune._base.names import fetch
 from fxprune.algebra.axes import labels_of, size_of
@@ -133,7 +134,7 @@ def cost_model(
     Args:
         coupling: the labels.
         vanishing: for each group that may lose all its units, the tensors that are gone when it does.
-        covered: whether a tensor counts; or, by its name, a module with multiplications that no weight is in.
+        covered: whether a tensor counts, by its name. A product of two values counts if a layer that one of them comes from does.
     """
     factors = _Factors(coupling)
     guarded = _guards(coupling, factors, vanishing or {})
@@ -155,7 +156,7 @@ def cost_model(
                 contraction.macs, [x for axis in contraction.loops for x in labels_of(axis)]
             )
             weight = str(contraction.weight.target) if contraction.weight is not None else ""
-            if covered(weight or str(contraction.node.meta.get("module", ""))):
+            if any(map(covered, [weight] if weight else _behind(coupling, contraction.node))):
                 terms.append((coefficient, numbers + guarded.get(weight, []), 1))
     for values in coupling.values.values():  # factors without cost: they must not become empty all the same
         for axes in values if isinstance(values, list) else [values]:
@@ -170,6 +171,24 @@ def cost_model(
         if number is not None:
             model.least[number] = max(model.least[number], min(least, len(widest)))
     return model
+
+
+def _behind(coupling: Coupling, node: fx.Node) -> set[str]:
+    """Returns the tensors that the operands of an op come from, as far as the next layers."""
+    layers = {c.node: str(c.weight.target) for c in coupling.contractions if c.weight is not None}
+    found, seen, waiting = set[str](), set[fx.Node](), list(node.all_input_nodes)
+    while waiting:
+        source = waiting.pop()
+        if source in seen:
+            continue
+        seen.add(source)
+        if source in layers:
+            found.add(layers[source])
+        elif source.op == "get_attr":
+            found.add(str(source.target))
+        else:
+            waiting += source.all_input_nodes
+    return found
 
 
 def _guards(coupling: Coupling, factors: _Factors, vanishing: Mapping[str, frozenset[str]]) -> dict[str, list[int]]:

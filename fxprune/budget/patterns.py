@@ -32,23 +32,24 @@ def spellings(coupling: Coupling, tensor: str) -> set[str]:
 
 
 def covers(coupling: Coupling, patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Returns what tells whether a tensor, or a module, is meant by one of some patterns.
-
-    Raises:
-        BudgetError: a pattern means no tensor; says which names are near.
-    """
+    """Returns what tells whether a tensor is meant by one of some patterns."""
     tensors = {
         str(node.target): spellings(coupling, str(node.target)) for node in coupling.values if node.op == "get_attr"
     }
+    meant = {name for name, names in tensors.items() if any(matches(names, pattern) for pattern in patterns)}
+    return meant.__contains__
+
+
+def check_covered(coupling: Coupling, patterns: Sequence[str]) -> None:
+    """Makes sure that each pattern means a tensor.
+
+    Raises:
+        BudgetError: one does not; says which names are near.
+    """
+    known = set[str]().union(*names_of_layers(coupling).values())
     for pattern in patterns:
-        if not any(matches(names, pattern) for names in tensors.values()):
-            raise BudgetError(f"of={pattern!r} matches no layer{nearest(pattern, set().union(*tensors.values()))}")
-
-    def covered(name: str) -> bool:
-        names = tensors.get(name) or spellings(coupling, name)
-        return any(matches(names, pattern) for pattern in patterns)
-
-    return covered
+        if not matches(known, pattern):
+            raise BudgetError(f"of={pattern!r} matches no layer{nearest(pattern, known)}")
 
 
 def names_of_layers(coupling: Coupling) -> dict[str, set[str]]:

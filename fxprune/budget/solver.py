@@ -23,7 +23,7 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
-from fxprune.budget.patterns import check_patterns, covers, names_of_layers, reaching
+from fxprune.budget.patterns import check_covered, check_patterns, covers, names_of_layers, reaching
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.budget.refusal import unreachable
 from fxprune.coupling.coupling import Coupling
@@ -135,6 +135,10 @@ def solve(
         removed = _rescue(coupling, model, values, _by_ratio(coupling, free, pools, ratios), pools, may_vanish)
         return Solution(Selection(coupling, removed), before, model.of(removed))
     assert budget is not None
+    if any(
+        isinstance(bound, float) for bound in (budget.params, budget.macs)
+    ):  # absolute ones may be met by bridging all of it
+        check_scope(coupling, budget)
     whole = counted.of(np.zeros(len(coupling.channels), bool))
     limits = budget.limits(whole)
     smallest = _rescue(coupling, model, values, _least(coupling, pools), pools, may_vanish)
@@ -151,14 +155,45 @@ def solve(
 def counted_by(
     coupling: Coupling, budget: Budget | None, vanishing: Mapping[str, frozenset[str]] | None = None
 ) -> CostModel:
-    """Returns the cost that a budget bounds: of what its patterns cover, if it has any.
-
-    Raises:
-        BudgetError: a pattern means nothing.
-    """
+    """Returns the cost that a budget bounds: of what its patterns cover, if it has any."""
     if budget is None or not budget.of:
         return cost_model(coupling, vanishing)
     return cost_model(coupling, vanishing, covers(coupling, budget.of))
+
+
+def check_scope(coupling: Coupling, budget: Budget | None) -> None:
+    """Makes sure that what a budget bounds is there.
+
+    Raises:
+        BudgetError: a pattern means nothing, or nothing that it means has parameters, or multiplications.
+    """
+    if budget is None or not budget.of:
+        return
+    check_covered(coupling, budget.of)
+    whole = counted_by(coupling, budget).of(np.zeros(len(coupling.channels), bool))
+    for i in budget.limits(whole):
+        if not whole[i]:
+            what = "parameters" if i == 0 else "multiplications"
+            raise BudgetError(f"of={', '.join(budget.of)!r}: what it means has no {what}, which the budget bounds")
+
+
+def scope_note(before: Coupling, after: Selection, budget: Budget | None) -> tuple[str, ...]:
+    """Returns in words what is left of what a budget counts, if that is not the whole model.
+
+    Args:
+        before: of the model as it came.
+        after: what goes, of the model or of what bridges left of it.
+        budget: that was met.
+    """
+    if budget is None or not budget.of:
+        return ()
+    whole = counted_by(before, budget).of(np.zeros(len(before.channels), bool))
+    left = counted_by(after.coupling, budget).of(after.removed)
+    shares = [
+        f"{a:,} of {b:,} {what} ({100 * a / max(b, 1):.1f} %)"
+        for a, b, what in ((left.params, whole.params, "parameters"), (left.macs, whole.macs, "MACs"))
+    ]
+    return (f"the budget counts {', '.join(budget.of)}: {' and '.join(shares)} are left there",)
 
 
 def channel_scores(coupling: Coupling, scores: Scores) -> Floats:

@@ -157,6 +157,8 @@ def _budget(options: Any) -> Any:
     own = {"batch_size": "latency_batch", "backend": "latency_backend", "threads": "latency_threads"}
     own |= {name: name for name in _BOUNDS}
     bounds = {name: options[option] for name, option in own.items() if options[option] is not None}
+    if options["of"] and options["ratios"]:
+        raise InputError("--of says what --budget, --params and --macs count; --ratio takes patterns of its own")
     bounds |= {"of": options["of"]} if options["of"] else {}
     if options["budget"] is None or not bounds:
         return fxprune.Budget(**bounds) if bounds else options["budget"]

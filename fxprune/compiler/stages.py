@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -21,12 +20,11 @@ from fxprune._base.errors import (
     VerificationError,
     outside,
 )
-from fxprune.bridging.bridge import Bridged
-from fxprune.budget.budget import Budget, as_budget
+from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
-from fxprune.budget.solver import Solution, counted_by, ratio_table
+from fxprune.budget.solver import check_scope, ratio_table, scope_note
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
@@ -157,6 +155,7 @@ def couple(state: State) -> State:
     coupling = couple_graph(state.captured, strict=state.options.strict)
     coupling = with_blocks(coupling) if "block" in state.constraints.kinds else coupling
     table = ratio_table(state.options.ratios or {})
+    check_scope(coupling, state.budget)
     check_patterns(coupling, state.constraints.ignore, [pattern for pattern in table if pattern != "default"])
     return replace(state, coupling=coupling)
 
@@ -213,21 +212,8 @@ def solve(state: State) -> State:
             bridged, solution = solver(state.budget, ratios=state.options.ratios)
         else:
             bridged, solution = state.search.solve(solver)
-    notes = (*state.notes, *_covered(bridged, solution, state.budget))
+    notes = (*state.notes, *scope_note(state.coupling, solution.selection, state.budget))
     return with_costs(replace(state, bridged=bridged, solution=solution, selection=solution.selection, notes=notes))
-
-
-def _covered(bridged: Bridged, solution: Solution, budget: Budget | None) -> list[str]:
-    """Returns what is left of what a budget counts, if that is not the whole model."""
-    if budget is None or not budget.of:
-        return []
-    counted = counted_by(bridged.coupling, budget)
-    before, after = (counted.of(flags) for flags in (np.zeros(len(solution.removed), bool), solution.removed))
-    shares = [
-        f"{a:,} of {b:,} {what} ({100 * a / max(b, 1):.1f} %)"
-        for a, b, what in ((after.params, before.params, "parameters"), (after.macs, before.macs, "MACs"))
-    ]
-    return [f"the budget counts {', '.join(budget.of)}: {' and '.join(shares)} are left there"]
 
 
 def recover(state: State) -> State:

@@ -11,7 +11,7 @@ import torch
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.budget.solver import Solution, counted_by
+from fxprune.budget.solver import Solution, counted_by, scope_note
 from fxprune.capturing.captured import Captured
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.stages import verify
@@ -70,8 +70,9 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
     else:
         whole = replace(state, selection=selection.with_tensors(at_full_size(selection, last.pruned)))
         certificate = verify(replace(whole, options=replace(state.options, verify_dtype=torch.float64))).certificate
+    notes = (*state.notes, *scope_note(state.coupling, selection, state.budget))
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
-    report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=state.notes)
+    report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=notes)
     seconds, recover, form = dict(last.report.seconds), last.report.recover, last.report.form
     report = replace(report, seconds=seconds, latency=latency, recover=recover, form=form, shifts=state.shifts)
     return replace(state, certificate=certificate, report=report, pruned=attach(last.pruned, report))
