@@ -79,6 +79,8 @@ def _indexed(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
                     yield term_of(end), "place", tensor, dim
             if part.step not in (None, 1):
                 yield from _as_it_is(tensor, dim)
+        elif isinstance(part, int) and not isinstance(part, bool) and part != 0:
+            yield term_of(part), "place", tensor, dim
         elif isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
             dim += part.dim() - 1
         dim += part is not None
@@ -93,6 +95,22 @@ def _rolled(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     dims = args[2] if len(args) > 2 else kwargs.get("dims", ())
     for dim in (dims,) if isinstance(dims, int) else dims or range(args[0].dim()):
         yield from _as_it_is(args[0], int(dim))
+
+
+def _selected(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
+    dim, place = [*args[1:], *kwargs.values()][:2]
+    if place != 0:
+        yield term_of(place), "place", args[0], int(dim)
+
+
+def _along(position: int, default: int) -> Callable[[Any, Any, Any], Iterator[_Found]]:
+    """``unbind(x, dim)``, ``tensor_split(x, parts, dim)``: what each part is follows from all of the dimension."""
+
+    def found(args: Any, kwargs: Any, result: Any) -> Iterator[_Found]:
+        dim = args[position] if len(args) > position else kwargs.get("dim", default)
+        return _as_it_is(args[0], int(dim))
+
+    return found
 
 
 def _padded(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
@@ -213,13 +231,18 @@ NAMED: Mapping[str, Callable[[Any, Any, Any], Iterator[_Found]]] = {
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _made),
     "unflatten": _unflattened,
     **dict.fromkeys(("split", "split_with_sizes"), _split),
-    "chunk": _chunked,
+    **dict.fromkeys(("chunk", "unsafe_chunk"), _chunked),
     "narrow": _narrowed,
-    "pad": _padded,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
     "roll": _rolled,
     **dict.fromkeys(("repeat", "tile"), _repeated),
     "repeat_interleave": _interleaved,
-    "__getitem__": _indexed,
+    **dict.fromkeys(("__getitem__", "__setitem__"), _indexed),
+    "select": _selected,
+    "unbind": _along(1, 0),
+    "tensor_split": _along(2, 0),
+    "vsplit": _along(9, 0),
+    "hsplit": _along(9, 1),
     **dict.fromkeys(("layer_norm", "rms_norm"), _normed),
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolved),

@@ -97,11 +97,12 @@ def way_home(coupling: Coupling, also: Sequence[Called] = (), *, uniform: bool =
         training = in_training(captured)
     except Exception as error:  # it wants targets, or decides by values: the result is tried in training, then
         guarded, by = _may_be_read(coupling)
+        stays = f" What {few(by)} may be used with there stays: all layers with as many outputs." if by else ""
         text = (
-            f"the model in training mode cannot be captured: {brief(error)}. What {few(by)} may read there stays: all layers with as many "
-            "outputs. A call that trains as well (forward_args=, with targets) would tell"
+            f"the model in training mode cannot be captured: {brief(error)}.{stays} What it reads there by places of its own, or sizes, "
+            "may be another: a call that trains as well (forward_args=, with targets) would tell"
         )
-        return Way(readings, None, (text,) if by else (), also, layers, guarded if by else None)
+        return Way(readings, None, (text,), also, layers, guarded if by else None)
     read = {str(node.target) for node in training.module.graph.find_nodes(op="get_attr")}
     unread = sorted(captured.unused - read - {source for names in captured.folded.values() for source in names})
     notes = [f"no captured call reads {few(unread)}: what is not read stays as it is"] if unread else []
@@ -109,13 +110,18 @@ def way_home(coupling: Coupling, also: Sequence[Called] = (), *, uniform: bool =
 
 
 def _may_be_read(coupling: Coupling) -> tuple[Mask, list[str]]:
-    """Returns the channels of layers with as many outputs as a weight that the graph does not have takes, ``[channels]``, and those weights."""
+    """Returns the channels of layers with as many outputs as a tensor that the graph does not have is long, ``[channels]``, and those tensors."""
     captured, flags, by = coupling.captured, np.zeros(len(coupling.channels), bool), list[str]()
-    shapes = {name: captured.model.get_parameter(name).shape for name in sorted(captured.unused)}
-    for name, size in ((name, shape[1]) for name, shape in shapes.items() if len(shape) > 1):
+    read = {str(node.target) for node in captured.module.graph.find_nodes(op="get_attr")}
+    tensors = dict(captured.model.named_parameters()), dict(captured.model.named_buffers())
+    shapes = {
+        name: x.shape for each in tensors for name, x in each.items() if name in captured.unused or name not in read
+    }
+    for name, size in ((name, size) for name, shape in shapes.items() for size in shape):
         for axis in coupling.axes:
-            if axis.makes and len(axis.labels) == size:
-                flags[coupling.channels.resolve(axis.labels)] = True
+            channels = coupling.channels.resolve(axis.labels)
+            if axis.makes and len(channels) == size and channels.any():
+                flags[channels] = True
                 by += [name] if name not in by else []
     flags[0] = False
     return flags, by

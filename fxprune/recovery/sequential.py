@@ -6,7 +6,7 @@ recovered model gives, towards the dense model's output plus what the skip conne
 between. The gates of recurrent layers, whose sums are no values of the graph, come first, from the dense model's statistics.
 
 All layers begin with what `fxprune.recovery.compensate` gives them, and the ridge is towards that. Of a few ridges each layer takes
-the one that is best on a quarter of the samples, which the others did not see; if none is, it stays as it is: where data are few, or
+the one that is best on a quarter of the samples (every fourth batch), which the others did not see; if none is, it stays as it is: where data are few, or
 what drifts is noise, a regression on it is worse than nothing.
 """
 
@@ -31,8 +31,10 @@ from fxprune.twin.interpreter import Run
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
 _TINY = 1e-2
-#: The ridges that are tried, as multiples of the one that is given, and the share of the samples that judges them.
-_RIDGES, _HELD_OUT = (1e-2, 1e-1, 1.0, 1e1, 1e2), 0.25
+#: The ridges that are tried, as multiples of the one that is given.
+_RIDGES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
+#: One batch in so many judges them; of fewer batches, the last one in so many parts of each.
+_HELD_OUT = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +112,7 @@ class _March:
 
     def __init__(self, context: RecoveryContext, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift]) -> None:
         self.context, self.drifts = context, drifts
+        self.batches = sum(1 for _ in context.inputs)
         self.changed = Replacements(
             context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
         )
@@ -144,7 +147,7 @@ class _March:
             peak = max(peak, sum(x.nbytes for x in alive))
             for source in self.last.get(node, ()):
                 del values[source]
-        return 2 * (1 + sum(1 for _ in batches)) * peak <= self.context.memory_limit // 2
+        return 2 * self.batches * peak <= self.context.memory_limit // 2
 
     def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
         """Advances all batches node by node."""
@@ -214,7 +217,8 @@ class _March:
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
         rows = consumer.choose(target.shape, self.context.memory_limit, number).sort().values  # sample after sample
-        cut = len(rows) - int(_HELD_OUT * len(rows))
+        held = len(rows) // _HELD_OUT if self.batches < _HELD_OUT else len(rows) * (number % _HELD_OUT == _HELD_OUT - 1)
+        cut = len(rows) - held
         for part, some in zip(moments, (rows[:cut], rows[cut:]), strict=True):
             if len(some):
                 part.add(consumer.columns(pruned[consumer.source], some), consumer.outputs(target, some))
@@ -237,9 +241,12 @@ class _March:
 
 
 def _best(consumer: Consumer, moments: Moments, held: Moments, ridge: float) -> float | None:
-    """Returns which multiple of a ridge leaves the least error on held-out samples; None if nothing but a shift does."""
+    """Returns which multiple of a ridge leaves the least error on held-out samples; None if nothing but a shift does.
+
+    That is so as well where there are too few samples to hold any out.
+    """
     if not held.count:
-        return ridge
+        return None
     kept = torch.from_numpy(consumer.kept).to(moments.mean_x.device)
     origin = (moments.mean_x, moments.mean_t) if consumer.home is not None else (0 * moments.mean_x, 0 * moments.mean_t)
     (xx, tx), (held_xx, held_tx) = moments.about(*origin), held.about(*origin)

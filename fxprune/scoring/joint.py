@@ -25,11 +25,13 @@ from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
 from fxprune.recovery.consumers import Consumer, find_consumers
 from fxprune.recovery.moments import Blocks, measure, parts_that_fit
+from fxprune.scoring.causal import causal_loss
 from fxprune.scoring.engine.columns import Reading, readings_of, table_of
 from fxprune.scoring.engine.elimination import Reader, eliminate
 from fxprune.scoring.engine.gradients import batch_size, by_unit, gradients
 from fxprune.scoring.engine.metric import Metric
 from fxprune.scoring.engine.shares import shares, without_outliers
+from fxprune.scoring.loss import default_loss
 from fxprune.scoring.scorer import Context, register_scorer
 
 #: A group's whole counts by this power in the allocation.
@@ -72,6 +74,8 @@ class Joint:
         unread = [group for group in context.groups if not readings[group.name]]
         read = [group for group in context.groups if readings[group.name]]
         used = {r.consumer.node: r.consumer for group in read for r in readings[group.name]}
+        if not context.groups:
+            return {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups}
         weights, alone = _weights(context, list(used.values()), self, bool(unread))
         scores = {group.name: rising(*_by_masking(group, alone)) for group in unread}
         for part in parts_that_fit(
@@ -149,19 +153,25 @@ class _Objective:
     def __init__(self, context: Context, scorer: Joint) -> None:
         self.generator = torch.Generator().manual_seed(context.seed)
         self.loss, self.scorer, self.full = context.loss, scorer.name, scorer.full
+        self.own = scorer.full and context.loss not in (
+            default_loss,
+            causal_loss,
+        )  # the caller's, which may want no targets
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        if targets is not None:
+        if targets is not None or self.own:
             return self.loss(outputs, targets)
         scores = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-        if self.full and isinstance(scores, Tensor) and scores.requires_grad and scores.shape[-1] > 1:
-            rows = scores.flatten(0, -2).float()
-            drawn = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=self.generator)[:, 0]
-            return functional.cross_entropy(rows, drawn.to(rows.device), reduction="sum")
+        if self.full and isinstance(scores, Tensor) and scores.requires_grad and scores.dim() > 1:
+            # classes lie last, but for maps of them, ``[batch, classes, height, width]``
+            rows = (scores if scores.dim() < 4 else scores.movedim(1, -1)).flatten(0, -2).float()
+            if rows.shape[1] > 1:
+                drawn = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=self.generator)[:, 0]
+                return functional.cross_entropy(rows, drawn.to(rows.device), reduction="sum")
         found = [
-            (leaf.float() * _signs(leaf, self.generator)).sum() / leaf.detach().float().std().clamp_min(1e-12)
+            (leaf.float() * _signs(leaf, self.generator)).sum() / _scale(leaf.detach().float())
             for leaf in pytree.tree_leaves(outputs)
-            if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel() > 1
+            if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel()
         ]
         if not found:
             kind = type(outputs).__name__
@@ -175,8 +185,8 @@ def _weights(
     """Returns each layer's weights as its error counts (`Metric`), and the mean squared effect of masking each unit, ``[units]``."""
     metrics = {c.node: Metric(c, c.matrix(context.tensor(c.weight)).double(), scorer.full) for c in consumers}
     masked, count = torch.zeros(len(context.coupling.units), dtype=torch.float64), 0
-    labelled = scorer.full and _labelled(context)
-    batches, objective = _first(context, scorer.samples, labelled), _Objective(context, scorer)
+    labelled, objective = scorer.full and _labelled(context), _Objective(context, scorer)
+    batches = _first(context, scorer.samples, labelled)
     for batch in gradients(context.coupling, batches, objective, nodes=metrics, gates=masks):
         scale = (
             1.0 if labelled else 1 / batch.samples
@@ -188,6 +198,12 @@ def _weights(
             masked += effect.square().sum(dim=0).cpu()
         count += batch.samples
     return {node: metric.scaled(count) for node, metric in metrics.items()}, masked / max(count, 1)
+
+
+def _scale(outputs: Tensor) -> Tensor:
+    """Returns how far outputs, ``[...]``, vary; one alone counts as it is."""
+    found: Tensor = (outputs.std() if outputs.numel() > 1 else outputs.abs().sum()).clamp_min(1e-12)
+    return found
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,12 @@ def linear(change: Callable[[Tensor], Tensor], columns: int) -> nn.Module:
 X = torch.randn(16, 8, dtype=torch.float64)
 
 
+def _first_three_zero(h: Tensor) -> Tensor:
+    y = h.clone()
+    y[:, :3] = 0.0
+    return y
+
+
 @pytest.mark.parametrize(
     ("change", "columns", "goes"),
     [
@@ -47,8 +53,29 @@ X = torch.randn(16, 8, dtype=torch.float64)
         (lambda h: torch.cat([h[:, ::2], h[:, 1::2], h], -1), 24, False),
         (lambda h: h.tanh().roll(3, 1), 12, False),
         (lambda h: torch.stack([h, h.tanh()], 2).flatten(1), 24, True),
+        (lambda h: torch.constant_pad_nd(h, (2, 3)), 17, True),
+        (lambda h: h * h[:, 5].unsqueeze(1), 12, True),
+        (lambda h: h * h.select(1, 3)[:, None], 12, True),
+        (lambda h: h * h.unbind(1)[5][:, None], 12, False),
+        (lambda h: torch.cat(h.tensor_split(3, 1)[::-1], 1), 12, False),
+        (_first_three_zero, 12, True),
     ],
-    ids=("pad", "crop", "repeat", "tile", "interleaved", "every second", "rolled", "stacked"),
+    ids=(
+        "pad",
+        "crop",
+        "repeat",
+        "tile",
+        "interleaved",
+        "every second",
+        "rolled",
+        "stacked",
+        "pad by another name",
+        "one",
+        "selected",
+        "unbound",
+        "tensor_split",
+        "set",
+    ),
 )
 def test_a_number_stays_and_what_it_does_not_count_goes(
     change: Callable[[Tensor], Tensor], columns: int, goes: bool
@@ -116,11 +143,28 @@ def test_what_training_may_read_stays_unless_a_call_tells() -> None:
     model, target = Targets(), torch.randn(16, 4, dtype=torch.float64)
     found = small(model, X)
     assert found.a.out_features == 24 and found.m.out_features < 30
-    assert any("aux.weight may read there stays" in note for note in found.report.notes)
+    assert any("aux.weight may be used with there stays: all layers" in note for note in found.report.notes)
     found.train()(X, target).backward()
     told = fxprune.compile(model, [X], 0.5, **OPTIONS, forward_args=lambda x: ((x, target), {}))
     assert told.a.out_features == told.aux.in_features < 24
     told.train()(X, target).backward()
+
+
+def test_a_norm_that_training_alone_uses_stays() -> None:
+    class Normed(Targets):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.BatchNorm1d(24, affine=False)
+
+        def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+            h = self.a(x).relu()
+            out: Tensor = self.o(self.m(h).relu())
+            return (out - target).square().mean() + self.aux(h).square().mean() if self.training else out
+
+    torch.manual_seed(0)
+    found = small(Normed(), X)
+    assert found.a.out_features == 24 and found.m.out_features < 30
+    found.train()(X, torch.randn(16, 4, dtype=torch.float64)).backward()
 
 
 def test_without_values_or_a_class_nothing_comes_home() -> None:

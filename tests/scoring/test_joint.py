@@ -100,6 +100,26 @@ def test_obs_is_second_order_in_the_loss_where_there_are_targets_and_in_the_outp
     assert 0 < sum(i < 6 for i in fxprune.report(plain).plan.keep["a.weight"][0]) < 6
 
 
+def test_obs_takes_a_loss_without_targets_and_says_where_gradients_overflow() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4)), torch.randn(16, 8)
+    seen = []
+
+    def loss(outputs: Tensor, targets: None) -> Tensor:
+        seen.append(targets)
+        return outputs.square().mean()
+
+    fxprune.compile(model, [x], 0.6, method="obs", loss=loss, progress=False)
+    assert seen == [None]
+    with pytest.raises(ScorerError, match=r"2.weight: the gradients at its outputs are not finite"):
+        fxprune.compile(model, [x], 0.6, method="obs", loss=lambda y, _: y.mean() * float("inf"), progress=False)
+    with pytest.raises(fxprune.NothingToPruneError):
+        fxprune.compile(model, [x], 0.6, method="obs", ignore="*", progress=False)
+    one = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 1))
+    small = fxprune.compile(one, [*x[:4].split(1)], 0.6, method="obs", progress=False)
+    assert fxprune.report(small).verified is not False  # one number alone may not tell
+
+
 def test_what_may_not_go_is_not_scored() -> None:
     coupling, _, data = copies()
     found = score(coupling, data, "obs", free={coupling.groups[0].name})

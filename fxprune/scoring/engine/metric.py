@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxprune._base.errors import ScorerError
 from fxprune.recovery.consumers import Consumer
 
 #: Of the mean of the diagonal, what keeps a moment of few samples regular.
@@ -50,8 +51,17 @@ class Metric:
         self._moment += (rows.mT @ rows).double()
 
     def scaled(self, samples: int) -> Tensor:
-        """Returns weights ``[groups, rows, columns]`` whose plain square error is the error in this metric, a mean over samples."""
+        """Returns weights ``[groups, rows, columns]`` whose plain square error is the error in this metric, a mean over samples.
+
+        Raises:
+            ScorerError: the gradients are not finite.
+        """
         moment = self._moment / max(samples, 1)
+        if not torch.isfinite(moment).all():
+            raise ScorerError(
+                f"{self.consumer.weight}: the gradients at its outputs are not finite: the loss, or half precision, overflows; "
+                "try model.float() or another loss="
+            )
         if not self.full:
             return self.weight * moment.sqrt()[:, :, None]
         level = moment.diagonal(dim1=1, dim2=2).mean(dim=1)
