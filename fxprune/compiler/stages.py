@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +52,8 @@ from fxprune.results.certificate import Certificate
 from fxprune.rewriting.emission import emitted
 from fxprune.rewriting.planning import make_plan
 from fxprune.scoring.causal import causal_loss, is_causal, own_shift, telling
-from fxprune.scoring.scorer import Scorer, scorer_of
-from fxprune.scoring.scorer import score as score_units
+from fxprune.scoring.loss import default_loss
+from fxprune.scoring.scorer import Context, Scorer, scored, scorer_of
 from fxprune.twin.certificate import certify, settled
 from fxprune.twin.interpreter import Run
 
@@ -182,18 +183,17 @@ def latency_search(state: State) -> State:
 def score(state: State) -> State:
     """Gives every unit a score."""
     options = state.options
-    scores = score_units(
+    context = Context(
         state.coupling,
         state.inputs,
-        state.scorer,
         options.seed,
-        loss=options.loss or state.loss,
-        memory_limit=options.memory_limit,
-        progress=options.progress,
-        cache_dir=options.cache_dir,
-        free={group.name for group in free_groups(state.coupling, state.constraints)},
+        options.loss or state.loss or default_loss,
+        options.memory_limit,
+        options.progress,
+        None if options.cache_dir is None else Path(options.cache_dir),
+        {group.name for group in free_groups(state.coupling, state.constraints)},
     )
-    return replace(state, scores=scores)
+    return replace(state, scores=scored(context, state.scorer))
 
 
 def solve(state: State) -> State:

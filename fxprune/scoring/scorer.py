@@ -190,7 +190,6 @@ def score(
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = False,
     cache_dir: str | PathLike[str] | None = None,
-    free: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Scores every unit and writes the scores on the graph's nodes.
 
@@ -205,16 +204,18 @@ def score(
         memory_limit: bytes for statistics and values that are alive.
         progress: show a progress bar on a terminal.
         cache_dir: a folder where long scoring keeps what it has, to go on after an interruption.
-        free: names of the groups that may lose units; None if all may.
 
     Raises:
         ScorerError: an unknown method, or unusable scores.
         TypeError, ValueError: a seed that is no int, or too large.
     """
     folder = None if cache_dir is None else Path(cache_dir)
-    context = Context(
-        coupling, inputs_of(inputs), seed_of(seed), loss or default_loss, memory_limit, progress, folder, free
-    )
-    scores = scorer_of(method).score(context)
-    annotate(coupling, unit_scores(coupling, scores))
+    context = Context(coupling, inputs_of(inputs), seed_of(seed), loss or default_loss, memory_limit, progress, folder)
+    return scored(context, scorer_of(method))
+
+
+def scored(context: Context, scorer: Scorer) -> dict[str, Tensor]:
+    """Does what `score` does, ``[units]`` for each group, with all that a scorer works with."""
+    scores = scorer.score(context)
+    annotate(context.coupling, unit_scores(context.coupling, scores))
     return dict(scores)

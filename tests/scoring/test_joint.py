@@ -9,10 +9,12 @@ from torch import Tensor, nn
 import fxprune
 from fxprune._base.errors import ScorerError
 from fxprune.budget.solver import solve
+from fxprune.capturing.inputs import inputs_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.scoring import score
 from fxprune.scoring.joint import Joint, allocate, hull
+from fxprune.scoring.scorer import Context, scored, scorer_of
 from tests.models import small
 from tests.models.fn import Fn
 from tests.support.formulas import copies
@@ -122,7 +124,8 @@ def test_obs_takes_a_loss_without_targets_and_says_where_gradients_overflow() ->
 
 def test_what_may_not_go_is_not_scored() -> None:
     coupling, _, data = copies()
-    found = score(coupling, data, "obs", free={coupling.groups[0].name})
+    context = Context(coupling, inputs_of(data), free={coupling.groups[0].name})
+    found = scored(context, scorer_of("obs"))
     assert torch.isfinite(found[coupling.groups[0].name]).all()
     assert all((found[group.name] == STAYS).all() for group in coupling.groups[1:])
 
