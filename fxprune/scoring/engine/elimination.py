@@ -78,7 +78,7 @@ class _State:
         if not len(at):
             return
         rows = self.precision[at]
-        gain = torch.linalg.solve(rows[:, at], rows)
+        gain = _solved(rows[:, at], rows)
         self.weight.addmm_(gain.T, self.weight[at], alpha=-1)
         self.precision.addmm_(rows.T, gain, alpha=-1)
 
@@ -107,7 +107,7 @@ class _Few:
     def remove(self, unit: int) -> None:
         """Takes a unit out; what it costs from now on means nothing."""
         at = slice(unit * self.each, (unit + 1) * self.each)
-        gain = torch.linalg.solve(self.precision[at, at], self.precision[at])  # [c, columns]
+        gain = _solved(self.precision[at, at], self.precision[at])  # [c, columns]
         self.precision = self.precision - self.precision[at].T @ gain
         self.products = self.products - gain.T @ self.products[at]
         self.products = self.products - self.products[:, at] @ gain
@@ -124,8 +124,17 @@ def _costs(precision: Tensor, products: Tensor) -> Tensor:
     """Returns ``tr(P_uu^-1 W_u^T W_u)`` of each unit, ``[units]`` of ``[units, c, c]``."""
     if precision.shape[-1] == 1:
         return (products / precision)[:, 0, 0]
-    solved: Tensor = torch.linalg.solve(precision, products)
-    return solved.diagonal(dim1=1, dim2=2).sum(dim=1)
+    return _solved(precision, products).diagonal(dim1=1, dim2=2).sum(dim=1)
+
+
+def _solved(a: Tensor, b: Tensor) -> Tensor:
+    """Returns ``a^-1 b`` for ``a`` that is symmetric and positive, ``[..., c, c]``; by the pseudoinverse where rounding leaves less."""
+    factor, failed = torch.linalg.cholesky_ex(a)
+    if failed.any():
+        inverse: Tensor = torch.linalg.pinv(a, hermitian=True)
+        return inverse @ b
+    found: Tensor = torch.cholesky_solve(b, factor)
+    return found
 
 
 def _apart(precision: Tensor, fill: Tensor) -> Tensor:
