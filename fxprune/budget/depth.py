@@ -13,7 +13,8 @@ from fxprune.bridging.bridge import Bridged, bridge
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import cost_model
-from fxprune.budget.solver import Bound, Solution, counted_by, ranking, solve
+from fxprune.budget.scope import counted_by
+from fxprune.budget.solver import Bound, Solution, ranking, solve
 from fxprune.coupling.branches import vanishing_groups
 from fxprune.coupling.coupling import Coupling
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from torch import fx
 
-from fxprune._base.errors import BudgetError, IgnoredPatternWarning, outside
+from fxprune._base.errors import IgnoredPatternWarning, outside
 from fxprune._base.names import layer_of
 from fxprune.algebra.axes import is_labelled
 from fxprune.coupling.coupling import Coupling
@@ -29,27 +29,6 @@ def spellings(coupling: Coupling, tensor: str) -> set[str]:
     """Returns what a tensor may be called by: all its own names, those of its layer and of the modules that hold that."""
     found = [tensor, *(other for other, name in coupling.captured.ties.items() if name == tensor)]
     return {name for each in found for name in (each, *accumulate(each.split("."), "{}.{}".format))}
-
-
-def covers(coupling: Coupling, patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Returns what tells whether a tensor is meant by one of some patterns."""
-    tensors = {
-        str(node.target): spellings(coupling, str(node.target)) for node in coupling.values if node.op == "get_attr"
-    }
-    meant = {name for name, names in tensors.items() if any(matches(names, pattern) for pattern in patterns)}
-    return meant.__contains__
-
-
-def check_covered(coupling: Coupling, patterns: Sequence[str]) -> None:
-    """Makes sure that each pattern means a tensor.
-
-    Raises:
-        BudgetError: one does not; says which names are near.
-    """
-    known = set[str]().union(*names_of_layers(coupling).values())
-    for pattern in patterns:
-        if not matches(known, pattern):
-            raise BudgetError(f"of={pattern!r} matches no layer{nearest(pattern, known)}")
 
 
 def names_of_layers(coupling: Coupling) -> dict[str, set[str]]:

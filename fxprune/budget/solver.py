@@ -23,9 +23,10 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
-from fxprune.budget.patterns import check_covered, check_patterns, covers, names_of_layers, reaching
+from fxprune.budget.patterns import check_patterns, names_of_layers, reaching
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.budget.refusal import unreachable
+from fxprune.budget.scope import check_scope, counted_by
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS, unit_scores
@@ -150,50 +151,6 @@ def solve(
     steps = _in_order(coupling, model, density, [step for pool in pools for step in pool.steps(smallest)])
     removed = _filled(counted, smallest, steps, limits, bound, _blocks(coupling))
     return Solution(Selection(coupling, removed), before, model.of(removed))
-
-
-def counted_by(
-    coupling: Coupling, budget: Budget | None, vanishing: Mapping[str, frozenset[str]] | None = None
-) -> CostModel:
-    """Returns the cost that a budget bounds: of what its patterns cover, if it has any."""
-    if budget is None or not budget.of:
-        return cost_model(coupling, vanishing)
-    return cost_model(coupling, vanishing, covers(coupling, budget.of))
-
-
-def check_scope(coupling: Coupling, budget: Budget | None) -> None:
-    """Makes sure that what a budget bounds is there.
-
-    Raises:
-        BudgetError: a pattern means nothing, or nothing that it means has parameters, or multiplications.
-    """
-    if budget is None or not budget.of:
-        return
-    check_covered(coupling, budget.of)
-    whole = counted_by(coupling, budget).of(np.zeros(len(coupling.channels), bool))
-    for i in budget.limits(whole):
-        if not whole[i]:
-            what = "parameters" if i == 0 else "multiplications"
-            raise BudgetError(f"of={', '.join(budget.of)!r}: what it means has no {what}, which the budget bounds")
-
-
-def scope_note(before: Coupling, after: Selection, budget: Budget | None) -> tuple[str, ...]:
-    """Returns in words what is left of what a budget counts, if that is not the whole model.
-
-    Args:
-        before: of the model as it came.
-        after: what goes, of the model or of what bridges left of it.
-        budget: that was met.
-    """
-    if budget is None or not budget.of:
-        return ()
-    whole = counted_by(before, budget).of(np.zeros(len(before.channels), bool))
-    left = counted_by(after.coupling, budget).of(after.removed)
-    shares = [
-        f"{a:,} of {b:,} {what} ({100 * a / max(b, 1):.1f} %)"
-        for a, b, what in ((left.params, whole.params, "parameters"), (left.macs, whole.macs, "MACs"))
-    ]
-    return (f"the budget counts {', '.join(budget.of)}: {' and '.join(shares)} are left there",)
 
 
 def channel_scores(coupling: Coupling, scores: Scores) -> Floats:

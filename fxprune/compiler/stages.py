@@ -25,7 +25,8 @@ from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
 from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
-from fxprune.budget.solver import check_scope, ratio_table, scope_note
+from fxprune.budget.scope import check_scope, scope_note
+from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable

@@ -11,7 +11,8 @@ import torch
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.budget.solver import Solution, counted_by, scope_note
+from fxprune.budget.scope import counted_by, scope_note
+from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.stages import verify

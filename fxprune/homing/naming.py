@@ -117,11 +117,10 @@ def _padded(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:
     """``pad(x, (before, after))``, last dimension first: what is put on lies before a place, and what is cut off as well."""
     pads = args[1] if len(args) > 1 else kwargs["pad"]
     for i, size in enumerate(pads):
-        at = term_of(size if i % 2 == 0 else -size)
-        if size > 0:
-            yield at, "place", result, -1 - i // 2
-        elif size < 0:
-            yield term_of(-size if i % 2 == 0 else size), "place", args[0], -1 - i // 2
+        wide = result if size > 0 else args[0]
+        if size != 0:
+            many = size if size > 0 else -size
+            yield term_of(many if i % 2 == 0 else -many), "place", wide, -1 - i // 2
 
 
 def _repeated(args: Any, kwargs: Any, result: Tensor) -> Iterator[_Found]:

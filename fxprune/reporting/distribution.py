@@ -11,7 +11,8 @@ from torch import Tensor
 from fxprune.algebra.channels import Mask
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints, free_groups
-from fxprune.budget.solver import Bound, Solution, counted_by, ranking
+from fxprune.budget.scope import counted_by
+from fxprune.budget.solver import Bound, Solution, ranking
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.results.scores import BINS, Counts, GroupScores, ScoreSummary

@@ -31,7 +31,7 @@ from fxprune.scoring.engine.elimination import Reader, eliminate
 from fxprune.scoring.engine.gradients import batch_size, by_unit, gradients
 from fxprune.scoring.engine.metric import Metric
 from fxprune.scoring.engine.shares import shares, without_outliers
-from fxprune.scoring.loss import default_loss
+from fxprune.scoring.loss import default_loss, named_logits
 from fxprune.scoring.scorer import Context, register_scorer
 
 #: A group's whole counts by this power in the allocation.
@@ -74,10 +74,11 @@ class Joint:
         unread = [group for group in context.groups if not readings[group.name]]
         read = [group for group in context.groups if readings[group.name]]
         used = {r.consumer.node: r.consumer for group in read for r in readings[group.name]}
+        scores = {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups}
         if not context.groups:
-            return {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups}
+            return scores
         weights, alone = _weights(context, list(used.values()), self, bool(unread))
-        scores = {group.name: rising(*_by_masking(group, alone)) for group in unread}
+        scores |= {group.name: rising(*_by_masking(group, alone)) for group in unread}
         for part in parts_that_fit(
             read, lambda group: _sizes(r.consumer for r in readings[group.name]), context.memory_limit // 2
         ):
@@ -86,8 +87,7 @@ class Joint:
                 count = len(group.units)
                 readers = [x for r in readings[group.name] for x in _readers(r, moments, weights, count)]
                 scores[group.name] = rising(*eliminate(readers, count, self.ridge))
-        stays = {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups}
-        return stays | {group.name: scores[group.name] for group in context.groups}
+        return scores
 
 
 def hull(order: Sequence[int], errors: Sequence[float]) -> Tensor:
@@ -161,8 +161,8 @@ class _Objective:
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         if targets is not None or self.own:
             return self.loss(outputs, targets)
-        scores = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-        if self.full and isinstance(scores, Tensor) and scores.requires_grad and scores.dim() > 1:
+        scores = named_logits(outputs)
+        if self.full and scores is not None and scores.requires_grad and scores.dim() > 1:
             # classes lie last, but for maps of them, ``[batch, classes, height, width]``
             rows = (scores if scores.dim() < 4 else scores.movedim(1, -1)).flatten(0, -2).float()
             if rows.shape[1] > 1:

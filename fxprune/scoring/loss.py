@@ -69,7 +69,7 @@ def classes_dim(outputs: Any, targets: Any, *, tokens: bool = False) -> int | No
     last = targets.shape == logits.shape[:-1]
     if targets.shape != (logits.shape[0], *logits.shape[2:]):
         return logits.dim() - 1 if last else None
-    return 2 if last and logits.dim() == 3 and (tokens or _named(outputs) is not None) else 1
+    return 2 if last and logits.dim() == 3 and (tokens or named_logits(outputs) is not None) else 1
 
 
 def _classes(targets: Tensor, classes: int) -> Tensor:
@@ -104,7 +104,7 @@ def logits_of(outputs: Any) -> Tensor:
     Raises:
         CalibrationError: there is none.
     """
-    named = _named(outputs)
+    named = named_logits(outputs)
     leaves = pytree.tree_leaves(outputs) if named is None else [named]
     found = next((x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.dim()), None)
     if found is None:
@@ -112,7 +112,7 @@ def logits_of(outputs: Any) -> Tensor:
     return found
 
 
-def _named(outputs: Any) -> Tensor | None:
+def named_logits(outputs: Any) -> Tensor | None:
     """Returns the entry ``logits`` of a model's outputs, ``[...]``, if there is one."""
     found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     return found if isinstance(found, Tensor) else None
