@@ -61,6 +61,7 @@ Kind = Literal[
     "reshape",
     "recurrent",
     "quantise",
+    "softmax",
 ]
 
 

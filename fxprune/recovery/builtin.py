@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
 from fxprune._base.errors import RecoverySkippedWarning, outside
+from fxprune.recovery.bases import rebased
 from fxprune.recovery.compensate import compensate
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
 from fxprune.recovery.reconstruct import reconstruct
@@ -24,17 +25,20 @@ class Fitted(Recovery):
     Attributes:
         fit: gives them, at full size.
         name: how it is called in messages.
+        rebase: begin with heads in the basis in which what goes matters least (`fxprune.recovery.bases`).
     """
 
     fit: Callable[[RecoveryContext], Mapping[str, Tensor]]
     name: str = "fitted"
+    rebase: bool = True
 
     def recover(self, context: RecoveryContext) -> Recovered:
         """Returns what was fitted, and the layers that could not be; warns of those that nothing makes up for."""
         if left := context.unreached:
             text = f"recovery {self.name!r} leaves layers that read removed channels as they are: {'; '.join(left)}"
             warnings.warn(text, RecoverySkippedWarning, stacklevel=outside())
-        return Recovered(self.fit(context), context.skipped)
+        base, unmade = rebased(context) if self.rebase else ({}, ())
+        return Recovered(self.fit(replace(context, base=base)), (*context.skipped, *unmade))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class Reinit(Recovery):
 
 
 #: What a removed column brought on average goes into the bias (VBP, arXiv 2507.12988).
-register_recovery("mean_shift", partial(Fitted, partial(compensate, covariance=False), "mean_shift"))
+register_recovery("mean_shift", partial(Fitted, partial(compensate, covariance=False), "mean_shift", False))
 #: Kept columns take over what they can predict of the removed ones in the dense model (OB2C, arXiv 2608.17657).
 register_recovery("covariance", partial(Fitted, partial(compensate, covariance=True), "covariance"))
 #: Layer after layer is regressed on what the pruned model really feeds it, with residual drift.

@@ -28,7 +28,7 @@ def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tenso
         context: the layers that lose columns, and their inputs.
         covariance: False for the mean shift alone.
     """
-    changed = Replacements(context.selection.coupling, {**context.selection.gains, **context.selection.tensors})
+    changed = Replacements(context.selection.coupling, context.start)
     fit_gains(context, changed)
     make_up(context, changed, covariance=covariance)
     return changed.tensors

@@ -135,7 +135,7 @@ def fit_gains(context: RecoveryContext, changed: Replacements) -> None:
     """
     gains = Gains(context.selection, changed)
     fits = {gain: Fit() for gain in gains.of.values()}
-    dense = Run(Selection.nothing(context.selection.coupling))
+    dense = Run(context.dense)
     for batch in context.inputs if fits else ():
         own: dict[fx.Node, Any] = {}
         for node, values in dense.steps(batch):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fxprune._base.errors import CalibrationError
-from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.twin.interpreter import Run
@@ -147,7 +146,7 @@ def parts_that_fit(items: Iterable[T], sizes: Callable[[T], Mapping[Any, int]], 
 
 
 def measure(
-    coupling: Coupling,
+    dense: Selection,
     part: Sequence[Consumer],
     inputs: Iterable[Sequence[Tensor]],
     *,
@@ -157,14 +156,14 @@ def measure(
     """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
 
     Args:
-        coupling: of the captured graph.
+        dense: the selection of nothing, of the captured graph.
         part: the consumers.
         inputs: the graph's flat inputs, ``[samples, ...]``, batch by batch.
         covariance: False for the means alone.
         memory_limit: bytes for one block's statistics, and for one batch's samples of one consumer.
     """
     blocks = [[(b, Moments()) for b in _blocks(consumer, covariance, memory_limit)] for consumer in part]
-    run = Run(Selection.nothing(coupling))
+    run = Run(dense)
     for number, batch in enumerate(inputs):
         waiting = len(part)
         for node, values in run.steps(batch):

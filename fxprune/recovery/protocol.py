@@ -55,6 +55,7 @@ class RecoveryContext:
         ridge: damping of regressions, as a share of the mean variance of a layer's inputs.
         memory_limit: bytes for statistics and values that are alive.
         seed: for what is drawn.
+        base: full-size tensors of an equal model, ``[...]`` by name, that statistics are of and recovery begins with.
     """
 
     selection: Selection
@@ -62,6 +63,17 @@ class RecoveryContext:
     ridge: float = RIDGE
     memory_limit: int = MEMORY_LIMIT
     seed: int = 0
+    base: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def dense(self) -> Selection:
+        """The model of which nothing goes."""
+        return Selection.nothing(self.selection.coupling, self.base)
+
+    @property
+    def start(self) -> dict[str, Tensor]:
+        """What stands for tensors, ``[...]`` by name, before anything is recovered."""
+        return {**self.base, **self.selection.gains, **self.selection.tensors}
 
     @cached_property
     def _found(self) -> tuple[list[Consumer], list[str]]:
@@ -93,11 +105,11 @@ class RecoveryContext:
             covariance: False for the means alone.
             consumers: some of them; by default all, gates of recurrent layers included.
         """
-        coupling, limit = self.selection.coupling, self.memory_limit
+        limit = self.memory_limit
         consumers = (*self.consumers, *self.gates) if consumers is None else consumers
         sizes = {consumer: {consumer: bytes_of(consumer, covariance, limit)} for consumer in consumers}
         for part in parts_that_fit(consumers, sizes.__getitem__, limit):
-            found = measure(coupling, part, self.inputs, covariance=covariance, memory_limit=limit)
+            found = measure(self.dense, part, self.inputs, covariance=covariance, memory_limit=limit)
             yield from zip(part, found, strict=True)
 
     @property

@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.names import fetch
 from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.recovery.protocol import RecoveryContext
 from fxprune.recovery.sequential import find_drift, sequential
@@ -116,7 +115,7 @@ class _Blocks:
             self.parameters[name] = now.to(torch.promote_types(now.dtype, torch.float32)).clone().requires_grad_()
         self.tensors = {**start, **self.parameters}
         dtype = torch.float32 if halves else None  # halves are too coarse to learn in
-        self.dense = Run(Selection.nothing(self.coupling), dtype)
+        self.dense = Run(context.dense, dtype)
         self.pruned = Run(context.selection.with_tensors(self.tensors), dtype)
 
     def follow(self, inputs: Sequence[Tensor], *, learn: bool = False) -> float:

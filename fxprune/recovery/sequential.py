@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
 from fxprune.recovery.consumers import Consumer, Replacements
@@ -113,16 +112,14 @@ class _March:
     def __init__(self, context: RecoveryContext, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift]) -> None:
         self.context, self.drifts = context, drifts
         self.batches = sum(1 for _ in context.inputs)
-        self.changed = Replacements(
-            context.selection.coupling, {**context.selection.gains, **context.selection.tensors}
-        )
+        self.changed = Replacements(context.selection.coupling, context.start)
         begun = dict(self.changed.tensors)
         make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
         for home in (c.home for c in context.consumers if c.home is not None and c.home.sign < 0):
             # a batch norm's mean takes no part in the layer's own output: the shift is found anew with the rest
             self.changed.tensors.pop(home.tensor, None)
             self.changed.tensors |= {home.tensor: begun[home.tensor]} if home.tensor in begun else {}
-        self.dense = Run(Selection.nothing(context.selection.coupling))
+        self.dense = Run(context.dense)
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
         fitted = {consumer.node for consumer in context.consumers} | set(self.gains.of)

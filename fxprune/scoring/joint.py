@@ -229,7 +229,7 @@ def _moments(context: Context, consumers: Iterable[Consumer]) -> dict[fx.Node, B
     limit = context.memory_limit // 2
     whole = sum(_sizes(part).values())
     limit = limit if whole <= limit else max(limit // len(part), 1)
-    found = measure(context.coupling, part, context.inputs, covariance=True, memory_limit=limit)
+    found = measure(Selection.nothing(context.coupling), part, context.inputs, covariance=True, memory_limit=limit)
     for consumer, blocks in zip(part, found, strict=True):
         for _, block in blocks if consumer.home is None else ():
             block.raw()

@@ -211,11 +211,9 @@ register_rule(
 register_rule("max.dim min.dim", replace(_CHOICE, constant=_of_others))
 register_rule("median.dim mode.default", _CHOICE)
 register_rule("argmax.default argmin.default", Rule(_arg_reduce, twin=_twin_choose, statistic=True))
-register_rule(
-    "softmax.int _softmax.default log_softmax.int _log_softmax.default cumsum.default cumprod.default "
-    "logcumsumexp.default",
-    Rule(_scan, twin=_twin_scan, statistic=True),
-)
+_SCAN = Rule(_scan, twin=_twin_scan, statistic=True)
+register_rule("softmax.int _softmax.default", replace(_SCAN, kind="softmax"))
+register_rule("log_softmax.int _log_softmax.default cumsum.default cumprod.default logcumsumexp.default", _SCAN)
 register_rule("argsort.default argsort.stable", Rule(_argsort, positions=("self",)))
 register_rule("sort.default sort.stable", Rule(_sorted, positions=("self",)))
 register_rule("topk.default", Rule(_topk, twin=_twin_choose, statistic=True))
