@@ -24,15 +24,19 @@ from fxprune.scoring.scorer import scorer_of
 
 DECODER = "model.layers*"
 OTHERS = ("*embed_tokens*", "*self_attn*")  # what stays: attention costs several times as much a parameter
-#: What is compared: criterion, recovery and whether all layers keep as many units.
-RECIPES: dict[str, tuple[str, str | None, bool]] = {
-    "obs, sequential": ("obs", "sequential", False),
-    "obs, covariance": ("obs", "covariance", False),
-    "obs, none": ("obs", None, False),
-    "joint, covariance": ("joint", "covariance", False),
-    "variance, covariance": ("variance", "covariance", False),
-    "variance, covariance, equal widths": ("variance", "covariance", True),
-    "taylor, covariance": ("taylor", "covariance", False),
+#: What is compared: criterion, recovery, and how layers share the budget out; ``"config"`` is ``uniform=True``.
+RECIPES: dict[str, tuple[str, str | None, str]] = {
+    "obs, search, sequential": ("obs", "sequential", "search"),
+    "obs, search, covariance": ("obs", "covariance", "search"),
+    "obs, sequential": ("obs", "sequential", "curves"),
+    "obs, covariance": ("obs", "covariance", "curves"),
+    "obs, none": ("obs", None, "curves"),
+    "joint, covariance": ("joint", "covariance", "curves"),
+    "variance, search, covariance": ("variance", "covariance", "search"),
+    "variance, equal widths, covariance": ("variance", "covariance", "uniform"),
+    "variance, covariance": ("variance", "covariance", "curves"),
+    "variance, one width, covariance": ("variance", "covariance", "config"),
+    "taylor, covariance": ("taylor", "covariance", "curves"),
 }
 
 
@@ -75,7 +79,7 @@ def criterion(name: str) -> Once:
 
 def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
     """Returns the values of a line: the model without a share of its decoder's parameters."""
-    method, recover, uniform = RECIPES[recipe]
+    method, recover, allocation = RECIPES[recipe]
     model, calib, held, dense = subject(quick)
     start = time.perf_counter()
     pruned: Any = fxprune.compile(
@@ -86,7 +90,8 @@ def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
         recover=recover,
         ignore=OTHERS,
         form="module",
-        uniform=uniform,
+        uniform=allocation == "config",
+        allocation="curves" if allocation == "config" else allocation,
         memory_limit=8 << 30,
         seed=seed,
         progress=False,
@@ -108,6 +113,7 @@ def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
         "nats over dense": round(float(apart.mean()), 4),
         "standard error": round(float(apart.std() / len(apart) ** 0.5), 4),
         "score s": round(criterion(method).seconds, 1),
+        "allocate s": round(report.seconds.get("allocate", 0.0), 1),
         "recover s": round(report.seconds.get("recover", 0.0), 1),
         "compile s": round(seconds, 1),
     }

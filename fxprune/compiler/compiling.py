@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.budget import Budget
-from fxprune.compiler.options import AUTO, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.options import AUTO, Allocation, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.recovery.protocol import Recovery
@@ -32,6 +32,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     *,
     method: MethodName | str | Scorer = "variance",
     ratios: float | Mapping[str, float] | None = None,
+    allocation: Allocation = "curves",
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
     round_to: int | Literal["auto"] = 1,

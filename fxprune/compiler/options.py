@@ -54,6 +54,8 @@ MethodName = Literal[
 
 Form = Literal["graph", "module"]
 
+Allocation = Literal["curves", "uniform", "search"]
+
 RecoveryOption = Literal["auto", "covariance", "sequential", "reconstruct", "mean_shift", "reinit"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,6 +72,9 @@ class Options:
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of layers,
             modules that hold them or tensors. A pattern reaches a group if it matches all the layers that make it; a group's
             own name comes first, then the first pattern that reaches it, then ``"default"`` (0 if absent).
+        allocation: how a budget is shared out among groups: ``"curves"``, by the criterion's scores as they are; ``"uniform"``, the
+            same share of the units of each; or ``"search"``, by what each group alone, pruned and recovered, does to the outputs,
+            or as one of the others if that leaves them closer (its time is some passes over one batch for each group).
         units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"kv_group"`` (a key and value head with all the
             query heads that share it; ``"head"`` is then one query head of every group), ``"head_dim"``,
             ``"expert"`` (of a mixture; it is gone from the router as well, which weighs and chooses among those that
@@ -111,6 +116,7 @@ class Options:
 
     method: MethodName | str | Scorer = "variance"
     ratios: float | Mapping[str, float] | None = None
+    allocation: Allocation = "curves"
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group")
     ignore: str | Sequence[str] = ()
     round_to: int | Literal["auto"] = 1
@@ -152,6 +158,7 @@ class Options:
         )
         found.constraints()
         _check_types(found)
+        _check_allocation(found)
         check_form(found)
         return found
 
@@ -220,6 +227,15 @@ def check_form(options: Options) -> None:
     if options.form == MODULE and options.min_keep == 0:
         raise ValueError(
             "min_keep=0 lets whole branches go, which the original's class still calls: expected form='graph'"
+        )
+
+
+def _check_allocation(options: Options) -> None:
+    if options.allocation not in (known := Allocation.__args__):  # type: ignore[attr-defined]
+        raise ValueError(f"allocation must be among {', '.join(known)}, got {options.allocation!r:.80}")
+    if options.allocation != "curves" and options.ratios is not None:
+        raise ValueError(
+            f"allocation={options.allocation!r} shares out a budget, and ratios are shares already: give one of them"
         )
 
 

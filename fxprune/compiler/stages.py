@@ -16,25 +16,25 @@ from fxprune._base.errors import (
     BudgetError,
     FxpruneWarning,
     GradientWarning,
-    IgnoredPatternWarning,
     TrainingWarning,
     VerificationError,
     outside,
 )
 from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
-from fxprune.budget.depth import Solver
 from fxprune.budget.patterns import check_patterns
 from fxprune.budget.scope import check_scope, scope_note
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
+from fxprune.compiler.allocation import allocate
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.homecoming import check_has_class, check_in_parts, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
 from fxprune.compiler.options import AUTO, MODULE, Options
 from fxprune.compiler.secondly import other_call
+from fxprune.compiler.solving import solved
 from fxprune.compiler.state import State
 from fxprune.coupling.blocks import with_blocks
 from fxprune.coupling.branches import folded_constants, frozen_norms
@@ -194,25 +194,12 @@ def score(state: State) -> State:
         None if options.cache_dir is None else Path(options.cache_dir),
         {group.name for group in free_groups(state.coupling, state.constraints)},
     )
-    return replace(state, scores=scored(context, state.scorer))
+    return replace(state, scores=scored(context, state.scorer), per_cost=state.scorer.per_cost)
 
 
 def solve(state: State) -> State:
     """Chooses what goes, so that the budget is met."""
-    solver = Solver(
-        state.coupling,
-        state.scores,
-        state.constraints,
-        per_cost=state.scorer.per_cost,
-        bridges=state.recovery is not None and state.recovery.anew,
-        seed=state.options.seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IgnoredPatternWarning)  # `couple` has told of them
-        if state.search is None:
-            bridged, solution = solver(state.budget, ratios=state.options.ratios)
-        else:
-            bridged, solution = state.search.solve(solver)
+    bridged, solution = solved(state)
     notes = (*state.notes, *scope_note(state.coupling, solution.selection, state.budget))
     return with_costs(replace(state, bridged=bridged, solution=solution, selection=solution.selection, notes=notes))
 
@@ -322,7 +309,7 @@ def record(state: State) -> State:
         state.scores,
         state.budget,
         constraints=state.constraints,
-        per_cost=state.scorer.per_cost,
+        per_cost=state.per_cost,
         bound=bound,
     )
     latency = None
@@ -360,7 +347,7 @@ def to_coupled(state: State) -> State:
 
 def from_scored(state: State) -> State:
     """Returns the state at the end, from scores on."""
-    state = record(finish(through(state, solve, recover, rewrite, verify)))
+    state = record(finish(through(state, allocate, solve, recover, rewrite, verify)))
     return through(state, home) if state.options.form == MODULE else state
 
 

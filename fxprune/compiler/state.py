@@ -59,6 +59,7 @@ class State:
         search: how a bound on the latency is met, if there is one.
         way: what is known of the original, where its class is to come back.
         scores: for each group's name a score for each unit.
+        per_cost: whether they are divided by what a unit costs before units of different groups are compared.
         bridged: the graph that is left where layers on the only path went.
         solution: what goes of it.
         selection: the same, over recovered tensors.
@@ -90,6 +91,7 @@ class State:
     search: LatencySearch | None = None
     way: Way = LATER
     scores: Mapping[str, Tensor] = LATER
+    per_cost: bool = True
     bridged: Bridged = LATER
     solution: Solution = LATER
     selection: Selection = LATER

@@ -23,7 +23,17 @@ from fxprune.budget.cost import Cost, cost_model
 from fxprune.compiler import stages
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.homecoming import tie
-from fxprune.compiler.options import AUTO, MODULE, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.options import (
+    AUTO,
+    MODULE,
+    Allocation,
+    Form,
+    MethodName,
+    Options,
+    RecoveryOption,
+    UnitKind,
+    spelled_out,
+)
 from fxprune.compiler.pipeline import on_parts
 from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
@@ -48,6 +58,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
     latency: bool = False,
+    allocation: Allocation = "curves",
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
     round_to: int | Literal["auto"] = 1,

@@ -1,0 +1,111 @@
+"""Trials: what the outputs lose when something goes and is made up for, on a batch that recovery has not seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.algebra.channels import Mask
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
+from fxprune.recovery.compensate import make_up
+from fxprune.recovery.consumers import Consumer, Replacements, find_consumers
+from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
+from fxprune.recovery.protocol import Batches, RecoveryContext
+from fxprune.scoring.loss import log_probabilities, named_logits
+from fxprune.twin.interpreter import Run
+
+
+@dataclass(frozen=True, eq=False)
+class _Remembering(RecoveryContext):
+    """A recovery's context that goes through the data once, however often it is asked."""
+
+    known: dict[Any, Blocks] = field(default_factory=dict)
+
+    def moments(
+        self, *, covariance: bool = True, consumers: Sequence[Consumer] | None = None
+    ) -> Iterator[tuple[Consumer, Blocks]]:
+        """Yields each consumer with its moments, which the caller may change."""
+        consumers = self.consumers if consumers is None else consumers
+        for consumer in consumers:
+            yield consumer, deepcopy(self.known[consumer.node])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _First:
+    """The first batches."""
+
+    inputs: Batches
+    count: int
+
+    def __iter__(self) -> Iterator[Sequence[Tensor]]:
+        """Yields them."""
+        return islice(iter(self.inputs), self.count)
+
+
+class Trials:
+    """What the outputs lose without some units, the layers that read them recovered by covariance.
+
+    Args:
+        coupling: of the captured graph.
+        inputs: flat inputs, batch by batch; the last one is judged by, and recovered from only if it is the only one.
+        ridge: of the recovery.
+        memory_limit: bytes for its statistics; layers that these leave no room for are not recovered.
+    """
+
+    def __init__(self, coupling: Coupling, inputs: Batches, ridge: float, memory_limit: int) -> None:
+        self._coupling, self._unflatten, count = coupling, coupling.captured.call.unflatten, 0
+        for probe in inputs:
+            self._probe, count = probe, count + 1
+        nothing = Selection.nothing(coupling)
+        self._context = _Remembering(nothing, _First(inputs, max(count - 1, 1)), ridge, memory_limit)
+        fitting = next(
+            parts_that_fit(self._readers(nothing), lambda c: {c: bytes_of(c, True, memory_limit)}, memory_limit), []
+        )
+        blocks = measure(nothing, fitting, self._context.inputs, covariance=True, memory_limit=memory_limit)
+        self._context.known.update(zip((c.node for c in fitting), blocks, strict=True))
+        self._dense = self._outputs(nothing)
+
+    def _readers(self, selection: Selection) -> list[Consumer]:
+        return find_consumers(selection, every=not selection.removed.any())[0]
+
+    def _outputs(self, selection: Selection) -> Any:
+        return self._unflatten(Run(selection)(self._probe))
+
+    @torch.no_grad()
+    def loss(self, removed: Mask) -> float:
+        """Returns how far the outputs are from the dense ones without the flagged channels, ``[channels]``."""
+        selection = Selection(self._coupling, removed)
+        context = replace(self._context, selection=selection)
+        changed = Replacements(self._coupling, context.start)
+        known = [consumer for consumer in context.consumers if consumer.node in self._context.known]
+        make_up(context, changed, covariance=True, consumers=known)
+        return divergence(self._dense, self._outputs(selection.with_tensors(changed.tensors)))
+
+
+def divergence(dense: Any, pruned: Any) -> float:
+    """Returns how far outputs are from the dense ones.
+
+    For outputs with an entry ``logits`` it is the Kullback-Leibler divergence, a mean over samples and positions; else the squared
+    error as a share of the variance, a mean over the floating outputs. Infinity where one is not finite.
+    """
+    if named_logits(dense) is not None:
+        (f, dim), (g, _) = log_probabilities(dense), log_probabilities(pruned)
+        found = float((f.exp() * (f - g)).sum(dim).mean())
+    else:
+        pairs = zip(pytree.tree_leaves(dense), pytree.tree_leaves(pruned), strict=True)
+        errors = [
+            float((a - b).square().mean() / a.var().clamp_min(torch.finfo(a.dtype).tiny))
+            for a, b in ((x.double(), y.double()) for x, y in pairs if isinstance(x, Tensor) and x.is_floating_point())
+            if a.numel() > 1
+        ]
+        found = sum(errors) / max(len(errors), 1)
+    return found if math.isfinite(found) else math.inf
