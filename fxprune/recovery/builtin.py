@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune._base.errors import RecoverySkippedWarning, outside
 from fxprune.recovery.bases import rebased
@@ -28,7 +28,7 @@ class Fitted(Recovery):
         rebase: begin with heads in the basis in which what goes matters least (`fxprune.recovery.bases`).
     """
 
-    fit: Callable[[RecoveryContext], Mapping[str, Tensor]]
+    fit: Callable[[RecoveryContext], Recovered]
     name: str = "fitted"
     rebase: bool = True
 
@@ -38,7 +38,8 @@ class Fitted(Recovery):
             text = f"recovery {self.name!r} leaves layers that read removed channels as they are: {'; '.join(left)}"
             warnings.warn(text, RecoverySkippedWarning, stacklevel=outside())
         base, unmade = rebased(context) if self.rebase else ({}, ())
-        return Recovered(self.fit(replace(context, base=base)), (*context.skipped, *unmade))
+        found = self.fit(replace(context, base=base))
+        return replace(found, skipped=(*context.skipped, *unmade, *found.skipped))
 
 
 @dataclass(frozen=True, slots=True)

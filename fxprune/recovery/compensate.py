@@ -15,10 +15,10 @@ from torch import Tensor
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import fit_gains
 from fxprune.recovery.moments import Blocks, Moments, ridge_solve
-from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.protocol import Recovered, RecoveryContext
 
 
-def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tensor]:
+def compensate(context: RecoveryContext, *, covariance: bool) -> Recovered:
     """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means, and of gains.
 
     The inputs are gone through once for the gains of norms, and once for each part of the consumers whose statistics fit
@@ -31,7 +31,7 @@ def compensate(context: RecoveryContext, *, covariance: bool) -> dict[str, Tenso
     changed = Replacements(context.selection.coupling, context.start)
     fit_gains(context, changed)
     make_up(context, changed, covariance=covariance)
-    return changed.tensors
+    return Recovered(changed.tensors)
 
 
 def make_up(

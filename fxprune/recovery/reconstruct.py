@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune._base.names import fetch
 from fxprune.coupling.coupling import Coupling
 from fxprune.recovery.consumers import Consumer
-from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.sequential import find_drift, sequential
 from fxprune.twin.interpreter import Run
 
@@ -32,8 +33,8 @@ _SAMPLES = 32
 _HELD_OUT = 8
 
 
-def reconstruct(context: RecoveryContext) -> dict[str, Tensor]:
-    """Returns full-size replacements, ``[...]`` each, that follow the dense model more closely than `sequential`'s, or those.
+def reconstruct(context: RecoveryContext) -> Recovered:
+    """Returns full-size replacements that follow the dense model more closely than `sequential`'s, or those.
 
     Adam with a cosine, its rate a share of each tensor's size; a step for 32 samples, or for a batch where its size is
     fixed. One step's samples in eight are held out where there are as many; what was learnt is kept only if the targets'
@@ -44,7 +45,7 @@ def reconstruct(context: RecoveryContext) -> dict[str, Tensor]:
             which are gone through eleven times.
     """
     start, coupling, inputs = sequential(context), context.selection.coupling, context.inputs
-    blocks = _Blocks(context, start)
+    blocks = _Blocks(context, start.tensors)
     count = sum(1 for _ in _parts(coupling, inputs))
     held_out = {i for i in range(count) if i % _HELD_OUT == _HELD_OUT - 1} or set(range(count))
     learning = [i for i in range(count) if count < _HELD_OUT or i not in held_out]
@@ -67,9 +68,12 @@ def reconstruct(context: RecoveryContext) -> dict[str, Tensor]:
                 optimizer.step()
                 schedule.step()
     if check() >= before:
-        return start
+        return replace(
+            start, skipped=(*start.skipped, "reconstruction: what was learnt is no better on held-out samples")
+        )
     module = coupling.captured.module
-    return {name: x.detach().to(fetch(module, name).dtype) for name, x in blocks.tensors.items()}
+    tensors = {name: x.detach().to(fetch(module, name).dtype) for name, x in blocks.tensors.items()}
+    return Recovered(tensors)
 
 
 def _parts(coupling: Coupling, inputs: Iterable[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:

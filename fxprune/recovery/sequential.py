@@ -25,7 +25,8 @@ from fxprune.recovery.compensate import fit, make_up
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments, ridge_solve
-from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.protocol import Recovered, RecoveryContext
+from fxprune.results.tables import few
 from fxprune.twin.interpreter import Run
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
@@ -64,8 +65,8 @@ def find_drift(node: fx.Node) -> Drift | None:
     return None
 
 
-def sequential(context: RecoveryContext) -> dict[str, Tensor]:
-    """Returns full-size replacements, ``[...]`` each, of the consumers' weights, biases and running means.
+def sequential(context: RecoveryContext) -> Recovered:
+    """Returns full-size replacements of the consumers' weights, biases and running means, and which layers stay as covariance left them.
 
     All batches advance together, node by node up to the last consumer, if the values that are alive fit into the memory limit;
     otherwise every consumer has its own pass from the start.
@@ -82,7 +83,14 @@ def sequential(context: RecoveryContext) -> dict[str, Tensor]:
                 march.alone(by_node[node])
             elif node in march.gains.of:
                 march.scale(march.gains.of[node])
-    return march.changed.tensors
+    return Recovered(march.changed.tensors, _kept_lines(march.kept))
+
+
+def _kept_lines(layers: Sequence[str]) -> tuple[str, ...]:
+    """Returns a line that names the layers that stay as they began, if there are any."""
+    if not layers:
+        return ()
+    return (f"{few(layers, 6)}: one-shot covariance stays: on samples held out, if there were enough, nothing was better",)
 
 
 def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
@@ -122,6 +130,7 @@ class _March:
         self.dense = Run(context.dense)
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
+        self.kept: list[str] = []
         fitted = {consumer.node for consumer in context.consumers} | set(self.gains.of)
         self.order = order = order[: max((i + 1 for i, node in enumerate(order) if node in fitted), default=0)]
         final = {source: node for node in order for source in node.all_input_nodes}
@@ -233,6 +242,7 @@ class _March:
 
     def _fit(self, consumer: Consumer, moments: tuple[Moments, Moments]) -> None:
         ridge = _best(consumer, *moments, self.context.ridge)
+        self.kept += [consumer.weight] if ridge is None else []
         moments[0].merge(moments[1])
         fit(self.changed, consumer, [(slice(None), moments[0])], ridge)
 

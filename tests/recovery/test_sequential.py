@@ -83,3 +83,14 @@ def test_it_is_no_worse_than_one_shot_on_other_data(size: int) -> None:
             error[recover] = float((small(fresh) - model(fresh)).square().mean().detach())
         worse.append(error["sequential"] / error["covariance"])
     assert sum(worse) / len(worse) < 1.05
+
+
+def test_layers_that_stay_as_covariance_left_them_are_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    options: dict[str, Any] = {"ratios": 0.4, "method": "l1", "recover": "sequential", "progress": False}
+    alone, many = (fxprune.compile(model, list(torch.randn(n, 8).split(8)), **options) for n in (1, 512))
+    (line,) = alone.report.skipped
+    assert line.startswith("2.weight, 4.weight: one-shot covariance stays")
+    (line,) = many.report.skipped
+    assert line.startswith("2.weight: one-shot covariance stays")  # nothing before it has drifted
