@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.cli.errors import InputError
-from fxprune.cli.files import TABLES, encoder, read_arrays, read_table
+from fxprune.cli.files import TABLES, encoder, length_of_pieces, pieces, read_arrays, read_table
 from fxprune.cli.images import class_names, classes_of, default_shape, image_files, read_image, transform_of
 from fxprune.cli.models import Made
 from fxprune.cli.output import warn
 from fxprune.cli.specs import DataSpec
 from fxprune.cli.values import fetch, is_reference, kind_of
+
+#: Tokens of pieces of text in a batch, at most: a language model's scores are wide.
+_AT_ONCE = 1024
 
 _FORMS = (
     "a folder of images, an .npz, .txt, .csv or .tsv file, package.module:loader, or random:SHAPE such as "
@@ -104,6 +108,14 @@ def _arrays(spec: DataSpec, made: Made, path: Path) -> list[Any]:
 
 def _texts(spec: DataSpec, made: Made, path: Path) -> list[Any]:
     texts, classes = read_table(path, spec, made)
+    if length_of_pieces(made, spec):
+        if classes is not None:
+            raise InputError(
+                f"--pack {spec.pack}: texts with classes are taken each by itself: leave out --label-column"
+            )
+        tokens = pieces(made, spec, texts)
+        at_once = replace(spec, batch_size=min(spec.batch_size, max(_AT_ONCE // tokens.shape[1], 1)))
+        return [{"input_ids": tokens[row], "labels": tokens[row]} for row in _drawn(len(tokens), at_once)]
     encode, rows = encoder(made, spec), _drawn(len(texts), spec)
     batches = [encode([texts[index] for index in row]) for row in rows]
     return batches if classes is None else _labelled(batches, (torch.tensor(classes)[row] for row in rows))

@@ -24,6 +24,9 @@ from fxprune.data.batch import TARGET_KEYS
 #: A text a line, or a table with a header.
 TABLES = (".txt", ".csv", ".tsv")
 
+#: Tokens a piece of joined texts, unless told otherwise.
+_PIECE = 512
+
 
 # -- arrays ---------------------------------------------------------------------------------------------------------
 
@@ -135,9 +138,7 @@ def encoder(made: Made, spec: DataSpec) -> Callable[[list[str]], dict[str, Tenso
     tokens = _tokenizer(made, spec.tokenizer)
     if tokens.pad_token is None:
         tokens.pad_token = tokens.eos_token
-    limits = [getattr(made.model.config, "max_position_embeddings", None), spec.max_length]
-    longest = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
-    settings = {"truncation": True, "max_length": longest, "return_tensors": "pt"}
+    settings = {"truncation": True, "max_length": _at_most(made, spec.max_length), "return_tensors": "pt"}
     parameters = inspect.signature(made.model.forward).parameters
 
     def encode(texts: list[str]) -> dict[str, Tensor]:
@@ -145,6 +146,36 @@ def encoder(made: Made, spec: DataSpec) -> Callable[[list[str]], dict[str, Tenso
         return {name: value for name, value in encoded.items() if name in parameters}
 
     return encode
+
+
+def _at_most(made: Made, tokens: int) -> int:
+    """Returns so many tokens, or as many as the model has positions for."""
+    positions = getattr(made.model.config, "max_position_embeddings", None)
+    return min(tokens, positions) if isinstance(positions, int) and positions > 0 else tokens
+
+
+def length_of_pieces(made: Made, spec: DataSpec) -> int:
+    """Returns into pieces of how many tokens the texts are cut; 0 if each is taken by itself."""
+    if spec.pack is not None:
+        return _at_most(made, spec.pack)
+    if made.library != "transformers" or spec.label_column is not None:
+        return 0
+    model: Any = made.model
+    writes = model.can_generate() and not getattr(model.config, "is_encoder_decoder", False)
+    return _at_most(made, _PIECE) if writes else 0
+
+
+def pieces(made: Made, spec: DataSpec, texts: Sequence[str]) -> Tensor:
+    """Returns the tokens of all texts, joined and cut, ``[pieces, tokens]``; what is left over counts if it is all there is.
+
+    Raises:
+        InputError: there is no tokenizer, or less than two tokens.
+    """
+    ids: Tensor = _tokenizer(made, spec.tokenizer)("\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
+    length = min(length_of_pieces(made, spec), len(ids))
+    if length < 2:
+        raise InputError(f"{spec.name} {spec.source}: expected pieces of two tokens at least, got {length}")
+    return ids[: len(ids) // length * length].reshape(-1, length)
 
 
 def _tokenizer(made: Made, name: str | None) -> Any:

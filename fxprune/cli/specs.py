@@ -84,6 +84,8 @@ class DataSpec:
         label_column: the column of a table that holds the class.
         tokenizer: if not the model's own.
         max_length: tokens a text.
+        pack: join the texts and cut them into pieces of so many tokens, which are the targets as well; 512 for a model that writes
+            text, if no column holds classes. 0 takes each text by itself, padded.
         seed: of what is drawn.
     """
 
@@ -100,6 +102,7 @@ class DataSpec:
     label_column: str | None = asked()
     tokenizer: str | None = asked(metavar="NAME|DIR")
     max_length: int = asked(128, type=_AT_LEAST_ONE)
+    pack: int | None = asked(type=click.IntRange(0), metavar="TOKENS")
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -90,7 +90,9 @@ def _kept_lines(layers: Sequence[str]) -> tuple[str, ...]:
     """Returns a line that names the layers that stay as they began, if there are any."""
     if not layers:
         return ()
-    return (f"{few(layers, 6)}: one-shot covariance stays: on samples held out, if there were enough, nothing was better",)
+    return (
+        f"{few(layers, 6)}: one-shot covariance stays: on samples held out, if there were enough, nothing was better",
+    )
 
 
 def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:

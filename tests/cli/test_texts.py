@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +15,23 @@ from fxprune.cli.specs import DataSpec, ModelSpec
 from tests.support.cli import complaint, done
 
 
-def bert(here: Path) -> Path:
-    """Returns a folder with a small BERT and its tokenizer."""
+def words_of(folder: Path) -> Any:
+    """Writes a tokenizer of five words into a folder, and returns transformers."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "one", "two", "three", "four", "five"])}
     own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder = here / "bert"
     transformers.PreTrainedTokenizerFast(tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
         folder
     )
+    return transformers
+
+
+def bert(here: Path) -> Path:
+    """Returns a folder with a small BERT and its tokenizer."""
+    folder = here / "bert"
+    transformers = words_of(folder)
     config = transformers.BertConfig(
         vocab_size=7,
         hidden_size=16,
@@ -65,3 +72,24 @@ def test_texts_and_tables_for_a_transformer(here: Path) -> None:
 def test_texts_are_for_transformers_alone(here: Path) -> None:
     (here / "some.txt").write_text("one\n")
     assert "transformers" in complaint("compile", "mine:net", "--calib", "some.txt", "--budget", "0.5", "--out", "out")
+
+
+def test_a_language_model_reads_joined_texts_in_pieces(here: Path) -> None:
+    folder = here / "lm"
+    transformers = words_of(folder)
+    sizes = {"vocab_size": 7, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=20)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    (here / "texts.txt").write_text("one two three\n\nfour\nfive one one two\n" * 12)
+    (here / "classes.csv").write_text("text,class\none two,1\n")
+    made = make(ModelSpec(spec=f"transformers:{folder}", weights="DEFAULT"))
+    (batch,) = load_data(DataSpec(source="texts.txt"), made)  # 96 tokens, and 20 positions
+    assert batch["input_ids"].shape == (4, 20) and torch.equal(batch["labels"], batch["input_ids"])
+    assert {len(x["input_ids"]) for x in load_data(DataSpec(source="texts.txt", pack=8, batch_size=4), made)} == {4}
+    (alone,) = load_data(DataSpec(source="texts.txt", pack=0, batch_size=36), made)
+    assert alone["input_ids"].shape == (36, 4) and int(alone["attention_mask"].sum()) == 96
+    argv = ("compile", f"transformers:{folder}", "--weights", "DEFAULT", "--budget", "0.8", "--of", "model.layers*")
+    done(*argv, "--calib", "texts.txt", "--method", "obs", "--form", "module", "--out", "out", "-q")
+    told = complaint(*argv, "--calib", "classes.csv", "--label-column", "class", "--pack", "8", "--out", "more")
+    assert "taken each by itself" in told
+    assert "pieces of two tokens" in complaint(*argv, "--calib", "texts.txt", "--pack", "1", "--out", "more")
