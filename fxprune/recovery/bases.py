@@ -8,15 +8,13 @@ many channels improves (Eckart and Young 1936; of attention, MoDeGPT, arXiv 2408
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
 
-from fxprune.ops.registry import bind, is_kind, rule_at
 from fxprune.recovery.consumers import Consumer, Replacements
-from fxprune.recovery.flows import Flows, Maker, Meeting, Product
+from fxprune.recovery.flows import Flows, Maker, Meeting, Product, shifted_side
 from fxprune.recovery.moments import Moments
 from fxprune.recovery.protocol import RecoveryContext
 
@@ -24,8 +22,8 @@ from fxprune.recovery.protocol import RecoveryContext
 _DAMPING = 1e-6
 
 
-def rebased(context: RecoveryContext) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns tensors of an equal model, ``[...]`` by name, in which what goes of heads matters least, and what was left alone.
+def rebased(context: RecoveryContext) -> tuple[dict[str, Tensor], set[fx.Node]]:
+    """Returns tensors of an equal model, ``[...]`` by name, in which what goes of heads matters least, and the products of those heads.
 
     A head stays as it is where one of its channels is read in another way as well.
     """
@@ -41,14 +39,14 @@ def rebased(context: RecoveryContext) -> tuple[dict[str, Tensor], list[str]]:
     model = _Model(context, flows)
     for node, found in met.items():
         if isinstance(found, Product):
-            shifted = _shifted(found, context.selection.coupling.captured.info)
+            shifted = shifted_side(node, context.selection.coupling.captured.info)
             grams = [_grams(moments[node, i], i == shifted) for i in (0, 1)]
             for heads in _components(found):
                 model.rebase_product(found, heads, grams)
         else:
             consumer = next(c for c in context.consumers if c.node is node)
             model.rebase_reading(found, consumer, _grams(moments[node, 0], consumer.home is not None))
-    return model.changed.tensors, _left(context, model.done)
+    return model.changed.tensors, model.done
 
 
 class _Model:
@@ -164,41 +162,3 @@ def _components(found: Product) -> Iterator[tuple[list[int], list[int]]]:
     graph.add_edges_from(((0, a), (1, b)) for a, b in found.pairs.tolist())
     for part in nx.connected_components(graph):
         yield tuple(sorted(i for side, i in part if side == wanted) for wanted in (0, 1))  # type: ignore[misc]
-
-
-def _shifted(found: Product, info: Mapping[fx.Node, Any]) -> int | None:
-    """Returns the side of a product whose mean over places changes nothing, because a softmax over them follows; None if none."""
-    node = found.sides[0].node
-    if is_kind(node, "attention"):
-        return 1
-    if not hasattr(bind(node), "self"):
-        return None  # an einsum may have its places anywhere
-    while len(node.users) == 1:
-        user, sizes = next(iter(node.users)), info[node].shape
-        if is_kind(user, "softmax"):
-            return {len(sizes) - 1: 1, len(sizes) - 2: 0}.get(bind(user).dim % len(sizes))
-        rule, scaled = rule_at(user), user.all_input_nodes == [node]
-        same = rule is not None and (rule.conducts or (scaled and rule.powers.get("self") == 1.0))
-        if (
-            not same
-            and not is_kind(user, "addition")
-            and not (is_kind(user, "reshape") and info[user].shape[-2:] == sizes[-2:])
-        ):
-            return None
-        node = user
-    return None
-
-
-def _left(context: RecoveryContext, done: Set[fx.Node]) -> list[str]:
-    """Returns a line for each product of two activations that loses channels and was left alone."""
-    coupling, changed = context.selection.coupling, context.selection.slicer.changed
-    left = [
-        c.node
-        for c in coupling.contractions
-        if c.weight is None and c.other is not None and c.node not in done and changed(c.axis)
-    ]
-    return [
-        f"{node.meta.get('module') or node.name}: what goes of both operands of {node.target} is not made up for: "
-        "they are not a linear layer's outputs as they are"
-        for node in dict.fromkeys(left)
-    ]

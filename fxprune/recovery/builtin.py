@@ -12,6 +12,7 @@ from torch import nn
 from fxprune._base.errors import RecoverySkippedWarning, outside
 from fxprune.recovery.bases import rebased
 from fxprune.recovery.compensate import compensate
+from fxprune.recovery.cores import left_alone, refitted
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
 from fxprune.recovery.reconstruct import reconstruct
 from fxprune.recovery.reinit import not_resettable, reset_weights
@@ -37,8 +38,14 @@ class Fitted(Recovery):
         if left := context.unreached:
             text = f"recovery {self.name!r} leaves layers that read removed channels as they are: {'; '.join(left)}"
             warnings.warn(text, RecoverySkippedWarning, stacklevel=outside())
-        base, unmade = rebased(context) if self.rebase else ({}, ())
-        found = self.fit(replace(context, base=base))
+        unmade: list[str] = []
+        if self.rebase:
+            base, done = rebased(context)
+            factors, more = refitted(context, base, done)
+            unmade = left_alone(context, done | more)
+            start = context.selection.with_tensors({**context.selection.tensors, **factors})
+            context = replace(context, base=base, selection=start)
+        found = self.fit(context)
         return replace(found, skipped=(*context.skipped, *unmade, *found.skipped))
 
 

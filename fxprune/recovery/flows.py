@@ -7,8 +7,10 @@ channels in any basis: the layer on the other side takes it up.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,9 +138,12 @@ class Flows:
     def through(self, batch: Sequence[Tensor]) -> Iterator[Product | Meeting]:
         """Yields every product and every reading in a batch of flat inputs, front to back."""
         spreads: dict[fx.Node, Spread] = {}
+        self._parts: dict[fx.Node, list[Spread]] = {}
         for node, values in self._run.steps(batch):
             read = any(source in spreads for source in node.all_input_nodes)
-            if read and not isinstance(values[node], int):  # a size is no use of what is in it
+            if node.target is operator.getitem and (parts := self._parts.get(node.all_input_nodes[0])) is not None:
+                spreads[node] = parts[int(str(node.args[1]))]
+            elif read and not isinstance(values[node], int):  # a size is no use of what is in it
                 yield from self._step(node, values, spreads)
             if node in self.makers:
                 spreads[node] = _fresh(self.makers[node], values[node])
@@ -154,6 +159,9 @@ class Flows:
         if node in self._consumers and (meeting := _reading(self._consumers[node], values, spreads)) is not None:
             taken.add(self._count(meeting, self._consumers[node].source))
             yield meeting
+        elif (parts := self._split(node, values, spreads)) is not None:
+            taken.add(parts[0])
+            self._parts[node] = parts[1]
         elif (moved := self._moved(node, values, spreads)) is not None:
             taken.add(moved[0])
             spreads[node] = moved[1]
@@ -161,7 +169,7 @@ class Flows:
             for contraction in self._sums.get(node, ()):
                 found = self._product(contraction, values, spreads)
                 if found is not None:
-                    for side, source in zip(found.sides, _operands(contraction), strict=True):
+                    for side, source in zip(found.sides, operands_of(contraction), strict=True):
                         taken.add(self._count(side, source))
                     yield found
             if (mixture := self._mixed(node, values, spreads)) is not None:
@@ -179,6 +187,20 @@ class Flows:
         if not self._counted:
             self.uses[meeting.maker][meeting.heads.unique()] += 1
         return source
+
+    def _split(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]
+    ) -> tuple[fx.Node, list[Spread]] | None:
+        """Returns what a node cuts into parts, and their spreads."""
+        rule, followed = rule_at(node), [n for n in node.all_input_nodes if n in spreads]
+        if rule is None or rule.moves is None or not isinstance(values[node], (list, tuple)) or len(followed) != 1:
+            return None
+        (source,) = followed
+
+        def part(x: Tensor, i: int) -> Any:
+            return self._run.step(node, {**values, source: x}, iter(()))[i]
+
+        return source, [spreads[source].moved(partial(part, i=i)) for i in range(len(values[node]))]
 
     def _moved(
         self, node: fx.Node, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]
@@ -214,35 +236,12 @@ class Flows:
         pairs = None
         if not self._counted:
             firsts = [spreads[n].rows.select(dim, 0) for n, dim in operands]
-            met = self._pairs(contraction, values, firsts)
+            met = pairs_of(self._run, contraction, values, firsts)
             if met is None:
                 return None
             places = [{int(row): i for i, row in enumerate(side.heads[:, 0])} for side in sides if side is not None]
             pairs = torch.tensor([[places[0][int(a)], places[1][int(b)]] for a, b in met])
         return Product((sides[0], sides[1]), pairs)
-
-    def _pairs(
-        self, contraction: Contraction, values: Mapping[fx.Node, Any], firsts: Sequence[Tensor]
-    ) -> Tensor | None:
-        """Returns what of two operands meets in the sums, ``[pairs, 2]``, told by a number for each vector."""
-        node = contraction.node
-        if is_kind(node, "attention"):
-            left, right = firsts[0].select(-1, 0), firsts[1].select(-1, 0)
-            right = _repeated(bind(node), left, right, -1)
-            met = torch.broadcast_tensors(left, right)
-        else:
-            operands = ((contraction.source, contraction.dim), contraction.other or (contraction.source, 0))
-            if len(node.all_input_nodes) != 2:
-                return None
-            marks = [_hot(values[n], dim, first) for (n, dim), first in zip(operands, firsts, strict=True)]
-            ones = [_hot(values[n], dim, 1) for n, dim in operands]
-            (a, _), (b, _) = operands
-            met = [
-                self._run.step(node, {**values, a: x, b: y}, iter(())).long()
-                for x, y in ((marks[0], ones[1]), (ones[0], marks[1]))
-            ]
-        found: Tensor = torch.stack([x.reshape(-1) for x in met], dim=1).unique(dim=0)
-        return found
 
     def _mixed(
         self, node: fx.Node, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]
@@ -286,7 +285,32 @@ def fetch_weight(selection: Selection, maker: Maker) -> Tensor:
     return found
 
 
-def _operands(contraction: Contraction) -> tuple[fx.Node, fx.Node]:
+def pairs_of(
+    run: Run, contraction: Contraction, values: Mapping[fx.Node, Any], firsts: Sequence[Tensor]
+) -> Tensor | None:
+    """Returns what of two operands meets in the sums, ``[pairs, 2]``, told by a number for each vector."""
+    node = contraction.node
+    if is_kind(node, "attention"):
+        left, right = firsts[0].select(-1, 0), firsts[1].select(-1, 0)
+        right = _repeated(bind(node), left, right, -1)
+        met = torch.broadcast_tensors(left, right)
+    else:
+        operands = ((contraction.source, contraction.dim), contraction.other or (contraction.source, 0))
+        if len(node.all_input_nodes) != 2:
+            return None
+        marks = [_hot(values[n], dim, first) for (n, dim), first in zip(operands, firsts, strict=True)]
+        ones = [_hot(values[n], dim, 1) for n, dim in operands]
+        (a, _), (b, _) = operands
+        met = [
+            run.step(node, {**values, a: x, b: y}, iter(())).long()
+            for x, y in ((marks[0], ones[1]), (ones[0], marks[1]))
+        ]
+    found: Tensor = torch.stack([x.reshape(-1) for x in met], dim=1).unique(dim=0)
+    return found
+
+
+def operands_of(contraction: Contraction) -> tuple[fx.Node, fx.Node]:
+    """Returns the operands of a product of two activations."""
     assert contraction.other is not None
     return contraction.source, contraction.other[0]
 
@@ -351,3 +375,25 @@ def _reading(consumer: Consumer, values: Mapping[fx.Node, Any], spreads: Mapping
     if len({len(at) for at in members}) > 1 or any(len(each.unique()) < len(each) for each in heads):
         return None
     return Meeting(consumer.node, spread.maker, torch.stack(heads), [x[:, at] for at in members], torch.stack(members))
+
+
+def shifted_side(node: fx.Node, info: Mapping[fx.Node, Any]) -> int | None:
+    """Returns the side of a product whose mean over places changes nothing, because a softmax over them follows; None if none."""
+    if is_kind(node, "attention"):
+        return 1
+    if not hasattr(bind(node), "self"):
+        return None  # an einsum may have its places anywhere
+    while len(node.users) == 1:
+        user, sizes = next(iter(node.users)), info[node].shape
+        if is_kind(user, "softmax"):
+            return {len(sizes) - 1: 1, len(sizes) - 2: 0}.get(bind(user).dim % len(sizes))
+        rule, scaled = rule_at(user), user.all_input_nodes == [node]
+        same = rule is not None and (rule.conducts or (scaled and rule.powers.get("self") == 1.0))
+        if (
+            not same
+            and not is_kind(user, "addition")
+            and not (is_kind(user, "reshape") and info[user].shape[-2:] == sizes[-2:])
+        ):
+            return None
+        node = user
+    return None
