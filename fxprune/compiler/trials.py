@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fxprune.algebra.channels import Mask
@@ -22,6 +23,8 @@ from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
 from fxprune.recovery.protocol import Batches, RecoveryContext
 from fxprune.scoring.loss import log_probabilities, named_logits
 from fxprune.twin.interpreter import Run
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,24 +64,24 @@ class Trials:
         memory_limit: bytes for its statistics; layers that these leave no room for are not recovered.
     """
 
+    @torch.no_grad()
     def __init__(self, coupling: Coupling, inputs: Batches, ridge: float, memory_limit: int) -> None:
-        self._coupling, self._unflatten, count = coupling, coupling.captured.call.unflatten, 0
+        self._coupling, count = coupling, 0
         for probe in inputs:
             self._probe, count = probe, count + 1
         nothing = Selection.nothing(coupling)
         self._context = _Remembering(nothing, _First(inputs, max(count - 1, 1)), ridge, memory_limit)
-        fitting = next(
-            parts_that_fit(self._readers(nothing), lambda c: {c: bytes_of(c, True, memory_limit)}, memory_limit), []
-        )
+        consumers, _ = find_consumers(nothing, every=True)
+        fitting = next(parts_that_fit(consumers, lambda c: {c: bytes_of(c, True, memory_limit)}, memory_limit), [])
         blocks = measure(nothing, fitting, self._context.inputs, covariance=True, memory_limit=memory_limit)
         self._context.known.update(zip((c.node for c in fitting), blocks, strict=True))
-        self._dense = self._outputs(nothing)
-
-    def _readers(self, selection: Selection) -> list[Consumer]:
-        return find_consumers(selection, every=not selection.removed.any())[0]
-
-    def _outputs(self, selection: Selection) -> Any:
-        return self._unflatten(Run(selection)(self._probe))
+        self._values: dict[fx.Node, Any] = {}
+        for node, values in Run(nothing).steps(self._probe):
+            self._values[node] = values[node]
+        size = sum(x.nbytes for n, x in self._values.items() if n.op != "get_attr" and isinstance(x, Tensor))
+        self._judge = Judge(coupling.captured.call.unflatten(self._values[node]))
+        if size > memory_limit // 2:
+            self._values.clear()
 
     @torch.no_grad()
     def loss(self, removed: Mask) -> float:
@@ -88,24 +91,53 @@ class Trials:
         changed = Replacements(self._coupling, context.start)
         known = [consumer for consumer in context.consumers if consumer.node in self._context.known]
         make_up(context, changed, covariance=True, consumers=known)
-        return divergence(self._dense, self._outputs(selection.with_tensors(changed.tensors)))
+        outputs = self._outputs(selection.with_tensors(changed.tensors))
+        return self._judge(self._coupling.captured.call.unflatten(outputs))
+
+    def _outputs(self, selection: Selection) -> Any:
+        """Returns the flat outputs; what lies before all that changes is known."""
+        run = Run(selection)
+        if not self._values:
+            return run(self._probe)
+        values, stale = dict(self._values), set[fx.Node]()
+        for node in run.graph.nodes:
+            if node in run.masked or self._changes(node, selection) or not stale.isdisjoint(node.all_input_nodes):
+                values[node] = run.step(node, values, iter(()))
+                stale.add(node)
+        return values[node]
+
+    def _changes(self, node: fx.Node, selection: Selection) -> bool:
+        """Returns whether a node gives something else by itself: a tensor that was replaced, or a statistic over less."""
+        if node.op == "get_attr":
+            return selection.standing(str(node.target)) is not None
+        if node not in self._coupling.statistics:
+            return False
+        axes = [selection.slicer.axes(source, node) for source in node.all_input_nodes]
+        return any(not isinstance(own, tuple) or any(map(selection.slicer.changed, own)) for own in axes)
 
 
-def divergence(dense: Any, pruned: Any) -> float:
-    """Returns how far outputs are from the dense ones.
+class Judge:
+    """How far outputs are from the dense ones.
 
     For outputs with an entry ``logits`` it is the Kullback-Leibler divergence, a mean over samples and positions; else the squared
     error as a share of the variance, a mean over the floating outputs. Infinity where one is not finite.
+
+    Args:
+        dense: the dense model's outputs.
     """
-    if named_logits(dense) is not None:
-        (f, dim), (g, _) = log_probabilities(dense), log_probabilities(pruned)
-        found = float((f.exp() * (f - g)).sum(dim).mean())
-    else:
-        pairs = zip(pytree.tree_leaves(dense), pytree.tree_leaves(pruned), strict=True)
-        errors = [
-            float((a - b).square().mean() / a.var().clamp_min(torch.finfo(a.dtype).tiny))
-            for a, b in ((x.double(), y.double()) for x, y in pairs if isinstance(x, Tensor) and x.is_floating_point())
-            if a.numel() > 1
-        ]
-        found = sum(errors) / max(len(errors), 1)
-    return found if math.isfinite(found) else math.inf
+
+    def __init__(self, dense: Any) -> None:
+        self._dense = dense
+        self._known = None if named_logits(dense) is None else log_probabilities(dense)[0]
+
+    def __call__(self, pruned: Any) -> float:
+        """Returns it."""
+        if self._known is not None:
+            other, dim = log_probabilities(pruned)
+            found = float(functional.kl_div(other, self._known, reduction="none", log_target=True).sum(dim).mean())
+        else:
+            pairs = zip(pytree.tree_leaves(self._dense), pytree.tree_leaves(pruned), strict=True)
+            floating = [(x.double(), y.double()) for x, y in pairs if isinstance(x, Tensor) and x.is_floating_point()]
+            errors = [float((a - b).square().mean() / a.var().clamp_min(_TINY)) for a, b in floating if a.numel() > 1]
+            found = sum(errors) / max(len(errors), 1)
+        return found if math.isfinite(found) else math.inf
