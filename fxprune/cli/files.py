@@ -155,14 +155,20 @@ def _at_most(made: Made, tokens: int) -> int:
 
 
 def length_of_pieces(made: Made, spec: DataSpec) -> int:
-    """Returns into pieces of how many tokens the texts are cut; 0 if each is taken by itself."""
+    """Returns into pieces of how many tokens the texts are cut, at most; 0 if each is taken by itself.
+
+    Raises:
+        InputError: pieces are asked for, and the model writes no text.
+    """
+    model: Any = made.model
+    writes = made.library == "transformers" and model.can_generate()
+    writes = writes and not getattr(model.config, "is_encoder_decoder", False)
+    if spec.pack and not writes:
+        what = f"--pack {spec.pack}: {type(model).__name__} does not write text"
+        raise InputError(f"{what}: leave it out, and each text is taken by itself")
     if spec.pack is not None:
         return _at_most(made, spec.pack)
-    if made.library != "transformers" or spec.label_column is not None:
-        return 0
-    model: Any = made.model
-    writes = model.can_generate() and not getattr(model.config, "is_encoder_decoder", False)
-    return _at_most(made, _PIECE) if writes else 0
+    return _at_most(made, _PIECE) if writes and spec.label_column is None else 0
 
 
 def pieces(made: Made, spec: DataSpec, texts: Sequence[str]) -> Tensor:
@@ -171,8 +177,9 @@ def pieces(made: Made, spec: DataSpec, texts: Sequence[str]) -> Tensor:
     Raises:
         InputError: there is no tokenizer, or less than two tokens.
     """
-    ids: Tensor = _tokenizer(made, spec.tokenizer)("\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
-    length = min(length_of_pieces(made, spec), len(ids))
+    tokens = _tokenizer(made, spec.tokenizer)
+    ids: Tensor = tokens("\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
+    length = min(length_of_pieces(made, spec), len(ids), tokens.model_max_length)
     if length < 2:
         raise InputError(f"{spec.name} {spec.source}: expected pieces of two tokens at least, got {length}")
     return ids[: len(ids) // length * length].reshape(-1, length)

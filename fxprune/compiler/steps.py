@@ -71,7 +71,13 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
     else:
         whole = replace(state, selection=selection.with_tensors(at_full_size(selection, last.pruned)))
         certificate = verify(replace(whole, options=replace(state.options, verify_dtype=torch.float64))).certificate
-    notes = (*state.notes, *scope_note(state.coupling, selection, state.budget))
+    of_steps = [
+        note
+        for step in done
+        for note in step.notes
+        if note not in scope_note(step.coupling, step.selection, step.budget)
+    ]
+    notes = (*dict.fromkeys((*state.notes, *of_steps)), *scope_note(state.coupling, selection, state.budget))
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
     report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=notes)
     seconds, recover, form = dict(last.report.seconds), last.report.recover, last.report.form

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fxprune.algebra.channels import Mask
@@ -24,6 +23,8 @@ from fxprune.recovery.protocol import Batches, RecoveryContext
 from fxprune.scoring.loss import log_probabilities, named_logits
 from fxprune.twin.interpreter import Run
 
+#: The loss where an output is no longer finite.
+_LOST = 1e6
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -120,7 +121,8 @@ class Judge:
     """How far outputs are from the dense ones.
 
     For outputs with an entry ``logits`` it is the Kullback-Leibler divergence, a mean over samples and positions; else the squared
-    error as a share of the variance, a mean over the floating outputs. Infinity where one is not finite.
+    error as a share of the variance, a mean over the floating outputs. What is not finite in the dense model's does not count; where
+    the others' is not, the loss is a million.
 
     Args:
         dense: the dense model's outputs.
@@ -133,11 +135,17 @@ class Judge:
     def __call__(self, pruned: Any) -> float:
         """Returns it."""
         if self._known is not None:
-            other, dim = log_probabilities(pruned)
-            found = float(functional.kl_div(other, self._known, reduction="none", log_target=True).sum(dim).mean())
+            (f, (g, dim)) = self._known, log_probabilities(pruned)
+            found = float(torch.where(f.isfinite(), f.exp() * (f - g), 0.0).sum(dim).mean())
         else:
             pairs = zip(pytree.tree_leaves(self._dense), pytree.tree_leaves(pruned), strict=True)
-            floating = [(x.double(), y.double()) for x, y in pairs if isinstance(x, Tensor) and x.is_floating_point()]
-            errors = [float((a - b).square().mean() / a.var().clamp_min(_TINY)) for a, b in floating if a.numel() > 1]
+            errors = [_error(x, y) for x, y in pairs if isinstance(x, Tensor) and x.is_floating_point()]
             found = sum(errors) / max(len(errors), 1)
-        return found if math.isfinite(found) else math.inf
+        return min(found, _LOST) if math.isfinite(found) else _LOST
+
+
+def _error(dense: Tensor, pruned: Tensor) -> float:
+    """Returns the squared error of an output as a share of its variance, over what is finite in the dense model's."""
+    counts = dense.isfinite()
+    a, b = dense[counts].double(), pruned[counts].double()
+    return float((a - b).square().mean() / a.var().clamp_min(_TINY)) if a.numel() > 1 else 0.0

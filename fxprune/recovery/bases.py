@@ -30,12 +30,14 @@ def rebased(context: RecoveryContext) -> tuple[dict[str, Tensor], set[fx.Node]]:
     flows = Flows(context.selection, context.consumers)
     moments: dict[tuple[fx.Node, int], Moments] = {}
     met: dict[fx.Node, Product | Meeting] = {}
-    for batch in context.inputs if flows.makers else ():
-        for found in flows.through(batch):
+    for number, batch in enumerate(context.inputs if flows.makers else ()):
+        for found in flows.through(batch, None if number == 0 else met):
             sides = found.sides if isinstance(found, Product) else (found,)
             met.setdefault(sides[0].node, found.bare())
             for i, side in enumerate(sides):
                 moments.setdefault((side.node, i), Moments()).add(torch.stack(list(side.values), dim=1))
+        if not met:
+            break  # nothing is there to be found
     model = _Model(context, flows)
     for node, found in met.items():
         if isinstance(found, Product):

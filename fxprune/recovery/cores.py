@@ -55,13 +55,14 @@ class _Traced:
 
     @property
     def factors(self) -> Tensor:
-        """What each output is multiplied by, ``[outputs]``."""
-        return _STEP ** self.unit.double()
+        """What each output is multiplied by, ``[outputs]``: never 1, as what others make is."""
+        found: Tensor = _STEP ** (self.unit.double() + 1)
+        return found
 
     def seen(self, value: Tensor, scaled: Tensor) -> Tensor:
         """Returns which unit each place of a value shows, ``[...]``, by what became of it as units were scaled."""
         whole, ratio = value.double(), scaled.double() / value.double()
-        steps = ratio.clamp_min(0).log() / math.log(_STEP)
+        steps = ratio.clamp_min(0).log() / math.log(_STEP) - 1
         near = (steps - steps.round()).abs() < _NEAR
         unit = torch.where(near & (steps.round() >= 0) & (steps.round() < len(self.kept)), steps.round(), _OTHER)
         small = whole.abs() <= _SMALL * whole.abs().mean()
@@ -267,14 +268,15 @@ def _factors(met: _Met, side: int, shifted: int | None, ridge: float) -> dict[in
     own, other = met.traced[side], met.traced[1 - side]
     found: dict[int, float] = {}
     for key, gram in met.grams[side].items():
-        partners = [met.grams[1 - side][pair[1 - side]] for pair in met.pairs if pair[side] == key]
+        partners = [met.grams[1 - side].get(pair[1 - side]) for pair in met.pairs if pair[side] == key]
         kept = own.kept[gram.units]
         alone = (own.uses[0, gram.units] == 1).all() and not own.uses[1, gram.units].any()
         if kept.all() or not kept.any() or not partners:
             continue
-        if not alone or any(not torch.equal(other.kept[partner.units], kept) for partner in partners):
+        known = [x for x in partners if x is not None and torch.equal(other.kept[x.units], kept)]
+        if not alone or len(known) < len(partners):
             return {}
-        both = gram.moments(side == shifted) * sum(x.moments(1 - side == shifted) for x in partners)
+        both = gram.moments(side == shifted) * sum(x.moments(1 - side == shifted) for x in known)
         units, place = gram.units.unique(return_inverse=True)
         sums = torch.nn.functional.one_hot(place).to(both)
         f, stays = sums.mT @ both @ sums, own.kept[units]

@@ -8,7 +8,7 @@ channels in any basis: the layer on the other side takes it up.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -109,6 +109,7 @@ def makers(selection: Selection) -> dict[fx.Node, Maker]:
         tensor, biased = fetch(coupling.captured.module, str(weight.target)), a.bias is not None
         bias = own_parameter(coupling, a.bias)
         plain = tensor.dim() > 1 and not tensor.is_complex() and getattr(a, "groups", 1) == 1
+        plain &= is_kind(node, "linear") or len(coupling.captured.info[a.input].shape) == tensor.dim()  # with a batch
         if selection.slicer.changed(rows) and plain and biased == bool(bias):
             found[node] = Maker(node, str(weight.target), bias)
     return found
@@ -135,16 +136,28 @@ class Flows:
         self.others = {m: uses.clone() for m, uses in self.uses.items()}
         self._counted = False
 
-    def through(self, batch: Sequence[Tensor]) -> Iterator[Product | Meeting]:
-        """Yields every product and every reading in a batch of flat inputs, front to back."""
+    def through(self, batch: Sequence[Tensor], known: Collection[fx.Node] | None = None) -> Iterator[Product | Meeting]:
+        """Yields every product and every reading in a batch, front to back.
+
+        Args:
+            batch: flat inputs.
+            known: where they are; None in the first batch, which tells how outputs are used.
+        """
         spreads: dict[fx.Node, Spread] = {}
+        waiting = None if known is None else set(known)
         self._parts: dict[fx.Node, list[Spread]] = {}
         for node, values in self._run.steps(batch):
             read = any(source in spreads for source in node.all_input_nodes)
             if node.target is operator.getitem and (parts := self._parts.get(node.all_input_nodes[0])) is not None:
                 spreads[node] = parts[int(str(node.args[1]))]
             elif read and not isinstance(values[node], int):  # a size is no use of what is in it
-                yield from self._step(node, values, spreads)
+                for found in self._step(node, values, spreads):
+                    if known is None or node in known:
+                        yield found
+            if waiting is not None:
+                waiting.discard(node)
+                if not waiting:
+                    break
             if node in self.makers:
                 spreads[node] = _fresh(self.makers[node], values[node])
             for source in self._run.last.get(node, ()):
@@ -207,15 +220,16 @@ class Flows:
     ) -> tuple[fx.Node, Spread] | None:
         """Returns what a node hands on, moved about, repeated or all scaled alike, and its spread."""
         rule, followed = rule_at(node), [n for n in node.all_input_nodes if n in spreads]
-        if rule is None or len(followed) != 1 or not isinstance(values[node], Tensor):
-            return None
+        value = values[node]
+        if rule is None or len(followed) != 1 or not isinstance(value, Tensor) or not value.is_floating_point():
+            return None  # whole numbers are rounded
         (source,) = followed
         given = {name: value for name, value in vars(bind(node)).items() if value is source}
         if len(given) != 1:
             return None
         alike = [values[n] for n in node.all_input_nodes if n is not source and isinstance(values[n], Tensor)]
         scaled = rule.powers.get(next(iter(given))) == 1.0 and all(x.numel() == 1 for x in alike)
-        if (rule.conducts or scaled) and values[node].shape == values[source].shape:
+        if (rule.conducts or scaled) and value.shape == values[source].shape:
             return source, spreads[source]
         if not rule.carries and not (rule.idle and rule.moves is not None):
             return None
@@ -288,10 +302,14 @@ def fetch_weight(selection: Selection, maker: Maker) -> Tensor:
 def pairs_of(
     run: Run, contraction: Contraction, values: Mapping[fx.Node, Any], firsts: Sequence[Tensor]
 ) -> Tensor | None:
-    """Returns what of two operands meets in the sums, ``[pairs, 2]``, told by a number for each vector."""
+    """Returns what of two operands meets in the sums, ``[pairs, 2]``, told by a number for each vector; below 0 for nothing."""
     node = contraction.node
     if is_kind(node, "attention"):
-        left, right = firsts[0].select(-1, 0), firsts[1].select(-1, 0)
+        left, right = (first.amax(-1) for first in firsts)
+        if any(
+            ((first >= 0) & (first != one[..., None])).any() for first, one in zip(firsts, (left, right), strict=True)
+        ):
+            return None  # heads lie where places are: all of them meet
         right = _repeated(bind(node), left, right, -1)
         met = torch.broadcast_tensors(left, right)
     else:
@@ -301,6 +319,8 @@ def pairs_of(
         marks = [_hot(values[n], dim, first) for (n, dim), first in zip(operands, firsts, strict=True)]
         ones = [_hot(values[n], dim, 1) for n, dim in operands]
         (a, _), (b, _) = operands
+        if not (run.step(node, {**values, a: ones[0], b: ones[1]}, iter(())) == 1).all():
+            return None  # more than channels is summed, or something is added
         met = [
             run.step(node, {**values, a: x, b: y}, iter(())).long()
             for x, y in ((marks[0], ones[1]), (ones[0], marks[1]))
@@ -351,7 +371,8 @@ def _side(node: fx.Node, value: Tensor, spread: Spread, dim: int) -> Meeting | N
     if not torch.equal(heads[head], rows) or len(heads.unique()) != heads.numel():
         return None
     vectors = value.movedim(dim, -1).reshape(rows.shape)
-    return Meeting(node, spread.maker, heads, [vectors[head == i] for i in range(len(heads))])
+    apart = [vectors[head == i] for i in range(len(heads))]
+    return Meeting(node, spread.maker, heads, apart) if len({len(x) for x in apart}) == 1 else None
 
 
 def _reading(consumer: Consumer, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]) -> Meeting | None:

@@ -93,7 +93,9 @@ def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     if size == 0 or right.shape[0] == 0:
         return right
     if not torch.isfinite(gram).all():
-        raise CalibrationError("calibration data: a layer's inputs overflow: their covariance is not finite")
+        raise CalibrationError(
+            "calibration data: a layer's inputs overflow, or are NaN: their covariance is not finite"
+        )
     level = gram.diagonal().mean()
     if not level > 0:
         return torch.zeros_like(right)

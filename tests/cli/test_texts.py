@@ -63,6 +63,7 @@ def test_texts_and_tables_for_a_transformer(here: Path) -> None:
     pruned = fxprune.load(here / "out")
     assert pruned(**{k: v for k, v in batch.items() if k != "labels"})["logits"].shape == (3, 2)
     assert "did you mean sentence" in complaint(*argv[:-1], "sentences", "--budget", "0.8", "--out", "more")
+    assert "does not write text" in complaint(*argv, "--pack", "8", "--budget", "0.8", "--out", "more")
     assert "which column" in complaint(*argv[:-2], "--budget", "0.8", "--out", "more")
     kind = ("transformers:distilbert", "--config", "n_layers=1")
     assert "--tokenizer" in complaint("compile", *kind, "--calib", "texts.txt", "--budget", "0.8", "--out", "more")

@@ -118,7 +118,10 @@ def test_divergence_is_of_logits_or_else_of_all_outputs() -> None:
     a = torch.randn(5, 7)
     assert Judge({"logits": a})({"logits": a + 3}) == pytest.approx(0, abs=1e-9)  # a softmax does not see it
     assert Judge(a)(a) == 0 < Judge((a, a))((a, a + 1))
-    assert Judge(a)(a * torch.nan) == float("inf")
+    assert Judge(a)(a * torch.nan) == 1e6
+    banned = torch.where(torch.arange(7) == 3, -torch.inf, a)
+    assert 0 < Judge({"logits": banned})({"logits": banned * 2}) < 10
+    assert 0 < Judge(banned)(banned * 2) < 10
 
 
 class Normed(nn.Module):
@@ -166,3 +169,8 @@ def test_a_layer_whose_statistics_do_not_fit_is_not_recovered() -> None:
 def test_what_cannot_be_shared_out_is_told(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text.replace("(", r"\(")):
         compiled(chain(6, 8, 3), **options)
+
+
+def test_every_step_says_what_it_found() -> None:
+    report = compiled(chain(6, 24, 24, 3), allocation="search", steps=2).report
+    assert 1 <= sum("allocation" in note for note in report.notes) <= 2 and report.params[1] <= 0.6 * report.params[0]

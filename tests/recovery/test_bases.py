@@ -194,6 +194,65 @@ def also_read(m: Any, x: Tensor) -> Tensor:
     return y + q.square().mean() + k.square().mean() + v.amax()
 
 
+def heads_attend_to_heads(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (HEADS, WIDTH)) for layer in (m.q, m.k, m.v))
+    return m.o(F.scaled_dot_product_attention(q, k, v, scale=0.4).flatten(2))
+
+
+def one_attention_for_all_heads(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (HEADS, WIDTH)) for layer in (m.q, m.k, m.v))
+    weights = torch.einsum("bihd,bjhd->bij", q, k).softmax(-1)
+    return m.o(torch.einsum("bij,bjhd->bihd", weights, v).flatten(2))
+
+
+def with_a_bias_inside(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (apart(layer(x), HEADS).flatten(0, 1) for layer in (m.q, m.k, m.v))
+    weights = torch.baddbmm(torch.ones_like(q[..., :1]), q, k.mT, beta=0.5, alpha=0.4).softmax(-1)
+    return m.o(together((weights @ v).unflatten(0, (-1, HEADS))))
+
+
+def rounded(m: Any, x: Tensor) -> Tensor:
+    return m.o((m.v(x) * 4).to(torch.int32).to(x.dtype))
+
+
+def without_a_batch(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x.flatten(0, 1).mT).mT
+    return m.end(y)
+
+
+def channel_overwritten(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (apart(layer(x), HEADS) for layer in (m.q, m.k, m.v))
+    k[..., 2] = 0.0
+    return m.o(together((q @ k.mT).softmax(-1) @ v))
+
+
+ODD = (
+    heads_attend_to_heads,
+    one_attention_for_all_heads,
+    with_a_bias_inside,
+    rounded,
+    without_a_batch,
+    channel_overwritten,
+)
+
+
+@pytest.mark.parametrize("forward", ODD)
+def test_whatever_is_not_plain_attention_stays_right(forward: Any) -> None:
+    torch.manual_seed(0)
+    parts = {**{name: PARTS[name]() for name in "qkvo"}, "conv": nn.Conv1d(8, 6, 1), "end": nn.Linear(6, 5)}
+    names = {name for name in forward.__code__.co_names if name in parts}
+    model, data = Fn(forward, **{name: parts[name] for name in sorted(names)}).double().eval(), batches()
+    context = without_half(model, data)
+    changed, _ = rebased(context)
+    (got,) = Run(Selection.nothing(context.selection.coupling, changed))((data[0],))
+    torch.testing.assert_close(got, model(data[0]), rtol=1e-9, atol=1e-9)
+    error = {}
+    for how in (None, "covariance", "sequential"):
+        pruned = fxprune.compile(model, data, ratios=0.5, recover=how, method="l2", progress=False)
+        error[how] = sum(float((pruned(x) - model(x)).detach().square().sum()) for x in data)
+    assert max(error.values()) == error[None]
+
+
 def test_what_is_read_otherwise_stays_in_its_basis_and_is_told() -> None:
     torch.manual_seed(0)
     model = Fn(also_read, **{name: PARTS[name]() for name in "qkvo"}).double().eval()

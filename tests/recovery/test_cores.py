@@ -131,6 +131,25 @@ def test_what_scaling_does_not_go_through_or_what_is_read_otherwise_stays(forwar
     assert refitted(context, {}, set()) == ({}, set())
 
 
+def beside_content(m: Any, x: Tensor) -> Tensor:
+    """Rotary channels and others, of layers that lose nothing, in one head."""
+    q = torch.cat([turned(apart(m.q(x))), apart(m.qc(x))], -1)
+    k = torch.cat([turned(apart(m.k(x))), apart(m.kc(x))], -1)
+    return attend(m, q, k, apart(m.v(x)))
+
+
+@pytest.mark.parametrize("unit", range(HALF))
+def test_channels_of_other_layers_are_no_unit_s(unit: int) -> None:
+    torch.manual_seed(0)
+    names = ("q", "k", "v", "o", "qc", "kc")
+    model = Fn(beside_content, **{name: PARTS[name[0]]() for name in names}).double().eval()
+    x = torch.randn(2, 12, 6, dtype=torch.float64)
+    coupling = fxprune.couple(fxprune.capture(model, (x,)))
+    group = next(g for g in coupling.groups if g.kind == "head_dim" and "q" in g.producers)
+    context = RecoveryContext(Selection(coupling, coupling.removed_mask([group.units[unit]])), [(x,)])
+    assert refitted(context, {}, set()) == ({}, set())
+
+
 def test_a_compilation_uses_them() -> None:
     model, context = case(rotary)
     data = [x for (x,) in context.inputs]

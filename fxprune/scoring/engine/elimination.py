@@ -42,7 +42,9 @@ class _State:
     def __init__(self, reader: Reader, ridge: float) -> None:
         p = len(reader.gram)
         if not torch.isfinite(reader.gram).all():
-            raise CalibrationError("calibration data: a layer's inputs overflow: their covariance is not finite")
+            raise CalibrationError(
+                "calibration data: a layer's inputs overflow, or are NaN: their covariance is not finite"
+            )
         self.columns = reader.columns
         level = float(reader.gram.diagonal().mean()) * ridge
         self.precision = torch.eye(p + 1, dtype=torch.float64, device=reader.gram.device)
