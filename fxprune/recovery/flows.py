@@ -54,7 +54,7 @@ class Spread:
     mixed: Tensor | None = None
 
     def moved(self, move: Callable[[Tensor], Any]) -> Spread:
-        """Returns the spread of a value that holds the same things elsewhere."""
+        """Returns the spread of a value that holds the same things elsewhere: ``move`` is of tensors ``[...]``."""
         return replace(self, rows=move(self.rows), mixed=None if self.mixed is None else move(self.mixed))
 
 
@@ -140,7 +140,7 @@ class Flows:
         """Yields every product and every reading in a batch, front to back.
 
         Args:
-            batch: flat inputs.
+            batch: flat inputs, ``[samples, ...]``.
             known: where they are; None in the first batch, which tells how outputs are used.
         """
         spreads: dict[fx.Node, Spread] = {}
