@@ -174,15 +174,22 @@ def length_of_pieces(made: Made, spec: DataSpec) -> int:
 def pieces(made: Made, spec: DataSpec, texts: Sequence[str]) -> Tensor:
     """Returns the tokens of all texts, joined and cut, ``[pieces, tokens]``; what is left over counts if it is all there is.
 
+    A token that the tokenizer begins with begins each piece.
+
     Raises:
         InputError: there is no tokenizer, or less than two tokens.
     """
     tokens = _tokenizer(made, spec.tokenizer)
     ids: Tensor = tokens("\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
-    length = min(length_of_pieces(made, spec), len(ids), tokens.model_max_length)
-    if length < 2:
-        raise InputError(f"{spec.name} {spec.source}: expected pieces of two tokens at least, got {length}")
-    return ids[: len(ids) // length * length].reshape(-1, length)
+    begins = tokens.bos_token_id is not None and len(ids) > 1 and int(ids[0]) == tokens.bos_token_id
+    first, rest = (ids[:1], ids[1:]) if begins else (ids[:0], ids)
+    length = min(length_of_pieces(made, spec), len(ids), tokens.model_max_length) - len(first)
+    if length + len(first) < 2:
+        raise InputError(
+            f"{spec.name} {spec.source}: expected pieces of two tokens at least, got {length + len(first)}"
+        )
+    body = rest[: len(rest) // length * length].reshape(-1, length)
+    return torch.cat([first.expand(len(body), -1), body], dim=1)
 
 
 def _tokenizer(made: Made, name: str | None) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from fxprune.compiler.state import State
 from fxprune.compiler.trials import Trials
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
+from fxprune.results.tables import few
 from fxprune.scoring.joint import hull
 
 #: The shares of a group at which it is measured.
 _POINTS = (0.25, 0.5)
-#: How often curves are measured again where the whole has come to stand.
-_ROUNDS = 2
+#: How often the whole is solved for: by curves as they are measured first, and then where it has come to stand.
+_ROUNDS = 3
 #: A measured curve is a power of the criterion's own, between these.
 _POWERS = (0.5, 3.0)
 _TINY = 1e-12
@@ -49,7 +51,7 @@ def uniform(scores: Mapping[str, Tensor], groups: Sequence[Group]) -> dict[str, 
 
 def _places(score: Tensor) -> Tensor:
     places = torch.empty(len(score), dtype=torch.float64)
-    places[score.argsort(stable=True)] = torch.arange(1, len(score) + 1, dtype=torch.float64) / len(score)
+    places[_listed(score).argsort(stable=True)] = torch.arange(1, len(score) + 1, dtype=torch.float64) / len(score)
     return places
 
 
@@ -58,7 +60,7 @@ def _free(state: State) -> list[Group]:
     return [
         group
         for group in free_groups(state.coupling, state.constraints)
-        if not (state.scores[group.name] == STAYS).all()
+        if not (_listed(state.scores[group.name]) == STAYS).all()
     ]
 
 
@@ -91,38 +93,55 @@ def searched(state: State) -> State:
     """Returns the state with the scores of whichever allocation leaves the outputs closest to the dense ones.
 
     Raises:
-        ValueError: the recovery draws all weights anew.
+        ValueError: the recovery draws all weights anew, the model has no values, or the budget bounds a latency.
     """
     if state.recovery is not None and state.recovery.anew:
         raise ValueError(
             f"allocation='search' judges by outputs, which recover={state.recovery.name!r} does not keep: expected "
             "allocation='curves' or 'uniform' with it"
         )
+    if any(x.is_meta for x in (*state.module.parameters(), *state.module.buffers())):
+        raise ValueError(
+            "allocation='search' runs the model, which is on the meta device: expected 'curves' or 'uniform'"
+        )
+    if state.search is not None:
+        raise ValueError(
+            "allocation='search' judges many models, and a latency is measured of each: expected a budget of params or macs"
+        )
     trials = Trials(state.coupling, state.inputs, state.options.ridge, state.options.memory_limit)
     groups = _free(state)
     curves = {group.name: _measured(trials, state, group, _curve(state.scores[group.name])) for group in groups}
     tried = [("curves", state), ("uniform", replace(state, scores=uniform(state.scores, groups), per_cost=False))]
     results = [(trials.loss(_removed(one)), name, one) for name, one in tried]
-    for _ in range(1 + _ROUNDS):
+    removed: Mask | None = None
+    for _ in range(_ROUNDS):
+        if removed is not None:
+            curves = {group.name: _again(trials, state, group, curves[group.name], removed) for group in groups}
         scores = {**state.scores, **{name: curve.scores() for name, curve in curves.items()}}
         one = replace(state, scores=scores, per_cost=True)
         removed = _removed(one)
         results.append((trials.loss(removed), "search", one))
-        curves = {group.name: _again(trials, state, group, curves[group.name], removed) for group in groups}
     loss, name, best = min(results, key=lambda result: result[0])
     others = {other: min(value for value, found, _ in results if found == other) for other in ("curves", "uniform")}
     beside = ", ".join(f"{value:.4g} by {other!r}" for other, value in others.items() if other != name)
-    note = f"allocation: {name!r} leaves the outputs of the last batch {loss:.4g} from the dense ones, {beside}"
-    return replace(best, notes=(*best.notes, note))
+    note = f"allocation: recovered by covariance, {name!r} leaves the outputs of the last batch {loss:.4g} from the dense ones, {beside}"
+    left = f"allocation: no memory to recover {few(trials.left, 3)}: what they read looks dearer than it is"
+    return replace(best, notes=(*best.notes, note, *([left] if trials.left else [])))
 
 
 def _removed(state: State) -> Mask:
     return solved(state)[1].removed
 
 
-def _curve(score: Tensor) -> _Curve:
+def _listed(score: Any) -> Tensor:
+    """Returns scores as a criterion may give them, ``[units]``, as numbers to work with."""
+    return torch.as_tensor(score).detach().cpu().double()
+
+
+def _curve(given: Any) -> _Curve:
+    score = _listed(given)
     order = score.argsort(stable=True)
-    rising = score.double()[order].clamp_min(0) + _TINY * max(float(score.double().clamp_min(0).sum()), _TINY)
+    rising = score[order].clamp_min(0) + _TINY * max(float(score.clamp_min(0).sum()), _TINY)
     return _Curve(order.tolist(), rising.cumsum(0) / rising.sum())
 
 

@@ -72,17 +72,23 @@ class Trials:
             self._probe, count = probe, count + 1
         nothing = Selection.nothing(coupling)
         self._context = _Remembering(nothing, _First(inputs, max(count - 1, 1)), ridge, memory_limit)
-        consumers, _ = find_consumers(nothing, every=True)
+        anything = Selection(coupling, coupling.removed_mask(range(len(coupling.units))))
+        consumers, _ = find_consumers(anything)
         fitting = next(parts_that_fit(consumers, lambda c: {c: bytes_of(c, True, memory_limit)}, memory_limit), [])
+        #: Layers that there is no memory to recover.
+        self.left = [consumer.weight for consumer in consumers[len(fitting) :]]
         blocks = measure(nothing, fitting, self._context.inputs, covariance=True, memory_limit=memory_limit)
         self._context.known.update(zip((c.node for c in fitting), blocks, strict=True))
         self._values: dict[fx.Node, Any] = {}
+        left = memory_limit // 2
         for node, values in Run(nothing).steps(self._probe):
+            left -= sum(x.nbytes for x in pytree.tree_leaves(values[node]) if isinstance(x, Tensor)) * (
+                node.op != "get_attr"
+            )
             self._values[node] = values[node]
-        size = sum(x.nbytes for n, x in self._values.items() if n.op != "get_attr" and isinstance(x, Tensor))
-        self._judge = Judge(coupling.captured.call.unflatten(self._values[node]))
-        if size > memory_limit // 2:
-            self._values.clear()
+            if left < 0:
+                self._values.clear()
+        self._judge = Judge(coupling.captured.call.unflatten(values[node]))
 
     @torch.no_grad()
     def loss(self, removed: Mask) -> float:
@@ -98,7 +104,7 @@ class Trials:
     def _outputs(self, selection: Selection) -> Any:
         """Returns the flat outputs; what lies before all that changes is known."""
         run = Run(selection)
-        if not self._values:
+        if len(self._values) < len(run.graph.nodes):
             return run(self._probe)
         values, stale = dict(self._values), set[fx.Node]()
         for node in run.graph.nodes:

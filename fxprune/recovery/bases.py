@@ -2,8 +2,9 @@
 
 Queries and keys are only multiplied, values only mixed over places and read: each head may give its channels in any basis, and
 the model stays the same. What goes is then the smallest singular directions, of the logits ``q . k`` (the bilinear form, whitened
-by the second moments of both sides) or of what the reader makes of the values (its weight, whitened), which no other choice of so
-many channels improves (Eckart and Young 1936; of attention, MoDeGPT, arXiv 2408.09632).
+by the second moments of both sides) or of what the reader makes of the values (its weight, whitened; for heads that share their
+values by the mean of their moments). By these moments, which let each query meet each key whatever its sequence, no other choice of
+so many channels leaves less error (Eckart and Young 1936; of attention, MoDeGPT, arXiv 2408.09632).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from fxprune.recovery.protocol import RecoveryContext
 
 #: Of the mean of the diagonal, what keeps second moments regular.
 _DAMPING = 1e-6
+#: Of the memory limit, what the second moments of the widest head may take: bytes of a float64, times eight.
+_SHARE = 64
 
 
 def rebased(context: RecoveryContext) -> tuple[dict[str, Tensor], set[fx.Node]]:
@@ -27,7 +30,7 @@ def rebased(context: RecoveryContext) -> tuple[dict[str, Tensor], set[fx.Node]]:
 
     A head stays as it is where one of its channels is read in another way as well.
     """
-    flows = Flows(context.selection, context.consumers)
+    flows = Flows(context.selection, context.consumers, int((context.memory_limit / _SHARE) ** 0.5))
     moments: dict[tuple[fx.Node, int], Moments] = {}
     met: dict[fx.Node, Product | Meeting] = {}
     for number, batch in enumerate(context.inputs if flows.makers else ()):

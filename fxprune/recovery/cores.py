@@ -30,7 +30,7 @@ from fxprune.recovery.protocol import RecoveryContext
 from fxprune.twin.interpreter import Run
 
 #: Units are told apart by factors that are powers of this, and not more than so many of one layer.
-_STEP, _MOST = 1.01, 1000
+_STEP, _MOST = 1.0001, 100_000
 #: How far a factor may lie from its power, as a share of a step; and how small a value may be beside the others to show its factor.
 _NEAR, _SMALL = 0.1, 1e-3
 #: Stands for places that show no unit's factor: nothing is there, or something else.
@@ -126,8 +126,9 @@ def refitted(
     search = _Search(context, wanted, layers)
     for batch in islice(context.inputs, 1 if wanted and layers else 0):
         search.through(batch)
+    found = bool(search.met)
     search = _Search(context, wanted, [_apart(layer) for layer in layers])
-    for batch in context.inputs if wanted and layers else ():
+    for batch in context.inputs if found else ():
         search.through(batch)
     changed, reached, names = Replacements(context.selection.coupling, base), set[fx.Node](), set[str]()
     info = context.selection.coupling.captured.info
@@ -152,8 +153,10 @@ class _Search:
     def __init__(self, context: RecoveryContext, wanted: Sequence[Contraction], layers: Sequence[_Traced]) -> None:
         self.wanted, self.traced = {c.node: c for c in wanted}, {layer.maker.node: layer for layer in layers}
         self.met: dict[fx.Node, _Met] = {}
-        self._run, self._sums = Run(context.dense), {c.node for c in context.selection.coupling.contractions}
+        self._run = Run(context.dense, torch.float64)  # factors lie close together
+        self._sums = {c.node for c in context.selection.coupling.contractions}
         self._counted = False
+        self._end = next((n for n in reversed(self._run.graph.nodes) if n in self.wanted), None)
 
     def through(self, batch: Sequence[Tensor]) -> None:
         """Takes in a batch of flat inputs."""
@@ -173,9 +176,11 @@ class _Search:
                 places = value.dim() - 1 if is_kind(node, "linear") else 1
                 shape = [1] * value.dim()
                 shape[places] = -1
-                scaled[node] = layer, value * layer.factors.to(value.dtype).reshape(shape)
+                scaled[node] = layer, value * layer.factors.to(value).reshape(shape)
             for source in self._run.last.get(node, ()):
                 scaled.pop(source, None)
+            if self._counted and node is self._end:
+                break
         self._counted = True
 
     def _goes_on(self, node: fx.Node, value: Any, layers: Sequence[_Traced]) -> bool:
@@ -187,7 +192,7 @@ class _Search:
     def _read(self, values: Mapping[fx.Node, Any], sources: Mapping[fx.Node, tuple[_Traced, Tensor]]) -> None:
         """Notes units that an op does with what nobody knows."""
         for source, (layer, scaled) in sources.items() if not self._counted else ():
-            seen = layer.seen(values[source], scaled).unique()
+            seen = layer.seen(values[source], scaled).unique().cpu()
             layer.uses[1, slice(None) if (seen == _OTHER).any() else seen[seen >= 0]] += 1
 
     def _meet(
@@ -208,7 +213,7 @@ class _Search:
         for layer, grams, units, (n, dim) in zip(layers, met.grams, seen, places, strict=True):
             if not _gathered(grams, units.movedim(dim, -1).flatten(0, -2), values[n].movedim(dim, -1).flatten(0, -2)):
                 return set()
-            layer.uses[0, units[units >= 0].unique()] += not self._counted
+            layer.uses[0, units[units >= 0].unique().cpu()] += not self._counted
         if not self._counted:
             firsts = [units.select(dim, 0) for units, (_, dim) in zip(seen, places, strict=True)]
             pairs = pairs_of(self._run, contraction, values, firsts)
@@ -269,17 +274,18 @@ def _factors(met: _Met, side: int, shifted: int | None, ridge: float) -> dict[in
     found: dict[int, float] = {}
     for key, gram in met.grams[side].items():
         partners = [met.grams[1 - side].get(pair[1 - side]) for pair in met.pairs if pair[side] == key]
-        kept = own.kept[gram.units]
-        alone = (own.uses[0, gram.units] == 1).all() and not own.uses[1, gram.units].any()
+        here = gram.units.cpu()
+        kept = own.kept[here]
+        alone = (own.uses[0, here] == 1).all() and not own.uses[1, here].any()
         if kept.all() or not kept.any() or not partners:
             continue
-        known = [x for x in partners if x is not None and torch.equal(other.kept[x.units], kept)]
+        known = [x for x in partners if x is not None and torch.equal(other.kept[x.units.cpu()], kept)]
         if not alone or len(known) < len(partners):
             return {}
         both = gram.moments(side == shifted) * sum(x.moments(1 - side == shifted) for x in known)
         units, place = gram.units.unique(return_inverse=True)
         sums = torch.nn.functional.one_hot(place).to(both)
-        f, stays = sums.mT @ both @ sums, own.kept[units]
+        f, stays = sums.mT @ both @ sums, own.kept[units.cpu()].to(both.device)
         gain = 1 + ridge_solve(f[stays][:, stays], f[~stays][:, stays].sum(dim=0, keepdim=True), ridge)[0]
         found |= dict(zip(units[stays].tolist(), gain.tolist(), strict=True))
     return found
@@ -301,8 +307,8 @@ def _scale(changed: Replacements, layer: _Traced, factors: Mapping[int, float]) 
 def left_alone(context: RecoveryContext, done: Set[fx.Node]) -> list[str]:
     """Returns a line for each product that loses channels which nothing makes up for."""
     return [
-        f"{node.meta.get('module') or node.name}: what goes of both operands of {node.target} is not made up for: "
-        "between them and the layers that make them is more than moving and scaling"
+        f"{node.meta.get('module') or node.name}: what goes of both operands of {node.target} is not made up for: they are more "
+        "than layers' outputs moved and scaled, or something else reads these as well"
         for node in dict.fromkeys(c.node for c in products(context))
         if node not in done
     ]

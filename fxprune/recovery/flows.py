@@ -121,9 +121,11 @@ class Flows:
     Args:
         selection: what goes.
         consumers: the linear layers that lose columns.
+        widest: channels of a head, at most, whose second moments fit into memory.
     """
 
-    def __init__(self, selection: Selection, consumers: Sequence[Consumer]) -> None:
+    def __init__(self, selection: Selection, consumers: Sequence[Consumer], widest: int) -> None:
+        self._widest, self._readings = widest, dict[fx.Node, Meeting]()
         self.makers, self._run = makers(selection), Run(Selection.nothing(selection.coupling))
         self._consumers = {c.node: c for c in consumers}
         self._sums: dict[fx.Node, list[Contraction]] = {}
@@ -154,6 +156,8 @@ class Flows:
                 for found in self._step(node, values, spreads):
                     if known is None or node in known:
                         yield found
+            if self._counted and node in self._readings:
+                yield _again(self._consumers[node], values, self._readings[node])
             if waiting is not None:
                 waiting.discard(node)
                 if not waiting:
@@ -169,8 +173,11 @@ class Flows:
     ) -> Iterator[Product | Meeting]:
         """Goes through one node that reads what is followed."""
         taken: set[fx.Node] = set()
-        if node in self._consumers and (meeting := _reading(self._consumers[node], values, spreads)) is not None:
+        if node in self._readings:
+            return  # what it reads is known
+        if node in self._consumers and (meeting := self._reading(node, values, spreads)) is not None:
             taken.add(self._count(meeting, self._consumers[node].source))
+            self._readings[node] = meeting.bare()
             yield meeting
         elif (parts := self._split(node, values, spreads)) is not None:
             taken.add(parts[0])
@@ -185,7 +192,8 @@ class Flows:
                     for side, source in zip(found.sides, operands_of(contraction), strict=True):
                         taken.add(self._count(side, source))
                     yield found
-            if (mixture := self._mixed(node, values, spreads)) is not None:
+            mixture = None if self._counted else self._mixed(node, values, spreads)
+            if mixture is not None:
                 taken.add(mixture[0])
                 spreads[node] = mixture[1]
         self._read(node, {n: s for n, s in spreads.items() if n not in taken})
@@ -194,12 +202,19 @@ class Flows:
         """Notes outputs that a node does with what nobody knows."""
         for source in node.all_input_nodes if not self._counted else ():
             if source in spreads:
-                self.others[spreads[source].maker][spreads[source].rows.unique()] += 1
+                self.others[spreads[source].maker][spreads[source].rows.unique().cpu()] += 1
 
     def _count(self, meeting: Meeting, source: fx.Node) -> fx.Node:
         if not self._counted:
-            self.uses[meeting.maker][meeting.heads.unique()] += 1
+            self.uses[meeting.maker][meeting.heads.unique().cpu()] += 1
         return source
+
+    def _reading(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]
+    ) -> Meeting | None:
+        """Returns what a linear layer reads of another, if it is that alone and no wider than memory allows."""
+        found = _reading(self._consumers[node], values, spreads)
+        return None if found is None or found.heads.shape[1] > self._widest else found
 
     def _split(
         self, node: fx.Node, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]
@@ -375,17 +390,30 @@ def _side(node: fx.Node, value: Tensor, spread: Spread, dim: int) -> Meeting | N
     return Meeting(node, spread.maker, heads, apart) if len({len(x) for x in apart}) == 1 else None
 
 
+def _samples(consumer: Consumer, values: Mapping[fx.Node, Any]) -> Tensor:
+    """Returns what a linear layer or convolution without a kernel reads, ``[samples, columns]``."""
+    x: Tensor = values[consumer.source]
+    x = x if is_kind(consumer.node, "linear") else x.movedim(1, -1)
+    return x.reshape(-1, x.shape[-1])
+
+
+def _again(consumer: Consumer, values: Mapping[fx.Node, Any], known: Meeting) -> Meeting:
+    """Returns what a layer reads in another batch."""
+    assert known.columns is not None
+    x = _samples(consumer, values)
+    return replace(known, values=[x[:, at] for at in known.columns])
+
+
 def _reading(consumer: Consumer, values: Mapping[fx.Node, Any], spreads: Mapping[fx.Node, Spread]) -> Meeting | None:
     """Returns what a linear layer reads of another, by heads; None where it does more than that."""
     spread = spreads.get(consumer.source)
     if spread is None or consumer.groups > 1:
         return None
-    x = values[consumer.source]
     if not is_kind(consumer.node, "linear"):
-        if x.shape[1] != consumer.kept.shape[1]:
+        if values[consumer.source].shape[1] != consumer.kept.shape[1]:
             return None  # a kernel
-        spread, x = spread.moved(lambda v: v.movedim(1, -1)), x.movedim(1, -1)
-    x, rows = (v.reshape(-1, v.shape[-1]) for v in (x, spread.rows))
+        spread = spread.moved(lambda v: v.movedim(1, -1))
+    x, rows = _samples(consumer, values), spread.rows.reshape(-1, spread.rows.shape[-1])
     mixed = torch.zeros_like(rows) if spread.mixed is None else spread.mixed.reshape(rows.shape)
     _, head = mixed[0].unique(return_inverse=True)
     members = [torch.nonzero(head == i).flatten() for i in range(int(head.max()) + 1)]

@@ -94,3 +94,19 @@ def test_a_language_model_reads_joined_texts_in_pieces(here: Path) -> None:
     told = complaint(*argv, "--calib", "classes.csv", "--label-column", "class", "--pack", "8", "--out", "more")
     assert "taken each by itself" in told
     assert "pieces of two tokens" in complaint(*argv, "--calib", "texts.txt", "--pack", "1", "--out", "more")
+
+
+def test_a_token_that_texts_begin_with_begins_each_piece(here: Path) -> None:
+    folder = here / "lm"
+    transformers = words_of(folder)
+    own = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    own.post_processor = pytest.importorskip("tokenizers").processors.TemplateProcessing(
+        single="four $A", special_tokens=[("four", 5)]
+    )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own, bos_token="four").save_pretrained(folder)
+    config = transformers.GPT2Config(vocab_size=7, n_embd=8, n_layer=1, n_head=1, bos_token_id=5, eos_token_id=5)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    (here / "texts.txt").write_text("one two three one two three one\n")
+    made = make(ModelSpec(spec=f"transformers:{folder}", weights="DEFAULT"))
+    (batch,) = load_data(DataSpec(source="texts.txt", pack=4, seed=1), made)
+    assert batch["input_ids"].shape == (2, 4) and (batch["input_ids"][:, 0] == 5).all()

@@ -164,6 +164,7 @@ def test_a_layer_whose_statistics_do_not_fit_is_not_recovered() -> None:
         ({"allocation": "even"}, "allocation must be among curves, uniform, search, got 'even'"),
         ({"allocation": "uniform", "budget": None, "ratios": 0.5}, "ratios are shares already"),
         ({"allocation": "search", "recover": "reinit"}, "expected allocation='curves' or 'uniform'"),
+        ({"allocation": "search", "budget": fxprune.Budget(latency=0.9)}, "expected a budget of params or macs"),
     ],
 )
 def test_what_cannot_be_shared_out_is_told(options: dict[str, Any], text: str) -> None:
@@ -174,3 +175,20 @@ def test_what_cannot_be_shared_out_is_told(options: dict[str, Any], text: str) -
 def test_every_step_says_what_it_found() -> None:
     report = compiled(chain(6, 24, 24, 3), allocation="search", steps=2).report
     assert 1 <= sum("allocation" in note for note in report.notes) <= 2 and report.params[1] <= 0.6 * report.params[0]
+
+
+def test_search_needs_values() -> None:
+    options: dict[str, Any] = {"recover": None, "verify": False, "method": "random"}
+    with pytest.raises(ValueError, match="meta device"):
+        compiled(chain(6, 8, 3).to("meta"), allocation="search", **options)
+
+
+@pytest.mark.parametrize("recover", [None, "mean_shift", "sequential"])
+def test_any_recovery_may_follow(recover: str | None) -> None:
+    pruned = compiled(chain(6, 24, 24, 3), allocation="search", recover=recover)
+    assert pruned.certificate.verified and any("recovered by covariance" in note for note in pruned.report.notes)
+
+
+def test_what_there_is_no_memory_for_is_told() -> None:
+    notes = compiled(chain(6, 24, 24, 3), allocation="search", memory_limit=16 * 24 * 24 + 10).report.notes
+    assert any("no memory to recover 4.weight" in note for note in notes)

@@ -150,6 +150,39 @@ def test_channels_of_other_layers_are_no_unit_s(unit: int) -> None:
     assert refitted(context, {}, set()) == ({}, set())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_factors_are_found_in_any_precision(dtype: torch.dtype) -> None:
+    _, context = case(rotary)
+    wanted, _ = refitted(context, {}, set())
+    torch.manual_seed(0)
+    model = Fn(rotary, **{name: PARTS[name]() for name in ("k", "o", "q", "v")}).to(dtype).eval()
+    x = context.inputs[0][0].to(dtype)  # type: ignore[index]
+    coupling = fxprune.couple(fxprune.capture(model, (x,)))
+    group = next(g for g in coupling.groups if g.kind == "head_dim" and "q" in g.producers)
+    selection = Selection(coupling, coupling.removed_mask(group.units[: HALF // 2]))
+    changed, reached = refitted(RecoveryContext(selection, [(x,)]), {}, set())
+    assert len(reached) == 1 and changed.keys() == wanted.keys()
+    assert all(value.dtype == dtype and value.isfinite().all() for value in changed.values())
+
+
+def test_more_than_a_thousand_units_are_told_apart() -> None:
+    torch.manual_seed(0)
+    heads = 300
+    parts = {name: nn.Linear(6, heads * WIDTH, bias=False) for name in "qkv"}
+
+    def wide(m: Any, x: Tensor) -> Tensor:
+        q, k = turned(apart(m.q(x))), turned(apart(m.k(x)))
+        return m.o(F.scaled_dot_product_attention(q, k, apart(m.v(x)), scale=0.4).transpose(1, 2).flatten(2))
+
+    model = Fn(wide, **parts, o=nn.Linear(heads * WIDTH, 5)).eval()
+    x = torch.randn(1, 5, 6)
+    coupling = fxprune.couple(fxprune.capture(model, (x,)))
+    group = next(g for g in coupling.groups if g.kind == "head_dim" and "q" in g.producers)
+    context = RecoveryContext(Selection(coupling, coupling.removed_mask(group.units[:2])), [(x,)])
+    changed, reached = refitted(context, {}, set())
+    assert len(reached) == 1 and not torch.equal(changed["q.weight"], model.q.weight)
+
+
 def test_a_compilation_uses_them() -> None:
     model, context = case(rotary)
     data = [x for (x,) in context.inputs]
