@@ -17,7 +17,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 import fxprune
 from fxprune import Budget
-from fxprune.compiler.options import MethodName, Options, RecoveryOption, UnitKind
+from fxprune.compiler.options import Allocation, MethodName, Options, RecoveryOption, UnitKind
 from tests.support.marks import but_slow
 from tests.support.weights import fingerprint, randomise
 
@@ -33,6 +33,7 @@ SETTINGS: dict[str, list[Any]] = {
     "budget": [0.6, Budget(params=0.6), Budget(macs=0.6), Budget(params=0.7, macs=0.7), 1.0],
     "ratios": [0.3, {"*": 0.3, "default": 0.1}],
     "method": list(get_args(MethodName)),
+    "allocation": list(get_args(Allocation)),
     "recover": [None, *get_args(RecoveryOption)],
     "units": [*get_args(UnitKind), get_args(UnitKind)],
     "ignore": ["*1*", ("*", "*1*")],
