@@ -125,7 +125,10 @@ def test_an_option_gives_a_verified_result_or_says_why_not(
 
 def _check(pruned: fxprune.PrunedModule, given: dict[str, Any]) -> None:
     report = pruned.report
-    assert report.verified is (None if given.get("verify") is False else True), report.doubt
+    if given.get("verify_dtype") is torch.bfloat16:  # too coarse, maybe, for outputs that vary little
+        assert report.verified or (report.verified is None and "little more than rounding" in report.doubt)
+    else:
+        assert report.verified is (None if given.get("verify") is False else True), report.doubt
     assert sum(p.numel() for p in pruned.parameters()) == report.params[1] <= report.params[0]
     wanted = given["budget"]
     shares = (
