@@ -25,7 +25,7 @@ from fxprune.ops.registry import is_kind
 from fxprune.ops.tracer import Contraction
 from fxprune.recovery.consumers import Replacements
 from fxprune.recovery.flows import Maker, makers, pairs_of, shifted_side
-from fxprune.recovery.moments import ridge_solve
+from fxprune.recovery.moments import Moments, ridge_solve
 from fxprune.recovery.protocol import RecoveryContext
 from fxprune.twin.interpreter import Run
 
@@ -69,25 +69,18 @@ class _Traced:
         return torch.where(small | ratio.isnan(), _NOTHING, unit).long()
 
 
-@dataclass(slots=True, eq=False)
-class _Gram:
-    """The second moments of one head's channels, ``[channels, channels]``, and their means."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Head:
+    """What one head's channels show, ``[channels]``, and their moments."""
 
     units: Tensor
-    count: int = 0
-    total: Any = 0.0
-    square: Any = 0.0
+    moments: Moments = field(default_factory=Moments)
 
-    def add(self, x: Tensor) -> None:
-        """Takes in vectors, ``[samples, channels]``."""
-        x = x.double()
-        self.count, self.total, self.square = self.count + len(x), self.total + x.sum(0), self.square + x.mT @ x
-
-    def moments(self, centred: bool) -> Tensor:
-        """Returns them, about the mean or about zero."""
-        mean = self.total / self.count
-        found: Tensor = self.square / self.count
-        return found - torch.outer(mean, mean) if centred else found
+    def second(self, centred: bool) -> Tensor:
+        """Returns the second moments, ``[channels, channels]``, about the mean or about zero."""
+        m = self.moments
+        found: Tensor = m.about(m.mean_x if centred else 0 * m.mean_x, m.mean_t)[0][0] / m.count
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,12 +89,12 @@ class _Met:
 
     Attributes:
         traced: the layers that make them.
-        grams: of each side, by a number that tells heads apart: the unit of the first channel.
+        heads: of each side, by a number that tells heads apart: the unit of the first channel.
         pairs: the heads that meet.
     """
 
     traced: tuple[_Traced, _Traced]
-    grams: tuple[dict[int, _Gram], dict[int, _Gram]] = field(default_factory=lambda: ({}, {}))
+    heads: tuple[dict[int, _Head], dict[int, _Head]] = field(default_factory=lambda: ({}, {}))
     pairs: set[tuple[int, int]] = field(default_factory=set)
 
 
@@ -210,8 +203,8 @@ class _Search:
         if any((units == _OTHER).any() for units in seen):
             return set()
         met = self.met.setdefault(node, _Met(layers))
-        for layer, grams, units, (n, dim) in zip(layers, met.grams, seen, places, strict=True):
-            if not _gathered(grams, units.movedim(dim, -1).flatten(0, -2), values[n].movedim(dim, -1).flatten(0, -2)):
+        for layer, heads, units, (n, dim) in zip(layers, met.heads, seen, places, strict=True):
+            if not _gathered(heads, units.movedim(dim, -1).flatten(0, -2), values[n].movedim(dim, -1).flatten(0, -2)):
                 return set()
             layer.uses[0, units[units >= 0].unique().cpu()] += not self._counted
         if not self._counted:
@@ -255,16 +248,16 @@ def _apart(layer: _Traced) -> _Traced:
     return replace(layer, unit=unit, kept=stays, uses=torch.zeros(2, len(stays), dtype=torch.int64))
 
 
-def _gathered(grams: dict[int, _Gram], units: Tensor, vectors: Tensor) -> bool:
+def _gathered(heads: dict[int, _Head], units: Tensor, vectors: Tensor) -> bool:
     """Adds vectors to the moments of their heads; returns whether all of a head show the same units."""
     clear = (units >= 0).all(dim=1)
     units, vectors = units[clear], vectors[clear]
     for key in units[:, 0].unique().tolist():
         mine = units[:, 0] == key
-        gram = grams.setdefault(key, _Gram(units[mine][0]))
-        if not (units[mine] == gram.units).all():
+        head = heads.setdefault(key, _Head(units[mine][0]))
+        if not (units[mine] == head.units).all():
             return False
-        gram.add(vectors[mine])
+        head.moments.add(vectors[mine][:, None])
     return True
 
 
@@ -272,9 +265,9 @@ def _factors(met: _Met, side: int, shifted: int | None, ridge: float) -> dict[in
     """Returns a factor for each unit that stays; none where one of them is read otherwise, or the sides lose other channels."""
     own, other = met.traced[side], met.traced[1 - side]
     found: dict[int, float] = {}
-    for key, gram in met.grams[side].items():
-        partners = [met.grams[1 - side].get(pair[1 - side]) for pair in met.pairs if pair[side] == key]
-        here = gram.units.cpu()
+    for key, head in met.heads[side].items():
+        partners = [met.heads[1 - side].get(pair[1 - side]) for pair in met.pairs if pair[side] == key]
+        here = head.units.cpu()
         kept = own.kept[here]
         alone = (own.uses[0, here] == 1).all() and not own.uses[1, here].any()
         if kept.all() or not kept.any() or not partners:
@@ -282,8 +275,10 @@ def _factors(met: _Met, side: int, shifted: int | None, ridge: float) -> dict[in
         known = [x for x in partners if x is not None and torch.equal(other.kept[x.units.cpu()], kept)]
         if not alone or len(known) < len(partners):
             return {}
-        both = gram.moments(side == shifted) * sum(x.moments(1 - side == shifted) for x in known)
-        units, place = gram.units.unique(return_inverse=True)
+        both = head.second(side == shifted) * sum(x.second(1 - side == shifted) for x in known)
+        if not both.isfinite().all():
+            return {}
+        units, place = head.units.unique(return_inverse=True)
         sums = torch.nn.functional.one_hot(place).to(both)
         f, stays = sums.mT @ both @ sums, own.kept[units.cpu()].to(both.device)
         gain = 1 + ridge_solve(f[stays][:, stays], f[~stays][:, stays].sum(dim=0, keepdim=True), ridge)[0]
