@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.recovery.consumers import Consumer, Replacements
-from fxprune.recovery.flows import Flows, Maker, Meeting, Product, shifted_side
+from fxprune.recovery.flows import Flows, Meeting, Product
 from fxprune.recovery.moments import Moments
+from fxprune.recovery.products import shifted_side
 from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.spreads import Maker
 
 #: Of the mean of the diagonal, what keeps second moments regular.
 _DAMPING = 1e-6

@@ -12,7 +12,8 @@ from torch import nn
 from fxprune._base.errors import RecoverySkippedWarning, outside
 from fxprune.recovery.bases import rebased
 from fxprune.recovery.compensate import compensate
-from fxprune.recovery.cores import left_alone, refitted
+from fxprune.recovery.cores import refitted
+from fxprune.recovery.products import left_alone
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, register_recovery
 from fxprune.recovery.reconstruct import reconstruct
 from fxprune.recovery.reinit import not_resettable, reset_weights

@@ -24,9 +24,10 @@ from fxprune.algebra.axes import explicit
 from fxprune.ops.registry import is_kind
 from fxprune.ops.tracer import Contraction
 from fxprune.recovery.consumers import Replacements
-from fxprune.recovery.flows import Maker, makers, pairs_of, shifted_side
 from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.products import pairs_of, products, shifted_side
 from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.spreads import Maker, makers
 from fxprune.twin.interpreter import Run
 
 #: Units are told apart by factors that are powers of this, and not more than so many of one layer.
@@ -96,12 +97,6 @@ class _Met:
     traced: tuple[_Traced, _Traced]
     heads: tuple[dict[int, _Head], dict[int, _Head]] = field(default_factory=lambda: ({}, {}))
     pairs: set[tuple[int, int]] = field(default_factory=set)
-
-
-def products(context: RecoveryContext) -> list[Contraction]:
-    """Returns the products of two activations that lose channels."""
-    coupling, changed = context.selection.coupling, context.selection.slicer.changed
-    return [c for c in coupling.contractions if c.weight is None and c.other is not None and changed(c.axis)]
 
 
 def refitted(
@@ -297,13 +292,3 @@ def _scale(changed: Replacements, layer: _Traced, factors: Mapping[int, float]) 
         new = value.double() * each.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
         changed.tensors[name] = new.to(value.dtype)
     return names
-
-
-def left_alone(context: RecoveryContext, done: Set[fx.Node]) -> list[str]:
-    """Returns a line for each product that loses channels which nothing makes up for."""
-    return [
-        f"{node.meta.get('module') or node.name}: what goes of both operands of {node.target} is not made up for: they are more "
-        "than layers' outputs moved and scaled, or something else reads these as well"
-        for node in dict.fromkeys(c.node for c in products(context))
-        if node not in done
-    ]

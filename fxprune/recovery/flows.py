@@ -8,7 +8,7 @@ channels in any basis: the layer on the other side takes it up.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,46 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune._base.names import fetch
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind, rule_at
 from fxprune.ops.tracer import Contraction
-from fxprune.recovery.consumers import Consumer, own_parameter
+from fxprune.recovery.consumers import Consumer
+from fxprune.recovery.products import hot, operands_of, pairs_of, repeated
+from fxprune.recovery.spreads import Maker, Spread, makers, spread_of
 from fxprune.twin.interpreter import Run
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Maker:
-    """A linear layer or convolution whose outputs are followed.
-
-    Attributes:
-        node: the op in the captured graph.
-        weight: the weight's name; outputs lie along its first dimension.
-        bias: the bias' name, if there is one.
-    """
-
-    node: fx.Node
-    weight: str
-    bias: str | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spread:
-    """A layer's outputs at their places in a value.
-
-    Attributes:
-        maker: the layer.
-        rows: the number of the output at each place, int64, of the value's shape.
-        mixed: numbers, of the value's shape, that are equal where places were mixed by the same weights; None before that.
-    """
-
-    maker: Maker
-    rows: Tensor
-    mixed: Tensor | None = None
-
-    def moved(self, move: Callable[[Tensor], Any]) -> Spread:
-        """Returns the spread of a value that holds the same things elsewhere: ``move`` is of tensors ``[...]``."""
-        return replace(self, rows=move(self.rows), mixed=None if self.mixed is None else move(self.mixed))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,23 +65,6 @@ class Product:
         return Product((self.sides[0].bare(), self.sides[1].bare()), self.pairs)
 
 
-def makers(selection: Selection) -> dict[fx.Node, Maker]:
-    """Returns the layers that lose outputs and whose weights may be changed, by node."""
-    coupling, found = selection.coupling, {}
-    for contraction in coupling.contractions:
-        node, weight = contraction.node, contraction.weight
-        if weight is None or not is_kind(node, "linear", "conv") or len(weight.users) > 1:
-            continue
-        rows, a = coupling.values[weight][0], bind(node)
-        tensor, biased = fetch(coupling.captured.module, str(weight.target)), a.bias is not None
-        bias = own_parameter(coupling, a.bias)
-        plain = tensor.dim() > 1 and not tensor.is_complex() and getattr(a, "groups", 1) == 1
-        plain &= is_kind(node, "linear") or len(coupling.captured.info[a.input].shape) == tensor.dim()  # with a batch
-        if selection.slicer.changed(rows) and plain and biased == bool(bias):
-            found[node] = Maker(node, str(weight.target), bias)
-    return found
-
-
 class Flows:
     """Follows the outputs of layers through one batch after another.
 
@@ -134,7 +84,7 @@ class Flows:
                 self._sums.setdefault(c.node, []).append(c)
         self._changed = selection.slicer.changed
         #: How often each output is summed over, and how often it is read in another way.
-        self.uses = {m: torch.zeros(len(fetch_weight(selection, m)), dtype=torch.int64) for m in self.makers.values()}
+        self.uses = {m: torch.zeros(m.outputs, dtype=torch.int64) for m in self.makers.values()}
         self.others = {m: uses.clone() for m, uses in self.uses.items()}
         self._counted = False
 
@@ -163,7 +113,7 @@ class Flows:
                 if not waiting:
                     break
             if node in self.makers:
-                spreads[node] = _fresh(self.makers[node], values[node])
+                spreads[node] = spread_of(self.makers[node], values[node])
             for source in self._run.last.get(node, ()):
                 spreads.pop(source, None)
         self._counted = True
@@ -279,10 +229,10 @@ class Flows:
         if is_kind(node, "attention"):
             a = bind(node)
             source = a.value
-            if source not in spreads or not _mixable(spreads[source], -2):
+            if source not in spreads or not spreads[source].mixable(-2):
                 return None
             rows = spreads[source].rows.narrow(-2, 0, 1)
-            rows = _repeated(a, values[node], rows, -3).expand(values[node].shape)
+            rows = repeated(a, values[node], rows, -3).expand(values[node].shape)
             places = torch.arange(rows[..., 0].numel(), device=rows.device).reshape(*rows.shape[:-1], 1)
             return source, replace(spreads[source], rows=rows, mixed=places.expand(rows.shape))
         sums = self._sums.get(node, ())
@@ -293,86 +243,19 @@ class Flows:
         if len(followed) != 1 or any(not isinstance(values[n], Tensor) for n, _ in operands):
             return None
         (source, dim), (weights, across) = operands[followed[0]], operands[1 - followed[0]]
-        if not _mixable(spreads[source], dim):
+        if not spreads[source].mixable(dim):
             return None
         ids = values[weights].select(across, 0)
         ids = torch.arange(ids.numel(), device=ids.device).reshape(ids.shape)
         rows, mixed = (
             self._run.step(
                 node,
-                {**values, source: _hot(values[source], dim, x), weights: _hot(values[weights], across, y)},
+                {**values, source: hot(values[source], dim, x), weights: hot(values[weights], across, y)},
                 iter(()),
             ).long()
             for x, y in ((spreads[source].rows.select(dim, 0), 1), (1, ids))
         )
         return source, replace(spreads[source], rows=rows, mixed=mixed)
-
-
-def fetch_weight(selection: Selection, maker: Maker) -> Tensor:
-    """Returns a layer's weight as the model has it, ``[outputs, ...]``."""
-    found: Tensor = fetch(selection.coupling.captured.module, maker.weight).detach()
-    return found
-
-
-def pairs_of(
-    run: Run, contraction: Contraction, values: Mapping[fx.Node, Any], firsts: Sequence[Tensor]
-) -> Tensor | None:
-    """Returns what of two operands meets in the sums, ``[pairs, 2]``, told by a number for each vector; below 0 for nothing."""
-    node = contraction.node
-    if is_kind(node, "attention"):
-        left, right = (first.amax(-1) for first in firsts)
-        if any(
-            ((first >= 0) & (first != one[..., None])).any() for first, one in zip(firsts, (left, right), strict=True)
-        ):
-            return None  # heads lie where places are: all of them meet
-        right = _repeated(bind(node), left, right, -1)
-        met = torch.broadcast_tensors(left, right)
-    else:
-        operands = ((contraction.source, contraction.dim), contraction.other or (contraction.source, 0))
-        if len(node.all_input_nodes) != 2:
-            return None
-        marks = [_hot(values[n], dim, first) for (n, dim), first in zip(operands, firsts, strict=True)]
-        ones = [_hot(values[n], dim, 1) for n, dim in operands]
-        (a, _), (b, _) = operands
-        if not (run.step(node, {**values, a: ones[0], b: ones[1]}, iter(())) == 1).all():
-            return None  # more than channels is summed, or something is added
-        met = [
-            run.step(node, {**values, a: x, b: y}, iter(())).long()
-            for x, y in ((marks[0], ones[1]), (ones[0], marks[1]))
-        ]
-    found: Tensor = torch.stack([x.reshape(-1) for x in met], dim=1).unique(dim=0)
-    return found
-
-
-def operands_of(contraction: Contraction) -> tuple[fx.Node, fx.Node]:
-    """Returns the operands of a product of two activations."""
-    assert contraction.other is not None
-    return contraction.source, contraction.other[0]
-
-
-def _fresh(maker: Maker, value: Tensor) -> Spread:
-    """Returns the spread of a layer's own outputs."""
-    dim = value.dim() - 1 if is_kind(maker.node, "linear") else 1
-    rows = torch.arange(value.shape[dim], device=value.device)
-    return Spread(maker, rows.reshape(-1, *[1] * (value.dim() - 1 - dim)).expand(value.shape))
-
-
-def _hot(like: Tensor, dim: int, value: Tensor | int) -> Tensor:
-    """Returns float64 zeros of a value's shape, but for the first place along a dimension."""
-    found = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
-    found.select(dim, 0)[...] = value
-    return found
-
-
-def _repeated(a: Any, queries: Tensor, grouped: Tensor, dim: int) -> Tensor:
-    """Returns the heads of keys or values once for each head of the queries, along a dimension counted from the end."""
-    times = queries.shape[dim] // grouped.shape[dim] if a.enable_gqa else 1
-    return grouped.repeat_interleave(times, dim) if times > 1 else grouped
-
-
-def _mixable(spread: Spread, dim: int) -> bool:
-    """Returns whether what is summed along a dimension is one output, at many places, that nothing has mixed yet."""
-    return spread.mixed is None and bool((spread.rows == spread.rows.narrow(dim, 0, 1)).all())
 
 
 def _side(node: fx.Node, value: Tensor, spread: Spread, dim: int) -> Meeting | None:
@@ -424,25 +307,3 @@ def _reading(consumer: Consumer, values: Mapping[fx.Node, Any], spreads: Mapping
     if len({len(at) for at in members}) > 1 or any(len(each.unique()) < len(each) for each in heads):
         return None
     return Meeting(consumer.node, spread.maker, torch.stack(heads), [x[:, at] for at in members], torch.stack(members))
-
-
-def shifted_side(node: fx.Node, info: Mapping[fx.Node, Any]) -> int | None:
-    """Returns the side of a product whose mean over places changes nothing, because a softmax over them follows; None if none."""
-    if is_kind(node, "attention"):
-        return 1
-    if not hasattr(bind(node), "self"):
-        return None  # an einsum may have its places anywhere
-    while len(node.users) == 1:
-        user, sizes = next(iter(node.users)), info[node].shape
-        if is_kind(user, "softmax"):
-            return {len(sizes) - 1: 1, len(sizes) - 2: 0}.get(bind(user).dim % len(sizes))
-        rule, scaled = rule_at(user), user.all_input_nodes == [node]
-        same = rule is not None and (rule.conducts or (scaled and rule.powers.get("self") == 1.0))
-        if (
-            not same
-            and not is_kind(user, "addition")
-            and not (is_kind(user, "reshape") and info[user].shape[-2:] == sizes[-2:])
-        ):
-            return None
-        node = user
-    return None

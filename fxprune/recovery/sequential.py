@@ -33,6 +33,8 @@ from fxprune.twin.interpreter import Run
 _TINY = 1e-2
 #: The ridges that are tried, as multiples of the one that is given.
 _RIDGES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
+#: What an output lacks counts from so many times its rounding on.
+_ROUNDING = 100
 #: One batch in so many judges them; of fewer batches, the last one in so many parts of each.
 _HELD_OUT = 4
 
@@ -132,7 +134,7 @@ class _March:
         self.dense = Run(context.dense)
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
-        self.kept: list[str] = []
+        self.kept, self._lacking = list[str](), set[fx.Node]()
         fitted = {consumer.node for consumer in context.consumers} | set(self.gains.of)
         self.order = order = order[: max((i + 1 for i, node in enumerate(order) if node in fitted), default=0)]
         final = {source: node for node in order for source in node.all_input_nodes}
@@ -224,6 +226,8 @@ class _March:
             lost = dense[drift.skip] - pruned[drift.skip]
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
+        if target.abs().max() > _ROUNDING * torch.finfo(target.dtype).eps * dense[node].abs().max():
+            self._lacking.add(node)
         rows = consumer.choose(target.shape, self.context.memory_limit, number).sort().values  # sample after sample
         held = len(rows) // _HELD_OUT if self.batches < _HELD_OUT else len(rows) * (number % _HELD_OUT == _HELD_OUT - 1)
         cut = len(rows) - held
@@ -244,7 +248,7 @@ class _March:
 
     def _fit(self, consumer: Consumer, moments: tuple[Moments, Moments]) -> None:
         ridge = _best(consumer, *moments, self.context.ridge)
-        self.kept += [consumer.weight] if ridge is None else []
+        self.kept += [consumer.weight] if ridge is None and consumer.node in self._lacking else []
         moments[0].merge(moments[1])
         fit(self.changed, consumer, [(slice(None), moments[0])], ridge)
 

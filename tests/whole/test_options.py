@@ -63,6 +63,7 @@ WITH: dict[str, dict[str, Any]] = {
     "loss": {"method": "taylor"},
     "seed": {"method": "random"},
     "cache_dir": {"method": "hrank"},
+    "verify_dtype": {"budget": 0.8},  # outputs that vary enough for bfloat16
 }
 
 #: Minutes on these wide layers; ``scoring/test_every_criterion.py`` has them on narrow ones.
@@ -125,10 +126,7 @@ def test_an_option_gives_a_verified_result_or_says_why_not(
 
 def _check(pruned: fxprune.PrunedModule, given: dict[str, Any]) -> None:
     report = pruned.report
-    if given.get("verify_dtype") is torch.bfloat16:  # too coarse, maybe, for outputs that vary little
-        assert report.verified or (report.verified is None and "little more than rounding" in report.doubt)
-    else:
-        assert report.verified is (None if given.get("verify") is False else True), report.doubt
+    assert report.verified is (None if given.get("verify") is False else True), report.doubt
     assert sum(p.numel() for p in pruned.parameters()) == report.params[1] <= report.params[0]
     wanted = given["budget"]
     shares = (
