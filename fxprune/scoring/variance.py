@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
+from fxprune.algebra.axes import size_of
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import accumulate
 from fxprune.ops.tracer import Contraction
+from fxprune.scoring.engine.branches import weights
 from fxprune.scoring.engine.columns import by_factor, is_read
 from fxprune.scoring.engine.scope import SCOPES, within
 from fxprune.scoring.engine.shares import layers_that, remaining_share
@@ -73,6 +75,8 @@ class Variance:
         scores = self._all(context)
         if self.weighted:
             scores = remaining_share(scores, layers_that(context, read=False))
+            weight = _in_streams(context)
+            scores = {name: score * weight[name] for name, score in scores.items()}
         return within(context.coupling, scores, self.scope)
 
     @torch.no_grad()
@@ -95,6 +99,23 @@ class Variance:
             for labels, sums in by_factor(coupling, contraction.axis, values):
                 accumulate(total, labels, sums)
         return context.by_group(total)
+
+
+def _in_streams(context: Context) -> dict[str, float]:
+    """Returns for each group how much what its readers give counts where it is added: a mean over them, 1 for those beside streams."""
+    readers = [c for c in context.coupling.contractions if is_read(context.coupling, c.axis)]
+    known = weights(context.coupling, readers, next(iter(context.inputs)))
+    total, count = context.zeros(), context.zeros()
+    for contraction in readers:
+        ones = torch.ones(size_of(contraction.axis), dtype=torch.float64)
+        for labels, each in by_factor(context.coupling, contraction.axis, ones):
+            accumulate(count, labels, each)
+            accumulate(total, labels, each * known.get(contraction.node, 1.0))
+    counted = context.by_group(count)
+    return {
+        name: float(share.sum() / counted[name].sum().clamp_min(1.0)) if len(share) else 1.0
+        for name, share in context.by_group(total).items()
+    }
 
 
 def _sensitivity(
