@@ -64,7 +64,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     _METHOD,
     method={"metavar": "NAME", "help": f"Criterion: {_METHODS}."},
     recover={"metavar": "NAME", "help": _RECOVER},
-    ridge={},
+    ridge=_NUMBER,
     steps={},
     allocation={"type": click.Choice(get_args(Allocation))},
     form={"type": click.Choice(get_args(Form))},
@@ -146,7 +146,8 @@ def _wanted(options: Any) -> dict[str, Any]:
     if options["uniform"] and options["form"] != "module":
         raise click.UsageError("--uniform is about the original's class: give --form module with it")
     wanted = told(Options, options, ratios=_ratios(options["ratios"]))
-    return wanted | {name: _whole(name, options[name]) for name in ("round_to", "min_keep")}
+    whole = {name: _number(name, options[name], int) for name in ("round_to", "min_keep")}
+    return wanted | whole | {"ridge": _number("ridge", options["ridge"], float)}
 
 
 def _functions(options: Any) -> dict[str, Any]:
@@ -168,11 +169,12 @@ def _budget(options: Any) -> Any:
     return fxprune.Budget(params=options["budget"], **bounds)
 
 
-def _whole(name: str, text: str) -> int | str:
+def _number(name: str, text: str, kind: type[int] | type[float]) -> float | str:
     try:
-        return text if text == "auto" else int(text)
+        return text if text == "auto" else kind(text)
     except ValueError:
-        raise InputError(f"--{name.replace('_', '-')} {text}: expected a whole number or auto") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise InputError(f"--{name.replace('_', '-')} {text}: expected {expected} or auto") from None
 
 
 def _ratios(texts: tuple[str, ...]) -> float | dict[str, float] | None:

@@ -108,7 +108,7 @@ def searched(state: State) -> State:
         raise ValueError(
             "allocation='search' judges many models, and a latency is measured of each: expected a budget of params or macs"
         )
-    trials = Trials(state.coupling, state.inputs, state.options.ridge, state.options.memory_limit)
+    trials = Trials(state.coupling, state.inputs, state.options.damping, state.options.memory_limit)
     groups = _free(state)
     curves = {group.name: _measured(trials, state, group, _curve(state.scores[group.name])) for group in groups}
     tried = [("curves", state), ("uniform", replace(state, scores=uniform(state.scores, groups), per_cost=False))]

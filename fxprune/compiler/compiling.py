@@ -10,10 +10,19 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.budget import Budget
-from fxprune.compiler.options import AUTO, Allocation, Form, MethodName, Options, RecoveryOption, UnitKind, spelled_out
+from fxprune.compiler.options import (
+    AUTO,
+    Allocation,
+    Form,
+    MethodName,
+    Options,
+    RecoveryOption,
+    UnitKind,
+    spelled_out,
+)
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.recovery.protocol import Recovery
@@ -38,7 +47,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     round_to: int | Literal["auto"] = 1,
     min_keep: int | Literal["auto"] = AUTO,
     recover: RecoveryOption | str | Recovery | None = AUTO,
-    ridge: float = RIDGE,
+    ridge: float | Literal["auto"] = AUTO,
     loss: Loss | None = None,
     form: Form = "graph",
     also: Sequence[Callable[..., Any]] = (),

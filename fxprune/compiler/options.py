@@ -88,8 +88,8 @@ class Options:
             name or a `Recovery` of one's own, None for none, or ``"auto"`` for the method's own choice; or ``"reinit"``: all
             weights are drawn anew by their modules' own rule, to be trained from scratch. Then, with ``min_keep=0``, layers
             on the only path may go as well, the next layer reading what they read.
-        ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; more
-            of it helps where calibration data are few or tokens have outliers.
+        ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; with
+            ``"auto"`` each layer that has few samples takes what is best on a quarter of them that the others do not see.
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default, of the
             next token where the targets are tokens and the model's own loss, or the data, say so.
         form: what comes back: ``"graph"``, a `torch.fx.GraphModule` with layers of any width; or ``"module"``, a copy of the
@@ -122,7 +122,7 @@ class Options:
     round_to: int | Literal["auto"] = 1
     min_keep: int | Literal["auto"] = AUTO
     recover: RecoveryOption | str | Recovery | None = AUTO
-    ridge: float = RIDGE
+    ridge: float | Literal["auto"] = AUTO
     loss: Loss | None = None
     form: Form = "graph"
     also: Sequence[Callable[..., Any]] = ()
@@ -161,6 +161,11 @@ class Options:
         _check_allocation(found)
         check_form(found)
         return found
+
+    @property
+    def damping(self) -> float:
+        """The ridge, or where to look for one from."""
+        return RIDGE if isinstance(self.ridge, str) else self.ridge
 
     def _least(self, scorer: Scorer) -> Any:
         return 1 if self.form == MODULE else scorer.defaults.get("min_keep", 1)
@@ -250,7 +255,7 @@ def _check_types(options: Options) -> None:
 
     from fxprune.recovery.protocol import check_recovery
 
-    check_recovery(options.ridge, options.memory_limit)
+    check_recovery(RIDGE if _is_auto(options.ridge) else options.ridge, options.memory_limit)
     _whole("steps", options.steps, 1)
     if options.forward_args is not None:
         check_takes(TypeError, "forward_args", options.forward_args, "batch")

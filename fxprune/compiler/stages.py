@@ -207,7 +207,9 @@ def solve(state: State) -> State:
 def recover(state: State) -> State:
     """Gives what is kept new values."""
     options = state.options
-    context = RecoveryContext(state.selection, state.inputs, options.ridge, options.memory_limit, options.seed)
+    context = RecoveryContext(
+        state.selection, state.inputs, options.damping, options.memory_limit, options.seed, tuned=options.ridge == AUTO
+    )
     found = recovered(state.recovery, context)
     return replace(state, selection=state.selection.with_tensors(found.tensors), skipped=found.skipped)
 

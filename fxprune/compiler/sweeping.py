@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
-from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError, brief
 from fxprune._base.modes import at_full_speed, plain_modes, random_states_kept, untouched
 from fxprune.budget.budget import Budget, as_budget
@@ -64,7 +64,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     round_to: int | Literal["auto"] = 1,
     min_keep: int | Literal["auto"] = AUTO,
     recover: RecoveryOption | str | Recovery | None = AUTO,
-    ridge: float = RIDGE,
+    ridge: float | Literal["auto"] = AUTO,
     loss: Loss | None = None,
     form: Form = "graph",
     also: Sequence[Callable[..., Any]] = (),

@@ -16,6 +16,7 @@ from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import fit_gains
 from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 from fxprune.recovery.protocol import Recovered, RecoveryContext
+from fxprune.recovery.ridges import RIDGES, best_ridge
 
 
 def compensate(context: RecoveryContext, *, covariance: bool) -> Recovered:
@@ -45,12 +46,20 @@ def make_up(
         covariance: False for the mean shift alone.
         consumers: some of these layers; by default all.
     """
-    for consumer, blocks in context.moments(covariance=covariance, consumers=consumers):
+    tuned = covariance and context.tuned
+    for consumer, blocks in context.moments(covariance=covariance, consumers=consumers, hold_out=tuned):
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)
         for block, moments in blocks:
-            _aim(moments, weight[..., block], kept[:, block], covariance)
-        fit(changed, consumer, blocks, context.ridge if covariance else None)
+            for part in (moments, moments.held):
+                if part is not None and part.count:
+                    _aim(part, weight[..., block], kept[:, block], covariance)
+        ridge = context.ridge if covariance else None
+        if any(moments.held is not None and moments.held.count for _, moments in blocks):
+            ridge = best_ridge(consumer, blocks, [each * context.ridge for each in RIDGES])
+        for _, moments in blocks:
+            moments.whole()
+        fit(changed, consumer, blocks, ridge)
 
 
 def _aim(moments: Moments, weight: Tensor, kept: Tensor, covariance: bool) -> None:

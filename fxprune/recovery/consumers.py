@@ -90,12 +90,12 @@ class Consumer:
         return self.columns(values[self.source], rows)
 
     def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
-        """Returns which samples of an output of this shape count, ``[rows]``: all, or a random part that is ample and fits."""
+        """Returns which samples of an output of this shape count, ``[rows]``, in order: all, or a random part that is ample and fits."""
         count, columns = self.samples(shape), self.kept.shape[1]
         most = min(max(8192, 32 * columns), max(memory_limit // (16 * columns * self.groups), 1))
         if count <= most:
             return torch.arange(count)
-        return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch))
+        return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch)).sort().values
 
 
 class Replacements:

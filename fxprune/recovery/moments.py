@@ -15,9 +15,14 @@ from fxprune.twin.interpreter import Run
 
 
 class Moments:
-    """The count, means and centred second moments of ``x[samples, groups, p]`` with ``t[samples, groups, q]``."""
+    """The count, means and centred second moments of ``x[samples, groups, p]`` with ``t[samples, groups, q]``.
+
+    Attributes:
+        held: those of samples that were held out, to judge by; None if none were.
+    """
 
     def __init__(self) -> None:
+        self.held: Moments | None = None
         self.count = 0
         self.mean_x, self.mean_t, self.xx, self.tx = torch.zeros(4, 0, dtype=torch.float64)
 
@@ -43,6 +48,12 @@ class Moments:
         self.mean_x += step_x * share
         self.mean_t += step_t * share
         self.count += n
+
+    def whole(self) -> None:
+        """Takes in what was held out."""
+        if self.held is not None:
+            self.merge(self.held)
+            self.held = None
 
     def merge(self, other: Moments) -> None:
         """Takes in what another has seen, of the same layer."""
@@ -105,6 +116,22 @@ def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     return solution.T
 
 
+#: One batch in so many is held out; of fewer batches, the last one in so many parts of each.
+_HELD_OUT = 4
+
+
+def split(samples: int, number: int, batches: int) -> int:
+    """Returns how many of a batch's samples are to fit; the others, the last ones, are held out.
+
+    Args:
+        samples: of the batch.
+        number: of the batch.
+        batches: how many there are.
+    """
+    held = samples // _HELD_OUT if batches < _HELD_OUT else samples * (number % _HELD_OUT == _HELD_OUT - 1)
+    return samples - held
+
+
 T = TypeVar("T")
 
 #: The moments of blocks of columns.
@@ -154,6 +181,7 @@ def measure(
     *,
     covariance: bool,
     memory_limit: int,
+    held: Mapping[Consumer, int] | None = None,
 ) -> list[Blocks]:
     """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
 
@@ -163,7 +191,9 @@ def measure(
         inputs: the graph's flat inputs, ``[samples, ...]``, batch by batch.
         covariance: False for the means alone.
         memory_limit: bytes for one block's statistics, and for one batch's samples of one consumer.
+        held: of consumers some of whose samples are held out, the number of batches (see `split`).
     """
+    held = held or {}
     blocks = [[(b, Moments()) for b in _blocks(consumer, covariance, memory_limit)] for consumer in part]
     run = Run(dense)
     for number, batch in enumerate(inputs):
@@ -171,8 +201,12 @@ def measure(
         for node, values in run.steps(batch):
             for consumer, own in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
                 columns = consumer.read(values, memory_limit, number)
+                cut = split(len(columns), number, held[consumer]) if consumer in held else len(columns)
                 for block, moments in own:
-                    moments.add(columns[..., block]) if covariance else moments.add_mean(columns[..., block])
+                    moments.add(columns[:cut, ..., block]) if covariance else moments.add_mean(columns[..., block])
+                    if consumer in held:
+                        moments.held = moments.held or Moments()
+                        moments.held.add(columns[cut:, ..., block])
                 waiting -= 1
             if not waiting:
                 break

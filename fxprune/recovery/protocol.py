@@ -31,6 +31,10 @@ RecoveryName = Literal["mean_shift", "covariance", "sequential", "reconstruct", 
 Batches: TypeAlias = Iterable[Sequence[Tensor]]
 
 
+#: So many samples for each column leave a regression little to invent.
+_AMPLE = 30
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
     """What a recovery changed.
@@ -53,6 +57,7 @@ class RecoveryContext:
         selection: what goes of which model.
         inputs: the graph's flat inputs, batch by batch; may be gone through again and again.
         ridge: damping of regressions, as a share of the mean variance of a layer's inputs.
+        tuned: it is where to look from: each layer with few samples takes what is best on some that are held out.
         memory_limit: bytes for statistics and values that are alive.
         seed: for what is drawn.
         base: full-size tensors of an equal model, ``[...]`` by name, that statistics are of and recovery begins with.
@@ -64,6 +69,7 @@ class RecoveryContext:
     memory_limit: int = MEMORY_LIMIT
     seed: int = 0
     base: Mapping[str, Tensor] = field(default_factory=dict)
+    tuned: bool = False
 
     @cached_property
     def dense(self) -> Selection:
@@ -94,7 +100,7 @@ class RecoveryContext:
         return self._found[0]
 
     def moments(
-        self, *, covariance: bool = True, consumers: Sequence[Consumer] | None = None
+        self, *, covariance: bool = True, consumers: Sequence[Consumer] | None = None, hold_out: bool = False
     ) -> Iterator[tuple[Consumer, Blocks]]:
         """Yields every consumer with the moments of its input in the dense model.
 
@@ -104,13 +110,25 @@ class RecoveryContext:
         Args:
             covariance: False for the means alone.
             consumers: some of them; by default all, gates of recurrent layers included.
+            hold_out: moments of layers with few samples have some of these apart (``Moments.held``).
         """
         limit = self.memory_limit
         consumers = (*self.consumers, *self.gates) if consumers is None else consumers
-        sizes = {consumer: {consumer: bytes_of(consumer, covariance, limit)} for consumer in consumers}
+        held = self._scarce(consumers) if hold_out else {}
+        sizes = {c: {c: bytes_of(c, covariance, limit) * (2 if c in held else 1)} for c in consumers}
         for part in parts_that_fit(consumers, sizes.__getitem__, limit):
-            found = measure(self.dense, part, self.inputs, covariance=covariance, memory_limit=limit)
+            found = measure(self.dense, part, self.inputs, covariance=covariance, memory_limit=limit, held=held)
             yield from zip(part, found, strict=True)
+
+    def _scarce(self, consumers: Sequence[Consumer]) -> dict[Consumer, int]:
+        """Returns the number of batches for each layer whose samples are few beside its columns."""
+        batches, info = sum(1 for _ in self.inputs), self.selection.coupling.captured.info
+        found = {}
+        for consumer in consumers:
+            own = info[consumer.node] if not isinstance(info[consumer.node], list) else info[consumer.source]
+            if consumer.samples(own.example) * batches < _AMPLE * consumer.kept.shape[1]:
+                found[consumer] = batches
+        return found
 
     @property
     def skipped(self) -> tuple[str, ...]:

@@ -24,19 +24,16 @@ from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import Fit, Gain, Gains
-from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.moments import Moments, split
 from fxprune.recovery.protocol import Recovered, RecoveryContext
+from fxprune.recovery.ridges import RIDGES, best_ridge
 from fxprune.results.tables import few
 from fxprune.twin.interpreter import Run
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
 _TINY = 1e-2
-#: The ridges that are tried, as multiples of the one that is given.
-_RIDGES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 #: What an output lacks counts from so many times its rounding on.
 _ROUNDING = 100
-#: One batch in so many judges them; of fewer batches, the last one in so many parts of each.
-_HELD_OUT = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,7 +159,7 @@ class _March:
     def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
         """Advances all batches node by node."""
         for states in zip(*map(self._walk, batches), strict=True):
-            node, moments = states[0][0], (Moments(), Moments())
+            node, moments = states[0][0], Moments()
             if node in consumers:
                 for number, (_, dense, pruned) in enumerate(states):
                     self._observe(consumers[node], moments, dense, pruned, number)
@@ -196,7 +193,7 @@ class _March:
 
     def alone(self, consumer: Consumer) -> None:
         """Runs every batch from the start up to one consumer."""
-        moments = Moments(), Moments()
+        moments = Moments()
         for number, batch in enumerate(self.context.inputs):
             _, dense, pruned = next(state for state in self._walk(batch) if state[0] is consumer.node)
             self._observe(consumer, moments, dense, pruned, number)
@@ -211,12 +208,7 @@ class _March:
         self.gains.apply(found, gain)
 
     def _observe(
-        self,
-        consumer: Consumer,
-        moments: tuple[Moments, Moments],
-        dense: dict[fx.Node, Any],
-        pruned: dict[fx.Node, Any],
-        number: int,
+        self, consumer: Consumer, moments: Moments, dense: dict[fx.Node, Any], pruned: dict[fx.Node, Any], number: int
     ) -> None:
         """Adds one batch, to fit and to judge by: the pruned model's columns against what its output lacks."""
         node = consumer.node
@@ -228,10 +220,10 @@ class _March:
                 target = target + lost * self._inverse_scale(drift.norm, target)
         if target.abs().max() > _ROUNDING * torch.finfo(target.dtype).eps * dense[node].abs().max():
             self._lacking.add(node)
-        rows = consumer.choose(target.shape, self.context.memory_limit, number).sort().values  # sample after sample
-        held = len(rows) // _HELD_OUT if self.batches < _HELD_OUT else len(rows) * (number % _HELD_OUT == _HELD_OUT - 1)
-        cut = len(rows) - held
-        for part, some in zip(moments, (rows[:cut], rows[cut:]), strict=True):
+        rows = consumer.choose(target.shape, self.context.memory_limit, number)
+        cut = split(len(rows), number, self.batches)
+        moments.held = moments.held or Moments()
+        for part, some in ((moments, rows[:cut]), (moments.held, rows[cut:])):
             if len(some):
                 part.add(consumer.columns(pruned[consumer.source], some), consumer.outputs(target, some))
 
@@ -246,29 +238,9 @@ class _March:
         inverse = torch.where(scale.abs() > _TINY * scale.abs().max(), 1 / scale, 0.0)
         return inverse.reshape(1, -1, *[1] * (like.dim() - 2))
 
-    def _fit(self, consumer: Consumer, moments: tuple[Moments, Moments]) -> None:
-        ridge = _best(consumer, *moments, self.context.ridge)
+    def _fit(self, consumer: Consumer, moments: Moments) -> None:
+        blocks = [(slice(None), moments)]
+        ridge = best_ridge(consumer, blocks, [each * self.context.ridge for each in RIDGES])
         self.kept += [consumer.weight] if ridge is None and consumer.node in self._lacking else []
-        moments[0].merge(moments[1])
-        fit(self.changed, consumer, [(slice(None), moments[0])], ridge)
-
-
-def _best(consumer: Consumer, moments: Moments, held: Moments, ridge: float) -> float | None:
-    """Returns which multiple of a ridge leaves the least error on held-out samples; None if nothing but a shift does.
-
-    That is so as well where there are too few samples to hold any out.
-    """
-    if not held.count:
-        return None
-    kept = torch.from_numpy(consumer.kept).to(moments.mean_x.device)
-    origin = (moments.mean_x, moments.mean_t) if consumer.home is not None else (0 * moments.mean_x, 0 * moments.mean_t)
-    (xx, tx), (held_xx, held_tx) = moments.about(*origin), held.about(*origin)
-    errors: dict[float | None, float] = {None: 0.0}
-    for each in _RIDGES:
-        errors[each * ridge] = 0.0
-        for g, stays in enumerate(kept):
-            gain = ridge_solve(xx[g][stays][:, stays], tx[g][:, stays], each * ridge)
-            errors[each * ridge] += float(
-                (gain * (gain @ held_xx[g][stays][:, stays] - 2 * held_tx[g][:, stays])).sum()
-            )
-    return min(errors, key=errors.__getitem__)
+        moments.whole()
+        fit(self.changed, consumer, blocks, ridge)

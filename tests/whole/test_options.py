@@ -39,7 +39,7 @@ SETTINGS: dict[str, list[Any]] = {
     "ignore": ["*1*", ("*", "*1*")],
     "round_to": [4, 8],
     "min_keep": [0, 3],
-    "ridge": [1.0],
+    "ridge": [1.0, "auto"],
     "loss": [lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)],
     "forward_args": [lambda batch: ((batch[0],), {}, batch[1])],
     "dynamic_shapes": [[{0: torch.export.Dim.AUTO}]],
