@@ -17,6 +17,7 @@ from ._base.errors import PlanError as PlanError
 from ._base.errors import RecoveryError as RecoveryError
 from ._base.errors import RecoverySkippedWarning as RecoverySkippedWarning
 from ._base.errors import RestoreError as RestoreError
+from ._base.errors import RotationError as RotationError
 from ._base.errors import RuleError as RuleError
 from ._base.errors import ScorerError as ScorerError
 from ._base.errors import ShapeError as ShapeError
@@ -31,6 +32,7 @@ from .capturing.captured import Captured as Captured
 from .capturing.captured import capture as capture
 from .compiler.by_hand import recover as recover
 from .compiler.by_hand import rewrite as rewrite
+from .compiler.by_hand import rotate as rotate
 from .compiler.by_hand import verify as verify
 from .compiler.compiling import compile as compile
 from .compiler.explanation import Explanation as Explanation

@@ -56,6 +56,10 @@ class RecoveryError(FxpruneError, ValueError):
     """An unknown recovery, or one that returned something unusable."""
 
 
+class RotationError(FxpruneError, ValueError):
+    """No channels of the model can be given in another basis; says what stands in the way."""
+
+
 class BackendError(FxpruneError, ValueError):
     """A runtime that lacks something, or whose name or suffix is taken; names it."""
 

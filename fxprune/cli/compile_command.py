@@ -14,7 +14,7 @@ from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_directory, check_file, show, tell
 from fxprune.cli.specs import MODEL, DataSpec, ModelSpec, data_options
 from fxprune.cli.values import BACKENDS, amount, fetch, portion
-from fxprune.compiler.options import Allocation, Form, MethodName, Options, RecoveryOption, UnitKind
+from fxprune.compiler.options import Allocation, Basis, Form, MethodName, Options, RecoveryOption, UnitKind
 
 _BUDGET, _METHOD = "Budget", "Method"
 _METHODS, _RECOVERIES, _KINDS = (", ".join(get_args(names)) for names in (MethodName, RecoveryOption, UnitKind))
@@ -67,6 +67,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     ridge=_NUMBER,
     steps={},
     allocation={"type": click.Choice(get_args(Allocation))},
+    basis={"type": click.Choice(get_args(Basis))},
     form={"type": click.Choice(get_args(Form))},
     uniform={},
     loss={**_FUNCTION, "help": "A function of (outputs, targets); else cross-entropy."},

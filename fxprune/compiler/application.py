@@ -58,6 +58,11 @@ def selected(model: nn.Module | ExportedProgram, plan: Plan) -> Selected:
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"expected a fxprune.Plan, got {type(plan).__name__}; fxprune.report(pruned).plan is one")
+    if plan.basis:
+        raise PlanError(
+            f"the plan is of a model that was given in another basis first (basis={plan.basis!r}): what it removes of this one would be "
+            "something else. Save the pruned model, or compile fxprune.rotate(model, data), whose plan applies to that"
+        )
     whole = unwrapped(runnable(model))
     check_fits(plan, whole)
     module = Islands(whole, plan.islands) if plan.islands else whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
+from fxprune._base.errors import RotationError
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.inputs import inputs_of
+from fxprune.compiler.options import Options
+from fxprune.compiler.stages import capture, prepare
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, RecoveryName, check_recovery, recovered
 from fxprune.results.certificate import Certificate
+from fxprune.results.tables import few
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.twin.certificate import certify
 
@@ -49,6 +53,48 @@ def recover(
     check_recovery(ridge, memory_limit)
     selection = Selection(coupling, _flags(coupling, removed))
     return recovered(method, RecoveryContext(selection, inputs_of(inputs), ridge, memory_limit))
+
+
+def rotate(
+    model: nn.Module,
+    calib_data: Any,
+    *,
+    ignore: str | Sequence[str] = (),
+    forward_args: Callable[[Any], Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> nn.Module:
+    """Returns an equal model of the same class, its streams of channels given in the basis of their principal components.
+
+    A stream's basis may change where all that is done with it commutes with a rotation: layers that make and read it, additions, norms
+    whose gains go into the layers beside them; that is found by trying every op. Layer norms allow those rotations that keep the mean of
+    the channels. What is left of a stream without its last channels is then as much as so many channels can hold of what its readers see
+    (SliceGPT, arXiv 2401.15024, with one basis for a whole stream). A tied tensor that is read in two bases is tied no longer.
+
+    Args:
+        model: stays as it is.
+        calib_data: batches, as `fxprune.compile` takes them.
+        ignore: ``fnmatch`` patterns of layers whose channels stay as they are.
+        forward_args: makes ``(args, kwargs)`` of a batch that has another form.
+        dynamic_shapes: as `torch.export.export` takes it.
+
+    Raises:
+        RotationError: no stream's basis may change; says why.
+        CaptureError: the model cannot be captured whole.
+        CalibrationError: the data or the weights are unusable.
+    """
+    options = Options(
+        basis="pca",
+        ignore=ignore,
+        forward_args=forward_args,
+        dynamic_shapes=dynamic_shapes,
+        recover=None,
+        verify=False,
+        progress=False,
+    )
+    state = capture(prepare(model, calib_data, 1.0, options))
+    if state.captured is None:
+        raise RotationError(f"only parts of the model can be captured ({few(state.parts, 3)}): rotate one of these")
+    return state.module
 
 
 def rewrite(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:

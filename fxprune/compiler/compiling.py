@@ -16,6 +16,7 @@ from fxprune.budget.budget import Budget
 from fxprune.compiler.options import (
     AUTO,
     Allocation,
+    Basis,
     Form,
     MethodName,
     Options,
@@ -42,6 +43,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     method: MethodName | str | Scorer = "variance",
     ratios: float | Mapping[str, float] | None = None,
     allocation: Allocation = "curves",
+    basis: Basis | None = None,
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
     round_to: int | Literal["auto"] = 1,

@@ -56,6 +56,8 @@ Form = Literal["graph", "module"]
 
 Allocation = Literal["curves", "uniform", "search"]
 
+Basis = Literal["pca"]
+
 RecoveryOption = Literal["auto", "covariance", "sequential", "reconstruct", "mean_shift", "reinit"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,6 +77,9 @@ class Options:
         allocation: how a budget is shared out among groups: ``"curves"``, by the criterion's scores as they are; ``"uniform"``, the
             same share of the units of each; or ``"search"``, by what each group alone, pruned and recovered, does to the outputs,
             or as one of the others if that leaves them closer (its time is some passes over one batch for each group).
+        basis: ``"pca"`` gives streams of channels first in the basis of their principal components, wherever the model stays the
+            same in it: the residual stream of a transformer that normalises what its layers read, linear bottlenecks. What goes of
+            a stream is then what matters least in it (see `fxprune.rotate`).
         units: the kinds of unit that may go: ``"channel"``, ``"head"``, ``"kv_group"`` (a key and value head with all the
             query heads that share it; ``"head"`` is then one query head of every group), ``"head_dim"``,
             ``"expert"`` (of a mixture; it is gone from the router as well, which weighs and chooses among those that
@@ -117,6 +122,7 @@ class Options:
     method: MethodName | str | Scorer = "variance"
     ratios: float | Mapping[str, float] | None = None
     allocation: Allocation = "curves"
+    basis: Basis | None = None
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group")
     ignore: str | Sequence[str] = ()
     round_to: int | Literal["auto"] = 1
@@ -159,6 +165,7 @@ class Options:
         found.constraints()
         _check_types(found)
         _check_allocation(found)
+        _check_basis(found)
         check_form(found)
         return found
 
@@ -242,6 +249,11 @@ def _check_allocation(options: Options) -> None:
         raise ValueError(
             f"allocation={options.allocation!r} shares out a budget, and ratios are shares already: give one of them"
         )
+
+
+def _check_basis(options: Options) -> None:
+    if options.basis is not None and options.basis not in (known := Basis.__args__):  # type: ignore[attr-defined]
+        raise ValueError(f"basis must be None or among {', '.join(known)}, got {options.basis!r:.80}")
 
 
 def _check_folder(value: Any) -> None:

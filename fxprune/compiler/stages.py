@@ -22,6 +22,7 @@ from fxprune._base.errors import (
 )
 from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
+from fxprune.budget.cost import cost_model
 from fxprune.budget.patterns import check_patterns
 from fxprune.budget.scope import check_scope, scope_note
 from fxprune.budget.solver import ratio_table
@@ -29,6 +30,7 @@ from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.allocation import allocate
+from fxprune.compiler.basis import turn
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.homecoming import check_has_class, check_in_parts, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
@@ -148,7 +150,8 @@ def capture(state: State) -> State:
     captured = of_class(captured) if options.form == MODULE else captured
     for warning in captured.warned:
         warnings.warn(warning, stacklevel=outside())
-    return replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
+    state = replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
+    return state if options.basis is None else turn(state, couple_graph(captured), capture)
 
 
 def couple(state: State) -> State:
@@ -318,8 +321,12 @@ def record(state: State) -> State:
     if state.search is not None:
         with state.clock("latency"):
             latency = state.search.measured(state.pruned)
-    plan = make_plan(state.coupling, state.bridged, state.solution, state.budget, state.scorer.name, state.options.seed)
-    found = state.coupling, state.solution, plan, state.certificate
+    solution = state.solution
+    if state.tied is not None:
+        solution = replace(solution, before=cost_model(state.tied).of(Selection.nothing(state.tied).removed))
+    plan = make_plan(state.coupling, state.bridged, solution, state.budget, state.scorer.name, state.options.seed)
+    plan = replace(plan, basis=state.basis or "")
+    found = state.coupling, solution, plan, state.certificate
     report = make_report(*found, skipped=state.skipped, notes=state.notes)
     report = replace(
         report,

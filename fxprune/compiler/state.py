@@ -51,6 +51,8 @@ class State:
         loss: of the targets, where the caller gives none and the default is not the model's.
         clock: times the stages and shows them.
         notes: for the report.
+        basis: that the model was given in first, if it was.
+        tied: the coupling of the model before that, where it had tensors tied that are not any more.
         captured: the flat graph; None where only parts of the model can be captured.
         parts: the names of those.
         held: tensors that must stay whole, and why, where the model is a step's and does not say so itself.
@@ -84,6 +86,8 @@ class State:
     loss: Loss | None = None
     notes: tuple[str, ...] = ()
     captured: Captured | None = None
+    basis: str | None = None
+    tied: Coupling | None = None
     parts: tuple[str, ...] = ()
     held: Mapping[str, str] = field(default_factory=dict)
     inputs: CalibrationInputs = LATER
@@ -100,3 +104,8 @@ class State:
     graph: nn.Module = LATER
     certificate: Certificate | None = None
     report: Report = LATER
+
+    @property
+    def original(self) -> Coupling:
+        """The coupling of the model that shares are shares of."""
+        return self.tied or self.coupling

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from fxprune.bridging.bridge import Bridged
-from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
+from fxprune.budget.schedule import schedule
 from fxprune.budget.scope import counted_by, scope_note
 from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
@@ -37,8 +36,10 @@ def in_steps(state: State, straight: Callable[[State], State]) -> State:
         straight: compiles a model in one step.
     """
     assert state.budget is not None
-    before = cost_model(state.coupling).of(Selection.nothing(state.coupling).removed)
-    whole = counted_by(state.coupling, state.budget).of(Selection.nothing(state.coupling).removed)
+    nothing = Selection.nothing(state.original).removed
+    before, whole = (
+        model.of(nothing) for model in (cost_model(state.original), counted_by(state.original, state.budget))
+    )
     dense_ms = None if state.search is None else state.search.original_ms()
     model = unwrapped(state.module)
     held, done = state.coupling.captured.held, list[State]()
@@ -105,25 +106,6 @@ def together(certificates: Sequence[Certificate | None]) -> Certificate | None:
     compared = tuple(dict.fromkeys(line for each in found for line in each.compared))
     verdict = doubtful or worst
     return replace(worst, verified=verdict.verified, note=verdict.note, compared=compared)
-
-
-def schedule(budget: Budget, before: Cost, progress: float, dense_ms: float | None = None) -> Budget:
-    """Returns the absolute bounds at a point of the way, 0 at the start and 1 at the end; the last is exact."""
-    limits = {
-        "params": (budget.limits(before).get(0), before.params),
-        "macs": (budget.limits(before).get(1), before.macs),
-    }
-    counts = {
-        name: limit if progress >= 1 else max(limit, math.floor(full * (limit / full) ** progress))
-        for name, (limit, full) in limits.items()
-        if limit is not None
-    }
-    here = replace(budget, params=counts.get("params"), macs=counts.get("macs"))
-    if dense_ms is None:
-        return here
-    last = budget.latency_ms or (budget.latency or 1.0) * dense_ms
-    ms = max(last, dense_ms * (last / dense_ms) ** progress) if progress < 1 else last
-    return replace(here, latency=None, latency_ms=ms)
 
 
 def combined(plans: Sequence[Plan]) -> Plan:

@@ -50,6 +50,7 @@ class Plan:
         schema: the version of this format.
         scaled: weights of norms -> what all of each is multiplied by, as its norm counts what goes as zeros.
         computed: weights that are computed from others in the original and are plain in the pruned model.
+        basis: that the original was given in first (see `fxprune.rotate`); empty for none.
     """
 
     keep: Kept
@@ -68,6 +69,7 @@ class Plan:
     schema: int = SCHEMA
     scaled: Mapping[str, float] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
+    basis: str = ""
 
     __setstate__ = filled_in
 
@@ -121,7 +123,7 @@ class Plan:
 
     def _body(self) -> dict[str, Any]:
         """Returns everything but the checksum, as JSON data in a fixed order; what is optional where there is any."""
-        beside = {"scaled": dict(sorted(self.scaled.items())), "computed": list(self.computed)}
+        beside = {"scaled": dict(sorted(self.scaled.items())), "computed": list(self.computed), "basis": self.basis}
         body: dict[str, Any] = {
             "schema": self.schema,
             "method": self.method,
@@ -265,4 +267,5 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
 _OPTIONAL: dict[str, untrusted.Reader[Any]] = {
     "scaled": partial(untrusted.mapping_of, read=untrusted.number),
     "computed": untrusted.texts,
+    "basis": untrusted.string,
 }

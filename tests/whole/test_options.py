@@ -34,6 +34,7 @@ SETTINGS: dict[str, list[Any]] = {
     "ratios": [0.3, {"*": 0.3, "default": 0.1}],
     "method": list(get_args(MethodName)),
     "allocation": list(get_args(Allocation)),
+    "basis": [],  # refused on most of these: see tests/rotation
     "recover": [None, *get_args(RecoveryOption)],
     "units": [*get_args(UnitKind), get_args(UnitKind)],
     "ignore": ["*1*", ("*", "*1*")],

@@ -1,0 +1,88 @@
+"""Basis: an equal model, given in the basis in which what goes matters least, takes the place of the one to be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fxprune._base.copies import copied
+from fxprune._base.errors import RotationError
+from fxprune._base.names import fetch, layer_of
+from fxprune.budget.constraints import free_groups
+from fxprune.capturing.source import unwrapped
+from fxprune.compiler.state import State
+from fxprune.coupling.coupling import Coupling
+from fxprune.results.tables import few
+from fxprune.rotation.rotating import Rotated, rotated
+
+
+def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -> State:
+    """Returns the state with an equal model, captured anew, whose streams are in the bases of their principal components.
+
+    Args:
+        state: captured.
+        coupling: of the graph.
+        captured: captures a model.
+
+    Raises:
+        RotationError: no basis may change; says why.
+        TypeError: the model is a program, which has no tensors of its own that could change.
+    """
+    model = unwrapped(state.module)
+    if isinstance(state.source, ExportedProgram):
+        raise TypeError("basis: an exported program is given as it is: expected the torch.nn.Module that was exported")
+    own = {name for name, _ in _tensors(model)}
+    found = rotated(coupling, free_groups(coupling, state.constraints), state.inputs, own)
+    if not found.streams:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(found.refused.items())[:3])
+        raise RotationError(
+            f"basis={state.options.basis!r}: no channels can be given in another basis ({why or 'none are free'})"
+        )
+    other = copied(model)
+    untied = put(other, found.tensors, coupling.captured.ties)
+    notes = (*state.notes, *_notes(found, untied))
+    options = replace(state.options, basis=None)
+    state = replace(state, source=other, module=other, options=options, captured=None, notes=notes)
+    return captured(replace(state, basis="pca", tied=coupling if untied else None))
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+@torch.no_grad()
+def put(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> list[str]:
+    """Gives a model tensors, ``[...]`` by name; returns the names of those that are tied no longer.
+
+    Args:
+        model: changes in place.
+        tensors: one that is to be untied comes under several names.
+        ties: the other names of tied tensors, and the one that they share.
+    """
+    untied = [name for name in tensors if ties.get(name) in tensors]
+    for name in untied:
+        old = fetch(model, name)
+        new = nn.Parameter(old.detach().clone(), old.requires_grad)
+        setattr(model.get_submodule(layer_of(name)), name.rpartition(".")[2], new)
+    for name, value in tensors.items():
+        fetch(model, name).copy_(value)
+    for module in model.modules() if untied else ():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "tie_word_embeddings", False) is True:
+            config.tie_word_embeddings = False  # or a checkpoint of it would be read as tied
+    return untied
+
+
+def _notes(found: Rotated, untied: list[str]) -> list[str]:
+    notes = [
+        f"basis: {few(found.streams, 3)} in principal components; the model is the same to {found.error:.1g} in float64, and its norms, "
+        "whose gains went into the layers beside them, train as such"
+    ]
+    if untied:
+        notes.append(f"basis: {few(untied, 3)} is tied no longer, since what it shared is read in two bases")
+    return notes

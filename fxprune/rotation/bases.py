@@ -1,0 +1,118 @@
+"""Bases: orthogonal matrices for streams, by chance to try them and by principal components to keep them.
+
+A layer norm takes the mean of the channels off, and so allows those rotations that keep it: ``Q 1 = 1``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.selection import Selection
+from fxprune.rotation.streams import Stream
+from fxprune.twin.interpreter import Run
+
+
+def drawn(size: int, keeps_mean: bool, seed: int, device: torch.device) -> Tensor:
+    """Returns an orthogonal matrix by chance, ``[size, size]``, float64; one whose rows each sum to one if it is to keep the mean."""
+    draw = torch.Generator().manual_seed(seed)
+    inner = torch.randn(size - keeps_mean, size - keeps_mean, generator=draw, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(inner).Q
+    if keeps_mean:
+        mirror = _mirror(size)
+        basis = mirror @ torch.block_diag(torch.ones(1, 1, dtype=torch.float64), basis) @ mirror
+    return basis.to(device)
+
+
+def principal(moments: Tensor, keeps_mean: bool) -> Tensor:
+    """Returns the directions in which second moments, ``[channels, channels]``, are largest, first of all, as columns.
+
+    Where the mean is to be kept, these are of what is left without it, and each is mixed with all others by ``1 / channels`` or so,
+    which is as close to them as a basis of that kind can be.
+    """
+    if not keeps_mean:
+        return _signed(torch.linalg.eigh(moments).eigenvectors.flip(1))
+    mirror = _mirror(len(moments)).to(moments.device)
+    rest = mirror[:, 1:]
+    vectors = _signed(rest @ torch.linalg.eigh(rest.mT @ moments @ rest).eigenvectors.flip(1))
+    return torch.cat([mirror[:, :1], vectors], dim=1) @ mirror
+
+
+def _mirror(size: int) -> Tensor:
+    """Returns the reflection that takes the first coordinate to the mean direction and back, ``[size, size]``."""
+    away = torch.full((size,), -(size**-0.5), dtype=torch.float64)
+    away[0] += 1.0
+    eye = torch.eye(size, dtype=torch.float64)
+    return eye if size == 1 else eye - 2 * torch.outer(away, away) / away.square().sum()
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Returns the same directions, the largest entry of each positive."""
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    signed: Tensor = vectors * torch.where(largest < 0, -1.0, 1.0)
+    return signed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """Where layers read a stream.
+
+    Attributes:
+        node: the value that they read.
+        dim: along which the stream lies.
+        level: of the value, ``[channels]``.
+        readers: how many there are.
+    """
+
+    node: fx.Node
+    dim: int
+    level: Tensor
+    readers: int
+
+
+def readings(coupling: Coupling, stream: Stream, level: Mapping[tuple[fx.Node, int], Tensor]) -> list[Reading]:
+    """Returns where layers with weights read a stream whose levels are known."""
+    count = Counter(
+        (c.source, c.dim)
+        for c in coupling.contractions
+        if c.weight is not None and c.dim in stream.places.get(c.source, ()) and (c.source, c.dim) in level
+    )
+    return [Reading(node, dim, level[node, dim], readers) for (node, dim), readers in count.items()]
+
+
+@torch.no_grad()
+def second_moments(
+    coupling: Coupling, places: Sequence[Sequence[Reading]], sizes: Sequence[int], inputs: Iterable[Sequence[Tensor]]
+) -> list[Tensor]:
+    """Returns the second moments of streams as their readers see them, each reader's trace one, ``[channels, channels]``, float64.
+
+    Args:
+        coupling: of the captured graph.
+        places: where each stream is read.
+        sizes: how many channels each has.
+        inputs: flat inputs, batch by batch.
+    """
+    sums: dict[tuple[fx.Node, int], Tensor] = {}
+    run = Run(Selection.nothing(coupling))
+    at = {reading.node: reading for reads in places for reading in reads}
+    for batch in inputs:
+        for node, values in run.steps(batch):
+            if node in at:
+                x = values[node].movedim(at[node].dim, -1).flatten(0, -2)
+                x = x * (1 / at[node].level).nan_to_num(0.0, 0.0, 0.0).to(x.dtype)
+                gram = (x.mT @ x).double()
+                key = (node, at[node].dim)
+                sums[key] = sums[key] + gram if key in sums else gram
+    result = []
+    for reads, size in zip(places, sizes, strict=True):
+        whole = torch.zeros(size, size, dtype=torch.float64)
+        for reading in reads:
+            gram = sums[reading.node, reading.dim]
+            whole = whole.to(gram.device) + reading.readers * gram / gram.trace().clamp_min(1e-300)
+        result.append(whole)
+    return result
