@@ -109,8 +109,5 @@ def weights(coupling: Coupling, readers: Sequence[Contraction], inputs: Sequence
         shares |= {(node, end.branch): share(end, values) for end in set(ends.values()) if end.node is node}
         if node in products.values():
             spreads[node] = spread(node, values)
-    return {
-        node: (shares[ends[node].node, ends[node].branch] if node in ends else 1.0)
-        * spreads.get(products.get(node), 1.0)
-        for node in ends.keys() | products.keys()
-    }
+    found = {node: shares[end.node, end.branch] for node, end in ends.items()}
+    return found | {node: found.get(node, 1.0) * spreads[at] for node, at in products.items()}
