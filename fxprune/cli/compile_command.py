@@ -65,6 +65,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     method={"metavar": "NAME", "help": f"Criterion: {_METHODS}."},
     recover={"metavar": "NAME", "help": _RECOVER},
     ridge=_NUMBER,
+    allow_bias={},
     steps={},
     allocation={"type": click.Choice(get_args(Allocation))},
     basis={"type": click.Choice(get_args(Basis))},

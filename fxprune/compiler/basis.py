@@ -48,7 +48,7 @@ def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -
     notes = (*state.notes, *_notes(found, untied))
     options = replace(state.options, basis=None)
     state = replace(state, source=other, module=other, options=options, captured=None, notes=notes)
-    return captured(replace(state, basis="pca", tied=coupling if untied else None))
+    return captured(replace(state, basis="pca", before=coupling if untied else state.before))
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

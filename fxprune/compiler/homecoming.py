@@ -48,7 +48,7 @@ def check_in_parts(options: Options) -> None:
     Raises:
         RestoreError: something is.
     """
-    asked = [name for name in ("also", "uniform", "basis") if getattr(options, name)]
+    asked = [name for name in ("also", "uniform", "basis", "allow_bias") if getattr(options, name)]
     if asked:
         raise RestoreError(
             f"{asked[0]}= is about the whole model, of which only parts can be captured: leave it out, or compile a part"

@@ -95,6 +95,8 @@ class Options:
             on the only path may go as well, the next layer reading what they read.
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; with
             ``"auto"`` each layer that has few samples takes what is best on a quarter of them that the others do not see.
+        allow_bias: layers that read what may go, and have no bias, get one, which a recovery may shift: a LLaMA has none, and ``"mean_shift"``
+            nothing to change. The class of ``form="module"`` keeps its name, but a stock checkpoint has no room for them.
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default, of the
             next token where the targets are tokens and the model's own loss, or the data, say so.
         form: what comes back: ``"graph"``, a `torch.fx.GraphModule` with layers of any width; or ``"module"``, a copy of the
@@ -129,6 +131,7 @@ class Options:
     min_keep: int | Literal["auto"] = AUTO
     recover: RecoveryOption | str | Recovery | None = AUTO
     ridge: float | Literal["auto"] = AUTO
+    allow_bias: bool = False
     loss: Loss | None = None
     form: Form = "graph"
     also: Sequence[Callable[..., Any]] = ()
@@ -232,8 +235,9 @@ def check_form(options: Options) -> None:
         raise TypeError(f"also: expected functions of (model, *args, **kwargs), got {strange[0]!r:.80}")
     if options.also and options.form != MODULE:
         raise ValueError("also is about the ways that the original's class is called in: give form='module' with it")
-    if not isinstance(options.uniform, bool):
-        raise TypeError(f"uniform: expected True or False, got {options.uniform!r:.80}")
+    for name in ("uniform", "allow_bias"):
+        if not isinstance(getattr(options, name), bool):
+            raise TypeError(f"{name}: expected True or False, got {getattr(options, name)!r:.80}")
     if options.uniform and options.form != MODULE:
         raise ValueError("uniform is about what the original's class makes of its settings: give form='module' with it")
     if options.form == MODULE and options.min_keep == 0:

@@ -34,6 +34,8 @@ def solved(state: State) -> tuple[Bridged, Solution]:
 
 def _absolute(state: State) -> Budget | None:
     """Returns the budget; as counts where its shares are of a model whose tensors were tied, as those of this one are not."""
-    if state.tied is None or state.budget is None:
+    if state.before is None or state.budget is None:
         return state.budget
-    return schedule(state.budget, counted_by(state.tied, state.budget).of(Selection.nothing(state.tied).removed), 1.0)
+    return schedule(
+        state.budget, counted_by(state.before, state.budget).of(Selection.nothing(state.before).removed), 1.0
+    )

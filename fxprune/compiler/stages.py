@@ -31,6 +31,7 @@ from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.allocation import allocate
 from fxprune.compiler.basis import turn
+from fxprune.compiler.biases import give_biases
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.homecoming import check_has_class, check_in_parts, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
@@ -151,6 +152,8 @@ def capture(state: State) -> State:
     for warning in captured.warned:
         warnings.warn(warning, stacklevel=outside())
     state = replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
+    if options.allow_bias:
+        return give_biases(state, couple_graph(captured), capture)
     return state if options.basis is None else turn(state, couple_graph(captured), capture)
 
 
@@ -322,8 +325,8 @@ def record(state: State) -> State:
         with state.clock("latency"):
             latency = state.search.measured(state.pruned)
     solution = state.solution
-    if state.tied is not None:
-        solution = replace(solution, before=cost_model(state.tied).of(Selection.nothing(state.tied).removed))
+    if state.before is not None:
+        solution = replace(solution, before=cost_model(state.before).of(Selection.nothing(state.before).removed))
     plan = make_plan(state.coupling, state.bridged, solution, state.budget, state.scorer.name, state.options.seed)
     plan = replace(plan, basis=state.basis or "")
     found = state.coupling, solution, plan, state.certificate

@@ -52,7 +52,8 @@ class State:
         clock: times the stages and shows them.
         notes: for the report.
         basis: that the model was given in first, if it was.
-        tied: the coupling of the model before that, where it had tensors tied that are not any more.
+        before: the coupling of the model as it was given, where the one that is compiled has more parameters: biases, or tensors
+            that were tied.
         captured: the flat graph; None where only parts of the model can be captured.
         parts: the names of those.
         held: tensors that must stay whole, and why, where the model is a step's and does not say so itself.
@@ -87,7 +88,7 @@ class State:
     notes: tuple[str, ...] = ()
     captured: Captured | None = None
     basis: str | None = None
-    tied: Coupling | None = None
+    before: Coupling | None = None
     parts: tuple[str, ...] = ()
     held: Mapping[str, str] = field(default_factory=dict)
     inputs: CalibrationInputs = LATER
@@ -108,4 +109,4 @@ class State:
     @property
     def original(self) -> Coupling:
         """The coupling of the model that shares are shares of."""
-        return self.tied or self.coupling
+        return self.before or self.coupling

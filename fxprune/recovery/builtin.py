@@ -39,6 +39,9 @@ class Fitted(Recovery):
         if left := context.unreached:
             text = f"recovery {self.name!r} leaves layers that read removed channels as they are: {'; '.join(left)}"
             warnings.warn(text, RecoverySkippedWarning, stacklevel=outside())
+        if not self.rebase and context.consumers and all(c.home is None for c in (*context.consumers, *context.gates)):
+            text = f"recovery {self.name!r} changes nothing: no layer that reads removed channels has a bias or a batch norm to take its shift"
+            warnings.warn(text, RecoverySkippedWarning, stacklevel=outside())
         unmade: list[str] = []
         if self.rebase:
             base, done = rebased(context)

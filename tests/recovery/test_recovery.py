@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -114,3 +115,29 @@ def test_windows_that_follow_the_input_s_size_are_left_alone(method: str, recove
         pruned = fxprune.compile(model, batches, 0.6, method=method, recover=recover, progress=False)
     assert fxprune.report(pruned).verified
     assert pruned(torch.randn(1, 3, 14, 18)).shape == model(torch.randn(1, 3, 14, 18)).shape
+
+
+def without_biases() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4, bias=False)).eval()
+
+
+def test_a_shift_that_nothing_takes_is_told() -> None:
+    data = [torch.randn(32, 6) for _ in range(3)]
+    with pytest.warns(fxprune.RecoverySkippedWarning, match="'mean_shift' changes nothing"):
+        fxprune.compile(without_biases(), data, ratios=0.5, method="l2", recover="mean_shift", progress=False)
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_allow_bias_gives_a_shift_a_home(form: Any) -> None:
+    model, data = without_biases(), [torch.randn(32, 6) for _ in range(3)]
+    options: dict[str, Any] = {"method": "l2", "recover": "mean_shift", "form": form, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.RecoverySkippedWarning)
+        found = fxprune.compile(model, data, 0.5, allow_bias=True, **options)
+    report, x = fxprune.report(found), torch.cat(data)
+    assert report.verified and any("biases were added to 2" in note for note in report.notes)
+    assert report.params == (sum(p.numel() for p in model.parameters()), sum(p.numel() for p in found.parameters()))
+    assert report.params[1] <= report.params[0] / 2
+    assert torch.allclose(found(x).mean(0), model(x).mean(0), atol=1e-5)
+    assert model[2].bias is None
