@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fxprune._base.copies import copied
-from fxprune._base.errors import RotationError
+from fxprune._base.errors import RotationError, TrainingWarning, outside
 from fxprune._base.names import fetch, layer_of
 from fxprune.budget.constraints import free_groups
 from fxprune.capturing.source import unwrapped
+from fxprune.compiler.options import MODULE
 from fxprune.compiler.state import State
 from fxprune.coupling.coupling import Coupling
 from fxprune.results.tables import few
@@ -33,26 +35,25 @@ def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -
         RotationError: no basis may change; says why.
         TypeError: the model is a program, which has no tensors of its own that could change.
     """
-    model = unwrapped(state.module)
     if isinstance(state.source, ExportedProgram):
         raise TypeError("basis: an exported program is given as it is: expected the torch.nn.Module that was exported")
-    own = {name for name, _ in _tensors(model)}
+    model = unwrapped(state.module)
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)} | model.state_dict(keep_vars=True).keys()
     found = rotated(coupling, free_groups(coupling, state.constraints), state.inputs, own)
     if not found.streams:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(found.refused.items())[:3])
         raise RotationError(
-            f"basis={state.options.basis!r}: no channels can be given in another basis ({why or 'none are free'})"
+            f"basis={state.options.basis!r}: no channels can be given in another basis ({why or 'none are free to go'})"
         )
     other = copied(model)
     untied = put(other, found.tensors, coupling.captured.ties)
-    notes = (*state.notes, *_notes(found, untied))
+    told = [*_of_norms(found), *(_of_unread(coupling, found) if state.options.form == MODULE else ())]
+    for text in told:
+        warnings.warn(TrainingWarning(text), stacklevel=outside())
+    notes = (*state.notes, *_notes(found, untied), *told)
     options = replace(state.options, basis=None)
     state = replace(state, source=other, module=other, options=options, captured=None, notes=notes)
     return captured(replace(state, basis="pca", before=coupling if untied else state.before))
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 @torch.no_grad()
@@ -86,3 +87,25 @@ def _notes(found: Rotated, untied: list[str]) -> list[str]:
     if untied:
         notes.append(f"basis: {few(untied, 3)} is tied no longer, since what it shared is read in two bases")
     return notes
+
+
+def _of_norms(found: Rotated) -> list[str]:
+    """Returns what is to be known of batch norms whose statistics are of channels that are no more."""
+    if not found.batch_norms:
+        return []
+    return [
+        f"basis: what {few(found.batch_norms, 3)} learned is in the layers before: in training it would normalise directions by the batch, "
+        "and the model be another one; fine-tune with these norms in evaluation mode"
+    ]
+
+
+def _of_unread(coupling: Coupling, found: Rotated) -> list[str]:
+    """Returns what is to be known of parameters that may be of a stream, and are read in another pass than the one that was captured."""
+    model, sizes = coupling.captured.model, {len(g.units) for g in coupling.groups if g.name in found.streams}
+    unread = [name for name in sorted(coupling.captured.unused) if not sizes.isdisjoint(fetch(model, name).shape)]
+    if not unread:
+        return []
+    return [
+        f"basis: {few(unread, 3)} takes no part in the forward pass that was captured, and stays: a pass that reads it, in training or by "
+        "another argument, would read a stream in another basis"
+    ]

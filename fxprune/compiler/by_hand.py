@@ -72,7 +72,7 @@ def rotate(
 
     Args:
         model: stays as it is.
-        calib_data: batches, as `fxprune.compile` takes them.
+        calib_data: batches, as `fxprune.compile` takes them, of ordinary sizes: over a single place many ops do nothing.
         ignore: ``fnmatch`` patterns of layers whose channels stay as they are.
         forward_args: makes ``(args, kwargs)`` of a batch that has another form.
         dynamic_shapes: as `torch.export.export` takes it.
@@ -84,6 +84,7 @@ def rotate(
     """
     options = Options(
         basis="pca",
+        form="module",
         ignore=ignore,
         forward_args=forward_args,
         dynamic_shapes=dynamic_shapes,

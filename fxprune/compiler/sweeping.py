@@ -250,7 +250,7 @@ def _scorers(methods: Any) -> list[Scorer]:
 
 def _before(points: Sequence[Point], state: State) -> Cost:
     if state.captured is not None:
-        return cost_model(state.coupling).of(Selection.nothing(state.coupling).removed)
+        return cost_model(state.original).of(Selection.nothing(state.original).removed)
     for point in points:
         if point.report is not None:
             return Cost(point.report.params[0], point.report.macs[0], point.report.bytes[0])

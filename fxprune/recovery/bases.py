@@ -122,6 +122,7 @@ class _Model:
             )  # [heads, outputs, channels]
             vt = torch.linalg.svd(torch.linalg.qr(read.flatten(0, 1) @ root).R).Vh
             level = gram.diagonal().mean().sqrt()
+            level = level if level > 0 else torch.ones_like(level)
             basis, back = _placed(level * vt @ unroot, kept), _placed((root @ vt.mT / level).mT, kept).mT
             self._rows(found.maker, rows, basis)
             new = weight.clone().flatten(1)

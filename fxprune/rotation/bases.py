@@ -14,7 +14,8 @@ from torch import Tensor, fx
 
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
-from fxprune.rotation.streams import Stream
+from fxprune.rotation.conducting import Spot
+from fxprune.rotation.streams import Stream, StreamError
 from fxprune.twin.interpreter import Run
 
 
@@ -22,7 +23,9 @@ def drawn(size: int, keeps_mean: bool, seed: int, device: torch.device) -> Tenso
     """Returns an orthogonal matrix by chance, ``[size, size]``, float64; one whose rows each sum to one if it is to keep the mean."""
     draw = torch.Generator().manual_seed(seed)
     inner = torch.randn(size - keeps_mean, size - keeps_mean, generator=draw, dtype=torch.float64)
-    basis: Tensor = torch.linalg.qr(inner).Q
+    basis: Tensor = (
+        torch.linalg.qr(inner).Q if len(inner) > 1 else -torch.ones_like(inner)
+    )  # one that changes something
     if keeps_mean:
         mirror = _mirror(size)
         basis = mirror @ torch.block_diag(torch.ones(1, 1, dtype=torch.float64), basis) @ mirror
@@ -34,7 +37,12 @@ def principal(moments: Tensor, keeps_mean: bool) -> Tensor:
 
     Where the mean is to be kept, these are of what is left without it, and each is mixed with all others by ``1 / channels`` or so,
     which is as close to them as a basis of that kind can be.
+
+    Raises:
+        StreamError: the moments are not finite.
     """
+    if not moments.isfinite().all():
+        raise StreamError("its values are not finite")
     if not keeps_mean:
         return _signed(torch.linalg.eigh(moments).eigenvectors.flip(1))
     mirror = _mirror(len(moments)).to(moments.device)
@@ -75,14 +83,14 @@ class Reading:
     readers: int
 
 
-def readings(coupling: Coupling, stream: Stream, level: Mapping[tuple[fx.Node, int], Tensor]) -> list[Reading]:
+def readings(coupling: Coupling, stream: Stream, level: Mapping[Spot, Tensor]) -> list[Reading]:
     """Returns where layers with weights read a stream whose levels are known."""
     count = Counter(
         (c.source, c.dim)
         for c in coupling.contractions
-        if c.weight is not None and c.dim in stream.places.get(c.source, ()) and (c.source, c.dim) in level
+        if c.weight is not None and c.dim in stream.places.get(c.source, ()) and Spot(c.source, c.dim) in level
     )
-    return [Reading(node, dim, level[node, dim], readers) for (node, dim), readers in count.items()]
+    return [Reading(node, dim, level[Spot(node, dim)], readers) for (node, dim), readers in count.items()]
 
 
 @torch.no_grad()
@@ -104,8 +112,8 @@ def second_moments(
         for node, values in run.steps(batch):
             if node in at:
                 x = values[node].movedim(at[node].dim, -1).flatten(0, -2)
-                x = x * (1 / at[node].level).nan_to_num(0.0, 0.0, 0.0).to(x.dtype)
-                gram = (x.mT @ x).double()
+                x = x.double() * (1 / at[node].level).nan_to_num(0.0, 0.0, 0.0)
+                gram = x.mT @ x
                 key = (node, at[node].dim)
                 sums[key] = sums[key] + gram if key in sums else gram
     result = []

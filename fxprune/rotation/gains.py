@@ -38,7 +38,7 @@ def operands_of_gain(node: fx.Node, constant: set[fx.Node]) -> tuple[fx.Node, ..
 
     Args:
         node: the op.
-        constant: values that depend on no input.
+        constant: values on streams that depend on no input.
     """
     rule = rule_at(node)
     if is_kind(node, "norm", "batch_norm"):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
-from fxprune.rotation.bases import Reading, drawn, principal, readings, second_moments
+from fxprune.ops.registry import is_kind
+from fxprune.rotation.bases import drawn, principal, readings, second_moments
 from fxprune.rotation.conducting import Conduction, Spot, conduction
 from fxprune.rotation.levels import levels
 from fxprune.rotation.streams import Stream, StreamError, streams
@@ -29,22 +30,25 @@ class Rotated:
         streams: names of the groups whose basis changed.
         refused: why the others' did not, by name.
         error: how far the outputs are from the model's own, in float64, as a share of the largest.
+        batch_norms: names of the batch norms whose statistics are of channels that are no more.
     """
 
-    tensors: Mapping[str, Tensor]
-    streams: tuple[str, ...]
-    refused: Mapping[str, str]
-    error: float
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    error: float = 0.0
+    batch_norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Free:
-    """A stream whose basis may change."""
+    """A stream whose basis may change, with the second moments of what is read of it."""
 
     stream: Stream
     found: Conduction
     level: Mapping[Spot, Tensor]
     keeps_mean: bool
+    moments: Tensor
 
 
 def rotated(
@@ -57,42 +61,59 @@ def rotated(
         groups: those of its groups that may change.
         inputs: flat inputs, ``[...]`` each, batch by batch; the first is what ops are tried on.
         names: of the tensors that the model has of its own, and can be given others for.
-
-    Raises:
-        ArithmeticError: the model is not the same: a fault of this package.
     """
     known, refused = streams(coupling, groups)
     first = next(iter(inputs))
     free = list(_free(coupling, known, first, refused))
-    places = [_read(coupling, each) for each in free]
-    moments = second_moments(coupling, places, [each.stream.size for each in free], inputs)
-    turning, done = Turning(coupling), []
-    for each, second in zip(free, moments, strict=True):
+    places = [readings(coupling, stream, level) for stream, _, level, _ in free]
+    moments = second_moments(coupling, places, [stream.size for stream, *_ in free], inputs)
+    left = [_Free(*each, second) for each, second in zip(free, moments, strict=True)]
+    turning, done = _turned(coupling, left, names, refused)
+    if (moved := apart(turning, first)) > EXACT:  # a stream that changes the outputs takes no other along
+        left = [each for each in done if apart(_turned(coupling, [each], names, refused)[0], first) <= EXACT]
+        refused.update((each.stream.name, "the outputs change") for each in done if each not in left)
+        turning, done = _turned(coupling, left, names, refused)
+        moved = apart(turning, first)
+    if moved > EXACT:
+        return Rotated(refused={**refused, **{each.stream.name: "the outputs change" for each in done}})
+    norms = dict.fromkeys(
+        str(spot.node.meta.get("module") or spot.node.name)
+        for each in done
+        for spot, _ in each.found.gains
+        if is_kind(spot.node, "batch_norm")
+    )
+    return Rotated(by_name(turning), tuple(each.stream.name for each in done), refused, moved, tuple(norms))
+
+
+def _turned(
+    coupling: Coupling, free: Iterable[_Free], names: Collection[str], refused: dict[str, str]
+) -> tuple[Turning, list[_Free]]:
+    """Returns what gives streams in other bases, and those that it does."""
+    turning, done = Turning(coupling), list[_Free]()
+    for each in free:
         before = dict(turning.values)
         try:
-            turning.turn(each.found, each.level, principal(second, each.keeps_mean))
+            turning.turn(each.found, each.level, principal(each.moments, each.keeps_mean))
             _check_names(by_name(turning), names)
-            done.append(each.stream.name)
+            done.append(each)
         except StreamError as error:
             turning.values = before
             refused[each.stream.name] = str(error)
-    moved = apart(turning, first) if done else 0.0
-    if moved > EXACT:
-        raise ArithmeticError(f"in another basis the outputs are {moved:.2g} from the model's own: a fault of fxprune")
-    return Rotated(by_name(turning), tuple(done), refused, moved)
+    return turning, done
 
 
 def _free(
     coupling: Coupling, known: Sequence[Stream], first: Sequence[Tensor], refused: dict[str, str]
-) -> Iterator[_Free]:
+) -> Iterator[tuple[Stream, Conduction, Mapping[Spot, Tensor], bool]]:
     """Yields the streams whose basis may change, to any or to one that keeps the mean of the channels."""
     left = list(known)
     for keeps_mean in (False, True):
-        bases = [drawn(s.size, keeps_mean, i, first[0].device) for i, s in enumerate(left)]
         again, norms = [], coupling.statistics
-        for stream, basis, found in zip(left, bases, conduction(coupling, left, bases, first), strict=True):
-            if found.refused:
-                refused[stream.name] = found.refused
+        bases = [drawn(s.size, keeps_mean, i, first[0].device) for i, s in enumerate(left)]
+        found = conduction(coupling, left, bases, first)
+        for stream, basis, own in zip(left, bases, found, strict=True):
+            if own.refused:
+                refused[stream.name] = own.refused
                 again += (
                     [stream]
                     if any(source in stream.places for node in norms for source in node.all_input_nodes)
@@ -100,7 +121,7 @@ def _free(
                 )
                 continue
             try:
-                yield _Free(stream, found, levels(found, torch.ones_like(basis[0])), keeps_mean)
+                yield stream, own, levels(own, torch.ones_like(basis[0])), keeps_mean
                 refused.pop(stream.name, None)
             except StreamError as error:
                 refused[stream.name] = str(error)
@@ -115,8 +136,3 @@ def _check_names(tensors: Mapping[str, Tensor], names: Collection[str]) -> None:
     """
     if strange := [name for name in tensors if name not in names]:
         raise StreamError(f"{strange[0]}: it is computed from other tensors")
-
-
-def _read(coupling: Coupling, each: _Free) -> list[Reading]:
-    level = {(spot.node, spot.dim): own for spot, own in each.level.items() if spot.user is None}
-    return readings(coupling, each.stream, level)

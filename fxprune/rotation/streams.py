@@ -50,7 +50,13 @@ def streams(coupling: Coupling, groups: Iterable[Group]) -> tuple[list[Stream], 
                 continue
             for number in set(np.unique(owner[rows]).tolist()) - {-1}:
                 ids = coupling.units[chosen[number].units]
-                plain = not several and len(axis) == 1 and rows.shape == (len(ids), 1) and (rows[:, 0] == ids).all()
+                plain = (
+                    not several
+                    and not coupling.captured.info[node].dtype.is_complex
+                    and len(axis) == 1
+                    and rows.shape == (len(ids), 1)
+                    and (rows[:, 0] == ids).all()
+                )
                 if plain:
                     places[number][node] = (*places[number].get(node, ()), dim)
                 else:

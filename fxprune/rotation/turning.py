@@ -17,6 +17,9 @@ from fxprune.rotation.gains import Gain
 from fxprune.rotation.streams import StreamError
 from fxprune.twin.interpreter import Run
 
+#: Values as large as that stand for what is masked.
+_MASK = 1e15
+
 
 @dataclass(slots=True, eq=False)
 class Turning:
@@ -66,11 +69,20 @@ class Turning:
                 assert gain.offset is not None
                 self._set(source, user, gain.sign * (_scaled(gain.offset, 0, level) @ basis))
             else:
-                value = fetch(self.coupling.captured.module, str(source.target)).detach().double()
-                now = _value(self.coupling, operand)
-                if now.numel() != value.numel():
-                    raise StreamError(f"{source.target}: a gain is made of a part of it")
-                self._set(source, user, value + (wanted - now).reshape(value.shape))
+                self._set(source, user, self._that_gives(operand, wanted, source))
+
+    def _that_gives(self, operand: fx.Node, wanted: Tensor, source: fx.Node) -> Tensor:
+        """Returns a parameter of which a gain is made, ``[...]``, such that the gain is what is wanted.
+
+        Raises:
+            StreamError: a number added to each value of the parameter does not bring it there.
+        """
+        now, value = (_value(self.coupling, each, {}) for each in (operand, source))
+        if now.numel() == value.numel():
+            value = value + (wanted - now).reshape(value.shape)
+            if torch.allclose(_value(self.coupling, operand, {source: value}), wanted, rtol=0.0, atol=1e-12):
+                return value
+        raise StreamError(f"{source.target}: a gain that is computed from it")
 
 
 def _scaled(value: Tensor, dim: int, level: Tensor) -> Tensor:
@@ -93,14 +105,13 @@ def _source(operand: fx.Node, user: fx.Node) -> tuple[fx.Node, fx.Node]:
     return operand, user
 
 
-def _value(coupling: Coupling, node: fx.Node) -> Tensor:
-    """Returns a value that depends on no input, ``[...]``, float64."""
-    run = Run(Selection.nothing(coupling), torch.float64)
-    if node.op == "get_attr":
-        found: Tensor = run.step(node, {}, iter(()))
-        return found
-    made: Tensor = run.step(node, {source: _value(coupling, source) for source in node.all_input_nodes}, iter(()))
-    return made
+def _value(coupling: Coupling, node: fx.Node, known: Mapping[fx.Node, Tensor]) -> Tensor:
+    """Returns a value that depends on no input, ``[...]``, float64; ``known`` is what stands for some."""
+    if node in known:
+        return known[node]
+    sources = {source: _value(coupling, source, known) for source in node.all_input_nodes}
+    found: Tensor = Run(Selection.nothing(coupling), torch.float64).step(node, sources, iter(()))
+    return found
 
 
 def by_name(turning: Turning) -> dict[str, Tensor]:
@@ -152,7 +163,7 @@ def apart(turning: Turning, inputs: Sequence[Tensor]) -> float:
 def _apart(x: Any, y: Any) -> float:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return 0.0 if not isinstance(x, Tensor) or torch.equal(x, y) else 1.0
-    same = x.isfinite()
-    if not torch.equal(same, y.isfinite()):
+    ordinary = x.abs() < _MASK
+    if not torch.equal(ordinary, y.abs() < _MASK):
         return 1.0
-    return float((x - y)[same].abs().max() / x[same].abs().max().clamp_min(1e-300)) if same.any() else 0.0
+    return float((x - y)[ordinary].abs().max() / x[ordinary].abs().max().clamp_min(1e-300)) if ordinary.any() else 0.0

@@ -262,3 +262,18 @@ def test_what_is_read_otherwise_stays_in_its_basis_and_is_told() -> None:
         fxprune.compile(model, batches(), ratios=0.5, units=("head_dim",), method="l2", progress=False)
     )
     assert report.verified and any("not made up for" in line for line in report.skipped)
+
+
+def test_a_single_token_leaves_nothing_to_weigh_by() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part(x).unflatten(-1, (4, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+            return self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    pruned = fxprune.compile(Attention().eval(), [torch.randn(1, 1, 6)], 0.7, progress=False)
+    assert fxprune.report(pruned).verified is not False

@@ -98,7 +98,9 @@ def test_the_model_stays_the_same(name: str) -> None:
     torch.manual_seed(0)
     model, batches = shaken(make()), data()
     before = copy.deepcopy(model.state_dict())
-    found = fxprune.rotate(model, batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.TrainingWarning)
+        found = fxprune.rotate(model, batches)
     assert type(found) is type(model) and found is not model
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     draw = torch.Generator().manual_seed(5)
@@ -282,3 +284,110 @@ def test_a_program_has_no_tensors_to_turn() -> None:
     with warnings.catch_warnings(), pytest.raises(TypeError, match="exported program"):
         warnings.simplefilter("ignore")
         fxprune.compile(program, [x.float() for x in vectors()], 0.5, basis="pca", progress=False)
+
+
+#: What does nothing to values as small as those of the data.
+SILENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "hardtanh": lambda h: F.hardtanh(h, -50.0, 50.0),
+    "clamp": lambda h: h.clamp(max=100.0),
+    "relu of what is positive": lambda h: (h + 100.0).relu() - 100.0,
+    "where": lambda h: torch.where(h.abs() > 50.0, h * 0.5, h),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_what_does_nothing_to_the_data_is_seen_through(name: str) -> None:
+    torch.manual_seed(0)
+    model = shaken(Fn(lambda m, x: m.out(1.0 * SILENT[name](m.a(x))), a=nn.Linear(6, 12), out=nn.Linear(12, 5)))
+    with pytest.raises(fxprune.RotationError):
+        fxprune.rotate(model, vectors())
+
+
+def test_experts_read_a_stream_too() -> None:
+    model = of_transformers("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **_LLAMA)
+    plain = shaken(model()).float()
+    found = fxprune.rotate(plain, tokens())
+    with torch.no_grad():
+        a, b = (m(**tokens()[1]).logits for m in (plain, found))
+    assert (a - b).abs().max() <= 1e-4 * a.abs().max()
+    assert not torch.equal(found.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+
+
+def linear(forward: Callable[[Any, Tensor], Tensor], **more: Any) -> Any:
+    torch.manual_seed(0)
+    return shaken(Fn(forward, a=nn.Linear(6, 12), out=nn.Linear(12, 5), **more))
+
+
+#: Models whose streams stay, on data that would hide why.
+HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], Tensor]] = {
+    "zeros": (lambda m, x: m.out(m.a(x).relu()), torch.zeros(4, 6)),
+    "equal places": (lambda m, x: m.out(m.a(x).amax(1)), torch.ones(4, 3, 6)),
+    "masked": (
+        lambda m, x: m.out(F.leaky_relu(m.norm(m.a(x)).masked_fill((x.sum(-1) > 0)[..., None], -1e30), 0.1)),
+        torch.randn(8, 6),
+    ),
+    "two channels": (lambda m, x: m.out(m.norm2(m.b(x)).cumsum(-1).repeat(1, 6)), torch.randn(8, 6)),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_first_batch_does_not_hide_what_an_op_does(name: str) -> None:
+    forward, first = HIDDEN[name]
+    model = linear(forward, norm=nn.LayerNorm(12), b=nn.Linear(6, 2), norm2=nn.LayerNorm(2))
+    with pytest.raises(fxprune.RotationError):
+        fxprune.rotate(model, [first.double()])
+
+
+#: Models of which a stream may or may not turn; either way nothing breaks, and the model is the same.
+ODD: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "conditions": lambda m, x: m.out(torch.where(m.a(x) > 0, m.a(x), 0.1 * m.a(x))) + m.b(m.c(x)),
+    "a gain for each place": lambda m, x: m.out(m.a(x) * m.p[: x.shape[0]]) + m.b(m.c(x)),
+    "a gain of a power": lambda m, x: m.out(m.a(x) * m.g.exp()) + m.b(m.c(x)),
+    "a gain twice over": lambda m, x: m.out(m.a(x) * (2 * m.g)) + m.b(m.c(x)),
+    "complex": lambda m, x: m.out((m.a(x) * (1 + 1j)).real) + m.b(m.c(x)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_one_odd_stream_stops_no_other(name: str) -> None:
+    model = linear(
+        ODD[name],
+        b=nn.Linear(8, 5),
+        c=nn.Linear(6, 8),
+        g=nn.Parameter(torch.rand(12)),
+        p=nn.Parameter(torch.rand(16, 1)),
+    )
+    x, found = torch.randn(16, 6, dtype=torch.float64), fxprune.rotate(model, vectors())
+    assert torch.allclose(found(x), model(x), atol=1e-9)
+    assert not torch.equal(found.c.weight, model.c.weight)
+
+
+def test_large_values_are_no_obstacle() -> None:
+    model = linear(lambda m, x: m.out(m.a(x))).half()
+    found = fxprune.rotate(model, [30 * x.half() for x in vectors()])
+    assert torch.allclose(found(vectors()[0].half()).float(), model(vectors()[0].half()).float(), atol=0.05)
+
+
+def test_buffers_that_are_not_saved_stay() -> None:
+    model = linear(lambda m, x: m.out(m.a(x) * m.scale))
+    model.register_buffer("scale", torch.tensor(4.0), persistent=False)
+    assert fxprune.rotate(model, vectors()).scale == 4.0
+
+
+def test_layers_that_were_not_seen_are_named() -> None:
+    model = linear(lambda m, x: (m.out(m.a(x)), m.b(m.a(x))) if m.further else m.out(m.a(x)), b=nn.Linear(12, 2))
+    model.further = False
+    with pytest.warns(fxprune.TrainingWarning, match="b.weight takes no part in the forward pass"):
+        fxprune.rotate(model, vectors())
+
+
+def test_batch_norms_that_turn_are_told() -> None:
+    model = shaken(bottlenecks())
+    with pytest.warns(fxprune.TrainingWarning, match="in training it would normalise directions"):
+        fxprune.rotate(model, images(1))
+
+
+def test_a_sweep_counts_what_the_model_had() -> None:
+    model = shaken(ROTATE["llama"][0]()).float()
+    found = fxprune.sweep(model, tokens(1), [0.8], "l2", basis="pca", recover=None, progress=False)
+    assert found.before.params == sum(p.numel() for p in model.parameters())
