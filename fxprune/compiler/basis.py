@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import RotationError, TrainingWarning, outside
+from fxprune._base.modes import untouched
 from fxprune._base.names import fetch, layer_of
 from fxprune.budget.constraints import free_groups
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.options import MODULE
 from fxprune.compiler.state import State
 from fxprune.coupling.coupling import Coupling
+from fxprune.data.batch import Batch
 from fxprune.results.tables import few
 from fxprune.rotation.rotating import Rotated, rotated
 
@@ -38,6 +41,8 @@ def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -
     if isinstance(state.source, ExportedProgram):
         raise TypeError("basis: an exported program is given as it is: expected the torch.nn.Module that was exported")
     model = unwrapped(state.module)
+    if any(x.is_meta for x in (*model.parameters(), *model.buffers())):
+        raise RotationError("basis: the model is tried, and has tensors on the meta device: give it values first")
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)} | model.state_dict(keep_vars=True).keys()
     found = rotated(coupling, free_groups(coupling, state.constraints), state.inputs, own)
     if not found.streams:
@@ -47,13 +52,34 @@ def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -
         )
     other = copied(model)
     untied = put(other, found.tensors, coupling.captured.ties)
+    _check_same(model, other, state.first)
     told = [*_of_norms(found), *(_of_unread(coupling, found) if state.options.form == MODULE else ())]
     for text in told:
         warnings.warn(TrainingWarning(text), stacklevel=outside())
-    notes = (*state.notes, *_notes(found, untied), *told)
-    options = replace(state.options, basis=None)
+    notes, basis = (*state.notes, *_notes(found, untied), *told), state.options.basis
+    options, before = replace(state.options, basis=None), state.before or (coupling if untied else None)
+    del found  # it is as large as the model
     state = replace(state, source=other, module=other, options=options, captured=None, notes=notes)
-    return captured(replace(state, basis="pca", before=coupling if untied else state.before))
+    return captured(replace(state, basis=basis, before=before))
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, other: nn.Module, batch: Batch) -> None:
+    """Makes sure that a model with new tensors gives what the model gives, to its own precision.
+
+    Raises:
+        RotationError: it does not.
+    """
+    with untouched(model, training=False), untouched(other, training=False):
+        results = [pytree.tree_leaves(each(*batch.args, **batch.kwargs)) for each in (model, other)]
+    for x, y in zip(*results, strict=True):
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
+            room = max(3 * torch.finfo(x.dtype).eps ** 0.5, 1e-4) * x.nan_to_num(0.0, 0.0, 0.0).abs().max()
+            if not torch.allclose(x, y, rtol=0.0, atol=float(room), equal_nan=True):
+                raise RotationError(
+                    "basis: the model with the new tensors gives other outputs: a tensor may be used where the captured graph does not "
+                    "show it"
+                )
 
 
 @torch.no_grad()
@@ -65,7 +91,11 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str]
         tensors: one that is to be untied comes under several names.
         ties: the other names of tied tensors, and the one that they share.
     """
-    untied = [name for name in tensors if ties.get(name) in tensors]
+    shared: dict[str, list[str]] = {}
+    for name in tensors:
+        shared.setdefault(ties.get(name, name), []).append(name)
+    # the tensor itself goes on with the name that the graph uses, if that is among them
+    untied = [name for whole, names in shared.items() for name in sorted(names, key=lambda n: n != whole)[1:]]
     for name in untied:
         old = fetch(model, name)
         new = nn.Parameter(old.detach().clone(), old.requires_grad)

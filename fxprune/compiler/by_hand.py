@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
-from fxprune._base.errors import RotationError
+from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.algebra.channels import Mask
 from fxprune.capturing.inputs import inputs_of
 from fxprune.compiler.options import Options
@@ -19,7 +19,6 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext, RecoveryName, check_recovery, recovered
 from fxprune.results.certificate import Certificate
-from fxprune.results.tables import few
 from fxprune.rewriting.slicing import slice_graph
 from fxprune.twin.certificate import certify
 
@@ -55,6 +54,8 @@ def recover(
     return recovered(method, RecoveryContext(selection, inputs_of(inputs), ridge, memory_limit))
 
 
+@random_states_kept()
+@plain_modes()
 def rotate(
     model: nn.Module,
     calib_data: Any,
@@ -78,8 +79,9 @@ def rotate(
         dynamic_shapes: as `torch.export.export` takes it.
 
     Raises:
-        RotationError: no stream's basis may change; says why.
-        CaptureError: the model cannot be captured whole.
+        RotationError: no stream's basis may change, or only parts of the model can be captured; says why.
+        CaptureError: the model cannot be captured.
+        TypeError: it is no module.
         CalibrationError: the data or the weights are unusable.
     """
     options = Options(
@@ -92,10 +94,11 @@ def rotate(
         verify=False,
         progress=False,
     )
-    state = capture(prepare(model, calib_data, 1.0, options))
-    if state.captured is None:
-        raise RotationError(f"only parts of the model can be captured ({few(state.parts, 3)}): rotate one of these")
-    return state.module
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"rotate: expected a torch.nn.Module, got {type(model).__name__}: a program's tensors are fixed"
+        )
+    return capture(prepare(model, calib_data, 1.0, options)).module
 
 
 def rewrite(coupling: Coupling, removed: Mask, tensors: Mapping[str, Tensor] | None = None) -> fx.GraphModule:

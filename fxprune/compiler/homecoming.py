@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._base.errors import GradientWarning, PlanError, RestoreError, TrainingWarning
+from fxprune._base.errors import GradientWarning, PlanError, RestoreError, RotationError, TrainingWarning
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.solver import channel_scores
@@ -46,9 +46,13 @@ def check_in_parts(options: Options) -> None:
     """Makes sure that nothing is asked of a model that is captured in parts that takes the whole of it.
 
     Raises:
-        RestoreError: something is.
+        RestoreError, RotationError: something is.
     """
-    asked = [name for name in ("also", "uniform", "basis", "allow_bias") if getattr(options, name)]
+    asked = [name for name in ("also", "uniform", "allow_bias") if getattr(options, name)]
+    if options.basis is not None:
+        raise RotationError(
+            "a basis is changed in a whole model, of which only parts can be captured: rotate one of these"
+        )
     if asked:
         raise RestoreError(
             f"{asked[0]}= is about the whole model, of which only parts can be captured: leave it out, or compile a part"

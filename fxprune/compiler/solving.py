@@ -6,13 +6,9 @@ import warnings
 
 from fxprune._base.errors import IgnoredPatternWarning
 from fxprune.bridging.bridge import Bridged
-from fxprune.budget.budget import Budget
 from fxprune.budget.depth import Solver
-from fxprune.budget.schedule import schedule
-from fxprune.budget.scope import counted_by
 from fxprune.budget.solver import Solution
 from fxprune.compiler.state import State
-from fxprune.coupling.selection import Selection
 
 
 def solved(state: State) -> tuple[Bridged, Solution]:
@@ -28,14 +24,5 @@ def solved(state: State) -> tuple[Bridged, Solution]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IgnoredPatternWarning)  # `couple` has told of them
         if state.search is None:
-            return solver(_absolute(state), ratios=state.options.ratios)
+            return solver(state.bounds, ratios=state.options.ratios)
         return state.search.solve(solver)
-
-
-def _absolute(state: State) -> Budget | None:
-    """Returns the budget; as counts where its shares are of a model whose tensors were tied, as those of this one are not."""
-    if state.before is None or state.budget is None:
-        return state.budget
-    return schedule(
-        state.budget, counted_by(state.before, state.budget).of(Selection.nothing(state.before).removed), 1.0
-    )

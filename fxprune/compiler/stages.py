@@ -179,7 +179,7 @@ def latency_search(state: State) -> State:
     search = search_of(
         state.module,
         state.coupling.captured,
-        state.budget,
+        state.bounds,
         state.constraints,
         cache_dir=state.options.cache_dir,
         progress=state.options.progress,
@@ -206,7 +206,7 @@ def score(state: State) -> State:
 def solve(state: State) -> State:
     """Chooses what goes, so that the budget is met."""
     bridged, solution = solved(state)
-    notes = (*state.notes, *scope_note(state.coupling, solution.selection, state.budget))
+    notes = (*state.notes, *scope_note(state.original, solution.selection, state.budget))
     return with_costs(replace(state, bridged=bridged, solution=solution, selection=solution.selection, notes=notes))
 
 

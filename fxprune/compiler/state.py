@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
+from fxprune.budget.scope import counted_by
 from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
 from fxprune.capturing.inputs import CalibrationInputs
@@ -110,3 +111,10 @@ class State:
     def original(self) -> Coupling:
         """The coupling of the model that shares are shares of."""
         return self.before or self.coupling
+
+    @property
+    def bounds(self) -> Budget | None:
+        """The budget, in counts where its shares are of a model with fewer parameters than the one that is compiled."""
+        if self.before is None or self.budget is None:
+            return self.budget
+        return self.budget.absolute(counted_by(self.before, self.budget).of(Selection.nothing(self.before).removed))

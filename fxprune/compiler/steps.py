@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from fxprune.bridging.bridge import Bridged
+from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.budget.schedule import schedule
 from fxprune.budget.scope import counted_by, scope_note
 from fxprune.budget.solver import Solution
 from fxprune.capturing.captured import Captured
@@ -76,9 +77,9 @@ def _whole(state: State, done: Sequence[State], before: Cost, dense_ms: float | 
         note
         for step in done
         for note in step.notes
-        if note not in scope_note(step.coupling, step.selection, step.budget)
+        if note not in scope_note(step.original, step.selection, step.budget)
     ]
-    notes = (*dict.fromkeys((*state.notes, *of_steps)), *scope_note(state.coupling, selection, state.budget))
+    notes = (*dict.fromkeys((*state.notes, *of_steps)), *scope_note(state.original, selection, state.budget))
     latency = last.report.latency and replace(last.report.latency, dense_ms=dense_ms or last.report.latency.dense_ms)
     report = make_report(state.coupling, state.solution, plan, certificate, skipped=last.skipped, notes=notes)
     seconds, recover, form = dict(last.report.seconds), last.report.recover, last.report.form
@@ -106,6 +107,25 @@ def together(certificates: Sequence[Certificate | None]) -> Certificate | None:
     compared = tuple(dict.fromkeys(line for each in found for line in each.compared))
     verdict = doubtful or worst
     return replace(worst, verified=verdict.verified, note=verdict.note, compared=compared)
+
+
+def schedule(budget: Budget, before: Cost, progress: float, dense_ms: float | None = None) -> Budget:
+    """Returns the absolute bounds at a point of the way, 0 at the start and 1 at the end; the last is exact."""
+    limits = {
+        "params": (budget.limits(before).get(0), before.params),
+        "macs": (budget.limits(before).get(1), before.macs),
+    }
+    counts = {
+        name: limit if progress >= 1 else max(limit, math.floor(full * (limit / full) ** progress))
+        for name, (limit, full) in limits.items()
+        if limit is not None
+    }
+    here = replace(budget, params=counts.get("params"), macs=counts.get("macs"))
+    if dense_ms is None:
+        return here
+    last = budget.latency_ms or (budget.latency or 1.0) * dense_ms
+    ms = max(last, dense_ms * (last / dense_ms) ** progress) if progress < 1 else last
+    return replace(here, latency=None, latency_ms=ms)
 
 
 def combined(plans: Sequence[Plan]) -> Plan:

@@ -122,7 +122,7 @@ class RecoveryContext:
 
     def _scarce(self, consumers: Sequence[Consumer]) -> dict[Consumer, int]:
         """Returns the number of batches for each layer whose samples are few beside its columns."""
-        batches, info = sum(1 for _ in self.inputs), self.selection.coupling.captured.info
+        batches, info = _count(self.inputs), self.selection.coupling.captured.info
         found = {}
         for consumer in consumers:
             own = info[consumer.node] if not isinstance(info[consumer.node], list) else info[consumer.source]
@@ -141,6 +141,14 @@ class RecoveryContext:
     def unreached(self) -> tuple[str, ...]:
         """The layers that read removed channels and are left as they are, and why."""
         return (*self._found[1], *self._gates[1])
+
+
+def _count(inputs: Batches) -> int:
+    """Returns how many batches there are, gone through only where they do not tell."""
+    try:
+        return len(inputs)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in inputs)
 
 
 @runtime_checkable

@@ -26,7 +26,7 @@ from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments, split
 from fxprune.recovery.protocol import Recovered, RecoveryContext
-from fxprune.recovery.ridges import RIDGES, best_ridge
+from fxprune.recovery.ridges import best_ridge
 from fxprune.results.tables import few
 from fxprune.twin.interpreter import Run
 
@@ -240,7 +240,7 @@ class _March:
 
     def _fit(self, consumer: Consumer, moments: Moments) -> None:
         blocks = [(slice(None), moments)]
-        ridge = best_ridge(consumer, blocks, [each * self.context.ridge for each in RIDGES])
+        ridge = best_ridge(consumer, blocks, self.context.ridge)
         self.kept += [consumer.weight] if ridge is None and consumer.node in self._lacking else []
         moments.whole()
         fit(self.changed, consumer, blocks, ridge)

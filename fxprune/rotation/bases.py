@@ -97,7 +97,7 @@ def readings(coupling: Coupling, stream: Stream, level: Mapping[Spot, Tensor]) -
 def second_moments(
     coupling: Coupling, places: Sequence[Sequence[Reading]], sizes: Sequence[int], inputs: Iterable[Sequence[Tensor]]
 ) -> list[Tensor]:
-    """Returns the second moments of streams as their readers see them, each reader's trace one, ``[channels, channels]``, float64.
+    """Returns the second moments of streams as their readers see them, ``[channels, channels]``, float64: on the first batch all count alike.
 
     Args:
         coupling: of the captured graph.
@@ -105,22 +105,19 @@ def second_moments(
         sizes: how many channels each has.
         inputs: flat inputs, batch by batch.
     """
-    sums: dict[tuple[fx.Node, int], Tensor] = {}
+    at: dict[fx.Node, list[tuple[int, Reading]]] = {}
+    for number, reads in enumerate(places):
+        for reading in reads:
+            at.setdefault(reading.node, []).append((number, reading))
+    sums = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
+    weight: dict[Reading, float] = {}
     run = Run(Selection.nothing(coupling))
-    at = {reading.node: reading for reads in places for reading in reads}
     for batch in inputs:
         for node, values in run.steps(batch):
-            if node in at:
-                x = values[node].movedim(at[node].dim, -1).flatten(0, -2)
-                x = x.double() * (1 / at[node].level).nan_to_num(0.0, 0.0, 0.0)
-                gram = x.mT @ x
-                key = (node, at[node].dim)
-                sums[key] = sums[key] + gram if key in sums else gram
-    result = []
-    for reads, size in zip(places, sizes, strict=True):
-        whole = torch.zeros(size, size, dtype=torch.float64)
-        for reading in reads:
-            gram = sums[reading.node, reading.dim]
-            whole = whole.to(gram.device) + reading.readers * gram / gram.trace().clamp_min(1e-300)
-        result.append(whole)
-    return result
+            for number, reading in at.get(node, ()):
+                x = values[node].movedim(reading.dim, -1).flatten(0, -2).float()
+                x = x * (1 / reading.level).nan_to_num(0.0, 0.0, 0.0).to(x)
+                gram = (x.mT @ x).double()
+                each = weight.setdefault(reading, reading.readers / max(float(gram.trace()), 1e-300))
+                sums[number] = sums[number].to(gram.device) + each * gram
+    return sums

@@ -26,7 +26,7 @@ from fxprune.twin.interpreter import Run
 #: How far apart, as a share of the largest value, equal values may be in float64.
 _CLOSE = 1e-9
 #: Values as large as that stand for what is masked, and do not say how large the others are.
-_MASK = 1e15
+MASK = 1e15
 #: What each op is tried on: the values of the batch, and normal ones of these sizes.
 _SIZES = (None, 1e-3, 1.0, 1e3, 1e6)
 
@@ -122,7 +122,8 @@ class _Walk:
             for node, dims in stream.places.items():
                 self._on.setdefault(node, []).extend((number, dim) for dim in dims)
         self._constant = constant = _constants(self._run.graph)
-        self._gained = {node: operands_of_gain(node, constant & self._on.keys()) for node in self._on}
+        known = constant & self._on.keys()
+        self._gained = {node: operands_of_gain(node, known) for node in self._on}
         self._aside = self._made_of({gain for operands in self._gained.values() for gain in operands})
         self._draw = draw = torch.Generator().manual_seed(1)
         self._scales = [(torch.rand(len(b), generator=draw, dtype=torch.float64) + 0.5).to(b.device) for b in bases]
@@ -299,7 +300,7 @@ class _Walk:
                 if other == number:
                     scale = self._scales[number]
                     scale = 1 / scale if (at, dim) in turned_down else scale
-                    value = value * scale.reshape(-1, *[1] * (value.dim() - 1 - dim))
+                    value = value * scale.to(value).reshape(-1, *[1] * (value.dim() - 1 - dim))
             return value
 
         operands = self._operands(node)
@@ -310,7 +311,7 @@ class _Walk:
 
 def turned(value: Tensor, dim: int, basis: Tensor) -> Tensor:
     """Returns a value, ``[...]``, whose channels along a dimension are given in another basis, ``[channels, channels]``."""
-    return (value.movedim(dim, -1) @ basis.to(value.dtype)).movedim(-1, dim)
+    return (value.movedim(dim, -1) @ basis.to(value)).movedim(-1, dim)
 
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:
@@ -328,6 +329,6 @@ def _equal(x: Any, y: Any) -> bool:
         return False
     if not x.is_floating_point():
         return torch.equal(x, y)
-    ordinary = y[y.abs() < _MASK]
+    ordinary = y[y.abs() < MASK]
     room = _CLOSE * float(ordinary.abs().max()) if ordinary.numel() else 0.0
     return torch.allclose(x, y, rtol=_CLOSE * bool(len(ordinary) < y.numel()), atol=room, equal_nan=True)

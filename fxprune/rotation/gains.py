@@ -57,6 +57,8 @@ def gain_of(node: fx.Node, operands: tuple[fx.Node, ...], values: Mapping[fx.Nod
     """Returns what an op does to each channel, given the operands that say so and all values; None if it is not of each channel alone."""
     if not is_kind(node, "norm", "batch_norm"):
         (gain,) = operands
+        if values[gain].numel() != max(values[gain].shape):
+            return None  # it is of places as well
         other = next(each for each in node.all_input_nodes if each is not gain)
         return Gain(other, values[gain].reshape(-1), {gain: torch.ones_like(values[gain])})
     a = bind(node)

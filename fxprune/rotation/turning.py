@@ -12,13 +12,10 @@ from torch import Tensor, fx
 from fxprune._base.names import fetch, layer_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
-from fxprune.rotation.conducting import Conduction, Spot, turned
+from fxprune.rotation.conducting import MASK, Conduction, Spot, turned
 from fxprune.rotation.gains import Gain
 from fxprune.rotation.streams import StreamError
 from fxprune.twin.interpreter import Run
-
-#: Values as large as that stand for what is masked.
-_MASK = 1e15
 
 
 @dataclass(slots=True, eq=False)
@@ -163,7 +160,7 @@ def apart(turning: Turning, inputs: Sequence[Tensor]) -> float:
 def _apart(x: Any, y: Any) -> float:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return 0.0 if not isinstance(x, Tensor) or torch.equal(x, y) else 1.0
-    ordinary = x.abs() < _MASK
-    if not torch.equal(ordinary, y.abs() < _MASK):
+    ordinary = x.abs() < MASK
+    if not torch.equal(ordinary, y.abs() < MASK):
         return 1.0
     return float((x - y)[ordinary].abs().max() / x[ordinary].abs().max().clamp_min(1e-300)) if ordinary.any() else 0.0

@@ -344,6 +344,7 @@ ODD: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a gain for each place": lambda m, x: m.out(m.a(x) * m.p[: x.shape[0]]) + m.b(m.c(x)),
     "a gain of a power": lambda m, x: m.out(m.a(x) * m.g.exp()) + m.b(m.c(x)),
     "a gain twice over": lambda m, x: m.out(m.a(x) * (2 * m.g)) + m.b(m.c(x)),
+    "a gain for each place and channel": lambda m, x: m.out(m.a(x) * m.q[: x.shape[0]]) + m.b(m.c(x)),
     "complex": lambda m, x: m.out((m.a(x) * (1 + 1j)).real) + m.b(m.c(x)),
 }
 
@@ -356,6 +357,7 @@ def test_one_odd_stream_stops_no_other(name: str) -> None:
         c=nn.Linear(6, 8),
         g=nn.Parameter(torch.rand(12)),
         p=nn.Parameter(torch.rand(16, 1)),
+        q=nn.Parameter(torch.rand(16, 12)),
     )
     x, found = torch.randn(16, 6, dtype=torch.float64), fxprune.rotate(model, vectors())
     assert torch.allclose(found(x), model(x), atol=1e-9)
@@ -391,3 +393,55 @@ def test_a_sweep_counts_what_the_model_had() -> None:
     model = shaken(ROTATE["llama"][0]()).float()
     found = fxprune.sweep(model, tokens(1), [0.8], "l2", basis="pca", recover=None, progress=False)
     assert found.before.params == sum(p.numel() for p in model.parameters())
+
+
+class Tied(nn.Module):
+    """One tensor under three names, of which two are read, before a gain and behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.emb, self.norm = nn.Embedding(11, 12), nn.Embedding(11, 12), nn.RMSNorm(12)
+        self.head = nn.Linear(12, 11, bias=False)
+        self.emb.weight = self.head.weight = self.shared.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.emb(ids)))  # type: ignore[no-any-return]
+
+
+def test_a_name_that_nobody_calls_does_not_hold_a_tie_together() -> None:
+    torch.manual_seed(0)
+    model, ids = shaken(Tied()), torch.randint(11, (4, 6))
+    found: Any = fxprune.rotate(model, [ids])
+    assert torch.allclose(found(ids), model(ids), atol=1e-9)
+    assert found.emb.weight is not found.head.weight
+
+
+@pytest.mark.parametrize(
+    "budget", [fxprune.Budget(params=0.8, latency_ms=1e6), fxprune.Budget(params=0.8, of="*")], ids=["latency", "of"]
+)
+def test_shares_are_of_the_model_as_it_came(budget: Any) -> None:
+    torch.manual_seed(0)
+    model, ids = shaken(Tied()).float(), torch.randint(11, (4, 6))
+    found = fxprune.compile(model, [ids], budget, basis="pca", allow_bias=True, recover=None, progress=False)
+    report, whole = fxprune.report(found), sum(p.numel() for p in model.parameters())
+    assert report.params[0] == whole and report.params[1] <= 0.8 * whole
+    assert all(f"of {whole:,} parameters" in note for note in report.notes if note.startswith("the budget counts"))
+
+
+def test_rotate_leaves_no_trace() -> None:
+    model = shaken(bottlenecks()).float()
+    data = torch.utils.data.DataLoader([x.float() for x in images(1)[0]], batch_size=2, shuffle=True)
+    state = torch.get_rng_state()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.TrainingWarning)
+        fxprune.rotate(model, data)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_models_without_values_are_refused() -> None:
+    with torch.device("meta"):
+        model = Tied()
+    with pytest.raises(fxprune.RotationError, match="meta device"):
+        fxprune.compile(
+            model, [torch.zeros(4, 6, dtype=torch.long)], 0.8, method="random", recover=None, verify=False, basis="pca"
+        )

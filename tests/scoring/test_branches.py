@@ -113,3 +113,36 @@ def test_errors_of_logits_count_by_how_far_these_are_apart(fused: bool, causal: 
     rows = [row[: i + 1] if causal else row for head in logits for i, row in enumerate(head)]
     expected = torch.stack([row.var(correction=0) for row in rows if len(row) > 1]).mean()
     assert list(found.values()) == [pytest.approx(float(expected), rel=1e-4)]
+
+
+def test_masks_of_any_size_are_no_spread() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        logits = q @ k.mT + torch.where(torch.arange(x.shape[1]) < 4, 0.0, m.mask)
+        return m.out((logits.softmax(-1) @ v).movedim(1, 2).flatten(-2))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Fn(forward, qkv=nn.Linear(6, 24), out=nn.Linear(8, 3)).eval(), torch.randn(2, 7, 6)
+    found = []
+    for mask in (-100.0, -1e4, -1e30):
+        model.mask = mask
+        coupling = fxprune.couple(fxprune.capture(model, (x,)))
+        found.append(list(weights(coupling, coupling.contractions, (x,)).values()))
+    assert all(each == pytest.approx(found[0]) for each in found)
+    assert found[0][0] < 10
+
+
+def test_branches_of_lower_rank_are_spread_over_places() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.stem(x) + m.b(x[0])
+        return m.out(h * (h.pow(2).mean(2, keepdim=True) + 1e-6).rsqrt())  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Fn(
+        forward,
+        stem=nn.Linear(5, 8),
+        b=nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8)),
+        out=nn.Linear(8, 3),
+    )
+    pruned = fxprune.compile(model.eval(), [torch.randn(4, 6, 5)], 0.7, progress=False)
+    assert fxprune.report(pruned).verified

@@ -88,7 +88,8 @@ def share(end: Sum, values: Mapping[fx.Node, Any]) -> float:
         end: the sum.
         values: those that are alive there, ``[...]`` each.
     """
-    whole, part = (values[at].float().square().sum(end.dims) for at in (end.node, end.branch))
+    whole = values[end.node]
+    whole, part = (each.float().square().sum(end.dims) for each in (whole, values[end.branch].expand_as(whole)))
     return min(float((part / whole.clamp_min(torch.finfo(torch.float32).tiny)).median()), 1.0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxprune.ops.registry import bind, is_kind, rule_at
 
 #: What lies so far below the largest logit is masked.
-_MASKED = 1e4
+_MASKED = 50.0
 
 
 def softmax_behind(node: fx.Node) -> fx.Node | None:
@@ -31,7 +31,7 @@ def softmax_behind(node: fx.Node) -> fx.Node | None:
 
 
 def spread(node: fx.Node, values: Mapping[fx.Node, Any]) -> float:
-    """Returns the variance of the logits over what each query may attend to: a mean over the queries, of fused attention those of the first sample.
+    """Returns the variance of the logits over what each query may attend to: a mean over the queries of the first sample.
 
     An error of logits counts as it is, and not as a share of them: ``softmax`` of what is far apart changes more.
 
@@ -41,7 +41,7 @@ def spread(node: fx.Node, values: Mapping[fx.Node, Any]) -> float:
     """
     a = bind(node)
     if not is_kind(node, "attention"):
-        logits = values[next(iter(node.all_input_nodes))].movedim(a.dim, -1).float()
+        logits = values[node.all_input_nodes[0]][:1].movedim(a.dim, -1).float()
     else:
         logits = _of_attention(a, values)
     if logits is None:
