@@ -74,7 +74,7 @@ def test_batch_norms_do_not_normalise_in_an_evaluation() -> None:
     assert sums_behind(coupling, coupling.contractions) == {}
 
 
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", ["layer norm", "written out"])
 def test_a_branch_that_gives_little_loses_more(name: str) -> None:
     data = [torch.randn(64, 5) for _ in range(3)]
     alike, small = (
