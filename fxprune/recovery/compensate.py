@@ -16,7 +16,7 @@ from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import fit_gains
 from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 from fxprune.recovery.protocol import Recovered, RecoveryContext
-from fxprune.recovery.ridges import best_ridge
+from fxprune.recovery.ridges import MORE, best_ridge
 
 
 def compensate(context: RecoveryContext, *, covariance: bool) -> Recovered:
@@ -56,7 +56,7 @@ def make_up(
                     _aim(part, weight[..., block], kept[:, block], covariance)
         ridge = context.ridge if covariance else None
         if any(moments.held is not None and moments.held.count for _, moments in blocks):
-            ridge = best_ridge(consumer, blocks, context.ridge)
+            ridge = best_ridge(consumer, blocks, context.ridge, MORE)
         for _, moments in blocks:
             moments.whole()
         fit(changed, consumer, blocks, ridge)

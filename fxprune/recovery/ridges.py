@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +13,13 @@ from fxprune.recovery.moments import Blocks, Moments, ridge_solve
 
 #: Those that are tried, as multiples of the one that is given.
 RIDGES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
+#: Of a layer with few samples, which wants no less.
+MORE = RIDGES[2:]
+#: Of more outputs than twice as many, about so many judge.
+_OUTPUTS = 64
 
 
-def best_ridge(consumer: Consumer, blocks: Blocks, ridge: float) -> float | None:
+def best_ridge(consumer: Consumer, blocks: Blocks, ridge: float, multiples: Sequence[float] = RIDGES) -> float | None:
     """Returns which multiple of a ridge leaves the least error on what the blocks' moments hold out; None if none is better than a shift.
 
     That is so as well where there are too few samples to hold any out. Those behind the first that is worse than the one before
@@ -24,11 +29,12 @@ def best_ridge(consumer: Consumer, blocks: Blocks, ridge: float) -> float | None
         consumer: the layer.
         blocks: moments of its columns with what its outputs lack.
         ridge: that is given.
+        multiples: of it, ascending.
     """
     parts = [part for block, moments in blocks for part in _parts(consumer, block, moments)]
     best, least = None, 0.0
-    for each in (multiple * ridge for multiple in RIDGES if parts):
-        error = float(torch.stack([_error(part, each) for part in parts]).sum())
+    for each in (multiple * ridge for multiple in multiples if parts):
+        error = sum(part.error(each) for part in parts)
         if best is not None and error > least:
             break
         if error < least:
@@ -36,20 +42,41 @@ def best_ridge(consumer: Consumer, blocks: Blocks, ridge: float) -> float | None
     return best
 
 
-def _parts(consumer: Consumer, block: slice, moments: Moments) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yields for each group of a layer the kept columns' moments with themselves and with the targets, to fit and to judge by."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Moments of one group's kept columns in a block, to fit and to judge by, as multiples of their level: a choice needs no float64.
+
+    Attributes:
+        xx, tx: with themselves and with the targets, ``[columns, columns]``, ``[outputs, columns]``.
+        held_xx, held_tx: those of what is held out.
+        level: the mean of the diagonal.
+    """
+
+    xx: Tensor
+    tx: Tensor
+    held_xx: Tensor
+    held_tx: Tensor
+    level: float
+
+    def error(self, ridge: float) -> float:
+        """Returns how much larger the error on what is held out is than that of a shift alone."""
+        gain = ridge_solve(self.xx, self.tx, ridge)
+        return float((gain * (gain @ self.held_xx - 2 * self.held_tx)).sum()) * self.level
+
+
+def _parts(consumer: Consumer, block: slice, moments: Moments) -> Iterator[_Part]:
+    """Yields the groups of a layer of which anything varies; of many outputs a part judges."""
     held = moments.held
     if held is None or not held.count:
         return
     kept = torch.from_numpy(consumer.kept[:, block]).to(moments.mean_x.device)
     origin = (moments.mean_x, moments.mean_t) if consumer.home is not None else (0 * moments.mean_x, 0 * moments.mean_t)
     (xx, tx), (held_xx, held_tx) = moments.about(*origin), held.about(*origin)
+    some = slice(None, None, max(tx.shape[1] // _OUTPUTS, 1))
     for g, stays in enumerate(kept):
-        yield xx[g][stays][:, stays], tx[g][:, stays], held_xx[g][stays][:, stays], held_tx[g][:, stays]
-
-
-def _error(part: tuple[Tensor, Tensor, Tensor, Tensor], ridge: float) -> Tensor:
-    """Returns how much larger the error on what is held out is than that of a shift alone, ``[]``."""
-    xx, tx, held_xx, held_tx = part
-    gain = ridge_solve(xx, tx, ridge)
-    return (gain * (gain @ held_xx - 2 * held_tx)).sum()
+        level = float(xx[g].diagonal()[stays].mean()) if stays.any() else 0.0
+        if level > 0:
+            squares = ((each[g][stays][:, stays] / level).float() for each in (xx, held_xx))
+            targets = ((each[g][some][:, stays] / level).float() for each in (tx, held_tx))
+            (own, other), (to_fit, to_judge) = squares, targets
+            yield _Part(own, to_fit, other, to_judge, level)
