@@ -84,7 +84,7 @@ class Reading:
 
 
 def readings(coupling: Coupling, stream: Stream, level: Mapping[Spot, Tensor]) -> list[Reading]:
-    """Returns where layers with weights read a stream whose levels are known."""
+    """Returns where layers with weights read a stream whose levels, ``[channels]`` each, are known."""
     count = Counter(
         (c.source, c.dim)
         for c in coupling.contractions

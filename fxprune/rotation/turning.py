@@ -141,7 +141,12 @@ def by_name(turning: Turning) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def apart(turning: Turning, inputs: Sequence[Tensor]) -> float:
-    """Returns how far the outputs in the other bases are from the model's own, in float64, as a share of the largest of each."""
+    """Returns how far the outputs in the other bases are from the model's own, in float64, as a share of the largest of each.
+
+    Args:
+        turning: what gives them.
+        inputs: flat, ``[...]`` as the graph takes them.
+    """
     run = Run(Selection.nothing(turning.coupling), torch.float64)
     dense, values, feed = run(inputs), dict[fx.Node, Any](), iter(inputs)
     result: Any = ()

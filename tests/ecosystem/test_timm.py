@@ -21,7 +21,7 @@ SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_head
 
 
 def compiled(model: nn.Module, **options: Any) -> Any:
-    chosen = {"budget": 0.7, "form": "module", "progress": False} | options
+    chosen = {"budget": 0.7, "method": "l2", "form": "module", "progress": False} | options
     found = fxprune.compile(model.eval(), IMAGES, **chosen)
     assert found.report.verified
     return found

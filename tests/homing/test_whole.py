@@ -97,7 +97,7 @@ def test_what_is_left_of_a_list_is_the_graph(bias: bool, row: bool, recover: str
 def test_a_graph_without_layers_comes_home_and_a_file_does(tmp_path) -> None:
     torch.manual_seed(1)
     model, x = Tall(), torch.randn(6, 7)
-    graph = fxprune.compile(model, x, 0.65, units="block", ignore=["layers.0*"], progress=False)
+    graph = fxprune.compile(model, x, 0.65, method="l2", units="block", ignore=["layers.0*"], progress=False)
     home = fxprune.restore(graph, model)
     torch.testing.assert_close(home(x), graph(x))
     fxprune.save(home, tmp_path / "short")
