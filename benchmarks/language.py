@@ -124,6 +124,7 @@ def main() -> None:
     made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5], help="of the decoder that go")
     made.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
+    made.add_argument("--name", default="language", help="of the record")
     options = begin(made)
     needs("gguf", "transformers")
     smollm.model_file()
@@ -142,7 +143,7 @@ def main() -> None:
         *kept.notes,
     ]
     title = "SmolLM2-135M without a share of its decoder, without training"
-    print(record(name_of("language", options), kept.rows, title=title, seed=options.seed, notes=notes))
+    print(record(name_of(options.name, options), kept.rows, title=title, seed=options.seed, notes=notes))
 
 
 if __name__ == "__main__":
