@@ -39,20 +39,14 @@ class Turning:
         """Gives a stream in another basis, ``[channels, channels]``.
 
         Raises:
-            StreamError: a tensor cannot hold what it would have to.
+            StreamError: a tensor cannot hold what it would have to; some values may be changed by then.
         """
-        new = dict(self.values)
-        self.values, old = new, self.values
-        try:
-            for spot, own in level.items():
-                if spot.user is not None:
-                    value = _scaled(self.of(spot.node, spot.user), spot.dim, own)
-                    self._set(spot.node, spot.user, turned(value, spot.dim, basis))
-            for out, gain in found.gains:
-                self._make_neutral(out, gain, level[out], basis)
-        except StreamError:
-            self.values = old
-            raise
+        for spot, own in level.items():
+            if spot.user is not None:
+                value = _scaled(self.of(spot.node, spot.user), spot.dim, own)
+                self._set(spot.node, spot.user, turned(value, spot.dim, basis))
+        for out, gain in found.gains:
+            self._make_neutral(out, gain, level[out], basis)
 
     def _set(self, node: fx.Node, user: fx.Node, value: Tensor) -> None:
         if not value.isfinite().all():
