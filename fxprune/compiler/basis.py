@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,13 +26,12 @@ from fxprune.results.tables import few
 from fxprune.rotation.rotating import Rotated, rotated
 
 
-def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -> State:
-    """Returns the state with an equal model, captured anew, whose streams are in the bases of their principal components.
+def turn(state: State, coupling: Coupling) -> State:
+    """Returns the state with an equal model, to be captured anew, whose streams are in the bases of their principal components.
 
     Args:
         state: captured.
         coupling: of the graph.
-        captured: captures a model.
 
     Raises:
         RotationError: no basis may change; says why.
@@ -56,11 +55,16 @@ def turn(state: State, coupling: Coupling, captured: Callable[[State], State]) -
     told = [*_of_norms(found), *(_of_unread(coupling, found) if state.options.form == MODULE else ())]
     for text in told:
         warnings.warn(TrainingWarning(text), stacklevel=outside())
-    notes, basis = (*state.notes, *_notes(found, untied), *told), state.options.basis
-    options, before = replace(state.options, basis=None), state.before or (coupling if untied else None)
-    del found  # it is as large as the model
-    state = replace(state, source=other, module=other, options=options, captured=None, notes=notes)
-    return captured(replace(state, basis=basis, before=before))
+    return replace(
+        state,
+        source=other,
+        module=other,
+        options=replace(state.options, basis=None),
+        captured=None,
+        basis=state.options.basis,
+        before=state.before or (coupling if untied else None),
+        notes=(*state.notes, *_notes(found, untied), *told),
+    )
 
 
 @torch.no_grad()

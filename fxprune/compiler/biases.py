@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,13 +19,12 @@ from fxprune.recovery.consumers import find_consumers
 from fxprune.results.tables import few
 
 
-def give_biases(state: State, coupling: Coupling, captured: Callable[[State], State]) -> State:
-    """Returns the state with an equal model, captured anew, in which the layers that read units have biases, of zero.
+def give_biases(state: State, coupling: Coupling) -> State | None:
+    """Returns the state with an equal model, to be captured anew, in which layers that read units have biases of zero; None if all have some.
 
     Args:
         state: captured.
         coupling: of the graph.
-        captured: captures a model.
 
     Raises:
         TypeError: the model is a program, whose layers are what they are.
@@ -41,10 +39,11 @@ def give_biases(state: State, coupling: Coupling, captured: Callable[[State], St
         layer_of(c.weight) for c in find_consumers(everything)[0] if c.home is None and _give(model, layer_of(c.weight))
     ]
     if not given:
-        return replace(state, options=options)
+        return None
     notes = (*state.notes, f"biases were added to {few(given, 3)}")
-    state = replace(state, source=model, module=model, options=options, captured=None, notes=notes)
-    return captured(replace(state, before=coupling))
+    return replace(
+        state, source=model, module=model, options=options, captured=None, before=state.before or coupling, notes=notes
+    )
 
 
 def _give(model: nn.Module, name: str) -> bool:

@@ -88,6 +88,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
         BudgetError: the budget is malformed or out of reach; says the smallest that can be reached.
         NothingToPruneError: no channel may go.
         ScorerError: an unknown method or unusable scores.
+        RotationError: under ``basis``, no channels can be given in another one; names what stands in the way.
         RecoveryError: an unknown recovery, or one that returned something unusable.
         TypeError, ValueError: another argument is malformed.
         UnsupportedOpError: under ``strict``, an op without a rule.

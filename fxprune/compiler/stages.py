@@ -139,7 +139,7 @@ def with_method(state: State, options: Options, scorer: Scorer) -> State:
 
 
 def capture(state: State) -> State:
-    """Finds the graph, or the parts that can be captured where the whole cannot."""
+    """Finds the graph, of an equal model if that is asked for, or the parts that can be captured where the whole cannot."""
     options = state.options
     if options.form == MODULE:
         check_has_class(state.source)
@@ -149,12 +149,14 @@ def capture(state: State) -> State:
         return replace(state, parts=parts)
     captured = replace(captured, held={**state.held, **captured.held})
     captured = of_class(captured) if options.form == MODULE else captured
+    state = replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
+    if options.allow_bias and (with_biases := give_biases(state, couple_graph(captured))) is not None:
+        return capture(with_biases)
+    if options.basis is not None:
+        return capture(turn(state, couple_graph(captured)))
     for warning in captured.warned:
         warnings.warn(warning, stacklevel=outside())
-    state = replace(state, captured=captured, inputs=CalibrationInputs(captured, state.batches))
-    if options.allow_bias:
-        return give_biases(state, couple_graph(captured), capture)
-    return state if options.basis is None else turn(state, couple_graph(captured), capture)
+    return state
 
 
 def couple(state: State) -> State:

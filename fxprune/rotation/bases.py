@@ -23,9 +23,8 @@ def drawn(size: int, keeps_mean: bool, seed: int, device: torch.device) -> Tenso
     """Returns an orthogonal matrix by chance, ``[size, size]``, float64; one whose rows each sum to one if it is to keep the mean."""
     draw = torch.Generator().manual_seed(seed)
     inner = torch.randn(size - keeps_mean, size - keeps_mean, generator=draw, dtype=torch.float64)
-    basis: Tensor = (
-        torch.linalg.qr(inner).Q if len(inner) > 1 else -torch.ones_like(inner)
-    )  # one that changes something
+    # of one channel only a change of sign is one that changes something
+    basis: Tensor = torch.linalg.qr(inner).Q if len(inner) > 1 else -torch.ones_like(inner)
     if keeps_mean:
         mirror = _mirror(size)
         basis = mirror @ torch.block_diag(torch.ones(1, 1, dtype=torch.float64), basis) @ mirror

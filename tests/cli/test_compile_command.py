@@ -160,6 +160,8 @@ def test_a_plan_without_weights(here: Path) -> None:
         (("--budget", "0.5", "--recover", "magic"), "covariance"),
         (("--budget", "0.5", "--round-to", "0"), "round_to"),
         (("--budget", "0.5", "--round-to", "x"), "expected a whole number or auto"),
+        (("--budget", "0.5", "--ridge", "x"), "--ridge x: expected a number or auto"),
+        (("--budget", "0.5", "--basis", "pca"), "no channels can be given in another basis"),
         (("--budget", "0.5", "--min-keep", "-1"), "min_keep"),
         (("--budget", "0.5", "--ignore", "*"), "ignore"),
         (("--budget", "0.5", "--units", "chanel"), "head_dim"),

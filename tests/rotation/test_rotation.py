@@ -418,6 +418,7 @@ def test_shares_are_of_the_model_as_it_came(budget: Any) -> None:
     model, ids = shaken(Tied()).float(), torch.randint(11, (4, 6))
     found = fxprune.compile(model, [ids], budget, basis="pca", allow_bias=True, recover=None, progress=False)
     report, whole = fxprune.report(found), sum(p.numel() for p in model.parameters())
+    assert report.plan is not None and report.plan.basis == "pca"
     assert report.params[0] == whole and report.params[1] <= 0.8 * whole
     assert all(f"of {whole:,} parameters" in note for note in report.notes if note.startswith("the budget counts"))
 
@@ -439,3 +440,10 @@ def test_models_without_values_are_refused() -> None:
         fxprune.compile(
             model, [torch.zeros(4, 6, dtype=torch.long)], 0.8, method="random", recover=None, verify=False, basis="pca"
         )
+
+
+def test_allow_bias_keeps_the_basis_where_every_layer_has_a_bias() -> None:
+    model = linear(lambda m, x: m.out(m.a(x)))
+    found = fxprune.compile(model, vectors(), 0.8, basis="pca", allow_bias=True, progress=False)
+    plan = fxprune.report(found).plan
+    assert plan is not None and plan.basis == "pca"

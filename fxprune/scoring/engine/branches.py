@@ -43,6 +43,8 @@ def sums_behind(coupling: Coupling, readers: Iterable[Contraction]) -> dict[fx.N
         for node in coupling.captured.module.graph.nodes
         if is_kind(node, "addition") and len(node.all_input_nodes) == 2 and (dims := _normalised_over(node))
     }
+    if not sums:
+        return {}
     place = {node: i for i, node in enumerate(coupling.captured.module.graph.nodes)}
     found = {}
     for node in {c.node for c in readers}:
@@ -104,11 +106,14 @@ def weights(coupling: Coupling, readers: Sequence[Contraction], inputs: Sequence
     """
     ends = sums_behind(coupling, readers)
     products = {c.node: at for c in readers if c.other is not None and (at := softmax_behind(c.node)) is not None}
+    branches: dict[fx.Node, dict[fx.Node, Sum]] = {}
+    for end in ends.values():  # one for all that read in a branch
+        branches.setdefault(end.node, {})[end.branch] = end
     shares: dict[tuple[fx.Node, fx.Node], float] = {}
-    spreads: dict[fx.Node, float] = {}
+    spreads, softmaxes = dict[fx.Node, float](), set(products.values())
     for node, values in Run(Selection.nothing(coupling)).steps(inputs):
-        shares |= {(node, end.branch): share(end, values) for end in set(ends.values()) if end.node is node}
-        if node in products.values():
+        shares |= {(node, branch): share(end, values) for branch, end in branches.get(node, {}).items()}
+        if node in softmaxes:
             spreads[node] = spread(node, values)
     found = {node: shares[end.node, end.branch] for node, end in ends.items()}
     return found | {node: found.get(node, 1.0) * spreads[at] for node, at in products.items()}
