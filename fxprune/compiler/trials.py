@@ -74,10 +74,14 @@ class Trials:
         self._context = _Remembering(nothing, _First(inputs, max(count - 1, 1)), ridge, memory_limit)
         anything = Selection(coupling, coupling.removed_mask(range(len(coupling.units))))
         consumers, _ = find_consumers(anything)
-        fitting = next(parts_that_fit(consumers, lambda c: {c: bytes_of(c, True, memory_limit)}, memory_limit), [])
+        samples = self._context.samples(consumers)
+        sizes = {c: {c: bytes_of(c, True, memory_limit, samples[c])} for c in consumers}
+        fitting = next(parts_that_fit(consumers, sizes.__getitem__, memory_limit), [])
         #: Layers that there is no memory to recover.
         self.left = [consumer.weight for consumer in consumers[len(fitting) :]]
-        blocks = measure(nothing, fitting, self._context.inputs, covariance=True, memory_limit=memory_limit)
+        blocks = measure(
+            nothing, fitting, self._context.inputs, covariance=True, memory_limit=memory_limit, samples=samples
+        )
         self._context.known.update(zip((c.node for c in fitting), blocks, strict=True))
         self._values: dict[fx.Node, Any] = {}
         left = memory_limit // 2

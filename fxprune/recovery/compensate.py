@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import fit_gains
-from fxprune.recovery.moments import Blocks, Moments, ridge_solve
+from fxprune.recovery.moments import Blocks
 from fxprune.recovery.protocol import Recovered, RecoveryContext
+from fxprune.recovery.regression import gain_of
 from fxprune.recovery.ridges import MORE, best_ridge
 
 
@@ -53,24 +53,13 @@ def make_up(
         for block, moments in blocks:
             for part in (moments, moments.held):
                 if part is not None and part.count:
-                    _aim(part, weight[..., block], kept[:, block], covariance)
+                    part.aim(weight[..., block], kept[:, block], covariance)
         ridge = context.ridge if covariance else None
         if any(moments.held is not None and moments.held.count for _, moments in blocks):
             ridge = best_ridge(consumer, blocks, context.ridge, MORE)
         for _, moments in blocks:
             moments.whole()
         fit(changed, consumer, blocks, ridge)
-
-
-def _aim(moments: Moments, weight: Tensor, kept: Tensor, covariance: bool) -> None:
-    """Makes what the removed columns give to the outputs the target; of ``tx`` the kept columns are filled in."""
-    moments.mean_t = weight.new_zeros(weight.shape[:2])
-    moments.tx = torch.zeros_like(weight)
-    for g, stays in enumerate(kept):
-        removed = weight[g][:, ~stays]
-        moments.mean_t[g] = removed @ moments.mean_x[g][~stays]
-        if covariance:
-            moments.tx[g][:, stays] = removed @ moments.xx[g][~stays][:, stays]
 
 
 def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float | None) -> None:
@@ -92,7 +81,7 @@ def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float 
         for g, stays in enumerate(kept[:, block]):
             shift[g] += moments.mean_t[g]
             if ridge is not None:
-                gain = ridge_solve(moments.xx[g][stays][:, stays], moments.tx[g][:, stays], ridge)
+                gain = gain_of(moments, g, stays, ridge)
                 update[g, :, block][:, stays] = gain
                 shift[g] -= gain @ moments.mean_x[g][stays]
     changed.add(consumer, update, shift)

@@ -24,9 +24,10 @@ from fxprune.algebra.axes import explicit
 from fxprune.ops.registry import is_kind
 from fxprune.ops.tracer import Contraction
 from fxprune.recovery.consumers import Replacements
-from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.moments import Moments
 from fxprune.recovery.products import pairs_of, products, shifted_side
 from fxprune.recovery.protocol import RecoveryContext
+from fxprune.recovery.regression import ridge_solve
 from fxprune.recovery.spreads import Maker, makers
 from fxprune.twin.interpreter import Run
 

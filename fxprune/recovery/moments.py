@@ -1,4 +1,7 @@
-"""Means and (cross-)covariances of what layers read, streamed: centred in each batch, merged in float64, in parts that fit."""
+"""Means and (cross-)covariances of what layers read, streamed: centred in each batch, merged in float64, in parts that fit.
+
+Fewer samples than columns say all that they can themselves: then they are kept, and no square of the columns is formed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from fxprune._base.errors import CalibrationError
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.twin.interpreter import Run
@@ -17,14 +19,21 @@ from fxprune.twin.interpreter import Run
 class Moments:
     """The count, means and centred second moments of ``x[samples, groups, p]`` with ``t[samples, groups, q]``.
 
+    Args:
+        most: as many samples are kept as they are; ``xx`` and ``tx`` are formed of more, or when they are asked for.
+
     Attributes:
         held: those of samples that were held out, to judge by; None if none were.
+        rows: the samples ``(x, t)`` that are kept, batch by batch; None once squares are formed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 0) -> None:
         self.held: Moments | None = None
-        self.count = 0
-        self.mean_x, self.mean_t, self.xx, self.tx = torch.zeros(4, 0, dtype=torch.float64)
+        self.most, self.count = most, 0
+        self.mean_x, self.mean_t = torch.zeros(2, 0, dtype=torch.float64)
+        self._xx: Tensor = torch.zeros(0, dtype=torch.float64)
+        self._tx: Tensor = torch.zeros(0, dtype=torch.float64)
+        self.rows: list[tuple[Tensor, Tensor]] | None = []
 
     def add(self, x: Tensor, t: Tensor | None = None) -> None:
         """Takes in a batch ``x[samples, groups, p]`` (Chan et al. 1983, parallel update); ``t`` has the same samples."""
@@ -35,19 +44,56 @@ class Moments:
         if x.dtype.itemsize < 4:  # a sum of squares leaves the range of float16
             x, t = x.float(), t.float()
         mean_x, mean_t = (part.mean(dim=0, dtype=torch.float64) for part in (x, t))
-        centred = (x - mean_x.to(x.dtype)).transpose(0, 1)  # [groups, samples, p]
-        xx = (centred.transpose(1, 2) @ centred).double()
-        tx = ((t - mean_t.to(t.dtype)).permute(1, 2, 0) @ centred).double()
+        if self.rows is not None and self.count + n > self.most:
+            self.square()
+        if self.rows is not None:
+            self.rows.append((x, t))
+        else:
+            centred = (x - mean_x.to(x.dtype)).transpose(0, 1)  # [groups, samples, p]
+            xx = (centred.transpose(1, 2) @ centred).double()
+            tx = ((t - mean_t.to(t.dtype)).permute(1, 2, 0) @ centred).double()
+            self._grow(n, mean_x, mean_t, xx, tx)
+        self._move(n, mean_x, mean_t)
+
+    def _grow(self, n: int, mean_x: Tensor, mean_t: Tensor, xx: Tensor, tx: Tensor) -> None:
+        """Adds the centred squares ``[groups, p, p]``, ``[groups, q, p]`` of ``n`` samples with means of their own, ``[groups, ...]``."""
         if not self.count:
-            self.count, self.mean_x, self.mean_t, self.xx, self.tx = n, mean_x, mean_t, xx, tx
+            self._xx, self._tx = xx, tx
             return
         step_x, step_t = mean_x - self.mean_x, mean_t - self.mean_t
+        each = self.count * n / (self.count + n)
+        self._xx += xx + each * step_x[..., :, None] * step_x[..., None, :]
+        self._tx += tx + each * step_t[..., :, None] * step_x[..., None, :]
+
+    def _move(self, n: int, mean_x: Tensor, mean_t: Tensor) -> None:
+        """Takes ``n`` samples' means, ``[groups, p]`` and ``[groups, q]``, into those of all."""
         share = n / (self.count + n)
-        self.xx += xx + self.count * share * step_x[..., :, None] * step_x[..., None, :]
-        self.tx += tx + self.count * share * step_t[..., :, None] * step_x[..., None, :]
-        self.mean_x += step_x * share
-        self.mean_t += step_t * share
+        if not self.count:
+            self.mean_x, self.mean_t = mean_x, mean_t
+        else:
+            self.mean_x = self.mean_x + (mean_x - self.mean_x) * share
+            self.mean_t = self.mean_t + (mean_t - self.mean_t) * share
         self.count += n
+
+    def square(self) -> None:
+        """Forms the squares of samples that were kept, about the means as they stand."""
+        rows, self.rows = self.rows, None
+        for x, t in rows or ():
+            centred = (x.double() - self.mean_x).transpose(0, 1)
+            xx, tx = centred.transpose(1, 2) @ centred, (t.double() - self.mean_t).permute(1, 2, 0) @ centred
+            self._xx, self._tx = (self._xx + xx, self._tx + tx) if self._xx.numel() else (xx, tx)
+
+    @property
+    def xx(self) -> Tensor:
+        """Of the columns with themselves, sums, ``[groups, p, p]``."""
+        self.square()
+        return self._xx
+
+    @property
+    def tx(self) -> Tensor:
+        """Of the targets with the columns, sums, ``[groups, q, p]``."""
+        self.square()
+        return self._tx
 
     def whole(self) -> None:
         """Takes in what was held out."""
@@ -59,18 +105,12 @@ class Moments:
         """Takes in what another has seen, of the same layer."""
         if not other.count:
             return
-        if not self.count:
-            self.count, self.mean_x, self.mean_t = other.count, other.mean_x.clone(), other.mean_t.clone()
-            self.xx, self.tx = other.xx.clone(), other.tx.clone()
-            return
-        xx, tx = other.about(self.mean_x, self.mean_t)
-        share = other.count / (self.count + other.count)
-        step_x, step_t = other.mean_x - self.mean_x, other.mean_t - self.mean_t
-        self.count += other.count
-        self.xx += xx - self.count * share**2 * step_x[..., :, None] * step_x[..., None, :]
-        self.tx += tx - self.count * share**2 * step_t[..., :, None] * step_x[..., None, :]
-        self.mean_x = self.mean_x + step_x * share
-        self.mean_t = self.mean_t + step_t * share
+        if self.rows is not None and other.rows is not None and self.count + other.count <= self.most:
+            self.rows += other.rows
+        else:
+            self.square()
+            self._grow(other.count, other.mean_x, other.mean_t, other.xx, other.tx)
+        self._move(other.count, other.mean_x, other.mean_t)
 
     def about(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the second moments about another point, sums: ``[groups, p, p]``, ``[groups, q, p]``."""
@@ -80,6 +120,38 @@ class Moments:
             self.tx + self.count * step_t[..., :, None] * step_x[..., None, :],
         )
 
+    def aim(self, weight: Tensor, kept: Tensor, covariance: bool) -> None:
+        """Makes what the removed columns give to the outputs the target; of ``tx`` the kept columns are filled in.
+
+        Args:
+            weight: ``[groups, outputs, p]``, float64.
+            kept: which columns stay, ``[groups, p]``.
+            covariance: False for the targets' means alone.
+        """
+        lost = weight.masked_fill(kept[:, None], 0.0)
+        self.mean_t = (lost @ self.mean_x[..., None])[..., 0]
+        if not covariance:
+            return
+        if self.rows is not None:
+            self.rows = [(x, torch.einsum("ngp,gqp->ngq", x.double(), lost)) for x, _ in self.rows]
+            return
+        self._tx = torch.zeros_like(weight)
+        for g, stays in enumerate(kept):
+            self._tx[g][:, stays] = weight[g][:, ~stays] @ self._xx[g][~stays][:, stays]
+
+    def samples(self, g: int, kept: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the samples that are kept of one group's columns, about a point: ``[samples, kept]``, ``[samples, q]``.
+
+        Args:
+            g: the group.
+            kept: flags, ``[p]``.
+            x: the point, ``[groups, p]``.
+            t: of the targets, ``[groups, q]``.
+        """
+        rows = self.rows or ()
+        own, target = torch.cat([a[:, g][:, kept] for a, _ in rows]), torch.cat([b[:, g] for _, b in rows])
+        return own.double() - x[g][kept], target.double() - t[g]
+
     def add_mean(self, x: Tensor) -> None:
         """Takes in a batch ``x[samples, groups, p]``, for ``mean_x`` alone."""
         mean, total = x.mean(dim=0, dtype=torch.float64), self.count + len(x)
@@ -88,32 +160,10 @@ class Moments:
 
     def raw(self) -> None:
         """Turns centred moments into moments about zero (for a layer whose shift has no home)."""
-        self.xx += self.count * self.mean_x[..., :, None] * self.mean_x[..., None, :]
-        self.tx += self.count * self.mean_t[..., :, None] * self.mean_x[..., None, :]
-        self.mean_x.zero_()
-        self.mean_t.zero_()
-
-
-def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Returns ``right @ (gram + ridge * mean(diag(gram)) * I)^-1`` for ``gram[p, p]``, ``right[q, p]``.
-
-    Raises:
-        CalibrationError: the covariance is not finite.
-    """
-    size = gram.shape[0]
-    if size == 0 or right.shape[0] == 0:
-        return right
-    if not torch.isfinite(gram).all():
-        raise CalibrationError(
-            "calibration data: a layer's inputs overflow, or are NaN: their covariance is not finite"
-        )
-    level = gram.diagonal().mean()
-    if not level > 0:
-        return torch.zeros_like(right)
-    damped = gram + ridge * level * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    solution = torch.linalg.lstsq(damped, right.T).solution if int(failed) else torch.cholesky_solve(right.T, factor)
-    return solution.T
+        if self.rows is None:
+            self._xx += self.count * self.mean_x[..., :, None] * self.mean_x[..., None, :]
+            self._tx += self.count * self.mean_t[..., :, None] * self.mean_x[..., None, :]
+        self.mean_x, self.mean_t = torch.zeros_like(self.mean_x), torch.zeros_like(self.mean_t)
 
 
 #: One batch in so many is held out; of fewer batches, the last one in so many parts of each.
@@ -138,19 +188,29 @@ T = TypeVar("T")
 Blocks: TypeAlias = "list[tuple[slice, Moments]]"
 
 
-def _blocks(consumer: Consumer, covariance: bool, memory_limit: int) -> list[slice]:
-    """Cuts the columns into blocks whose covariance fits."""
+def _blocks(consumer: Consumer, covariance: bool, memory_limit: int, samples: int | None = None) -> list[slice]:
+    """Cuts the columns into blocks whose covariance fits, or whose samples do."""
     groups, columns = consumer.kept.shape
-    most = int((memory_limit / 16 / groups) ** 0.5) if covariance else columns
+    room = memory_limit / 16 / groups
+    most = int(max(room**0.5, room / samples if samples else 0)) if covariance else columns
     count = max(1, -(-columns // max(most, 1)))
     width = -(-columns // count)
     return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
 
-def bytes_of(consumer: Consumer, covariance: bool, memory_limit: int) -> int:
-    """Returns what the statistics of one consumer take, in blocks if need be."""
-    widths = [block.stop - block.start for block in _blocks(consumer, covariance, memory_limit)]
-    return sum(16 * consumer.groups * width**2 for width in widths) if covariance else 8 * consumer.kept.size
+def bytes_of(consumer: Consumer, covariance: bool, memory_limit: int, samples: int | None = None) -> int:
+    """Returns what the statistics of one consumer take, in blocks if need be.
+
+    Args:
+        consumer: the layer.
+        covariance: False for the means alone.
+        memory_limit: bytes for one block.
+        samples: how many there are; None if squares are needed in any case.
+    """
+    if not covariance:
+        return 8 * consumer.kept.size
+    widths = [block.stop - block.start for block in _blocks(consumer, covariance, memory_limit, samples)]
+    return sum(16 * consumer.groups * width * min(width, width if samples is None else samples) for width in widths)
 
 
 def parts_that_fit(items: Iterable[T], sizes: Callable[[T], Mapping[Any, int]], memory_limit: int) -> Iterator[list[T]]:
@@ -182,6 +242,7 @@ def measure(
     covariance: bool,
     memory_limit: int,
     held: Mapping[Consumer, int] | None = None,
+    samples: Mapping[Consumer, int] | None = None,
 ) -> list[Blocks]:
     """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
 
@@ -192,9 +253,13 @@ def measure(
         covariance: False for the means alone.
         memory_limit: bytes for one block's statistics, and for one batch's samples of one consumer.
         held: of consumers some of whose samples are held out, the number of batches (see `split`).
+        samples: of consumers whose samples may be kept instead of squares, how many there are.
     """
-    held = held or {}
-    blocks = [[(b, Moments()) for b in _blocks(consumer, covariance, memory_limit)] for consumer in part]
+    held, counts = held or {}, [(samples or {}).get(consumer) for consumer in part]
+    cuts = [_blocks(c, covariance, memory_limit, count) for c, count in zip(part, counts, strict=True)]
+    blocks = [
+        [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
+    ]
     run = Run(dense)
     for number, batch in enumerate(inputs):
         waiting = len(part)
@@ -205,7 +270,7 @@ def measure(
                 for block, moments in own:
                     moments.add(columns[:cut, ..., block]) if covariance else moments.add_mean(columns[..., block])
                     if consumer in held:
-                        moments.held = moments.held or Moments()
+                        moments.held = moments.held or Moments(moments.most)
                         moments.held.add(columns[cut:, ..., block])
                 waiting -= 1
             if not waiting:

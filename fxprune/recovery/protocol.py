@@ -105,7 +105,7 @@ class RecoveryContext:
         """Yields every consumer with the moments of its input in the dense model.
 
         They are ``mean_x[groups, columns]`` and ``xx[groups, columns, columns]``, by blocks of columns: one block, unless
-        that exceeds the memory limit.
+        that exceeds the memory limit. Of fewer samples than columns the samples are kept until squares are asked for.
 
         Args:
             covariance: False for the means alone.
@@ -114,21 +114,20 @@ class RecoveryContext:
         """
         limit = self.memory_limit
         consumers = (*self.consumers, *self.gates) if consumers is None else consumers
-        held = self._scarce(consumers) if hold_out else {}
-        sizes = {c: {c: bytes_of(c, covariance, limit) * (2 if c in held else 1)} for c in consumers}
+        samples, batches = self.samples(consumers), _count(self.inputs)
+        held = {c: batches for c in consumers if hold_out and samples[c] < _AMPLE * c.kept.shape[1]}
+        sizes = {c: {c: bytes_of(c, covariance, limit, samples[c]) * (2 if c in held else 1)} for c in consumers}
         for part in parts_that_fit(consumers, sizes.__getitem__, limit):
-            found = measure(self.dense, part, self.inputs, covariance=covariance, memory_limit=limit, held=held)
+            found = measure(
+                self.dense, part, self.inputs, covariance=covariance, memory_limit=limit, held=held, samples=samples
+            )
             yield from zip(part, found, strict=True)
 
-    def _scarce(self, consumers: Sequence[Consumer]) -> dict[Consumer, int]:
-        """Returns the number of batches for each layer whose samples are few beside its columns."""
-        batches, info = _count(self.inputs), self.selection.coupling.captured.info
-        found = {}
-        for consumer in consumers:
-            own = info[consumer.node] if not isinstance(info[consumer.node], list) else info[consumer.source]
-            if consumer.samples(own.example) * batches < _AMPLE * consumer.kept.shape[1]:
-                found[consumer] = batches
-        return found
+    def samples(self, consumers: Iterable[Consumer]) -> dict[Consumer, int]:
+        """Returns how many samples layers read in all batches, if each is like the one at capture."""
+        info, batches = self.selection.coupling.captured.info, _count(self.inputs)
+        ends = {c: c.source if isinstance(info[c.node], list) else c.node for c in consumers}
+        return {c: c.samples(info[end].example) * batches for c, end in ends.items()}
 
     @property
     def skipped(self) -> tuple[str, ...]:

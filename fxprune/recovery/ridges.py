@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fxprune.recovery.consumers import Consumer
-from fxprune.recovery.moments import Blocks, Moments, ridge_solve
+from fxprune.recovery.moments import Blocks, Moments
+from fxprune.recovery.regression import Dual, ridge_solve
 
 #: Those that are tried, as multiples of the one that is given.
 RIDGES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
@@ -64,15 +65,40 @@ class _Part:
         return float((gain * (gain @ self.held_xx - 2 * self.held_tx)).sum()) * self.level
 
 
-def _parts(consumer: Consumer, block: slice, moments: Moments) -> Iterator[_Part]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _FewSamples:
+    """The samples of one group's kept columns, fewer than these, to fit and to judge by.
+
+    Attributes:
+        own: those to fit.
+        cross: the products of those held out with them, ``[held, samples]``.
+        lacking: the targets of those held out, ``[held, outputs]``.
+    """
+
+    own: Dual
+    cross: Tensor
+    lacking: Tensor
+
+    def error(self, ridge: float) -> float:
+        """Returns how much larger the error on what is held out is than that of a shift alone."""
+        guess = self.cross @ self.own.weights(ridge)
+        return float((guess * (guess - 2 * self.lacking)).sum())
+
+
+def _parts(consumer: Consumer, block: slice, moments: Moments) -> Iterator[_Part | _FewSamples]:
     """Yields the groups of a layer of which anything varies; of many outputs a part judges."""
     held = moments.held
-    if held is None or not held.count:
+    if held is None or not held.count or not moments.count:
         return
     kept = torch.from_numpy(consumer.kept[:, block]).to(moments.mean_x.device)
     origin = (moments.mean_x, moments.mean_t) if consumer.home is not None else (0 * moments.mean_x, 0 * moments.mean_t)
+    some = slice(None, None, max(moments.mean_t.shape[1] // _OUTPUTS, 1))
+    if moments.rows is not None and held.rows is not None:
+        for g, stays in enumerate(kept):
+            (x, t), (held_x, held_t) = (each.samples(g, stays, *origin) for each in (moments, held))
+            yield _FewSamples(Dual(x, t[:, some]), held_x @ x.T, held_t[:, some])
+        return
     (xx, tx), (held_xx, held_tx) = moments.about(*origin), held.about(*origin)
-    some = slice(None, None, max(tx.shape[1] // _OUTPUTS, 1))
     for g, stays in enumerate(kept):
         level = float(xx[g].diagonal()[stays].mean()) if stays.any() else 0.0
         if level > 0:

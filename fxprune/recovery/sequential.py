@@ -115,6 +115,13 @@ def _order(coupling: Coupling, drifts: dict[fx.Node, Drift]) -> list[fx.Node]:
     return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
 
 
+def _moments_for(consumer: Consumer) -> Moments:
+    """Returns room for a layer's moments, and for those that are held out."""
+    moments = Moments(consumer.kept.shape[1])
+    moments.held = Moments(moments.most)
+    return moments
+
+
 class _March:
     """Dense model and masked twin side by side."""
 
@@ -159,8 +166,9 @@ class _March:
     def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
         """Advances all batches node by node."""
         for states in zip(*map(self._walk, batches), strict=True):
-            node, moments = states[0][0], Moments()
+            node = states[0][0]
             if node in consumers:
+                moments = _moments_for(consumers[node])
                 for number, (_, dense, pruned) in enumerate(states):
                     self._observe(consumers[node], moments, dense, pruned, number)
                 self._fit(consumers[node], moments)
@@ -193,7 +201,7 @@ class _March:
 
     def alone(self, consumer: Consumer) -> None:
         """Runs every batch from the start up to one consumer."""
-        moments = Moments()
+        moments = _moments_for(consumer)
         for number, batch in enumerate(self.context.inputs):
             _, dense, pruned = next(state for state in self._walk(batch) if state[0] is consumer.node)
             self._observe(consumer, moments, dense, pruned, number)
@@ -222,9 +230,8 @@ class _March:
             self._lacking.add(node)
         rows = consumer.choose(target.shape, self.context.memory_limit, number)
         cut = split(len(rows), number, self.batches)
-        moments.held = moments.held or Moments()
         for part, some in ((moments, rows[:cut]), (moments.held, rows[cut:])):
-            if len(some):
+            if part is not None and len(some):
                 part.add(consumer.columns(pruned[consumer.source], some), consumer.outputs(target, some))
 
     def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:

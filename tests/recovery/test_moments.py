@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.recovery.moments import Moments, ridge_solve
+from fxprune.recovery.moments import Moments
+from fxprune.recovery.regression import ridge_solve
 from tests.support.compiling import compile_small, mlp
 
 
