@@ -16,6 +16,7 @@ from torch import fx
 from fxprune._base.errors import IgnoredPatternWarning, outside
 from fxprune._base.names import layer_of
 from fxprune.algebra.axes import is_labelled
+from fxprune.budget.factors import carry
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
@@ -68,12 +69,16 @@ def holding(coupling: Coupling, group: Group, patterns: Iterable[str], names: Ma
 
 
 def reaching(coupling: Coupling, group: Group, patterns: Sequence[str], names: Mapping[str, set[str]]) -> str | None:
-    """Returns the pattern of ``ratios`` that a group falls under: its own name, or the first that matches all its makers."""
+    """Returns the pattern of ``ratios`` that a group falls under: its own name, or the first that matches all its makers.
+
+    Of makers whose outputs are multiplied one is enough.
+    """
     if group.name in patterns:
         return group.name
     makers = makers_of(coupling, group) or {group.name}
     for pattern in patterns:
-        if all(matches(names.get(maker, {maker}), pattern) for maker in makers):
+        chosen = {maker for maker in makers if matches(names.get(maker, {maker}), pattern)}
+        if chosen == makers or (chosen and carry(coupling, chosen, makers)):
             return pattern
     return None
 

@@ -95,7 +95,7 @@ def solve(
         scores: for each group's name a score for each of its units, ``[len(group.units)]``; low goes first.
         budget: upper bounds, or a share of parameters; give either this or ``ratios``.
         ratios: the share of units removed, for all groups or by pattern; a group falls under its own name, or else under the
-            first pattern that matches all the layers that make it, or under ``default`` (0 if absent).
+            first pattern that reaches it (`fxprune.budget.patterns`), or under ``default`` (0 if absent).
         constraints: what must stay.
         vanishing: the groups that may lose all their units, i.e. blocks, and others under ``min_keep=0``, each with the names
             of the tensors that are then gone (`fxprune.coupling.branches.vanishing_groups`).

@@ -72,8 +72,9 @@ class Options:
             ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
             ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of layers,
-            modules that hold them or tensors. A pattern reaches a group if it matches all the layers that make it; a group's
-            own name comes first, then the first pattern that reaches it, then ``"default"`` (0 if absent).
+            modules that hold them or tensors. A pattern reaches a group if it matches all the layers that make it, or a
+            factor of their product, as the gate of a gated MLP; a group's own name comes first, then the first pattern that
+            reaches it, then ``"default"`` (0 if absent).
         allocation: how a budget is shared out among groups: ``"curves"``, by the criterion's scores as they are; ``"uniform"``, the
             same share of the units of each; or ``"search"``, by what each group alone, pruned and recovered, does to the outputs,
             or as one of the others if that leaves them closer (its time is some passes over one batch for each group).
