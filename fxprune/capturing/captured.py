@@ -27,6 +27,7 @@ from fxprune.capturing.sizes import Sizes, read_sizes
 from fxprune.capturing.source import Source, open_sources, open_training
 from fxprune.capturing.state import State, hang, read_state
 from fxprune.capturing.training import lost_norms, restore_training
+from fxprune.data.batch import shown
 from fxprune.data.calls import Call, bound_call
 
 _QUOTES = frozenset("\"'\\")
@@ -133,6 +134,13 @@ def capture(
     return next(captures(model, args, kwargs, dynamic_shapes=dynamic_shapes, batches=batches))
 
 
+def _check_example(args: Any, kwargs: Any) -> None:
+    if not isinstance(args, (tuple, list)):
+        raise CaptureError(f"args: expected a tuple of arguments, such as (x,), got {shown(args):.80}")
+    if not isinstance(kwargs or {}, Mapping):
+        raise CaptureError(f"kwargs: expected a mapping from names to arguments, got {shown(kwargs):.80}")
+
+
 def captures(
     model: nn.Module | ExportedProgram,
     args: tuple[Any, ...] = (),
@@ -149,6 +157,7 @@ def captures(
     Raises:
         CaptureError: If the model cannot be captured.
     """
+    _check_example(args, kwargs)
     for source in open_sources(model, args, kwargs or {}, dynamic_shapes, batches):
         try:
             found = _captured(source)

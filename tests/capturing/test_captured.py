@@ -278,3 +278,16 @@ def test_transforms_of_functions_are_refused_by_name(name: str) -> None:
     model = Fn(lambda m, x: m.o(TRANSFORMS[name](m.a(x))), a=nn.Linear(6, 8), o=nn.Linear(8, 3))
     with pytest.raises(CaptureError, match=r"a transform of torch\.func .* compile the modules before and after it"):
         capture(model, (torch.randn(5, 6),))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "said"),
+    [
+        (torch.randn(2, 4), None, r"args: expected a tuple of arguments, such as \(x,\), got float32 \[2, 4\]"),
+        ({"x": torch.randn(2, 4)}, None, r"args: expected a tuple of arguments, such as \(x,\), got {'x'"),
+        ((), (torch.randn(2, 4),), r"kwargs: expected a mapping from names to arguments, got \(tensor"),
+    ],
+)
+def test_a_call_is_a_tuple_and_a_mapping(args, kwargs, said):
+    with pytest.raises(CaptureError, match=said):
+        capture(nn.Linear(4, 2), args, kwargs)
