@@ -49,7 +49,8 @@ def narrower(way: str, share: float, seed: int, quick: bool) -> Any:
     return fxprune.compile(
         model,
         [{"input_ids": ids} for ids in calib.split(2)],
-        ratios={stream: 1 - width / model.config.hidden_size, "default": 0.0},
+        # the stream goes by the name of what makes it first: the embedding, once that is no longer tied
+        ratios=dict.fromkeys((stream, "model.embed_tokens"), 1 - width / model.config.hidden_size) | {"default": 0.0},
         basis=basis,  # type: ignore[arg-type]
         recover=recover,  # type: ignore[arg-type]
         memory_limit=8 << 30,

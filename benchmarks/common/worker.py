@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import resource
+import sys
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+
+#: Bytes; a process that took more is not asked again.
+_LARGE = 4 << 30
+#: Of what the system counts a process' memory in.
+_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def _serve(pipe: Connection, answer: Callable[[str], dict[str, Any]], threads: int) -> None:
@@ -21,7 +28,8 @@ def _serve(pipe: Connection, answer: Callable[[str], dict[str, Any]], threads: i
             question = pipe.recv()
         except EOFError:  # nobody asks any more
             return
-        pipe.send(json.dumps(answer(question)))
+        found = answer(question)
+        pipe.send((json.dumps(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT))
 
 
 class Worker:
@@ -48,12 +56,19 @@ class Worker:
         self.pipe.send(question)
         try:
             if self.pipe.poll(self.limit):
-                found: dict[str, Any] = json.loads(self.pipe.recv())
+                text, most = self.pipe.recv()
+                if most > _LARGE:  # what one model took is not always given back
+                    self._end()
+                found: dict[str, Any] = json.loads(text)
                 return found
             what = f"no end within {self.limit:.0f} s"
         except EOFError:
             self.process.join()
             what = f"the process ended with {self.process.exitcode}"
-        self.process.kill()
-        self.process = None
+        self._end()
         return {"error": what}
+
+    def _end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process = None
