@@ -58,7 +58,7 @@ class PlainInputs:
         """Yields the flat inputs of each batch.
 
         Raises:
-            CalibrationError: a batch is a tensor, not a sequence of them.
+            CalibrationError: a batch is no sequence of tensors.
         """
         return map(_flat, self.source)
 
@@ -74,11 +74,10 @@ class PlainInputs:
 
 
 def _flat(batch: Any) -> Flat:
-    if isinstance(batch, Tensor):
-        got = f"got a tensor {list(batch.shape)}: write [(x,)] for [x]"
-        raise CalibrationError(f"inputs: expected for each batch a tuple of the graph's flat inputs, {got}")
-    flat: Flat = batch
-    return flat
+    if isinstance(batch, (tuple, list)):
+        return batch
+    write = f"a tensor {list(batch.shape)}: write [(x,)] for [x]" if isinstance(batch, Tensor) else type(batch).__name__
+    raise CalibrationError(f"inputs: expected for each batch a tuple of the graph's flat inputs, got {write}")
 
 
 def inputs_of(source: Iterable[Flat]) -> Inputs:

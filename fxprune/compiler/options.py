@@ -49,6 +49,7 @@ MethodName = Literal[
     "fpgm",
     "bn_scale",
     "nisp",
+    "reap",
     "random",
 ]
 
@@ -70,7 +71,7 @@ class Options:
     Attributes:
         method: the criterion: a `Scorer`, or a registered name: ``"variance"``, ``"vbp"``, ``"joint"``, ``"obs"``, ``"spvr"``,
             ``"ippro"``, ``"ippro-literal"``, ``"magnitude"``, ``"l1"``, ``"l2"``, ``"taylor"``, ``"fpgm"``, ``"bn_scale"``,
-            ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"random"``.
+            ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"reap"``, ``"random"``.
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of layers,
             modules that hold them or tensors. A pattern reaches a group if it matches all the layers that make it, or a
             factor of their product, as the gate of a gated MLP; a group's own name comes first, then the first pattern that

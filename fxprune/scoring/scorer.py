@@ -117,7 +117,7 @@ class Scorer(Protocol):
 NEEDS, PREFERRED = ("weights", "activations", "gradients", "masked outputs"), ("recover", "min_keep")
 
 #: The modules of fxprune's own criteria, one a criterion.
-_OWN = "bn_scale chip fpgm hrank ippro joint kl magnitude nisp random spvr taylor variance"
+_OWN = "bn_scale chip fpgm hrank ippro joint kl magnitude nisp random reap spvr taylor variance"
 
 _PARTS = {"name": str, "needs": Collection, "per_cost": object, "defaults": Mapping, "score": object}
 

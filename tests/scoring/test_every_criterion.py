@@ -99,6 +99,8 @@ def _tokens() -> tuple[nn.Module, Tensor]:
 #: What says clearly that it has nothing to go by, or too little to prune, in these networks.
 REFUSED = {
     ("bn_scale", _tokens): (ScorerError, "expects batch norms"),
+    ("reap", _image): (ScorerError, "expects experts"),
+    ("reap", _tokens): (ScorerError, "expects experts"),
     ("vbp", _image): (NothingToPruneError, "hidden units of an MLP"),  # it prunes MLPs alone
     ("vbp", _tokens): (BudgetError, "cannot be reached"),
 }
