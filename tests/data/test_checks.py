@@ -151,6 +151,7 @@ def test_probe_takes_two_samples_unless_the_model_needs_all() -> None:
         (nn.Linear(5, 2), X, "expected a batch that the model's forward accepts"),
         (nn.ReLU(), {"x": X}, "got kwargs['x'] float32 [8, 3]"),
         (Stacked(), [X[0], X[0]], "pass forward_args=lambda b: ((b,), {})"),
+        (Stacked(), [torch.zeros(3, 4, 4)], "pass forward_args=lambda b: ((b,), {})"),
         (Stacked(), ([X[0], X[0], X[0]], {"boxes": Y}), "pass forward_args=lambda b: ((b,), {})"),
         (Stacked(), {"pixels": X}, "pass forward_args=lambda b: ((b,), {})"),
         (Masked(), ((X, X), Y), "too many positional arguments; got args[0] float32 [8, 3], args[1]"),
