@@ -35,7 +35,12 @@ class _Remembering(RecoveryContext):
     known: dict[Any, Blocks] = field(default_factory=dict)
 
     def moments(
-        self, *, covariance: bool = True, consumers: Sequence[Consumer] | None = None, hold_out: bool = False
+        self,
+        *,
+        covariance: bool = True,
+        consumers: Sequence[Consumer] | None = None,
+        hold_out: bool = False,
+        rows: bool = False,
     ) -> Iterator[tuple[Consumer, Blocks]]:
         """Yields each consumer with its moments, which the caller may change."""
         consumers = self.consumers if consumers is None else consumers

@@ -47,7 +47,7 @@ def make_up(
         consumers: some of these layers; by default all.
     """
     tuned = covariance and context.tuned
-    for consumer, blocks in context.moments(covariance=covariance, consumers=consumers, hold_out=tuned):
+    for consumer, blocks in context.moments(covariance=covariance, consumers=consumers, hold_out=tuned, rows=True):
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)
         for block, moments in blocks:

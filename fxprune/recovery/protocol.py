@@ -100,26 +100,33 @@ class RecoveryContext:
         return self._found[0]
 
     def moments(
-        self, *, covariance: bool = True, consumers: Sequence[Consumer] | None = None, hold_out: bool = False
+        self,
+        *,
+        covariance: bool = True,
+        consumers: Sequence[Consumer] | None = None,
+        hold_out: bool = False,
+        rows: bool = False,
     ) -> Iterator[tuple[Consumer, Blocks]]:
         """Yields every consumer with the moments of its input in the dense model.
 
         They are ``mean_x[groups, columns]`` and ``xx[groups, columns, columns]``, by blocks of columns: one block, unless
-        that exceeds the memory limit. Of fewer samples than columns the samples are kept until squares are asked for.
+        that exceeds the memory limit.
 
         Args:
             covariance: False for the means alone.
             consumers: some of them; by default all, gates of recurrent layers included.
             hold_out: moments of layers with few samples have some of these apart (``Moments.held``).
+            rows: fewer samples than columns are kept as they are (``Moments.rows``); blocks are then of what fits so.
         """
         limit = self.memory_limit
         consumers = (*self.consumers, *self.gates) if consumers is None else consumers
         samples, batches = self.samples(consumers), _count(self.inputs)
         held = {c: batches for c in consumers if hold_out and samples[c] < _AMPLE * c.kept.shape[1]}
-        sizes = {c: {c: bytes_of(c, covariance, limit, samples[c]) * (2 if c in held else 1)} for c in consumers}
+        known = samples if rows else {}
+        sizes = {c: {c: bytes_of(c, covariance, limit, known.get(c)) * (2 if c in held else 1)} for c in consumers}
         for part in parts_that_fit(consumers, sizes.__getitem__, limit):
             found = measure(
-                self.dense, part, self.inputs, covariance=covariance, memory_limit=limit, held=held, samples=samples
+                self.dense, part, self.inputs, covariance=covariance, memory_limit=limit, held=held, samples=known
             )
             yield from zip(part, found, strict=True)
 

@@ -116,3 +116,16 @@ def wide(limit: int, samples: dict[Any, int] | None) -> int:
 def test_a_wide_layer_of_few_samples_is_not_cut_into_blocks() -> None:
     assert wide(1 << 20, None) > 1
     assert wide(1 << 20, {}) == 1
+
+
+def test_who_asks_for_squares_gets_blocks_that_fit() -> None:
+    """A recovery of one's own reads ``xx``: of a wide layer it is never formed whole beyond the limit."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(4, 512), nn.ReLU(), nn.Linear(512, 3)).eval(), torch.randn(8, 4)
+    coupling = fxprune.couple(fxprune.capture(model, (data,)))
+    selection = fxprune.Selection(coupling, coupling.removed_mask(range(200)))
+    context = fxprune.RecoveryContext(selection, [(data,)], memory_limit=1 << 20)
+    ((_, blocks),) = context.moments()
+    assert len(blocks) > 1 and all(block.rows is None and 16 * block.xx.numel() <= 1 << 20 for _, block in blocks)
+    ((_, whole),) = context.moments(rows=True)
+    assert len(whole) == 1 and whole[0][1].rows is not None
