@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import layer_of
+from fxprune.algebra.axes import is_labelled
 from fxprune.capturing.shapes import TensorInfo
 from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind, is_kind, rule_at
 
-#: Stands for a value that is not zero, nor where activations have a kink or a zero.
-_SOMETHING = 1.7
+#: What may stand for a value: neither zero, nor where activations have a kink or a zero.
+_ANYTHING = (1.7, -1.7, 0.3, -0.3)
 
 
 def carry(coupling: Coupling, chosen: Collection[str], makers: Collection[str]) -> bool:
@@ -31,12 +32,14 @@ def carry(coupling: Coupling, chosen: Collection[str], makers: Collection[str]) 
     """
     ours = {n for n in coupling.values if n.op == "get_attr" and layer_of(str(n.target)) in chosen}
     zeros, others = _zeros(coupling, ours), set(makers) - set(chosen)
+    mixing = {c.node for c in coupling.contractions if is_labelled(c.axis)} | set(coupling.statistics)
     todo = [n for n in coupling.values if n.op == "get_attr" and layer_of(str(n.target)) in others]
     seen, made = set(todo), set(todo)
     while todo:
         node = todo.pop()
         for user in node.users:
-            if user.op == "output" or (node not in made and _reads(coupling, user)):
+            mixes = rule_at(user) is None or (user in mixing and not _passes(coupling, user))
+            if user.op == "output" or (mixes and node not in made):
                 return False
             if user not in zeros and user not in seen:
                 seen.add(user)
@@ -59,12 +62,6 @@ def _zeros(coupling: Coupling, tensors: Collection[fx.Node]) -> set[fx.Node]:
     return zeros
 
 
-def _reads(coupling: Coupling, node: fx.Node) -> bool:
-    """Returns whether a node mixes channels: a layer with weights of its own, or an op that nobody knows."""
-    layer = is_kind(node, "linear", "conv", "conv_transpose")
-    return rule_at(node) is None or (layer and not _passes(coupling, node))
-
-
 def _passes(coupling: Coupling, node: fx.Node) -> bool:
     """Returns whether a node is a depthwise convolution."""
     if not is_kind(node, "conv"):
@@ -82,19 +79,22 @@ def _is_zero(coupling: Coupling, node: fx.Node, zeros: Collection[fx.Node]) -> b
     if rule.kind in ("linear", "conv", "conv_transpose", "embedding"):
         own = [operands[name] for name in ("weight", "bias") if operands.get(name) is not None]
         return all(x in zeros for x in own) or (first in zeros and _passes(coupling, node))
-    if rule.powers:
-        return any(operands[name] in zeros for name, power in rule.powers.items() if power == 1.0)
+    if any(operands[name] in zeros for name, power in rule.powers.items() if power == 1.0):
+        return True
     if rule.moves is not None or rule.conducts or rule.kind in ("batch_norm", "pool", "reshape"):
         return first in zeros
     return rule.kind in ("elementwise", "addition") and _gives_zero(coupling, node, zeros)
 
 
 def _gives_zero(coupling: Coupling, node: fx.Node, zeros: Collection[fx.Node]) -> bool:
-    """Returns whether an elementwise op gives zero, tried with zeros for what is zero and with something for all else."""
+    """Returns whether an elementwise op gives zero, tried with zeros for what is zero and with anything for all else."""
     sources = node.all_input_nodes
     if not all(isinstance(coupling.captured.info.get(source), TensorInfo) for source in sources):
         return False
-    values: dict[fx.Node, Tensor] = {s: torch.full((1,), 0.0 if s in zeros else _SOMETHING) for s in sources}
+    return all(_tried(node, {s: torch.full((1,), 0.0 if s in zeros else x) for s in sources}) for x in _ANYTHING)
+
+
+def _tried(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> bool:
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     assert callable(node.target)
     with suppress(RuntimeError):  # an op of integers, or that wants more dimensions

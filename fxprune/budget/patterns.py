@@ -11,14 +11,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fxprune._base.errors import IgnoredPatternWarning, outside
 from fxprune._base.names import layer_of
 from fxprune.algebra.axes import is_labelled
 from fxprune.budget.factors import carry
 from fxprune.coupling.coupling import Coupling
+from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
+from fxprune.results.tables import few
 
 
 def matches(names: Iterable[str], pattern: str) -> bool:
@@ -112,6 +115,22 @@ def check_patterns(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[s
             warnings.warn(text, IgnoredPatternWarning, stacklevel=outside())
 
 
+def check_scored(
+    coupling: Coupling, free: Sequence[Group], scores: Mapping[str, Tensor], ratios: Iterable[str]
+) -> None:
+    """Warns of each pattern that reaches groups which may lose units, but none that the criterion, by its scores ``[units]``, lets go."""
+    patterns, names = [pattern for pattern in ratios if pattern != "default"], names_of_layers(coupling)
+    reached: dict[str | None, list[Group]] = {}
+    for group in free if patterns else ():
+        reached.setdefault(reaching(coupling, group, patterns, names), []).append(group)
+    going = {name for name, score in scores.items() if not (torch.as_tensor(score) == STAYS).all()}
+    for pattern in patterns:
+        mine = [group.name for group in reached.get(pattern, [])]
+        if mine and going.isdisjoint(mine):
+            text = f"ratios pattern {pattern!r} takes nothing: the criterion lets {few(mine, 3)} stay"
+            warnings.warn(text, IgnoredPatternWarning, stacklevel=outside())
+
+
 def _why_unused(option: str, pattern: str, coupling: Coupling, names: Mapping[str, set[str]]) -> str:
     partly = [g for g in coupling.groups if any(matches(names.get(m, {m}), pattern) for m in makers_of(coupling, g))]
     if any(reaching(coupling, group, [pattern], names) for group in partly):
@@ -120,7 +139,7 @@ def _why_unused(option: str, pattern: str, coupling: Coupling, names: Mapping[st
         )
     if partly:
         others = sorted(m for m in makers_of(coupling, partly[0]) if not matches(names.get(m, {m}), pattern))
-        return f"reaches no group: {partly[0].name!r} is made by {', '.join(others[:3])} as well"
+        return f"reaches no group: {partly[0].name!r} is made by {', '.join(m or 'the model itself' for m in others[:3])} as well"
     if any(matches(spelled, pattern) for spelled in names.values()):
         return "reaches no group: what it matches makes no channels, which only pass it or end there"
     known = set().union(*names.values(), (group.name for group in coupling.groups))

@@ -137,7 +137,7 @@ def capture(
 def _check_example(args: Any, kwargs: Any) -> None:
     if not isinstance(args, (tuple, list)):
         raise CaptureError(f"args: expected a tuple of arguments, such as (x,), got {shown(args):.80}")
-    if not isinstance(kwargs or {}, Mapping):
+    if kwargs is not None and not isinstance(kwargs, Mapping):
         raise CaptureError(f"kwargs: expected a mapping from names to arguments, got {shown(kwargs):.80}")
 
 

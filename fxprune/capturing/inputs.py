@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -74,14 +74,25 @@ class PlainInputs:
 
 
 def _flat(batch: Any) -> Flat:
-    if isinstance(batch, (tuple, list)):
+    if isinstance(batch, (tuple, list)) and all(isinstance(x, Tensor) for x in batch):
         return batch
     write = f"a tensor {list(batch.shape)}: write [(x,)] for [x]" if isinstance(batch, Tensor) else type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        write += f" of {', '.join(sorted({type(x).__name__ for x in batch}))}"
     raise CalibrationError(f"inputs: expected for each batch a tuple of the graph's flat inputs, got {write}")
 
 
 def inputs_of(source: Iterable[Flat]) -> Inputs:
-    """Returns flat inputs, ``[...]`` each, as `Inputs`; what can be gone through once only is kept, for it is read again."""
+    """Returns flat inputs, ``[...]`` each, as `Inputs`; what can be gone through once only is kept, for it is read again.
+
+    Raises:
+        CalibrationError: they are no batches.
+    """
+    given: Any = source
+    if isinstance(given, Tensor | Mapping) or not isinstance(given, Iterable):
+        got = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        expected = "expected batches, each a tuple of the graph's flat inputs: [(x,), ...]"
+        raise CalibrationError(f"inputs: {expected}, got {got}")
     if isinstance(source, Inputs):
         return source
     return PlainInputs(list(source) if isinstance(source, Iterator) else source)

@@ -23,7 +23,7 @@ from fxprune._base.errors import (
 from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
 from fxprune.budget.cost import cost_model
-from fxprune.budget.patterns import check_patterns
+from fxprune.budget.patterns import check_patterns, check_scored
 from fxprune.budget.scope import check_scope, scope_note
 from fxprune.budget.solver import ratio_table
 from fxprune.capturing.inputs import CalibrationInputs
@@ -191,7 +191,7 @@ def latency_search(state: State) -> State:
 
 def score(state: State) -> State:
     """Gives every unit a score."""
-    options = state.options
+    options, free = state.options, free_groups(state.coupling, state.constraints)
     context = Context(
         state.coupling,
         state.inputs,
@@ -200,9 +200,11 @@ def score(state: State) -> State:
         options.memory_limit,
         options.progress,
         None if options.cache_dir is None else Path(options.cache_dir),
-        {group.name for group in free_groups(state.coupling, state.constraints)},
+        {group.name for group in free},
     )
-    return replace(state, scores=scored(context, state.scorer), per_cost=state.scorer.per_cost)
+    scores = scored(context, state.scorer)
+    check_scored(state.coupling, free, scores, ratio_table(options.ratios or {}))
+    return replace(state, scores=scores, per_cost=state.scorer.per_cost)
 
 
 def solve(state: State) -> State:

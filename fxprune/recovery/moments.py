@@ -89,11 +89,21 @@ class Moments:
         self.square()
         return self._xx
 
+    @xx.setter
+    def xx(self, value: Tensor) -> None:
+        self.square()
+        self._xx = value
+
     @property
     def tx(self) -> Tensor:
         """Of the targets with the columns, sums, ``[groups, q, p]``."""
         self.square()
         return self._tx
+
+    @tx.setter
+    def tx(self, value: Tensor) -> None:
+        self.square()
+        self._tx = value
 
     def whole(self) -> None:
         """Takes in what was held out."""
@@ -188,11 +198,16 @@ T = TypeVar("T")
 Blocks: TypeAlias = "list[tuple[slice, Moments]]"
 
 
+def _side(consumer: Consumer, memory_limit: int) -> int:
+    """Returns the most columns whose squares fit."""
+    return int((memory_limit / 16 / consumer.groups) ** 0.5)
+
+
 def _blocks(consumer: Consumer, covariance: bool, memory_limit: int, samples: int | None = None) -> list[slice]:
     """Cuts the columns into blocks whose covariance fits, or whose samples do."""
-    groups, columns = consumer.kept.shape
-    room = memory_limit / 16 / groups
-    most = int(max(room**0.5, room / samples if samples else 0)) if covariance else columns
+    columns = consumer.kept.shape[1]
+    most = max(_side(consumer, memory_limit), int(memory_limit / 16 / consumer.groups / samples) if samples else 0)
+    most = most if covariance else columns
     count = max(1, -(-columns // max(most, 1)))
     width = -(-columns // count)
     return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
@@ -255,7 +270,8 @@ def measure(
         held: of consumers some of whose samples are held out, the number of batches (see `split`).
         samples: of consumers whose samples may be kept instead of squares, how many there are.
     """
-    held, counts = held or {}, [(samples or {}).get(consumer) for consumer in part]
+    held, samples = held or {}, samples or {}
+    counts = [samples.get(consumer) for consumer in part]
     cuts = [_blocks(c, covariance, memory_limit, count) for c, count in zip(part, counts, strict=True)]
     blocks = [
         [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
@@ -268,6 +284,18 @@ def measure(
                 columns = consumer.read(values, memory_limit, number)
                 cut = split(len(columns), number, held[consumer]) if consumer in held else len(columns)
                 for block, moments in own:
+                    if moments.rows is not None and moments.count + cut > moments.most > _side(consumer, memory_limit):
+                        # later batches are larger than what was counted by: squares of blocks are needed after all
+                        fewer = {c: count for c, count in samples.items() if c is not consumer}
+                        return measure(
+                            dense,
+                            part,
+                            inputs,
+                            covariance=covariance,
+                            memory_limit=memory_limit,
+                            held=held,
+                            samples=fewer,
+                        )
                     moments.add(columns[:cut, ..., block]) if covariance else moments.add_mean(columns[..., block])
                     if consumer in held:
                         moments.held = moments.held or Moments(moments.most)

@@ -76,7 +76,9 @@ class Dual:
         values, vectors = self._spectrum
         if not self.level > 0:
             return torch.zeros_like(self.t)
-        return vectors @ ((vectors.T @ self.t) / (values + ridge * self.level)[:, None])
+        damped = values + ridge * self.level
+        inverse = torch.where(damped > torch.finfo(damped.dtype).eps * damped.max(), 1 / damped, 0.0)
+        return vectors @ ((vectors.T @ self.t) * inverse[:, None])
 
     def gain(self, ridge: float) -> Tensor:
         """Returns the regression, ``[q, p]``."""

@@ -1,15 +1,14 @@
 """REAP: what an expert of a mixture adds where it is chosen, as its router weighs it (Lasby et al. 2025, arXiv 2510.13999).
 
 ``S_j`` is the mean of ``g_j(x) |f_j(x)|_2`` over the tokens x that are sent to expert j, ``g`` the router's weights and ``f`` the
-experts. An expert whose weights are zero adds nothing: ``g_j f_j`` is what the mixture loses by that, whatever the way in which
-it is written down.
+experts. What expert j gives is what is no number once its weights are none, whatever the way in which the mixture is written down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
-from fxprune.ops.registry import is_kind
+from fxprune.ops.registry import rule_at
 from fxprune.scoring.scorer import Context, Scorer, register_scorer
 from fxprune.twin.interpreter import Run
 
@@ -44,7 +43,7 @@ class Reap(Scorer):
         """Returns ``[units]`` for each group of experts, float64: zero for one that no token is sent to; `STAYS` for all else.
 
         Raises:
-            ScorerError: there are no experts that may go.
+            ScorerError: there are no experts that may go, or it cannot be told where their router weighs them.
         """
         coupling = context.coupling
         mixtures = [_mixture(coupling, group) for group in context.groups if group.kind == "expert"]
@@ -53,18 +52,17 @@ class Reap(Scorer):
                 f"method {self.name!r} expects experts that may go, beside a router that chooses among them; this model has "
                 "none, or none that units and ignore let go: use another method, e.g. 'variance'"
             )
-        run = Run(Selection.nothing(coupling))
+        run, ends = Run(Selection.nothing(coupling)), {mixture.product: mixture for mixture in mixtures}
         sums = {mixture.group.name: torch.zeros(2, len(mixture.group.units)).double() for mixture in mixtures}
         for inputs in context.inputs:
-            kept: dict[fx.Node, Any] = {}
+            kept, waiting = dict[fx.Node, Any](), Counter(node for mixture in mixtures for node in mixture.given)
             for node, values in run.steps(inputs):
-                for mixture in mixtures:
-                    if node in mixture.given:
-                        kept[node] = values[node]
-                    elif node is mixture.nodes[-1]:
-                        sums[mixture.group.name] += mixture.added(run, kept, values[node])
-                        waiting = set().union(*(other.given for other in mixtures if other.nodes[-1] not in values))
-                        kept = {source: value for source, value in kept.items() if source in waiting}
+                if node in waiting:
+                    kept[node] = values[node]
+                if mixture := ends.get(node):
+                    sums[mixture.group.name] += mixture.added(run, kept, values)
+                    waiting.subtract(mixture.given)
+                    kept = {source: value for source, value in kept.items() if waiting[source] > 0}
         stay = {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups}
         return stay | {name: total / count.clamp(min=1) for name, (total, count) in sums.items()}
 
@@ -76,84 +74,113 @@ class _Mixture:
     Attributes:
         group: their units.
         rows: for each of their tensors its dimension of experts, and for each unit which of these are its own, ``[units, size]``.
-        nodes: the ops from these tensors to where what the experts add lies together, in order.
-        given: what these read of the rest.
+        nodes: the ops from these tensors to what the experts give, in order.
+        given: what these and the product read of the rest.
+        work: what the experts give.
+        product: where the router's weights are multiplied with it.
     """
 
     group: Group
     rows: Mapping[fx.Node, tuple[int, Tensor]]
     nodes: Sequence[fx.Node]
     given: frozenset[fx.Node]
+    work: fx.Node
+    product: fx.Node
 
-    def added(self, run: Run, given: Mapping[fx.Node, Any], whole: Tensor) -> Tensor:
-        """Returns the norms of what each expert adds, a sum over the tokens, and to how many it adds anything, ``[2, units]``."""
-        found = []
+    def added(self, run: Run, given: Mapping[fx.Node, Any], values: Mapping[fx.Node, Any]) -> Tensor:
+        """Returns the norms of what each expert adds, a sum over the tokens, and to how many it is sent, ``[2, units]``."""
+        whole, work, found = values[self.product], values[self.work], []
         for unit in range(len(self.group.units)):
-            values = dict(given)
+            other = dict(given)
             for tensor, (dim, rows) in self.rows.items():
-                values[tensor] = given[tensor].index_fill(dim, rows[unit].nonzero()[:, 0].to(whole.device), 0)
+                other[tensor] = given[tensor].index_fill(dim, rows[unit].nonzero()[:, 0].to(work.device), torch.nan)
             for node in self.nodes:
-                values[node] = run.step(node, values, iter(()))
-            norms = (whole - values[self.nodes[-1]]).double().norm(dim=-1)
-            found.append(torch.stack([norms.sum(), (norms > 0).sum()]).cpu())
+                other[node] = run.step(node, other, iter(()))
+            own = other[self.work].isnan() & ~work.isnan()
+            without, counted = (
+                run.step(self.product, {**other, self.work: work.masked_fill(own, x)}, iter(())) for x in (0.0, 1.0)
+            )
+            sent = (counted != without).any(dim=-1)
+            found.append(torch.stack([(whole - without).double().norm(dim=-1).sum(), sent.sum()]).cpu())
         return torch.stack(found, 1)
 
 
 def _mixture(coupling: Coupling, group: Group) -> _Mixture:
-    """Returns where a group's experts begin and end in the graph."""
+    """Returns where a group's experts begin and end in the graph.
+
+    Raises:
+        ScorerError: what they give is multiplied with weights of their router nowhere, or in several places.
+    """
     import networkx as nx
 
-    flow = nx.DiGraph([(node, user) for node in coupling.captured.module.graph.nodes for user in node.users])
-    rows = _rows(coupling, group)
-    behind = set(rows).union(*(nx.descendants(flow, node) for node in rows))
-    end = _end(flow, {user for node in rows for user in node.users}, behind)
-    inside = behind & ({end} | nx.ancestors(flow, end)) - set(rows)
-    nodes = [node for node in coupling.captured.module.graph.nodes if node in inside]
-    return _Mixture(group, rows, nodes, frozenset(s for n in nodes for s in n.all_input_nodes if s not in inside))
+    graph = coupling.captured.module.graph
+    flow = nx.DiGraph([(node, user) for node in graph.nodes for user in node.users])
+    rows, routers = _tensors(coupling, group)
+    behind, routed = ({n for tensor in some for n in nx.descendants(flow, tensor)} for some in (rows, routers))
+    sums = {c.node for c in coupling.contractions}
+    given_by = {after for node in sums & behind for after in (node, *nx.descendants(flow, node))}
+    readers = set().union(*map(_readers, rows))
+    for node in _shared(flow, rows):
+        works, weights = (some & set(node.all_input_nodes) for some in (given_by, routed - behind))
+        rule = rule_at(node)
+        if (
+            len(works) == len(weights) == 1
+            and node not in readers
+            and rule is not None
+            and (rule.scales or node in sums)
+        ):
+            inside = (behind & nx.ancestors(flow, node)) - set(rows)
+            nodes = [each for each in graph.nodes if each in inside]
+            given = frozenset(s for each in (*nodes, node) for s in each.all_input_nodes if s not in inside)
+            return _Mixture(group, rows, nodes, given, works.pop(), node)
+    raise ScorerError(
+        f"method 'reap': {group.name}: expected one place where what its experts give is multiplied with weights of their router, "
+        "found none: the mixture may be called twice; hold it by ignore, or use another method, e.g. 'variance'"
+    )
 
 
-def _rows(coupling: Coupling, group: Group) -> dict[fx.Node, tuple[int, Tensor]]:
-    """Returns the tensors of the experts themselves, as `_Mixture` has them; the router's columns read what is sent."""
-    read = {axis.tensor for axis in coupling.axes if axis.reads}
+def _tensors(coupling: Coupling, group: Group) -> tuple[dict[fx.Node, tuple[int, Tensor]], list[fx.Node]]:
+    """Returns the tensors of the experts themselves, as `_Mixture` has them, and those of the router, a row or number for each expert.
+
+    A matrix of one row for each expert is the router's if it is multiplied with, and a bias of theirs if not.
+    """
     lone = [Selection(coupling, coupling.removed_mask([unit])).slicer for unit in group.units]
-    on, found = {coupling.axes[i].tensor: coupling.axes[i].dim for i, _ in group.axes}, {}
+    on = {coupling.axes[i].tensor: coupling.axes[i].dim for i, _ in group.axes}
+    sums = {c.node for c in coupling.contractions}
+    rows, routers = dict[fx.Node, tuple[int, Tensor]](), list[fx.Node]()
     for node in coupling.values:
         dim, axes = on.get(str(node.target)), coupling.values[node]
-        if (
-            node.op == "get_attr"
-            and dim is not None
-            and axes is not None
-            and len(axes) > (2 if node.target in read else 1)
-        ):
+        if node.op != "get_attr" or dim is None or axes is None:
+            continue
+        if len(axes) < 2 or (len(axes) == 2 and _readers(node) & sums):
+            routers.append(node)
+        else:
             masks = [slicer.mask(axes[dim]) for slicer in lone]
-            found[node] = (dim, torch.stack([~torch.from_numpy(mask) for mask in masks if mask is not None]))
-    return found
+            rows[node] = (dim, torch.stack([~torch.from_numpy(mask) for mask in masks if mask is not None]))
+    return rows, routers
 
 
-def _end(flow: nx.DiGraph[fx.Node], users: set[fx.Node], behind: set[fx.Node]) -> fx.Node:
-    """Returns the last value that all the experts' work goes into before anything else is added to it, or it is read.
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """Returns the ops that read a tensor, as it is or turned."""
+    turned = [user for user in node.users if (rule := rule_at(user)) is not None and (rule.moves or rule.carries)]
+    return set(node.users).union(*map(_readers, turned))
 
-    What they give is then weighed: the router's weights are not added, but multiplied with.
-    """
+
+def _shared(flow: nx.DiGraph[fx.Node], tensors: Collection[fx.Node]) -> list[fx.Node]:
+    """Returns the ops that every path from some tensors to the output goes through, in order."""
     import networkx as nx
 
     output = next(node for node in flow if node.op == "output")
     over = nx.immediate_dominators(flow.reverse(), output)
 
     def chain(node: fx.Node) -> list[fx.Node]:
-        """Returns the nodes that every path from one to the output goes through, in order."""
         found = [node]
         while found[-1] is not output:
             found.append(over[found[-1]])
         return found
 
-    first, *others = map(chain, users)
-    common = [node for node in first if all(node in other for other in others)]
-    for node, after in pairwise(common):
-        alone = behind.issuperset(after.all_input_nodes)
-        if after is output or is_kind(after, "linear", "conv", "norm") or (is_kind(after, "addition") and not alone):
-            return node
-    return common[-1]
+    first, *others = map(chain, tensors)
+    return [node for node in first if node is not output and all(node in other for other in others)]
 
 
 register_scorer("reap", Reap)

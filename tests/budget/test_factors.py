@@ -51,6 +51,14 @@ MEETINGS: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "one is read elsewhere": (lambda m, x: m.down(m.gate(x) * m.up(x)) + m.other(m.up(x)), ["up"]),
     "one is returned as well": (lambda m, x: torch.cat([m.down(m.gate(x) * m.up(x)), m.up(x)[:, :1]], 1), ["up"]),
     "shapes change": (lambda m, x: m.down((m.gate(x)[:, :, None] * m.up(x)[:, :, None]).flatten(1)), ["gate", "up"]),
+    "a power": (lambda m, x: m.down(m.gate(x) ** 2 * m.up(x)), ["gate", "up"]),
+    "the smaller of two": (lambda m, x: m.down(torch.minimum(m.gate(x), m.up(x))), []),
+    "bounded by the other": (lambda m, x: m.down(torch.clamp(m.up(x), max=m.gate(x))), []),
+    "an angle": (lambda m, x: m.down(torch.atan2(m.gate(x), m.up(x))), []),
+    "a comparison": (lambda m, x: m.down((m.gate(x) > m.up(x)).float()), []),
+    "one is normalised over its channels": (lambda m, x: m.down(m.gate(x) * functional.layer_norm(m.up(x), (12,))), []),
+    "one is added up over its channels": (lambda m, x: m.down(m.gate(x) * m.up(x).cumsum(1)), []),
+    "one is multiplied with itself": (lambda m, x: m.down(m.gate(x) * (m.up(x) @ m.up(x).T @ m.up(x))), []),
     "moved up from zero": (lambda m, x: m.down((m.gate(x) + 1) * m.up(x)), ["up"]),
 }
 

@@ -285,6 +285,7 @@ def test_transforms_of_functions_are_refused_by_name(name: str) -> None:
     [
         (torch.randn(2, 4), None, r"args: expected a tuple of arguments, such as \(x,\), got float32 \[2, 4\]"),
         ({"x": torch.randn(2, 4)}, None, r"args: expected a tuple of arguments, such as \(x,\), got {'x'"),
+        ((torch.randn(2, 4),), torch.randn(2, 4), r"kwargs: expected a mapping from names to arguments, got float32"),
         ((), (torch.randn(2, 4),), r"kwargs: expected a mapping from names to arguments, got \(tensor"),
     ],
 )

@@ -129,3 +129,30 @@ def test_who_asks_for_squares_gets_blocks_that_fit() -> None:
     assert len(blocks) > 1 and all(block.rows is None and 16 * block.xx.numel() <= 1 << 20 for _, block in blocks)
     ((_, whole),) = context.moments(rows=True)
     assert len(whole) == 1 and whole[0][1].rows is not None
+
+
+def test_later_batches_may_be_larger_than_the_first() -> None:
+    """Samples are counted by the first batch: where there are more, squares of blocks that fit are formed after all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 512), nn.ReLU(), nn.Linear(512, 3)).eval()
+    data = [(torch.randn(n, 4),) for n in (2, 300, 300, 300)]
+    coupling = fxprune.couple(fxprune.capture(model, data[0]))
+    selection = fxprune.Selection(coupling, coupling.removed_mask(range(200)))
+    context = fxprune.RecoveryContext(selection, data, memory_limit=1 << 21)
+    ((_, blocks),) = context.moments(rows=True)
+    assert len(blocks) > 1 and all(block.rows is None and block.count > 512 for _, block in blocks)
+    assert all(16 * block.xx.numel() <= 1 << 21 for _, block in blocks)
+
+
+def test_squares_may_be_changed_by_who_asks_for_them() -> None:
+    _, kept = both(*drawn(9, 20, 3))
+    before = kept.xx.clone()
+    kept.xx += torch.eye(20)
+    kept.tx = torch.zeros_like(kept.tx)
+    assert torch.equal(kept.xx, before + torch.eye(20)) and not kept.tx.any()
+
+
+def test_a_ridge_too_small_to_count_is_none() -> None:
+    x, t = drawn(9, 20, 3)
+    one = Dual(x[:, 0] - x[:, 0].mean(0), t[:, 0] - t[:, 0].mean(0))
+    assert torch.allclose(one.gain(1e-300), (torch.linalg.pinv(one.x) @ one.t).T, atol=1e-8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,6 +99,80 @@ def test_a_mixture_of_all_experts_written_out() -> None:
     assert torch.allclose(scores.float(), wanted, rtol=1e-4)
 
 
+class Chosen(nn.Module):
+    """Two of five experts a token, after an activation of their own, written as one wishes, with a tail of one's own."""
+
+    def __init__(self, tail: Callable[..., Any], last: Callable[[Tensor], Tensor] = torch.relu) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tail, self.last = tail, last
+        self.router, self.head, self.conv = nn.Linear(6, 5), nn.Linear(6, 3), nn.Conv2d(6, 3, 1)
+        self.raw, self.first, self.second = (nn.Parameter(torch.randn(5, *size)) for size in ((6,), (6, 6), (6, 6)))
+
+    def gates(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        chance, chosen = (self.router(x) if logits is None else logits).softmax(-1).topk(2, -1)
+        return torch.zeros(*x.shape[:-1], 5).scatter(-1, chosen, chance)
+
+    def mix(self, x: Tensor, weight: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
+        each = self.last((x[..., None, None, :] @ (self.first if weight is None else weight))[..., 0, :])
+        return (self.gates(x, logits)[..., None] * each).sum(-2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.tail(self, x)
+
+
+def formula(model: Chosen, x: Tensor, logits: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        gates = model.gates(x, logits).flatten(0, -2)
+        norms = model.last(torch.einsum("td,edh->teh", x.flatten(0, -2), model.first)).norm(dim=-1)
+        return (gates * norms).sum(0) / (gates > 0).sum(0).clamp(min=1)
+
+
+def scored(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    coupling = fxprune.couple(fxprune.capture(model.eval(), (x,)))
+    found = fxprune.score(coupling, [(x,)], "reap")
+    return {group.name: found[group.name] for group in coupling.groups if group.kind == "expert"}
+
+
+@pytest.mark.parametrize("last", [torch.relu, torch.sigmoid, lambda x: (x - 2).relu()])
+@pytest.mark.parametrize(
+    ("tail", "shape"),
+    [
+        (lambda m, x: m.head(m.mix(x)), (9, 6)),
+        (lambda m, x: m.head(x + 0.1 * m.mix(x).relu()), (9, 6)),
+        (lambda m, x: m.conv(m.mix(x).permute(0, 3, 1, 2)), (2, 4, 3, 6)),
+        (lambda m, x: m.head(m.mix(x).mean(1)), (2, 7, 6)),
+        (lambda m, x: m.mix(x).flatten(1), (2, 7, 6)),
+    ],
+    ids=["as it is", "activation and scale", "image", "pooled", "flat"],
+)
+def test_what_lies_behind_a_mixture_and_in_its_experts_does_not_matter(tail: Any, shape: Any, last: Any) -> None:
+    model, x = Chosen(tail, last), torch.randn(*shape)
+    assert torch.allclose(scored(model, x)["router:expert"].float(), formula(model, x), rtol=1e-4)
+
+
+def test_two_mixtures_may_meet() -> None:
+    x = torch.randn(9, 6)
+    model = Chosen(lambda m, x: m.head(m.mix(x) * m.mix(x, m.second, x @ m.raw.T)))
+    found = scored(model, x)
+    assert len(found) == 2 and torch.allclose(found["router:expert"].float(), formula(model, x), rtol=1e-4)
+
+
+def test_a_router_may_be_a_tensor_of_its_own() -> None:
+    x = torch.randn(9, 6)
+    model = Chosen(lambda m, x: m.head(m.mix(x, None, x @ m.raw.T)))
+    (found,) = scored(model, x).values()
+    assert torch.allclose(found.float(), formula(model, x, x @ model.raw.T), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tail", [lambda m, x: (m.mix(x), m.mix(x.flip(0))), lambda m, x: m.head(x + m.mix(x + m.mix(x)))]
+)
+def test_a_mixture_that_is_called_twice_is_refused(tail: Any) -> None:
+    with pytest.raises(fxprune.ScorerError, match="expected one place where what its experts give"):
+        scored(Chosen(tail), torch.randn(9, 6))
+
+
 def test_the_experts_that_add_least_go() -> None:
     model, x = mixture()
     with torch.no_grad():
@@ -121,3 +196,11 @@ def test_flat_inputs_are_tuples() -> None:
     coupling = fxprune.couple(fxprune.capture(model, (x,)))
     with pytest.raises(fxprune.CalibrationError, match="tuple of the graph's flat inputs, got dict"):
         fxprune.score(coupling, [{"x": x}], "reap")  # type: ignore[list-item]
+
+
+def test_a_ratio_of_what_the_criterion_lets_stay_is_told() -> None:
+    model, x = mixture()
+    coupling = fxprune.couple(fxprune.capture(model, (x,)))
+    channels = next(group.name for group in coupling.groups if group.kind == "channel")
+    with pytest.warns(fxprune.IgnoredPatternWarning, match="takes nothing: the criterion lets .* stay"):
+        fxprune.compile(model, [x], ratios={channels: 0.5, "*": 0.5}, method="reap", recover=None, progress=False)
