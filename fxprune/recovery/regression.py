@@ -35,14 +35,21 @@ def ridge_solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     Raises:
         CalibrationError: the covariance is not finite.
     """
-    size = gram.shape[0]
-    if size == 0 or right.shape[0] == 0:
+    level = float(gram.diagonal().mean()) if len(gram) else 0.0
+    return _solve(gram, right, ridge * level)
+
+
+def _solve(gram: Tensor, right: Tensor, damping: float) -> Tensor:
+    """Returns ``right[q, p] @ (gram[p, p] + damping * I)^-1``; zeros where nothing varies."""
+    if gram.numel() == 0 or right.numel() == 0:
         return right
-    _check_finite(gram)
-    level = gram.diagonal().mean()
-    if not level > 0:
+    if not torch.isfinite(gram).all():
+        raise CalibrationError(
+            "calibration data: a layer's inputs overflow, or are NaN: their covariance is not finite"
+        )
+    if not gram.diagonal().any():
         return torch.zeros_like(right)
-    damped = gram + ridge * level * torch.eye(size, dtype=gram.dtype, device=gram.device)
+    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     solution = torch.linalg.lstsq(damped, right.T).solution if int(failed) else torch.cholesky_solve(right.T, factor)
     return solution.T
@@ -64,29 +71,14 @@ class Dual:
         return float(self.x.square().sum()) / max(self.x.shape[1], 1)
 
     @cached_property
-    def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """The eigenvalues and eigenvectors of ``X X^t``, ``[samples]`` and ``[samples, samples]``."""
-        gram = self.x @ self.x.T
-        _check_finite(gram)
-        values, vectors = torch.linalg.eigh(gram)
-        return values.clamp(min=0), vectors
+    def _gram(self) -> Tensor:
+        """The products of the samples with each other, ``[samples, samples]``."""
+        return self.x @ self.x.T
 
     def weights(self, ridge: float) -> Tensor:
         """Returns ``(X X^t + ridge * level * I)^-1 T``, ``[samples, q]``; zeros where nothing varies."""
-        values, vectors = self._spectrum
-        if not self.level > 0:
-            return torch.zeros_like(self.t)
-        damped = values + ridge * self.level
-        inverse = torch.where(damped > torch.finfo(damped.dtype).eps * damped.max(), 1 / damped, 0.0)
-        return vectors @ ((vectors.T @ self.t) * inverse[:, None])
+        return _solve(self._gram, self.t.T, ridge * self.level).T
 
     def gain(self, ridge: float) -> Tensor:
         """Returns the regression, ``[q, p]``."""
         return self.weights(ridge).T @ self.x
-
-
-def _check_finite(gram: Tensor) -> None:
-    if not torch.isfinite(gram).all():
-        raise CalibrationError(
-            "calibration data: a layer's inputs overflow, or are NaN: their covariance is not finite"
-        )
