@@ -1,13 +1,14 @@
 """Criteria x recoveries at equal MACs on CIFAR-10 ResNet-56, no fine-tuning, Torch-Pruning's importances in the same run.
 
 The inner channels of the blocks may go; where, each criterion's own ranking decides. Needs the shared data folder.
-``python benchmarks/criteria.py [--quick] [--test N] [--criteria ...] [--recoveries ...] [--macs ...] [--rows FILE]``
+``python benchmarks/criteria.py [--quick] [--test N] [--criteria ...] [--recoveries ...] [--allocations ...] [--macs ...] [--rows FILE]``
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import time
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 import fxprune
 
 CRITERIA = (
+    "obs",
     "joint",
     "variance",
     "l1",
@@ -41,7 +43,8 @@ CRITERIA = (
 )
 RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
 PEERS = ("GroupMagnitudeImportance", "GroupTaylorImportance", "FPGMImportance", "BNScaleImportance")
-SCORED = {"kl": 128, "spvr": 128, "chip": 8, "hrank": 256, "joint": 1024}  # images; 512 for the others
+SCORED = {"kl": 128, "spvr": 128, "chip": 8, "hrank": 256, "joint": 1024, "obs": 2048}  # images; 512 for the others
+UNLABELLED = ("obs",)  # gets no labels here
 INNER = ("conv1", "layer*.conv2")  # what makes a stage's stream; it stays
 
 Test: TypeAlias = tuple[Tensor, Tensor]
@@ -72,14 +75,16 @@ def peer(model: nn.Module, importance: str, share: float, steps: int) -> nn.Modu
 def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test, options: Any) -> None:
     """Adds a criterion's rows; its scores are computed once, and only if a row is missing."""
     keys = [
-        {"criterion": method, "recover": recover, "macs": share}
-        for share, recover in itertools.product(options.macs, options.recoveries)
+        {"criterion": method, "recover": recover, "macs": share} | ({} if how == "curves" else {"allocation": how})
+        for share, recover, how in itertools.product(options.macs, options.recoveries, options.allocations)
     ]
     missing = [key for key in keys if not kept.has(key)]
     data = cifar.batches(*cifar.train_set(SCORED.get(method, 512)), 128)
+    data = [x for x, _ in data] if method in UNLABELLED else data
     criterion, seconds = scored(model, method, data, options.seed) if missing else (None, 0.0)
 
     def row(key: dict[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
         pruned = fxprune.compile(
             model,
             calibration,
@@ -87,12 +92,14 @@ def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test
             method=criterion,
             ignore=INNER,
             recover=None if key["recover"] == "none" else key["recover"],
+            allocation=key.get("allocation", "curves"),
             seed=options.seed,
             progress=False,
         )
+        spent = round(time.perf_counter() - start, 1)
         before, after = fxprune.report(pruned).macs
         top1 = round(cifar.accuracy(pruned, *test), 2)
-        return {"kept": round(after / before, 4), "scored in s": round(seconds, 1), "top1": top1}
+        return {"kept": round(after / before, 4), "scored in s": round(seconds, 1), "rest s": spent, "top1": top1}
 
     for key in keys:
         kept.add(key, partial(row, key))
@@ -112,6 +119,7 @@ def main() -> None:
     made.add_argument("--macs", nargs="+", type=float, default=[0.7, 0.5, 0.3])
     made.add_argument("--criteria", nargs="+", default=list(CRITERIA))
     made.add_argument("--recoveries", nargs="+", default=list(RECOVERIES))
+    made.add_argument("--allocations", nargs="+", default=["curves"], help="how a budget is shared out")
     made.add_argument("--name", default="criteria", help="of the record")
     options = begin(made)
     needs("torch_pruning")
@@ -130,7 +138,7 @@ def main() -> None:
             kept.add(key, partial(peer_row, model, importance, share, test, 2 if options.quick else STEPS))
     notes = [
         f"{len(labels)} test images; inner channels only (ignore={INNER}), one global ranking each; recovery from 2,048 train "
-        f"images, scores from 512 ({SCORED}).",
+        f"images, scores from 512 ({SCORED}), labelled but for {UNLABELLED}.",
         "Torch-Pruning: the same layers, global ranking, its ratio bisected to the MACs.",
         *kept.notes,
     ]
