@@ -114,11 +114,13 @@ def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
     apart = loss - dense
     parts = (loss[0::2], loss[1::2], loss)  # handbook and FAQ take turns
     kept = decoder_size(pruned) / decoder_size(model)
+    size = sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in model.parameters())
     spent = {} if recipe in PEERS else times(RECIPES[recipe], pruned.report)
     del pruned
     gc.collect()
     return {
         "decoder": round(kept, 4),
+        "params": round(size, 4),
         **{
             name: round(math.exp(float(part.mean())), 2)
             for name, part in zip(("handbook", "FAQ", "perplexity"), parts, strict=True)
@@ -179,7 +181,8 @@ def main() -> None:
         f"of Taylor MLP units alone go. Calibrated on {len(calib)} sequences of {calib.shape[1]} tokens, no training.",
         f"perplexity: of {len(dense)} sequences of the eval texts; dense {math.exp(float(dense.mean())):.2f}. Standard error: of the nats, "
         "paired with the dense model's, over the sequences.",
-        "score s: once for all shares of a criterion, within the first line's compile s.",
+        "params: of all parameters; a head that is no longer tied to the embedding (SliceGPT, Torch-Pruning, pca) counts as well.",
+        "score s: once for all shares of a criterion, within the first line's all s.",
         *kept.notes,
     ]
     title = "SmolLM2-135M without a share of its decoder, without training"
