@@ -23,8 +23,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     TORCH: ("-c", "import torch"),
     "import fxprune": ("-c", "import fxprune"),
     "import fxprune, all names": ("-c", "import fxprune\nfor name in fxprune.__all__: getattr(fxprune, name)"),
-    "fxprune --help": ("-m", "fxprune.cli", "--help"),
-    "fxprune compile --help": ("-m", "fxprune.cli", "compile", "--help"),
+    "fxprune --help": ("-m", "fxprune", "--help"),
+    "fxprune compile --help": ("-m", "fxprune", "compile", "--help"),
 }
 
 NOTES = (

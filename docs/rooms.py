@@ -74,8 +74,8 @@ def imports() -> Iterator[Import]:
 
 
 def room_of(module: str) -> str:
-    """Returns the room of a module; empty for the package itself."""
-    return module.partition(".")[0]
+    """Returns the room of a module; empty for the package itself, which is run as the command line is."""
+    return "cli" if module == "__main__" else module.partition(".")[0]
 
 
 def upward() -> list[str]:

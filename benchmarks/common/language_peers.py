@@ -147,11 +147,12 @@ def slicegpt(model: Any, texts: Tensor, share: float = 0.0, width: int | None = 
     model.model.embed_tokens.weight = nn.Parameter((model.model.embed_tokens.weight.double() @ basis).to(stream[0]))
     stream = [(x.double() @ basis).to(x) for x in stream]
     for place, layer in enumerate(layers):
-        # in the dense layer, fed with what the cut one is, lifted back
+        # in the dense halves, fed with what the cut ones are, lifted back
         lifted = [(x.double() @ basis.T).to(x) for x in stream]
-        halves = _halves(model, layer, lifted)
-        between = _components([a for a, _ in halves], width)
-        after = _components([b for _, b in halves], width)
+        middle = [x + layer.self_attn(layer.input_layernorm(x), **_positions(model, x))[0] for x in lifted]
+        between = _components(middle, width)
+        middle = [(x.double() @ between @ between.T).to(x) for x in middle]
+        after = _components([x + layer.mlp(layer.post_attention_layernorm(x)) for x in middle], width)
         layers[place] = _Sliced(layer, size, (basis, between, after))
         stream = [_through(model, layers[place], x) for x in stream]
         basis = after
@@ -168,7 +169,7 @@ def torch_pruning(model: Any, texts: Tensor, share: float) -> Any:
     import torch_pruning as tp
 
     whole, low, high, best = decoder_size(model), 0.0, 1.0, None
-    for _ in range(7):
+    for _ in range(10):
         ratio = (low + high) / 2
         made = copy.deepcopy(model)
         made.config.use_cache = False
@@ -279,16 +280,6 @@ def _positions(model: Any, x: Tensor) -> dict[str, Any]:
     """Returns what a decoder layer takes beside the stream."""
     ids = torch.arange(x.shape[1])[None]
     return {"position_embeddings": model.model.rotary_emb(x, ids), "position_ids": ids, "attention_mask": None}
-
-
-def _halves(model: Any, layer: Any, values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Returns the stream between the halves of a layer and behind it."""
-    found = []
-    for x in values:
-        read, _ = layer.self_attn(hidden_states=layer.input_layernorm(x), **_positions(model, x))
-        between = x + read
-        found.append((between, between + layer.mlp(layer.post_attention_layernorm(between))))
-    return found
 
 
 def _through(model: Any, layer: nn.Module, x: Tensor) -> Tensor:

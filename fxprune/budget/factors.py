@@ -22,7 +22,8 @@ _ANYTHING = (1.7, -1.7, 0.3, -0.3)
 def carry(coupling: Coupling, chosen: Collection[str], makers: Collection[str]) -> bool:
     """Returns whether nothing is left of what layers make together, once what some of them make is zero.
 
-    That is so of a gate and what it lets through, and not of the terms of a sum. What is added to channels with them, by a bias
+    That is so of a gate and what it lets through, where they are multiplied elementwise, and not of the terms of a sum; products in
+    attention, in ``einsum`` and ``glu`` of a ``cat`` are not looked into. What is added to channels with them, by a bias
     or a batch norm, goes with them.
 
     Args:
@@ -97,7 +98,7 @@ def _gives_zero(coupling: Coupling, node: fx.Node, zeros: Collection[fx.Node]) -
 def _tried(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> bool:
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     assert callable(node.target)
-    with suppress(RuntimeError):  # an op of integers, or that wants more dimensions
+    with suppress(RuntimeError, TypeError, IndexError, ValueError):  # an op of integers, or that wants more dimensions
         found = node.target(*args, **kwargs)
         return isinstance(found, Tensor) and not found.any()
     return False

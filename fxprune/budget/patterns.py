@@ -11,17 +11,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxprune._base.errors import IgnoredPatternWarning, outside
 from fxprune._base.names import layer_of
 from fxprune.algebra.axes import is_labelled
 from fxprune.budget.factors import carry
 from fxprune.coupling.coupling import Coupling
-from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
-from fxprune.results.tables import few
 
 
 def matches(names: Iterable[str], pattern: str) -> bool:
@@ -74,10 +71,14 @@ def holding(coupling: Coupling, group: Group, patterns: Iterable[str], names: Ma
 def reaching(coupling: Coupling, group: Group, patterns: Sequence[str], names: Mapping[str, set[str]]) -> str | None:
     """Returns the pattern of ``ratios`` that a group falls under: its own name, or the first that matches all its makers.
 
-    Of makers whose outputs are multiplied one is enough.
+    Of makers whose outputs are multiplied elementwise one is enough. A pattern with a kind, such as ``*:expert``, matches names of groups.
     """
     if group.name in patterns:
         return group.name
+    if ":" in group.name and (
+        kinds := [pattern for pattern in patterns if ":" in pattern and matches([group.name], pattern)]
+    ):
+        return kinds[0]
     makers = makers_of(coupling, group) or {group.name}
     for pattern in patterns:
         chosen = {maker for maker in makers if matches(names.get(maker, {maker}), pattern)}
@@ -112,22 +113,6 @@ def check_patterns(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[s
     for option, pattern, groups in taken(coupling, ignore, ratios):
         if not groups and (option == "ratios" or not any(matches(spelled, pattern) for spelled in names.values())):
             text = f"{option} pattern {pattern!r} {_why_unused(option, pattern, coupling, names)}"
-            warnings.warn(text, IgnoredPatternWarning, stacklevel=outside())
-
-
-def check_scored(
-    coupling: Coupling, free: Sequence[Group], scores: Mapping[str, Tensor], ratios: Iterable[str]
-) -> None:
-    """Warns of each pattern that reaches groups which may lose units, but none that the criterion, by its scores ``[units]``, lets go."""
-    patterns, names = [pattern for pattern in ratios if pattern != "default"], names_of_layers(coupling)
-    reached: dict[str | None, list[Group]] = {}
-    for group in free if patterns else ():
-        reached.setdefault(reaching(coupling, group, patterns, names), []).append(group)
-    going = {name for name, score in scores.items() if not (torch.as_tensor(score) == STAYS).all()}
-    for pattern in patterns:
-        mine = [group.name for group in reached.get(pattern, [])]
-        if mine and going.isdisjoint(mine):
-            text = f"ratios pattern {pattern!r} takes nothing: the criterion lets {few(mine, 3)} stay"
             warnings.warn(text, IgnoredPatternWarning, stacklevel=outside())
 
 

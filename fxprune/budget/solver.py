@@ -23,7 +23,7 @@ from fxprune.algebra.channels import Ids, Mask
 from fxprune.budget.budget import Budget, as_budget
 from fxprune.budget.constraints import Constraints, free_groups
 from fxprune.budget.cost import Cost, CostModel, cost_model
-from fxprune.budget.patterns import check_patterns, check_scored, names_of_layers, reaching
+from fxprune.budget.patterns import check_patterns, names_of_layers, reaching
 from fxprune.budget.ranking import Pool, pools_of
 from fxprune.budget.refusal import unreachable
 from fxprune.budget.scope import check_scope, counted_by
@@ -133,7 +133,6 @@ def solve(
     counted = counted_by(coupling, budget, vanishing) if budget is not None and budget.of else model
     before = model.of(np.zeros(len(coupling.channels), bool))
     if ratios is not None:
-        check_scored(coupling, free_groups(coupling, constraints), scores, ratio_table(ratios))
         removed = _rescue(coupling, model, values, _by_ratio(coupling, free, pools, ratios), pools, may_vanish)
         return Solution(Selection(coupling, removed), before, model.of(removed))
     assert budget is not None

@@ -74,8 +74,8 @@ class Options:
             ``"kl"``, ``"hrank"``, ``"chip"``, ``"nisp"``, ``"reap"``, ``"random"``.
         ratios: instead of a budget, the share of units to remove from every group; or shares by ``fnmatch`` pattern of layers,
             modules that hold them or tensors. A pattern reaches a group if it matches all the layers that make it, or a
-            factor of their product, as the gate of a gated MLP; a group's own name comes first, then the first pattern that
-            reaches it, then ``"default"`` (0 if absent).
+            factor of their elementwise product, as the gate of a gated MLP; one with a kind, such as ``"*:expert"``, matches
+            names of groups. A group's own name comes first, then the first pattern that reaches it, then ``"default"`` (0 if absent).
         allocation: how a budget is shared out among groups: ``"curves"``, by the criterion's scores as they are; ``"uniform"``, the
             same share of the units of each; or ``"search"``, by what each group alone, pruned and recovered, does to the outputs,
             or as one of the others if that leaves them closer (its time is some passes over one batch for each group).

@@ -23,9 +23,10 @@ from fxprune._base.errors import (
 from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
 from fxprune.budget.cost import cost_model
-from fxprune.budget.patterns import check_patterns, check_scored
+from fxprune.budget.patterns import check_patterns
 from fxprune.budget.scope import check_scope, scope_note
 from fxprune.budget.solver import ratio_table
+from fxprune.budget.taken import check_taken
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
@@ -191,7 +192,7 @@ def latency_search(state: State) -> State:
 
 def score(state: State) -> State:
     """Gives every unit a score."""
-    options, free = state.options, free_groups(state.coupling, state.constraints)
+    options = state.options
     context = Context(
         state.coupling,
         state.inputs,
@@ -200,16 +201,16 @@ def score(state: State) -> State:
         options.memory_limit,
         options.progress,
         None if options.cache_dir is None else Path(options.cache_dir),
-        {group.name for group in free},
+        {group.name for group in free_groups(state.coupling, state.constraints)},
     )
-    scores = scored(context, state.scorer)
-    check_scored(state.coupling, free, scores, ratio_table(options.ratios or {}))
-    return replace(state, scores=scores, per_cost=state.scorer.per_cost)
+    return replace(state, scores=scored(context, state.scorer), per_cost=state.scorer.per_cost)
 
 
 def solve(state: State) -> State:
     """Chooses what goes, so that the budget is met."""
     bridged, solution = solved(state)
+    if (ratios := state.options.ratios) is not None and solution.selection.coupling is state.coupling:
+        check_taken(state.coupling, state.constraints, state.scores, ratio_table(ratios), solution.removed)
     notes = (*state.notes, *scope_note(state.original, solution.selection, state.budget))
     return with_costs(replace(state, bridged=bridged, solution=solution, selection=solution.selection, notes=notes))
 

@@ -159,12 +159,16 @@ def _forward_or_tell(model: nn.Module, batch: Batch) -> None:
         raise bad_batch(0, f"the model fails on it: {complaint}\n  expected {wanted}\n  got {batch}{way}") from error
 
 
+#: How many channels an image may have.
+_COLOURS = (1, 3, 4)
+
+
 def _as_one(batch: Batch) -> str:
     """Returns how the call is made whose one argument is the batch, where the batch has parts: a list of images, or of one; a dict."""
     parts = len(batch.args) + len(batch.kwargs) + (batch.targets is not None)
     if parts > 1 or batch.kwargs:
         return f"if forward takes the whole batch as one argument, such as a list of images, pass {WHOLE}"
-    if any(isinstance(x, Tensor) and x.ndim == 3 for x in batch.args):
+    if any(isinstance(x, Tensor) and x.ndim == 3 and x.shape[0] in _COLOURS for x in batch.args):
         return (
             f"if it is an image without a batch dimension, give it one; if forward takes a list of images, pass {WHOLE}"
         )

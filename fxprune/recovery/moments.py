@@ -91,6 +91,7 @@ class Moments:
 
     @xx.setter
     def xx(self, value: Tensor) -> None:
+        """Takes others, ``[groups, p, p]``."""
         self.square()
         self._xx = value
 
@@ -102,6 +103,7 @@ class Moments:
 
     @tx.setter
     def tx(self, value: Tensor) -> None:
+        """Takes others, ``[groups, q, p]``."""
         self.square()
         self._tx = value
 
@@ -284,9 +286,10 @@ def measure(
                 columns = consumer.read(values, memory_limit, number)
                 cut = split(len(columns), number, held[consumer]) if consumer in held else len(columns)
                 for block, moments in own:
-                    if moments.rows is not None and moments.count + cut > moments.most > _side(consumer, memory_limit):
+                    seen = moments.count + (moments.held.count if moments.held is not None else 0) + len(columns)
+                    if moments.rows is not None and seen > moments.most > _side(consumer, memory_limit):
                         # later batches are larger than what was counted by: squares of blocks are needed after all
-                        fewer = {c: count for c, count in samples.items() if c is not consumer}
+                        fewer = {c: n for c, n in samples.items() if c.kept.shape[1] <= _side(c, memory_limit)}
                         return measure(
                             dense,
                             part,

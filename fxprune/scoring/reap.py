@@ -11,10 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
+from fxprune.algebra.axes import labels_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 class Reap(Scorer):
     """The mean norm of what an expert adds to the tokens that are sent to it; all else stays.
 
-    It is ranked as it is. The paper takes the same share of each mixture: ``allocation="uniform"``, or ``ratios``.
+    It is ranked as it is. The paper takes the same share of each mixture: ``allocation="uniform"``, or ``ratios``. The mixture is run
+    once more for each expert: its time is that of so many passes through it.
     """
 
     name: str = "reap"
@@ -63,7 +66,7 @@ class Reap(Scorer):
                     sums[mixture.group.name] += mixture.added(run, kept, values)
                     waiting.subtract(mixture.given)
                     kept = {source: value for source, value in kept.items() if waiting[source] > 0}
-        stay = {group.name: torch.full((len(group.units),), STAYS) for group in coupling.groups}
+        stay = {group.name: torch.full((len(group.units),), STAYS).double() for group in coupling.groups}
         return stay | {name: total / count.clamp(min=1) for name, (total, count) in sums.items()}
 
 
@@ -78,6 +81,7 @@ class _Mixture:
         given: what these and the product read of the rest.
         work: what the experts give.
         product: where the router's weights are multiplied with it.
+        dims: of the result's dimensions those of channels.
     """
 
     group: Group
@@ -86,10 +90,11 @@ class _Mixture:
     given: frozenset[fx.Node]
     work: fx.Node
     product: fx.Node
+    dims: tuple[int, ...]
 
     def added(self, run: Run, given: Mapping[fx.Node, Any], values: Mapping[fx.Node, Any]) -> Tensor:
         """Returns the norms of what each expert adds, a sum over the tokens, and to how many it is sent, ``[2, units]``."""
-        whole, work, found = values[self.product], values[self.work], []
+        work, found = values[self.work], []
         for unit in range(len(self.group.units)):
             other = dict(given)
             for tensor, (dim, rows) in self.rows.items():
@@ -97,11 +102,11 @@ class _Mixture:
             for node in self.nodes:
                 other[node] = run.step(node, other, iter(()))
             own = other[self.work].isnan() & ~work.isnan()
-            without, counted = (
-                run.step(self.product, {**other, self.work: work.masked_fill(own, x)}, iter(())) for x in (0.0, 1.0)
-            )
-            sent = (counted != without).any(dim=-1)
-            found.append(torch.stack([(whole - without).double().norm(dim=-1).sum(), sent.sum()]).cpu())
+            alone = (work.masked_fill(~own, 0.0), own.to(work), torch.zeros_like(work))
+            adds, asked, nothing = (run.step(self.product, {**other, self.work: x}, iter(())) for x in alone)
+            sent = (asked != nothing).any(dim=self.dims)
+            norms = torch.linalg.vector_norm((adds - nothing).double(), dim=self.dims)
+            found.append(torch.stack([norms.sum(), sent.sum()]).cpu())
         return torch.stack(found, 1)
 
 
@@ -132,11 +137,20 @@ def _mixture(coupling: Coupling, group: Group) -> _Mixture:
             inside = (behind & nx.ancestors(flow, node)) - set(rows)
             nodes = [each for each in graph.nodes if each in inside]
             given = frozenset(s for each in (*nodes, node) for s in each.all_input_nodes if s not in inside)
-            return _Mixture(group, rows, nodes, given, works.pop(), node)
+            return _Mixture(group, rows, nodes, given, works.pop(), node, _channel_dims(coupling, group, node))
     raise ScorerError(
         f"method 'reap': {group.name}: expected one place where what its experts give is multiplied with weights of their router, "
         "found none: the mixture may be called twice; hold it by ignore, or use another method, e.g. 'variance'"
     )
+
+
+def _channel_dims(coupling: Coupling, group: Group, node: fx.Node) -> tuple[int, ...]:
+    """Returns the dimensions of a value that hold channels, those of experts apart; the last one if it is not known of any."""
+    axes, experts = coupling.values[node], set(coupling.units[group.units].tolist())
+    assert isinstance(axes, tuple)
+    own = [{int(label) for labels in labels_of(axis) for label in labels.ravel()} for axis in axes]
+    marked = [d for d, labels in enumerate(own) if labels and experts.isdisjoint(labels)]
+    return tuple(marked) or (len(axes) - 1,)
 
 
 def _tensors(coupling: Coupling, group: Group) -> tuple[dict[fx.Node, tuple[int, Tensor]], list[fx.Node]]:
@@ -156,7 +170,8 @@ def _tensors(coupling: Coupling, group: Group) -> tuple[dict[fx.Node, tuple[int,
             routers.append(node)
         else:
             masks = [slicer.mask(axes[dim]) for slicer in lone]
-            rows[node] = (dim, torch.stack([~torch.from_numpy(mask) for mask in masks if mask is not None]))
+            assert all(mask is not None for mask in masks), node
+            rows[node] = (dim, ~torch.from_numpy(np.stack(masks)))  # type: ignore[arg-type]
     return rows, routers
 
 

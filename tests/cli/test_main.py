@@ -49,9 +49,7 @@ def test_a_wrong_usage(argv: list[str]) -> None:
 @pytest.mark.slow
 def test_exit_codes_of_the_program_itself(tmp_path: Path) -> None:
     def called(*argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fxprune.cli", *argv], capture_output=True, text=True, cwd=tmp_path
-        )
+        return subprocess.run([sys.executable, "-m", "fxprune", *argv], capture_output=True, text=True, cwd=tmp_path)
 
     wrong = called("report", "nowhere")
     assert wrong.returncode == 1 and wrong.stdout == ""

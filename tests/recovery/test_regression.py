@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
@@ -100,22 +99,22 @@ def test_nothing_varies_and_nothing_is_finite() -> None:
     assert ridge_solve(torch.eye(2), torch.zeros(0, 2), 1e-2).shape == (0, 2)
 
 
-def wide(limit: int, samples: dict[Any, int] | None) -> int:
+def wide(limit: int, counted: bool) -> int:
     """Returns in how many blocks a layer of 4,096 columns is measured on eight samples."""
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Linear(4, 4096), nn.ReLU(), nn.Linear(4096, 3)).eval(), torch.randn(8, 4)
     coupling = fxprune.couple(fxprune.capture(model, (data,)))
     (consumer,), _ = find_consumers(fxprune.Selection(coupling, coupling.removed_mask(range(2000))))
-    counts = None if samples is None else {consumer: 8}
+    counts = {consumer: 8} if counted else None
     dense = fxprune.Selection.nothing(coupling)
     (blocks,) = measure(dense, [consumer], [(data,)], covariance=True, memory_limit=limit, samples=counts)
-    assert bytes_of(consumer, True, limit, None if samples is None else 8) <= limit * len(blocks)
+    assert bytes_of(consumer, True, limit, 8 if counted else None) <= limit * len(blocks)
     return len(blocks)
 
 
 def test_a_wide_layer_of_few_samples_is_not_cut_into_blocks() -> None:
-    assert wide(1 << 20, None) > 1
-    assert wide(1 << 20, {}) == 1
+    assert wide(1 << 20, counted=False) > 1
+    assert wide(1 << 20, counted=True) == 1
 
 
 def test_who_asks_for_squares_gets_blocks_that_fit() -> None:
@@ -131,7 +130,8 @@ def test_who_asks_for_squares_gets_blocks_that_fit() -> None:
     assert len(whole) == 1 and whole[0][1].rows is not None
 
 
-def test_later_batches_may_be_larger_than_the_first() -> None:
+@pytest.mark.parametrize("hold_out", [False, True])
+def test_later_batches_may_be_larger_than_the_first(hold_out: bool) -> None:
     """Samples are counted by the first batch: where there are more, squares of blocks that fit are formed after all."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 512), nn.ReLU(), nn.Linear(512, 3)).eval()
@@ -139,7 +139,9 @@ def test_later_batches_may_be_larger_than_the_first() -> None:
     coupling = fxprune.couple(fxprune.capture(model, data[0]))
     selection = fxprune.Selection(coupling, coupling.removed_mask(range(200)))
     context = fxprune.RecoveryContext(selection, data, memory_limit=1 << 21)
-    ((_, blocks),) = context.moments(rows=True)
+    ((_, blocks),) = context.moments(rows=True, hold_out=hold_out)
+    for _, block in blocks:
+        block.whole()
     assert len(blocks) > 1 and all(block.rows is None and block.count > 512 for _, block in blocks)
     assert all(16 * block.xx.numel() <= 1 << 21 for _, block in blocks)
 

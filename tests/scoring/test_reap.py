@@ -111,11 +111,13 @@ class Chosen(nn.Module):
 
     def gates(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
         chance, chosen = (self.router(x) if logits is None else logits).softmax(-1).topk(2, -1)
-        return torch.zeros(*x.shape[:-1], 5).scatter(-1, chosen, chance)
+        return chance.new_zeros(*x.shape[:-1], 5).scatter(-1, chosen, chance)
+
+    def each(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.last((x[..., None, None, :] @ (self.first if weight is None else weight))[..., 0, :])
 
     def mix(self, x: Tensor, weight: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
-        each = self.last((x[..., None, None, :] @ (self.first if weight is None else weight))[..., 0, :])
-        return (self.gates(x, logits)[..., None] * each).sum(-2)
+        return (self.gates(x, logits)[..., None] * self.each(x, weight)).sum(-2)
 
     def forward(self, x: Tensor) -> Any:
         return self.tail(self, x)
@@ -202,5 +204,31 @@ def test_a_ratio_of_what_the_criterion_lets_stay_is_told() -> None:
     model, x = mixture()
     coupling = fxprune.couple(fxprune.capture(model, (x,)))
     channels = next(group.name for group in coupling.groups if group.kind == "channel")
-    with pytest.warns(fxprune.IgnoredPatternWarning, match="takes nothing: the criterion lets .* stay"):
-        fxprune.compile(model, [x], ratios={channels: 0.5, "*": 0.5}, method="reap", recover=None, progress=False)
+    ratios = {channels: 0.5, "*:expert": 0.5}
+    with pytest.warns(fxprune.FxpruneWarning, match=r"takes nothing of .* \(channels\): the criterion lets them stay"):
+        pruned = fxprune.compile(model, [x], ratios=ratios, method="reap", recover=None, progress=False)
+    assert pruned.state_dict()["router.weight"].shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("tail", "shape"),
+    [
+        (lambda m, x: m.head(torch.einsum("beo,be->bo", m.each(x), m.gates(x))), (9, 6)),
+        (lambda m, x: m.head(torch.einsum("eob,be->ob", m.each(x).permute(1, 2, 0), m.gates(x)).T), (9, 6)),
+        (lambda m, x: m.head((m.each(x).transpose(1, 2) * m.gates(x)[:, None]).sum(-1)), (9, 6)),
+        (lambda m, x: m.head((m.each(x).transpose(1, 2) @ m.gates(x)[..., None])[..., 0]), (9, 6)),
+        (lambda m, x: m.head((m.gates(x)[:, None] @ m.each(x))[:, 0]), (9, 6)),
+    ],
+)
+def test_channels_may_lie_anywhere(tail: Any, shape: Any) -> None:
+    model, x = Chosen(tail), torch.randn(*shape)
+    assert torch.allclose(scored(model, x)["router:expert"].float(), formula(model, x), rtol=1e-4)
+
+
+def test_what_an_expert_adds_does_not_drown_in_what_the_others_do() -> None:
+    x = torch.randn(64, 6)
+    model = Chosen(lambda m, x: m.head(torch.einsum("beo,be->bo", m.each(x), m.gates(x))))
+    with torch.no_grad():
+        model.first[1] *= 1e-3
+    model, x = model.bfloat16(), x.bfloat16()
+    assert torch.allclose(scored(model, x)["router:expert"].float(), formula(model, x).float(), rtol=0.02)

@@ -1,5 +1,0 @@
-"""``python -m fxprune.cli`` is ``fxprune``."""
-
-from fxprune.cli.main import main
-
-main()
