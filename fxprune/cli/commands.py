@@ -15,6 +15,7 @@ from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_directory, check_file, show, tell
 from fxprune.cli.specs import MODEL, PAIRS, DataSpec, ModelSpec, data_options, dense_options
 from fxprune.cli.values import BACKENDS, counts
+from fxprune.cli.values import ratios as read_ratios
 from fxprune.compiler.options import Form
 from fxprune.storage.manifest import PLAN
 from fxprune.training import TrainingOptions
@@ -45,6 +46,7 @@ DIRECTORY = click.argument("directory", metavar="DIR")
 @option(
     "--form", type=click.Choice(get_args(Form)), default="graph", help="module: also what its own class ties and holds."
 )
+@option("--ratio", "ratios", multiple=True, metavar="PATTERN=SHARE", help="As of compile: what each pattern takes.")
 @option("--units", multiple=True, metavar="KIND", help="block: whole residual branches are units as well.")
 @option("--strict", is_flag=True, help="Stop at an op without a rule instead of freezing what it touches.")
 @option("--meta", is_flag=True, help="Make the model without memory, however large.")
@@ -55,6 +57,7 @@ def explain(
     layers: tuple[str, ...],
     output: str | None,
     form: Form,
+    ratios: tuple[str, ...],
     units: tuple[str, ...],
     strict: bool,
     **options: Any,
@@ -71,7 +74,8 @@ def explain(
     made = make(ModelSpec(**told(ModelSpec, options, spec=model)), quiet=True)
     spec = DataSpec(**told(DataSpec, options))
     data = load_data(spec, made, kept=False) if spec.source is not None else example_of(made, spec)
-    found = fxprune.explain(made.model, data, layers=layers, units=units, form=form, strict=strict)
+    shares = read_ratios(ratios)
+    found = fxprune.explain(made.model, data, layers=layers, ratios=shares, units=units, form=form, strict=strict)
     if output == "dot":
         click.echo(found.to_dot(), nl=False)
     else:

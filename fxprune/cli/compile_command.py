@@ -13,7 +13,7 @@ from fxprune.cli.command import QUIET, Command, as_given, option, options_of, to
 from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_directory, check_file, show, tell
 from fxprune.cli.specs import MODEL, DataSpec, ModelSpec, data_options
-from fxprune.cli.values import BACKENDS, amount, fetch, portion
+from fxprune.cli.values import BACKENDS, amount, fetch, portion, ratios
 from fxprune.compiler.options import Allocation, Basis, Form, MethodName, Options, RecoveryOption, UnitKind
 
 _BUDGET, _METHOD = "Budget", "Method"
@@ -147,7 +147,7 @@ def _wanted(options: Any) -> dict[str, Any]:
         raise InputError(f"{what}; for a number of parameters use --params, such as --params 1.2M")
     if options["uniform"] and options["form"] != "module":
         raise click.UsageError("--uniform is about the original's class: give --form module with it")
-    wanted = told(Options, options, ratios=_ratios(options["ratios"]))
+    wanted = told(Options, options, ratios=ratios(options["ratios"]))
     whole = {name: _number(name, options[name], int) for name in ("round_to", "min_keep")}
     return wanted | whole | {"ridge": _number("ridge", options["ridge"], float)}
 
@@ -177,17 +177,6 @@ def _number(name: str, text: str, kind: type[int] | type[float]) -> float | str:
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
         raise InputError(f"--{name.replace('_', '-')} {text}: expected {expected} or auto") from None
-
-
-def _ratios(texts: tuple[str, ...]) -> float | dict[str, float] | None:
-    table: dict[str, float] = {}
-    for text in texts:
-        pattern, equals, share = text.rpartition("=")
-        try:
-            table[pattern if equals else "default"] = float(share)
-        except ValueError:
-            raise InputError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
-    return table["default"] if set(table) == {"default"} else table or None
 
 
 def _recover(options: Any, scorer: Any, plan_only: bool) -> str | None:

@@ -114,3 +114,15 @@ def fetch(reference: str, what: str) -> Any:
 def kind_of(path_or_name: str, suffixes: Iterable[str]) -> str:
     """Returns the suffix of a file's name if it is among some, else ``""``."""
     return next((each for each in suffixes if path_or_name.lower().endswith(each)), "")
+
+
+def ratios(texts: tuple[str, ...]) -> float | dict[str, float] | None:
+    """Reads shares: one for all, or by pattern; None for none."""
+    table: dict[str, float] = {}
+    for text in texts:
+        pattern, equals, share = text.rpartition("=")
+        try:
+            table[pattern if equals else "default"] = float(share)
+        except ValueError:
+            raise InputError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
+    return table["default"] if set(table) == {"default"} else table or None

@@ -43,3 +43,10 @@ def test_explain_says_what_the_class_holds(here: Path) -> None:
     assert {"tied", "held"} <= own.keys()
     wrong = run(*base, "--form", "modul")
     assert wrong.exit_code == 2 and "'graph', 'module'" in wrong.output
+
+
+def test_explain_says_what_each_pattern_takes(here: Path) -> None:
+    base = ("explain", "mine:net", "--calib", "random:2x3x8x8", "--json")
+    found = json.loads(done(*base, "--ratio", "3=0.5", "--ratio", "nowhere=0.2").stdout)
+    assert [(row["pattern"], row["groups"]) for row in found["patterns"]] == [("3", ["3"]), ("nowhere", [])]
+    assert "expected SHARE or PATTERN=SHARE" in complaint(*base, "--ratio", "half")
