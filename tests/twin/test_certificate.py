@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+import fxprune
 from fxprune.compiler.by_hand import verify
 from fxprune.coupling.selection import Selection
-from fxprune.rewriting.emission import emit
+from fxprune.rewriting.emission import emit, emitted
 from fxprune.rewriting.slicing import keep_indices, slice_graph
+from fxprune.twin.certificate import certify
 from fxprune.twin.interpreter import Run
 from tests.models import small
 from tests.support.certificates import Compiled, changed, compiled, floats, network, shown
@@ -225,3 +227,32 @@ def test_recovered_weights_are_checked_as_they_are() -> None:
     batch = (small.example("residual"), {})
     assert verify(coupling, removed, module, batch, tensors=changed).verified is True
     assert verify(coupling, removed, module, batch).verified is False
+
+
+class Chaotic(nn.Module):
+    """Doubles a difference again and again, as a loop that refines its own estimate may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 300), nn.Linear(300, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        start = y = self.second(self.first(x).relu()).sigmoid()
+        for _ in range(34):
+            y = 3.99 * y * (1 - y)
+        return start, y
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_rounding_that_a_model_amplifies_is_no_fault(wrong: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Chaotic().double().eval(), torch.randn(16, 6).double()
+    coupling = fxprune.couple(fxprune.capture(model, (x,)))
+    selection = fxprune.Selection(coupling, coupling.removed_mask(range(77)))
+    pruned = emitted(selection)
+    if wrong:
+        with torch.no_grad():
+            pruned.second.weight[0, 0] += 1e-6  # type: ignore[index, union-attr]
+    found = certify(selection, pruned, ((x,), {}))
+    assert found.verified is (False if wrong else None), found
+    assert wrong or "amplifies rounding: output 1 differs" in found.note
