@@ -273,7 +273,7 @@ def measure(
         samples: of consumers whose samples may be kept instead of squares, how many there are.
     """
     held, samples = held or {}, samples or {}
-    counts = [samples.get(consumer) for consumer in part]
+    counts = [samples.get(consumer) if covariance else None for consumer in part]
     cuts = [_blocks(c, covariance, memory_limit, count) for c, count in zip(part, counts, strict=True)]
     blocks = [
         [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
