@@ -74,7 +74,7 @@ LONG = {"spvr", "kl", "joint", "chip"}
 #: Words of the refusals that are right: a network without what is asked for, or a budget that the option makes unreachable.
 REFUSALS = (
     r"expects hidden units of an MLP|no channel of this model can be removed|batch norms whose scale|cannot be reached|"
-    r"one object of settings"
+    r"one object of settings|expects experts that may go"
 )
 
 #: One model sees every option; the others see those that change the structure or the weights, in turns, which take minutes as it is.
