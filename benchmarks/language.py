@@ -90,15 +90,6 @@ class Once:
 
 
 @cache
-def subject(quick: bool) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Returns the model, texts to calibrate and to judge by, ``[sequences, length]``, and the dense model's losses, ``[sequences]``."""
-    model, tokenizer = smollm.language_model()
-    calib = smollm.sequences(tokenizer, "calib", 2 if quick else 32)
-    held = smollm.sequences(tokenizer, "eval", 2 if quick else 32)
-    return model, calib, held, smollm.losses(model, held)
-
-
-@cache
 def criterion(name: str) -> Once:
     """Returns a criterion by name, which has scored or will."""
     return Once(scorer_of(name))
@@ -106,13 +97,11 @@ def criterion(name: str) -> Once:
 
 def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
     """Returns the values of a line: the model without a share of its decoder's parameters."""
-    model, calib, held, dense = subject(quick)
+    model, calib, held, dense = smollm.subject(quick)
     start = time.perf_counter()
     pruned: Any = PEERS[recipe](model, calib, share) if recipe in PEERS else ours(RECIPES[recipe], share, seed, quick)
     seconds = time.perf_counter() - start
     loss = smollm.losses(pruned, held)
-    apart = loss - dense
-    parts = (loss[0::2], loss[1::2], loss)  # handbook and FAQ take turns
     kept = decoder_size(pruned) / decoder_size(model)
     size = sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in model.parameters())
     spent = {} if recipe in PEERS else times(RECIPES[recipe], pruned.report)
@@ -121,12 +110,10 @@ def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
     return {
         "decoder": round(kept, 4),
         "params": round(size, 4),
-        **{
-            name: round(math.exp(float(part.mean())), 2)
-            for name, part in zip(("handbook", "FAQ", "perplexity"), parts, strict=True)
-        },
-        "nats over dense": round(float(apart.mean()), 4),
-        "standard error": round(float(apart.std() / len(apart) ** 0.5), 4),
+        # handbook and FAQ take turns
+        "handbook": round(math.exp(float(loss[0::2].mean())), 2),
+        "FAQ": round(math.exp(float(loss[1::2].mean())), 2),
+        **smollm.beside(loss, dense),
         **spent,
         "all s": round(seconds, 1),
     }
@@ -134,7 +121,7 @@ def row(recipe: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
 
 def ours(recipe: Recipe, share: float, seed: int, quick: bool) -> Any:
     """Returns the model, in its own class, without a share of its decoder's parameters."""
-    model, calib, _, _ = subject(quick)
+    model, calib, _, _ = smollm.subject(quick)
     config = recipe.allocation == "config"
     return fxprune.compile(
         model,
@@ -175,12 +162,11 @@ def main() -> None:
     for recipe in options.recipes:
         for share in options.shares:
             kept.add({"recipe": recipe, "removed": share}, partial(row, recipe, share, options.seed, options.quick))
-    _, calib, _, dense = subject(options.quick)
+    _, calib, _, dense = smollm.subject(options.quick)
     notes = [
         f"removed: of the parameters of {DECODER}, and decoder what is left of them; of recipes without 'attention' or 'all', of FLAP and "
         f"of Taylor MLP units alone go. Calibrated on {len(calib)} sequences of {calib.shape[1]} tokens, no training.",
-        f"perplexity: of {len(dense)} sequences of the eval texts; dense {math.exp(float(dense.mean())):.2f}. Standard error: of the nats, "
-        "paired with the dense model's, over the sequences.",
+        smollm.judged(dense),
         "params: of all parameters; a head that is no longer tied to the embedding (SliceGPT, Torch-Pruning, pca) counts as well.",
         "score s: once for all shares of a criterion, within the first line's all s.",
         *kept.notes,

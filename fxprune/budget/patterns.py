@@ -75,14 +75,11 @@ def reaching(coupling: Coupling, group: Group, patterns: Sequence[str], names: M
     """
     if group.name in patterns:
         return group.name
-    if ":" in group.name and (
-        kinds := [pattern for pattern in patterns if ":" in pattern and matches([group.name], pattern)]
-    ):
-        return kinds[0]
     makers = makers_of(coupling, group) or {group.name}
     for pattern in patterns:
         chosen = {maker for maker in makers if matches(names.get(maker, {maker}), pattern)}
-        if chosen == makers or (chosen and carry(coupling, chosen, makers)):
+        of_kind = ":" in pattern and matches([group.name], pattern)
+        if of_kind or chosen == makers or (chosen and carry(coupling, chosen, makers)):
             return pattern
     return None
 

@@ -121,7 +121,9 @@ class Moments:
             self.rows += other.rows
         else:
             self.square()
-            self._grow(other.count, other.mean_x, other.mean_t, other.xx, other.tx)
+            # what the first one brings is added to later: it is not to be the other's own
+            squares = (other.xx, other.tx) if self.count else (other.xx.clone(), other.tx.clone())
+            self._grow(other.count, other.mean_x, other.mean_t, *squares)
         self._move(other.count, other.mean_x, other.mean_t)
 
     def about(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

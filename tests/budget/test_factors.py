@@ -100,3 +100,14 @@ def test_half_of_an_mlp_goes_by_the_name_of_its_gate() -> None:
     changed = {k: tuple(v.shape) for k, v in pruned.state_dict().items() if v.shape != model.state_dict()[k].shape}
     assert {shape for name, shape in changed.items() if "mlp" in name} == {(12, 16), (16, 12)}
     assert len(changed) == 6
+
+
+def test_a_pattern_with_a_kind_takes_its_turn() -> None:
+    """Names of groups are matched where the pattern stands, not before the others."""
+    coupling = fxprune.couple(
+        fxprune.capture(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), (torch.randn(2, 3, 8),))
+    )
+    names, heads = names_of_layers(coupling), next(g for g in coupling.groups if g.kind == "head")
+    assert reaching(coupling, heads, ["self_attn*", "*:head"], names) == "self_attn*"
+    assert reaching(coupling, heads, ["linear1", "*:head", "self_attn*"], names) == "*:head"
+    assert reaching(coupling, heads, ["*:expert"], names) is None

@@ -158,3 +158,15 @@ def test_a_ridge_too_small_to_count_is_none() -> None:
     x, t = drawn(9, 20, 3)
     one = Dual(x[:, 0] - x[:, 0].mean(0), t[:, 0] - t[:, 0].mean(0))
     assert torch.allclose(one.gain(1e-300), (torch.linalg.pinv(one.x) @ one.t).T, atol=1e-8)
+
+
+def test_what_is_merged_stays_as_it_is() -> None:
+    x, t = drawn(30, 20, 3)
+    first, other, whole = Moments(), Moments(), Moments()
+    other.add(x[:15], t[:15])
+    before = other.xx.clone(), other.tx.clone(), other.mean_x.clone()
+    first.merge(other)
+    first.add(x[15:], t[15:])
+    whole.add(x, t)
+    assert torch.allclose(first.xx, whole.xx) and torch.allclose(first.tx, whole.tx)
+    assert all(torch.equal(a, b) for a, b in zip(before, (other.xx, other.tx, other.mean_x), strict=True))

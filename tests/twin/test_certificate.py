@@ -256,3 +256,16 @@ def test_rounding_that_a_model_amplifies_is_no_fault(wrong: bool) -> None:
     found = certify(selection, pruned, ((x,), {}))
     assert found.verified is (False if wrong else None), found
     assert wrong or "amplifies rounding: output 1 differs" in found.note
+
+
+def test_in_less_precision_a_fault_is_never_taken_for_rounding() -> None:
+    """There float64 is what tells: a difference in float32 or bfloat16 stays one."""
+    torch.manual_seed(0)
+    model, x = Chaotic().eval(), torch.randn(16, 6)
+    coupling = fxprune.couple(fxprune.capture(model, (x,)))
+    selection = fxprune.Selection(coupling, coupling.removed_mask(range(77)))
+    pruned = emitted(selection)
+    with torch.no_grad():
+        pruned.second.weight[0] += 0.1  # type: ignore[index, union-attr, operator]
+    for dtype in (torch.float32, torch.bfloat16):
+        assert certify(selection, pruned, ((x,), {}), dtype=dtype).verified is False
