@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.compiler.by_hand import verify
 from fxprune.coupling.selection import Selection
+from fxprune.results.certificate import Certificate
 from fxprune.rewriting.emission import emit, emitted
 from fxprune.rewriting.slicing import keep_indices, slice_graph
 from fxprune.twin.certificate import certify
@@ -243,19 +244,29 @@ class Chaotic(nn.Module):
         return start, y
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_rounding_that_a_model_amplifies_is_no_fault(wrong: bool) -> None:
-    torch.manual_seed(0)
+def amplified(seed: int, wrong: float) -> Certificate:
+    """Returns what is found of a right result that is rounded otherwise, or of one that is wrong besides."""
+    torch.manual_seed(seed)
     model, x = Chaotic().double().eval(), torch.randn(16, 6).double()
     coupling = fxprune.couple(fxprune.capture(model, (x,)))
     selection = fxprune.Selection(coupling, coupling.removed_mask(range(77)))
     pruned = emitted(selection)
-    if wrong:
-        with torch.no_grad():
-            pruned.second.weight[0, 0] += 1e-6  # type: ignore[index, union-attr]
-    found = certify(selection, pruned, ((x,), {}))
-    assert found.verified is (False if wrong else None), found
-    assert wrong or "amplifies rounding: output 1 differs" in found.note
+    with torch.no_grad():
+        pruned.second.bias += torch.finfo(torch.float64).eps * pruned.second.bias.abs()  # type: ignore[operator, union-attr]
+        pruned.second.weight[0, 0] += wrong  # type: ignore[index, union-attr]
+    return certify(selection, pruned, ((x,), {}))
+
+
+def test_rounding_that_a_model_amplifies_is_no_fault() -> None:
+    """How much of it there is, if any, depends on how the library adds up: several networks."""
+    found = [amplified(seed, wrong=0.0) for seed in range(8)]
+    doubts = [each for each in found if each.verified is None]
+    assert doubts and all(each.verified is not False for each in found)
+    assert all("amplifies rounding: output 1 differs" in each.note for each in doubts)
+
+
+def test_a_fault_of_a_model_that_amplifies_is_one() -> None:
+    assert all(amplified(seed, wrong=1e-6).verified is False for seed in range(8))
 
 
 def test_in_less_precision_a_fault_is_never_taken_for_rounding() -> None:
