@@ -3,7 +3,9 @@
 For each consumer in topological order the kept weights are regressed on the inputs that the already pruned and
 recovered model gives, towards the dense model's output plus what the skip connection beside it has lost so far:
 ``T = y_dense + (skip_dense - skip_pruned) / s`` with ``s = gamma / sqrt(running_var + eps)`` of the batch norm in
-between. The gates of recurrent layers, whose sums are no values of the graph, come first, from the dense model's statistics.
+between. Layers that lose nothing but read what has drifted are fitted as well, up to the last one that loses columns (as GPTAQ
+does in quantisation, arXiv 2504.02692): ResNet-56 at 0.3 of its MACs 86.24 % instead of 84.54. The gates of recurrent layers, whose
+sums are no values of the graph, come first, from the dense model's statistics.
 
 All layers begin with what `fxprune.recovery.compensate` gives them, and the ridge is towards that. Of a few ridges each layer takes
 the one that is best on a quarter of the samples (every fourth batch), which the others did not see; if none is, it stays as it is: where data are few, or
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from torch import Tensor, fx
 from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
-from fxprune.recovery.consumers import Consumer, Replacements
+from fxprune.recovery.consumers import Consumer, Replacements, find_consumers
 from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments, split
 from fxprune.recovery.protocol import Recovered, RecoveryContext
@@ -70,19 +73,25 @@ def sequential(context: RecoveryContext) -> Recovered:
     All batches advance together, node by node up to the last consumer, if the values that are alive fit into the memory limit;
     otherwise every consumer has its own pass from the start.
     """
-    by_node = {consumer.node: consumer for consumer in context.consumers}
+    by_node = {consumer.node: consumer for consumer in _layers(context)}
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
-    march = _March(context, _order(context.selection.coupling, drifts), drifts)
-    order = march.order
+    march = _March(context, by_node, _order(context.selection.coupling, drifts), drifts)
     if march.fits():
-        march.together(list(context.inputs), by_node)
+        march.together(list(context.inputs))
     else:
-        for node in order:
-            if node in by_node:
-                march.alone(by_node[node])
-            elif node in march.gains.of:
-                march.scale(march.gains.of[node])
+        march.apart()
     return Recovered(march.changed.tensors, _kept_lines(march.kept))
+
+
+def _layers(context: RecoveryContext) -> list[Consumer]:
+    """Returns the layers that lose columns, and the others before the last of them, in graph order.
+
+    Without those that others' recovery has changed on purpose (`fxprune.recovery.cores`): they are not to give what they gave.
+    """
+    cut, done = {consumer.node: consumer for consumer in context.consumers}, context.selection.tensors
+    every = [cut.get(consumer.node, consumer) for consumer in find_consumers(context.selection, every=True)[0]]
+    every = [consumer for consumer in every if consumer.node in cut or consumer.weight not in done]
+    return every[: max((i + 1 for i, consumer in enumerate(every) if consumer.node in cut), default=0)]
 
 
 def _kept_lines(layers: Sequence[str]) -> tuple[str, ...]:
@@ -125,8 +134,15 @@ def _moments_for(consumer: Consumer) -> Moments:
 class _March:
     """Dense model and masked twin side by side."""
 
-    def __init__(self, context: RecoveryContext, order: Sequence[fx.Node], drifts: dict[fx.Node, Drift]) -> None:
-        self.context, self.drifts = context, drifts
+    def __init__(
+        self,
+        context: RecoveryContext,
+        consumers: dict[fx.Node, Consumer],
+        order: Sequence[fx.Node],
+        drifts: dict[fx.Node, Drift],
+    ) -> None:
+        self.context, self.consumers, self.drifts = context, consumers, drifts
+        self.cut = {consumer.node for consumer in context.consumers}
         self.batches = sum(1 for _ in context.inputs)
         self.changed = Replacements(context.selection.coupling, context.start)
         begun = dict(self.changed.tensors)
@@ -139,7 +155,7 @@ class _March:
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
         self.kept, self._lacking = list[str](), set[fx.Node]()
-        fitted = {consumer.node for consumer in context.consumers} | set(self.gains.of)
+        fitted = set(consumers) | set(self.gains.of)
         self.order = order = order[: max((i + 1 for i, node in enumerate(order) if node in fitted), default=0)]
         final = {source: node for node in order for source in node.all_input_nodes}
         place = {node: i for i, node in enumerate(order)}
@@ -163,17 +179,17 @@ class _March:
                 del values[source]
         return 2 * self.batches * peak <= self.context.memory_limit // 2
 
-    def together(self, batches: Sequence[Sequence[Tensor]], consumers: dict[fx.Node, Consumer]) -> None:
+    def together(self, batches: Sequence[Sequence[Tensor]]) -> None:
         """Advances all batches node by node."""
         for states in zip(*map(self._walk, batches), strict=True):
             node = states[0][0]
-            if node in consumers:
-                moments = _moments_for(consumers[node])
+            if node in self.consumers:
+                consumer = self.consumers[node]
+                moments = _moments_for(consumer)
                 for number, (_, dense, pruned) in enumerate(states):
-                    self._observe(consumers[node], moments, dense, pruned, number)
-                self._fit(consumers[node], moments)
-                home = consumers[node].home
-                names = {consumers[node].weight} | ({home.tensor} if home is not None else set())
+                    self._observe(consumer, moments, dense, pruned, number)
+                self._fit(consumer, moments)
+                names = {consumer.weight} | ({consumer.home.tensor} if consumer.home is not None else set())
                 self._refresh(names, [pruned for _, _, pruned in states])
             elif node in self.gains.of:
                 gain, found = self.gains.of[node], Fit()
@@ -199,13 +215,32 @@ class _March:
                     if node in values:
                         values[node] = self.pruned.step(node, values, iter(()))
 
-    def alone(self, consumer: Consumer) -> None:
-        """Runs every batch from the start up to one consumer."""
-        moments = _moments_for(consumer)
+    def apart(self) -> None:
+        """Runs every batch from the start for each gain, and for each layer, or those next to each other that read the same."""
+        fitted = [node for node in self.order if node in self.consumers or node in self.gains.of]
+        for _, alike in groupby(fitted, lambda node: self.consumers[node].source if node in self.consumers else node):
+            layers = []
+            for node in alike:
+                if node in self.consumers:
+                    layers.append(self.consumers[node])
+                else:  # what the layers behind it read
+                    self.scale(self.gains.of[node])
+            if layers:
+                self.alone(layers)
+
+    def alone(self, consumers: Sequence[Consumer]) -> None:
+        """Runs every batch from the start up to a few layers that read the same."""
+        moments = {consumer.node: _moments_for(consumer) for consumer in consumers}
         for number, batch in enumerate(self.context.inputs):
-            _, dense, pruned = next(state for state in self._walk(batch) if state[0] is consumer.node)
-            self._observe(consumer, moments, dense, pruned, number)
-        self._fit(consumer, moments)
+            waiting = len(consumers)
+            for node, dense, pruned in self._walk(batch):
+                if node in moments:
+                    self._observe(self.consumers[node], moments[node], dense, pruned, number)
+                    waiting -= 1
+                if not waiting:
+                    break
+        for consumer in consumers:
+            self._fit(consumer, moments[consumer.node])
 
     def scale(self, gain: Gain) -> None:
         """Runs every batch from the start up to one gain."""
@@ -228,6 +263,8 @@ class _March:
                 target = target + lost * self._inverse_scale(drift.norm, target)
         if target.abs().max() > _ROUNDING * torch.finfo(target.dtype).eps * dense[node].abs().max():
             self._lacking.add(node)
+        elif node not in self.cut:
+            return
         rows = consumer.choose(target.shape, self.context.memory_limit, number)
         cut = split(len(rows), number, self.batches)
         for part, some in ((moments, rows[:cut]), (moments.held, rows[cut:])):
@@ -247,7 +284,9 @@ class _March:
 
     def _fit(self, consumer: Consumer, moments: Moments) -> None:
         blocks = [(slice(None), moments)]
+        if not moments.count and consumer.node not in self.cut:
+            return
         ridge = best_ridge(consumer, blocks, self.context.ridge)
-        self.kept += [consumer.weight] if ridge is None and consumer.node in self._lacking else []
+        self.kept += [consumer.weight] if ridge is None and consumer.node in self._lacking & self.cut else []
         moments.whole()
         fit(self.changed, consumer, blocks, ridge)

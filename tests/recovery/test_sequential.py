@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,32 @@ def test_drift_is_the_other_operand_of_the_addition_behind_a_layer() -> None:
     assert drift is not None and drift.skip.op == "placeholder"
     assert drift.norm is not None and drift.norm.target is torch.ops.aten.batch_norm.default
     assert find_drift(nodes["other.weight"]) is None  # it is scaled before it is added
+
+
+def test_a_layer_that_loses_nothing_is_fitted_to_what_has_drifted() -> None:
+    """Against least squares by numpy; before the first layer that loses columns, and behind the last, nothing changes."""
+    torch.manual_seed(0)
+    sizes = (6, 12, 24, 8, 24, 5, 4)
+    layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
+    model = nn.Sequential(*layers[:-1]).double().eval()  # 0: 12, 2: 24, 4: 8, 6: 24, 8: 5, 10: 4
+    data = [(torch.randn(4096, 6, dtype=torch.float64),) for _ in range(4)]
+    coupling = fxprune.couple(fxprune.capture(model, data[0]))
+    removed = np.zeros(len(coupling.channels), bool)
+    for name in ("2.weight", "6.weight"):
+        (made,) = [axis for axis in coupling.axes if axis.tensor == name and axis.dim == 0]
+        removed[made.labels[:8].ravel()] = True
+    for limit in (1 << 30, 1 << 22):
+        changed = fxprune.recover(coupling, removed, data, "sequential", ridge=1e-9, memory_limit=limit).tensors
+        assert {name.partition(".")[0] for name in changed} == {"4", "6", "8"}
+        x = torch.cat([batch for (batch,) in data])
+        with torch.no_grad():
+            wanted = model[:7](x)[:, 8:]  # what stays of the layer that reads what has drifted, and loses no column
+            new = {**model.state_dict(), **changed}
+            hidden = model[:4](x)[:, 8:] @ new["4.weight"][:, 8:].T + new["4.bias"]
+            read = np.c_[hidden.tanh().numpy(), np.ones(len(x))]
+        best = np.linalg.lstsq(read, wanted.numpy())[0]
+        got = np.c_[new["6.weight"][8:].numpy(), new["6.bias"][8:, None].numpy()]
+        np.testing.assert_allclose(got, best.T, atol=1e-4)
 
 
 class Bottleneck(nn.Module):
