@@ -14,10 +14,9 @@ what drifts is noise, a regression on it is worse than nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -30,6 +29,7 @@ from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments, split
 from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.ridges import best_ridge
+from fxprune.recovery.waiting import Waiting, waiting
 from fxprune.results.tables import few
 from fxprune.twin.interpreter import Run
 
@@ -70,16 +70,13 @@ def find_drift(node: fx.Node) -> Drift | None:
 def sequential(context: RecoveryContext) -> Recovered:
     """Returns full-size replacements of the consumers' weights, biases and running means, and which layers stay as covariance left them.
 
-    All batches advance together, node by node up to the last consumer, if the values that are alive fit into the memory limit;
-    otherwise every consumer has its own pass from the start.
+    All batches advance together, from one of these layers to the next; what they hold meanwhile stays in memory within half the limit, and
+    waits in files beyond that.
     """
     by_node = {consumer.node: consumer for consumer in _layers(context)}
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
     march = _March(context, by_node, _order(context.selection.coupling, drifts), drifts)
-    if march.fits():
-        march.together(list(context.inputs))
-    else:
-        march.apart()
+    march.go()
     return Recovered(march.changed.tensors, _kept_lines(march.kept))
 
 
@@ -131,6 +128,20 @@ def _moments_for(consumer: Consumer) -> Moments:
     return moments
 
 
+def _value(run: Run, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Returns a value that is alive; a parameter or buffer as it stands now."""
+    return run.step(node, {}, iter(())) if node.op == "get_attr" else values[node]
+
+
+def _step(run: Run, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Returns the value of a node from what is alive."""
+    return run.step(node, {source: _value(run, source, values) for source in node.all_input_nodes}, iter(()))
+
+
+#: A batch's values that are alive, in the dense model and in the pruned one.
+State: TypeAlias = tuple[dict[fx.Node, Any], dict[fx.Node, Any]]
+
+
 class _March:
     """Dense model and masked twin side by side."""
 
@@ -163,91 +174,61 @@ class _March:
             final[drift.skip] = max(
                 node, final.get(drift.skip, node), key=place.__getitem__
             )  # the sum may lie beyond the end
+        self._read = frozenset(final)
         self.last: dict[fx.Node, list[fx.Node]] = {}
         for source, node in final.items():
             self.last.setdefault(node, []).append(source)
 
-    def fits(self) -> bool:
-        """Returns whether all batches' live values stay within half the limit, judged by the first batch."""
-        batches, peak = iter(self.context.inputs), 0
-        feed, values = iter(next(batches, ())), dict[fx.Node, Any]()
-        for node in self.order:
-            values[node] = self.dense.step(node, values, feed)
-            alive = [x for n, x in values.items() if n.op != "get_attr" and isinstance(x, Tensor)]
-            peak = max(peak, sum(x.nbytes for x in alive))
-            for source in self.last.get(node, ()):
-                del values[source]
-        return 2 * self.batches * peak <= self.context.memory_limit // 2
+    def go(self) -> None:
+        """Advances all batches to one layer or gain after another, and fits it."""
+        with waiting(self.context.memory_limit // 2) as held:
+            for number, batch in enumerate(self.context.inputs):
+                held.put(number, self._begun(batch))
+            begin = 0
+            for end, node in enumerate(self.order):
+                if node in self.consumers or node in self.gains.of:
+                    states = self._advanced(held, self.order[begin:end], node)
+                    begin = end
+                    if node in self.consumers:
+                        self._regress(self.consumers[node], states)
+                    else:
+                        self._scale(self.gains.of[node], states)
 
-    def together(self, batches: Sequence[Sequence[Tensor]]) -> None:
-        """Advances all batches node by node."""
-        for states in zip(*map(self._walk, batches), strict=True):
-            node = states[0][0]
-            if node in self.consumers:
-                consumer = self.consumers[node]
-                moments = _moments_for(consumer)
-                for number, (_, dense, pruned) in enumerate(states):
-                    self._observe(consumer, moments, dense, pruned, number)
-                self._fit(consumer, moments)
-                names = {consumer.weight} | ({consumer.home.tensor} if consumer.home is not None else set())
-                self._refresh(names, [pruned for _, _, pruned in states])
-            elif node in self.gains.of:
-                gain, found = self.gains.of[node], Fit()
-                for _, dense, pruned in states:
-                    self.gains.observe(found, gain, self.pruned.step(node, pruned, iter(())), dense[node])
-                self._refresh(self.gains.apply(found, gain), [pruned for _, _, pruned in states])
+    def _begun(self, batch: Sequence[Tensor]) -> State:
+        """Returns the inputs that are read, as the values that there are in the beginning."""
+        nodes = [node for node in self.dense.graph.nodes if node.op == "placeholder"]
+        feed = iter(batch)
+        values = {node: self.dense.step(node, {}, feed) for node in nodes}
+        read = {node: value for node, value in values.items() if node in self._read}
+        return dict(read), read
 
-    def _walk(self, batch: Sequence[Tensor]) -> Iterator[tuple[fx.Node, dict[fx.Node, Any], dict[fx.Node, Any]]]:
-        """Yields every node with what is alive in the dense model, its own value included, and in the pruned one, before that."""
-        dense, pruned, feeds = dict[fx.Node, Any](), dict[fx.Node, Any](), (iter(batch), iter(batch))
-        for node in self.order:
-            dense[node] = self.dense.step(node, dense, feeds[0])
-            yield node, dense, pruned
-            pruned[node] = self.pruned.step(node, pruned, feeds[1])
-            for source in self.last.get(node, ()):
-                del dense[source], pruned[source]
+    def _advanced(self, held: Waiting, way: Sequence[fx.Node], node: fx.Node) -> Iterator[State]:
+        """Yields each batch's values, once it has gone a way, with the dense model's value of the node behind it."""
+        for number in range(self.batches):
+            dense, pruned = held.take(number)
+            for each in way:
+                if each.op not in ("get_attr", "placeholder") and each in self._read:
+                    for run, values in ((self.dense, dense), (self.pruned, pruned)):
+                        if each not in values:
+                            values[each] = _step(run, each, values)
+                for source in self.last.get(each, ()):
+                    dense.pop(source, None), pruned.pop(source, None)
+            dense[node] = _step(self.dense, node, dense)
+            yield dense, pruned
+            held.put(number, (dense, pruned))
 
-    def _refresh(self, names: Set[str], pruned: Sequence[dict[fx.Node, Any]]) -> None:
-        """Hands new tensors to the runs that hold the old ones."""
-        for node in self.order:
-            if node.op == "get_attr" and node.target in names:
-                for values in pruned:
-                    if node in values:
-                        values[node] = self.pruned.step(node, values, iter(()))
+    def _regress(self, consumer: Consumer, states: Iterable[State]) -> None:
+        """Fits a layer."""
+        moments = _moments_for(consumer)
+        for number, (dense, pruned) in enumerate(states):
+            self._observe(consumer, moments, dense, pruned, number)
+        self._fit(consumer, moments)
 
-    def apart(self) -> None:
-        """Runs every batch from the start for each gain, and for each layer, or those next to each other that read the same."""
-        fitted = [node for node in self.order if node in self.consumers or node in self.gains.of]
-        for _, alike in groupby(fitted, lambda node: self.consumers[node].source if node in self.consumers else node):
-            layers = []
-            for node in alike:
-                if node in self.consumers:
-                    layers.append(self.consumers[node])
-                else:  # what the layers behind it read
-                    self.scale(self.gains.of[node])
-            if layers:
-                self.alone(layers)
-
-    def alone(self, consumers: Sequence[Consumer]) -> None:
-        """Runs every batch from the start up to a few layers that read the same."""
-        moments = {consumer.node: _moments_for(consumer) for consumer in consumers}
-        for number, batch in enumerate(self.context.inputs):
-            waiting = len(consumers)
-            for node, dense, pruned in self._walk(batch):
-                if node in moments:
-                    self._observe(self.consumers[node], moments[node], dense, pruned, number)
-                    waiting -= 1
-                if not waiting:
-                    break
-        for consumer in consumers:
-            self._fit(consumer, moments[consumer.node])
-
-    def scale(self, gain: Gain) -> None:
-        """Runs every batch from the start up to one gain."""
+    def _scale(self, gain: Gain, states: Iterable[State]) -> None:
+        """Fits a gain."""
         found = Fit()
-        for batch in self.context.inputs:
-            _, dense, pruned = next(state for state in self._walk(batch) if state[0] is gain.node)
-            self.gains.observe(found, gain, self.pruned.step(gain.node, pruned, iter(())), dense[gain.node])
+        for dense, pruned in states:
+            self.gains.observe(found, gain, _step(self.pruned, gain.node, pruned), dense[gain.node])
         self.gains.apply(found, gain)
 
     def _observe(
@@ -255,21 +236,22 @@ class _March:
     ) -> None:
         """Adds one batch, to fit and to judge by: the pruned model's columns against what its output lacks."""
         node = consumer.node
-        target = dense[node] - self.pruned.step(node, pruned, iter(()))
+        target = dense[node] - _step(self.pruned, node, pruned)
         if node in self.drifts:
             drift = self.drifts[node]
-            lost = dense[drift.skip] - pruned[drift.skip]
+            lost = _value(self.dense, drift.skip, dense) - _value(self.pruned, drift.skip, pruned)
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
         if target.abs().max() > _ROUNDING * torch.finfo(target.dtype).eps * dense[node].abs().max():
             self._lacking.add(node)
         elif node not in self.cut:
             return
+        read = _value(self.pruned, consumer.source, pruned)
         rows = consumer.choose(target.shape, self.context.memory_limit, number)
         cut = split(len(rows), number, self.batches)
         for part, some in ((moments, rows[:cut]), (moments.held, rows[cut:])):
             if part is not None and len(some):
-                part.add(consumer.columns(pruned[consumer.source], some), consumer.outputs(target, some))
+                part.add(consumer.columns(read, some), consumer.outputs(target, some))
 
     def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:
         if norm is None:

@@ -1,0 +1,72 @@
+"""Values that wait: of many batches that advance in turns, those between two turns, in memory as far as they fit, in files beyond."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune._base.errors import RecoveryError
+
+
+class Waiting:
+    """Holds the values of each batch while the others have their turn.
+
+    Args:
+        limit: bytes that may be held in memory; what is beyond waits in a file.
+        folder: for these files.
+    """
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        self._room, self._folder = limit, folder
+        self._held: dict[int, tuple[list[Any] | None, pytree.TreeSpec]] = {}
+
+    def put(self, number: int, values: Any) -> None:
+        """Takes in the values of a batch, in any nest of containers.
+
+        Raises:
+            RecoveryError: a file cannot be written.
+        """
+        leaves, spec = pytree.tree_flatten(values)
+        size = _bytes(leaves)
+        if size <= self._room:
+            self._room -= size
+            self._held[number] = leaves, spec
+            return
+        path = self._path(number)
+        try:
+            torch.save(leaves, path)
+        except (OSError, RuntimeError) as error:
+            text = f"values that wait for their layer do not fit into {self._folder}, {size} bytes: {error}; raise memory_limit, or set TMPDIR"
+            raise RecoveryError(text) from error
+        self._held[number] = None, spec
+
+    def take(self, number: int) -> Any:
+        """Returns the values of a batch, which are held no longer."""
+        leaves, spec = self._held.pop(number)
+        if leaves is None:
+            leaves = torch.load(self._path(number), weights_only=True)
+            self._path(number).unlink()
+        else:
+            self._room += _bytes(leaves)
+        return pytree.tree_unflatten(leaves, spec)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number}.pt"
+
+
+def _bytes(leaves: list[Any]) -> int:
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def waiting(limit: int) -> Iterator[Waiting]:
+    """Yields a place for values, whose files, if it comes to that, lie in the temporary folder and are gone behind it."""
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
+        yield Waiting(limit, Path(folder))
