@@ -29,7 +29,8 @@ PARTS = {
     "MLP 70 %": {MLPS: 0.7},
     "q, k and MLP 50 %": {QUERIES: 0.5, MLPS: 0.5},
 }
-RECIPES = ("l2 none", "l2 covariance", "joint sequential", "obs covariance", "obs sequential")
+RECIPES = ("l2 none", "l2 covariance", "joint sequential", "obs covariance", "obs sequential", "obs sequential own")
+HIDDEN = ("*intermediate.dense", "*.[0-9].output.dense")  # the layers of the MLPs
 
 
 def row(
@@ -37,10 +38,14 @@ def row(
 ) -> dict[str, Any]:
     """Returns what is measured of one part by one recipe."""
     start = time.perf_counter()
+    part: dict[str, Any] = {"ratios": {**PARTS[key["part"]], "default": 0.0}}
+    if "widths" in key:
+        share = 1 - PARTS[key["part"]][MLPS]
+        part = {"budget": fxprune.Budget(params=share, of=HIDDEN), "ignore": ("*embeddings*", "*attention*")}
     pruned = fxprune.compile(
         model,
         data,
-        ratios={**PARTS[key["part"]], "default": 0.0},
+        **part,
         method=key["criterion"],
         recover=None if key["recover"] == "none" else key["recover"],
         seed=options.seed,
@@ -61,7 +66,9 @@ def main() -> None:
     """Prints and records the table."""
     made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    made.add_argument("--recipes", nargs="+", default=list(RECIPES), help="a criterion and a recovery each")
+    made.add_argument(
+        "--recipes", nargs="+", default=list(RECIPES), help="a criterion, a recovery and, with own widths, 'own'"
+    )
     made.add_argument("--sentences", type=int, default=2048, help="train sentences for scores and recovery")
     made.add_argument("--pairs", type=int, help="pairs of sentences that are judged; by default all")
     options = begin(made)
@@ -74,14 +81,17 @@ def main() -> None:
     kept = Kept(options.rows)
     for part in options.parts:
         for recipe in options.recipes:
-            criterion, _, recover = recipe.partition(" ")
-            key = {"part": part, "criterion": criterion, "recover": recover}
+            criterion, recover, *own = recipe.split()
+            if own and list(PARTS[part]) != [MLPS]:
+                continue
+            key = {"part": part, "criterion": criterion, "recover": recover} | ({"widths": "own"} if own else {})
             kept.add(key, partial(row, model, data, dense, first + second, key, options))
     notes = [
         "distance: squared, of the unit embeddings of the STS-B test split's sentences to the dense ones, a mean. Of two at random: "
         f"{float((dense[1:] - dense[:-1]).square().sum(1).mean()):.3f}.",
         f"spearman: on the test split; dense {minilm.spearman(model, count=options.pairs):.4f}.",
-        f"Scores and statistics from {options.sentences} unpadded train sentences; parts are pruned alike in each layer.",
+        f"Scores and statistics from {options.sentences} unpadded train sentences; parts are pruned alike in each layer, but "
+        "for own widths: one ranking of all MLPs' units.",
         *kept.notes,
     ]
     title = "all-MiniLM-L6-v2 without part of its attention and MLPs, no fine-tuning"
