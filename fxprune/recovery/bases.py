@@ -70,7 +70,8 @@ class _Model:
         self.done: set[fx.Node] = set()
         self._free = {maker: (uses == 1) & (flows.others[maker] == 0) for maker, uses in flows.uses.items()}
         self._kept = {
-            maker: torch.from_numpy(slicer.mask(coupling.parameter(maker.weight)[0])) for maker in flows.makers.values()
+            maker: torch.from_numpy(slicer.mask(coupling.parameter(maker.weight)[maker.affine.outward]))
+            for maker in flows.makers.values()
         }
 
     def _living(self, maker: Maker, heads: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -125,17 +126,17 @@ class _Model:
             level = level if level > 0 else torch.ones_like(level)
             basis, back = _placed(level * vt @ unroot, kept), _placed((root @ vt.mT / level).mT, kept).mT
             self._rows(found.maker, rows, basis)
-            new = weight.clone().flatten(1)
+            new = consumer.matrix(weight).clone()
             for columns in found.columns[same]:
-                new[:, columns] = (new[:, columns].double() @ back).to(new.dtype)
-            self.changed.tensors[consumer.weight] = new.reshape(weight.shape)
+                new[0][:, columns] = (new[0][:, columns].double() @ back).to(new.dtype)
+            self.changed.tensors[consumer.weight] = consumer.restored(new, weight)
 
     def _rows(self, maker: Maker, rows: Tensor, basis: Tensor) -> None:
         """Gives some outputs of a layer in another basis, ``[channels, channels]``."""
-        for name in filter(None, (maker.weight, maker.bias)):
-            new = self.changed.value(name).clone()
+        for name, dim in maker.tensors.items():
+            self.changed.tensors[name] = new = self.changed.value(name).clone()
+            new = new.movedim(dim, 0)  # a view
             new[rows] = (basis @ new[rows].double().reshape(len(rows), -1)).reshape(new[rows].shape).to(new.dtype)
-            self.changed.tensors[name] = new
 
 
 def _placed(basis: Tensor, kept: Tensor) -> Tensor:

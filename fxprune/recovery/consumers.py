@@ -20,19 +20,28 @@ from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind
+from fxprune.ops.tracer import Contraction
+from fxprune.recovery.affine import Affine, added_to, affine_of, own_parameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Home:
-    """The tensor that takes a constant shift of a layer's output: ``tensor += sign * shift``."""
+    """The tensor that takes a constant shift of a layer's output: ``tensor += sign * shift``.
+
+    Attributes:
+        tensor: its name.
+        sign: 1 or -1.
+        behind: the op behind the layer that it belongs to, if it is not the layer's own: what that gives does not move.
+    """
 
     tensor: str
     sign: int
+    behind: fx.Node | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Consumer:
-    """A linear layer or convolution that reads channels of which some go.
+    """A linear layer, a convolution or a product with a matrix, that reads channels of which some go.
 
     Its input becomes a matrix with ``groups * columns`` columns, its weight ``[groups, outputs, columns]``.
 
@@ -40,7 +49,7 @@ class Consumer:
         node: the op in the captured graph.
         weight: the weight's name.
         bias: the bias' name, if there is one.
-        arguments: the op's arguments by name.
+        affine: what the op is.
         groups: convolution groups.
         kept: for each group which columns stay, ``[groups, columns]``.
         rows: which outputs stay, ``[groups, outputs]``.
@@ -50,7 +59,7 @@ class Consumer:
     node: fx.Node
     weight: str
     bias: str | None
-    arguments: SimpleNamespace
+    affine: Affine
     groups: int
     kept: Mask
     rows: Mask
@@ -59,28 +68,34 @@ class Consumer:
     @property
     def source(self) -> fx.Node:
         """The node that gives the layer's input."""
-        source: fx.Node = self.arguments.input
-        return source
+        return self.affine.input
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Returns a weight as ``[groups, outputs, columns]``."""
+        weight = weight.mT if self.affine.inward else weight
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def restored(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """Returns ``[groups, outputs, columns]`` in the shape and dtype of the weight."""
+        shape = like.mT.shape if self.affine.inward else like.shape
+        weight = matrix.reshape(shape).to(like.dtype)
+        return weight.mT.contiguous() if self.affine.inward else weight
 
     def samples(self, shape: Sequence[int]) -> int:
         """Returns how many samples an output of this shape holds: tokens, or batch times positions."""
-        return math.prod(shape[:-1] if is_kind(self.node, "linear") else (shape[0], *shape[2:]))
+        return math.prod(shape[:-1] if self.affine.last else (shape[0], *shape[2:]))
 
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns chosen samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel."""
-        if is_kind(self.node, "linear"):
+        if self.affine.last:
             return x.reshape(-1, 1, x.shape[-1])[rows]
-        windows = _windows(x, self.arguments)  # [b, *positions, c, *kernel]
+        windows = _windows(x, self.affine.arguments)  # [b, *positions, c, *kernel]
         place = torch.unravel_index(rows, windows.shape[: x.dim() - 1])
         return windows[place].reshape(len(rows), self.groups, -1)
 
     def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
         """Returns chosen samples of an output, or anything of its shape, as ``[rows, groups, outputs]``."""
-        if not is_kind(self.node, "linear"):
+        if not self.affine.last:
             y = y.movedim(1, -1)
         return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
 
@@ -134,7 +149,7 @@ class Replacements:
         _check_shape(f"{consumer.weight}: shift", shift, expected[:2])
         weight = self.value(consumer.weight)
         new = consumer.matrix(weight).double() + update
-        self.tensors[consumer.weight] = new.reshape(weight.shape).to(weight.dtype)
+        self.tensors[consumer.weight] = consumer.restored(new, weight)
         if consumer.home is not None:
             home = self.value(consumer.home.tensor)
             moved = home.double() + consumer.home.sign * shift.reshape(-1)
@@ -183,33 +198,46 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
         node, weight = contraction.node, contraction.weight
         if weight is None or not (every or slicer.changed(contraction.axis)):
             continue
-        name, a = str(weight.target), bind(node)
-        tensor, groups = fetch(coupling.captured.module, name), getattr(a, "groups", 1)
-        size = tensor.shape
         if is_kind(node, "recurrent"):
             continue  # `fxprune.recovery.gates`
-        if not is_kind(node, "linear", "conv"):
+        name, affine = str(weight.target), affine_of(coupling, contraction)
+        tensor = fetch(coupling.captured.module, name)
+        if affine is None:
             notes.append(f"{name}: no compensation for {node.target}")
         elif tensor.is_complex():
             notes.append(f"{name}: no compensation for complex weights")
         elif uses[name] > 1 or len(weight.users) > 1:
             notes.append(f"{name}: used more than once")
-        elif groups > 1 and size[1] == 1:
-            continue  # depthwise: nothing is left to take over
-        elif is_kind(node, "conv") and len(coupling.captured.info[a.input].shape) != len(size):
+        elif _depthwise(affine, tensor):
+            continue  # nothing is left to take over
+        elif not affine.last and len(coupling.captured.info[affine.input].shape) != tensor.dim():
             notes.append(f"{name}: an input without a batch")
-        elif is_kind(node, "conv") and _vary(a):
+        elif not affine.last and _vary(affine.arguments):
             notes.append(f"{name}: windows that follow the input's size")
         else:
-            a.kernel = tuple(size[2:])
-            channels, outputs = slicer.mask(contraction.axis), slicer.mask(coupling.values[weight][0])
-            channels = np.ones(size[1] * groups, bool) if channels is None else channels
-            outputs = np.ones(size[0], bool) if outputs is None else outputs
-            kept = np.repeat(channels.reshape(groups, -1), math.prod(a.kernel), axis=1)
-            rows = outputs.reshape(groups, -1)
-            bias = own_parameter(coupling, a.bias)
-            found.append(Consumer(node, name, bias, a, groups, kept, rows, _home(coupling, node, bias)))
+            found.append(_consumer(selection, contraction, affine, tensor))
     return found, list(dict.fromkeys(notes))
+
+
+def _depthwise(affine: Affine, weight: Tensor) -> bool:
+    return getattr(affine.arguments, "groups", 1) > 1 and weight.shape[1] == 1
+
+
+def _consumer(selection: Selection, contraction: Contraction, affine: Affine, weight: Tensor) -> Consumer:
+    coupling, slicer, node = selection.coupling, selection.slicer, contraction.node
+    assert contraction.weight is not None
+    groups = getattr(affine.arguments, "groups", 1)
+    outs, columns, *kernel = (weight.mT if affine.inward else weight).shape if weight.dim() > 1 else (1, len(weight))
+    affine.arguments.kernel = tuple(kernel)
+    axes = coupling.values[contraction.weight]
+    channels = slicer.mask(contraction.axis)
+    outputs = slicer.mask(axes[affine.outward]) if weight.dim() > 1 else None
+    channels = np.ones(columns * groups, bool) if channels is None else channels
+    outputs = np.ones(outs, bool) if outputs is None else outputs
+    kept = np.repeat(channels.reshape(groups, -1), math.prod(kernel), axis=1)
+    bias = own_parameter(coupling, affine.bias)
+    home = _home(coupling, node, affine, bias)
+    return Consumer(node, str(contraction.weight.target), bias, affine, groups, kept, outputs.reshape(groups, -1), home)
 
 
 def _vary(a: SimpleNamespace) -> bool:
@@ -222,21 +250,15 @@ def _vary(a: SimpleNamespace) -> bool:
     return any(isinstance(size, fx.Node) for size in sizes)
 
 
-def own_parameter(coupling: Coupling, node: fx.Node | None) -> str | None:
-    """Returns the name of a tensor that this op alone uses and that may be changed."""
-    if node is None or node.op != "get_attr" or len(node.users) > 1 or node.target not in coupling.captured.persistent:
-        return None
-    return str(node.target)
-
-
-def _home(coupling: Coupling, node: fx.Node, bias: str | None) -> Home | None:
-    """A shift goes into the bias, or into the running mean of a batch norm that alone reads the output."""
+def _home(coupling: Coupling, node: fx.Node, affine: Affine, bias: str | None) -> Home | None:
+    """A shift goes into the bias, into one that is added next, or into the running mean of a batch norm that alone reads the output."""
     if bias is not None:
         return Home(bias, 1)
-    if bind(node).bias is not None or len(node.users) != 1:
+    if affine.bias is not None or len(node.users) != 1:
         return None
     user = next(iter(node.users))
     if is_kind(user, "batch_norm") and not bind(user).training:
         mean = own_parameter(coupling, bind(user).running_mean)
-        return Home(mean, -1) if mean else None
-    return None
+        return Home(mean, -1, user) if mean else None
+    found = added_to(coupling, node, affine)
+    return None if found is None else Home(found[1], 1, found[0])

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.algebra.axes import explicit
-from fxprune.ops.registry import is_kind
 from fxprune.ops.tracer import Contraction
 from fxprune.recovery.consumers import Replacements
 from fxprune.recovery.moments import Moments
@@ -162,7 +161,7 @@ class _Search:
                     self._read(values, {n: scaled[n] for n in rest})
             if node in self.traced:
                 layer, value = self.traced[node], values[node]
-                places = value.dim() - 1 if is_kind(node, "linear") else 1
+                places = value.dim() - 1 if layer.maker.affine.last else 1
                 shape = [1] * value.dim()
                 shape[places] = -1
                 scaled[node] = layer, value * layer.factors.to(value).reshape(shape)
@@ -213,7 +212,7 @@ class _Search:
 def _traced(context: RecoveryContext, maker: Maker) -> _Traced | None:
     """Returns a layer whose units can be told apart; None for one of too many."""
     coupling = context.selection.coupling
-    axis = coupling.parameter(maker.weight)[0]
+    axis = coupling.parameter(maker.weight)[maker.affine.outward]
     labels, kept = explicit(axis), context.selection.slicer.mask(axis)
     if labels is None or kept is None:
         return None
@@ -287,9 +286,8 @@ def _scale(changed: Replacements, layer: _Traced, factors: Mapping[int, float]) 
     each = torch.ones(len(layer.unit), dtype=torch.float64)
     for unit, factor in factors.items():
         each[layer.unit == unit] = factor
-    names = {name for name in (layer.maker.weight, layer.maker.bias) if name is not None}
-    for name in names:
+    for name, dim in layer.maker.tensors.items():
         value = changed.value(name)
-        new = value.double() * each.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+        new = value.double() * each.to(value.device).reshape(-1, *[1] * (value.dim() - 1 - dim))
         changed.tensors[name] = new.to(value.dtype)
-    return names
+    return set(layer.maker.tensors)

@@ -276,7 +276,7 @@ def _side(node: fx.Node, value: Tensor, spread: Spread, dim: int) -> Meeting | N
 def _samples(consumer: Consumer, values: Mapping[fx.Node, Any]) -> Tensor:
     """Returns what a linear layer or convolution without a kernel reads, ``[samples, columns]``."""
     x: Tensor = values[consumer.source]
-    x = x if is_kind(consumer.node, "linear") else x.movedim(1, -1)
+    x = x if consumer.affine.last else x.movedim(1, -1)
     return x.reshape(-1, x.shape[-1])
 
 
@@ -292,7 +292,7 @@ def _reading(consumer: Consumer, values: Mapping[fx.Node, Any], spreads: Mapping
     spread = spreads.get(consumer.source)
     if spread is None or consumer.groups > 1:
         return None
-    if not is_kind(consumer.node, "linear"):
+    if not consumer.affine.last:
         if values[consumer.source].shape[1] != consumer.kept.shape[1]:
             return None  # a kernel
         spread = spread.moved(lambda v: v.movedim(1, -1))

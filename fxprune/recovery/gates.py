@@ -20,7 +20,8 @@ from fxprune.algebra.channels import Mask
 from fxprune.coupling.selection import Selection
 from fxprune.ops.families.recurrent import layers_of
 from fxprune.ops.registry import bind, is_kind
-from fxprune.recovery.consumers import Consumer, Home, own_parameter
+from fxprune.recovery.affine import Affine, own_parameter
+from fxprune.recovery.consumers import Consumer, Home
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +44,7 @@ class Gates(Consumer):
 
     def read(self, values: Mapping[fx.Node, Any], memory_limit: int, batch: int) -> Tensor:
         """Returns chosen steps of what the gates read, ``[rows, 1, columns]``, from the values alive at the layer's node."""
-        a = SimpleNamespace(**fx.map_arg(vars(self.arguments), values.__getitem__))
+        a = SimpleNamespace(**fx.map_arg(vars(self.affine.arguments), values.__getitem__))
         x = self._states(a) if self.of_state else self._below(a)
         return x.reshape(-1, 1, x.shape[-1])[self.choose(x.shape, memory_limit, batch)]
 
@@ -115,4 +116,5 @@ def _gates(
     own = own_parameter(selection.coupling, bias)
     home = None if own is None else Home(own, 1)
     name = str(weight.target)
-    return Gates(node, name, own, bind(node), 1, columns[None], outputs[None], home, *place)
+    a = bind(node)
+    return Gates(node, name, own, Affine(a, a.input, bias), 1, columns[None], outputs[None], home, *place)

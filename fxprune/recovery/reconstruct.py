@@ -89,11 +89,11 @@ def _parts(coupling: Coupling, inputs: Iterable[Sequence[Tensor]]) -> Iterator[S
 
 
 def _target(consumer: Consumer) -> fx.Node:
-    """Returns where a layer's output is whole: the sum it goes into, or behind the batch norm that takes its shift."""
+    """Returns where a layer's output is whole: the sum it goes into, or behind what takes its shift."""
     if drift := find_drift(consumer.node):
         return drift.total
-    shifted = consumer.home is not None and consumer.home.sign < 0
-    return next(iter(consumer.node.users)) if shifted else consumer.node
+    behind = None if consumer.home is None else consumer.home.behind
+    return consumer.node if behind is None else behind
 
 
 def _size(tensor: Tensor) -> float:

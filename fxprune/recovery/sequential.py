@@ -56,12 +56,15 @@ def find_drift(node: fx.Node) -> Drift | None:
         if is_kind(user, "addition"):
             a = bind(user)
             other = a.other if a.self is node else a.self
+            if isinstance(other, fx.Node) and other.op == "get_attr":  # a bias
+                node = user
+                continue
             if a.alpha != 1 or not isinstance(other, fx.Node) or other is node:
                 return None
             return Drift(other, norm, user)
         if is_kind(user, "batch_norm") and norm is None and user.args[0] is node and not bind(user).training:
             norm = user
-        elif not conducts(user):
+        elif not conducts(user) and not is_kind(user, "reshape"):
             return None
         node = user
     return None
@@ -158,8 +161,8 @@ class _March:
         self.changed = Replacements(context.selection.coupling, context.start)
         begun = dict(self.changed.tensors)
         make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
-        for home in (c.home for c in context.consumers if c.home is not None and c.home.sign < 0):
-            # a batch norm's mean takes no part in the layer's own output: the shift is found anew with the rest
+        for home in (c.home for c in context.consumers if c.home is not None and c.home.behind is not None):
+            # it takes no part in the layer's own output: the shift is found anew with the rest
             self.changed.tensors.pop(home.tensor, None)
             self.changed.tensors |= {home.tensor: begun[home.tensor]} if home.tensor in begun else {}
         self.dense = Run(context.dense)
@@ -240,6 +243,8 @@ class _March:
         if node in self.drifts:
             drift = self.drifts[node]
             lost = _value(self.dense, drift.skip, dense) - _value(self.pruned, drift.skip, pruned)
+            if consumer.affine.last and lost.shape[-1:] == target.shape[-1:] and lost.numel() == target.numel():
+                lost = lost.reshape(target.shape)  # tokens may have been told apart in between
             if lost.shape == target.shape:
                 target = target + lost * self._inverse_scale(drift.norm, target)
         if target.abs().max() > _ROUNDING * torch.finfo(target.dtype).eps * dense[node].abs().max():

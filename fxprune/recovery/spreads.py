@@ -11,8 +11,7 @@ from torch import Tensor, fx
 
 from fxprune._base.names import fetch
 from fxprune.coupling.selection import Selection
-from fxprune.ops.registry import bind, is_kind
-from fxprune.recovery.consumers import own_parameter
+from fxprune.recovery.affine import Affine, added_to, affine_of, own_parameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,16 +19,23 @@ class Maker:
     """A linear layer or convolution whose outputs are followed.
 
     Attributes:
-        node: the op in the captured graph.
-        weight: the weight's name; outputs lie along its first dimension.
+        node: the op in the captured graph, or the addition of its bias behind it.
+        weight: the weight's name.
         bias: the bias' name, if there is one.
         outputs: how many there are.
+        affine: what the op is.
     """
 
     node: fx.Node
     weight: str
     bias: str | None
     outputs: int
+    affine: Affine
+
+    @property
+    def tensors(self) -> dict[str, int]:
+        """The dimension along which the outputs lie, by the names of weight and bias."""
+        return {self.weight: self.affine.outward} | ({} if self.bias is None else {self.bias: 0})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,20 +66,22 @@ def makers(selection: Selection) -> dict[fx.Node, Maker]:
     coupling, found = selection.coupling, {}
     for contraction in coupling.contractions:
         node, weight = contraction.node, contraction.weight
-        if weight is None or not is_kind(node, "linear", "conv") or len(weight.users) > 1:
+        affine = affine_of(coupling, contraction)
+        if weight is None or affine is None or len(weight.users) > 1:
             continue
-        rows, a = coupling.values[weight][0], bind(node)
-        tensor, biased = fetch(coupling.captured.module, str(weight.target)), a.bias is not None
-        bias = own_parameter(coupling, a.bias)
-        plain = tensor.dim() > 1 and not tensor.is_complex() and getattr(a, "groups", 1) == 1
-        plain &= is_kind(node, "linear") or len(coupling.captured.info[a.input].shape) == tensor.dim()  # with a batch
-        if selection.slicer.changed(rows) and plain and biased == bool(bias):
-            found[node] = Maker(node, str(weight.target), bias, len(tensor))
+        tensor, bias = fetch(coupling.captured.module, str(weight.target)), own_parameter(coupling, affine.bias)
+        if tensor.dim() < 2 or tensor.is_complex() or getattr(affine.arguments, "groups", 1) > 1:
+            continue
+        rows, batched = coupling.values[weight][affine.outward], len(coupling.captured.info[affine.input].shape)
+        whole = (affine.last or batched == tensor.dim()) and (affine.bias is None) == (bias is None)
+        if selection.slicer.changed(rows) and whole:
+            end, bias = added_to(coupling, node, affine) or (node, bias)
+            found[end] = Maker(end, str(weight.target), bias, tensor.shape[affine.outward], affine)
     return found
 
 
 def spread_of(maker: Maker, value: Tensor) -> Spread:
     """Returns the spread of a layer's own outputs, ``[..., outputs]`` or ``[batch, outputs, ...]``."""
-    dim = value.dim() - 1 if is_kind(maker.node, "linear") else 1
+    dim = value.dim() - 1 if maker.affine.last else 1
     rows = torch.arange(value.shape[dim], device=value.device)
     return Spread(maker, rows.reshape(-1, *[1] * (value.dim() - 1 - dim)).expand(value.shape))
