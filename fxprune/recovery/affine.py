@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -42,18 +43,25 @@ def affine_of(coupling: Coupling, contraction: Contraction) -> Affine | None:
     node, weight, info = contraction.node, contraction.weight, coupling.captured.info
     if weight is None or is_kind(node, "recurrent"):
         return None
-    a = bind(node)
+    a, sizes = bind(node), info[weight].shape
     if is_kind(node, "linear", "conv"):
-        return Affine(a, a.input, a.bias, is_kind(node, "linear"))
+        return _plain(coupling, Affine(a, a.input, a.bias, is_kind(node, "linear")), sizes)
     rule, rank = rule_at(node), len(info[contraction.source].shape)
-    if rule is None or rule.kind or rule.empty is None or len(info[weight].shape) != 2 or contraction.dim != rank - 1:
+    if rule is None or rule.kind or rule.empty is None or len(sizes) != 2 or contraction.dim != rank - 1:
         return None
     found = rule.empty(Constants(info, {}), node, a)
     if found is None or found[0] != rank - 1 or len(info[node].shape) != rank or getattr(a, "alpha", 1) != 1:
         return None
     if hasattr(a, "equation") and not _in_order(a.equation):
         return None
-    return Affine(a, contraction.source, found[1], inward=contraction.weight_dim == 0)
+    return _plain(coupling, Affine(a, contraction.source, found[1], inward=contraction.weight_dim == 0), sizes)
+
+
+def _plain(coupling: Coupling, affine: Affine, sizes: Sequence[int]) -> Affine | None:
+    """Returns it, unless what it adds is not one value for each output."""
+    if affine.bias is None or len(sizes) < 2 or coupling.captured.info[affine.bias].shape == (sizes[affine.outward],):
+        return affine
+    return None
 
 
 def _in_order(equation: str) -> bool:

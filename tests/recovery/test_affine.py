@@ -97,6 +97,7 @@ def test_what_is_permuted_or_scaled_is_no_layer() -> None:
     spellings: list[Spelling] = [
         lambda x, w, b: torch.einsum("bti,io->tbo", x, w).transpose(0, 1) + b,
         lambda x, w, b: torch.addmm(b, x.flatten(0, -2), w, alpha=0.5).unflatten(0, x.shape[:-1]),
+        lambda x, w, b: torch.addmm(b.sum()[None], x.flatten(0, -2), w).unflatten(0, x.shape[:-1]),
     ]
     for spelling in spellings:
         with pytest.warns(fxprune.RecoverySkippedWarning, match="down.weight: no compensation for aten"):
