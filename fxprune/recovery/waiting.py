@@ -41,7 +41,7 @@ class Waiting:
             return
         path = self._path(number)
         try:
-            torch.save(leaves, path)
+            torch.save([_alone(leaf) for leaf in leaves], path)
         except (OSError, RuntimeError) as error:
             text = f"values that wait for their layer do not fit into {self._folder}, {size} bytes: {error}; raise memory_limit, or set TMPDIR"
             raise RecoveryError(text) from error
@@ -63,6 +63,12 @@ class Waiting:
 
 def _bytes(leaves: list[Any]) -> int:
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _alone(leaf: Any) -> Any:
+    """Returns a part of a larger tensor as one of its own: a file holds all that a tensor is a view of."""
+    part = isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.nbytes
+    return leaf.clone() if part else leaf
 
 
 @contextmanager

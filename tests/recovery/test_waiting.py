@@ -32,6 +32,15 @@ def test_values_come_back_as_they_were(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # there is room again
 
 
+def test_a_part_of_a_large_tensor_waits_alone(tmp_path: Path) -> None:
+    """Batches are often parts of one tensor, and a file holds whatever a tensor is a view of."""
+    held, parts = Waiting(0, tmp_path), torch.arange(1e5).split(10)
+    held.put(0, [parts[3]])
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < 1e4
+    assert torch.equal(held.take(0)[0], parts[3])
+
+
 def test_no_file_is_left_behind_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KeyboardInterrupt), waiting(0) as held:
