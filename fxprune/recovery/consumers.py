@@ -258,6 +258,8 @@ def _home(coupling: Coupling, node: fx.Node, affine: Affine, bias: str | None) -
         return None
     user = next(iter(node.users))
     if is_kind(user, "batch_norm") and not bind(user).training:
+        if affine.last and len(coupling.captured.info[node].shape) != 2:
+            return None  # its channels are places
         mean = own_parameter(coupling, bind(user).running_mean)
         return Home(mean, -1, user) if mean else None
     found = added_to(coupling, node, affine)

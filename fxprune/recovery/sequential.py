@@ -50,7 +50,7 @@ class Drift:
 
 def find_drift(node: fx.Node) -> Drift | None:
     """Returns the other operand of the addition that a layer's output goes into, if that is all it does."""
-    norm = None
+    norm, whole = None, True
     while len(node.users) == 1:
         user = next(iter(node.users))
         if is_kind(user, "addition"):
@@ -62,12 +62,23 @@ def find_drift(node: fx.Node) -> Drift | None:
             if a.alpha != 1 or not isinstance(other, fx.Node) or other is node:
                 return None
             return Drift(other, norm, user)
-        if is_kind(user, "batch_norm") and norm is None and user.args[0] is node and not bind(user).training:
+        if is_kind(user, "batch_norm"):
+            if norm is not None or not whole or user.args[0] is not node or not _scales(user):
+                return None
             norm = user
-        elif not conducts(user) and not is_kind(user, "reshape"):
+        elif is_kind(user, "reshape"):
+            whole = False  # a norm behind it has its channels elsewhere
+        elif not conducts(user):
             return None
         node = user
     return None
+
+
+def _scales(norm: fx.Node) -> bool:
+    """Returns whether a batch norm is a scale for each channel, of tensors that the model holds."""
+    a = bind(norm)
+    held = (a.running_var, *(() if a.weight is None else (a.weight,)))
+    return not a.training and all(isinstance(x, fx.Node) and x.op == "get_attr" for x in held)
 
 
 def sequential(context: RecoveryContext) -> Recovered:
@@ -242,7 +253,9 @@ class _March:
         target = dense[node] - _step(self.pruned, node, pruned)
         if node in self.drifts:
             drift = self.drifts[node]
-            lost = _value(self.dense, drift.skip, dense) - _value(self.pruned, drift.skip, pruned)
+            there, here = _value(self.dense, drift.skip, dense), _value(self.pruned, drift.skip, pruned)
+            lost = there.to(target.dtype) - here.to(target.dtype)  # a mask may be flags
+            lost = torch.where(lost.isfinite(), lost, 0.0)  # or minus infinity
             if consumer.affine.last and lost.shape[-1:] == target.shape[-1:] and lost.numel() == target.numel():
                 lost = lost.reshape(target.shape)  # tokens may have been told apart in between
             if lost.shape == target.shape:

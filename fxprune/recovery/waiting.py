@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ class Waiting:
 
     Args:
         limit: bytes that may be held in memory; what is beyond waits in a file.
-        folder: for these files.
+        files: where files are made, a folder of its own, from the first one on.
     """
 
-    def __init__(self, limit: int, folder: Path) -> None:
-        self._room, self._folder = limit, folder
+    def __init__(self, limit: int, files: ExitStack) -> None:
+        self._room, self._files = limit, files
+        self._folder: Path | None = None
         self._held: dict[int, tuple[list[Any] | None, pytree.TreeSpec]] = {}
 
     def put(self, number: int, values: Any) -> None:
@@ -39,11 +40,10 @@ class Waiting:
             self._room -= size
             self._held[number] = leaves, spec
             return
-        path = self._path(number)
         try:
-            torch.save([_alone(leaf) for leaf in leaves], path)
+            torch.save([_alone(leaf) for leaf in leaves], self._path(number))
         except (OSError, RuntimeError) as error:
-            text = f"values that wait for their layer do not fit into {self._folder}, {size} bytes: {error}; raise memory_limit, or set TMPDIR"
+            text = f"values that wait for their layer, {size} bytes, cannot be written to a file: {error}; raise memory_limit, or set TMPDIR"
             raise RecoveryError(text) from error
         self._held[number] = None, spec
 
@@ -58,6 +58,8 @@ class Waiting:
         return pytree.tree_unflatten(leaves, spec)
 
     def _path(self, number: int) -> Path:
+        if self._folder is None:
+            self._folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="fxprune-")))
         return self._folder / f"{number}.pt"
 
 
@@ -74,5 +76,5 @@ def _alone(leaf: Any) -> Any:
 @contextmanager
 def waiting(limit: int) -> Iterator[Waiting]:
     """Yields a place for values, whose files, if it comes to that, lie in the temporary folder and are gone behind it."""
-    with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
-        yield Waiting(limit, Path(folder))
+    with ExitStack() as files:
+        yield Waiting(limit, files)

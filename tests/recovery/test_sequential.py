@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,60 @@ def test_a_layer_that_loses_nothing_is_fitted_to_what_has_drifted() -> None:
         best = np.linalg.lstsq(read, wanted.numpy())[0]
         got = np.c_[new["6.weight"][8:].numpy(), new["6.bias"][8:, None].numpy()]
         np.testing.assert_allclose(got, best.T, atol=1e-4)
+
+
+class Beside(nn.Module):
+    """A layer without a bias, and what its output meets."""
+
+    def __init__(self, meet: Callable[[Any, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.m, self.d = nn.Linear(10, 24), nn.Linear(24, 16), nn.Linear(16, 30)
+        self.w, self.c = nn.Linear(30, 16, bias=False), nn.Linear(16, 4)
+        self.norm, self.places = nn.BatchNorm1d(16), nn.BatchNorm1d(8)
+        self.meet = meet
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.m(self.a(x).relu())
+        y: Tensor = self.c(self.meet(self, x, h, self.w(self.d(h).relu())))
+        return y
+
+
+MEETINGS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+    "a norm over flattened tokens": lambda m, x, h, y: h + m.norm(y.reshape(-1, 16)).reshape(h.shape),
+    "a norm over places": lambda m, x, h, y: m.places(y).relu(),
+    "flags": lambda m, x, h, y: (y + (x[..., :1] > 0)).relu(),
+    "minus infinity": lambda m, x, h, y: (y + torch.zeros_like(h).masked_fill(x[..., :1] > 1, -torch.inf)).sigmoid(),
+    "a computed variance": lambda m, x, h, y: (
+        h
+        + nn.functional.batch_norm(y.flatten(0, 1), m.norm.running_mean, m.norm.running_var * 2, m.norm.weight).reshape(
+            h.shape
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_what_a_layer_s_output_meets(meeting: str) -> None:
+    torch.manual_seed(0)
+    model = randomise(Beside(MEETINGS[meeting])).eval()
+    data, error = [torch.randn(16, 8, 10) for _ in range(4)], {}
+    for recover in (None, "mean_shift", "covariance", "sequential"):
+        small = fxprune.compile(model, data, 0.7, method="l2", recover=recover, progress=False)
+        assert small.report.verified
+        error[recover] = float(sum((small(x) - model(x)).square().mean() for x in data).detach())
+    assert error["sequential"] < 1.05 * error["covariance"] and error["covariance"] < error[None]
+
+
+def test_no_shift_of_outputs_goes_to_the_mean_of_places() -> None:
+    """There may be as many places as outputs, and then nothing but the result says that it is wrong."""
+    torch.manual_seed(0)
+    norm, layers = nn.BatchNorm1d(16), (nn.Linear(10, 24), nn.Linear(24, 16, bias=False), nn.Linear(16, 4))
+    model = Fn(lambda m, x: m.c(m.norm(m.b(m.a(x).relu())).relu()), norm=norm, **dict(zip("abc", layers, strict=True)))
+    data = [torch.randn(32, 16, 10) for _ in range(4)]
+    options: dict[str, Any] = {"ratios": {"a": 0.5, "default": 0.0}, "method": "l2", "progress": False}
+    small = fxprune.compile(model.eval(), data, recover="covariance", **options)
+    assert torch.equal(small.norm.running_mean, norm.running_mean) and small.report.verified
+    assert small.report.skipped == ("b.weight: no bias or batch norm takes its shift",)
 
 
 class Bottleneck(nn.Module):

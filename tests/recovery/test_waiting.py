@@ -12,37 +12,43 @@ from torch import nn
 
 import fxprune
 import fxprune.recovery.sequential
-from fxprune.recovery.waiting import Waiting, waiting
+from fxprune.recovery.waiting import waiting
 from tests.support.pruning import removal
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def test_values_come_back_as_they_were(tmp_path: Path) -> None:
     x = torch.arange(12.0).view(3, 4)
     values = ({"a": x, "b": x.T, "whole": [1, None, torch.tensor([True])]}, {"half": x.half()})
-    held = Waiting(200, tmp_path)
-    for number in range(3):
-        held.put(number, values)
-    assert len(list(tmp_path.iterdir())) == 2  # one of three fits
-    for number in (2, 0, 1):
-        (first, second), (one, two) = held.take(number), values
-        assert torch.equal(first["b"], one["b"]) and first["whole"][:2] == [1, None] and first["whole"][2].item()
-        assert second["half"].dtype == torch.float16 and torch.equal(second["half"], two["half"])
+    with waiting(200) as held:
+        for number in range(3):
+            held.put(number, values)
+        assert len(list(tmp_path.rglob("*.pt"))) == 2  # one of three fits
+        for number in (2, 0, 1):
+            (first, second), (one, two) = held.take(number), values
+            assert torch.equal(first["b"], one["b"]) and first["whole"][:2] == [1, None] and first["whole"][2].item()
+            assert second["half"].dtype == torch.float16 and torch.equal(second["half"], two["half"])
+        assert not list(tmp_path.rglob("*.pt"))
+        held.put(0, values)
+        assert not list(tmp_path.rglob("*.pt"))  # there is room again
     assert not list(tmp_path.iterdir())
-    held.put(0, values)
-    assert not list(tmp_path.iterdir())  # there is room again
 
 
 def test_a_part_of_a_large_tensor_waits_alone(tmp_path: Path) -> None:
     """Batches are often parts of one tensor, and a file holds whatever a tensor is a view of."""
-    held, parts = Waiting(0, tmp_path), torch.arange(1e5).split(10)
-    held.put(0, [parts[3]])
-    (file,) = tmp_path.iterdir()
-    assert file.stat().st_size < 1e4
-    assert torch.equal(held.take(0)[0], parts[3])
+    parts = torch.arange(1e5).split(10)
+    with waiting(0) as held:
+        held.put(0, [parts[3]])
+        (file,) = tmp_path.rglob("*.pt")
+        assert file.stat().st_size < 1e4
+        assert torch.equal(held.take(0)[0], parts[3])
 
 
-def test_no_file_is_left_behind_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_no_file_is_left_behind_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), waiting(0) as held:
         held.put(0, [torch.zeros(3)])
         assert list(tmp_path.rglob("*.pt"))
@@ -50,13 +56,21 @@ def test_no_file_is_left_behind_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_and_no_folder_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(fxprune.RecoveryError, match=r"12 bytes: .*No space left.*raise memory_limit, or set TMPDIR"):
-        Waiting(0, tmp_path).put(0, [torch.zeros(3)])
+    with waiting(0) as held:
+        with pytest.raises(
+            fxprune.RecoveryError, match=r"12 bytes, .*No space left.*raise memory_limit, or set TMPDIR"
+        ):
+            held.put(0, [torch.zeros(3)])
+        monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    with waiting(8) as held:
+        held.put(0, [torch.zeros(2)])  # no folder is wanted yet
+        with pytest.raises(fxprune.RecoveryError, match=r"/nonexistent.*set TMPDIR"):
+            held.put(1, [torch.zeros(3)])
 
 
 def test_recovery_is_the_same_whether_values_wait_in_memory_or_in_files(
@@ -69,10 +83,9 @@ def test_recovery_is_the_same_whether_values_wait_in_memory_or_in_files(
     coupling = fxprune.couple(fxprune.capture(model, data[0]))
     removed = removal(coupling, 0, 0.4)
     here = fxprune.recover(coupling, removed, data, "sequential").tensors
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(fxprune.recovery.sequential, "waiting", lambda _: waiting(0))
     files, save = list[str](), torch.save
     monkeypatch.setattr(torch, "save", lambda x, path: (files.append(str(path)), save(x, path)))
     there = fxprune.recover(coupling, removed, data, "sequential").tensors
-    assert files and not list(tmp_path.iterdir())
+    assert files and not list(tmp_path.glob("fxprune-*"))
     assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
