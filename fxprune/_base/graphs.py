@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from torch import fx
 
 
+def by_first_use(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Returns nodes in their order, but for tensors that stand at names: each right before the first node that reads it."""
+    found: dict[fx.Node, None] = {}
+    for node in nodes:
+        if node.op != "get_attr" or not node.users:
+            found.update(dict.fromkeys((*(x for x in node.all_input_nodes if x.op == "get_attr"), node)))
+    return list(found)
+
+
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Returns for each node the operands that none of the nodes after it reads."""
     reader = {source: node for node in nodes for source in node.all_input_nodes}  # the last one stays

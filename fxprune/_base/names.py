@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from fxprune._base.pages import touched
+
 
 def layer_of(tensor: str) -> str:
     """Returns the name of the module that owns a tensor; empty for the model itself."""
@@ -14,8 +16,10 @@ def layer_of(tensor: str) -> str:
 
 
 def fetch(module: nn.Module, name: str) -> Any:
-    """Returns what stands at a dotted name: a tensor or a module."""
-    return operator.attrgetter(name)(module)
+    """Returns what stands at a dotted name: a tensor, which is about to be read, or a module."""
+    value = operator.attrgetter(name)(module)
+    touched(value)
+    return value
 
 
 def place(root: nn.Module, name: str, value: Any, *, persistent: bool = False) -> None:

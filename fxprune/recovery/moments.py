@@ -14,6 +14,7 @@ from torch import Tensor
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.twin.interpreter import Run
+from fxprune.twin.march import Steps
 
 
 class Moments:
@@ -262,6 +263,7 @@ def measure(
     memory_limit: int,
     held: Mapping[Consumer, int] | None = None,
     samples: Mapping[Consumer, int] | None = None,
+    ways: Iterable[Steps] | None = None,
 ) -> list[Blocks]:
     """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
 
@@ -273,6 +275,7 @@ def measure(
         memory_limit: bytes for one block's statistics, and for one batch's samples of one consumer.
         held: of consumers some of whose samples are held out, the number of batches (see `split`).
         samples: of consumers whose samples may be kept instead of squares, how many there are.
+        ways: each batch's way past the consumers; by default from the inputs on.
     """
     held, samples = held or {}, samples or {}
     counts = [samples.get(consumer) if covariance else None for consumer in part]
@@ -281,9 +284,9 @@ def measure(
         [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
     ]
     run = Run(dense)
-    for number, batch in enumerate(inputs):
+    for number, way in enumerate(map(run.steps, inputs) if ways is None else ways):
         waiting = len(part)
-        for node, values in run.steps(batch):
+        for node, values in way:
             for consumer, own in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
                 columns = consumer.read(values, memory_limit, number)
                 cut = split(len(columns), number, held[consumer]) if consumer in held else len(columns)
@@ -292,7 +295,7 @@ def measure(
                     if moments.rows is not None and seen > moments.most > _side(consumer, memory_limit):
                         # later batches are larger than what was counted by: squares of blocks are needed after all
                         fewer = {c: n for c, n in samples.items() if c.kept.shape[1] <= _side(c, memory_limit)}
-                        return measure(
+                        found = measure(
                             dense,
                             part,
                             inputs,
@@ -301,6 +304,9 @@ def measure(
                             held=held,
                             samples=fewer,
                         )
+                        for _ in () if ways is None else ways:
+                            pass  # batches that march go on
+                        return found
                     moments.add(columns[:cut, ..., block]) if covariance else moments.add_mean(columns[..., block])
                     if consumer in held:
                         moments.held = moments.held or Moments(moments.most)

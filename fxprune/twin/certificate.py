@@ -16,6 +16,7 @@ from fxprune._base.copies import copied
 from fxprune._base.errors import VerificationError
 from fxprune._base.modes import lent
 from fxprune._base.names import fetch
+from fxprune._base.pages import paging
 from fxprune.capturing.extremes import as_captured
 from fxprune.capturing.regions import without_autocast
 from fxprune.coupling.selection import Selection
@@ -27,8 +28,11 @@ from fxprune.twin.interpreter import Run
 
 
 def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Returns a copy of an emitted module, or of another, that works in ``dtype`` throughout, explicit casts included."""
-    module = copied(module).to(dtype)
+    """Returns a copy of an emitted module, or of another, that works in ``dtype`` throughout, explicit casts included.
+
+    Where tensors are mapped from files, a layer's own are lifted as it is called, and dropped again.
+    """
+    module = _lifted_in_turn(module, dtype) if paging() else copied(module).to(dtype)
     if isinstance(module, fx.GraphModule):
         lift = partial(in_precision, dtype=dtype)
         for node in module.graph.nodes:
@@ -37,6 +41,42 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         as_captured(module.graph)
         module.recompile()
     return module
+
+
+def _lifted_in_turn(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Returns a copy over the same tensors, which has each layer's in ``dtype`` while that runs."""
+    held = [*module.parameters(), *module.buffers()]
+    module = copied(module, {id(tensor): tensor for tensor in held})
+    graph = module.graph if isinstance(module, fx.GraphModule) else None
+    called = (
+        [module] if graph is None else map(module.get_submodule, {n.target for n in graph.find_nodes(op="call_module")})
+    )
+    for layer in {id(each): each for part in called for each in part.modules()}.values():
+        if layer._parameters or layer._buffers:
+            _lift_meanwhile(layer, dtype)
+    for node in [] if graph is None else list(graph.find_nodes(op="get_attr")):
+        with node.graph.inserting_after(node):
+            raised = node.graph.call_function(in_precision, (node, dtype))
+        node.replace_all_uses_with(raised, lambda user, raised=raised: user is not raised)
+    return module
+
+
+def _lift_meanwhile(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Has a layer's own tensors be in ``dtype`` while it is called."""
+    before: list[dict[str, Any]] = []
+
+    def enter(_: nn.Module, __: Any) -> None:
+        before.append({**layer._parameters, **layer._buffers})
+        for held in (layer._parameters, layer._buffers):
+            held.update({name: in_precision(tensor, dtype) for name, tensor in held.items()})
+
+    def leave(*_: Any) -> None:
+        tensors = before.pop()
+        for held in (layer._parameters, layer._buffers):
+            held.update({name: tensors[name] for name in held})
+
+    layer.register_forward_pre_hook(enter)
+    layer.register_forward_hook(leave, always_call=True)
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune._base.graphs import last_uses
+from fxprune._base.graphs import by_first_use, last_uses
 from fxprune._base.names import fetch
+from fxprune._base.pages import touched
 from fxprune.capturing.regions import mode_of
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, blamed, rule_of
@@ -48,7 +49,8 @@ class Run:
                 if self.slicer.changed(contraction.axis):
                     self.masked.setdefault(contraction.node, []).append(contraction)
             self.stored = frozenset(selection.collapse.frontier) if dtype is not None else self.stored
-        self.last = last_uses(list(self.graph.nodes))
+        self.order = by_first_use(list(self.graph.nodes))
+        self.last = last_uses(self.order)
         self.statistics = {
             source
             for node in self.graph.nodes
@@ -70,9 +72,19 @@ class Run:
         The caller may replace values; the nodes that follow read what it put there. ``inputs`` are flat, ``[...]`` as
         the model takes them.
         """
-        values: dict[fx.Node, Any] = {}
-        feed = iter(inputs)
-        for node in self.graph.nodes:
+        yield from self.along(self.order, {}, iter(inputs))
+
+    def along(
+        self, way: Sequence[fx.Node], values: dict[fx.Node, Any], feed: Iterator[Tensor]
+    ) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
+        """Yields the nodes of a part of the way, as `steps` does.
+
+        Args:
+            way: some of ``order``, side by side.
+            values: those that are alive before it; changed.
+            feed: yields the next input, ``[...]``.
+        """
+        for node in way:
             values[node] = self.step(node, values, feed)
             if node in self.stored:  # the pruned model holds what a collapsed branch leaves in its own precision
                 values[node] = values[node].to(self.selection.coupling.captured.info[node].dtype).to(values[node].dtype)
@@ -92,6 +104,7 @@ class Run:
             name = str(node.target)
             standing = self.selection.standing(name)
             value = fetch(self.selection.coupling.captured.module, name) if standing is None else standing
+            touched(standing)
             if node in self.statistics:  # of the batch, they are written to the model's buffers
                 value = value.clone()
             held = isinstance(value, Tensor) and standing is None

@@ -12,7 +12,7 @@ from torch import nn
 
 import fxprune
 import fxprune.recovery.sequential
-from fxprune.recovery.waiting import waiting
+from fxprune.twin.waiting import waiting
 from tests.support.pruning import removal
 
 
