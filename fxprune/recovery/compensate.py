@@ -13,7 +13,7 @@ import torch
 
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import fit_gains
-from fxprune.recovery.moments import Blocks
+from fxprune.recovery.moments import Blocks, bytes_of
 from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.regression import gain_of
 from fxprune.recovery.ridges import MORE, best_ridge
@@ -29,16 +29,16 @@ def compensate(context: RecoveryContext, *, covariance: bool) -> Recovered:
         context: the layers that lose columns, and their inputs.
         covariance: False for the mean shift alone.
     """
-    changed = Replacements(context.selection.coupling, context.start)
+    changed = Replacements(context.selection.coupling, context.start, context.shelf("once"))
     fit_gains(context, changed)
-    make_up(context, changed, covariance=covariance)
-    return Recovered(changed.tensors)
+    cut = make_up(context, changed, covariance=covariance)
+    return Recovered(changed.tensors, cut)
 
 
 def make_up(
     context: RecoveryContext, changed: Replacements, *, covariance: bool, consumers: Sequence[Consumer] | None = None
-) -> None:
-    """Adds to layers what their removed columns gave in the dense model.
+) -> tuple[str, ...]:
+    """Adds to layers what their removed columns gave in the dense model; returns a line for each whose columns did not fit into memory.
 
     Args:
         context: the layers that lose columns, and their inputs.
@@ -47,7 +47,12 @@ def make_up(
         consumers: some of these layers; by default all.
     """
     tuned = covariance and context.tuned
+    every = (*context.consumers, *context.gates) if consumers is None else consumers
+    consumers = [consumer for consumer in every if not changed.made(consumer)]
+    cut: list[str] = []
     for consumer, blocks in context.moments(covariance=covariance, consumers=consumers, hold_out=tuned, rows=True):
+        if len(blocks) > 1:
+            cut.append(_cut(consumer, len(blocks), context.memory_limit))
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)
         for block, moments in blocks:
@@ -60,6 +65,16 @@ def make_up(
         for _, moments in blocks:
             moments.whole()
         fit(changed, consumer, blocks, ridge)
+    return tuple(cut)
+
+
+def _cut(consumer: Consumer, blocks: int, limit: int) -> str:
+    columns = consumer.kept.shape[1]
+    needed = bytes_of(consumer, True, 1 << 62)
+    return (
+        f"{consumer.weight}: {columns} columns in {blocks} blocks, for which memory_limit={limit} leaves room: none makes up for another's; "
+        f"{needed} would do for them as one"
+    )
 
 
 def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float | None) -> None:

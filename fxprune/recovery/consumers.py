@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from fxprune._base.errors import RecoveryError
 from fxprune._base.names import fetch
+from fxprune._base.pages import touched
+from fxprune._base.shelf import Shelf
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
@@ -119,19 +121,33 @@ class Replacements:
     Args:
         coupling: of the captured graph.
         start: replacements that there are already.
+        shelf: where the tensors of layers that are changed go, if not into memory.
 
     Attributes:
         tensors: name -> replacement; grows.
+        shelf: where they go.
     """
 
-    def __init__(self, coupling: Coupling, start: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, coupling: Coupling, start: Mapping[str, Tensor] | None = None, shelf: Shelf | None = None
+    ) -> None:
         self._module = coupling.captured.module
         self.tensors: dict[str, Tensor] = dict(start or {})
+        self.shelf = shelf
 
     def value(self, name: str) -> Tensor:
         """Returns a parameter or buffer, ``[...]``, as recovery has left it so far."""
         found: Tensor = self.tensors[name] if name in self.tensors else fetch(self._module, name).detach()
+        touched(found)
         return found
+
+    def made(self, consumer: Consumer) -> bool:
+        """Returns whether a layer's tensors are on the shelf since an earlier run, and takes them from there."""
+        if self.shelf is None or consumer.weight not in self.shelf:
+            return False
+        names = (consumer.weight, *(() if consumer.home is None else (consumer.home.tensor,)))
+        self.tensors.update((name, self.shelf[name]) for name in names)
+        return True
 
     def add(self, consumer: Consumer, update: Tensor, shift: Tensor) -> None:
         """Changes a layer.
@@ -149,11 +165,14 @@ class Replacements:
         _check_shape(f"{consumer.weight}: shift", shift, expected[:2])
         weight = self.value(consumer.weight)
         new = consumer.matrix(weight).double() + update
-        self.tensors[consumer.weight] = consumer.restored(new, weight)
+        made = {consumer.weight: consumer.restored(new, weight)}
         if consumer.home is not None:
             home = self.value(consumer.home.tensor)
             moved = home.double() + consumer.home.sign * shift.reshape(-1)
-            self.tensors[consumer.home.tensor] = moved.to(home.dtype)
+            made[consumer.home.tensor] = moved.to(home.dtype)
+        if self.shelf is not None:
+            self.shelf.put(made)
+        self.tensors |= made
 
 
 def _check_shape(what: str, value: Any, expected: tuple[int, ...]) -> None:

@@ -17,12 +17,16 @@ from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
 from fxprune._base.errors import RecoveryError
 from fxprune._base.given import check_factory, check_parts, check_takes, is_text
 from fxprune._base.names import fetch
+from fxprune._base.pages import touched
+from fxprune._base.shelf import Shelf
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import shown
 from fxprune.data.checks import flawed, non_finite
 from fxprune.recovery.consumers import Consumer, find_consumers
 from fxprune.recovery.gates import Gates, find_gates
 from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
+from fxprune.twin.interpreter import Run
+from fxprune.twin.march import marching
 
 #: The recoveries that come with fxprune.
 RecoveryName = Literal["mean_shift", "covariance", "sequential", "reconstruct", "reinit"]
@@ -61,6 +65,7 @@ class RecoveryContext:
         memory_limit: bytes for statistics and values that are alive.
         seed: for what is drawn.
         base: full-size tensors of an equal model, ``[...]`` by name, that statistics are of and recovery begins with.
+        shelves: gives by name the shelf that new tensors go to; None where they stay in memory.
     """
 
     selection: Selection
@@ -70,11 +75,16 @@ class RecoveryContext:
     seed: int = 0
     base: Mapping[str, Tensor] = field(default_factory=dict)
     tuned: bool = False
+    shelves: Callable[[str], Shelf] | None = None
 
     @cached_property
     def dense(self) -> Selection:
         """The model of which nothing goes."""
         return Selection.nothing(self.selection.coupling, self.base)
+
+    def shelf(self, name: str) -> Shelf | None:
+        """Returns where the tensors that a step of a recovery makes go, if not into memory."""
+        return None if self.shelves is None else self.shelves(name)
 
     @property
     def start(self) -> dict[str, Tensor]:
@@ -124,11 +134,23 @@ class RecoveryContext:
         held = {c: batches for c in consumers if hold_out and samples[c] < _AMPLE * c.kept.shape[1]}
         known = samples if rows else {}
         sizes = {c: {c: bytes_of(c, covariance, limit, known.get(c)) * (2 if c in held else 1)} for c in consumers}
-        for part in parts_that_fit(consumers, sizes.__getitem__, limit):
-            found = measure(
-                self.dense, part, self.inputs, covariance=covariance, memory_limit=limit, held=held, samples=known
-            )
-            yield from zip(part, found, strict=True)
+        run = Run(self.dense)
+        place = {node: i for i, node in enumerate(run.order)}
+        parts = list(parts_that_fit(sorted(consumers, key=lambda c: place[c.node]), sizes.__getitem__, limit))
+        with marching(run, self.inputs, limit // 2) as march:
+            for number, part in enumerate(parts, 1):
+                ways = march.to(part[-1].node, last=number == len(parts))
+                found = measure(
+                    self.dense,
+                    part,
+                    self.inputs,
+                    covariance=covariance,
+                    memory_limit=limit,
+                    held=held,
+                    samples=known,
+                    ways=ways,
+                )
+                yield from zip(part, found, strict=True)
 
     def samples(self, consumers: Iterable[Consumer]) -> dict[Consumer, int]:
         """Returns how many samples layers read in all batches, if each is like the one at capture."""
@@ -283,6 +305,8 @@ def _replacement(value: Any, own: Tensor, where: str) -> Tensor:
     if not alike or value.shape != own.shape or value.layout is not torch.strided or value.is_meta:
         got = f"{shown(value)}, {value.layout} on {value.device}"
         raise RecoveryError(f"{where}: expected a dense tensor {shown(own)} with values, got {got}")
+    for each in (value, own):
+        touched(each)
     new: Tensor = value.detach().to(own)
     if bool((own.isfinite() & ~new.isfinite()).any()):
         raise RecoveryError(f"{where}: expected finite numbers where the model's own are, got {non_finite(new)}")

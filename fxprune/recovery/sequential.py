@@ -29,9 +29,9 @@ from fxprune.recovery.gains import Fit, Gain, Gains
 from fxprune.recovery.moments import Moments, split
 from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.ridges import best_ridge
-from fxprune.recovery.waiting import Waiting, waiting
 from fxprune.results.tables import few
 from fxprune.twin.interpreter import Run
+from fxprune.twin.waiting import Waiting, waiting
 
 #: A batch norm scale below this share of the layer's largest cannot pass a correction on.
 _TINY = 1e-2
@@ -91,7 +91,7 @@ def sequential(context: RecoveryContext) -> Recovered:
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
     march = _March(context, by_node, _order(context.selection.coupling, drifts), drifts)
     march.go()
-    return Recovered(march.changed.tensors, _kept_lines(march.kept))
+    return Recovered(march.changed.tensors, (*march.told, *_kept_lines(march.kept)))
 
 
 def _layers(context: RecoveryContext) -> list[Consumer]:
@@ -169,9 +169,10 @@ class _March:
         self.context, self.consumers, self.drifts = context, consumers, drifts
         self.cut = {consumer.node for consumer in context.consumers}
         self.batches = sum(1 for _ in context.inputs)
-        self.changed = Replacements(context.selection.coupling, context.start)
+        self.changed = Replacements(context.selection.coupling, context.start, context.shelf("once"))
         begun = dict(self.changed.tensors)
-        make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
+        self.told = make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
+        self.changed.shelf = context.shelf("sequential")
         for home in (c.home for c in context.consumers if c.home is not None and c.home.behind is not None):
             # it takes no part in the layer's own output: the shift is found anew with the rest
             self.changed.tensors.pop(home.tensor, None)
@@ -232,7 +233,11 @@ class _March:
             held.put(number, (dense, pruned))
 
     def _regress(self, consumer: Consumer, states: Iterable[State]) -> None:
-        """Fits a layer."""
+        """Fits a layer, unless an earlier run has."""
+        if self.changed.made(consumer):
+            for _ in states:
+                pass
+            return
         moments = _moments_for(consumer)
         for number, (dense, pruned) in enumerate(states):
             self._observe(consumer, moments, dense, pruned, number)
