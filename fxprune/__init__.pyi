@@ -34,7 +34,6 @@ from .compiler.by_hand import recover as recover
 from .compiler.by_hand import rewrite as rewrite
 from .compiler.by_hand import rotate as rotate
 from .compiler.by_hand import verify as verify
-from .compiler.compiling import compile as compile
 from .compiler.explanation import Explanation as Explanation
 from .compiler.explanation import explain as explain
 from .compiler.homecoming import restore as restore
@@ -76,6 +75,7 @@ from .storage.artifact import load as load
 from .storage.artifact import save as save
 from .storage.gguf_file import to_gguf as to_gguf
 from .storage.pretrained import to_pretrained as to_pretrained
+from .streaming.compiling import compile as compile
 from .training import History as History
 from .training import Recipe as Recipe
 from .training import finetune as finetune

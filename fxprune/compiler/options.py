@@ -121,6 +121,11 @@ class Options:
             measured latencies of layers are kept.
         seed: for methods that draw.
         progress: show a progress bar on a terminal.
+        weights: where the weights of a model on the meta device are: a safetensors file, or a pattern such as
+            ``"in/*.safetensors"``. Then the model is never in memory as a whole: layer by layer is read, scored, recovered and written
+            to ``out``. For criteria that read weights or activations, recoveries by covariance, and ``form="graph"``.
+        out: the directory that the result of ``weights`` is written to, as by `fxprune.save`; new, empty, or an earlier one. What an
+            interrupted call has done is kept beside it, and the next one goes on from there.
     """
 
     method: MethodName | str | Scorer = "variance"
@@ -148,6 +153,8 @@ class Options:
     cache_dir: str | PathLike[str] | None = None
     seed: int = 0
     progress: bool = True
+    weights: str | PathLike[str] | None = None
+    out: str | PathLike[str] | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:

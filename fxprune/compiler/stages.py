@@ -219,7 +219,13 @@ def recover(state: State) -> State:
     """Gives what is kept new values."""
     options = state.options
     context = RecoveryContext(
-        state.selection, state.inputs, options.damping, options.memory_limit, options.seed, tuned=options.ridge == AUTO
+        state.selection,
+        state.inputs,
+        options.damping,
+        options.memory_limit,
+        options.seed,
+        tuned=options.ridge == AUTO,
+        shelves=state.shelves,
     )
     found = recovered(state.recovery, context)
     return replace(state, selection=state.selection.with_tensors(found.tensors), skipped=found.skipped)
@@ -230,7 +236,8 @@ def rewrite(state: State) -> State:
     told = _constants_told(state.selection)
     for warning in told:
         warnings.warn(warning, stacklevel=outside())
-    return replace(state, pruned=emitted(state.selection), notes=(*state.notes, *map(str, told)))
+    shelf = None if state.shelves is None else state.shelves("model")
+    return replace(state, pruned=emitted(state.selection, shelf), notes=(*state.notes, *map(str, told)))
 
 
 def _constants_told(selection: Selection) -> list[FxpruneWarning]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fxprune._base.shelf import Shelf
 from fxprune.bridging.bridge import Bridged
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
@@ -48,6 +49,7 @@ class State:
         budget: upper bounds; None with ratios.
         batches: the calibration data.
         first: the batch that the result is verified on.
+        shelves: gives by name the shelf that new tensors go to; None where they stay in memory.
         shifts: whether the model's own loss is of the next token, as the report has it.
         loss: of the targets, where the caller gives none and the default is not the model's.
         clock: times the stages and shows them.
@@ -84,6 +86,7 @@ class State:
     batches: Batches
     first: Batch
     clock: Clock
+    shelves: Callable[[str], Shelf] | None = None
     shifts: bool | None = None
     loss: Loss | None = None
     notes: tuple[str, ...] = ()

@@ -20,13 +20,13 @@ from torch.utils.data import TensorDataset
 
 from fxprune._base.extras import need
 from fxprune.budget.budget import as_budget
-from fxprune.compiler.compiling import compile as compile_model
 from fxprune.latency import bench
 from fxprune.results.attached import report
 from fxprune.results.record import Report
 from fxprune.runtimes.setting import threads_set
 from fxprune.scoring import scorer_of
 from fxprune.storage import artifact, manifest
+from fxprune.streaming.compiling import compile as compile_model
 from fxprune.training import Recipe, finetune
 
 #: How the network is trained; fine-tuning starts lower.

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import CalibrationError
 from fxprune._base.modes import lent
+from fxprune._base.pages import touched
 from fxprune.data.batch import WHOLE, Batch, bad_batch, short
 
 _QUANTISED = (
@@ -124,6 +125,7 @@ def probe(model: nn.Module, batch: Batch) -> None:
 
 def non_finite(tensor: Tensor, *, allow_minus_inf: bool = False) -> str:
     """Returns what a tensor ``[...]`` holds of ``"NaN"``, ``"Inf"`` or ``"-Inf"``; ``""`` for nothing of the kind."""
+    touched(tensor)
     values = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
     if values.is_meta or not values.numel() or not values.is_floating_point():
         return ""

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune._base.names import fetch, place
+from fxprune._base.shelf import Shelf
 from fxprune.capturing.captured import MARK, Captured, TensorInfo
 from fxprune.capturing.functions import FUNCTION, call_of
 from fxprune.capturing.regions import Autocasts
@@ -50,12 +51,12 @@ class _Emission:
     taken: set[str] = field(default_factory=set)
 
 
-def emitted(selection: Selection) -> PrunedModule:
-    """Returns what is left of a captured model as a module of its own (see `emit`)."""
-    return emit(selection.coupling.captured, slice_graph(selection))
+def emitted(selection: Selection, shelf: Shelf | None = None) -> PrunedModule:
+    """Returns what is left of a captured model as a module of its own (see `emit`), its tensors on a shelf if there is one."""
+    return emit(selection.coupling.captured, slice_graph(selection, shelf), shelf)
 
 
-def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
+def emit(captured: Captured, sliced: fx.GraphModule, shelf: Shelf | None = None) -> PrunedModule:
     """Returns the sliced graph as a module of its own, in eval mode.
 
     Layers are plain ``torch.nn`` modules at the paths that they had, parameters that no layer holds stay under their
@@ -65,13 +66,14 @@ def emit(captured: Captured, sliced: fx.GraphModule) -> PrunedModule:
     Args:
         captured: the captured model: its modules give the hyper-parameters that a graph cannot say.
         sliced: a flat graph like ``captured.module``, with its tensors sliced and its literals edited.
+        shelf: has those tensors that are not to be copied.
     """
     emission = _begin(captured.model, sliced)
     ranks = {node.name: len(info.shape) for node, info in captured.info.items() if isinstance(info, TensorInfo)}
     nodes = [node for node in sliced.graph.nodes if node in emission.live]
     _find_layers(emission, nodes, ranks)
     _find_extras(emission, nodes)
-    root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors, captured.folded)
+    root = build_tree(captured.model, emission.owners, emission.layers, emission.tensors, captured.folded, shelf or ())
     for path, module in emission.extras.items():
         place(root, path, module)
     extremes = Extremes({node.name: info for node, info in captured.info.items()}, emission.tensors)

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 
 from fxprune._base.errors import RuleError
 from fxprune._base.names import fetch, place
+from fxprune._base.pages import touched
+from fxprune._base.shelf import Shelf
 from fxprune.algebra.axes import Axes, Axis, in_parts, size_of
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import TensorInfo
@@ -22,9 +24,17 @@ from fxprune.ops.registry import bind, blamed, is_kind, rule_of
 from fxprune.ops.slicer import Edit, Scaled, sizes_of_parts
 
 
-def slice_graph(selection: Selection) -> fx.GraphModule:
-    """Returns the captured graph without what is selected; the captured one stays as it is."""
-    return _Writer(selection).run()
+def slice_graph(selection: Selection, shelf: Shelf | None = None) -> fx.GraphModule:
+    """Returns the captured graph without what is selected; the captured one stays as it is.
+
+    Args:
+        selection: what goes.
+        shelf: where the tensors of the state go, if not into memory; those that are there are taken from there.
+    """
+    graph = _Writer(selection, shelf).run()
+    if shelf is not None:
+        shelf.flush()
+    return graph
 
 
 def keep_indices(selection: Selection) -> dict[str, dict[int, Ids]]:
@@ -70,7 +80,7 @@ def _check_stay_sizes(node: fx.Node, a: SimpleNamespace, edit: Edit) -> None:
 
 
 class _Writer:
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, shelf: Shelf | None = None) -> None:
         self.coupling, self.slicer, self.collapse = selection.coupling, selection.slicer, selection.collapse
         if not self.collapse.legal:
             raise ValueError(
@@ -83,6 +93,7 @@ class _Writer:
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.parts: dict[tuple[fx.Node, int, bytes], fx.Node] = {}
         self.constants = 0
+        self.shelf = shelf
 
     def run(self) -> fx.GraphModule:
         for node in self.source.graph.nodes:
@@ -276,6 +287,12 @@ class _Writer:
         plain = isinstance(self.coupling.captured.info[node], TensorInfo)
         axes: Axes = (self.coupling.values[node] if plain else None) or ()
         result = self.tensors.get(name, value).detach()
-        for dim, axis in enumerate(axes):
-            result = self._kept(result, dim, axis)
+        if self.shelf is not None and name in self.shelf:
+            result = self.shelf[name]
+        else:
+            touched(result)
+            for dim, axis in enumerate(axes):
+                result = self._kept(result, dim, axis)
+            if self.shelf is not None and name in self.coupling.captured.persistent:
+                self.shelf.take(name, result)
         return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ def build_tree(
     layers: Mapping[str, nn.Module],
     tensors: Mapping[str, Any],
     folded: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    alone: Container[str] = (),
 ) -> nn.Module:
     """Returns a tree like ``model``'s that holds a copy of each of ``tensors``, and nothing without tensors.
 
@@ -31,13 +32,14 @@ def build_tree(
         layers: path -> module on the meta device that takes the tensors of that path; others go to plain containers.
         tensors: the tensors by name in the graph, at their new sizes; a graph module is allowed as well.
         folded: tensors that stand for others now, and the names of those.
+        alone: names of tensors that are nobody else's, and are taken as they are.
     """
     own = model.named_parameters(remove_duplicate=False)
     flags = {name: tensor.requires_grad for name, tensor in own if name not in folded}
     gone = {name for sources in folded.values() for name in sources}
     copies: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        new = _copy(tensor, flags.get(name))
+        new = _copy(tensor, flags.get(name), name in alone)
         copies.update((alias, new) for alias in owners.names(name))
     root = _Builder(layers, copies, gone).build(model, "")
     for name in tensors:
@@ -46,11 +48,11 @@ def build_tree(
     return root
 
 
-def _copy(tensor: Any, requires_grad: bool | None) -> Any:
-    """Returns a copy with storage of its own; a parameter if it is one, or was one before it was sliced."""
+def _copy(tensor: Any, requires_grad: bool | None, alone: bool) -> Any:
+    """Returns a tensor with storage of its own; a parameter if it is one, or was one before it was sliced."""
     if isinstance(tensor, nn.Module):
         return copy.deepcopy(tensor)
-    new = tensor.detach().clone()
+    new = tensor.detach() if alone else tensor.detach().clone()
     if requires_grad is None and not isinstance(tensor, nn.Parameter):
         return new
     return nn.Parameter(new, tensor.requires_grad if requires_grad is None else requires_grad)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,17 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         PlanError: the directory holds something else, or the model's example call has no JSON form.
         OSError: it cannot be written.
     """
+    save_with(pruned, directory, ())
+
+
+def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Sequence[Path]) -> None:
+    """Writes a pruned model as `save` does, with files that hold some of its weights already: they are taken in as they are.
+
+    Args:
+        pruned: the model.
+        directory: where to.
+        files: safetensors files on the same file system, which stay where they are as well.
+    """
     pruned = unwrapped(pruned)
     found = report(pruned)
     if found.plan is None:
@@ -107,14 +119,20 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         **({NUMBERS: _numbers(pruned)} if found.form == MODULE else {}),
         **_page(pruned),
     }
-    stored = {WEIGHTS: tensors, **({} if graph is None else {CONSTANTS: constants})}
-    texts[README] = _how_to_load(type(pruned).__name__, found.plan, (*texts, *stored), reason)
+    there = _names_in(files)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in there}
+    stored = {**({WEIGHTS: rest} if rest or not files else {}), **({} if graph is None else {CONSTANTS: constants})}
+    texts[README] = _how_to_load(
+        type(pruned).__name__, found.plan, (*texts, *stored, *({WEIGHTS} if files else ())), reason
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with fresh_directory(target) as fresh:
         for name, text in texts.items():
             (fresh / name).write_text(text, encoding="utf-8")
         for name, values in stored.items():
             save_file(values, fresh / name, metadata={"format": "pt"})
+        for file in files:
+            os.link(file, fresh / file.name)
         manifest.seal(fresh, ties, reason)
         put_in_place(fresh, target)
 
@@ -157,8 +175,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
         from fxprune.compiler.homecoming import home_again
 
         pruned = home_again(pruned, model, (), _numbers_of(found))
-    with opened(source / WEIGHTS, WEIGHTS) as file:
-        _fill(pruned, file, found.ties)
+    with _weights(source, found) as weights:
+        _fill(pruned, weights, found.ties)
     renew_anchor(pruned)
     return attach(pruned, summary)
 
@@ -294,7 +312,7 @@ def _load_graph(source: Path, found: manifest.Sealed) -> PrunedModule:
             f"{source}: it does not load by itself ({found.no_graph:.200}): give an instance of the original "
             "architecture, fxprune.load(directory, model)"
         )
-    with opened(source / WEIGHTS, WEIGHTS) as weights, opened(source / CONSTANTS, CONSTANTS) as constants:
+    with _weights(source, found) as weights, opened(source / CONSTANTS, CONSTANTS) as constants:
         state, fleeting = set(weights.keys()), set(constants.keys())
 
         def values(name: str, role: Role) -> Tensor:
@@ -310,6 +328,37 @@ def _load_graph(source: Path, found: manifest.Sealed) -> PrunedModule:
         if unknown := sorted(fleeting - own):
             raise PlanError(f"{CONSTANTS}: {unknown[0]!r:.80} is not in {GRAPH}")
     return pruned
+
+
+class _Weights:
+    """The tensors of several files as those of one."""
+
+    def __init__(self, files: Iterable[Any]) -> None:
+        self._files = {name: file for file, names in [(file, file.keys()) for file in files] for name in names}
+
+    def keys(self) -> Iterable[str]:
+        """Returns their names."""
+        return self._files.keys()
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Returns a tensor, ``[...]``."""
+        found: Tensor = self._files[name].get_tensor(name)
+        return found
+
+
+@contextmanager
+def _weights(source: Path, found: manifest.Sealed) -> Iterator[_Weights]:
+    with ExitStack() as stack:
+        yield _Weights([stack.enter_context(opened(source / name, name)) for name in found.weights])
+
+
+def _names_in(files: Iterable[Path]) -> set[str]:
+    """Returns the names of the tensors in files."""
+    found: set[str] = set()
+    for path in files:
+        with opened(path, path) as file:
+            found |= set(file.keys())
+    return found
 
 
 def _read_tensor(file: Any, name: str, where: str) -> Tensor:

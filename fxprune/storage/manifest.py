@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Container, Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ README, PAGE = "README.md", "report.html"
 #: Every name that an artifact may hold.
 FILES = (PLAN, WEIGHTS, REPORT, GRAPH, CONSTANTS, NUMBERS, README, PAGE, MANIFEST)
 
-_TENSOR_FILES = (WEIGHTS, CONSTANTS)
+#: Weights may lie in several files instead of one.
+_PART = re.compile(r"model-\d{5}\.safetensors")
+
 _FORMAT = "fxprune artifact"
 
 #: 1: without a graph. 2: the graph, or why there is none.
@@ -42,11 +45,18 @@ class Sealed:
         texts: the contents of the JSON files, by name.
         ties: every tied name of the state to the name that its tensor has in the file.
         no_graph: why the model has to be given; None if there is a graph.
+        weights: the files of the weights.
     """
 
     texts: Mapping[str, bytes]
     ties: Mapping[str, str]
     no_graph: str | None
+    weights: tuple[str, ...]
+
+
+def is_weights(name: str) -> bool:
+    """Returns whether a file of this name holds weights."""
+    return name == WEIGHTS or _PART.fullmatch(name) is not None
 
 
 def seal(directory: Path, ties: Mapping[str, str], no_graph: str | None) -> None:
@@ -84,12 +94,13 @@ def sealed(directory: Path, *, tensors: bool = True) -> Sealed:
     no_graph = untrusted.maybe(untrusted.string)(no_graph, f"{MANIFEST}: no_graph")
     names = _names(no_graph, untrusted.mapping(data["files"], f"{MANIFEST}: files"))
     listed = untrusted.record(data["files"], f"{MANIFEST}: files", names)
-    texts = {name: untrusted.read_file(directory / name) for name in names if name not in _TENSOR_FILES}
+    weights = tuple(name for name in names if is_weights(name))
+    texts = {name: untrusted.read_file(directory / name) for name in names if name not in weights and name != CONSTANTS}
     for name in names:
         if name in texts or tensors:
             found = _fingerprint_of(texts[name]) if name in texts else _fingerprint(directory / name)
             _check(name, listed[name], found)
-    return Sealed(texts, untrusted.mapping_of(data["ties"], f"{MANIFEST}: ties", untrusted.string), no_graph)
+    return Sealed(texts, untrusted.mapping_of(data["ties"], f"{MANIFEST}: ties", untrusted.string), no_graph, weights)
 
 
 def check_target(directory: str | os.PathLike[str]) -> None:
@@ -106,7 +117,8 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     names = sorted(path.name for path in target.iterdir())
     if not names:
         return
-    others = [name for name in names if name not in FILES] if MANIFEST in names else names
+    known = [name for name in names if name in FILES or is_weights(name)] if MANIFEST in names else []
+    others = [name for name in names if name not in known]
     if others:
         raise PlanError(f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory")
     try:
@@ -117,10 +129,12 @@ def check_target(directory: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _names(no_graph: str | None, there: Container[str]) -> tuple[str, ...]:
+def _names(no_graph: str | None, there: Collection[Any]) -> tuple[str, ...]:
     """Returns the files that an artifact vouches for, of those that are there."""
     numbers = (NUMBERS,) if NUMBERS in there else ()
-    return (PLAN, WEIGHTS, REPORT, *((GRAPH, CONSTANTS) if no_graph is None else numbers))
+    parts = sorted(name for name in there if isinstance(name, str) and _PART.fullmatch(name))
+    weights = (WEIGHTS,) if WEIGHTS in there or not parts else ()
+    return (PLAN, *weights, *parts, REPORT, *((GRAPH, CONSTANTS) if no_graph is None else numbers))
 
 
 def _check(name: str, listed: Any, found: Mapping[str, Any]) -> None:

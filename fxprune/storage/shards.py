@@ -66,7 +66,7 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
             f"the original computes weights from others ({', '.join(plan.computed[:3])}), which are plain once it is pruned: "
             "apply the plan to a model, not to files"
         )
-    sources = _found(files)
+    sources = found_files(files)
     indices = sorted({index for source in sources for index in source.parent.glob(f"*{_INDEX}")})
     _check_names([*sources, *indices])
     wanted = _places(plan, sources)
@@ -84,8 +84,12 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
     return Shards(tuple(target / source.name for source in sources), tuple(sorted(dropped)))
 
 
-def _found(files: str | os.PathLike[str]) -> list[Path]:
-    """Returns the file of that path, whatever signs are in it; otherwise those that match the pattern."""
+def found_files(files: str | os.PathLike[str]) -> list[Path]:
+    """Returns the file of that path, whatever signs are in it; otherwise those that match the pattern.
+
+    Raises:
+        PlanError: there is none.
+    """
     one = Path(files)
     sources = [one] if one.is_file() else [Path(name) for name in sorted(glob.glob(os.fspath(files)))]
     if not sources:

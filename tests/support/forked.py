@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SHARED = ["torch", "torchvision", "timm", "transformers", "fxprune.compiler.compiling", "tests.support.forked"]
+_SHARED = ["torch", "torchvision", "timm", "transformers", "fxprune.streaming.compiling", "tests.support.forked"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`fxprune.compile`: the options spelled out for the editor, and the way through the stages."""
+"""`fxprune.compile`: the options spelled out for the editor, and the way through the stages, in memory or over files."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from fxprune.recovery.protocol import Recovery
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer
+from fxprune.streaming.streamed import streamed
 
 
 @spelled_out
@@ -65,6 +66,8 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     cache_dir: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
+    weights: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
 ) -> PrunedModule:
     """Returns a smaller model that computes what the original computes without the removed channels.
 
@@ -96,4 +99,6 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
             original is. A wrong model is never returned.
     """
     options = Options.of(locals())
+    if weights is not None or out is not None:
+        return streamed(model, calib_data, budget, options)
     return cast("PrunedModule", run(prepare(model, calib_data, budget, options)).pruned)

@@ -1,0 +1,1 @@
+"""Streaming: `fxprune.compile`, in memory or from files to files."""

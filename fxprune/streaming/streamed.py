@@ -1,0 +1,139 @@
+"""From files to files: a model that need not fit into memory, compiled as any other, over tensors that are mapped.
+
+The stages are those of any compilation. Weights are read where a layer runs; what recovery makes, and what is left of each tensor,
+lies in a file as soon as it is made, and is mapped from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from os import fspath
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fxprune._base.errors import RecoveryError, ScorerError
+from fxprune._base.pages import paged
+from fxprune.budget.budget import as_budget
+from fxprune.compiler.options import MODULE, Options
+from fxprune.compiler.pipeline import run
+from fxprune.compiler.stages import prepare
+from fxprune.compiler.state import State
+from fxprune.recovery.protocol import recovery_of
+from fxprune.rewriting.pruned import PrunedModule
+from fxprune.scoring.scorer import registered, scorer_of
+from fxprune.storage.artifact import save_with
+from fxprune.storage.manifest import check_target
+from fxprune.storage.shards import found_files
+from fxprune.streaming.weights import filled
+from fxprune.streaming.work import SCORES, Remembered, digest_of, told, working
+
+#: The recoveries that go layer by layer.
+_RECOVERIES = ("mean_shift", "covariance", "sequential")
+
+#: What a criterion may read of a model that passes by.
+_PASSING = {"weights", "activations"}
+
+#: Options that change scores.
+_SCORING = (
+    "method",
+    "units",
+    "ignore",
+    "min_keep",
+    "forward_args",
+    "dynamic_shapes",
+    "strict",
+    "memory_limit",
+    "seed",
+    "loss",
+)
+
+#: Options that change nothing of the result.
+_BESIDE = {"progress", "cache_dir", "out"}
+
+
+def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> PrunedModule:
+    """Returns the smaller model, mapped from the directory that it is written to.
+
+    Args:
+        model: on the meta device.
+        calib_data: as `fxprune.compile` takes it.
+        budget: as `fxprune.compile` takes it.
+        options: with ``weights`` and ``out``.
+
+    Raises:
+        ValueError, TypeError, ScorerError, RecoveryError: an option that needs the model as a whole; says what to use instead.
+        CalibrationError, PlanError: the files do not hold this model, or the directory holds something else.
+    """
+    _check(model, budget, options)
+    assert options.weights is not None and options.out is not None
+    target = Path(options.out).resolve()
+    check_target(target)
+    with paged(options.memory_limit // 2):
+        state = prepare(filled(model, options.weights), calib_data, budget, _exact(options, model))
+        with working(target, *_keys(state, budget, options)) as work:
+            scorer = Remembered(state.scorer, work.shelf(SCORES))
+            state = run(replace(state, shelves=work.shelf, scorer=scorer))
+            save_with(state.pruned, target, work.shelf("model").files)
+    return cast("PrunedModule", state.pruned)
+
+
+def _check(model: Any, budget: Any, options: Options) -> None:
+    """Makes sure, before anything is read, that all that is asked for can be done layer by layer."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"weights=: expected a torch.nn.Module on the meta device, got {type(model).__name__}")
+    if options.out is None:
+        raise ValueError("weights=: what is read from files is written to files: give out= with it, a directory")
+    if options.weights is None:
+        raise ValueError(
+            "out=: give weights= with it, the files of a model on the meta device; of one in memory, fxprune.save(pruned, directory)"
+        )
+    scorer = scorer_of(options.method)
+    if beyond := [need for need in scorer.needs if need not in _PASSING]:
+        others = [name for name, make in sorted(registered().items()) if set(make().needs) <= _PASSING]
+        raise ScorerError(
+            f"method {scorer.name!r} needs {' and '.join(beyond)}, for which all of the model has to be in memory: with weights= use one of "
+            f"{', '.join(others)}"
+        )
+    recovery = recovery_of(options.resolve(scorer).recover)
+    if recovery is not None and recovery.name not in _RECOVERIES:
+        raise RecoveryError(
+            f"recover={recovery.name!r} needs all of the model in memory: with weights= use one of {', '.join(_RECOVERIES)} or None"
+        )
+    plain = Options()
+    for name in ("form", "basis", "steps", "allow_bias", "round_to"):
+        given = getattr(options, name)
+        if given != getattr(plain, name) and not (name == "round_to" and isinstance(given, int)):
+            hint = "; restore the class of the result with fxprune.restore" if given == MODULE else ""
+            raise ValueError(f"{name}={given!r} needs all of the model in memory: leave it out with weights={hint}")
+    if budget is not None and as_budget(budget).bounds_latency:
+        raise ValueError("a bound on the latency needs all of the model in memory: bound params or macs with weights=")
+
+
+def _exact(options: Options, model: nn.Module) -> Options:
+    """Returns the options with a precision for the comparison: half of it tells rounding from a fault only in another one."""
+    if options.verify_dtype is not None:
+        return options
+    return replace(options, verify_dtype=torch.float32)
+
+
+def _keys(state: State, budget: Any, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what the scores depend on: criterion, files, model and data; and what the rest does besides."""
+    assert options.weights is not None
+    given = {name: value for name, value in told(options).items() if name not in _BESIDE}
+    own = {name: given.pop(name) for name in _SCORING}
+    files = [
+        [fspath(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in found_files(options.weights)
+    ]
+    shapes = {name: list(tensor.shape) for name, tensor in state.module.state_dict().items()}
+    model = [type(state.module).__qualname__, shapes]
+    scores = {"options": own, "files": files, "model": model, "data": digest_of(_tensors(state))}
+    return scores, {"options": given, "budget": told(budget)}
+
+
+def _tensors(state: State) -> Iterator[Tensor]:
+    for batch in state.batches:
+        yield from (leaf for _, leaf in batch.leaves() if isinstance(leaf, Tensor))

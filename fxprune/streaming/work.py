@@ -1,0 +1,149 @@
+"""What a streamed compilation has done so far, beside the place where its result goes: an interrupted one goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune._base.errors import FxpruneError
+from fxprune._base.files import write_text
+from fxprune._base.shelf import Shelf
+from fxprune.scoring.scorer import Context, Scorer
+
+#: Says what the work is of.
+_KEY = "key"
+
+#: The shelf of scores.
+SCORES = "scores"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Shelves in a folder.
+
+    Attributes:
+        folder: exists.
+    """
+
+    folder: Path
+    _shelves: dict[str, Shelf] = field(default_factory=dict)
+
+    def shelf(self, name: str) -> Shelf:
+        """Returns a shelf by its name; a new one is empty."""
+        if name not in self._shelves:
+            self._shelves[name] = Shelf(self.folder, name)
+        return self._shelves[name]
+
+
+@contextmanager
+def working(target: Path, scores: Mapping[str, Any], rest: Mapping[str, Any]) -> Iterator[Work]:
+    """Yields the work towards a directory: an earlier one's, if it was of the same and did not come to its end; it is gone at the end.
+
+    Args:
+        target: the directory.
+        scores: tells what the scores depend on.
+        rest: tells what all else depends on besides.
+
+    Raises:
+        FxpruneError: another process works towards the same directory.
+    """
+    folder = target.with_name(f".{target.name}.fxprune-work")
+    keys = [hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() for key in (scores, rest)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _clear(folder, keys)
+        try:
+            yield Work(folder)
+        except BaseException as error:
+            if any(folder.glob("*.safetensors")):
+                error.add_note(f"what is done so far is in {folder}: the next call with this out= goes on from there")
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(folder: Path, keys: list[str]) -> None:
+    """Clears away what is of something else."""
+    known = (folder / _KEY).read_text("utf-8").split() if (folder / _KEY).is_file() else []
+    if known == keys:
+        return
+    for path in folder.glob("*.safetensors*"):
+        if known[:1] != keys[:1] or not path.name.startswith(f"{SCORES}-"):
+            path.unlink()
+    write_text(folder / _KEY, "\n".join(keys))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes out, where the system has locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FxpruneError(
+                f"{folder}: another process works there: wait for it, or choose another directory"
+            ) from error
+        with suppress(FileNotFoundError):
+            yield
+
+
+class Remembered:
+    """A criterion that scores once, also over interruptions.
+
+    Args:
+        inner: the criterion.
+        shelf: where its scores are kept.
+    """
+
+    def __init__(self, inner: Scorer, shelf: Shelf) -> None:
+        self.inner, self.shelf = inner, shelf
+        self.name, self.needs, self.per_cost, self.defaults = inner.name, inner.needs, inner.per_cost, inner.defaults
+
+    def score(self, context: Context) -> Mapping[str, Tensor]:
+        """Returns the inner criterion's scores, ``[units]`` by group."""
+        names = [group.name for group in context.coupling.groups]
+        if not all(name in self.shelf for name in names):
+            found = dict(self.inner.score(context))
+            self.shelf.put({name: torch.as_tensor(scores).clone() for name, scores in found.items()})
+        return {name: self.shelf[name].clone() for name in names}
+
+
+def told(value: Any) -> Any:
+    """Returns what a value is in a key: the same in another process."""
+    if isinstance(value, Mapping):
+        return {str(name): told(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [told(each) for each in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "__dataclass_fields__"):
+        return {entry.name: told(getattr(value, entry.name)) for entry in fields(value)} | {
+            "": type(value).__qualname__
+        }
+    if value is None or isinstance(value, (str, int, float, bool, torch.dtype)):
+        return str(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def digest_of(tensors: Iterator[Tensor]) -> str:
+    """Returns what tells tensors, ``[...]``, from others."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

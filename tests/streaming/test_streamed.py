@@ -1,0 +1,360 @@
+"""From files to files: the same plan and the same weights as in memory, whatever interrupts it on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import fxprune
+from fxprune._base import pages, shelf
+from fxprune.scoring.variance import Variance
+from fxprune.streaming.work import Work, working
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width)
+        self.conv2, self.bn2 = nn.Conv2d(2 * width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.Sequential(Block(8), Block(8))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.blocks(self.stem(x).relu()).mean((2, 3)))
+        return found
+
+
+def llama(tied: bool = False) -> nn.Module:
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+        tie_word_embeddings=tied,
+        attn_implementation="sdpa",
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def images() -> list[Tensor]:
+    return [torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+
+
+def tokens() -> list[dict[str, Tensor]]:
+    return [{"input_ids": torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(n))} for n in range(4)]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
+
+
+def vectors() -> list[Tensor]:
+    return [torch.randn(40, 6, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "mlp": (mlp, vectors),
+    "convolutions": (Net, images),
+    "llama": (llama, tokens),
+    "tied": (lambda: llama(True), tokens),
+}
+
+
+def stored(make: Callable[[], nn.Module], folder: Path, files: int = 2) -> nn.Module:
+    """Writes a model's random weights to some files, and returns it."""
+    torch.manual_seed(0)
+    model = make().eval()
+    for buffer in (b for name, b in model.named_buffers() if "running" in name):
+        buffer.uniform_(0.5, 1.5)
+    folder.mkdir()
+    state = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight" or not tied(model)
+    }
+    names = sorted(state)
+    for number in range(files):
+        save_file({name: state[name] for name in names[number::files]}, folder / f"part-{number}.safetensors")
+    return model
+
+
+def tied(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+
+
+def empty(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+OPTIONS: dict[str, Any] = {"progress": False}
+
+
+def streamed(name: str, tmp_path: Path, budget: Any = 0.7, **options: Any) -> fxprune.PrunedModule:
+    make, data = MODELS[name]
+    return fxprune.compile(
+        empty(make),
+        data(),
+        budget,
+        weights=tmp_path / "in" / "*.safetensors",
+        out=tmp_path / "out",
+        **OPTIONS,
+        **options,
+    )
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("name", "recover"),
+    [("convolutions", "sequential"), ("convolutions", "mean_shift"), ("llama", "covariance"), ("tied", None)],
+)
+def test_it_is_what_comes_of_it_in_memory(name: str, recover: str | None, tmp_path: Path) -> None:
+    make, data = MODELS[name]
+    model = stored(make, tmp_path / "in")
+    here = fxprune.compile(model, data(), 0.7, recover=recover, **OPTIONS)
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    there = streamed(name, tmp_path, recover=recover)
+    assert here.plan is not None and there.plan == here.plan
+    assert same(there, here)
+    assert there.certificate is not None and there.certificate.verified
+    assert there.report.skipped == here.report.skipped
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    loaded = fxprune.load(tmp_path / "out")
+    call = data()[0]
+    with torch.no_grad():
+        results = [m(**call) if isinstance(call, dict) else m(call) for m in (here, there, loaded)]
+    first, *others = (getattr(result, "logits", result) for result in results)
+    assert all(torch.equal(first, other) for other in others)
+    assert same(fxprune.load(tmp_path / "out", model), here)
+
+
+def test_values_wait_in_files_and_layers_are_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(llama, tmp_path / "in")
+    let_go = []
+    monkeypatch.setattr(pages, "_let_go", lambda place, size: let_go.append(size))
+    whole = streamed("llama", tmp_path)
+    few = len(let_go)
+    part = streamed("llama", tmp_path, memory_limit=100_000)
+    assert same(part, whole) and len(let_go) - few > few
+
+
+@pytest.mark.parametrize("recover", ["covariance", "sequential"])
+def test_an_interrupted_one_goes_on(recover: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, data = MODELS["mlp"]
+    here = fxprune.compile(stored(make, tmp_path / "in"), data(), 0.7, recover=recover, **OPTIONS)
+    written = []
+
+    def interrupted(tensors: dict[str, Tensor], path: Path, **more: Any) -> None:
+        written.append(path)
+        if len(written) == 2:  # each run makes one file
+            path.write_bytes(b"half of a file")
+            raise KeyboardInterrupt
+        save_file(tensors, path, **more)
+
+    monkeypatch.setattr(shelf, "save_file", interrupted)
+    interruptions = 0
+    for _ in range(20):
+        written.clear()
+        try:
+            there = streamed("mlp", tmp_path, recover=recover)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+            assert not (tmp_path / "out").exists()
+    assert same(there, here) and sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    # the scores and two layers, which are fitted once more where they go in turn
+    assert interruptions == (3 if recover == "covariance" else 5)
+
+
+def test_nothing_is_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(mlp, tmp_path / "in")
+    count = [0]
+
+    def full(tensors: dict[str, Tensor], path: Path, **more: Any) -> None:
+        count[0] += 1
+        if count[0] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path, **more)
+
+    monkeypatch.setattr(shelf, "save_file", full)
+    with pytest.raises(fxprune.FxpruneError, match=r"cannot be written: .*No space left.*make room, and call again"):
+        streamed("mlp", tmp_path)
+    made = sorted(path.name for path in (tmp_path / ".out.fxprune-work").glob("*.safetensors"))
+    assert made == ["once-00001.safetensors", "scores-00001.safetensors"]
+    streamed("mlp", tmp_path)
+    # the scores, two layers and what is left: the second layer was tried twice
+    assert count[0] == 5
+
+
+def test_other_work_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another budget takes over the scores, other data nothing."""
+    make, data = MODELS["mlp"]
+    model = stored(make, tmp_path / "in")
+    scored, score = [], Variance.score
+    monkeypatch.setattr(Variance, "score", lambda self, context: scored.append(self) or score(self, context))
+    with monkeypatch.context() as stopped, pytest.raises(RuntimeError, match="stopped") as raised:
+        stopped.setattr("fxprune.streaming.streamed.save_with", _fails)
+        streamed("mlp", tmp_path, 0.7)
+    assert "goes on from there" in raised.value.__notes__[0]
+    with pytest.raises(fxprune.BudgetError):
+        streamed("mlp", tmp_path, 1e-9)
+    with monkeypatch.context() as stopped, pytest.raises(RuntimeError, match="stopped"):
+        stopped.setattr("fxprune.streaming.streamed.save_with", _fails)
+        there = streamed("mlp", tmp_path, 0.5)
+    assert len(scored) == 1
+    there = streamed("mlp", tmp_path, 0.5)
+    assert len(scored) == 1 and same(there, fxprune.compile(model, data(), 0.5, **OPTIONS))
+    monkeypatch.setitem(MODELS, "mlp", (make, lambda: vectors()[:2]))
+    there = streamed("mlp", tmp_path, 0.5)
+    assert same(there, fxprune.compile(model, vectors()[:2], 0.5, **OPTIONS)) and len(scored) == 4
+
+
+def _fails(*_: Any) -> None:
+    raise RuntimeError("stopped")
+
+
+def test_two_processes_do_not_work_in_one_place(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="the system has no locks")
+    with working(tmp_path / "out", {}, {}) as work:
+        assert isinstance(work, Work)
+        with (
+            pytest.raises(fxprune.FxpruneError, match="another process works there"),
+            working(tmp_path / "out", {}, {}),
+        ):
+            pass
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Iterator[Path]:
+    stored(llama, tmp_path / "in")
+    before = sorted(tmp_path.iterdir())
+    yield tmp_path
+    assert sorted(tmp_path.iterdir()) == before  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"method": "taylor"}, fxprune.ScorerError, "needs gradients, for which all of the model.*variance"),
+        ({"method": "obs"}, fxprune.ScorerError, "needs .*gradients.*use one of"),
+        ({"recover": "reconstruct"}, fxprune.RecoveryError, "needs all of the model in memory.*covariance"),
+        ({"form": "module"}, ValueError, "form='module' needs all of the model.*fxprune.restore"),
+        ({"steps": 2}, ValueError, "steps=2 needs all"),
+        ({"basis": "pca"}, ValueError, "basis='pca' needs all"),
+        ({"budget": fxprune.Budget(latency=0.5)}, ValueError, "latency needs all of the model"),
+        ({"method": "variants"}, fxprune.ScorerError, "variants"),
+    ],
+)
+def test_what_needs_all_at_once_is_refused(
+    there: Path, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        streamed("llama", there, **options)
+
+
+def test_files_must_hold_the_model(there: Path) -> None:
+    make, data = MODELS["llama"]
+    good = {"weights": there / "in" / "*.safetensors", "out": there / "out"}
+    with pytest.raises(fxprune.CalibrationError, match=r"has values already .*torch\.device"):
+        fxprune.compile(make(), data(), 0.7, **good)
+    with pytest.raises(ValueError, match="give out="):
+        fxprune.compile(empty(make), data(), 0.7, weights=good["weights"])
+    with pytest.raises(ValueError, match="give weights="):
+        fxprune.compile(empty(make), data(), 0.7, out=good["out"])
+    with pytest.raises(fxprune.PlanError, match="no such file"):
+        fxprune.compile(empty(make), data(), 0.7, weights=there / "else" / "*.safetensors", out=good["out"])
+    with pytest.raises(fxprune.CalibrationError, match="is in none of the files"):
+        fxprune.compile(empty(make), data(), 0.7, weights=there / "in" / "part-0.safetensors", out=good["out"])
+    with pytest.raises(fxprune.CalibrationError, match=r"expected \[\d+, 3, 3, 3\]|is in none"):
+        fxprune.compile(empty(Net), images(), 0.7, **good)
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
+        fxprune.compile("model", data(), 0.7, **good)  # type: ignore[arg-type]
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    monkeypatch.setattr("fxprune.streaming.streamed.filled", _fails)
+    with pytest.raises(fxprune.PlanError, match="holds other files"):
+        streamed("llama", tmp_path)
+    assert os.listdir(tmp_path / "out") == ["mine.txt"]
+
+
+def test_shape_that_differs_is_named(tmp_path: Path) -> None:
+    stored(llama, tmp_path / "in", files=1)
+    path = tmp_path / "in" / "part-0.safetensors"
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    state["model.norm.weight"] = torch.ones(31)
+    state["unheard.of"] = torch.ones(2)
+    save_file(state, path)
+    with pytest.raises(fxprune.CalibrationError, match=r"model.norm.weight: expected \[32\], the files hold \[31\]"):
+        streamed("llama", tmp_path)
+    state["model.norm.weight"] = torch.ones(32)
+    save_file(state, path)
+    with pytest.warns(fxprune.FxpruneWarning, match="does not have.*unheard.of"):
+        streamed("llama", tmp_path)
+    state["model.norm.weight"][0] = torch.nan
+    save_file(state, path)
+    with pytest.raises(fxprune.CalibrationError, match=r"model.norm.weight holds NaN"):
+        streamed("llama", tmp_path)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(1, 2, 8), persistent=False)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.down(self.up(x * self.scale).relu())
+        return found
+
+
+def test_a_buffer_that_no_file_holds_is_asked_for(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="builds models without weights")
+    model = stored(Positions, tmp_path / "in")
+    data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(0))]
+    way = {"weights": tmp_path / "in" / "*.safetensors", "out": tmp_path / "out", **OPTIONS}
+    with pytest.raises(fxprune.CalibrationError, match=r"the buffer scale is in no file.*init_empty_weights"):
+        fxprune.compile(empty(Positions), data, 0.7, **way)
+    with accelerate.init_empty_weights():
+        bare = Positions()
+    assert same(fxprune.compile(bare, data, 0.7, **way), fxprune.compile(model, data, 0.7, **OPTIONS))
+
+
+def test_half_precision_stays_and_is_verified_in_float32(tmp_path: Path) -> None:
+    make, data = MODELS["llama"]
+    stored(lambda: make().to(torch.bfloat16), tmp_path / "in")
+    there = fxprune.compile(
+        empty(make), data(), 0.7, weights=tmp_path / "in" / "*.safetensors", out=tmp_path / "out", **OPTIONS
+    )
+    assert {parameter.dtype for parameter in there.parameters()} == {torch.bfloat16}
+    assert there.certificate is not None and there.certificate.verified and there.certificate.dtype == "torch.float32"
+    assert there.certificate.max_error < 1e-4
