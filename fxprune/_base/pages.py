@@ -26,7 +26,7 @@ class Pages:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._read = limit, 0
+        self.limit, self._read = limit, 0
         self._mapped: dict[int, Tensor] = {}
         self._touched: set[int] = set()
 
@@ -40,7 +40,7 @@ class Pages:
         place = tensor.data_ptr()
         if place not in self._mapped or place in self._touched:
             return
-        if self._read + tensor.nbytes > self._limit:
+        if self._read + tensor.nbytes > self.limit:
             self.release()
         self._touched.add(place)
         self._read += tensor.nbytes
@@ -64,9 +64,10 @@ def _let_go(place: int, size: int) -> None:
 _PAGES: ContextVar[Pages | None] = ContextVar("pages", default=None)
 
 
-def paging() -> bool:
-    """Returns whether tensors are mapped, and not all of them are to be in memory at once."""
-    return _PAGES.get() is not None
+def room() -> int | None:
+    """Returns how many bytes of mapped tensors can be in memory; None where all are."""
+    pages = _PAGES.get()
+    return None if pages is None else pages.limit
 
 
 def touched(value: Any) -> None:

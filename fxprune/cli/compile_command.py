@@ -26,6 +26,7 @@ _RATIO = (
     "'layer*.conv1=0.4'. Repeatable."
 )
 _RECOVER = f"How the rest makes up for what goes: {_RECOVERIES} or none; auto is the method's own choice."
+_STREAM = "Read the weights from their safetensors files layer by layer, and write to --out as it goes, however large the model."
 _META = "Plan without weights, however large the model: --plan FILE, then `fxprune apply` to its files."
 
 
@@ -38,6 +39,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
         "fxprune compile timm:vit_tiny_patch16_224 --weights DEFAULT --calib images/ --macs 50% --out half",
         "fxprune compile transformers:./my-bert --weights DEFAULT --calib texts.txt --budget 0.7 --out small",
         "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
+        "fxprune compile transformers:./my-7b --stream --calib texts.txt --budget 0.8 --out small",
     ],
 )
 @click.argument("model")
@@ -81,13 +83,21 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
 @data_options("--calib", required=True)
 @MODEL
 @option("--meta", is_flag=True, section="Model", help=_META)
+@option("--stream", is_flag=True, section="Model", help=_STREAM)
 @option("--out", metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
 @option("--plan", metavar="FILE", help="Write the plan there as well, as JSON.")
 @option("--dry-run", is_flag=True, help="Only print what would go; nothing is written.")
 @option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @QUIET
 def compile_model(
-    model: str, out: str | None, plan: str | None, dry_run: bool, as_json: bool, quiet: bool, **options: Any
+    model: str,
+    out: str | None,
+    plan: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    stream: bool,
+    **options: Any,
 ) -> None:
     """Compiles MODEL to a budget and saves the smaller model, verified, with its report.
 
@@ -96,18 +106,25 @@ def compile_model(
     """
     from fxprune.cli.data import is_loader, load_data
     from fxprune.cli.models import introduce, make
+    from fxprune.cli.weights import files_of
     from fxprune.results.attached import attach
     from fxprune.scoring import scorer_of
 
     plan_only = dry_run or options["meta"]
     _check_outputs(out, plan, dry_run, options["meta"])
+    if stream and (plan_only or out is None):
+        raise InputError("--stream writes as it goes: give --out, and leave --meta and --dry-run out")
     wanted = _wanted(options)
     introduce(model)
     if is_loader(options["source"]):
         fetch(options["source"], "--calib")  # what it registers is there to be asked for, as what the model's does
     scorer = scorer_of(options["method"])
     wanted |= {"budget": _budget(options)} | _functions(options)
-    made = make(ModelSpec(**told(ModelSpec, options, spec=model)))
+    spec = ModelSpec(**told(ModelSpec, options, spec=model))
+    if stream:
+        wanted |= {"weights": files_of(spec), "out": out}
+        spec = replace(spec, weights=None, meta=True)
+    made = make(spec)
     data = load_data(DataSpec(**told(DataSpec, options)), made, targets="gradients" in scorer.needs)
     tell(f"compiling {made}", quiet or as_json)
     wanted |= {"method": scorer, "recover": _recover(options, scorer, plan_only), "progress": not quiet}
@@ -117,7 +134,7 @@ def compile_model(
     attach(pruned, found)
     if plan is not None and not dry_run and found.plan is not None:
         write_text(plan, found.plan.to_json())
-    if out is not None and not dry_run:
+    if out is not None and not dry_run and not stream:
         fxprune.save(pruned, out)
     saved = ", ".join(f"{what} in {where}" for what, where in (("the model", out), ("the plan", plan)) if where)
     show(found, as_json, quiet, "\n\n" + ("a dry run: nothing is written" if dry_run else f"saved: {saved}"))
@@ -147,7 +164,7 @@ def _wanted(options: Any) -> dict[str, Any]:
         raise InputError(f"{what}; for a number of parameters use --params, such as --params 1.2M")
     if options["uniform"] and options["form"] != "module":
         raise click.UsageError("--uniform is about the original's class: give --form module with it")
-    wanted = told(Options, options, ratios=ratios(options["ratios"]))
+    wanted = told(Options, {**options, "weights": None}, ratios=ratios(options["ratios"]))
     whole = {name: _number(name, options[name], int) for name in ("round_to", "min_keep")}
     return wanted | whole | {"ridge": _number("ridge", options["ridge"], float)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxprune.cli.errors import InputError, one_line, refused
+from fxprune.cli.specs import ModelSpec
 
 #: Where checkpoints of training scripts keep the state dict, and what wrappers put before its names.
 _INSIDE = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+
+
+def files_of(spec: ModelSpec) -> str:
+    """Returns the pattern of the safetensors files that hold a model's weights.
+
+    Raises:
+        InputError: the weights are in no such files.
+    """
+    name = spec.spec.partition(":")[2] if spec.spec.startswith("transformers:") else None
+    given = name if spec.named is not None or spec.weights is None else spec.weights
+    expected = (
+        "expected --weights FILE, 'in/*.safetensors' or a folder of safetensors files, or transformers: with a folder"
+    )
+    if given is None or (name is not None and given == name and not Path(name).is_dir()):
+        raise InputError(f"--stream reads the weights from their files: {expected}")
+    found = os.path.join(glob.escape(given), "*.safetensors") if Path(given).is_dir() else given
+    if not found.endswith(".safetensors") or not (Path(found).is_file() or glob.glob(found)):
+        raise InputError(f"--stream: no safetensors files at {found}: {expected}")
+    return found
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

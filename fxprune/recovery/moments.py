@@ -14,7 +14,7 @@ from torch import Tensor
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.twin.interpreter import Run
-from fxprune.twin.march import Steps
+from fxprune.twin.march import Way
 
 
 class Moments:
@@ -263,7 +263,7 @@ def measure(
     memory_limit: int,
     held: Mapping[Consumer, int] | None = None,
     samples: Mapping[Consumer, int] | None = None,
-    ways: Iterable[Steps] | None = None,
+    ways: Iterable[Way] | None = None,
 ) -> list[Blocks]:
     """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
 
@@ -284,7 +284,7 @@ def measure(
         [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
     ]
     run = Run(dense)
-    for number, way in enumerate(map(run.steps, inputs) if ways is None else ways):
+    for number, way in enumerate(map(run.steps, inputs)) if ways is None else ways:
         waiting = len(part)
         for node, values in way:
             for consumer, own in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):

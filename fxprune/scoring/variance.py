@@ -20,6 +20,7 @@ from fxprune.scoring.engine.scope import SCOPES, within
 from fxprune.scoring.engine.shares import layers_that, remaining_share
 from fxprune.scoring.scorer import Context, register_scorer
 from fxprune.twin.interpreter import Run
+from fxprune.twin.march import ways
 
 
 class Welford:
@@ -86,8 +87,8 @@ class Variance:
         places = [place for c in readers for place in ((c.source, c.dim), c.other) if place is not None]
         moments = {place: Welford() for place in places}
         run = Run(Selection.nothing(coupling))
-        for batch in context.inputs:
-            for node, alive in run.steps(batch):
+        for _, way in ways(run, context.inputs, context.memory_limit // 2):
+            for node, alive in way:
                 for (source, dim), welford in moments.items():
                     if source is node:
                         welford.add(alive[node], dim)

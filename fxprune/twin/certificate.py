@@ -16,7 +16,7 @@ from fxprune._base.copies import copied
 from fxprune._base.errors import VerificationError
 from fxprune._base.modes import lent
 from fxprune._base.names import fetch
-from fxprune._base.pages import paging
+from fxprune._base.pages import room
 from fxprune.capturing.extremes import as_captured
 from fxprune.capturing.regions import without_autocast
 from fxprune.coupling.selection import Selection
@@ -32,7 +32,7 @@ def lifted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Where tensors are mapped from files, a layer's own are lifted as it is called, and dropped again.
     """
-    module = _lifted_in_turn(module, dtype) if paging() else copied(module).to(dtype)
+    module = copied(module).to(dtype) if room() is None else _lifted_in_turn(module, dtype)
     if isinstance(module, fx.GraphModule):
         lift = partial(in_precision, dtype=dtype)
         for node in module.graph.nodes:

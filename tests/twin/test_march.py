@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fxprune._base.pages import paged
 from fxprune.coupling.selection import Selection
 from fxprune.twin.interpreter import Run
-from fxprune.twin.march import marching
+from fxprune.twin.march import marching, ways
 from tests.support.pruning import prepared
 
 
@@ -49,8 +51,8 @@ def test_stops_on_the_way_change_nothing(limit: int) -> None:
     with torch.no_grad(), marching(run, iter(batches), limit) as march:
         for _, stop in pairwise(calls):
             assert march.reaches(stop)
-            for own, steps in zip(found, march.to(stop, last=stop is calls[-1]), strict=True):
-                own.update((node, values[node]) for node, values in steps)
+            for number, steps in march.to(stop, last=stop is calls[-1]):
+                found[number].update((node, values[node]) for node, values in steps)
             assert not march.reaches(stop)
     assert max(seen.values()) == len(batches) and all(name in seen for name in (node.name for node in calls))
     for one, own in zip(expected, found, strict=True):
@@ -67,8 +69,25 @@ def test_a_way_is_gone_to_its_end_whatever_is_read_of_it() -> None:
     calls = [node for node in run.order if node.op == "call_function"]
     half, end = calls[len(calls) // 2], calls[-1]
     with torch.no_grad(), marching(run, [(x.double(), x.double())] * 2, 1 << 20) as march:
-        for steps in march.to(half):
+        for _, steps in march.to(half):
             next(steps)
-        ends = [values[end] for steps in march.to(end, last=True) for node, values in steps if node is end]
+        ends = [values[end] for _, steps in march.to(end, last=True) for node, values in steps if node is end]
     with torch.no_grad():
         assert len(ends) == 2 and all(torch.equal(value, run([x.double(), x.double()])[0]) for value in ends)
+
+
+def test_no_more_is_gone_at_a_time_than_can_be_in_memory() -> None:
+    x = torch.randn(4, 6).double()
+    _, coupling = prepared(Tied(), (x, x))
+    run = Run(Selection.nothing(coupling))
+    weight = 6 * 6 * 8
+    with torch.no_grad():
+        expected = run([x, x])[0]
+        for limit, parts in ((None, 1), (10 * weight, 1), (2 * weight, 2), (1, 7)):
+            with nullcontext() if limit is None else paged(limit):
+                order, ends = [], []
+                for number, steps in ways(run, [(x, x)] * 3, 1 << 20):
+                    order.append(number)
+                    ends += [values[node] for node, values in steps if node.op == "output"]
+            assert order == [0, 1, 2] * parts, limit
+            assert len(ends) == 3 and all(torch.equal(end[0], expected) for end in ends)
