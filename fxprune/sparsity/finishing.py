@@ -53,11 +53,9 @@ def removable(
     among = np.zeros_like(zero)
     among[np.concatenate([np.zeros(0, np.int64), *(pool.order for pool in pools)])] = True
     removed = zero & among
-    while True:
-        back = np.concatenate([np.zeros(0, np.int64), *(pool.lacking(removed) for pool in pools)])
-        if not len(back):
-            return removed
-        removed[back] = False
+    for pool in pools:
+        removed[pool.lacking(removed)] = False
+    return removed
 
 
 @random_states_kept()
