@@ -135,7 +135,7 @@ def test_what_is_no_schedule() -> None:
 
 def test_a_pruned_model_recovers_by_low_rank_updates_that_are_merged(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed: its extra is ecosystem")
-    model, schedule = made()
+    _, schedule = made()
     for _ in range(STEPS):
         schedule.step()
     pruned, rows = schedule.finish(), Rows()

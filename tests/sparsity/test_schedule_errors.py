@@ -31,7 +31,7 @@ from tests.support.schedules import attending, convolutional, images, schedule_o
         ({"method": "taylor"}, ScorerError, "needs gradients"),
         ({"method": "nobody"}, ScorerError, "unknown method 'nobody'"),
         ({"budget": fxprune.Budget(latency=0.5)}, BudgetError, "expected a budget of params or macs"),
-        ({"budget": 0.001}, BudgetError, ""),
+        ({"budget": 0.001}, BudgetError, "smallest"),
         ({"budget": None}, BudgetError, "give either a budget"),
     ],
 )
@@ -70,7 +70,7 @@ def test_another_model() -> None:
     schedule = schedule_of(convolutional(), images())
     with pytest.raises(PlanError, match="not the one that the schedule is for"):
         schedule.finish(attending())
-    with pytest.raises(PlanError, match="0.weight: expected"):
+    with pytest.raises(PlanError, match=r"0\.bias: expected nothing"):
         schedule.hold(nn.Sequential(nn.Linear(2, 2)))
 
 

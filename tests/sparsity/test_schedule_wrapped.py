@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxprune
-from fxprune._base.errors import CalibrationError
+from tests.support.processes import in_parallel, sharded, spawned
 from tests.support.schedules import attending, convolutional, images, same, schedule_of, tokens, trained
-
-PROCESSES = 2
-
 
 # -- one process ----------------------------------------------------------------------------------------------------------
 
@@ -72,40 +65,6 @@ def test_compiled_models_are_found_inside() -> None:
 # -- two processes --------------------------------------------------------------------------------------------------------
 
 
-def spawned(work: Any, folder: Path) -> list[Any]:
-    """Returns what some work returned in each of two gloo processes, ``work(rank)``."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(_process, (work, port, folder), nprocs=PROCESSES, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
-
-
-def _process(rank: int, work: Any, port: int, folder: Path) -> None:
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=PROCESSES)
-    try:
-        torch.save(work(rank), folder / f"{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def share(data: tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
-    return data[0][rank::PROCESSES], data[1][rank::PROCESSES]
-
-
-def in_parallel(rank: int) -> dict[str, Any]:
-    model, data = convolutional(), images()
-    parallel = nn.parallel.DistributedDataParallel(model)
-    schedule = fxprune.Schedule(parallel, [data[0]], 0.5, steps=8, every=2, sparsity="growing", strength=1.0)
-    trained(parallel, share(data, rank), schedule, 10, torch.optim.SGD(parallel.parameters(), 0.05, momentum=0.9))
-    pruned = schedule.finish()
-    weights = {name: value.detach().clone() for name, value in pruned.named_parameters()}
-    # of the buffers each process has its own, as DDP leaves them after the last forward pass
-    return {"zero": dict(schedule.zero), "weights": weights, "error": same(pruned, model, data[0])}
-
-
 @pytest.mark.slow
 def test_data_parallel_processes_choose_alike(tmp_path: Path) -> None:
     one, other = spawned(in_parallel, tmp_path)
@@ -113,37 +72,6 @@ def test_data_parallel_processes_choose_alike(tmp_path: Path) -> None:
     assert one["weights"].keys() == other["weights"].keys()
     assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
     assert max(one["error"], other["error"]) < 1e-9
-
-
-def sharded(rank: int) -> dict[str, Any]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    model, data = attending(), tokens()
-    schedule = fxprune.Schedule(model, [data[0]], 0.7, steps=8, every=2, sparsity="group_lasso", strength=1e-2)
-    mesh = init_device_mesh("cpu", (PROCESSES,))
-    for layer in (model.up, model.down):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    trained(model, share(data, rank), schedule, 10, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9))
-    with torch.no_grad():
-        outputs = model.eval()(data[0])
-    pruned = schedule.finish()
-    with torch.no_grad():
-        error = float((pruned(data[0]) - outputs).abs().max())
-    try:
-        fxprune.Schedule(model, [data[0]], 0.7, steps=8)
-        refused = ""
-    except CalibrationError as told:
-        refused = str(told)
-    return {
-        "zero": dict(schedule.zero),
-        "sizes": {name: tuple(p.shape) for name, p in pruned.named_parameters()},
-        "error": error,
-        "params": pruned.report.params,
-        "local": type(model.up.weight).__name__,
-        "refused": refused,
-    }
 
 
 @pytest.mark.slow
