@@ -56,9 +56,10 @@ def chosen(state: State, share: float, *, gone: Tensor, going: Tensor | None, st
         ScorerError: the criterion's scores are unusable.
     """
     assert state.budget is not None
+    budget = between(state.budget, whole_cost(state), share)
     state = allocate(score(state))
     scores = _ranked(state, gone.cpu(), None if going is None else going.cpu(), stay)
-    _, solution = solved(replace(state, scores=scores, budget=between(state.budget, whole_cost(state), share)))
+    _, solution = solved(replace(state, scores=scores, budget=budget))
     before: Mask = state.coupling.removed_mask(gone.cpu().nonzero().flatten().tolist())
     return solution.removed | before
 

@@ -52,8 +52,8 @@ def plain_copy(model: nn.Module, bare: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, buffer in found.named_buffers():
             buffer.copy_(shards.whole(fetch(model, name)))
-    for own, live in zip(found.modules(), model.modules(), strict=True):
-        own.training = live.training
+    for one, other in zip(found.modules(), model.modules(), strict=True):
+        one.training = other.training
     return found
 
 
