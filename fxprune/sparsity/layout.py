@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,21 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """Coordinates of one dimension of one parameter that are to be zero.
+
+    Attributes:
+        tensor: its name.
+        dim: which of its dimensions.
+        gone: flags of the coordinates, ``[size]``.
+    """
+
+    tensor: str
+    dim: int
+    gone: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """All places of all units.
 
@@ -48,17 +63,23 @@ class Layout:
             _add(found, place, shards.squares(fetch(model, place.tensor), place.dim))
         return found[:-1].sqrt()
 
-    def clear(self, model: nn.Module, gone: Tensor) -> None:
-        """Writes zeros wherever the flagged units, ``[units]``, lie."""
+    def cuts(self, gone: Tensor) -> tuple[Cut, ...]:
+        """Returns wherever the flagged units, ``[units]``, lie."""
         flags = torch.cat([gone, gone.new_zeros(1)])
-        for place in self.places:
-            shards.clear(fetch(model, place.tensor), place.dim, flags[place.units].any(dim=1))
+        every = (Cut(place.tensor, place.dim, flags[place.units].any(dim=1)) for place in self.places)
+        return tuple(cut for cut in every if bool(cut.gone.any()))
 
     def scale(self, model: nn.Module, factors: Tensor) -> None:
         """Multiplies all weights that lie on each unit by its factor, ``[units]``; those on several by the product."""
         every = torch.cat([factors, factors.new_ones(1)])
         for place in self.places:
             shards.scale(fetch(model, place.tensor), place.dim, every[place.units].prod(dim=1))
+
+
+def clear(model: nn.Module, cuts: Iterable[Cut]) -> None:
+    """Writes zeros there."""
+    for cut in cuts:
+        shards.clear(fetch(model, cut.tensor), cut.dim, cut.gone)
 
 
 def layout_of(coupling: Coupling, device: torch.device) -> Layout:

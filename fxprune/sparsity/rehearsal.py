@@ -31,7 +31,7 @@ from fxprune.data.calls import Call
 from fxprune.results.certificate import Certificate
 from fxprune.rewriting.planning import nowhere
 from fxprune.rewriting.slicing import keep_indices
-from fxprune.sparsity.layout import Layout, flags_of
+from fxprune.sparsity.layout import Layout, clear, flags_of
 from fxprune.twin.comparison import compare
 from fxprune.twin.interpreter import Run
 
@@ -141,7 +141,7 @@ def _zeros(module: nn.Module, layout: Layout, gone: Tensor) -> Iterator[None]:
                     noise = torch.randn(tensor.shape, generator=draw).to(tensor)
                     spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
                     tensor.add_(noise * (_NOISE * (spread or 1.0)))
-            layout.clear(module, gone)
+            clear(module, layout.cuts(gone))
         yield
     finally:
         with torch.no_grad():

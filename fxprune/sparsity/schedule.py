@@ -25,7 +25,7 @@ from fxprune.rewriting.pruned import PrunedModule
 from fxprune.sparsity import penalties
 from fxprune.sparsity.choosing import chosen, refreshed
 from fxprune.sparsity.finishing import finished, removable
-from fxprune.sparsity.layout import Layout, flags_of, layout_of
+from fxprune.sparsity.layout import Layout, clear, flags_of, layout_of
 from fxprune.sparsity.penalties import STRENGTHS, Sparsity
 from fxprune.sparsity.plain import check_alike, inner, plain_copy, skeleton
 from fxprune.sparsity.rehearsal import inexact
@@ -153,8 +153,12 @@ class Schedule:
         self._fixed = inexact(self._state, self._layout)
         self._free = self._flags(_free(self._state, self._fixed))
         self._scales = penalties.scales_of(self._state.coupling)
-        self._gone, self._count = self._flags(()), 0
+        self._count = 0
+        self._hold_from(self._flags(()))
         self._going = self._flags(self._chosen(1.0, None))  # whether the budget is in reach shows now
+
+    def _hold_from(self, gone: Tensor) -> None:
+        self._gone, self._cuts = gone, self._layout.cuts(gone)
 
     def _flags(self, units: Any) -> Tensor:
         return flags_of(units, self._layout)
@@ -200,7 +204,7 @@ class Schedule:
             if self._count % self.pace.every == 0 or self._count == self.pace.steps:
                 refreshed(self._state, self.model)
                 going = self._going if self.pace.sparsity == "growing" else None
-                self._gone = self._flags(self._chosen(self.share, going))
+                self._hold_from(self._flags(self._chosen(self.share, going)))
         self.hold()
 
     def _penalise(self, lr: float) -> None:
@@ -226,8 +230,9 @@ class Schedule:
         """
         if model is not None:
             check_alike(inner(model), self._bare)
-        self._layout.clear(self.model if model is None else inner(model), self._gone)
+        clear(self.model if model is None else inner(model), self._cuts)
 
+    @torch.no_grad()
     def finish(self, model: nn.Module | None = None) -> PrunedModule:
         """Returns the trained model without its zero units, as `fxprune.compile` returns one; the live model stays as it is.
 
@@ -246,14 +251,13 @@ class Schedule:
         check_alike(source, self._bare)
         plain = plain_copy(source, self._bare)
         self.hold(plain)
-        with torch.no_grad():
-            norms = self._layout.norms(plain).cpu().double().numpy()
         coupling, constraints = self._state.coupling, self._state.constraints
+        norms = self._layout.norms(plain).cpu().double().numpy()
         zero = coupling.removed_mask(np.flatnonzero((norms == 0) & self._free.cpu().numpy()))
         sizes = np.zeros(len(coupling.channels))
         sizes[coupling.units] = norms
         removed = removable(coupling, constraints, zero, sizes)
-        self._layout.clear(plain, self._flags(coupling.units_of(removed)))
+        clear(plain, self._layout.cuts(self._flags(coupling.units_of(removed))))
         return finished(self._state, removed, plain, self._data, self._notes())
 
     def _notes(self) -> tuple[str, ...]:
@@ -292,7 +296,8 @@ class Schedule:
         if not is_whole(state["count"], 0):
             raise PlanError(f"count: expected a number of steps, got {state['count']!r:.80}")
         device = self._gone.device
-        self._count, self._gone, self._going = state["count"], state["gone"].to(device), state["going"].to(device)
+        self._count, self._going = state["count"], state["going"].to(device)
+        self._hold_from(state["gone"].to(device))
         self.hold()
 
     def __repr__(self) -> str:

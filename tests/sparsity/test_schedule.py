@@ -56,8 +56,31 @@ def test_a_norms_own_channels_count_as_zeros() -> None:
     model, data = attending(), tokens()
     schedule = schedule_of(model, data, 0.6, ignore=["q", "k", "v", "up"])
     trained(model, data, schedule, 12)
-    assert schedule.zero["embed"] > 0 if "embed" in schedule.zero else any(schedule.zero.values())
-    assert same(schedule.finish(), model, data[0]) < 1e-9
+    pruned = schedule.finish()
+    assert schedule.zero["embed"] > 0 and same(pruned, model, data[0]) < 1e-9
+    assert any("norms are written out" in note for note in pruned.report.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_a_language_model_with_shared_keys_and_tied_embeddings(form: Any) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: its extra is models")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=40, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
+    model, ids = transformers.LlamaForCausalLM(config).double(), torch.randint(40, (4, 6))
+    schedule = fxprune.Schedule(model, {"input_ids": ids}, 0.75, steps=4, every=1, form=form)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(5):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    pruned = schedule.finish()
+    with torch.no_grad():
+        outputs = (one.eval()(input_ids=ids).logits for one in (pruned, model))
+        assert torch.allclose(*outputs, atol=1e-6)  # rotary positions and norms work in float32
+    assert sum(schedule.zero.values()) > 12 and isinstance(pruned, type(model)) == (form == "module")
 
 
 @pytest.mark.parametrize("make, data", [(convolutional, images()), (attending, tokens())], ids=["conv", "attention"])
