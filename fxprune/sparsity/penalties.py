@@ -19,8 +19,11 @@ from fxprune.sparsity.layout import Layout
 
 Sparsity = Literal["group_lasso", "growing", "bn_scale"]
 
-#: What a step does at a learning rate of one, by the regulariser.
-STRENGTHS = {"group_lasso": 1e-4, "growing": 1e-1, "bn_scale": 1e-3}
+#: The strengths unless others are given, at a learning rate of one: some thousand steps at usual rates make small units zero.
+STRENGTHS = {"group_lasso": 5e-3, "growing": 1.0, "bn_scale": 1e-2}
+
+#: The learning rate of a step of which none is said.
+USUAL_RATE = 0.01
 
 
 def group_lasso(layout: Layout, model: nn.Module, free: Tensor, amount: float) -> None:

@@ -26,7 +26,7 @@ from fxprune.sparsity import penalties
 from fxprune.sparsity.choosing import chosen, refreshed
 from fxprune.sparsity.finishing import finished, removable
 from fxprune.sparsity.layout import Layout, clear, flags_of, layout_of
-from fxprune.sparsity.penalties import STRENGTHS, Sparsity
+from fxprune.sparsity.penalties import STRENGTHS, USUAL_RATE, Sparsity
 from fxprune.sparsity.plain import check_alike, inner, plain_copy, skeleton
 from fxprune.sparsity.rehearsal import inexact
 from fxprune.sparsity.shapes import SHAPES, Shape
@@ -128,7 +128,7 @@ class Schedule:
             sparsity: makes units small before they go: ``"group_lasso"``, every unit alike, to exact zeros; ``"growing"``, a rising L2
                 penalty on those that go at the budget by the first choice; ``"bn_scale"``, L1 on batch norms' scales; or None.
             strength: of that, in a step at a learning rate of one: what is taken off the root mean square of a unit's weights, the
-                penalty at the budget, or what is taken off a scale.
+                penalty at the budget, or what is taken off a scale. By default 5e-3, 1 and 1e-2, in this order.
             every: so many steps after each other units are chosen; by default 50 times in all.
             **options: of `fxprune.compile`: ``method`` (by default ``"magnitude"``, under ``"bn_scale"`` that), ``units``, ``ignore``,
                 ``round_to``, ``min_keep``, ``form``, ``also``, ``uniform``, ``allocation``, ``forward_args``, ``dynamic_shapes``,
@@ -186,15 +186,15 @@ class Schedule:
         return {group.name: int(gone[torch.from_numpy(group.units)].sum()) for group in self._state.coupling.groups}
 
     @torch.no_grad()
-    def step(self, lr: float = 1.0) -> None:
+    def step(self, lr: float = USUAL_RATE) -> None:
         """Does the schedule's part of a training step, right after the optimiser's; on several processes all of them must.
 
         Args:
-            lr: what the regulariser's strength is multiplied by: the learning rate of the step, or a share of it.
+            lr: the learning rate of the step, which the regulariser's strength is multiplied by.
 
         Raises:
             ScorerError: the weights are not finite.
-            ValueError: ``lr`` is no share.
+            ValueError: ``lr`` is negative, or no number.
         """
         if not isinstance(lr, int | float) or not 0 <= lr < float("inf"):
             raise ValueError(f"lr: expected a learning rate of at least 0, got {lr!r:.80}")

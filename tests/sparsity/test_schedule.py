@@ -138,6 +138,17 @@ def test_group_lasso_makes_units_exactly_zero_by_itself_and_they_go_too() -> Non
     assert pruned.report.params[1] < 0.9 * pruned.report.params[0] and same(pruned, model, data[0]) < 1e-9
 
 
+def test_kept_channels_come_in_multiples() -> None:
+    model, data = convolutional(), images()
+    schedule = schedule_of(model, data, 0.6, sparsity="group_lasso", strength=0.065, round_to=4, steps=30, every=30)
+    trained(model, data, schedule, 29)  # no choice was made: what is zero by the penalty alone is not in multiples
+    pruned = schedule.finish()
+    sizes = [len(pruned.get_parameter(f"{i}.conv1.weight")) for i in (3, 4)]
+    zero = [int((model[i].conv1.weight == 0).flatten(1).all(dim=1).sum()) for i in (3, 4)]
+    assert all(size % 4 == 0 for size in sizes) and sum(sizes) < 48 and any(count % 4 for count in zero)
+    assert same(pruned, model, data[0]) < 1e-9
+
+
 def test_growing_regularisation_shrinks_what_goes_and_nothing_else() -> None:
     model, data = convolutional(), images()
     schedule = schedule_of(model, data, sparsity="growing", strength=4.0, steps=20, every=20)
