@@ -20,7 +20,7 @@ PICTURE = Path(__file__).parent / "rooms.svg"
 #: Lowest first: each imports only what stands above it. The empty name is the package itself, its public names.
 ROOMS = (
     "_base", "algebra", "data", "capturing", "runtimes", "results", "ops", "coupling", "twin", "rotation", "recovery", "scoring", "bridging", "budget",
-    "rewriting", "homing", "reporting", "deployment", "latency", "compiler", "storage", "streaming", "training", "contrib", "", "cli",
+    "rewriting", "homing", "reporting", "deployment", "latency", "compiler", "storage", "streaming", "training", "sparsity", "contrib", "", "cli",
 )  # fmt: skip
 
 

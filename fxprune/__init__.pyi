@@ -70,6 +70,7 @@ from .scoring import Context as Context
 from .scoring import Scorer as Scorer
 from .scoring import register_scorer as register_scorer
 from .scoring import score as score
+from .sparsity.schedule import Schedule as Schedule
 from .storage.application import apply as apply
 from .storage.artifact import load as load
 from .storage.artifact import save as save
