@@ -84,7 +84,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
 @MODEL
 @option("--meta", is_flag=True, section="Model", help=_META)
 @option("--stream", is_flag=True, section="Model", help=_STREAM)
-@option("--out", metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
+@option("--out", default=None, metavar="DIR", help="Where the pruned model goes; new, empty, or an earlier one.")
 @option("--plan", metavar="FILE", help="Write the plan there as well, as JSON.")
 @option("--dry-run", is_flag=True, help="Only print what would go; nothing is written.")
 @option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -121,6 +121,8 @@ class Options:
             measured latencies of layers are kept.
         seed: for methods that draw.
         progress: show a progress bar on a terminal.
+        alone: in a process group (``torchrun``) all processes compile together, each with a share of the batches, and all must call this with the
+            same arguments and data; True where one process does so by itself.
         weights: where the weights of a model on the meta device are: a safetensors file, or a pattern such as
             ``"in/*.safetensors"``. Then the model is never in memory as a whole: layer by layer is read, scored, recovered and written
             to ``out``. For criteria that read weights or activations, recoveries by covariance, and ``form="graph"``.
@@ -153,6 +155,7 @@ class Options:
     cache_dir: str | PathLike[str] | None = None
     seed: int = 0
     progress: bool = True
+    alone: bool = False
     weights: str | PathLike[str] | None = None
     out: str | PathLike[str] | None = None
 
@@ -244,7 +247,7 @@ def check_form(options: Options) -> None:
         raise TypeError(f"also: expected functions of (model, *args, **kwargs), got {strange[0]!r:.80}")
     if options.also and options.form != MODULE:
         raise ValueError("also is about the ways that the original's class is called in: give form='module' with it")
-    for name in ("uniform", "allow_bias"):
+    for name in ("uniform", "allow_bias", "alone"):
         if not isinstance(getattr(options, name), bool):
             raise TypeError(f"{name}: expected True or False, got {getattr(options, name)!r:.80}")
     if options.uniform and options.form != MODULE:

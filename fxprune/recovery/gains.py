@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.names import fetch
+from fxprune._base.ranks import gathered, world
+from fxprune._base.ranks import own as shared_out
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind, rule_of
@@ -57,6 +59,14 @@ class Fit:
         self.count += u.numel() // max(shape.numel(), 1)
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
 
+    def share(self) -> None:
+        """Takes in what other processes have seen."""
+        every, self.count, self.sums = gathered((self.count, self.sums)), 0, []
+        for count, sums in every:
+            if sums:
+                self.count += count
+                self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
+
     def scale(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Returns what the weight is multiplied by, and the bias, ``[weight]`` each; 1 where nothing varies."""
         u, y, uu, uy = (x / max(self.count, 1) for x in self.sums)
@@ -89,6 +99,8 @@ class Gains:
 
     def apply(self, fit: Fit, gain: Gain) -> set[str]:
         """Changes weight and bias by what was observed; returns their names."""
+        if world() > 1:
+            fit.share()
         if not fit.count:
             return set()
         scale, bias = fit.scale(gain.bias is not None)
@@ -136,7 +148,7 @@ def fit_gains(context: RecoveryContext, changed: Replacements) -> None:
     gains = Gains(context.selection, changed)
     fits = {gain: Fit() for gain in gains.of.values()}
     dense = Run(context.dense)
-    for batch in context.inputs if fits else ():
+    for _, batch in shared_out(context.inputs) if fits else ():
         own: dict[fx.Node, Any] = {}
         for node, values in dense.steps(batch):
             gains.beside(fits, node, values, own)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from fxprune._base.ranks import gathered, own, summed, world
 from fxprune.coupling.selection import Selection
 from fxprune.recovery.consumers import Consumer
 from fxprune.twin.interpreter import Run
@@ -108,6 +109,11 @@ class Moments:
         self.square()
         self._tx = value
 
+    @property
+    def seen(self) -> int:
+        """How many samples there were, those held out among them."""
+        return self.count + (0 if self.held is None else self.held.count)
+
     def whole(self) -> None:
         """Takes in what was held out."""
         if self.held is not None:
@@ -166,6 +172,33 @@ class Moments:
         rows = self.rows or ()
         own, target = torch.cat([a[:, g][:, kept] for a, _ in rows]), torch.cat([b[:, g] for _, b in rows])
         return own.double() - x[g][kept], target.double() - t[g]
+
+    def share(self, covariance: bool) -> None:
+        """Takes in what other processes have seen of the same layer, as they do; of means alone without ``covariance``."""
+        if world() == 1:
+            return
+        mine = self.count, self.rows is None, self.held is not None, self.mean_x.shape, self.mean_t.shape
+        every = gathered(mine)
+        if any(held for *_, held, _, _ in every):
+            self.held = self.held or Moments(self.most)
+            self.held.share(covariance)
+        seen = [(shape_x, shape_t) for count, *_, shape_x, shape_t in every if count]
+        if not seen:
+            return
+        if not self.count:
+            self.mean_x, self.mean_t = (torch.zeros(shape, dtype=torch.float64) for shape in seen[0])
+        total = sum(count for count, *_ in every)
+        sums = summed(self.count * self.mean_x, self.count * self.mean_t)
+        mean_x, mean_t = (each / total for each in sums)
+        if covariance and total <= self.most and not any(squared for _, squared, *_ in every):
+            self.rows = [pair for rows in gathered(self.rows) for pair in rows or ()]
+        elif covariance:
+            self.square()
+            if not self.count:
+                (p, columns), (_, q) = mean_x.shape, mean_t.shape
+                self._xx, self._tx = mean_x.new_zeros(p, columns, columns), mean_x.new_zeros(p, q, columns)
+            self._xx, self._tx = summed(*self.about(mean_x, mean_t))
+        self.count, self.mean_x, self.mean_t = total, mean_x, mean_t
 
     def add_mean(self, x: Tensor) -> None:
         """Takes in a batch ``x[samples, groups, p]``, for ``mean_x`` alone."""
@@ -254,6 +287,11 @@ def parts_that_fit(items: Iterable[T], sizes: Callable[[T], Mapping[Any, int]], 
         yield part
 
 
+def _over(consumer: Consumer, moments: Moments, samples: int, memory_limit: int) -> bool:
+    """Returns whether so many samples are too many to keep, of columns whose squares do not fit."""
+    return moments.rows is not None and samples > moments.most > _side(consumer, memory_limit)
+
+
 def measure(
     dense: Selection,
     part: Sequence[Consumer],
@@ -283,30 +321,17 @@ def measure(
     blocks = [
         [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
     ]
-    run = Run(dense)
-    for number, way in enumerate(map(run.steps, inputs)) if ways is None else ways:
+    run, over = Run(dense), set[Consumer]()
+    for number, way in ((n, run.steps(batch)) for n, batch in own(inputs)) if ways is None else ways:
         waiting = len(part)
         for node, values in way:
-            for consumer, own in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
+            for consumer, its in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
                 columns = consumer.read(values, memory_limit, number)
                 cut = split(len(columns), number, held[consumer]) if consumer in held else len(columns)
-                for block, moments in own:
-                    seen = moments.count + (moments.held.count if moments.held is not None else 0) + len(columns)
-                    if moments.rows is not None and seen > moments.most > _side(consumer, memory_limit):
-                        # later batches are larger than what was counted by: squares of blocks are needed after all
-                        fewer = {c: n for c, n in samples.items() if c.kept.shape[1] <= _side(c, memory_limit)}
-                        found = measure(
-                            dense,
-                            part,
-                            inputs,
-                            covariance=covariance,
-                            memory_limit=memory_limit,
-                            held=held,
-                            samples=fewer,
-                        )
-                        for _ in () if ways is None else ways:
-                            pass  # batches that march go on
-                        return found
+                for block, moments in its:
+                    if _over(consumer, moments, moments.seen + len(columns), memory_limit):
+                        over.add(consumer)
+                        continue
                     moments.add(columns[:cut, ..., block]) if covariance else moments.add_mean(columns[..., block])
                     if consumer in held:
                         moments.held = moments.held or Moments(moments.most)
@@ -314,4 +339,13 @@ def measure(
                 waiting -= 1
             if not waiting:
                 break
+    for consumer, its in zip(part, blocks, strict=True):
+        for _, moments in its:
+            every = gathered((consumer in over, moments.seen))
+            if any(one for one, _ in every) or _over(consumer, moments, sum(n for _, n in every), memory_limit):
+                # batches are larger than what was counted by: squares of blocks are needed after all
+                fewer = {c: n for c, n in samples.items() if c.kept.shape[1] <= _side(c, memory_limit)}
+                limit = memory_limit
+                return measure(dense, part, inputs, covariance=covariance, memory_limit=limit, held=held, samples=fewer)
+            moments.share(covariance)
     return blocks

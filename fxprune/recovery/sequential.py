@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from fxprune._base.ranks import gathered, own
 from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
@@ -180,7 +181,7 @@ class _March:
         self.dense = Run(context.dense)
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
-        self.kept, self._lacking = list[str](), set[fx.Node]()
+        self.kept, self._lacking, self.numbers = list[str](), set[fx.Node](), list[int]()
         fitted = set(consumers) | set(self.gains.of)
         self.order = order = order[: max((i + 1 for i, node in enumerate(order) if node in fitted), default=0)]
         final = {source: node for node in order for source in node.all_input_nodes}
@@ -197,8 +198,9 @@ class _March:
     def go(self) -> None:
         """Advances all batches to one layer or gain after another, and fits it."""
         with waiting(self.context.memory_limit // 2) as held:
-            for number, batch in enumerate(self.context.inputs):
+            for number, batch in own(self.context.inputs):
                 held.put(number, self._begun(batch))
+                self.numbers.append(number)
             begin = 0
             for end, node in enumerate(self.order):
                 if node in self.consumers or node in self.gains.of:
@@ -217,9 +219,9 @@ class _March:
         read = {node: value for node, value in values.items() if node in self._read}
         return dict(read), read
 
-    def _advanced(self, held: Waiting, way: Sequence[fx.Node], node: fx.Node) -> Iterator[State]:
-        """Yields each batch's values, once it has gone a way, with the dense model's value of the node behind it."""
-        for number in range(self.batches):
+    def _advanced(self, held: Waiting, way: Sequence[fx.Node], node: fx.Node) -> Iterator[tuple[int, *State]]:
+        """Yields each batch's number and values, once it has gone a way, with the dense model's value of the node behind it."""
+        for number in self.numbers:
             dense, pruned = held.take(number)
             for each in way:
                 if each.op not in ("get_attr", "placeholder") and each in self._read:
@@ -229,24 +231,27 @@ class _March:
                 for source in self.last.get(each, ()):
                     dense.pop(source, None), pruned.pop(source, None)
             dense[node] = _step(self.dense, node, dense)
-            yield dense, pruned
+            yield number, dense, pruned
             held.put(number, (dense, pruned))
 
-    def _regress(self, consumer: Consumer, states: Iterable[State]) -> None:
+    def _regress(self, consumer: Consumer, states: Iterable[tuple[int, *State]]) -> None:
         """Fits a layer, unless an earlier run has."""
         if self.changed.made(consumer):
             for _ in states:
                 pass
             return
         moments = _moments_for(consumer)
-        for number, (dense, pruned) in enumerate(states):
+        for number, dense, pruned in states:
             self._observe(consumer, moments, dense, pruned, number)
+        moments.share(True)
+        if any(gathered(consumer.node in self._lacking)):
+            self._lacking.add(consumer.node)
         self._fit(consumer, moments)
 
-    def _scale(self, gain: Gain, states: Iterable[State]) -> None:
+    def _scale(self, gain: Gain, states: Iterable[tuple[int, *State]]) -> None:
         """Fits a gain."""
         found = Fit()
-        for dense, pruned in states:
+        for _, dense, pruned in states:
             self.gains.observe(found, gain, _step(self.pruned, gain.node, pruned), dense[gain.node])
         self.gains.apply(found, gain)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxprune._base.ranks import own, summed
 from fxprune.scoring.engine.gradients import by_unit, gradients
 from fxprune.scoring.scorer import Context, Scorer, register_scorer
 
@@ -35,10 +36,12 @@ class Taylor(Scorer):
         """
         coupling = context.coupling
         total, count = torch.zeros(len(coupling.units), dtype=torch.float64), 0
-        for batch in gradients(coupling, context.inputs.labelled(self.name), context.loss, gates=True):
+        batches = (batch for _, batch in own(context.inputs.labelled(self.name)))
+        for batch in gradients(coupling, batches, context.loss, gates=True):
             total += by_unit(coupling, batch.gates, batch.samples).abs().sum(dim=0).cpu()
             count += batch.samples
-        mean = total / max(count, 1)
+        total, samples = summed(total, torch.tensor([count]))
+        mean = total / samples.clamp_min(1)
         scores = {group.name: mean[torch.from_numpy(group.units)] for group in coupling.groups}
         if not self.normalise:
             return scores

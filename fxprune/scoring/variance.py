@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune._base.errors import ScorerError
+from fxprune._base.ranks import gathered, world
 from fxprune.algebra.axes import size_of
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import accumulate
@@ -34,10 +35,22 @@ class Welford:
         """Takes in a batch, ``[...]``; every dimension but ``dim`` is a sample."""
         x = value.movedim(dim, -1).reshape(-1, value.shape[dim])
         variance, mean = torch.var_mean(x.double() if x.numel() < 1 << 22 else x, dim=0, correction=0)
-        step, n, total = mean.double() - self.mean, len(x), max(self.count + len(x), 1)
-        self.squares = self.squares + variance.double() * n + step.square() * (self.count * n / total)
+        self._take(len(x), mean.double(), variance.double() * len(x))
+
+    def _take(self, n: int, mean: Tensor, squares: Tensor) -> None:
+        """Takes in ``n`` samples by their mean and centred squares, ``[coordinates]``."""
+        if not self.count:
+            self.mean, self.squares = torch.zeros_like(mean), torch.zeros_like(squares)
+        step, total = mean - self.mean, max(self.count + n, 1)
+        self.squares = self.squares + squares + step.square() * (self.count * n / total)
         self.mean = self.mean + step * (n / total)
         self.count += n
+
+    def share(self) -> None:
+        """Takes in what other processes have seen."""
+        every, self.count = gathered((self.count, self.mean, self.squares)), 0
+        for count, mean, squares in every:
+            self._take(count, mean, squares)
 
     @property
     def variance(self) -> Tensor:
@@ -92,6 +105,8 @@ class Variance:
                 for (source, dim), welford in moments.items():
                     if source is node:
                         welford.add(alive[node], dim)
+        for place in places if world() > 1 else ():
+            moments[place].share()
         for contraction in readers:
             values = moments[contraction.source, contraction.dim].variance
             if self.weighted:

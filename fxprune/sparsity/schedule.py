@@ -41,6 +41,9 @@ _REFUSED = {
     "loss": "no criterion with gradients is used",
     "cache_dir": "choosing is quick",
     "progress": "the loop is yours",
+    "alone": "all processes of the training hold the same schedule",
+    "weights": "what is trained is in memory",
+    "out": "fxprune.save writes what finish() returns",
 }
 
 #: How many times units are chosen, unless ``every`` says otherwise.

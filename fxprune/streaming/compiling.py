@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,13 +24,12 @@ from fxprune.compiler.options import (
     UnitKind,
     spelled_out,
 )
-from fxprune.compiler.pipeline import run
-from fxprune.compiler.stages import prepare
 from fxprune.recovery.protocol import Recovery
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer
 from fxprune.streaming.streamed import streamed
+from fxprune.streaming.together import together
 
 
 @spelled_out
@@ -66,6 +65,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     cache_dir: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
+    alone: bool = False,
     weights: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
 ) -> PrunedModule:
@@ -101,4 +101,4 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     options = Options.of(locals())
     if weights is not None or out is not None:
         return streamed(model, calib_data, budget, options)
-    return cast("PrunedModule", run(prepare(model, calib_data, budget, options)).pruned)
+    return together(model, calib_data, budget, options)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import RecoveryError, ScorerError
 from fxprune._base.pages import paged
+from fxprune._base.ranks import world_size
 from fxprune.budget.budget import as_budget
 from fxprune.compiler.options import MODULE, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.compiler.state import State
+from fxprune.data.digest import digest_of
 from fxprune.recovery.protocol import recovery_of
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.scoring.scorer import registered, scorer_of
@@ -29,7 +31,7 @@ from fxprune.storage.artifact import save_with
 from fxprune.storage.manifest import check_target
 from fxprune.storage.shards import found_files
 from fxprune.streaming.weights import filled
-from fxprune.streaming.work import SCORES, Remembered, digest_of, told, working
+from fxprune.streaming.work import SCORES, Remembered, told, working
 
 #: The recoveries that go layer by layer.
 _RECOVERIES = ("mean_shift", "covariance", "sequential")
@@ -83,6 +85,10 @@ def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
 
 def _check(model: Any, budget: Any, options: Options) -> None:
     """Makes sure, before anything is read, that all that is asked for can be done layer by layer."""
+    if world_size() > 1 and not options.alone:
+        raise ValueError(
+            "weights=: several processes cannot write one result yet: call it in one of them, with alone=True"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"weights=: expected a torch.nn.Module on the meta device, got {type(model).__name__}")
     if options.out is None:

@@ -138,12 +138,3 @@ def told(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool, torch.dtype)):
         return str(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def digest_of(tensors: Iterator[Tensor]) -> str:
-    """Returns what tells tensors, ``[...]``, from others."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

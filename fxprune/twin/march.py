@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx
 
 from fxprune._base.pages import room
+from fxprune._base.ranks import own
 from fxprune.capturing.shapes import TensorInfo
 from fxprune.twin.interpreter import Run
 from fxprune.twin.waiting import Waiting, waiting
@@ -23,7 +24,7 @@ Way: TypeAlias = "tuple[int, Iterator[tuple[fx.Node, dict[fx.Node, Any]]]]"
 
 
 class March:
-    """Batches that wait behind the last stop.
+    """Batches, this process's share of them, that wait behind the last stop.
 
     Args:
         run: the model.
@@ -35,7 +36,7 @@ class March:
         self._run, self._inputs, self._held = run, inputs, held
         self._place = {node: i for i, node in enumerate(run.order)}
         self._final = {source: self._place[node] for node, sources in run.last.items() for source in sources}
-        self._at, self._count = 0, 0
+        self._at, self._numbers = 0, list[int]()
 
     def reaches(self, node: fx.Node) -> bool:
         """Returns whether a node is still ahead."""
@@ -53,7 +54,7 @@ class March:
             begin, self._at = self._at, self._next(end)
             over = last and self._at == end
             way = self._run.order[begin : self._at]
-            for number, (values, rest) in enumerate(self._waiting(begin)):
+            for number, values, rest in self._waiting(begin):
                 feed = iter(rest)
                 steps = self._run.along(way, values, feed)
                 yield number, steps
@@ -80,17 +81,17 @@ class March:
         held = node.op == "get_attr" and isinstance(info, TensorInfo)
         return math.prod(info.example) * info.dtype.itemsize if held else 0
 
-    def _waiting(self, begin: int) -> Iterator[tuple[dict[fx.Node, Any], Sequence[Tensor]]]:
-        """Yields what each batch holds, and the inputs that it has not read yet."""
+    def _waiting(self, begin: int) -> Iterator[tuple[int, dict[fx.Node, Any], Sequence[Tensor]]]:
+        """Yields each batch's number, what it holds, and the inputs that it has not read yet."""
         if begin == 0:
-            for batch in self._inputs:
-                self._count += 1
-                yield {}, batch
+            for number, batch in own(self._inputs):
+                self._numbers.append(number)
+                yield number, {}, batch
             return
         attributes = [n for n in self._run.order[:begin] if n.op == "get_attr" and self._final.get(n, -1) >= begin]
-        for number in range(self._count):
+        for number in self._numbers:
             values, rest = self._held.take(number)
-            yield {**values, **{node: self._run.step(node, {}, iter(())) for node in attributes}}, rest
+            yield number, {**values, **{node: self._run.step(node, {}, iter(())) for node in attributes}}, rest
 
 
 def _without_attributes(values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
@@ -98,7 +99,7 @@ def _without_attributes(values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
 
 
 def ways(run: Run, inputs: Iterable[Sequence[Tensor]], limit: int) -> Iterator[Way]:
-    """Yields the way of each batch through all of the graph.
+    """Yields the way of each of this process's batches through all of the graph.
 
     Args:
         run: the model.
@@ -106,7 +107,7 @@ def ways(run: Run, inputs: Iterable[Sequence[Tensor]], limit: int) -> Iterator[W
         limit: bytes of values that may wait in memory, where batches have to wait for each other.
     """
     if room() is None:
-        yield from enumerate(map(run.steps, inputs))
+        yield from ((number, run.steps(batch)) for number, batch in own(inputs))
         return
     with marching(run, inputs, limit) as march:
         yield from march.to(run.order[-1], last=True)

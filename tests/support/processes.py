@@ -17,20 +17,22 @@ from tests.support.schedules import attending, convolutional, images, same, toke
 PROCESSES = 2
 
 
-def spawned(work: Any, folder: Path) -> list[Any]:
-    """Returns what some work returned in each of two gloo processes, ``work(rank)``."""
+def spawned(work: Any, folder: Path, processes: int = PROCESSES) -> list[Any]:
+    """Returns what some work returned in each of two gloo processes, or more, ``work(rank)``."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     multiprocessing.set_forkserver_preload(["torch", "fxprune.sparsity.schedule"])
-    multiprocessing.start_processes(_process, (work, port, folder), nprocs=PROCESSES, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+    multiprocessing.start_processes(
+        _process, (work, port, folder, processes), nprocs=processes, start_method="forkserver"
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
-def _process(rank: int, work: Any, port: int, folder: Path) -> None:
+def _process(rank: int, work: Any, port: int, folder: Path, processes: int) -> None:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=processes)
     try:
         torch.save(work(rank), folder / f"{rank}.pt")
     finally:

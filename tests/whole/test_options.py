@@ -56,6 +56,9 @@ SETTINGS: dict[str, list[Any]] = {
     "cache_dir": ["scores"],
     "seed": [3],
     "progress": [True],
+    "alone": [True],
+    "weights": [],  # of a model on the meta device: see tests/streaming
+    "out": [],
 }
 
 #: What goes with an option for it to do something.

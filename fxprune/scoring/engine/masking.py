@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from fxprune._base.errors import ScorerError
 from fxprune._base.names import fetch
+from fxprune._base.ranks import own, rank, summed, world
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.inputs import Flat
 from fxprune.coupling.coupling import Coupling
@@ -59,7 +60,7 @@ def masked_scores(context: Context, sets: UnitSets, measure: Measure, name: str)
     cones = {n: suffix.cone(np.concatenate(parts)) for n, parts in ids.items() if len(parts)}
     wanted = {node for cone in cones.values() for node in cone.frontier}
     suffix.rows = _rows(suffix, context.memory_limit)
-    store = _Store.of(context, sets, name)
+    store = _Store.of(context, sets, name if world() == 1 else f"{name} {rank()} of {world()}")
     unflatten = coupling.captured.call.unflatten
     totals = {n: torch.zeros(len(parts), dtype=torch.float64) for n, parts in sets.items()}
     effort = {n: (cone.weight or 1) * len(ids[n]) for n, cone in cones.items()}
@@ -72,15 +73,15 @@ def masked_scores(context: Context, sets: UnitSets, measure: Measure, name: str)
                 if group not in known:
                     dense = dense or suffix.dense(flat, wanted)
                     whole = unflatten(dense[cone.nodes[-1]])
-                    masks = [flags_of(coupling, part) for part in ids[group]]
+                    masks = [flags_of(coupling, part) for _, part in own(ids[group])]
                     possible = [suffix.possible(mask) for mask in masks]
                     outputs = suffix.masked(cone, list(compress(masks, possible)), dense, samples)
                     losses = (measure(whole, unflatten(output)) for output in outputs)
                     known[group] = [next(losses) if one else float("inf") for one in possible]
                     store.write(number, group, known[group])
-                totals[group] += torch.tensor(known[group], dtype=torch.float64)
+                totals[group][rank() :: world()] += torch.tensor(known[group], dtype=torch.float64)
                 bar.update(round(effort[group] * share))
-    return totals
+    return dict(zip(totals, summed(*totals.values()), strict=True))
 
 
 def spread(coupling: Coupling, sets: UnitSets, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

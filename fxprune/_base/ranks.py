@@ -1,0 +1,160 @@
+"""Several processes at one compilation: what each takes of the work, and how what they found becomes one.
+
+All of them go the same way through the stages and hold the same plan. Batches, and the sets of units that are masked, are shared out;
+sums of them are added up in float64, the same number in every process.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fxprune._base.errors import FxpruneError
+
+T = TypeVar("T")
+
+#: How long a process waits for the others.
+PATIENCE = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranks:
+    """The processes.
+
+    Attributes:
+        group: of gloo, their own.
+        rank: of this one.
+        world: how many there are.
+    """
+
+    group: Any
+    rank: int
+    world: int
+
+    @property
+    def reason(self) -> str:
+        """Where in the store a process that fails says why."""
+        return f"fxprune: why {self.group.group_name} failed"
+
+
+_RANKS: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
+
+
+def rank() -> int:
+    """Returns the number of this process; 0 if it is alone."""
+    ranks = _RANKS.get()
+    return 0 if ranks is None else ranks.rank
+
+
+def world() -> int:
+    """Returns how many processes share the work."""
+    ranks = _RANKS.get()
+    return 1 if ranks is None else ranks.world
+
+
+def own(items: Iterable[T]) -> Iterator[tuple[int, T]]:
+    """Yields this process's share of what all have, each with its number among all."""
+    for number, item in enumerate(items):
+        if number % world() == rank():
+            yield number, item
+
+
+def summed(*parts: Tensor) -> list[Tensor]:
+    """Returns the sums over all processes of tensors, ``[...]`` each, of the same shapes everywhere; in float64, to all the same."""
+    ranks = _RANKS.get()
+    if ranks is None or not parts:
+        return list(parts)
+    whole = torch.cat([part.detach().double().cpu().reshape(-1) for part in parts])
+    _together(ranks, lambda: dist.all_reduce(whole, group=ranks.group))
+    found = whole.split([part.numel() for part in parts])
+    return [each.reshape(part.shape).to(part.device) for each, part in zip(found, parts, strict=True)]
+
+
+def gathered(value: T) -> list[T]:
+    """Returns what each process has, by rank."""
+    ranks = _RANKS.get()
+    if ranks is None:
+        return [value]
+    found: list[Any] = [None] * ranks.world
+    _together(ranks, lambda: dist.all_gather_object(found, value, group=ranks.group))
+    return found
+
+
+def agreed(what: str, value: T) -> T:
+    """Returns a value that is the same in all processes.
+
+    Raises:
+        FxpruneError: it is not; says what.
+    """
+    if any(each != value for each in gathered(value)):
+        raise FxpruneError(f"{what} differs between the {world()} processes: expected the same in each of them")
+    return value
+
+
+def _together(ranks: Ranks, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except RuntimeError as error:
+        text = f"another process has failed, or does not answer{_reason(ranks)}: {str(error)[:200]}"
+        raise FxpruneError(text) from error
+
+
+def _reason(ranks: Ranks) -> str:
+    """Returns why another process failed, if it said so."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return f" ({store.get(ranks.reason).decode()})" if store.check([ranks.reason]) else ""
+    except Exception:  # the process that has the store may be the one that is gone
+        return ""
+
+
+def world_size() -> int:
+    """Returns how many processes the default group has; 1 if there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Has the processes of the default group, if there is one, share what is done meanwhile; an error in one ends it in all.
+
+    Raises:
+        FxpruneError: not all of them came here.
+    """
+    if world_size() == 1 or _RANKS.get() is not None:
+        yield
+        return
+    try:
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise FxpruneError(
+            f"in a process group all {dist.get_world_size()} processes compile together, and not all came: call it in each of them with the same "
+            "arguments, or give alone=True where one does it by itself"
+        ) from error
+    ranks = Ranks(group, dist.get_rank(), dist.get_world_size())
+    token = _RANKS.set(ranks)
+    try:
+        yield
+    except BaseException as error:
+        _tell(ranks, error)
+        raise
+    finally:
+        _RANKS.reset(token)
+        dist.destroy_process_group(group)
+
+
+def _tell(ranks: Ranks, error: BaseException) -> None:
+    """Says to the others why this process fails, unless one of them did before."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        if not store.check([ranks.reason]):
+            store.set(ranks.reason, f"rank {ranks.rank}: {type(error).__name__}: {str(error)[:300]}")
+    except Exception:
+        return

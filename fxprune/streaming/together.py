@@ -1,0 +1,52 @@
+"""In memory, by one process or by all of a group: each takes a share of the work, and all hold the same result."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from fxprune._base.ranks import agreed, shared, world
+from fxprune.compiler.options import Options
+from fxprune.compiler.pipeline import run
+from fxprune.compiler.stages import prepare
+from fxprune.compiler.state import State
+from fxprune.data.digest import digest_of
+from fxprune.results.attached import report
+from fxprune.rewriting.pruned import PrunedModule
+
+
+def together(model: Any, calib_data: Any, budget: Any, options: Options) -> PrunedModule:
+    """Returns the smaller model, the same in every process.
+
+    Raises:
+        FxpruneError: not all processes came, they hold different models or data, or one of them failed; says which.
+    """
+    with nullcontext() if options.alone is True else shared():
+        state = prepare(model, calib_data, budget, options)
+        if world() > 1:
+            _check_alike(state)
+        pruned = run(state).pruned
+        if world() > 1:
+            plan = report(pruned).plan
+            agreed("the plan", None if plan is None else hashlib.sha256(plan.to_json().encode()).hexdigest())
+    return cast("PrunedModule", pruned)
+
+
+def _check_alike(state: State) -> None:
+    """Makes sure that all processes work on the same thing.
+
+    Raises:
+        FxpruneError: they do not; says what differs.
+    """
+    agreed("the model", [name for name, _ in state.module.named_parameters()])
+    agreed("the model's weights", digest_of(_sums(state.module)))
+    first = (leaf for batch in islice(state.batches, 1) for _, leaf in batch.leaves() if isinstance(leaf, Tensor))
+    agreed("the calibration data (each process is given all of it, not a share)", digest_of(first))
+
+
+def _sums(model: nn.Module) -> Any:
+    return (tensor.detach().double().sum() for tensor in model.parameters())
