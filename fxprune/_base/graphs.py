@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
+
+from fxprune._base.pages import touched
+
+
+class Reading(fx.Interpreter):
+    """Runs a graph, and says of tensors that are mapped from files when they are about to be read."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs a node."""
+        for source in n.all_input_nodes:
+            touched(self.env.get(source))
+        return super().run_node(n)
 
 
 def by_first_use(nodes: Sequence[fx.Node]) -> list[fx.Node]:

@@ -46,9 +46,9 @@ class Pages:
         self._read += tensor.nbytes
 
     def release(self) -> None:
-        """Has the system take back the memory of all that was read; it is read again from the files where it is needed."""
-        for place in self._touched:
-            _let_go(place, self._mapped[place].nbytes)
+        """Has the system take back the memory of all that is mapped; it is read again from the files where it is needed."""
+        for place, tensor in self._mapped.items():  # whoever read it
+            _let_go(place, tensor.nbytes)
         self._touched, self._read = set(), 0
 
 

@@ -9,12 +9,13 @@ from itertools import compress
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune._base.graphs import Reading
 from fxprune._base.modes import lent, untouched
 from fxprune.capturing.exported import without_fast_path
 from fxprune.capturing.fakes import Fakes, outcome, unlogged
@@ -204,7 +205,7 @@ def _outputs(program: ExportedProgram, leaves: list[Any], known: Callable[[Any],
             inputs.append(next(given))
         else:
             inputs.append(known(program.state_dict.get(str(spec.target), program.constants.get(str(spec.target)))))
-    outputs = fx.Interpreter(program.graph_module).run(*inputs, enable_io_processing=False)
+    outputs = Reading(program.graph_module).run(*inputs, enable_io_processing=False)
     kinds = [spec.kind for spec in program.graph_signature.output_specs]
     return [value for value, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
 

@@ -40,6 +40,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
         "fxprune compile transformers:./my-bert --weights DEFAULT --calib texts.txt --budget 0.7 --out small",
         "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
         "fxprune compile transformers:./my-7b --stream --calib texts.txt --budget 0.8 --out small",
+        "torchrun --nproc-per-node 4 -m fxprune compile timm:resnet50 --weights DEFAULT --calib images/ --budget 0.5 --out half",
     ],
 )
 @click.argument("model")
@@ -106,6 +107,7 @@ def compile_model(
     """
     from fxprune.cli.data import is_loader, load_data
     from fxprune.cli.models import introduce, make
+    from fxprune.cli.processes import started_together
     from fxprune.cli.weights import files_of
     from fxprune.results.attached import attach
     from fxprune.scoring import scorer_of
@@ -128,7 +130,10 @@ def compile_model(
     data = load_data(DataSpec(**told(DataSpec, options)), made, targets="gradients" in scorer.needs)
     tell(f"compiling {made}", quiet or as_json)
     wanted |= {"method": scorer, "recover": _recover(options, scorer, plan_only), "progress": not quiet}
-    pruned = fxprune.compile(made.model, data, verify=not (options["no_verify"] or plan_only), **wanted)
+    with started_together() as first:
+        pruned = fxprune.compile(made.model, data, verify=not (options["no_verify"] or plan_only), **wanted)
+    if not first:
+        return
     found = fxprune.report(pruned)
     found = replace(found, notes=(*found.notes, as_given()))
     attach(pruned, found)

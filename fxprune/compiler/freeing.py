@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fxprune._base.errors import CaptureError, CaptureWarning
+from fxprune._base.graphs import Reading
 from fxprune._base.modes import lent, random_states_kept
 from fxprune.capturing.captured import Captured, captures, example_call
 from fxprune.capturing.exported import without_fast_path
@@ -119,7 +120,7 @@ def _alike(captured: Captured, call: Call) -> bool | None:
         with lent(captured.model, args, kwargs):
             expected = _outcome(lambda: captured.model(*args, **kwargs))
         with lent(captured.module, args, kwargs):
-            got = _outcome(lambda: captured.module(*captured.call.flatten(args, kwargs)))
+            got = _outcome(lambda: Reading(captured.module).run(*captured.call.flatten(args, kwargs)))
     if expected is None or got is None:
         return None if expected is got else False
     return len(expected) == len(got) and all(map(_close, expected, got))

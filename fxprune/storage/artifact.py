@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
         raise FxpruneError("the model's report has no plan, without which it could not be loaded again")
     target = Path(directory).resolve()
     manifest.check_target(target)
-    tensors, ties = _tensors_once(pruned)
+    there = _names_in(files)
+    tensors, ties = _tensors_once(pruned, there)
     graph, constants, reason = _graph_of(pruned, found)
     texts = {
         PLAN: found.plan.to_json(),
@@ -119,9 +120,10 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
         **({NUMBERS: _numbers(pruned)} if found.form == MODULE else {}),
         **_page(pruned),
     }
-    there = _names_in(files)
-    rest = {name: tensor for name, tensor in tensors.items() if name not in there}
-    stored = {**({WEIGHTS: rest} if rest or not files else {}), **({} if graph is None else {CONSTANTS: constants})}
+    stored = {
+        **({WEIGHTS: tensors} if tensors or not files else {}),
+        **({} if graph is None else {CONSTANTS: constants}),
+    }
     texts[README] = _how_to_load(
         type(pruned).__name__, found.plan, (*texts, *stored, *({WEIGHTS} if files else ())), reason
     )
@@ -266,8 +268,8 @@ def _how_to_load(name: str, plan: Plan, files: tuple[str, ...], reason: str | No
     )
 
 
-def _tensors_once(pruned: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns every tensor of the state under its first name, and for each tied name that first name."""
+def _tensors_once(pruned: nn.Module, there: Container[str] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns every tensor of the state under its first name, but for those that are there, and for each tied name that first name."""
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[Any, str] = {}
@@ -282,7 +284,8 @@ def _tensors_once(pruned: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
         if place != name:
             ties[name] = place
             continue
-        tensors[name] = value.detach()
+        if name not in there:
+            tensors[name] = value.detach()
     return _contiguous(tensors), ties
 
 

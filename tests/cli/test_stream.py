@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,21 @@ def test_it_is_what_comes_of_it_in_memory(lm: Path) -> None:
     assert done("report", "there").stdout.splitlines()[0] == done("report", "here").stdout.splitlines()[0]
     folder = done("compile", "transformers:./lm", "--stream", "--weights", "lm", *data, "--out", "again", "--json")
     assert json.loads(folder.stdout)["params"] == json.loads(found.stdout)["params"]
+
+
+def test_processes_of_torchrun_share_the_work(here: Path) -> None:
+    plan = ("--weights", "none", "--budget", "0.7", "--plan")
+    done("compile", *TINY, *plan, "alone.json")
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fxprune"]
+    argv += ["compile", *TINY, *plan, "together.json", "--out", "out"]
+    found = subprocess.run(
+        argv, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("saved: the model in out, the plan in together.json") == 1
+    assert (here / "together.json").read_text() == (here / "alone.json").read_text()
+    wrong = subprocess.run([*argv, "--method", "vbp"], capture_output=True, text=True, timeout=300)
+    assert wrong.returncode != 0 and "expects hidden units of an MLP" in wrong.stderr
 
 
 def test_a_factory_and_a_file(here: Path) -> None:
