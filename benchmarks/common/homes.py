@@ -32,8 +32,6 @@ from .timing import Stages
 from .trained import trained
 
 BUDGET = 0.7
-#: Parameters of a model that is trained for a step: four copies in float64, with gradients.
-LARGEST = 400_000_000
 
 
 def examine(entry: Architecture, seed: int, units: tuple[str, ...]) -> dict[str, Any]:
@@ -96,9 +94,6 @@ def _examine(entry: Architecture, seed: int, units: tuple[str, ...], found: dict
     axes = {
         n: {dim: tuple(index.tolist()) for dim, index in of.items()} for n, of in keep.items() if _has(call.model, n)
     }
-    if found["params"] > LARGEST:
-        found["step"] = "not run: too large"
-        return
     with stage("train"):
         found["step"] = trained(call, axes, copy.deepcopy(home), moved=moved(call.model, out))
 

@@ -32,6 +32,9 @@ from .architectures import Call
 TOLERANCE = 1e-4  # of outputs: some work in float32 inside, whatever they are given
 aten = torch.ops.aten
 
+#: Parameters of a model that is trained for a step: four copies in float64, with gradients.
+LARGEST = 400_000_000
+
 
 def trained(
     call: Call,
@@ -45,9 +48,11 @@ def trained(
     Of the layers ``computed``, whose weights a model computes in its forward and the result holds as they act, no gradients are
     compared: a note tells of them. ``moved`` says where the original's modules are in ``pruned``, if not where they were.
 
-    ``"equal"``; ``"WRONG ..."`` and what; ``"no zeros"`` where the original has no such setting (a softmax over what is gone); or
+    ``"equal"``; ``"not run: too large"``; ``"WRONG ..."`` and what; ``"no zeros"`` where the original has no such setting (a softmax over what is gone); or
     ``"original: ..."``, the error with which the original itself does not train.
     """
+    if sum(parameter.numel() for parameter in call.model.parameters()) > LARGEST:
+        return "not run: too large"
     args, kwargs = pytree.tree_map_only(torch.Tensor, _double, (call.args, dict(call.kwargs)))
     original, made = copy.deepcopy(call.model).double(), set[str]()
     if any(isinstance(module, _SpectralNorm) for module in pruned.modules()):  # which has the original's norm, cut
