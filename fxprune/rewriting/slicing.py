@@ -286,13 +286,13 @@ class _Writer:
     def _sliced(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
         plain = isinstance(self.coupling.captured.info[node], TensorInfo)
         axes: Axes = (self.coupling.values[node] if plain else None) or ()
-        result = self.tensors.get(name, value).detach()
-        if self.shelf is not None and name in self.shelf:
-            result = self.shelf[name]
-        else:
-            touched(result)
-            for dim, axis in enumerate(axes):
-                result = self._kept(result, dim, axis)
-            if self.shelf is not None and name in self.coupling.captured.persistent:
-                self.shelf.take(name, result)
-        return nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result
+        there = self.shelf is not None and name in self.shelf
+        result = self.shelf[name] if self.shelf is not None and there else self.tensors.get(name, value).detach()
+        touched(result)
+        for dim, axis in enumerate(() if there else axes):
+            result = self._kept(result, dim, axis)
+        if isinstance(value, nn.Parameter):
+            result = nn.Parameter(result, requires_grad=value.requires_grad)
+        if self.shelf is not None and not there and name in self.coupling.captured.persistent:
+            self.shelf.take(name, result)
+        return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,13 @@ def empty(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
+def in_files(tensors: Iterable[Tensor]) -> bool:
+    """Returns whether tensors are mapped from files of weights instead of held in memory."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if ".safetensors" in line]
+    places = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    return all(any(start <= tensor.data_ptr() < end for start, end in places) for tensor in tensors)
+
+
 OPTIONS: dict[str, Any] = {"progress": False}
 
 
@@ -142,6 +149,8 @@ def test_it_is_what_comes_of_it_in_memory(name: str, recover: str | None, tmp_pa
     assert same(there, here)
     assert there.certificate is not None and there.certificate.verified
     assert there.report.skipped == here.report.skipped
+    if Path("/proc/self/maps").exists():
+        assert in_files(there.parameters()) and not in_files(here.parameters())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
     loaded = fxprune.load(tmp_path / "out")
