@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
         for name, values in stored.items():
             save_file(values, fresh / name, metadata={"format": "pt"})
         for file in files:
-            os.link(file, fresh / file.name)
+            _linked(file, fresh / file.name)
         manifest.seal(fresh, ties, reason)
         put_in_place(fresh, target)
 
@@ -331,6 +332,14 @@ def _load_graph(source: Path, found: manifest.Sealed) -> PrunedModule:
         if unknown := sorted(fleeting - own):
             raise PlanError(f"{CONSTANTS}: {unknown[0]!r:.80} is not in {GRAPH}")
     return pruned
+
+
+def _linked(file: Path, target: Path) -> None:
+    """Has a file lie in another place as well; a copy of it where the system knows no links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 class _Weights:

@@ -19,7 +19,7 @@ from fxprune._base.errors import RecoveryError, ScorerError
 from fxprune._base.pages import paged
 from fxprune._base.ranks import world_size
 from fxprune.budget.budget import as_budget
-from fxprune.compiler.options import MODULE, Options
+from fxprune.compiler.options import Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.compiler.state import State
@@ -75,7 +75,8 @@ def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
     target = Path(options.out).resolve()
     check_target(target)
     with paged(options.memory_limit // 2):
-        state = prepare(filled(model, options.weights), calib_data, budget, _exact(options, model))
+        whole = filled(model, options.weights)
+        state = prepare(whole, calib_data, budget, _exact(options, whole))
         with working(target, *_keys(state, budget, options)) as work:
             scorer = Remembered(state.scorer, work.shelf(SCORES))
             state = run(replace(state, shelves=work.shelf, scorer=scorer))
@@ -113,17 +114,15 @@ def _check(model: Any, budget: Any, options: Options) -> None:
     for name in ("form", "basis", "steps", "allow_bias", "round_to"):
         given = getattr(options, name)
         if given != getattr(plain, name) and not (name == "round_to" and isinstance(given, int)):
-            hint = "; restore the class of the result with fxprune.restore" if given == MODULE else ""
-            raise ValueError(f"{name}={given!r} needs all of the model in memory: leave it out with weights={hint}")
+            raise ValueError(f"{name}={given!r} needs all of the model in memory: leave it out with weights=")
     if budget is not None and as_budget(budget).bounds_latency:
         raise ValueError("a bound on the latency needs all of the model in memory: bound params or macs with weights=")
 
 
 def _exact(options: Options, model: nn.Module) -> Options:
-    """Returns the options with a precision for the comparison: half of it tells rounding from a fault only in another one."""
-    if options.verify_dtype is not None:
-        return options
-    return replace(options, verify_dtype=torch.float32)
+    """Returns the options with a precision for the comparison, where the model's own is half: it tells no fault from rounding."""
+    half = any(tensor.is_floating_point() and tensor.dtype.itemsize < 4 for tensor in model.parameters())
+    return replace(options, verify_dtype=torch.float32) if half and options.verify_dtype is None else options
 
 
 def _keys(state: State, budget: Any, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fxprune._base.ranks import agreed, shared, world
-from fxprune.compiler.options import Options
+from fxprune.compiler.options import AUTO, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.compiler.state import State
@@ -28,12 +28,29 @@ def together(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
     with nullcontext() if options.alone is True else shared():
         state = prepare(model, calib_data, budget, options)
         if world() > 1:
+            _check_measures_nothing(state)
             _check_alike(state)
         pruned = run(state).pruned
         if world() > 1:
             plan = report(pruned).plan
             agreed("the plan", None if plan is None else hashlib.sha256(plan.to_json().encode()).hexdigest())
     return cast("PrunedModule", pruned)
+
+
+def _check_measures_nothing(state: State) -> None:
+    """Makes sure that nothing is measured, which differs from process to process.
+
+    Raises:
+        ValueError: something is; says what.
+    """
+    for name, asked in (
+        ("a bound on the latency", state.budget is not None and state.budget.bounds_latency),
+        ("round_to='auto'", state.options.round_to == AUTO),
+    ):
+        if asked:
+            raise ValueError(
+                f"{name} is measured, and several processes measure different things: leave it out, or give alone=True in one of them"
+            )
 
 
 def _check_alike(state: State) -> None:

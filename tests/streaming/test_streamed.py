@@ -272,7 +272,7 @@ def there(tmp_path: Path) -> Iterator[Path]:
         ({"method": "taylor"}, fxprune.ScorerError, "needs gradients, for which all of the model.*variance"),
         ({"method": "obs"}, fxprune.ScorerError, "needs .*gradients.*use one of"),
         ({"recover": "reconstruct"}, fxprune.RecoveryError, "needs all of the model in memory.*covariance"),
-        ({"form": "module"}, ValueError, "form='module' needs all of the model.*fxprune.restore"),
+        ({"form": "module"}, ValueError, "form='module' needs all of the model in memory: leave it out"),
         ({"steps": 2}, ValueError, "steps=2 needs all"),
         ({"basis": "pca"}, ValueError, "basis='pca' needs all"),
         ({"budget": fxprune.Budget(latency=0.5)}, ValueError, "latency needs all of the model"),

@@ -34,6 +34,7 @@ def test_an_error_in_one_ends_all_with_its_words(tmp_path: Path) -> None:
             in told["other data"]
         )
         assert "the model's weights differs between the 2 processes" in told["other weights"]
+        assert "round_to='auto' is measured" in told["measured"]
         assert "out of luck" in told["one fails"]
         assert max(told[f"{name} s"] for name in ("other data", "other weights", "one fails")) < 30
     assert one["alone"] is True and other["one fails"].startswith("CalibrationError")

@@ -90,6 +90,7 @@ def failing(rank: int) -> dict[str, Any]:
     if rank:
         nn.init.zeros_(other[7].weight)
     attempt("other weights", other, batches())
+    attempt("measured", network(), batches(), round_to="auto")
     if rank == 0:
         alone = fxprune.compile(network(), batches(), 0.6, progress=False, alone=True)
         told["alone"] = alone.report.verified
