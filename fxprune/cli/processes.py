@@ -6,18 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: What torchrun tells each process.
-_TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 
 @contextmanager
 def started_together() -> Iterator[bool]:
     """Joins the processes that torchrun started, if it did; yields whether this one is the first, or alone."""
-    if not all(name in os.environ for name in _TOLD) or os.environ["WORLD_SIZE"] == "1":
-        yield True
-        return
     import torch.distributed as dist
 
+    if not (dist.is_available() and dist.is_torchelastic_launched()) or os.environ.get("WORLD_SIZE") == "1":
+        yield True
+        return
     dist.init_process_group("gloo")
     try:
         yield dist.get_rank() == 0

@@ -10,7 +10,11 @@ from fxprune.compiler.steps import in_steps
 
 def run(state: State) -> State:
     """Returns the state at the end of a compilation."""
-    state = through(state, capture)
+    return from_captured(through(state, capture))
+
+
+def from_captured(state: State) -> State:
+    """Returns the state at the end, from what could be captured on."""
     return on_parts(state) if state.captured is None else on_graph(state)
 
 

@@ -31,14 +31,14 @@ def compensate(context: RecoveryContext, *, covariance: bool) -> Recovered:
     """
     changed = Replacements(context.selection.coupling, context.start, context.shelf("once"))
     fit_gains(context, changed)
-    cut = make_up(context, changed, covariance=covariance)
-    return Recovered(changed.tensors, cut)
+    make_up(context, changed, covariance=covariance)
+    return Recovered(changed.tensors, tuple(changed.told))
 
 
 def make_up(
     context: RecoveryContext, changed: Replacements, *, covariance: bool, consumers: Sequence[Consumer] | None = None
-) -> tuple[str, ...]:
-    """Adds to layers what their removed columns gave in the dense model; returns a line for each whose columns did not fit into memory.
+) -> None:
+    """Adds to layers what their removed columns gave in the dense model.
 
     Args:
         context: the layers that lose columns, and their inputs.
@@ -49,10 +49,8 @@ def make_up(
     tuned = covariance and context.tuned
     every = (*context.consumers, *context.gates) if consumers is None else consumers
     consumers = [consumer for consumer in every if not changed.made(consumer)]
-    cut: list[str] = []
     for consumer, blocks in context.moments(covariance=covariance, consumers=consumers, hold_out=tuned, rows=True):
-        if len(blocks) > 1:
-            cut.append(_cut(consumer, len(blocks), context.memory_limit))
+        note = _cut(consumer, len(blocks), context.memory_limit) if len(blocks) > 1 else ""
         weight = consumer.matrix(changed.value(consumer.weight)).double()
         kept = torch.from_numpy(consumer.kept).to(weight.device)
         for block, moments in blocks:
@@ -64,8 +62,7 @@ def make_up(
             ridge = best_ridge(consumer, blocks, context.ridge, MORE)
         for _, moments in blocks:
             moments.whole()
-        fit(changed, consumer, blocks, ridge)
-    return tuple(cut)
+        fit(changed, consumer, blocks, ridge, note)
 
 
 def _cut(consumer: Consumer, blocks: int, limit: int) -> str:
@@ -77,7 +74,7 @@ def _cut(consumer: Consumer, blocks: int, limit: int) -> str:
     )
 
 
-def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float | None) -> None:
+def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float | None, note: str = "") -> None:
     """Adds to a layer what gives the moments' targets from its kept columns, by least squares.
 
     Args:
@@ -85,6 +82,7 @@ def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float 
         consumer: the layer.
         blocks: moments of its columns with the targets.
         ridge: damping, as a share of the mean variance; None for a shift by the targets' means alone.
+        note: what is to be known of it.
     """
     kept = torch.from_numpy(consumer.kept).to(blocks[0][1].mean_x.device)
     shape = (consumer.groups, consumer.rows.shape[1], consumer.kept.shape[1])
@@ -99,4 +97,4 @@ def fit(changed: Replacements, consumer: Consumer, blocks: Blocks, ridge: float 
                 gain = gain_of(moments, g, stays, ridge)
                 update[g, :, block][:, stays] = gain
                 shift[g] -= gain @ moments.mean_x[g][stays]
-    changed.add(consumer, update, shift)
+    changed.add(consumer, update, shift, note)

@@ -126,6 +126,7 @@ class Replacements:
     Attributes:
         tensors: name -> replacement; grows.
         shelf: where they go.
+        told: what is to be known of layers that were changed; grows.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Replacements:
         self._module = coupling.captured.module
         self.tensors: dict[str, Tensor] = dict(start or {})
         self.shelf = shelf
+        self.told: list[str] = []
 
     def value(self, name: str) -> Tensor:
         """Returns a parameter or buffer, ``[...]``, as recovery has left it so far."""
@@ -147,15 +149,17 @@ class Replacements:
             return False
         names = (consumer.weight, *(() if consumer.home is None else (consumer.home.tensor,)))
         self.tensors.update((name, self.shelf[name]) for name in names)
+        self.told += [self.shelf.notes[consumer.weight]] if consumer.weight in self.shelf.notes else []
         return True
 
-    def add(self, consumer: Consumer, update: Tensor, shift: Tensor) -> None:
+    def add(self, consumer: Consumer, update: Tensor, shift: Tensor, note: str = "") -> None:
         """Changes a layer.
 
         Args:
             consumer: the layer.
             update: is added to its weight, ``[groups, outputs, columns]``.
             shift: is added to its outputs, ``[groups, outputs]``, where the layer has a home for that.
+            note: what is to be known of it.
 
         Raises:
             RecoveryError: one of them is no tensor of that shape; names the layer.
@@ -171,7 +175,8 @@ class Replacements:
             moved = home.double() + consumer.home.sign * shift.reshape(-1)
             made[consumer.home.tensor] = moved.to(home.dtype)
         if self.shelf is not None:
-            self.shelf.put(made)
+            self.shelf.put(made, note)
+        self.told += [note] if note else []
         self.tensors |= made
 
 

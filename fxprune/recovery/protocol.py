@@ -139,7 +139,8 @@ class RecoveryContext:
         parts = list(parts_that_fit(sorted(consumers, key=lambda c: place[c.node]), sizes.__getitem__, limit))
         with marching(run, self.inputs, limit // 2) as march:
             for number, part in enumerate(parts, 1):
-                ways = march.to(part[-1].node, last=number == len(parts))
+                ahead = all(march.reaches(c.node) for c in part)  # several consumers may read at one node
+                ways = march.to(part[-1].node, last=number == len(parts)) if ahead else None
                 found = measure(
                     self.dense,
                     part,

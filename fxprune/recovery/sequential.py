@@ -92,7 +92,7 @@ def sequential(context: RecoveryContext) -> Recovered:
     drifts = {node: drift for node in by_node if (drift := find_drift(node)) is not None}
     march = _March(context, by_node, _order(context.selection.coupling, drifts), drifts)
     march.go()
-    return Recovered(march.changed.tensors, (*march.told, *_kept_lines(march.kept)))
+    return Recovered(march.changed.tensors, (*march.told, *_kept_lines(march.changed.told)))
 
 
 def _layers(context: RecoveryContext) -> list[Consumer]:
@@ -172,7 +172,8 @@ class _March:
         self.batches = sum(1 for _ in context.inputs)
         self.changed = Replacements(context.selection.coupling, context.start, context.shelf("once"))
         begun = dict(self.changed.tensors)
-        self.told = make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
+        make_up(context, self.changed, covariance=True, consumers=(*context.gates, *context.consumers))
+        self.told, self.changed.told = self.changed.told, []
         self.changed.shelf = context.shelf("sequential")
         for home in (c.home for c in context.consumers if c.home is not None and c.home.behind is not None):
             # it takes no part in the layer's own output: the shift is found anew with the rest
@@ -181,7 +182,7 @@ class _March:
         self.dense = Run(context.dense)
         self.pruned = Run(context.selection.with_tensors(self.changed.tensors))
         self.gains = Gains(context.selection, self.changed)
-        self.kept, self._lacking, self.numbers = list[str](), set[fx.Node](), list[int]()
+        self._lacking, self.numbers = set[fx.Node](), list[int]()
         fitted = set(consumers) | set(self.gains.of)
         self.order = order = order[: max((i + 1 for i, node in enumerate(order) if node in fitted), default=0)]
         final = {source: node for node in order for source in node.all_input_nodes}
@@ -297,6 +298,6 @@ class _March:
         if not moments.count and consumer.node not in self.cut:
             return
         ridge = best_ridge(consumer, blocks, self.context.ridge)
-        self.kept += [consumer.weight] if ridge is None and consumer.node in self._lacking & self.cut else []
+        stays = ridge is None and consumer.node in self._lacking & self.cut
         moments.whole()
-        fit(self.changed, consumer, blocks, ridge)
+        fit(self.changed, consumer, blocks, ridge, consumer.weight if stays else "")

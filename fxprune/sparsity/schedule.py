@@ -189,18 +189,17 @@ class Schedule:
         return {group.name: int(gone[torch.from_numpy(group.units)].sum()) for group in self._state.coupling.groups}
 
     @torch.no_grad()
-    def step(self, lr: float = USUAL_RATE) -> None:
+    def step(self, lr: float | Tensor = USUAL_RATE) -> None:
         """Does the schedule's part of a training step, right after the optimiser's; on several processes all of them must.
 
         Args:
-            lr: the learning rate of the step, which the regulariser's strength is multiplied by.
+            lr: the learning rate of the step, a number or a tensor ``[]``, which the regulariser's strength is multiplied by.
 
         Raises:
             ScorerError: the weights are not finite.
             ValueError: ``lr`` is negative, or no number.
         """
-        if not isinstance(lr, int | float) or not 0 <= lr < float("inf"):
-            raise ValueError(f"lr: expected a learning rate of at least 0, got {lr!r:.80}")
+        lr = _rate(lr)
         self._count += 1
         if self._count <= self.pace.steps:
             self._penalise(lr)
@@ -362,6 +361,21 @@ def _coupled(model: nn.Module, data: Any, budget: Any, options: Options) -> Stat
             "such as model.backbone"
         )
     return to_coupled(state)
+
+
+def _rate(lr: Any) -> float:
+    """Returns a learning rate as a number.
+
+    Raises:
+        ValueError: it is negative, or none.
+    """
+    try:
+        found = float("nan") if isinstance(lr, bool | str) else float(lr)
+    except (TypeError, ValueError, RuntimeError):
+        found = float("nan")
+    if not 0 <= found < float("inf"):
+        raise ValueError(f"lr: expected a learning rate of at least 0, got {lr!r:.80}")
+    return found
 
 
 def _free(state: State, fixed: Collection[str]) -> Any:

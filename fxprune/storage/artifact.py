@@ -134,8 +134,8 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
             (fresh / name).write_text(text, encoding="utf-8")
         for name, values in stored.items():
             save_file(values, fresh / name, metadata={"format": "pt"})
-        for file in files:
-            _linked(file, fresh / file.name)
+        for number, file in enumerate(files, 1):
+            _linked(file, fresh / manifest.part(number))
         manifest.seal(fresh, ties, reason)
         put_in_place(fresh, target)
 

@@ -29,7 +29,7 @@ README, PAGE = "README.md", "report.html"
 FILES = (PLAN, WEIGHTS, REPORT, GRAPH, CONSTANTS, NUMBERS, README, PAGE, MANIFEST)
 
 #: Weights may lie in several files instead of one.
-_PART = re.compile(r"model-\d{5}\.safetensors")
+_PART = re.compile(r"model-[0-9]{5}\.safetensors")
 
 _FORMAT = "fxprune artifact"
 
@@ -57,6 +57,11 @@ class Sealed:
 def is_weights(name: str) -> bool:
     """Returns whether a file of this name holds weights."""
     return name == WEIGHTS or _PART.fullmatch(name) is not None
+
+
+def part(number: int) -> str:
+    """Returns the name of one of several files of weights."""
+    return f"model-{number:05}.safetensors"
 
 
 def seal(directory: Path, ties: Mapping[str, str], no_graph: str | None) -> None:
@@ -122,11 +127,13 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     if others:
         raise PlanError(f"{target}: it holds other files ({', '.join(others[:3])}): choose a new or empty directory")
     try:
-        sealed(target)
+        listed = sealed(target).weights
     except PlanError as error:
         raise PlanError(
             f"{target}: it holds no artifact as fxprune wrote it ({error}): choose a new or empty directory"
         ) from error
+    if unlisted := [name for name in names if is_weights(name) and name not in listed]:
+        raise PlanError(f"{target}: {unlisted[0]} is not of the artifact there: choose a new or empty directory")
 
 
 def _names(no_graph: str | None, there: Collection[Any]) -> tuple[str, ...]:

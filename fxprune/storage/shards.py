@@ -85,12 +85,17 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
 
 
 def found_files(files: str | os.PathLike[str]) -> list[Path]:
-    """Returns the file of that path, whatever signs are in it; otherwise those that match the pattern.
+    """Returns the file of that path, whatever signs are in it, or those in a folder; otherwise those that match the pattern.
 
     Raises:
         PlanError: there is none.
+        TypeError: it is no path.
     """
+    if not isinstance(files, (str, os.PathLike)):
+        raise TypeError(f"expected a file, a folder or a pattern such as 'in/*.safetensors', got {files!r:.80}")
     one = Path(files)
+    if one.is_dir():
+        files = os.path.join(glob.escape(os.fspath(one)), "*.safetensors")
     sources = [one] if one.is_file() else [Path(name) for name in sorted(glob.glob(os.fspath(files)))]
     if not sources:
         raise PlanError(f"{os.fspath(files)}: no such file")

@@ -6,24 +6,24 @@ lies in a file as soon as it is made, and is mapped from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import replace
 from os import fspath
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune._base.errors import RecoveryError, ScorerError
 from fxprune._base.pages import paged
 from fxprune._base.ranks import world_size
 from fxprune.budget.budget import as_budget
 from fxprune.compiler.options import Options
-from fxprune.compiler.pipeline import run
-from fxprune.compiler.stages import prepare
+from fxprune.compiler.pipeline import from_captured
+from fxprune.compiler.stages import capture, prepare, through
 from fxprune.compiler.state import State
-from fxprune.data.digest import digest_of
+from fxprune.data.digest import digest_of, digest_of_file, told
 from fxprune.recovery.protocol import recovery_of
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.scoring.scorer import registered, scorer_of
@@ -31,7 +31,7 @@ from fxprune.storage.artifact import save_with
 from fxprune.storage.manifest import check_target
 from fxprune.storage.shards import found_files
 from fxprune.streaming.weights import filled
-from fxprune.streaming.work import SCORES, Remembered, told, working
+from fxprune.streaming.work import SCORES, Remembered, working
 
 #: The recoveries that go layer by layer.
 _RECOVERIES = ("mean_shift", "covariance", "sequential")
@@ -76,10 +76,10 @@ def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
     check_target(target)
     with paged(options.memory_limit // 2):
         whole = filled(model, options.weights)
-        state = prepare(whole, calib_data, budget, _exact(options, whole))
+        state = through(prepare(whole, calib_data, budget, _exact(options, whole)), capture)
         with working(target, *_keys(state, budget, options)) as work:
             scorer = Remembered(state.scorer, work.shelf(SCORES))
-            state = run(replace(state, shelves=work.shelf, scorer=scorer))
+            state = from_captured(replace(state, shelves=work.shelf, scorer=scorer))
             save_with(state.pruned, target, work.shelf("model").files)
     return cast("PrunedModule", state.pruned)
 
@@ -130,15 +130,14 @@ def _keys(state: State, budget: Any, options: Options) -> tuple[dict[str, Any], 
     assert options.weights is not None
     given = {name: value for name, value in told(options).items() if name not in _BESIDE}
     own = {name: given.pop(name) for name in _SCORING}
-    files = [
-        [fspath(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in found_files(options.weights)
-    ]
-    shapes = {name: list(tensor.shape) for name, tensor in state.module.state_dict().items()}
-    model = [type(state.module).__qualname__, shapes]
-    scores = {"options": own, "files": files, "model": model, "data": digest_of(_tensors(state))}
-    return scores, {"options": given, "budget": told(budget)}
-
-
-def _tensors(state: State) -> Iterator[Tensor]:
-    for batch in state.batches:
-        yield from (leaf for _, leaf in batch.leaves() if isinstance(leaf, Tensor))
+    files = [[fspath(path.resolve()), digest_of_file(path)] for path in found_files(options.weights)]
+    module, captured = state.module, state.captured
+    model = {
+        "class": [type(module).__module__, type(module).__qualname__, re.sub(r"0x[0-9a-f]+", "", repr(module))],
+        "graph": "" if captured is None else captured.module.code,
+        "shapes": {name: list(tensor.shape) for name, tensor in module.state_dict().items()},
+        "buffers": digest_of(buffer for _, buffer in module.named_buffers()),
+        "constants": "" if captured is None else digest_of(b for _, b in captured.module.named_buffers()),
+    }
+    data = digest_of(each for batch in state.batches for each in (batch.args, batch.kwargs, batch.targets))
+    return {"options": own, "files": files, "model": model, "data": data}, {"options": given, "budget": told(budget)}

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any, cast
-
-from torch import Tensor, nn
 
 from fxprune._base.ranks import agreed, shared, world
 from fxprune.compiler.options import AUTO, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.compiler.state import State
-from fxprune.data.digest import digest_of
+from fxprune.data.digest import digest_of, told
 from fxprune.results.attached import report
 from fxprune.rewriting.pruned import PrunedModule
+
+#: Options that change nothing of the result.
+_BESIDE = {"progress", "cache_dir"}
 
 
 def together(model: Any, calib_data: Any, budget: Any, options: Options) -> PrunedModule:
@@ -29,7 +29,7 @@ def together(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
         state = prepare(model, calib_data, budget, options)
         if world() > 1:
             _check_measures_nothing(state)
-            _check_alike(state)
+            _check_alike(state, budget, options)
         pruned = run(state).pruned
         if world() > 1:
             plan = report(pruned).plan
@@ -53,17 +53,21 @@ def _check_measures_nothing(state: State) -> None:
             )
 
 
-def _check_alike(state: State) -> None:
-    """Makes sure that all processes work on the same thing.
+def _check_alike(state: State, budget: Any, options: Options) -> None:
+    """Makes sure that all processes work on the same thing, in the same way.
 
     Raises:
         FxpruneError: they do not; says what differs.
     """
+    for name, value in told(options).items():
+        if name not in _BESIDE:
+            agreed(f"the option {name}", value)
+    agreed("the budget", told(budget))
     agreed("the model", [name for name, _ in state.module.named_parameters()])
-    agreed("the model's weights", digest_of(_sums(state.module)))
-    first = (leaf for batch in islice(state.batches, 1) for _, leaf in batch.leaves() if isinstance(leaf, Tensor))
-    agreed("the calibration data (each process is given all of it, not a share)", digest_of(first))
-
-
-def _sums(model: nn.Module) -> Any:
-    return (tensor.detach().double().sum() for tensor in model.parameters())
+    agreed("the model's weights", digest_of(parameter for _, parameter in state.module.named_parameters()))
+    agreed(
+        "the model's buffers (statistics are each process's own in DDP: hand round those of one)",
+        digest_of(buffer for _, buffer in state.module.named_buffers()),
+    )
+    data = (each for batch in state.batches for each in (batch.args, batch.kwargs, batch.targets))
+    agreed("the calibration data (each process is given all of it, not a share)", digest_of(data))

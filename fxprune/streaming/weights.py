@@ -101,12 +101,15 @@ def _begin_buffers(model: nn.Module) -> None:
             continue
         begun = callable(rule) and not module._parameters
         if begun:
+            filled_ones = {name: buffer for name, buffer in module._buffers.items() if name not in lost}
+            module._buffers.update((name, b if b is None else b.clone()) for name, b in filled_ones.items())
             for name in lost:
                 meta = module._buffers[name]
                 assert meta is not None
                 number = torch.nan if meta.is_floating_point() else 0
                 module._buffers[name] = torch.full(meta.shape, number, dtype=meta.dtype)
             rule(module)
+            module._buffers.update(filled_ones)
         for name in lost:
             value = module._buffers[name]
             assert value is not None

@@ -6,8 +6,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxprune._base.errors import FxpruneError
-from fxprune._base.files import write_text
+from fxprune._base.files import replaced
 from fxprune._base.shelf import Shelf
 from fxprune.scoring.scorer import Context, Scorer
 
@@ -60,7 +60,7 @@ def working(target: Path, scores: Mapping[str, Any], rest: Mapping[str, Any]) ->
     keys = [hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() for key in (scores, rest)]
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        _clear(folder, keys)
+        _clear(folder, "\n".join(keys).encode())
         try:
             yield Work(folder)
         except BaseException as error:
@@ -69,18 +69,21 @@ def working(target: Path, scores: Mapping[str, Any], rest: Mapping[str, Any]) ->
             else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        (folder / _KEY).unlink()  # what is left of it after that is nothing to go on from
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clear(folder: Path, keys: list[str]) -> None:
+def _clear(folder: Path, keys: bytes) -> None:
     """Clears away what is of something else."""
-    known = (folder / _KEY).read_text("utf-8").split() if (folder / _KEY).is_file() else []
+    known = (folder / _KEY).read_bytes() if (folder / _KEY).is_file() else b""
     if known == keys:
         return
+    same_scores = known.split(b"\n")[0] == keys.split(b"\n")[0]
     for path in folder.glob("*.safetensors*"):
-        if known[:1] != keys[:1] or not path.name.startswith(f"{SCORES}-"):
+        if not same_scores or not path.name.startswith(f"{SCORES}-"):
             path.unlink()
-    write_text(folder / _KEY, "\n".join(keys))
+    with replaced(folder / _KEY) as draft:
+        draft.write_bytes(keys)
 
 
 @contextmanager
@@ -98,8 +101,7 @@ def _alone(folder: Path) -> Iterator[None]:
             raise FxpruneError(
                 f"{folder}: another process works there: wait for it, or choose another directory"
             ) from error
-        with suppress(FileNotFoundError):
-            yield
+        yield
 
 
 class Remembered:
@@ -121,20 +123,3 @@ class Remembered:
             found = dict(self.inner.score(context))
             self.shelf.put({name: torch.as_tensor(scores).clone() for name, scores in found.items()})
         return {name: self.shelf[name].clone() for name in names}
-
-
-def told(value: Any) -> Any:
-    """Returns what a value is in a key: the same in another process."""
-    if isinstance(value, Mapping):
-        return {str(name): told(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [told(each) for each in value]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    if hasattr(value, "__dataclass_fields__"):
-        return {entry.name: told(getattr(value, entry.name)) for entry in fields(value)} | {
-            "": type(value).__qualname__
-        }
-    if value is None or isinstance(value, (str, int, float, bool, torch.dtype)):
-        return str(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.algebra.channels import Mask
@@ -90,3 +90,22 @@ def test_what_nothing_makes_up_for_is_warned_of() -> None:
     ):
         found = fxprune.compile(model, [torch.randn(4, 3, 9)], 0.7, method="l2", recover="sequential", progress=False)
     assert fxprune.report(found).skipped == ("2.weight: no compensation for aten.conv_transpose1d.default",)
+
+
+@pytest.mark.parametrize("recover", ["covariance", "sequential", "mean_shift"])
+@pytest.mark.parametrize("limit", [3_000, 20_000])
+def test_gates_of_one_layer_may_be_in_different_parts(recover: str, limit: int) -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LSTM(6, 16, batch_first=True), nn.LSTM(16, 16, batch_first=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.second(self.first(x)[0])[0])
+            return found
+
+    torch.manual_seed(0)
+    model, data = Tagger().eval(), [torch.randn(8, 5, 6) for _ in range(3)]
+    pruned = fxprune.compile(model, data, 0.6, recover=recover, memory_limit=limit, progress=False)
+    assert pruned.report.verified

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
@@ -213,8 +213,8 @@ def test_nothing_is_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(shelf, "save_file", full)
     with pytest.raises(fxprune.FxpruneError, match=r"cannot be written: .*No space left.*make room, and call again"):
         streamed("mlp", tmp_path)
-    made = sorted(path.name for path in (tmp_path / ".out.fxprune-work").glob("*.safetensors"))
-    assert made == ["once-00001.safetensors", "scores-00001.safetensors"]
+    made = sorted(path.name[:-29] for path in (tmp_path / ".out.fxprune-work").glob("*.safetensors"))
+    assert made == ["once-00001", "scores-00001"]
     streamed("mlp", tmp_path)
     # the scores, two layers and what is left: the second layer was tried twice
     assert count[0] == 5
@@ -241,6 +241,145 @@ def test_other_work_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(MODELS, "mlp", (make, lambda: vectors()[:2]))
     there = streamed("mlp", tmp_path, 0.5)
     assert same(there, fxprune.compile(model, vectors()[:2], 0.5, **OPTIONS)) and len(scored) == 4
+
+
+def _stopped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    with monkeypatch.context() as stopped, pytest.raises(RuntimeError, match="stopped"):
+        stopped.setattr("fxprune.streaming.streamed.save_with", _fails)
+        streamed(name, tmp_path, **options)
+
+
+class Scaled(nn.Module):
+    """A network whose result hangs on a number, a table that is in no file, and an activation."""
+
+    def __init__(self, by: float = 1.0, act: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.by = by
+        self.up, self.act, self.down = nn.Linear(6, 24), act(), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.down(self.act(self.up(x * self.by)))
+        return found
+
+
+@pytest.mark.parametrize("change", ["number", "activation", "weights"])
+def test_another_computation_is_not_gone_on_with(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "scaled", (Scaled, vectors))
+    stored(Scaled, tmp_path / "in", 1)
+    _stopped("scaled", tmp_path, monkeypatch)
+    path = tmp_path / "in" / "part-0.safetensors"
+    if change == "weights":  # of the same size, at the same time
+        at = path.stat().st_mtime_ns
+        save_file({name: tensor.flip(0) for name, tensor in load_file(path).items()}, path)
+        os.utime(path, ns=(at, at))
+    other = {"number": lambda: Scaled(-3.0), "activation": lambda: Scaled(1.0, nn.Tanh), "weights": Scaled}[change]
+    monkeypatch.setitem(MODELS, "scaled", (other, vectors))
+    model = other()
+    model.load_state_dict(load_file(path))
+    assert same(streamed("scaled", tmp_path), fxprune.compile(model, vectors(), 0.7, **OPTIONS))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit", "empty", "the key"])
+def test_damaged_work_is_made_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, data = MODELS["mlp"]
+    here = fxprune.compile(stored(make, tmp_path / "in"), data(), 0.7, **OPTIONS)
+    _stopped("mlp", tmp_path, monkeypatch)
+    work = tmp_path / ".out.fxprune-work"
+    files = [work / "key"] if damage == "the key" else sorted(work.glob("*.safetensors"))
+    assert len(files) == (1 if damage == "the key" else 4)
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 64
+        path.write_bytes({"cut short": content[:-9], "empty": b"", "the key": b"\xff\xfe"}.get(damage, content))
+    assert same(streamed("mlp", tmp_path), here)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_file_that_is_missing_among_others_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, data = MODELS["mlp"]
+    here = fxprune.compile(stored(make, tmp_path / "in"), data(), 0.7, **OPTIONS)
+    monkeypatch.setattr(shelf, "_ENOUGH", 1)
+    _stopped("mlp", tmp_path, monkeypatch)
+    first, *others = sorted((tmp_path / ".out.fxprune-work").glob("model-*"))
+    first.unlink()
+    assert len(others) > 3 and same(streamed("mlp", tmp_path), here)
+    assert same(fxprune.load(tmp_path / "out"), here)
+
+
+def test_an_error_of_the_data_comes_through(tmp_path: Path) -> None:
+    stored(mlp, tmp_path / "in")
+
+    class Vanishing:
+        passes = 0
+
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[Tensor]:
+            Vanishing.passes += 1
+            if Vanishing.passes > 5:
+                raise FileNotFoundError("the data are gone")
+            yield from vectors()
+
+    with pytest.raises(FileNotFoundError, match="the data are gone"):
+        fxprune.compile(
+            empty(mlp), Vanishing(), 0.7, weights=tmp_path / "in", out=tmp_path / "out", recover="sequential", **OPTIONS
+        )
+
+
+def test_lines_of_the_report_are_kept_over_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, data = MODELS["mlp"]
+    limit = {"memory_limit": 16 * 20 * 20, "recover": "sequential"}
+    here = fxprune.compile(stored(make, tmp_path / "in"), data(), 0.7, **limit, **OPTIONS)
+    assert any("blocks" in line for line in here.report.skipped)
+    _stopped("mlp", tmp_path, monkeypatch, **limit)
+    assert streamed("mlp", tmp_path, **limit).report.skipped == here.report.skipped
+
+
+class Statistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.arange(6.0))
+        self.register_buffer("scale", torch.ones(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = (x - self.mean) * self.scale
+        return found
+
+
+class Begun(nn.Module):
+    """A model with a rule for how a module begins, as those of transformers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.down = Statistics(), nn.Linear(6, 24), nn.Linear(24, 4)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Statistics):
+            module.mean.zero_()
+            module.scale.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.down(self.up(self.first(x)).relu())
+        return found
+
+
+def test_buffers_of_files_are_not_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "begun", (Begun, vectors))
+    model = stored(Begun, tmp_path / "in")
+    there = streamed("begun", tmp_path)
+    assert same(there, fxprune.compile(model, vectors(), 0.7, **OPTIONS))
+    assert torch.equal(there.state_dict()["first.mean"], torch.arange(6.0))
+
+
+def test_files_that_are_not_the_artifacts_stay(tmp_path: Path) -> None:
+    stored(mlp, tmp_path / "in")
+    streamed("mlp", tmp_path)
+    (tmp_path / "out" / "model-00009.safetensors").write_bytes(b"mine")
+    with pytest.raises(fxprune.PlanError, match="model-00009.safetensors is not of the artifact there"):
+        streamed("mlp", tmp_path)
 
 
 def _fails(*_: Any) -> None:
@@ -317,8 +456,6 @@ def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path: Path, monk
 def test_shape_that_differs_is_named(tmp_path: Path) -> None:
     stored(llama, tmp_path / "in", files=1)
     path = tmp_path / "in" / "part-0.safetensors"
-    from safetensors.torch import load_file
-
     state = load_file(path)
     state["model.norm.weight"] = torch.ones(31)
     state["unheard.of"] = torch.ones(2)

@@ -85,11 +85,21 @@ def failing(rank: int) -> dict[str, Any]:
             raise RuntimeError("out of luck")
         return outputs.sum()
 
-    attempt("other data", network(), batches()[rank:])
+    later = batches()
+    later[3] = (later[3][0] + rank, later[3][1])
+    attempt("other data", network(), later)
     other = network()
-    if rank:
-        nn.init.zeros_(other[7].weight)
+    with torch.no_grad():
+        other[7].weight.copy_(other[7].weight.flip(0) if rank else other[7].weight)
     attempt("other weights", other, batches())
+    other = network()
+    other[1].running_mean.add_(rank)
+    attempt("other statistics", other, batches())
+    attempt("other ridge", network(), batches(), ridge=1e-2 * (rank + 1))
+    attempt("other method", network(), batches(), method=("l2", "variance")[rank])
+    with torch.device("meta"):
+        bare = network()
+    attempt("meta", bare, [x.to("meta") for x, _ in batches()], method="random", recover=None, verify=False)
     attempt("measured", network(), batches(), round_to="auto")
     if rank == 0:
         alone = fxprune.compile(network(), batches(), 0.6, progress=False, alone=True)
