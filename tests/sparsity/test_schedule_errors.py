@@ -49,7 +49,12 @@ def test_a_learning_rate_that_is_none() -> None:
     schedule = schedule_of(convolutional(), images())
     with pytest.raises(ValueError, match="lr: expected a learning rate of at least 0, got -1"):
         schedule.step(-1)
+    for rate in (True, "0.1", float("nan"), torch.ones(2)):
+        with pytest.raises(ValueError, match="lr: expected a learning rate"):
+            schedule.step(rate)  # type: ignore[arg-type]
     assert schedule.count == 0
+    schedule.step(torch.tensor(0.1))  # as of an optimizer that is captured
+    assert schedule.count == 1
 
 
 def test_finish_without_steps() -> None:
