@@ -40,7 +40,6 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
         "fxprune compile transformers:./my-bert --weights DEFAULT --calib texts.txt --budget 0.7 --out small",
         "fxprune compile package.module:factory --weights w.safetensors --calib data.npz --budget 0.5 --dry-run",
         "fxprune compile transformers:./my-7b --stream --calib texts.txt --budget 0.8 --out small",
-        "torchrun --nproc-per-node 4 -m fxprune compile timm:resnet50 --weights DEFAULT --calib images/ --budget 0.5 --out half",
     ],
 )
 @click.argument("model")

@@ -24,7 +24,7 @@ COMMANDS = sorted(main.commands)
 def test_the_options_of_compile_are_those_of_the_package() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(fxprune.Options)}
     found = {parameter.name: parameter for parameter in main.commands["compile"].params}
-    not_here = {"dynamic_shapes", "verify_dtype", "memory_limit", "also"}
+    not_here = {"dynamic_shapes", "verify_dtype", "memory_limit", "also", "alone"}
     assert defaults.keys() - found.keys() == {*not_here, "verify", "progress"}  # --no-verify and --quiet
     assert all(found[name].default == default for name, default in defaults.items() if name in found)
     texts = {name: " ".join(str(parameter.help).split()) for name, parameter in found.items() if name in defaults}

@@ -30,7 +30,8 @@ def test_the_calls_spell_out_the_options(name: str) -> None:
     parameters = inspect.signature(getattr(fxprune, name)).parameters
     spelled = {key: value for key, value in parameters.items() if key not in OWN[name]}
     assert {key: value.default for key, value in spelled.items()} == {key: FIELDS[key] for key in spelled}
-    assert set(FIELDS) - set(spelled) == ({"method", "ratios", "steps"} if name == "sweep" else set())
+    not_of_sweep = {"method", "ratios", "steps", "alone", "weights", "out"}
+    assert set(FIELDS) - set(spelled) == (not_of_sweep if name == "sweep" else set())
     annotations = fxprune.Options.__annotations__
     assert all(value.annotation == annotations[key] for key, value in spelled.items())
 
