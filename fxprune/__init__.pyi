@@ -72,9 +72,9 @@ from .scoring import register_scorer as register_scorer
 from .scoring import score as score
 from .sparsity.schedule import Schedule as Schedule
 from .storage.application import apply as apply
-from .storage.artifact import load as load
 from .storage.artifact import save as save
 from .storage.gguf_file import to_gguf as to_gguf
+from .storage.loading import load as load
 from .storage.pretrained import to_pretrained as to_pretrained
 from .streaming.compiling import compile as compile
 from .training import History as History

@@ -88,17 +88,6 @@ def gathered(value: T) -> list[T]:
     return found
 
 
-def agreed(what: str, value: T) -> T:
-    """Returns a value that is the same in all processes.
-
-    Raises:
-        FxpruneError: it is not; says what.
-    """
-    if any(each != value for each in gathered(value)):
-        raise FxpruneError(f"{what} differs between the {world()} processes: expected the same in each of them")
-    return value
-
-
 def _together(ranks: Ranks, call: Callable[[], Any]) -> None:
     try:
         call()

@@ -149,7 +149,7 @@ def report(directory: str, as_json: bool, html: str | None) -> None:
     Widths before and after, totals, what is frozen and why, and the certificate that the model equals its
     masked twin.
     """
-    from fxprune.storage.artifact import load_report
+    from fxprune.storage.loading import load_report
 
     found = load_report(directory)
     if html is not None:

@@ -28,7 +28,7 @@ from fxprune.cli.specs import ModelSpec, is_file
 from fxprune.cli.values import fetch, is_reference
 from fxprune.cli.weights import load_weights
 from fxprune.results.plan import check_fits
-from fxprune.storage.artifact import load_report
+from fxprune.storage.loading import load_report
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fxprune._base.errors import PlanError
 from fxprune.cli.errors import InputError, one_line, refused
 from fxprune.cli.specs import ModelSpec
+from fxprune.storage.files import found_files
 
 #: Where checkpoints of training scripts keep the state dict, and what wrappers put before its names.
 _INSIDE = ("state_dict", "model_state_dict", "model")
@@ -22,7 +22,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def files_of(spec: ModelSpec) -> str:
-    """Returns the pattern of the safetensors files that hold a model's weights.
+    """Returns the file, folder or pattern of the safetensors files that hold a model's weights.
 
     Raises:
         InputError: the weights are in no such files.
@@ -34,10 +34,13 @@ def files_of(spec: ModelSpec) -> str:
     )
     if given is None or (name is not None and given == name and not Path(name).is_dir()):
         raise InputError(f"--stream reads the weights from their files: {expected}")
-    found = os.path.join(glob.escape(given), "*.safetensors") if Path(given).is_dir() else given
-    if not found.endswith(".safetensors") or not (Path(found).is_file() or glob.glob(found)):
-        raise InputError(f"--stream: no safetensors files at {found}: {expected}")
-    return found
+    try:
+        found = found_files(given)
+    except PlanError:
+        found = []
+    if not found or any(path.suffix != ".safetensors" for path in found):
+        raise InputError(f"--stream: no safetensors files at {given}: {expected}")
+    return given
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

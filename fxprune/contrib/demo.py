@@ -25,7 +25,7 @@ from fxprune.results.attached import report
 from fxprune.results.record import Report
 from fxprune.runtimes.setting import threads_set
 from fxprune.scoring import scorer_of
-from fxprune.storage import artifact, manifest
+from fxprune.storage import artifact, loading, manifest
 from fxprune.streaming.compiling import compile as compile_model
 from fxprune.training import Recipe, finetune
 
@@ -189,7 +189,7 @@ def _same_after_reload(pruned: nn.Module, images: Tensor, seed: int, out: str | 
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(out) if out is not None else Path(scratch) / "digits"
         artifact.save(pruned, directory)
-        again = artifact.load(directory, make_model(seed + 1)).eval()
+        again = loading.load(directory, make_model(seed + 1)).eval()
     with torch.no_grad():
         return torch.equal(again(images), pruned(images))
 

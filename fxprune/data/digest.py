@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.data.batches import Batches
+
 #: So many pieces of a file are looked at, of so many bytes.
 _PIECES, _PIECE = 64, 4096
 
@@ -31,6 +33,11 @@ def digest_of(values: Iterable[Any]) -> str:
             plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
             found.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def digest_of_batches(batches: Batches) -> str:
+    """Returns what tells calibration data from others."""
+    return digest_of(each for batch in batches for each in (batch.args, batch.kwargs, batch.targets))
 
 
 def digest_of_file(path: Path) -> str:

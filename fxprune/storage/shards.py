@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fxprune._base.errors import PlanError
 from fxprune._base.files import fresh_directory, put_in_place
 from fxprune.results.plan import Plan
+from fxprune.storage.files import found_files, opened
 
 #: Ends the name of the file that says which shard holds which tensor, as transformers writes it.
 _INDEX = ".index.json"
@@ -84,24 +82,6 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
     return Shards(tuple(target / source.name for source in sources), tuple(sorted(dropped)))
 
 
-def found_files(files: str | os.PathLike[str]) -> list[Path]:
-    """Returns the file of that path, whatever signs are in it, or those in a folder; otherwise those that match the pattern.
-
-    Raises:
-        PlanError: there is none.
-        TypeError: it is no path.
-    """
-    if not isinstance(files, (str, os.PathLike)):
-        raise TypeError(f"expected a file, a folder or a pattern such as 'in/*.safetensors', got {files!r:.80}")
-    one = Path(files)
-    if one.is_dir():
-        files = os.path.join(glob.escape(os.fspath(one)), "*.safetensors")
-    sources = [one] if one.is_file() else [Path(name) for name in sorted(glob.glob(os.fspath(files)))]
-    if not sources:
-        raise PlanError(f"{os.fspath(files)}: no such file")
-    return sources
-
-
 def _check_names(paths: Sequence[Path]) -> None:
     """Makes sure that the files can lie in one directory."""
     for name, count in Counter(path.name for path in paths).items():
@@ -137,18 +117,6 @@ def _sliced(plan: Plan, source: Path, names: Mapping[str, bool]) -> Iterator[tup
                 tensor = tensor.index_select(axis, torch.tensor(kept))
             factor = plan.scaled.get(name)
             yield name, tensor.contiguous() if factor is None else tensor * factor
-
-
-def opened(path: Path, what: object) -> Any:
-    """Returns an open safetensors file, to be used in a ``with``; ``what`` names it in the message.
-
-    Raises:
-        PlanError: it is no such file.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except Exception as error:  # whatever the library raises at what is no such file
-        raise PlanError(f"{what}: it is no safetensors file ({error})") from error
 
 
 def _index(sizes: Mapping[str, Mapping[str, int]]) -> str:

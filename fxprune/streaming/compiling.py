@@ -93,7 +93,9 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
         ScorerError: an unknown method or unusable scores.
         RotationError: under ``basis``, no channels can be given in another one; names what stands in the way.
         RecoveryError: an unknown recovery, or one that returned something unusable.
-        TypeError, ValueError: another argument is malformed.
+        TypeError, ValueError: another argument is malformed, or does not go with ``weights`` or several processes.
+        PlanError: ``weights`` are no files of tensors, or ``out`` holds something else.
+        FxpruneError: several processes do not compile the same, or one of them failed; or a file of ``out`` cannot be written.
         UnsupportedOpError: under ``strict``, an op without a rule.
         VerificationError: the result differs from its masked twin, a bug of fxprune; or it is not finite where the
             original is. A wrong model is never returned.

@@ -23,13 +23,13 @@ from fxprune.compiler.options import Options
 from fxprune.compiler.pipeline import from_captured
 from fxprune.compiler.stages import capture, prepare, through
 from fxprune.compiler.state import State
-from fxprune.data.digest import digest_of, digest_of_file, told
+from fxprune.data.digest import digest_of, digest_of_batches, digest_of_file, told
 from fxprune.recovery.protocol import recovery_of
 from fxprune.rewriting.pruned import PrunedModule
 from fxprune.scoring.scorer import registered, scorer_of
 from fxprune.storage.artifact import save_with
+from fxprune.storage.files import found_files
 from fxprune.storage.manifest import check_target
-from fxprune.storage.shards import found_files
 from fxprune.streaming.weights import filled
 from fxprune.streaming.work import SCORES, Remembered, working
 
@@ -139,5 +139,5 @@ def _keys(state: State, budget: Any, options: Options) -> tuple[dict[str, Any], 
         "buffers": digest_of(buffer for _, buffer in module.named_buffers()),
         "constants": "" if captured is None else digest_of(b for _, b in captured.module.named_buffers()),
     }
-    data = digest_of(each for batch in state.batches for each in (batch.args, batch.kwargs, batch.targets))
+    data = digest_of_batches(state.batches)
     return {"options": own, "files": files, "model": model, "data": data}, {"options": given, "budget": told(budget)}

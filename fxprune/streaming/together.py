@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
-from fxprune._base.ranks import agreed, shared, world
+from fxprune._base.errors import FxpruneError
+from fxprune._base.ranks import gathered, shared, world
 from fxprune.compiler.options import AUTO, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.compiler.state import State
-from fxprune.data.digest import digest_of, told
+from fxprune.data.digest import digest_of, digest_of_batches, told
 from fxprune.results.attached import report
 from fxprune.rewriting.pruned import PrunedModule
 
@@ -33,7 +34,7 @@ def together(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
         pruned = run(state).pruned
         if world() > 1:
             plan = report(pruned).plan
-            agreed("the plan", None if plan is None else hashlib.sha256(plan.to_json().encode()).hexdigest())
+            _check_same({"the plan": None if plan is None else digest_of([plan.to_json()])})
     return cast("PrunedModule", pruned)
 
 
@@ -59,15 +60,31 @@ def _check_alike(state: State, budget: Any, options: Options) -> None:
     Raises:
         FxpruneError: they do not; says what differs.
     """
-    for name, value in told(options).items():
-        if name not in _BESIDE:
-            agreed(f"the option {name}", value)
-    agreed("the budget", told(budget))
-    agreed("the model", [name for name, _ in state.module.named_parameters()])
-    agreed("the model's weights", digest_of(parameter for _, parameter in state.module.named_parameters()))
-    agreed(
-        "the model's buffers (statistics are each process's own in DDP: hand round those of one)",
-        digest_of(buffer for _, buffer in state.module.named_buffers()),
+    named = list(state.module.named_parameters())
+    _check_same(
+        {
+            **{f"the option {name}": value for name, value in told(options).items() if name not in _BESIDE},
+            "the budget": told(budget),
+            "the model": [name for name, _ in named],
+            "the model's weights": digest_of(parameter for _, parameter in named),
+            "the model's buffers (statistics are each process's own in DDP: hand round those of one)": digest_of(
+                buffer for _, buffer in state.module.named_buffers()
+            ),
+            "the calibration data (each process is given all of it, not a share)": digest_of_batches(state.batches),
+        }
     )
-    data = (each for batch in state.batches for each in (batch.args, batch.kwargs, batch.targets))
-    agreed("the calibration data (each process is given all of it, not a share)", digest_of(data))
+
+
+def _check_same(own: Mapping[str, Any]) -> None:
+    """Makes sure that things are the same in all processes.
+
+    Args:
+        own: what this one has, by what it is.
+
+    Raises:
+        FxpruneError: something differs; says what.
+    """
+    every = gathered(own)
+    for what, value in own.items():
+        if any(each[what] != value for each in every):
+            raise FxpruneError(f"{what} differs between the {world()} processes: expected the same in each of them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
@@ -14,7 +14,7 @@ from fxprune._base.copies import copied
 from fxprune._base.errors import CalibrationError, FxpruneWarning, outside
 from fxprune._base.pages import mapped
 from fxprune.results.tables import few
-from fxprune.storage.shards import found_files, opened
+from fxprune.storage.files import found_files, opened_together
 
 
 def filled(empty: nn.Module, files: str | PathLike[str]) -> nn.Module:
@@ -27,7 +27,7 @@ def filled(empty: nn.Module, files: str | PathLike[str]) -> nn.Module:
     Raises:
         CalibrationError: the model has values already; a tensor is missing in the files, is of another shape there, or
             can be in no file and has no values: names it.
-        PlanError: no such files, or one that is no safetensors file.
+        PlanError: no such files, one that is no safetensors file, or a tensor that is in two of them.
     """
     real = [name for name, parameter in empty.named_parameters() if not parameter.is_meta]
     if real:
@@ -51,15 +51,9 @@ def filled(empty: nn.Module, files: str | PathLike[str]) -> nn.Module:
 
 
 def _stored(files: str | PathLike[str]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for path in found_files(files):
-        with opened(path, path) as file:
-            names = file.keys()
-            for name in names:
-                if name in found:
-                    raise CalibrationError(f"weights: {path}: {name!r:.80} is in another file as well")
-                found[name] = mapped(file.get_tensor(name))
-    return found
+    with opened_together(found_files(files)) as together:
+        names = together.keys()
+        return {name: mapped(together.get_tensor(name)) for name in names}
 
 
 def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -91,31 +85,36 @@ def _fill(model: nn.Module, names: list[str], own: Tensor, stored: Mapping[str, 
         place[leaf] = value
 
 
-@torch.no_grad()
 def _begin_buffers(model: nn.Module) -> None:
-    """Has a model compute the buffers that no file holds, where it has a rule for how a module begins, as those of transformers do."""
+    """Has a model compute the buffers that no file holds, where it has a rule for how a module begins, as those of transformers do.
+
+    Raises:
+        CalibrationError: a buffer, or another tensor that a module keeps, has no values.
+    """
     rule: Any = getattr(model, "_init_weights", None)
     for path, module in model.named_modules():
-        lost = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
-        if not lost:
-            continue
-        begun = callable(rule) and not module._parameters
-        if begun:
-            filled_ones = {name: buffer for name, buffer in module._buffers.items() if name not in lost}
-            module._buffers.update((name, b if b is None else b.clone()) for name, b in filled_ones.items())
-            for name in lost:
-                meta = module._buffers[name]
-                assert meta is not None
-                number = torch.nan if meta.is_floating_point() else 0
-                module._buffers[name] = torch.full(meta.shape, number, dtype=meta.dtype)
-            rule(module)
-            module._buffers.update(filled_ones)
-        for name in lost:
-            value = module._buffers[name]
-            assert value is not None
-            if not begun or not value.is_floating_point() or value.isnan().any():
-                where = f"{path}.{name}" if path else name
-                raise CalibrationError(
-                    f"weights: the buffer {where} is in no file, and lies on the meta device: build the model so that buffers have "
-                    "their values, with accelerate.init_empty_weights() in place of torch.device('meta')"
-                )
+        lost = {name: b for name, b in module._buffers.items() if b is not None and b.is_meta}
+        if lost and callable(rule) and not module._parameters:
+            module._buffers.update(_begun(module, rule, lost))
+        kept = {**vars(module), **module._buffers}
+        if bare := [name for name, value in kept.items() if isinstance(value, Tensor) and value.is_meta]:
+            raise CalibrationError(
+                f"weights: {path}{path and '.'}{bare[0]} is in no file, and lies on the meta device: build the model so that buffers have "
+                "their values, with accelerate.init_empty_weights() in place of torch.device('meta')"
+            )
+
+
+@torch.no_grad()
+def _begun(module: nn.Module, rule: Callable[[nn.Module], Any], lost: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the lost buffers, ``[...]`` each, that a rule gives the same values whatever was there before; all else stays as it is."""
+    others = {name: buffer for name, buffer in module._buffers.items() if name not in lost}
+    found: list[dict[str, Tensor]] = []
+    for number in (0, 1):
+        copies = {name: buffer if buffer is None else buffer.clone() for name, buffer in others.items()}
+        blank = {name: torch.full(meta.shape, number, dtype=meta.dtype) for name, meta in lost.items()}
+        module._buffers.update({**copies, **blank})
+        rule(module)
+        found.append({name: value for name in lost if (value := module._buffers[name]) is not None})
+    module._buffers.update({**others, **lost})
+    one, other = found
+    return {name: value for name, value in one.items() if name in other and torch.equal(value, other[name])}

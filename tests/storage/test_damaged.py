@@ -17,7 +17,7 @@ from torch import nn
 import fxprune
 from fxprune._base.errors import PlanError
 from fxprune.results.plan import _digest
-from fxprune.storage import artifact
+from fxprune.storage import loading
 from tests.models.stored import Tied, make_model
 from tests.support.artifacts import edit_manifest, edit_tensors, flip, reseal, truncate
 from tests.support.weights import fingerprint
@@ -84,7 +84,7 @@ def test_nothing_in_the_files_is_executed(saved: Path) -> None:
 def test_a_file_that_is_too_large_to_be_ours(saved: Path) -> None:
     os.truncate(saved / "plan.json", (1 << 27) + 1)
     with pytest.raises(PlanError, match=r"plan\.json: expected at most 134217728 bytes"):
-        artifact.load_report(saved)
+        loading.load_report(saved)
 
 
 def test_an_example_that_would_fill_the_memory(saved: Path) -> None:

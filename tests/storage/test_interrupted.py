@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import fxprune
 from fxprune._base import files
-from fxprune.storage import artifact, manifest
+from fxprune.storage import artifact, loading, manifest
 
 
 def marked(pruned: fxprune.PrunedModule, value: float) -> fxprune.PrunedModule:
@@ -118,10 +118,10 @@ def test_reading_moves_and_removes_nothing(pruned: fxprune.PrunedModule, tmp_pat
     fxprune.save(marked(pruned, 1.0), directory)
     directory.rename(previous)
     again = fxprune.load(directory)
-    assert again.get_parameter("up.bias")[0] == 1 and artifact.load_report(directory) == fxprune.report(again)
+    assert again.get_parameter("up.bias")[0] == 1 and loading.load_report(directory) == fxprune.report(again)
     assert list(tmp_path.iterdir()) == [previous]
     shutil.copytree(previous, directory)
-    artifact.load_report(directory)
+    loading.load_report(directory)
     assert sorted(tmp_path.iterdir()) == [previous, directory]
     fxprune.save(marked(pruned, 2.0), directory)
     assert list(tmp_path.iterdir()) == [directory] and stored_mark(directory) == 2.0

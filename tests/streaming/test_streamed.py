@@ -64,6 +64,13 @@ def tokens() -> list[dict[str, Tensor]]:
     return [{"input_ids": torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(n))} for n in range(4)]
 
 
+def bert() -> nn.Module:
+    config = transformers.BertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
 
@@ -76,6 +83,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "mlp": (mlp, vectors),
     "convolutions": (Net, images),
     "llama": (llama, tokens),
+    "bert": (bert, tokens),
     "tied": (lambda: llama(True), tokens),
 }
 
@@ -137,7 +145,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "recover"),
-    [("convolutions", "sequential"), ("convolutions", "mean_shift"), ("llama", "covariance"), ("tied", None)],
+    [
+        ("convolutions", "sequential"),
+        ("convolutions", "mean_shift"),
+        ("llama", "covariance"),
+        ("bert", "covariance"),
+        ("tied", None),
+    ],
 )
 def test_it_is_what_comes_of_it_in_memory(name: str, recover: str | None, tmp_path: Path) -> None:
     make, data = MODELS[name]
@@ -372,6 +386,26 @@ def test_buffers_of_files_are_not_begun_anew(tmp_path: Path, monkeypatch: pytest
     assert torch.equal(there.state_dict()["first.mean"], torch.arange(6.0))
 
 
+class Keeping(nn.Module):
+    """A model that keeps a tensor as a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.linspace(1, 2, 6)
+        self.up, self.down = nn.Linear(6, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.down(self.up(x * self.scale).relu())
+        return found
+
+
+def test_a_tensor_that_a_module_keeps_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "keeping", (Keeping, vectors))
+    stored(Keeping, tmp_path / "in")
+    with pytest.raises(fxprune.CalibrationError, match="weights: scale is in no file, and lies on the meta device"):
+        streamed("keeping", tmp_path)
+
+
 def test_files_that_are_not_the_artifacts_stay(tmp_path: Path) -> None:
     stored(mlp, tmp_path / "in")
     streamed("mlp", tmp_path)
@@ -442,6 +476,13 @@ def test_files_must_hold_the_model(there: Path) -> None:
         fxprune.compile("model", data(), 0.7, **good)  # type: ignore[arg-type]
 
 
+def test_a_tensor_in_two_files_is_told(tmp_path: Path) -> None:
+    stored(mlp, tmp_path / "in", 1)
+    save_file({"0.weight": torch.zeros(24, 6)}, tmp_path / "in" / "part-9.safetensors")
+    with pytest.raises(fxprune.PlanError, match=r"part-9\.safetensors: '0\.weight' is in another file as well"):
+        streamed("mlp", tmp_path)
+
+
 def test_what_is_in_the_way_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
@@ -486,7 +527,7 @@ def test_a_buffer_that_no_file_holds_is_asked_for(tmp_path: Path) -> None:
     model = stored(Positions, tmp_path / "in")
     data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(0))]
     way = {"weights": tmp_path / "in" / "*.safetensors", "out": tmp_path / "out", **OPTIONS}
-    with pytest.raises(fxprune.CalibrationError, match=r"the buffer scale is in no file.*init_empty_weights"):
+    with pytest.raises(fxprune.CalibrationError, match=r"weights: scale is in no file.*init_empty_weights"):
         fxprune.compile(empty(Positions), data, 0.7, **way)
     with accelerate.init_empty_weights():
         bare = Positions()
