@@ -272,6 +272,7 @@ class Schedule:
         """Returns what it takes to go on: numbers, and flags of units, ``[units]``; `torch.load` takes it with ``weights_only``."""
         return {
             "steps": self.pace.steps,
+            "budget": repr(self._state.budget),
             "count": self._count,
             "gone": self._gone.cpu().clone(),
             "going": self._going.cpu().clone(),
@@ -282,13 +283,17 @@ class Schedule:
         """Goes on where another schedule for the same model was, and holds what was zero there.
 
         Raises:
-            PlanError: the state is of another model, or another number of steps; or it is none.
+            PlanError: the state is of another model, another number of steps or another budget; or it is none.
         """
         own = self.state_dict()
         if not isinstance(state, Mapping) or state.keys() != own.keys():
             got = sorted(state) if isinstance(state, Mapping) else f"{state!r:.80}"
             raise PlanError(f"expected what Schedule.state_dict() returned, with {', '.join(own)}; got {got}")
-        for name, why in (("groups", "it is of another model"), ("steps", "it is of another schedule")):
+        for name, why in (
+            ("groups", "it is of another model"),
+            ("steps", "it is of another schedule"),
+            ("budget", "it is of another schedule"),
+        ):
             if state[name] != own[name]:
                 raise PlanError(f"{why}: {name}: expected {own[name]!r:.200}, got {state[name]!r:.200}")
         for name in ("gone", "going"):

@@ -195,6 +195,8 @@ def test_a_resumed_run_is_the_same() -> None:
         assert torch.equal(value, again.state_dict()[name]), name
     with pytest.raises(PlanError, match="steps: expected 9, got 10"):
         schedule_of(convolutional(), data, steps=9).load_state_dict(state)
+    with pytest.raises(PlanError, match=r"another schedule: budget: expected .*0\.6"):
+        schedule_of(convolutional(), data, 0.6).load_state_dict(state)
     with pytest.raises(PlanError, match="another model"):
         schedule_of(attending(), tokens()).load_state_dict(state)
     with pytest.raises(PlanError, match="expected what Schedule"):
