@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 import warnings
 from collections import Counter
@@ -124,9 +125,12 @@ def pruned_to(coupling: fxprune.Coupling, scores: Any, call: Call, share: float)
     kept = solution.after.params / solution.before.params
     keep = keep_indices(fxprune.Selection(coupling, solution.removed))
     axes = {name: {dim: tuple(index.tolist()) for dim, index in of.items()} for name, of in keep.items()}
+    gc.collect()  # graphs are cycles, and hold whole models
     sizes = at_other_sizes(call, axes, pruned)
     computed = {layer_of(name) for name in coupling.captured.folded}
+    gc.collect()
     step = told(trained(call, axes, pruned, computed), coupling.captured.warned)
+    gc.collect()
     return {
         "status": status,
         "kept": round(kept, 4),

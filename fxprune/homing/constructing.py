@@ -81,12 +81,9 @@ def settings_of(model: nn.Module) -> Any:
     Raises:
         RestoreError: there are none; says which tensor they cannot make.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    settings = _settings_for(model, wanted)
-    view = copy.copy(model)
-    view.__dict__[SETTINGS] = settings
-    found = constructed(view).sizes()
-    for name, shape in wanted.items():
+    settings = _settings_for(model)
+    found = constructed(with_settings(model, settings)).sizes()
+    for name, shape in sizes_of(model).items():
         if (made := found.get(name, ())) != shape:
             raise RestoreError(
                 f"{name} is {list(shape)}, where the settings of {type(model).__name__} make {list(made)}"
@@ -94,12 +91,24 @@ def settings_of(model: nn.Module) -> Any:
     return settings
 
 
-def _settings_for(model: nn.Module, wanted: Mapping[str, tuple[int, ...]]) -> Any:
-    """Returns settings of which the class of a model makes tensors of some shapes, as far as settings can say them.
+def with_settings(model: nn.Module, settings: Any) -> nn.Module:
+    """Returns a view of a model, with the same tensors and other settings."""
+    view = copy.copy(model)
+    view.__dict__[SETTINGS] = settings
+    return view
+
+
+def sizes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of what a model saves, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _settings_for(model: nn.Module) -> Any:
+    """Returns settings of which the class of a model makes tensors of the model's shapes, as far as settings can say them.
 
     Of several, those with which its modules hold the integers that they hold now.
     """
-    made = constructed(model)
+    made, wanted = constructed(model), sizes_of(model)
     shapes: list[tuple[Term, int]] = [
         (term, size)
         for name, shape in wanted.items()

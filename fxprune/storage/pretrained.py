@@ -23,7 +23,8 @@ from fxprune._base.modes import lent, plain_modes, random_states_kept
 from fxprune.compiler.homecoming import restore
 from fxprune.compiler.options import MODULE
 from fxprune.data.calls import Call, tensors_of
-from fxprune.homing.constructing import SETTINGS, settings_of
+from fxprune.homing.constructing import SETTINGS, settings_of, with_settings
+from fxprune.homing.layered import has_layers, settings_by_layer
 from fxprune.homing.places import changed, numbers_in
 from fxprune.homing.proof import difference, takes
 from fxprune.homing.terms import Place
@@ -122,11 +123,28 @@ def _as_stock(home: Any, directory: Path) -> None:
         ExportError: no settings make what is left.
     """
     try:
-        settings = settings_of(home)
+        settings = _settings(home)
     except RestoreError as error:
         raise ExportError(str(error)) from error
     _saved(home, settings, directory)
     _same(home, type(home), directory)
+
+
+def _settings(home: Any) -> Any:
+    """Returns settings that make what is left: one for all layers, or, where the class reads such, some for each.
+
+    Raises:
+        RestoreError: there are none.
+    """
+    try:
+        return settings_of(home)
+    except RestoreError as error:
+        if not has_layers(getattr(home, SETTINGS, None)):
+            raise
+        try:
+            return settings_by_layer(home)
+        except RestoreError as other:
+            raise RestoreError(f"{error}; nor can settings of single layers: {other}") from other
 
 
 def _with_code(home: Any, directory: Path) -> None:
@@ -164,8 +182,7 @@ def quietly() -> Iterator[None]:
 
 def _saved(home: Any, settings: Any, directory: Path) -> None:
     """Writes a model with some settings; it stays as it is."""
-    view = copy.copy(home)
-    view.__dict__[SETTINGS] = copy.deepcopy(settings)
+    view: Any = with_settings(home, copy.deepcopy(settings))
     try:
         view.save_pretrained(directory)
     except Exception as error:  # whatever transformers refuses, such as a model that was read from a quantised file

@@ -56,6 +56,49 @@ def test_what_settings_cannot_say_is_refused_and_nothing_is_left(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def by_layer(kind: str, config: str, **settings: Any) -> Any:
+    """Returns a model whose class reads settings of single layers, without key and value groups, as many in each layer."""
+    made = getattr(transformers, config, None)
+    if made is None:
+        pytest.skip(f"transformers {transformers.__version__} has no {config}")
+    torch.manual_seed(0)
+    found = made(**SIZES | HEADS | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}, **settings)
+    model = getattr(transformers, kind)(found).eval()
+    chosen: dict[str, Any] = {"form": "module", "units": "kv_group", "recover": None, "progress": False}
+    return fxprune.compile(model, [{"input_ids": IDS}], ratios={"*0.self_attn*": 0.5, "default": 0.0}, **chosen)
+
+
+def test_settings_of_single_layers_hold_unequal_widths_where_the_class_reads_them(tmp_path: Path) -> None:
+    kinds = {
+        "layer_types": ["full_attention"] * 2,
+        "mlp_layer_types": ["dense"] * 2,
+        "sliding_window": 16,
+        "pad_token_id": 0,
+    }
+    home = by_layer("Step3p7TextModel", "Step3p7TextConfig", **kinds)
+    before = home.config.to_dict()
+    fxprune.to_pretrained(home, tmp_path / "small")
+    again = type(home).from_pretrained(tmp_path / "small")
+    assert home.config.to_dict() == before
+    assert [layer.self_attn.k_proj.out_features for layer in again.layers] == [16, 32]
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS)[0], home(IDS)[0], rtol=1e-4, atol=1e-5)
+    said = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert said["num_key_value_heads"] == 2 and said["per_layer_config"] == {
+        "1": {"num_attention_heads": 8, "num_key_value_heads": 4}
+    }
+
+
+def test_a_class_that_wants_layers_of_a_kind_alike_says_so(tmp_path: Path) -> None:
+    few = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    home = by_layer(
+        "Gemma4ForCausalLM", "Gemma4TextConfig", layer_types=["full_attention"] * 2, global_head_dim=8, **few
+    )
+    with pytest.raises(fxprune.ExportError, match=r"single layers(?s:.)*not homogeneous(?s:.)*uniform=True"):
+        fxprune.to_pretrained(home, tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_of_code_holds_unequal_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, folder = pruned("module"), tmp_path / "small"
     fxprune.to_pretrained(home, folder, remote_code=True)
