@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.algebra.channels import Ids, Mask
-from fxprune.budget.ties import Bundles, Ties, bundles_of
+from fxprune.budget.constraints import Constraints
+from fxprune.budget.ties import Bundles, bundles_of
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.units import Group
 
@@ -19,7 +21,8 @@ from fxprune.coupling.units import Group
 class Pool:
     """The channels of one group, or tied ones of several, best first, of which ``least`` stay whatever happens.
 
-    They are kept in multiples of ``quantum``, or all of them; tied ones in whole bundles of ``bundle``.
+    They are kept in multiples of ``quantum``, or all of them, and if that is ``eased`` below it in powers of two; tied ones in whole
+    bundles of ``bundle``.
     """
 
     groups: tuple[str, ...]
@@ -27,10 +30,14 @@ class Pool:
     least: int
     quantum: int
     bundle: int = 1
+    eased: bool = False
 
     def rounded(self, count: int) -> int:
         """Returns how many stay if at least ``count`` are to."""
-        return min(max(self.least, math.ceil(count / self.quantum) * self.quantum), len(self.order))
+        whole = math.ceil(count / self.quantum) * self.quantum
+        if self.eased and 0 < count < self.quantum:
+            whole = min(whole, self.bundle << (math.ceil(count / self.bundle) - 1).bit_length())
+        return min(max(self.least, whole), len(self.order))
 
     def gone(self, removed: Mask) -> Ids:
         """Returns those that are removed, ``[gone]``, best first, for flags ``[channels]``."""
@@ -51,11 +58,15 @@ class Pool:
 
     def steps(self, removed: Mask) -> list[Ids]:
         """Returns those that are removed, for flags ``[channels]``, in the steps in which they may come back."""
-        gone = self.gone(removed)
-        return [gone[i : i + self.quantum] for i in range(0, len(gone), self.quantum)]
+        gone, kept = self.gone(removed), len(self.order)
+        kept -= len(gone)
+        ends = [0]
+        while ends[-1] < len(gone):
+            ends.append(self.rounded(kept + ends[-1] + 1) - kept)
+        return [gone[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[str, int]:
+def _quanta(coupling: Coupling, groups: Sequence[Group], constraints: Constraints) -> dict[str, int]:
     """Returns, for each group, how many units at a time keep every layer that makes it at a multiple of ``round_to``.
 
     Heads of 64 may go one by one where the layer is to stay at multiples of 8, if the 64 go by eights: of groups that
@@ -67,7 +78,7 @@ def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[
     for group in groups:
         for index, count in group.axes:
             on_axis.setdefault(index, []).append((group, count))
-    for group in sorted(groups, key=lambda g: -len(g.units)) if round_to > 1 else ():
+    for group in sorted(groups, key=lambda g: -len(g.units)) if constraints.round_to > 1 else ():
         quantum = 1
         for index, count in group.axes:
             axis = coupling.axes[index]
@@ -76,7 +87,7 @@ def _quanta(coupling: Coupling, groups: Sequence[Group], round_to: int) -> dict[
                     if other is not group and _overlap(coupling, axis.labels, group, other):
                         whole, rest = divmod(count, len(other.units))
                         count = whole * sure.get(other.name, 1) if rest == 0 else 1
-                quantum = math.lcm(quantum, round_to // math.gcd(round_to, count))
+                quantum = math.lcm(quantum, constraints.multiple(count, len(group.units)))
         quanta[group.name] = quantum
         sure[group.name] = math.gcd(quantum, len(group.units))
     return quanta
@@ -92,11 +103,8 @@ def pools_of(
     coupling: Coupling,
     values: npt.NDArray[np.float64],
     groups: Sequence[Group],
-    *,
-    round_to: int,
-    min_keep: int,
+    constraints: Constraints,
     may_vanish: Set[str],
-    ties: Ties | None = None,
 ) -> list[Pool]:
     """Returns the pool of each group, without what is tied, and those of tied channels.
 
@@ -104,30 +112,26 @@ def pools_of(
         coupling: of the captured graph.
         values: the score of each channel id, ``[channels]``.
         groups: those that may lose units.
-        round_to: kept channels of a layer come in multiples of this.
-        min_keep: units that every group keeps at least.
+        constraints: of what stays, multiples, the least and what goes in step.
         may_vanish: names of groups that may lose all.
-        ties: what goes in step.
     """
-    quanta = _quanta(coupling, groups, round_to)
+    quanta, ties = _quanta(coupling, groups, constraints), constraints.ties
     bundles, bound = ([], None) if ties is None else bundles_of(coupling, ties, values, groups)
     pools = []
     for group in groups:
         ids = coupling.units[group.units]
         ids = ids if bound is None else ids[~bound[ids]]
-        quantum = quanta.get(group.name, 1)
-        least = math.ceil(max(min_keep, 1) / quantum) * quantum
         order = ids[np.argsort(-values[ids], kind="stable")]
-        pools.append(Pool((group.name,), order, 0 if group.name in may_vanish else min(least, len(ids)), quantum))
+        pools.append(Pool((group.name,), order, 0, quanta.get(group.name, 1), eased=constraints.eased))
+    pools += [_tied(bundle, constraints) for bundle in bundles]
+    few = max(constraints.min_keep, 1)
     return [
-        *pools,
-        *(_tied(bundle, round_to, 0 if may_vanish >= {*bundle.groups} else max(min_keep, 1)) for bundle in bundles),
+        pool if may_vanish >= {*pool.groups} else replace(pool, least=pool.rounded(few * pool.bundle)) for pool in pools
     ]
 
 
-def _tied(bundles: Bundles, round_to: int, min_keep: int) -> Pool:
-    """Returns the pool of bundles; each cell keeps multiples of ``round_to``, and ``min_keep`` bundles stay."""
-    size = bundles.rows.shape[1]
-    at_once = math.lcm(*(round_to // math.gcd(round_to, each) for each in bundles.each))
-    least = math.ceil(min_keep / at_once) * at_once * size
-    return Pool(bundles.groups, bundles.rows.reshape(-1), min(least, bundles.rows.size), at_once * size, size)
+def _tied(bundles: Bundles, constraints: Constraints) -> Pool:
+    """Returns the pool of bundles; each cell keeps multiples of ``round_to``."""
+    count, size = bundles.rows.shape
+    at_once = math.lcm(*(constraints.multiple(each, count) for each in bundles.each))
+    return Pool(bundles.groups, bundles.rows.reshape(-1), 0, at_once * size, size, constraints.eased)

@@ -120,15 +120,7 @@ def solve(
     may_vanish = frozenset(vanishing)
     if constraints.min_keep:
         may_vanish &= {group.name for group in coupling.groups if group.kind == "block"}
-    pools = pools_of(
-        coupling,
-        values,
-        free,
-        round_to=constraints.round_to,
-        min_keep=constraints.min_keep,
-        may_vanish=may_vanish,
-        ties=constraints.ties,
-    )
+    pools = pools_of(coupling, values, free, constraints, may_vanish)
     model = cost_model(coupling, vanishing)
     counted = counted_by(coupling, budget, vanishing) if budget is not None and budget.of else model
     before = model.of(np.zeros(len(coupling.channels), bool))

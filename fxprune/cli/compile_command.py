@@ -14,7 +14,17 @@ from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_directory, check_file, show, tell
 from fxprune.cli.specs import MODEL, DataSpec, ModelSpec, data_options
 from fxprune.cli.values import BACKENDS, amount, fetch, portion, ratios
-from fxprune.compiler.options import Allocation, Basis, Form, MethodName, Options, RecoveryOption, UnitKind
+from fxprune.compiler.options import (
+    AUTO,
+    MEASURE,
+    Allocation,
+    Basis,
+    Form,
+    MethodName,
+    Options,
+    RecoveryOption,
+    UnitKind,
+)
 
 _BUDGET, _METHOD = "Budget", "Method"
 _METHODS, _RECOVERIES, _KINDS = (", ".join(get_args(names)) for names in (MethodName, RecoveryOption, UnitKind))
@@ -169,8 +179,9 @@ def _wanted(options: Any) -> dict[str, Any]:
     if options["uniform"] and options["form"] != "module":
         raise click.UsageError("--uniform is about the original's class: give --form module with it")
     wanted = told(Options, {**options, "weights": None}, ratios=ratios(options["ratios"]))
-    whole = {name: _number(name, options[name], int) for name in ("round_to", "min_keep")}
-    return wanted | whole | {"ridge": _number("ridge", options["ridge"], float)}
+    whole = {"round_to": (AUTO, MEASURE), "min_keep": (AUTO,)}
+    numbers = {name: _number(name, options[name], int, words) for name, words in whole.items()}
+    return wanted | numbers | {"ridge": _number("ridge", options["ridge"], float, (AUTO,))}
 
 
 def _functions(options: Any) -> dict[str, Any]:
@@ -192,12 +203,12 @@ def _budget(options: Any) -> Any:
     return fxprune.Budget(params=options["budget"], **bounds)
 
 
-def _number(name: str, text: str, kind: type[int] | type[float]) -> float | str:
+def _number(name: str, text: str, kind: type[int] | type[float], words: tuple[str, ...]) -> float | str:
     try:
-        return text if text == "auto" else kind(text)
+        return text if text in words else kind(text)
     except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise InputError(f"--{name.replace('_', '-')} {text}: expected {expected} or auto") from None
+        expected = ", ".join(["a whole number" if kind is int else "a number", *words[:-1]])
+        raise InputError(f"--{name.replace('_', '-')} {text}: expected {expected} or {words[-1]}") from None
 
 
 def _recover(options: Any, scorer: Any, plan_only: bool) -> str | None:

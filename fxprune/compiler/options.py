@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Stands for "whatever the method prefers".
 AUTO: Literal["auto"] = "auto"
 
+#: Stands for "what is found by measuring".
+MEASURE: Literal["measure"] = "measure"
+
 #: The form of a result in which the original's class comes back.
 MODULE: Literal["module"] = "module"
 
@@ -88,7 +91,9 @@ class Options:
             stay, as many as it chooses at least), and ``"block"`` for whole residual branches (``min_keep`` is about the
             others).
         ignore: ``fnmatch`` patterns of layers, or of modules that hold them, whose channels all stay.
-        round_to: kept channels come in multiples of this; ``"auto"`` measures which multiple the hardware likes.
+        round_to: kept channels come in multiples of this. ``"auto"`` takes, under a budget, what the device's instructions or tensor
+            cores work on at once, less in a group of few channels, so that no layer becomes slower than it was; ``"measure"`` measures
+            which multiple the hardware likes; 1 leaves the criterion most to choose.
         min_keep: channels that every group keeps at least; with 0 whole residual branches may go; ``"auto"`` for the
             method's own choice, mostly 1.
         recover: ``"covariance"``, ``"sequential"``, ``"reconstruct"``, ``"mean_shift"`` (see `fxprune.recover`), a registered
@@ -136,7 +141,7 @@ class Options:
     basis: Basis | None = None
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group")
     ignore: str | Sequence[str] = ()
-    round_to: int | Literal["auto"] = 1
+    round_to: int | Literal["auto", "measure"] = AUTO
     min_keep: int | Literal["auto"] = AUTO
     recover: RecoveryOption | str | Recovery | None = AUTO
     ridge: float | Literal["auto"] = AUTO
@@ -193,7 +198,7 @@ class Options:
         return 1 if self.form == MODULE else scorer.defaults.get("min_keep", 1)
 
     def constraints(self) -> Constraints:
-        """Returns what must stay; a single kind or pattern need not stand in a tuple, and ``round_to="auto"`` is 1 for now.
+        """Returns what must stay; a single kind or pattern need not stand in a tuple. Multiples that are to be found are 1 for now.
 
         Raises:
             ValueError: an unknown kind, or a number that is too small.
@@ -207,7 +212,9 @@ class Options:
             raise ValueError(f"units must be among {', '.join(known)}, got {unknown if kinds else self.units!r}")
         if strange := [pattern for pattern in patterns if not isinstance(pattern, str)]:
             raise ValueError(f"ignore takes patterns of layer names, got {strange[0]!r}")
-        multiple, least = (1 if self.round_to == AUTO else self.round_to), self.min_keep
+        found = isinstance(self.round_to, str) and self.round_to in (AUTO, MEASURE)
+        multiple: Any = 1 if found else self.round_to
+        least = self.min_keep
         _whole("round_to", multiple, 1)
         _whole("min_keep", least, 0)
         return Constraints(kinds, patterns, multiple, cast("int", least))

@@ -36,7 +36,7 @@ from fxprune.compiler.biases import give_biases
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.homecoming import check_has_class, check_in_parts, home, of_class, tie, with_costs
 from fxprune.compiler.islands import capture_or_parts
-from fxprune.compiler.options import AUTO, MODULE, Options
+from fxprune.compiler.options import AUTO, MEASURE, MODULE, Options
 from fxprune.compiler.secondly import other_call
 from fxprune.compiler.solving import solved
 from fxprune.compiler.state import State
@@ -48,7 +48,7 @@ from fxprune.data.batches import Batches
 from fxprune.data.calls import Call
 from fxprune.data.checks import check_plain, check_weights, device_of, probe, without_values
 from fxprune.latency.search import search_of
-from fxprune.latency.widths import liked_widths
+from fxprune.latency.widths import liked_widths, usual_widths
 from fxprune.recovery.protocol import RecoveryContext, finished, recovered, recovery_of
 from fxprune.reporting.building import make_report
 from fxprune.reporting.distribution import score_summary
@@ -172,9 +172,13 @@ def couple(state: State) -> State:
 
 
 def widths(state: State) -> State:
-    """Measures which multiple of channels the hardware likes."""
-    constraints, notes = liked_widths(state.module, state.coupling, state.budget, state.constraints)
-    return replace(state, constraints=constraints, notes=(*state.notes, *notes))
+    """Looks up, or measures, which multiple of channels the hardware likes; shares of groups are taken as they are."""
+    if state.options.round_to == MEASURE:
+        constraints, notes = liked_widths(state.module, state.coupling, state.budget, state.constraints)
+        return replace(state, constraints=constraints, notes=(*state.notes, *notes))
+    if state.options.round_to != AUTO or state.budget is None:
+        return state
+    return replace(state, constraints=usual_widths(state.module, state.budget, state.constraints))
 
 
 def latency_search(state: State) -> State:
@@ -364,9 +368,7 @@ def to_coupled(state: State) -> State:
     state = through(state, couple)
     if state.options.form == MODULE:
         state = through(state, tie)
-    if state.options.round_to == AUTO:
-        state = through(state, widths)
-    return latency_search(state)
+    return latency_search(through(state, widths))
 
 
 def from_scored(state: State) -> State:

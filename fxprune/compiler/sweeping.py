@@ -63,7 +63,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     basis: Basis | None = None,
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
-    round_to: int | Literal["auto"] = 1,
+    round_to: int | Literal["auto", "measure"] = AUTO,
     min_keep: int | Literal["auto"] = AUTO,
     recover: RecoveryOption | str | Recovery | None = AUTO,
     ridge: float | Literal["auto"] = AUTO,
@@ -168,9 +168,8 @@ def _fail(error: FxpruneError) -> State:
 def _compiled(state: State) -> State:
     if state.captured is None:
         return on_parts(replace(state, options=replace(state.options, progress=False)))
-    if state.options.round_to == AUTO:
-        state = stages.widths(state)
-    return stages.from_scored(stages.latency_search(replace(state, options=replace(state.options, progress=False))))
+    state = replace(stages.widths(state), options=replace(state.options, progress=False))
+    return stages.from_scored(stages.latency_search(state))
 
 
 @dataclass(slots=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import itemgetter
 
 from torch import nn
@@ -173,4 +174,6 @@ def search_of(
         return None
     times = stopwatch_of(model, captured, budget.setting(device_of(model)))
     store = store_of(times.setting, cache_dir)
-    return LatencySearch(times, budget, Table(times.operation, store, constraints.round_to, progress=progress))
+    return LatencySearch(
+        times, budget, Table(times.operation, store, partial(constraints.multiple, 1), progress=progress)
+    )

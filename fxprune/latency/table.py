@@ -24,11 +24,18 @@ Widths: TypeAlias = tuple[int, ...]
 #: Returns the milliseconds of an operation at given widths, or None if it cannot run alone.
 Measure: TypeAlias = Callable[[Operation, Widths], float | None]
 
+#: Returns what kept counts come in multiples of, for a width.
+Multiple: TypeAlias = Callable[[int], int]
+
 #: Shares of a width that are measured, coarse to fine; 0 stands for the smallest there is.
 LEVELS = ((0.0, 1.0), (0.5,), (0.25,), (0.75,))
 
 #: An operation with more widths than this is measured along its diagonal, all of them shrinking alike.
 MOST_WIDTHS = 2
+
+
+def _any(width: int) -> int:
+    return 1
 
 
 @dataclass(slots=True)
@@ -37,13 +44,13 @@ class Curve:
 
     Attributes:
         operation: what was measured.
-        quantum: kept counts come in multiples of this.
+        multiple: what kept counts come in multiples of, for a width.
         points: ascending coordinates, one tuple for each dimension of the grid.
         values: milliseconds at the grid, made monotone; None until something is measured.
     """
 
     operation: Operation
-    quantum: int = 1
+    multiple: Multiple = _any
     points: tuple[tuple[float, ...], ...] = ()
     values: Floats | None = None
 
@@ -54,7 +61,7 @@ class Curve:
 
     def grid(self, shares: Iterable[float]) -> tuple[tuple[tuple[float, ...], ...], dict[tuple[int, ...], Widths]]:
         """Returns the points for some shares of the widths, and the widths at each place of their grid."""
-        sampled = [tuple(_sampled(n, share, self.quantum) for n in self.operation.widths) for share in shares]
+        sampled = [tuple(_sampled(n, share, self.multiple(n)) for n in self.operation.widths) for share in shares]
         if self.diagonal:
             along = {self.operation.work(widths): widths for widths in sampled}
             points = tuple(sorted(along))
@@ -99,7 +106,7 @@ class Table:
     Attributes:
         measure: gives the milliseconds of an operation at given widths.
         store: where what was measured is kept.
-        quantum: kept counts come in multiples of this (``round_to``).
+        multiple: what kept counts come in multiples of (``round_to``), for a width.
         seconds: after which nothing finer is measured; the ends of every curve are in any case.
         clock: tells the seconds.
         progress: show a bar on a terminal.
@@ -107,7 +114,7 @@ class Table:
 
     measure: Measure
     store: Store = field(default_factory=Store)
-    quantum: int = 1
+    multiple: Multiple = _any
     seconds: float = 60.0
     clock: Callable[[], float] = time.monotonic
     progress: bool = False
@@ -116,7 +123,7 @@ class Table:
 
     def fill(self, operations: Iterable[Operation]) -> None:
         """Measures operations, coarse to fine, until the time is up."""
-        new = [Curve(op, self.quantum) for op in dict.fromkeys(operations) if op not in self.curves]
+        new = [Curve(op, self.multiple) for op in dict.fromkeys(operations) if op not in self.curves]
         if not new:
             return
         start = self.clock()

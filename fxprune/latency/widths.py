@@ -1,4 +1,4 @@
-"""Widths: which multiple of channels this hardware likes."""
+"""Widths: which multiple of channels hardware likes, by what is known of it, or by measuring it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from fxprune.budget.budget import Budget
@@ -17,6 +18,12 @@ from fxprune.latency.layout import Layout, layout_of
 from fxprune.latency.operation import Operation
 from fxprune.latency.stopwatch import stopwatch_of
 from fxprune.runtimes.setting import Setting
+
+#: Bytes of the channels that an instruction works on at once, by what torch says of a processor.
+CPU_BYTES = {"AVX512": 64, "AVX2": 32, "SVE256": 32}
+
+#: Of other processors, and of the tensor cores of a GPU, whose kernels want rows that start at such bytes.
+OTHER_BYTES = 16
 
 #: The multiples that are tried.
 MULTIPLES = (1, 2, 4, 8, 16, 32)
@@ -29,6 +36,28 @@ HOT, ROOM = 4, 64
 
 #: Returns the milliseconds of an operation at several widths, timed in turns; none if it cannot run alone.
 Compare: TypeAlias = Callable[[Operation, Sequence[tuple[int, ...]]], list[float]]
+
+
+def usual_widths(model: nn.Module, budget: Budget | None, constraints: Constraints) -> Constraints:
+    """Returns the constraints with the multiple that the device works in, for weights of the model's dtype, eased in narrow groups.
+
+    The device is that of the budget's latency, or else where the model is; a model without values is for this processor.
+    """
+    device = device_of(model)
+    if budget is not None and budget.bounds_latency:
+        device = torch.device(budget.setting(device).device)
+    sizes: Counter[int] = Counter()
+    for tensor in model.parameters():
+        sizes[tensor.dtype.itemsize] += tensor.numel()
+    itemsize = max(sizes, key=sizes.__getitem__, default=4)
+    return replace(constraints, round_to=usual_multiple(device, itemsize), eased=True)
+
+
+def usual_multiple(device: torch.device, itemsize: int) -> int:
+    """Returns how many channels a device works on at once, for weights of so many bytes each."""
+    here = device.type in ("cpu", "meta")
+    width = CPU_BYTES.get(torch.backends.cpu.get_cpu_capability(), OTHER_BYTES) if here else OTHER_BYTES
+    return max(1, width // itemsize)
 
 
 def liked_widths(

@@ -152,7 +152,7 @@ class Flows:
         """Notes outputs that a node does with what nobody knows."""
         for source in node.all_input_nodes if not self._counted else ():
             if source in spreads:
-                self.others[spreads[source].maker][spreads[source].rows.unique().cpu()] += 1
+                self.others[spreads[source].maker][spreads[source].outputs()] += 1
 
     def _count(self, meeting: Meeting, source: fx.Node) -> fx.Node:
         if not self._counted:

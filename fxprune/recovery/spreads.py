@@ -56,6 +56,14 @@ class Spread:
         """Returns the spread of a value that holds the same things elsewhere: ``move`` is of tensors ``[...]``."""
         return replace(self, rows=move(self.rows), mixed=None if self.mixed is None else move(self.mixed))
 
+    def outputs(self) -> Tensor:
+        """Returns the numbers of the outputs that are there, ascending; places along which none differs are looked at once."""
+        rows: Tensor = self.rows
+        for dim, step in enumerate(rows.stride()):
+            rows = rows.narrow(dim, 0, 1) if step == 0 and rows.shape[dim] > 1 else rows
+        found: Tensor = rows.unique()
+        return found.cpu()
+
     def mixable(self, dim: int) -> bool:
         """Returns whether what is summed along a dimension is one output, at many places, that nothing has mixed yet."""
         return self.mixed is None and bool((self.rows == self.rows.narrow(dim, 0, 1)).all())

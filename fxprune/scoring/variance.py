@@ -23,6 +23,11 @@ from fxprune.scoring.scorer import Context, register_scorer
 from fxprune.twin.interpreter import Run
 from fxprune.twin.march import ways
 
+#: Elements beyond which a batch is not made float64 first, but only what is summed over it.
+_LARGE = 1 << 22
+#: Elements that are centred at a time: they stay in the processor's cache.
+_CHUNK = 1 << 19
+
 
 class Welford:
     """Mean and variance of each coordinate along one dimension, streamed in float64 (Welford 1962; Chan et al. 1983)."""
@@ -33,9 +38,15 @@ class Welford:
 
     def add(self, value: Tensor, dim: int) -> None:
         """Takes in a batch, ``[...]``; every dimension but ``dim`` is a sample."""
-        x = value.movedim(dim, -1).reshape(-1, value.shape[dim])
-        variance, mean = torch.var_mean(x.double() if x.numel() < 1 << 22 else x, dim=0, correction=0)
-        self._take(len(x), mean.double(), variance.double() * len(x))
+        dim %= value.ndim
+        count, others = value.numel() // max(value.shape[dim], 1), [d for d in range(value.ndim) if d != dim]
+        x = value.double() if value.numel() < _LARGE else value
+        mean = (x.sum(others) if others else x).double() / max(count, 1)
+        centre = mean.to(x.dtype).reshape([-1 if d == dim else 1 for d in range(value.ndim)])
+        parts = x.split(max(1, _CHUNK * len(x) // max(x.numel(), 1))) if dim else [x]
+        norms = [torch.linalg.vector_norm(part - centre, dim=others).double() for part in parts] if others else []
+        squares = torch.stack(norms).square().sum(0) if norms else torch.zeros_like(mean)
+        self._take(count, mean, squares)
 
     def _take(self, n: int, mean: Tensor, squares: Tensor) -> None:
         """Takes in ``n`` samples by their mean and centred squares, ``[coordinates]``."""

@@ -41,15 +41,7 @@ def removable(
         zero: flags of those that are zero, ``[channels]``.
         sizes: the norm of each, ``[channels]``: of those that must stay after all, the largest do.
     """
-    pools = pools_of(
-        coupling,
-        sizes,
-        free_groups(coupling, constraints),
-        round_to=constraints.round_to,
-        min_keep=max(constraints.min_keep, 1),
-        may_vanish=frozenset(),
-        ties=constraints.ties,
-    )
+    pools = pools_of(coupling, sizes, free_groups(coupling, constraints), constraints, frozenset())
     among = np.zeros_like(zero)
     among[np.concatenate([np.zeros(0, np.int64), *(pool.order for pool in pools)])] = True
     removed = zero & among

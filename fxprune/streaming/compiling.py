@@ -46,7 +46,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     basis: Basis | None = None,
     units: UnitKind | Sequence[UnitKind] = ("channel", "expert", "head", "head_dim", "kv_group"),
     ignore: str | Sequence[str] = (),
-    round_to: int | Literal["auto"] = 1,
+    round_to: int | Literal["auto", "measure"] = AUTO,
     min_keep: int | Literal["auto"] = AUTO,
     recover: RecoveryOption | str | Recovery | None = AUTO,
     ridge: float | Literal["auto"] = AUTO,

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from fxprune._base.errors import FxpruneError
 from fxprune._base.ranks import gathered, shared, world
-from fxprune.compiler.options import AUTO, Options
+from fxprune.compiler.options import MEASURE, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
 from fxprune.compiler.state import State
@@ -46,7 +46,7 @@ def _check_measures_nothing(state: State) -> None:
     """
     for name, asked in (
         ("a bound on the latency", state.budget is not None and state.budget.bounds_latency),
-        ("round_to='auto'", state.options.round_to == AUTO),
+        ("round_to='measure'", state.options.round_to == MEASURE),
     ):
         if asked:
             raise ValueError(

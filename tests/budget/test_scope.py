@@ -12,7 +12,7 @@ import fxprune
 from fxprune._base.errors import BudgetError
 
 X = torch.randn(8, 10)
-OPTIONS: dict[str, Any] = {"method": "l2", "recover": None, "progress": False}
+OPTIONS: dict[str, Any] = {"method": "l2", "recover": None, "round_to": 1, "progress": False}
 
 
 def model() -> nn.Module:

@@ -17,7 +17,8 @@ from fxprune._base.errors import BudgetError, IgnoredPatternWarning, NothingToPr
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.cost import Cost, cost_model
-from fxprune.budget.solver import solve
+from fxprune.budget.ranking import pools_of
+from fxprune.budget.solver import channel_scores, solve
 from fxprune.coupling.unit_scores import STAYS
 from tests.models import small
 from tests.models.fn import Fn
@@ -107,6 +108,23 @@ def test_kept_channels_come_in_multiples(round_to: int, how: dict[str, Any]) -> 
     slicer = coupling.slicer(solution.removed)
     for layer in ("l0", "l1"):
         assert slicer.count(coupling.parameter(f"{layer}.weight")[0]) % round_to == 0
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3, 0.1])
+def test_eased_multiples_are_met_and_none_could_come_back(share: float) -> None:
+    coupling, constraints = linear_coupling(8, 160, 48, 4), Constraints(round_to=16, eased=True)
+    given, model = random_scores(coupling, 0), cost_model(linear_coupling(8, 160, 48, 4))
+    found = solve(coupling, given, share, constraints=constraints)
+    assert found.after.params <= share * found.before.params
+    pools = pools_of(coupling, channel_scores(coupling, given), coupling.groups, constraints, frozenset())
+    assert [pool.quantum for pool in pools] == [16, 4]
+    for pool in pools:
+        kept = len(pool.order) - len(pool.gone(found.removed))
+        assert kept % pool.quantum == 0 or kept in (1, 2, 4, 8)
+        for step in pool.steps(found.removed)[:1]:
+            back = found.removed.copy()
+            back[step] = False
+            assert model.of(back).params > share * found.before.params
 
 
 def test_multiples_are_of_the_layer_not_of_its_units() -> None:

@@ -33,7 +33,7 @@ def widths(pruned: Any) -> list[int]:
 
 
 def compiled(model: nn.Module, **options: Any) -> Any:
-    given: dict[str, Any] = {"budget": 0.6, "method": "l2", "progress": False} | options
+    given: dict[str, Any] = {"budget": 0.6, "method": "l2", "round_to": 1, "progress": False} | options
     return fxprune.compile(model, data(), given.pop("budget"), **given)
 
 

@@ -26,7 +26,7 @@ from tests.support.pruning import coupling_of, random_scores
 @pytest.mark.parametrize("share", but_slow([0.9, 0.6, 0.35], quick=(0.6,)))
 def test_a_share_of_the_latency_is_met(network: Any, clock: list[Fake], share: float) -> None:
     model, x = network
-    pruned = fxprune.compile(model, [x], Budget(latency=share, batch_size=2, threads=1), progress=False)
+    pruned = fxprune.compile(model, [x], Budget(latency=share, batch_size=2, threads=1), round_to=1, progress=False)
     found = fxprune.report(pruned).latency
     (fake,) = clock
     assert found.dense_ms == pytest.approx(fake.time(model)) and found.measured_ms == pytest.approx(fake.time(pruned))
@@ -40,7 +40,7 @@ def test_a_share_of_the_latency_is_met(network: Any, clock: list[Fake], share: f
 
 def test_the_histogram_shows_what_units_were_ranked_by(network: Any, clock: list[Fake]) -> None:
     model, x = network
-    pruned = fxprune.compile(model, [x], Budget(latency=0.5, batch_size=2), method="l1", progress=False)
+    pruned = fxprune.compile(model, [x], Budget(latency=0.5, batch_size=2), method="l1", round_to=1, progress=False)
     scores = fxprune.report(pruned).scores
     assert scores.unit == "score per millisecond" and scores.cut is not None
     assert sum(scores.removed) > 10 and scores.astray == (0, 0)
@@ -77,7 +77,7 @@ def test_a_limit_just_above_the_smallest_model_is_met(network: Any, clock: list[
     model, x = network
     smallest = fxprune.compile(model, [x], ratios=1.0, method="l1", recover=None, progress=False)
     least = Fake(model, (x[:1],), {}).time(smallest)
-    pruned = fxprune.compile(model, [x], Budget(latency_ms=1.005 * least), method="l1", progress=False)
+    pruned = fxprune.compile(model, [x], Budget(latency_ms=1.005 * least), method="l1", round_to=1, progress=False)
     assert fxprune.report(pruned).latency.met
 
 

@@ -46,7 +46,7 @@ def test_the_table_never_falls_where_a_width_grows() -> None:
 
 def test_widths_are_sampled_as_they_will_be_kept() -> None:
     operation, asked = product(), []
-    Table(lambda op, widths: asked.append(widths) or 1.0, quantum=8).fill([operation])
+    Table(lambda op, widths: asked.append(widths) or 1.0, multiple=lambda width: 8).fill([operation])
     odd = {w // 8 % 2 for widths in asked for w, full in zip(widths, operation.widths, strict=True) if w < full}
     assert all(w % 8 == 0 for widths in asked for w in widths) and odd == {1}
 
