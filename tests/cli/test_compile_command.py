@@ -22,7 +22,10 @@ from tests.support.cli import TINY, complaint, done, listing
 def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
     argv = ("compile", "mine:net", "--calib", "pictures", "--image-size", "8", "--budget", "0.6", "--method", "taylor")
     found = done(*argv, "--out", "out", "--plan", "plan.json")
-    assert "verified: equal to the masked twin" in found.stdout and "saved: the model in out" in found.stdout
+    assert (
+        "verified: the rewriting is exact: equal to the masked twin" in found.stdout
+        and "saved: the model in out" in found.stdout
+    )
     pruned = fxprune.load(here / "out")
     report = fxprune.report(pruned)
     assert report.verified is True and report.method == "taylor"
