@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Container, Mapping
+from numbers import Real
 from typing import Any
 
 from fxprune._base.errors import FxpruneError
@@ -37,6 +38,11 @@ def seed_of(value: Any) -> int:
 def is_whole(value: Any, least: int) -> bool:
     """Returns whether a value is an int of at least so much that can be kept."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def is_share(value: Any) -> bool:
+    """Returns whether a value is a number from 0 to below 1."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def check_takes(error: type[Exception], what: str, function: Any, *arguments: str) -> None:

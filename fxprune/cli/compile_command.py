@@ -67,6 +67,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     method={"metavar": "NAME", "help": f"Criterion: {_METHODS}."},
     recover={"metavar": "NAME", "help": _RECOVER},
     ridge=_NUMBER,
+    holdout={"type": float, "metavar": "SHARE"},
     allow_bias={},
     steps={},
     allocation={"type": click.Choice(get_args(Allocation))},

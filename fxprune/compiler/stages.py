@@ -47,9 +47,10 @@ from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call
 from fxprune.data.checks import check_plain, check_weights, device_of, probe, without_values
+from fxprune.data.holdout import Part, split_of
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths
-from fxprune.recovery.protocol import RecoveryContext, finished, recovered, recovery_of
+from fxprune.recovery.protocol import RecoveryContext, finished, fits, recovered, recovery_of
 from fxprune.reporting.building import make_report
 from fxprune.reporting.distribution import score_summary
 from fxprune.results.attached import attach
@@ -117,6 +118,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         recovery=recovery,
         batches=batches,
         first=first,
+        split=split_of(batches, chosen.holdout, fits=fits(recovery)),
         constraints=chosen.constraints(),
         budget=wanted,
         shifts=shifts,
@@ -134,6 +136,7 @@ def with_method(state: State, options: Options, scorer: Scorer) -> State:
         options=chosen,
         scorer=scorer,
         recovery=recovery,
+        split=split_of(state.batches, chosen.holdout, fits=fits(recovery)),
         constraints=replace(chosen.constraints(), ties=state.constraints.ties),
         clock=Clock(False),
     )
@@ -220,7 +223,7 @@ def recover(state: State) -> State:
     options = state.options
     context = RecoveryContext(
         state.selection,
-        state.inputs,
+        state.inputs if (fitted := state.split.fitted) is None else Part(state.inputs, 0, fitted),
         options.damping,
         options.memory_limit,
         options.seed,
