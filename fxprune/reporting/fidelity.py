@@ -146,7 +146,7 @@ def _floats(outputs: Any) -> list[Tensor]:
 
 def _classes_dim(outputs: Any, batch: Batch, *, causal: bool) -> int | None:
     """Returns along which dimension of a model's logits classes lie; None if they are none of the samples, or the targets are values."""
-    if not _floats(outputs):
+    if all(x.ndim == 0 for x in _floats(outputs)):
         return None
     scores = logits_of(outputs)
     named = named_logits(outputs) is not None or (causal and scores.ndim == 3)

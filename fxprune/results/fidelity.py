@@ -147,6 +147,15 @@ class Fidelity:
         return cls(**found)
 
 
+def scale_text() -> str:
+    """Returns the scale in words."""
+    (good, fair), (same, most), (much, some) = (SCALE[name] for name in ("perplexity", "agreement", "explained"))
+    return (
+        f"Good, or fair, is an agreement of at least {_percent(same)} % ({_percent(most)} %); of a language model a perplexity of at most "
+        f"{good:g} ({fair:g}) times the dense one's; without class scores {_percent(much)} % ({_percent(some)} %) of the variance."
+    )
+
+
 def writable(value: float | None) -> float | str | None:
     """Returns a number as JSON has it; one that is not finite as text."""
     return str(value) if value is not None and not math.isfinite(value) else value

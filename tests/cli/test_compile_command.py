@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import fxprune
+from fxprune.cli.errors import in_options
 from fxprune.runtimes import registry
 from fxprune.scoring import scorer
 from tests.support.cli import TINY, complaint, done, listing
@@ -31,7 +32,12 @@ def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
     assert report.verified is True and report.method == "taylor"
     assert report.params[1] == sum(p.numel() for p in pruned.parameters()) <= 0.6 * report.params[0]
     assert report.plan is not None and (here / "plan.json").read_text() == report.plan.to_json()
-    assert done("report", "out").stdout == f"{report}\n"
+    assert done("report", "out").stdout == in_options(f"{report}\n")
+    assert (
+        report.fidelity is not None
+        and f"fidelity: {report.fidelity.level}: " in found.stdout
+        and "\x1b" not in found.stdout
+    )
     assert json.loads(done("report", "out", "--json").stdout) == report.to_dict()
     assert report.notes[-1] == shlex.join(["fxprune", *argv, "--out", "out", "--plan", "plan.json"])
 

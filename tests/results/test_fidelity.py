@@ -82,10 +82,20 @@ def test_it_stands_beside_the_seal() -> None:
     found = make_report(fidelity=Fidelity(**FIGURES))
     *_, seal, line, figures = str(found).splitlines()
     assert seal.startswith("verified: the rewriting is exact: ") and line == f"fidelity: {found.fidelity}"
-    assert (
-        figures.split()
-        == ["agreement", "48.4", "%,", "explained", "variance", "0.4000,", "relative", "error", "0.7,", "divergence", "0.8", "nats"]
-    )
+    assert figures.split() == [
+        "agreement",
+        "48.4",
+        "%,",
+        "explained",
+        "variance",
+        "0.4000,",
+        "relative",
+        "error",
+        "0.7,",
+        "divergence",
+        "0.8",
+        "nats",
+    ]
     assert "fidelity: poor: agrees" in repr(found) and "recover='sequential', fine-tune, or a larger budget" in repr(
         found
     )
