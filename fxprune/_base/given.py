@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Container, Mapping
-from numbers import Real
 from typing import Any
 
 from fxprune._base.errors import FxpruneError
@@ -42,7 +41,7 @@ def is_whole(value: Any, least: int) -> bool:
 
 def is_share(value: Any) -> bool:
     """Returns whether a value is a number from 0 to below 1."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def check_takes(error: type[Exception], what: str, function: Any, *arguments: str) -> None:
