@@ -61,12 +61,12 @@ class Judge:
     Args:
         state: as prepared: of the model as it was given.
         memory_limit: bytes of dense outputs that are kept from one result to the next.
-        compared: compares the state at the end with the beginning; by default calls of both models do.
+        compared: compares the state at the end with the dense model, on these batches; by default calls of both models do.
     """
 
     state: State
     memory_limit: int = 0
-    compared: Callable[[State], Fidelity] | None = None
+    compared: Callable[[State, Judged], Fidelity] | None = None
     _reference: Reference = field(init=False)
     _data: Judged = field(init=False)
 
@@ -83,11 +83,11 @@ class Judge:
         return replace(found, report=report, pruned=attach(found.pruned, report))
 
     def _fidelity(self, found: State) -> Fidelity:
-        fidelity = self._reference.of(found.pruned) if self.compared is None else self.compared(found)
+        fidelity = self._reference.of(found.pruned) if self.compared is None else self.compared(found, self._data)
         if fidelity.why:
             return fidelity
-        moved = any(gathered(self._data.moved))
-        return replace(fidelity, data="shuffled" if moved else found.split.data, advice=_advice(found))
+        seen = "shuffled" if any(gathered(self._data.moved)) else self.state.split.data
+        return replace(fidelity, data=seen if fits(found.recovery) else "unfitted", advice=_advice(found))
 
 
 def _advice(state: State) -> tuple[str, ...]:

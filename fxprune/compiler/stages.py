@@ -136,7 +136,6 @@ def with_method(state: State, options: Options, scorer: Scorer) -> State:
         options=chosen,
         scorer=scorer,
         recovery=recovery,
-        split=split_of(state.batches, chosen.holdout, fits=fits(recovery)),
         constraints=replace(chosen.constraints(), ties=state.constraints.ties),
         clock=Clock(False),
     )

@@ -41,8 +41,9 @@ from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import Batch
 from fxprune.data.checks import check_weights, device_of
+from fxprune.data.holdout import split_of
 from fxprune.latency.measure import interleaved
-from fxprune.recovery.protocol import Recovery
+from fxprune.recovery.protocol import Recovery, fits, recovery_of
 from fxprune.reporting.pareto import FIDELITY, Point, Sweep
 from fxprune.results.fidelity import Fidelity
 from fxprune.scoring.loss import Loss
@@ -121,6 +122,8 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
         options.resolve(scorer)
     state = stages.prepare(model, calib_data, wanted[0], replace(options, method=scorers[0]))
     check_weights(state.module)
+    recoveries = [recovery_of(options.resolve(scorer).recover) for scorer in scorers]
+    state = replace(state, split=split_of(state.batches, holdout, fits=any(map(fits, recoveries))))
     closeness = Judge(state, memory_limit)
     judge = _Judge(state.module, state.first, closeness, evaluate, latency)
     points: list[Point] = []

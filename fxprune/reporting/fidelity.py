@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -76,68 +75,92 @@ def measured(pairs: Iterable[Pair], *, causal: bool = False) -> Fidelity:
         pairs: this process's share of the batches, with what the two models make of each.
         causal: scores are for the next token.
     """
-    values, classes, tokens = dict[int, Values](), Classes(), Tokens()
-    samples, batches, why = 0, 0, ""
+    sums, why = _Sums(causal), ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the models warn of they have before
             for batch, dense, pruned in pairs:
-                if why := _unlike(dense, pruned):
+                if why := sums.take(batch, dense, pruned):
                     break
-                _take(batch, dense, pruned, values=values, classes=classes, tokens=tokens, causal=causal)
-                samples, batches = samples + batch.size, batches + 1
     except Exception as error:  # whatever a model raises: what was compiled is not to be lost
-        why = f"not measured: a call of the model fails: {brief(error)}"
-    if why := next(filter(None, gathered(why)), ""):
-        return Fidelity(why=why)
-    values, classes, tokens = all_values(values), classes.together(), tokens.together()
-    counted = summed(torch.tensor([samples, batches], dtype=torch.float64))[0].tolist()
-    if not values:
-        return Fidelity(why="not comparable: the outputs hold no floating numbers")
-    shares = [share for one in values.values() if (share := one.explained()) is not None]
-    errors = [one.relative() for one in values.values()]
-    return Fidelity(
-        explained=sum(shares) / len(shares) if shares else None,
-        error=sum(errors) / len(errors),
-        agreement=classes.same / classes.places if classes.places else None,
-        deviation=classes.deviation(),
-        divergence=classes.divergence / classes.places if classes.places else None,
-        perplexity=tokens.perplexity(),
-        samples=int(counted[0]),
-        batches=int(counted[1]),
-    )
+        why = f"not measured: {brief(error)}"
+    why = next(filter(None, gathered(why)), "")
+    return Fidelity(why=why) if why else sums.fidelity()
 
 
-def _unlike(dense: Any, pruned: Any) -> str:
-    """Returns why the outputs of one batch do not compare; empty if they do."""
-    for a, b in zip_longest(_floats(dense), _floats(pruned)):
-        if a is None or b is None:
-            return f"not comparable: the dense model gives {len(_floats(dense))} outputs, the pruned one {len(_floats(pruned))}"
-        if a.shape != b.shape:
-            return (
-                f"not comparable: an output is {list(a.shape)} of the dense model and {list(b.shape)} of the pruned one"
-            )
-    return ""
+@dataclass(slots=True)
+class _Sums:
+    """What two models' outputs are compared by, over this process's batches.
+
+    Attributes:
+        causal: scores are for the next token.
+    """
+
+    causal: bool
+    values: dict[int, Values] = field(default_factory=dict)
+    classes: Classes = field(default_factory=Classes)
+    tokens: Tokens = field(default_factory=Tokens)
+    samples: int = 0
+    batches: int = 0
+
+    def take(self, batch: Batch, dense: Any, pruned: Any) -> str:
+        """Takes in what the models make of a batch; returns why it does not compare, if so."""
+        alike = _alike(dense, pruned)
+        if isinstance(alike, str):
+            return alike
+        dim = _classes_dim(dense, batch, causal=self.causal)
+        scores = None if dim is None else logits_of(dense)
+        for place, (a, b) in enumerate(alike):
+            if a.numel():
+                one = self.values.setdefault(place, Values())
+                one.add(a.to(b.device), b, places=a is scores and a.ndim == 3)
+        if dim is not None:
+            self._take_scores(batch, *(logits_of(outputs).movedim(dim, -1) for outputs in (dense, pruned)))
+        self.samples, self.batches = self.samples + batch.size, self.batches + 1
+        return ""
+
+    def _take_scores(self, batch: Batch, dense: Tensor, pruned: Tensor) -> None:
+        dense = dense.to(pruned.device)
+        self.classes.add(dense, pruned)
+        if self.causal and dense.ndim == 3 and (tokens := told_tokens(batch, dense)) is not None:
+            self.tokens.add(dense, pruned, tokens)
+
+    def fidelity(self) -> Fidelity:
+        """Returns what the sums of all processes say."""
+        values, classes = all_values(self.values), self.classes.together()
+        perplexity = self.tokens.together().perplexity()
+        counts = summed(torch.tensor([self.samples, self.batches], dtype=torch.float64))[0].tolist()
+        if not values:
+            return Fidelity(why="not comparable: the outputs hold no floating numbers")
+        shares = [share for one in values.values() if (share := one.explained()) is not None]
+        errors = [one.relative() for one in values.values()]
+        return Fidelity(
+            explained=sum(shares) / len(shares) if shares else None,
+            error=sum(errors) / len(errors),
+            agreement=classes.same / classes.places if classes.places else None,
+            deviation=classes.deviation(),
+            divergence=classes.divergence / classes.places if classes.places else None,
+            perplexity=perplexity,
+            samples=int(counts[0]),
+            batches=int(counts[1]),
+        )
 
 
-def _take(
-    batch: Batch, dense: Any, pruned: Any, *, values: dict[int, Values], classes: Classes, tokens: Tokens, causal: bool
-) -> None:
-    """Adds what the outputs of a batch say to the sums."""
-    dim = _classes_dim(dense, batch, causal=causal)
-    scores = None if dim is None else logits_of(dense)
-    for place, (a, b) in enumerate(zip(_floats(dense), _floats(pruned), strict=True)):
-        if a.numel():
-            one = values.setdefault(place, Values())
-            one.add(a.to(b.device), b, places=a is scores and a.ndim == 3)
-    if scores is None or dim is None or not scores.numel():
-        return
-    first, second = (logits_of(outputs).movedim(dim, -1) for outputs in (dense, pruned))
-    first = first.to(second.device)
-    classes.add(first, second)
-    asked = told_tokens(batch, first) if causal and first.ndim == 3 else None
-    if asked is not None:
-        tokens.add(first, second, asked)
+def _alike(dense: Any, pruned: Any) -> list[tuple[Tensor, Tensor]] | str:
+    """Returns the floating outputs of one batch in pairs, or why they do not compare.
+
+    Where others differ in size, as what is kept for later tokens may, those called ``logits`` are compared alone.
+    """
+    ours, theirs = _floats(dense), _floats(pruned)
+    first, second = named_logits(dense), named_logits(pruned)
+    if len(ours) == len(theirs) and all(a.shape == b.shape for a, b in zip(ours, theirs, strict=True)):
+        return list(zip(ours, theirs, strict=True))
+    if first is not None and second is not None and first.shape == second.shape:
+        return [(first, second)]
+    if len(ours) != len(theirs):
+        return f"not comparable: the dense model gives {len(ours)} outputs, the pruned one {len(theirs)}"
+    a, b = next((a, b) for a, b in zip(ours, theirs, strict=True) if a.shape != b.shape)
+    return f"not comparable: an output is {list(a.shape)} of the dense model and {list(b.shape)} of the pruned one"
 
 
 def _floats(outputs: Any) -> list[Tensor]:
@@ -154,4 +177,4 @@ def _classes_dim(outputs: Any, batch: Batch, *, causal: bool) -> int | None:
     there = (scores.ndim == 2 or (named and scores.ndim > 2)) and len(scores) == batch.size
     targets = batch.targets
     valued = isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == scores.shape
-    return dim if there and not valued and scores.shape[dim] > 1 else None
+    return dim if there and not valued and scores.numel() and scores.shape[dim] > 1 else None

@@ -167,8 +167,8 @@ def test_a_call_that_fails_does_not_lose_the_result(monkeypatch: pytest.MonkeyPa
     pruned = compiled(verify=False)
     monkeypatch.setattr(PrunedModule, "__call__", fails)
     failed = compiled(verify=False)
-    assert str(close(failed)) == "not measured: a call of the model fails: RuntimeError: out of luck"
-    assert failed.plan == pruned.plan and "fidelity: not measured: a call" in str(failed.report)
+    assert str(close(failed)) == "not measured: RuntimeError: out of luck"
+    assert failed.plan == pruned.plan and "fidelity: not measured: Runtime" in str(failed.report)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -181,7 +181,7 @@ def test_models_of_other_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("form", ["graph", "module"])
 def test_a_model_in_parts_is_judged_as_a_whole(form: Any) -> None:
     torch.manual_seed(0)
-    model, data = Uncapturable().eval(), list(torch.randn(3, 16, 6, 6, dtype=torch.float64))
+    model, data = Uncapturable().eval(), list(torch.randn(3, 16, 3, 8, 8, dtype=torch.float64))
     pruned = fxprune.compile(model, data, 0.6, form=form, progress=False)
     found = close(pruned)
     with torch.no_grad():
@@ -234,6 +234,22 @@ def test_a_language_model_has_a_perplexity() -> None:
         scores = [net(**data[-1])["logits"][:, :-1] for net in (model, pruned)]
     wanted = [float(nn.functional.cross_entropy(s.flatten(0, 1).double(), labels.flatten()).exp()) for s in scores]
     assert found.perplexity == pytest.approx(wanted, rel=1e-5) and "perplexity" in str(found)
+
+
+def test_a_language_model_of_its_own_class_has_a_perplexity() -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=40,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    pruned = fxprune.compile(model, texts(), 0.7, form="module", progress=False)
+    found = close(pruned)
+    assert found.perplexity is not None and found.agreement is not None and not found.why
 
 
 class Plain(nn.Module):
