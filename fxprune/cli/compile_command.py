@@ -136,7 +136,7 @@ def compile_model(
     if not first:
         return
     found = fxprune.report(pruned)
-    if plan_only and found.fidelity is not None and found.recover == "":
+    if plan_only and found.fidelity is not None and not (found.fidelity.why or found.recover):
         found = replace(found, fidelity=Fidelity(why="not measured: nothing is recovered where only a plan is made"))
     found = replace(found, notes=(*found.notes, as_given()))
     attach(pruned, found)

@@ -51,6 +51,15 @@ def test_bounds_together_and_as_json(here: Path) -> None:
     assert json.loads(absolute.stdout)["macs"][1] <= data["macs"][1]
 
 
+def test_what_is_not_recovered_is_not_judged_and_what_is_held_out_can_be_told() -> None:
+    dry = done("compile", *TINY, "--budget", "0.6", "--dry-run")
+    assert "fidelity: not measured: nothing is recovered where only a plan is made\n" in dry.stdout
+    argv = ("compile", *TINY, "--budget", "0.6", "--out", "out", "--json")
+    for share, data in (("0.5", "held out"), ("0", "seen")):
+        found = json.loads(done(*argv, "--holdout", share).stdout)["fidelity"]
+        assert found["data"] == data and found["samples"] == 4 and found["level"] in ("good", "fair", "poor")
+
+
 def test_a_share_in_per_cent() -> None:
     budget, share = (done("compile", *TINY, "--budget", text, "--dry-run", "--json").stdout for text in ("60%", "0.6"))
     assert json.loads(budget)["params"] == json.loads(share)["params"]
