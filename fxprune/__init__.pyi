@@ -60,6 +60,7 @@ from .reporting.pareto import Sweep as Sweep
 from .results.attached import detach as detach
 from .results.attached import report as report
 from .results.certificate import Certificate as Certificate
+from .results.fidelity import Fidelity as Fidelity
 from .results.plan import Plan as Plan
 from .results.record import Report as Report
 from .rewriting.emission import emit as emit

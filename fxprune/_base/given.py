@@ -39,6 +39,11 @@ def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
 
 
+def is_share(value: Any) -> bool:
+    """Returns whether a value is a number from 0 to below 1."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+
+
 def check_takes(error: type[Exception], what: str, function: Any, *arguments: str) -> None:
     """Makes sure that a function can be called with so many arguments; their names are for the message."""
     wanted = f"{what}: expected a function of ({', '.join(arguments)})"

@@ -77,6 +77,7 @@ _META = "Plan without weights, however large the model: --plan FILE, then `fxpru
     method={"metavar": "NAME", "help": f"Criterion: {_METHODS}."},
     recover={"metavar": "NAME", "help": _RECOVER},
     ridge=_NUMBER,
+    holdout={"type": float, "metavar": "SHARE"},
     allow_bias={},
     steps={},
     allocation={"type": click.Choice(get_args(Allocation))},
@@ -119,6 +120,7 @@ def compile_model(
     from fxprune.cli.processes import started_together
     from fxprune.cli.weights import files_of
     from fxprune.results.attached import attach
+    from fxprune.results.fidelity import Fidelity
     from fxprune.scoring import scorer_of
 
     plan_only = dry_run or options["meta"]
@@ -144,6 +146,8 @@ def compile_model(
     if not first:
         return
     found = fxprune.report(pruned)
+    if plan_only and found.fidelity is not None and not (found.fidelity.why or found.recover):
+        found = replace(found, fidelity=Fidelity(why="not measured: nothing is recovered where only a plan is made"))
     found = replace(found, notes=(*found.notes, as_given()))
     attach(pruned, found)
     if plan is not None and not dry_run and found.plan is not None:

@@ -22,6 +22,10 @@ _SPELLINGS = {
     "form='module'": "--form module",
     "form='graph'": "--form graph",
     "uniform=True": "--uniform",
+    "recover='sequential'": "--recover sequential",
+    "recover='reconstruct'": "--recover reconstruct",
+    "method='variance'": "--method variance",
+    "holdout=0.1": "--holdout 0.1",
     "remote_code=True": "--remote-code",
 }
 

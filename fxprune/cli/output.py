@@ -12,6 +12,9 @@ import click
 
 from fxprune.cli.errors import InputError, in_options
 
+#: What a report's fidelity is shown in on a terminal; the word stands there as well.
+_COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
+
 
 def warn(text: str) -> None:
     """Prints a warning, one line."""
@@ -29,7 +32,17 @@ def show(found: Any, as_json: bool, quiet: bool = False, ending: str = "") -> No
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif not quiet:
-        click.echo(in_options(f"{found}{ending}"))
+        text, plain = in_options(f"{found}{ending}"), bool(os.environ.get("NO_COLOR"))
+        click.echo(_painted(text, getattr(found, "fidelity", None)), color=False if plain else None)
+
+
+def _painted(text: str, fidelity: Any) -> str:
+    """Returns a text with the line of a report's fidelity in its colour, which is lost where no terminal shows it."""
+    colour = None if fidelity is None else _COLOURS.get(fidelity.level)
+    if colour is None:
+        return text
+    lines = text.splitlines()
+    return "\n".join(click.style(x, fg=colour) if x.startswith(f"fidelity: {fidelity.level}: ") else x for x in lines)
 
 
 def check_directory(out: str | os.PathLike[str]) -> None:

@@ -13,7 +13,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from fxprune._base.defaults import MEMORY_LIMIT, RIDGE
-from fxprune._base.given import check_takes, is_whole, seed_of
+from fxprune._base.given import check_takes, is_share, is_whole, seed_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,8 @@ class Options:
             on the only path may go as well, the next layer reading what they read.
         ridge: damping of ``"covariance"`` and ``"sequential"``, as a share of the mean variance of a layer's inputs; with
             ``"auto"`` each layer that has few samples takes what is best on a quarter of them that the others do not see.
+        holdout: the share of the batches, the last ones, that recovery does not see, and on which the result is compared with the dense
+            model; one at least, unless there is but one. With 0 recovery has them all, and the comparison is on some that it has seen.
         allow_bias: layers that read what may go, and have no bias, get one, which a recovery may shift: a LLaMA has none, and ``"mean_shift"``
             nothing to change. The class of ``form="module"`` keeps its name, but a stock checkpoint has no room for them.
         loss: ``loss(outputs, targets)``, a mean over the batch, for methods that need gradients; cross-entropy by default, of the
@@ -145,6 +147,7 @@ class Options:
     min_keep: int | Literal["auto"] = AUTO
     recover: RecoveryOption | str | Recovery | None = AUTO
     ridge: float | Literal["auto"] = AUTO
+    holdout: float = 0.1
     allow_bias: bool = False
     loss: Loss | None = None
     form: Form = "graph"
@@ -292,6 +295,8 @@ def _check_types(options: Options) -> None:
 
     check_recovery(RIDGE if _is_auto(options.ridge) else options.ridge, options.memory_limit)
     _whole("steps", options.steps, 1)
+    if not is_share(options.holdout):
+        raise ValueError(f"holdout must be a share of the batches, from 0 to below 1, got {options.holdout!r:.80}")
     if options.forward_args is not None:
         check_takes(TypeError, "forward_args", options.forward_args, "batch")
     if options.loss is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fxprune.compiler.judging import Judge
 from fxprune.compiler.parts import in_parts
 from fxprune.compiler.stages import capture, from_scored, score, through, to_coupled
 from fxprune.compiler.state import State
@@ -10,7 +11,7 @@ from fxprune.compiler.steps import in_steps
 
 def run(state: State) -> State:
     """Returns the state at the end of a compilation."""
-    return from_captured(through(state, capture))
+    return Judge(state)(from_captured(through(state, capture)))
 
 
 def from_captured(state: State) -> State:

@@ -47,9 +47,10 @@ from fxprune.coupling.selection import Selection
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call
 from fxprune.data.checks import check_plain, check_weights, device_of, probe, without_values
+from fxprune.data.holdout import Part, split_of
 from fxprune.latency.search import search_of
 from fxprune.latency.widths import liked_widths, usual_widths
-from fxprune.recovery.protocol import RecoveryContext, finished, recovered, recovery_of
+from fxprune.recovery.protocol import RecoveryContext, finished, fits, recovered, recovery_of
 from fxprune.reporting.building import make_report
 from fxprune.reporting.distribution import score_summary
 from fxprune.results.attached import attach
@@ -117,6 +118,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         recovery=recovery,
         batches=batches,
         first=first,
+        split=split_of(batches, chosen.holdout, fits=fits(recovery)),
         constraints=chosen.constraints(),
         budget=wanted,
         shifts=shifts,
@@ -224,7 +226,7 @@ def recover(state: State) -> State:
     options = state.options
     context = RecoveryContext(
         state.selection,
-        state.inputs,
+        state.inputs if (fitted := state.split.fitted) is None else Part(state.inputs, 0, fitted),
         options.damping,
         options.memory_limit,
         options.seed,

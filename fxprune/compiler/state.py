@@ -23,6 +23,7 @@ from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
+from fxprune.data.holdout import Split
 from fxprune.homing.restoring import Way
 from fxprune.latency.search import LatencySearch
 from fxprune.recovery.protocol import Recovery
@@ -49,6 +50,7 @@ class State:
         budget: upper bounds; None with ratios.
         batches: the calibration data.
         first: the batch that the result is verified on.
+        split: which batches recovery learns from, and which the result is judged on.
         shelves: gives by name the shelf that new tensors go to; None where they stay in memory.
         shifts: whether the model's own loss is of the next token, as the report has it.
         loss: of the targets, where the caller gives none and the default is not the model's.
@@ -85,6 +87,7 @@ class State:
     budget: Budget | None
     batches: Batches
     first: Batch
+    split: Split
     clock: Clock
     shelves: Callable[[str], Shelf] | None = None
     shifts: bool | None = None

@@ -23,6 +23,7 @@ from fxprune.budget.cost import Cost, cost_model
 from fxprune.compiler import stages
 from fxprune.compiler.clock import Clock
 from fxprune.compiler.homecoming import tie
+from fxprune.compiler.judging import Judge
 from fxprune.compiler.options import (
     AUTO,
     MODULE,
@@ -40,10 +41,11 @@ from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import Batch
 from fxprune.data.checks import check_weights, device_of
+from fxprune.data.holdout import split_of
 from fxprune.latency.measure import interleaved
-from fxprune.recovery.protocol import Recovery
-from fxprune.reporting.fidelity import Reference
+from fxprune.recovery.protocol import Recovery, fits, recovery_of
 from fxprune.reporting.pareto import FIDELITY, Point, Sweep
+from fxprune.results.fidelity import Fidelity
 from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer, scorer_of
 
@@ -67,6 +69,7 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     min_keep: int | Literal["auto"] = AUTO,
     recover: RecoveryOption | str | Recovery | None = AUTO,
     ridge: float | Literal["auto"] = AUTO,
+    holdout: float = 0.1,
     allow_bias: bool = False,
     loss: Loss | None = None,
     form: Form = "graph",
@@ -90,8 +93,8 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
 
     Args:
         model: as `fxprune.compile` takes it, with values; it is left as it is.
-        calib_data: batches, as `fxprune.compile` takes them; fidelity is measured on all of them. Batches and dense outputs
-            are kept up to ``memory_limit`` bytes.
+        calib_data: batches, as `fxprune.compile` takes them; fidelity is measured on those that recovery does not see (``holdout``).
+            They and their dense outputs are kept up to ``memory_limit`` bytes.
         budgets: shares of parameters, or budgets.
         methods: names or scorers.
         evaluate: gives a model's quality, higher is better; called with the dense model and each pruned one, in
@@ -119,8 +122,10 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
         options.resolve(scorer)
     state = stages.prepare(model, calib_data, wanted[0], replace(options, method=scorers[0]))
     check_weights(state.module)
-    reference = Reference(state.module, state.batches, memory_limit)
-    judge = _Judge(state.module, state.first, reference, evaluate, latency)
+    recoveries = [recovery_of(options.resolve(scorer).recover) for scorer in scorers]
+    state = replace(state, split=split_of(state.batches, holdout, fits=any(map(fits, recoveries))))
+    closeness = Judge(state, memory_limit)
+    judge = _Judge(state.module, state.first, closeness, evaluate, latency)
     points: list[Point] = []
     with tqdm(
         total=len(scorers) * len(wanted), desc="fxprune sweep", unit="point", disable=None if progress else True
@@ -178,7 +183,7 @@ class _Judge:
 
     dense: nn.Module
     first: Batch
-    reference: Reference
+    closeness: Judge
     evaluate: Callable[[nn.Module], float] | None
     latency: bool
     dense_value: float | None = None
@@ -190,15 +195,14 @@ class _Judge:
             self.dense_value = _value(self.evaluate, self.dense)
         start = time.perf_counter()
         try:
-            done = make()
+            done = self.closeness(make())
         except FxpruneError as error:
             if not isinstance(error, (BudgetError, VerificationError)):
                 self.failures.append(error)
             return Point(method=method, budget=budget, why=str(error), seconds=time.perf_counter() - start)
         seconds = time.perf_counter() - start
-        pruned, found = done.pruned, done.report
+        pruned, found, close = done.pruned, done.report, done.report.fidelity or Fidelity()
         value, why = self._value_or_why(pruned)
-        close = self.reference.of(pruned)
         return Point(
             method=method,
             budget=budget,
@@ -206,7 +210,7 @@ class _Judge:
             verified=found.verified,
             report=found,
             cost=Cost(found.params[1], found.macs[1], found.bytes[1]),
-            fidelity=close.explained,
+            fidelity=math.nan if close.explained is None else close.explained,
             agreement=close.agreement,
             value=value,
             why=why,

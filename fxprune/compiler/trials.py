@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
+from fxprune.data.holdout import Part
 from fxprune.recovery.compensate import make_up
 from fxprune.recovery.consumers import Consumer, Replacements, find_consumers
 from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
@@ -48,18 +48,6 @@ class _Remembering(RecoveryContext):
             yield consumer, deepcopy(self.known[consumer.node])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _First:
-    """The first batches."""
-
-    inputs: Batches
-    count: int
-
-    def __iter__(self) -> Iterator[Sequence[Tensor]]:
-        """Yields them."""
-        return islice(iter(self.inputs), self.count)
-
-
 class Trials:
     """What the outputs lose without some units, the layers that read them recovered by covariance.
 
@@ -76,7 +64,7 @@ class Trials:
         for probe in inputs:
             self._probe, count = probe, count + 1
         nothing = Selection.nothing(coupling)
-        self._context = _Remembering(nothing, _First(inputs, max(count - 1, 1)), ridge, memory_limit)
+        self._context = _Remembering(nothing, Part(inputs, 0, max(count - 1, 1)), ridge, memory_limit)
         anything = Selection(coupling, coupling.removed_mask(range(len(coupling.units))))
         consumers, _ = find_consumers(anything)
         samples = self._context.samples(consumers)

@@ -22,6 +22,7 @@ from fxprune._base.shelf import Shelf
 from fxprune.coupling.selection import Selection
 from fxprune.data.batch import shown
 from fxprune.data.checks import flawed, non_finite
+from fxprune.data.holdout import count_of
 from fxprune.recovery.consumers import Consumer, find_consumers
 from fxprune.recovery.gates import Gates, find_gates
 from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
@@ -130,7 +131,7 @@ class RecoveryContext:
         """
         limit = self.memory_limit
         consumers = (*self.consumers, *self.gates) if consumers is None else consumers
-        samples, batches = self.samples(consumers), _count(self.inputs)
+        samples, batches = self.samples(consumers), count_of(self.inputs)
         held = {c: batches for c in consumers if hold_out and samples[c] < _AMPLE * c.kept.shape[1]}
         known = samples if rows else {}
         sizes = {c: {c: bytes_of(c, covariance, limit, known.get(c)) * (2 if c in held else 1)} for c in consumers}
@@ -155,7 +156,7 @@ class RecoveryContext:
 
     def samples(self, consumers: Iterable[Consumer]) -> dict[Consumer, int]:
         """Returns how many samples layers read in all batches, if each is like the one at capture."""
-        info, batches = self.selection.coupling.captured.info, _count(self.inputs)
+        info, batches = self.selection.coupling.captured.info, count_of(self.inputs)
         ends = {c: c.source if isinstance(info[c.node], list) else c.node for c in consumers}
         return {c: c.samples(info[end].example) * batches for c, end in ends.items()}
 
@@ -170,14 +171,6 @@ class RecoveryContext:
     def unreached(self) -> tuple[str, ...]:
         """The layers that read removed channels and are left as they are, and why."""
         return (*self._found[1], *self._gates[1])
-
-
-def _count(inputs: Batches) -> int:
-    """Returns how many batches there are, gone through only where they do not tell."""
-    try:
-        return len(inputs)  # type: ignore[arg-type]
-    except TypeError:
-        return sum(1 for _ in inputs)
 
 
 @runtime_checkable
@@ -251,6 +244,11 @@ def recovery_of(method: str | Recovery | None) -> Recovery | None:
     check_takes(RecoveryError, f"recovery {method.name!r}: recover", method.recover, "context")
     check_takes(RecoveryError, f"recovery {method.name!r}: finish", method.finish, "pruned", "seed")
     return method
+
+
+def fits(recovery: Recovery | None) -> bool:
+    """Returns whether a recovery fits anything to the data."""
+    return recovery is not None and not recovery.anew
 
 
 #: The largest ridge: nothing but the mean shift is left of a regression long before it.

@@ -1,78 +1,61 @@
-"""Fidelity: how much of the dense model's outputs is left in a pruned model's, on calibration data."""
+"""Fidelity: measures how much of the dense model's outputs is left in a pruned model's, on calibration data."""
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fxprune._base.errors import brief
 from fxprune._base.modes import lent
+from fxprune._base.ranks import gathered, own, summed
 from fxprune.data.batch import Batch
 from fxprune.data.calls import tensors_of
+from fxprune.reporting.closeness import Classes, Tokens, Values, all_values
+from fxprune.results.fidelity import Fidelity
+from fxprune.scoring.causal import told_tokens
+from fxprune.scoring.loss import logits_of, named_logits
 
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How close two models' outputs are.
-
-    Attributes:
-        explained: ``1 - sum |a - b|^2 / sum |a - mean of a|^2`` of the dense outputs a and the pruned b,
-            averaged over the outputs that vary: 1 where they are the same, 0 where b is no better than a constant.
-            NaN if b is not finite or of other sizes than a (boxes that are found, say), or no output varies.
-        agreement: the share of samples for which the largest of the class scores is the same one; None if the
-            first output is no ``[samples, classes]`` and there are no ``logits``, or sizes differ.
-    """
-
-    explained: float
-    agreement: float | None
+#: A batch, and what the dense and the pruned model make of it.
+Pair: TypeAlias = "tuple[Batch, Any, Any]"
 
 
 @dataclass(slots=True)
 class Reference:
     """A dense model's outputs batch by batch, kept up to a number of bytes and computed again beyond.
 
-    An output is kept with its batch: data may come in another order each time.
+    An output is kept with its batch: data may come in another order each time. Of several processes each has its share.
 
     Attributes:
         model: the dense model.
         batches: calibration batches.
         memory_limit: bytes of batches and outputs that are kept.
+        causal: the scores are for the next token.
     """
 
     model: nn.Module
     batches: Iterable[Batch]
-    memory_limit: int
+    memory_limit: int = 0
+    causal: bool = False
     _kept: dict[int, tuple[Batch, Any]] = field(default_factory=dict)
     _bytes: int = 0
 
     def of(self, pruned: nn.Module) -> Fidelity:
-        """Returns how close a pruned model comes."""
-        sums: dict[int, _Sums] = {}
-        same, samples = 0, 0
-        with torch.no_grad():
-            for batch, dense in self._outputs():
-                with lent(pruned, batch.args, batch.kwargs):
-                    result = pruned(*batch.args, **batch.kwargs)
-                for place, (a, b) in enumerate(zip_longest(_floats(dense), _floats(result))):
-                    if a is None or b is None or a.shape != b.shape:
-                        return Fidelity(math.nan, None)
-                    if a.numel():
-                        sums.setdefault(place, _Sums()).add(a.to(b.device), b)
-                first, second = _scores(dense), _scores(result)
-                if first is not None and second is not None:
-                    chosen = first.argmax(-1).to(second.device)
-                    same += int((chosen == second.argmax(-1)).sum())
-                    samples += chosen.numel()
-        parts = [share for part in sums.values() if (share := part.explained()) is not None]
-        return Fidelity(sum(parts) / len(parts) if parts else math.nan, same / samples if samples else None)
+        """Returns how close a pruned model comes; if one of the two fails, why there is nothing to tell."""
+        return measured(self._pairs(pruned), causal=self.causal)
+
+    def _pairs(self, pruned: nn.Module) -> Iterator[Pair]:
+        for batch, dense in self._outputs():
+            with lent(pruned, batch.args, batch.kwargs):
+                result = pruned(*batch.args, **batch.kwargs)
+            yield batch, dense, result
 
     def _outputs(self) -> Iterator[tuple[Batch, Any]]:
-        for index, batch in enumerate(self.batches):
+        for index, batch in own(self.batches):
             entry = self._kept.get(index)
             if entry is None:
                 with lent(self.model, batch.args, batch.kwargs):
@@ -84,47 +67,114 @@ class Reference:
             yield entry
 
 
+@torch.no_grad()
+def measured(pairs: Iterable[Pair], *, causal: bool = False) -> Fidelity:
+    """Returns how close outputs are; where they do not compare, or making them fails, why.
+
+    Args:
+        pairs: this process's share of the batches, with what the two models make of each.
+        causal: scores are for the next token.
+    """
+    sums, why = _Sums(causal), ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the models warn of they have before
+            for batch, dense, pruned in pairs:
+                if why := sums.take(batch, dense, pruned):
+                    break
+    except Exception as error:  # whatever a model raises: what was compiled is not to be lost
+        why = f"not measured: {brief(error)}"
+    why = next(filter(None, gathered(why)), "")
+    return Fidelity(why=why) if why else sums.fidelity()
+
+
 @dataclass(slots=True)
 class _Sums:
-    """Running sums over one output. Its mean is that of each coordinate; of all values if sizes vary."""
+    """What two models' outputs are compared by, over this process's batches.
 
-    error: float = 0.0
-    squares: float = 0.0
+    Attributes:
+        causal: scores are for the next token.
+    """
+
+    causal: bool
+    values: dict[int, Values] = field(default_factory=dict)
+    classes: Classes = field(default_factory=Classes)
+    tokens: Tokens = field(default_factory=Tokens)
     samples: int = 0
-    values: int = 0
-    whole: float = 0.0
-    totals: Tensor = field(default_factory=lambda: torch.zeros(()))  # of each coordinate
-    varying: bool = False
+    batches: int = 0
 
-    def add(self, dense: Tensor, pruned: Tensor) -> None:
-        a, b = dense.double(), pruned.double()
-        rows = a.reshape(len(a), -1) if a.ndim > 1 else a.reshape(-1, 1)
-        here = rows.sum(0)
-        self.varying |= self.samples > 0 and self.totals.shape != here.shape
-        self.totals = here if self.varying or not self.samples else self.totals + here
-        self.error += float((a - b).square().sum())
-        self.squares += float(rows.square().sum())
-        self.whole += float(here.sum())
-        self.samples += len(rows)
-        self.values += rows.numel()
+    def take(self, batch: Batch, dense: Any, pruned: Any) -> str:
+        """Takes in what the models make of a batch; returns why it does not compare, if so."""
+        alike = _alike(dense, pruned)
+        if isinstance(alike, str):
+            return alike
+        dim = _classes_dim(dense, batch, causal=self.causal)
+        scores = None if dim is None else logits_of(dense)
+        for place, (a, b) in enumerate(alike):
+            if a.numel():
+                one = self.values.setdefault(place, Values())
+                one.add(a.to(b.device), b, places=a is scores and a.ndim == 3)
+        if dim is not None:
+            self._take_scores(batch, *(logits_of(outputs).movedim(dim, -1) for outputs in (dense, pruned)))
+        self.samples, self.batches = self.samples + batch.size, self.batches + 1
+        return ""
 
-    def explained(self) -> float | None:
-        """Returns None where the dense output does not vary."""
-        if not math.isfinite(self.error):
-            return math.nan
-        mean = self.whole**2 / self.values if self.varying else float(self.totals.square().sum()) / self.samples
-        spread = self.squares - mean
-        return 1 - self.error / spread if spread > 1e-12 * self.squares else None
+    def _take_scores(self, batch: Batch, dense: Tensor, pruned: Tensor) -> None:
+        dense = dense.to(pruned.device)
+        self.classes.add(dense, pruned)
+        if self.causal and dense.ndim == 3 and (tokens := told_tokens(batch, dense)) is not None:
+            self.tokens.add(dense, pruned, tokens)
+
+    def fidelity(self) -> Fidelity:
+        """Returns what the sums of all processes say."""
+        values, classes = all_values(self.values), self.classes.together()
+        perplexity = self.tokens.together().perplexity()
+        counts = summed(torch.tensor([self.samples, self.batches], dtype=torch.float64))[0].tolist()
+        if not values:
+            return Fidelity(why="not comparable: the outputs hold no floating numbers")
+        shares = [share for one in values.values() if (share := one.explained()) is not None]
+        errors = [one.relative() for one in values.values()]
+        return Fidelity(
+            explained=sum(shares) / len(shares) if shares else None,
+            error=sum(errors) / len(errors),
+            agreement=classes.same / classes.places if classes.places else None,
+            deviation=classes.deviation(),
+            divergence=classes.divergence / classes.places if classes.places else None,
+            perplexity=perplexity,
+            samples=int(counts[0]),
+            batches=int(counts[1]),
+        )
+
+
+def _alike(dense: Any, pruned: Any) -> list[tuple[Tensor, Tensor]] | str:
+    """Returns the floating outputs of one batch in pairs, or why they do not compare.
+
+    Where others differ in size, as what is kept for later tokens may, those called ``logits`` are compared alone.
+    """
+    ours, theirs = _floats(dense), _floats(pruned)
+    first, second = named_logits(dense), named_logits(pruned)
+    if len(ours) == len(theirs) and all(a.shape == b.shape for a, b in zip(ours, theirs, strict=True)):
+        return list(zip(ours, theirs, strict=True))
+    if first is not None and second is not None and first.shape == second.shape:
+        return [(first, second)]
+    if len(ours) != len(theirs):
+        return f"not comparable: the dense model gives {len(ours)} outputs, the pruned one {len(theirs)}"
+    a, b = next((a, b) for a, b in zip(ours, theirs, strict=True) if a.shape != b.shape)
+    return f"not comparable: an output is {list(a.shape)} of the dense model and {list(b.shape)} of the pruned one"
 
 
 def _floats(outputs: Any) -> list[Tensor]:
     return [x for x in tensors_of(outputs) if x.is_floating_point()]
 
 
-def _scores(outputs: Any) -> Tensor | None:
-    """Returns the class scores among a model's outputs, ``[..., classes]``."""
-    named = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    if isinstance(named, Tensor) and named.ndim > 1 and named.shape[-1] > 1:
-        return named
-    first = next(iter(_floats(outputs)), None)
-    return first if first is not None and first.ndim == 2 and first.shape[1] > 1 else None
+def _classes_dim(outputs: Any, batch: Batch, *, causal: bool) -> int | None:
+    """Returns along which dimension of a model's logits classes lie; None if they are none of the samples, or the targets are values."""
+    if all(x.ndim == 0 for x in _floats(outputs)):
+        return None
+    scores = logits_of(outputs)
+    named = named_logits(outputs) is not None or (causal and scores.ndim == 3)
+    dim = scores.ndim - 1 if scores.ndim < 4 else 1
+    there = (scores.ndim == 2 or (named and scores.ndim > 2)) and len(scores) == batch.size
+    targets = batch.targets
+    valued = isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == scores.shape
+    return dim if there and not valued and scores.numel() and scores.shape[dim] > 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ from fxprune._base import untrusted
 from fxprune._base.errors import PlanError
 from fxprune._base.moved import filled_in
 from fxprune.results.certificate import Certificate
+from fxprune.results.fidelity import Fidelity, read_odd, writable
 from fxprune.results.latency import Latency
 from fxprune.results.plan import Plan
 from fxprune.results.scores import ScoreSummary, read_pair
@@ -19,7 +19,7 @@ from fxprune.results.text import as_html, as_text, in_brief
 
 Change = tuple[int, int]
 
-_SCHEMA = 5
+_SCHEMA = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class Report:
         form: ``"graph"``, or ``"module"`` for a copy of the original in its own class.
         shifts: whether the original's own loss compares labels with the scores before them, as a causal language model's; None if it
             makes no such loss, or was not asked.
+        fidelity: how close the outputs are to the dense model's; None if the report is too old to tell, or no model was compared.
     """
 
     params: Change
@@ -145,6 +146,7 @@ class Report:
     recover: str = ""
     form: str = "graph"
     shifts: bool | None = None
+    fidelity: Fidelity | None = None
 
     __setstate__ = filled_in
 
@@ -163,11 +165,11 @@ class Report:
         return () if self.plan is None else self.plan.islands
 
     def __str__(self) -> str:
-        """Returns the tables: groups, totals, what is frozen and why, and the certificate."""
+        """Returns the tables: groups, totals, what is frozen and why, the certificate and the fidelity."""
         return as_text(self)
 
     def __repr__(self) -> str:
-        """Returns the totals and the certificate, a line each."""
+        """Returns the totals, the certificate and the fidelity, a line each."""
         return in_brief(self)
 
     def _repr_html_(self) -> str:
@@ -181,7 +183,7 @@ class Report:
             "method": self.method,
             "units_removed": self.units_removed,
             "verified": self.verified,
-            **{key: _writable(getattr(self, key)) for key in ("max_error", "tolerance")},
+            **{key: writable(getattr(self, key)) for key in ("max_error", "tolerance")},
             "dtype": self.dtype,
             "groups": [[g.name, g.kind, list(g.layers), g.before, g.after, g.makers] for g in self.groups],
             "frozen": [[row.tensor, row.axis, row.coordinates, row.reason] for row in self.frozen],
@@ -198,6 +200,7 @@ class Report:
             "recover": self.recover,
             "form": self.form,
             "shifts": self.shifts,
+            "fidelity": None if self.fidelity is None else self.fidelity.to_dict(),
         }
 
     @classmethod
@@ -218,14 +221,6 @@ class Report:
         values = untrusted.fields_of(data, what, known)
         del values["schema"]
         return cls(**values, plan=plan)
-
-
-def _writable(value: float | None) -> float | str | None:
-    return str(value) if value is not None and not math.isfinite(value) else value
-
-
-def _read_odd(value: Any, where: str) -> float:
-    return float(value) if value in ("nan", "inf", "-inf") else untrusted.real(value, where)
 
 
 def _read_group(value: Any, where: str) -> GroupRow:
@@ -253,7 +248,7 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
     **dict.fromkeys(("params", "macs", "bytes"), read_pair),
     **dict.fromkeys(("method", "dtype", "doubt", "recover"), untrusted.string),
     **dict.fromkeys(("collapsed", "skipped", "notes", "compared"), untrusted.texts),
-    **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(_read_odd)),
+    **dict.fromkeys(("max_error", "tolerance"), untrusted.maybe(read_odd)),
     "form": partial(untrusted.one_of, ("graph", "module")),
     **dict.fromkeys(("verified", "shifts"), untrusted.maybe(untrusted.boolean)),
     "groups": partial(untrusted.sequence_of, read=_read_group),
@@ -262,7 +257,14 @@ _READERS: dict[str, untrusted.Reader[Any]] = {
     "layers": partial(untrusted.sequence_of, read=_read_layer),
     "scores": untrusted.maybe(ScoreSummary.from_dict),
     "latency": untrusted.maybe(Latency.from_dict),
+    "fidelity": untrusted.maybe(Fidelity.from_dict),
 }
 
 #: The format in which an entry came, if not in the first.
-_SINCE = {"layers": 2, "scores": 2, "latency": 2, "doubt": 3, "compared": 3, "recover": 4, "form": 5, "shifts": 5}
+_SINCE = {
+    **dict.fromkeys(("layers", "scores", "latency"), 2),
+    **dict.fromkeys(("doubt", "compared"), 3),
+    "recover": 4,
+    **dict.fromkeys(("form", "shifts"), 5),
+    "fidelity": 6,
+}

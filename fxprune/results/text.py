@@ -1,4 +1,4 @@
-"""The report as text: tables of totals, groups and what is frozen, and the certificate."""
+"""The report as text: tables of totals, groups and what is frozen, the certificate and the fidelity."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ if TYPE_CHECKING:
 
 
 def as_text(report: Report) -> str:
-    """Returns the tables: totals, groups, what is frozen and why, lists of names and the certificate."""
+    """Returns the tables: totals, groups, what is frozen and why, lists of names, the certificate and the fidelity."""
     frozen = frozen_table((row.reason, f"{row.tensor}[{row.axis}]", row.coordinates) for row in report.frozen)
-    parts = [_totals(report), _groups(report), frozen, _lists(report), _certificate(report)]
+    parts = [_totals(report), _groups(report), frozen, _lists(report), "\n".join(_seals(report))]
     return "\n\n".join(part for part in parts if part)
 
 
 def in_brief(report: Report) -> str:
-    """Returns totals and certificate, a line each."""
+    """Returns totals, certificate and fidelity, a line each."""
     sizes = (f"{name}: {before:,} -> {after:,} ({percent(before, after)})" for name, (before, after) in _sizes(report))
     units = f"{report.units_removed:,} units removed from {touched(report)} of {len(report.groups)} groups"
     more = "print() shows groups, what is frozen and why, and the rest"
-    return text_summary(f"fxprune.Report: {_methods(report)}", [*sizes, units, _certificate(report), more])
+    close = report.fidelity
+    near = [] if close is None else [f"fidelity: {close.sentence}", *([f"closer: {close.hint}"] if close.hint else [])]
+    lines = [*sizes, units, _certificate(report), *near, more]
+    return text_summary(f"fxprune.Report: {_methods(report)}", lines)
 
 
 def as_html(report: Report) -> str:
-    """Returns totals, groups and certificate as HTML, for notebooks."""
+    """Returns totals, groups, certificate and fidelity as HTML, for notebooks."""
     facts = [(name, f"{a:,} -> {b:,} ({percent(a, b)})") for name, (a, b) in _sizes(report)]
     rows = [(row.name, row.kind, row.before, row.after, percent(row.before, row.after)) for row in report.groups]
     heads = ("group", "kind", "before", "after", "kept")
-    return html_summary(f"fxprune: {_methods(report)}", [*facts, ("certificate", _certificate(report))], heads, rows)
+    facts.append(("certificate", _certificate(report)))
+    if report.fidelity is not None:
+        facts.append(("fidelity", str(report.fidelity)))
+    return html_summary(f"fxprune: {_methods(report)}", facts, heads, rows)
 
 
 def _methods(report: Report) -> str:
@@ -78,10 +84,10 @@ def _lists(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Returns whether the model is right, and by how much it is off."""
+    """Returns whether the model computes what the original computes without what went, and by how much it is off."""
     if report.verified is None:
         return "not verified: " + ("the comparison could not tell; see the notes" if report.dtype else "not compared")
-    found = "verified: equal to" if report.verified else "WRONG: differs from"
+    found = "verified: the rewriting is exact: equal to" if report.verified else "WRONG: differs from"
     return f"{found} the masked twin, relative error {error_text(report)}"
 
 
@@ -94,6 +100,15 @@ def _certificate(report: Report) -> str:
     if report.verified is None or report.tolerance is None:
         return verdict(report)
     return f"{verdict(report)} (tolerance {report.tolerance:.0e}, {report.dtype})"
+
+
+def _seals(report: Report) -> list[str]:
+    """Returns whether the rewriting is exact, and then how close the outputs are to the dense model's, a line each."""
+    if (fidelity := report.fidelity) is None:
+        return [_certificate(report)]
+    lines = [_certificate(report), f"fidelity: {fidelity}"]
+    figures = ", ".join(f"{name} {text}" for name, text in fidelity.details().items())
+    return [*lines, f"          {figures}"] if figures else lines
 
 
 def _factor(before: int, after: int) -> str:

@@ -98,6 +98,26 @@ def _tokens(targets: Any) -> Tensor | None:
     return None if targets.is_floating_point() or targets.is_complex() else targets.long()
 
 
+def told_tokens(batch: Batch, scores: Tensor) -> Tensor | None:
+    """Returns the tokens of a batch that scores of the next token are to be held against, None if it has none.
+
+    They are the targets, or else those of the call; what a mask leaves out does not count (`IGNORED`).
+
+    Args:
+        batch: the call and its targets.
+        scores: ``[batch, tokens, classes]``.
+    """
+    given = _tokens(batch.targets)
+    found = [given] if given is not None else [x for _, leaf in batch.leaves() if (x := _tokens(leaf)) is not None]
+    found = [each for each in found if each.shape == scores.shape[:2] and int(each.max()) < scores.shape[2]]
+    if not found:
+        return None
+    tokens = max(found, key=lambda one: int(one.max()))  # not a mask
+    mask = _tokens(batch.kwargs.get("attention_mask"))
+    masked = given is None and mask is not None and mask.shape == tokens.shape
+    return tokens.masked_fill(mask == 0, IGNORED) if masked and mask is not None else tokens
+
+
 def _tells(batch: Batch) -> bool:
     """Returns whether a next token counts in a batch, or its targets are none."""
     targets = _tokens(batch.targets)

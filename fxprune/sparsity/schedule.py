@@ -36,6 +36,7 @@ _REFUSED = {
     "ratios": "a schedule approaches a budget",
     "recover": "training recovers",
     "ridge": "training recovers",
+    "holdout": "training recovers",
     "allow_bias": "training recovers",
     "basis": "the model that is trained keeps its own: give fxprune.rotate(model, data) instead",
     "loss": "no criterion with gradients is used",

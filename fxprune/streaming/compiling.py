@@ -50,6 +50,7 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     min_keep: int | Literal["auto"] = AUTO,
     recover: RecoveryOption | str | Recovery | None = AUTO,
     ridge: float | Literal["auto"] = AUTO,
+    holdout: float = 0.1,
     allow_bias: bool = False,
     loss: Loss | None = None,
     form: Form = "graph",

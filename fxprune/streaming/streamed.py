@@ -19,6 +19,7 @@ from fxprune._base.errors import RecoveryError, ScorerError
 from fxprune._base.pages import paged
 from fxprune._base.ranks import world_size
 from fxprune.budget.budget import as_budget
+from fxprune.compiler.judging import Judge
 from fxprune.compiler.options import Options
 from fxprune.compiler.pipeline import from_captured
 from fxprune.compiler.stages import capture, prepare, through
@@ -30,6 +31,7 @@ from fxprune.scoring.scorer import registered, scorer_of
 from fxprune.storage.artifact import save_with
 from fxprune.storage.files import found_files
 from fxprune.storage.manifest import check_target
+from fxprune.streaming.judging import marched
 from fxprune.streaming.weights import filled
 from fxprune.streaming.work import SCORES, Remembered, working
 
@@ -79,7 +81,9 @@ def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
         state = through(prepare(whole, calib_data, budget, _exact(options, whole)), capture)
         with working(target, *_keys(state, budget, options)) as work:
             scorer = Remembered(state.scorer, work.shelf(SCORES))
-            state = from_captured(replace(state, shelves=work.shelf, scorer=scorer))
+            state = replace(state, shelves=work.shelf, scorer=scorer)
+            judge = Judge(state, compared=None if state.captured is None else marched)
+            state = judge(from_captured(state))
             save_with(state.pruned, target, work.shelf("model").files)
     return cast("PrunedModule", state.pruned)
 

@@ -18,6 +18,7 @@ from fxprune._base.given import seed_of
 from fxprune._base.modes import untouched
 from fxprune.data.checks import check_weights, device_of
 from fxprune.results.attached import attach, report_if_any
+from fxprune.results.fidelity import Fidelity
 from fxprune.training.feed import feed_of
 from fxprune.training.history import History
 from fxprune.training.loop import Run, train
@@ -87,7 +88,8 @@ def _note(pruned: nn.Module, how: str) -> None:
     """Lets the report of a model, if it has one, say that its certificate is about other weights."""
     line = f"the weights have been trained since ({how}): the certificate is about those before"
     if (found := report_if_any(pruned)) is not None and line not in found.notes:
-        attach(pruned, dataclasses.replace(found, notes=(*found.notes, line)))
+        stale = None if found.fidelity is None else Fidelity(why="not measured: the weights have been trained since")
+        attach(pruned, dataclasses.replace(found, notes=(*found.notes, line), fidelity=stale))
 
 
 def _check(pruned: nn.Module, options: TrainingOptions) -> None:

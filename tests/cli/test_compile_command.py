@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import fxprune
+from fxprune.cli.errors import in_options
 from fxprune.runtimes import registry
 from fxprune.scoring import scorer
 from tests.support.cli import TINY, complaint, done, listing
@@ -22,13 +23,21 @@ from tests.support.cli import TINY, complaint, done, listing
 def test_from_images_to_a_verified_model_and_its_report(here: Path) -> None:
     argv = ("compile", "mine:net", "--calib", "pictures", "--image-size", "8", "--budget", "0.6", "--method", "taylor")
     found = done(*argv, "--out", "out", "--plan", "plan.json")
-    assert "verified: equal to the masked twin" in found.stdout and "saved: the model in out" in found.stdout
+    assert (
+        "verified: the rewriting is exact: equal to the masked twin" in found.stdout
+        and "saved: the model in out" in found.stdout
+    )
     pruned = fxprune.load(here / "out")
     report = fxprune.report(pruned)
     assert report.verified is True and report.method == "taylor"
     assert report.params[1] == sum(p.numel() for p in pruned.parameters()) <= 0.6 * report.params[0]
     assert report.plan is not None and (here / "plan.json").read_text() == report.plan.to_json()
-    assert done("report", "out").stdout == f"{report}\n"
+    assert done("report", "out").stdout == in_options(f"{report}\n")
+    assert (
+        report.fidelity is not None
+        and f"fidelity: {report.fidelity.level}: " in found.stdout
+        and "\x1b" not in found.stdout
+    )
     assert json.loads(done("report", "out", "--json").stdout) == report.to_dict()
     assert report.notes[-1] == shlex.join(["fxprune", *argv, "--out", "out", "--plan", "plan.json"])
 
@@ -40,6 +49,15 @@ def test_bounds_together_and_as_json(here: Path) -> None:
     assert data["params"][1] <= 0.8 * data["params"][0] and data["macs"][1] <= 0.5 * data["macs"][0]
     absolute = done("compile", *TINY, "--macs", str(data["macs"][1]), "--dry-run", "--json")
     assert json.loads(absolute.stdout)["macs"][1] <= data["macs"][1]
+
+
+def test_what_is_not_recovered_is_not_judged_and_what_is_held_out_can_be_told() -> None:
+    dry = done("compile", *TINY, "--budget", "0.6", "--dry-run")
+    assert "fidelity: not measured: nothing is recovered where only a plan is made\n" in dry.stdout
+    argv = ("compile", *TINY, "--budget", "0.6", "--out", "out", "--json")
+    for share, data in (("0.5", "held out"), ("0", "seen")):
+        found = json.loads(done(*argv, "--holdout", share).stdout)["fidelity"]
+        assert found["data"] == data and found["samples"] == 4 and found["level"] in ("good", "fair", "poor")
 
 
 def test_a_share_in_per_cent() -> None:

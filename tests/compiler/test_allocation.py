@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune._base.defaults import RIDGE
 from fxprune.compiler.allocation import _Curve, _curve, uniform
 from fxprune.compiler.trials import Judge, Trials
 from tests.models.fn import Fn
@@ -81,10 +82,10 @@ def test_search_is_no_worse_than_the_others_on_the_batch_that_it_is_judged_by() 
         model = chain(6, 24, 24, 24, 3, seed=seed)
         error = {}
         for how in ("curves", "uniform", "search"):
-            pruned = compiled(model, allocation=how, budget=0.4)
+            pruned = compiled(model, allocation=how, budget=0.4, ridge=RIDGE)
             error[how] = float((pruned(data()[-1]) - model(data()[-1])).detach().square().mean())
             assert pruned.report.params[1] <= 0.4 * pruned.report.params[0]
-        assert error["search"] <= min(error.values()) * 1.05  # recovery sees the last batch as well, trials do not
+        assert error["search"] <= min(error.values()) * 1.001  # neither recovery nor trials have seen it
 
 
 def test_a_curve_goes_through_what_was_measured() -> None:

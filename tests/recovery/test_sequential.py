@@ -170,7 +170,7 @@ def test_it_is_no_worse_than_one_shot_on_other_data(size: int) -> None:
 def test_layers_that_stay_as_covariance_left_them_are_named() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
-    options: dict[str, Any] = {"ratios": 0.4, "method": "l1", "recover": "sequential", "progress": False}
+    options: dict[str, Any] = {"ratios": 0.4, "method": "l1", "recover": "sequential", "holdout": 0, "progress": False}
     one, few, many = (fxprune.compile(model, list(torch.randn(n, 8).split(8)), **options) for n in (1, 3, 512))
     assert not one.report.skipped  # a shift makes a single sample right: nothing is left to make up for
     (line,) = few.report.skipped

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
-from fxprune.reporting.fidelity import Reference
+from fxprune.reporting.fidelity import Reference, measured
+from fxprune.results.fidelity import Fidelity
 
 
 class Squeeze(nn.Module):
@@ -58,7 +60,7 @@ def test_fidelity_of_odd_outputs() -> None:
     for found in fidelity(lambda v: v, lambda v: v * torch.nan, x):
         assert math.isnan(found.explained)
     for found in fidelity(lambda v: v * 0, lambda v: v * 0, x):
-        assert math.isnan(found.explained)
+        assert found.explained is None and found.error == 0.0 and found.level == "unknown"
 
 
 def test_an_output_that_does_not_vary_is_left_out() -> None:
@@ -74,7 +76,7 @@ def test_outputs_of_other_sizes_do_not_compare() -> None:
     several: list[Any] = [lambda v: v[:3], lambda v: v[:0], lambda v: (v, v), lambda v: []]
     for other in several:
         for found in fidelity(lambda v: v, other, x) + fidelity(other, lambda v: v, x):
-            assert math.isnan(found.explained) and found.agreement is None
+            assert found.explained is found.agreement is None and "not comparable: " in found.why
     for found in fidelity(lambda v: (v, v[:0]), lambda v: (v, v[:0]), x):
         assert found.explained == 1.0 and found.agreement == 1.0
 
@@ -101,3 +103,37 @@ def test_what_a_model_writes_into_its_buffers_is_gone() -> None:
     data = Batches([torch.randn(8, 3)] * 2, device="cpu")
     assert Reference(models[0], data, 0).of(models[1]).explained == 1.0
     assert [float(m.calls) for m in models] == [0, 0]
+
+
+def pairs_of(*outputs: Any, size: int = 4) -> Fidelity:
+    return measured([(Batch((), {}, None, size), *outputs)])
+
+
+def test_outputs_that_do_not_compare_say_why() -> None:
+    x = torch.randn(4, 3)
+    assert (
+        pairs_of(x, x[:2]).why == "not comparable: an output is [4, 3] of the dense model and [2, 3] of the pruned one"
+    )
+    assert pairs_of((x, x), x).why == "not comparable: the dense model gives 2 outputs, the pruned one 1"
+    assert pairs_of(x.long(), x.long()).why == "not comparable: the outputs hold no floating numbers"
+    assert pairs_of(None, None).why == "not comparable: the outputs hold no floating numbers"
+    boxes = torch.rand(7, 4)
+    assert pairs_of(boxes, boxes).agreement is None and pairs_of(boxes, boxes).level == "good"
+    assert pairs_of(x, x * torch.nan).level == "poor" and pairs_of(torch.ones(()), torch.ones(())).error == 0.0
+
+
+def test_probabilities_are_taken_as_they_are() -> None:
+    a, b = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    logits, probabilities = pairs_of(a, b), pairs_of(a.softmax(-1), b.softmax(-1))
+    assert logits.divergence == pytest.approx(probabilities.divergence, rel=1e-9)
+    masked = a.masked_fill(torch.eye(4, 5, dtype=torch.bool), -torch.inf)
+    assert pairs_of(masked, masked).divergence == 0.0 and pairs_of(masked, masked).error == 0.0
+
+
+def test_scores_of_places_are_counted_place_by_place() -> None:
+    maps = torch.randn(2, 5, 4, 4)
+    other = maps.clone()
+    other[0] = -other[0]
+    found = pairs_of({"logits": maps}, {"logits": other}, size=2)
+    wanted = (maps.argmax(1) == other.argmax(1)).double().mean()
+    assert found.agreement == pytest.approx(float(wanted))

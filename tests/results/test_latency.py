@@ -42,7 +42,7 @@ def test_the_record_is_kept_with_the_report() -> None:
     data = json.loads(json.dumps(report.to_dict()))
     assert Report.from_dict(data) == report
     assert Report.from_dict({**data, "latency": None}).latency is None
-    later = ("latency", "layers", "scores", "doubt", "compared", "recover", "form", "shifts")
+    later = ("latency", "layers", "scores", "doubt", "compared", "recover", "form", "shifts", "fidelity")
     old = {k: v for k, v in data.items() if k not in later} | {"schema": 1}
     assert Report.from_dict(old).latency is None
     for damage in ({"threads": "two"}, {"dense_ms": 0}, {"more": 1}):

@@ -11,6 +11,7 @@ from torch import nn
 
 from fxprune._base.errors import FxpruneError, PlanError
 from fxprune.results.attached import report
+from fxprune.results.fidelity import Fidelity
 from fxprune.results.record import Report
 from tests.support.reports import make_report
 
@@ -28,7 +29,7 @@ def test_reports_of_format_1_stay_readable() -> None:
     found = make_report()
     data = found.to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form", "shifts"):
+    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form", "shifts", "fidelity"):
         data.pop(key, None)
     assert Report.from_dict(data) == found
     assert found.groups[0].producers == found.groups[0].layers and found.groups[0].consumers == ()
@@ -36,11 +37,17 @@ def test_reports_of_format_1_stay_readable() -> None:
 
 def test_reports_of_format_3_do_not_tell_the_recovery() -> None:
     data = make_report(recover="covariance").to_dict() | {"schema": 3}
-    del data["recover"], data["form"], data["shifts"]
+    del data["recover"], data["form"], data["shifts"], data["fidelity"]
     assert Report.from_dict(data) == make_report()
 
 
-@pytest.mark.parametrize("schema", [6, 1000])
+def test_reports_of_format_5_do_not_tell_the_fidelity() -> None:
+    data = make_report(fidelity=Fidelity(explained=0.5, error=0.1)).to_dict() | {"schema": 5}
+    del data["fidelity"]
+    assert Report.from_dict(data) == make_report() and make_report().fidelity is None
+
+
+@pytest.mark.parametrize("schema", [7, 1000])
 def test_newer_formats_are_refused(schema: int) -> None:
     data = make_report().to_dict() | {"schema": schema, "surprise": 1}
     with pytest.raises(PlanError, match=f"format {schema} is not one that this fxprune reads .*upgrade"):
@@ -48,7 +55,7 @@ def test_newer_formats_are_refused(schema: int) -> None:
 
 
 def test_a_format_that_is_none() -> None:
-    with pytest.raises(PlanError, match="schema: expected one of 1, 2, 3, 4, 5, got 0"):
+    with pytest.raises(PlanError, match="schema: expected one of 1, 2, 3, 4, 5, 6, got 0"):
         Report.from_dict(make_report().to_dict() | {"schema": 0})
 
 

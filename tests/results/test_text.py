@@ -40,7 +40,7 @@ skipped: conv1.weight: no bias takes its shift
 note: a note
 seconds: capture 1.50, couple 0.25; 1.75 in all
 
-verified: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, float32)""".replace(
+verified: the rewriting is exact: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, float32)""".replace(
             "-----------------------\n", "------------------------\n"
         )
     )
@@ -52,7 +52,10 @@ verified: equal to the masked twin, relative error 3.2e-06 (tolerance 1e-04, flo
         ({"verified": None}, "not verified: the comparison could not tell; see the notes"),
         ({"verified": None, "max_error": None, "dtype": ""}, "not verified: not compared"),
         ({"verified": False}, "WRONG: differs from the masked twin, relative error 3.2e-06"),
-        ({"max_error": None, "tolerance": None}, "verified: equal to the masked twin, relative error unknown"),
+        (
+            {"max_error": None, "tolerance": None},
+            "verified: the rewriting is exact: equal to the masked twin, relative error unknown",
+        ),
     ],
 )
 def test_the_certificate_line(changes: dict[str, Any], line: str) -> None:

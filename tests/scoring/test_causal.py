@@ -13,7 +13,7 @@ from torch.nn import functional
 import fxprune
 from fxprune.data.batch import Batch
 from fxprune.data.batches import Batches
-from fxprune.scoring.causal import causal_loss, is_causal, next_tokens, own_shift, telling
+from fxprune.scoring.causal import causal_loss, is_causal, next_tokens, own_shift, telling, told_tokens
 from fxprune.scoring.loss import IGNORED, default_loss
 
 CLASSES = 7
@@ -333,3 +333,18 @@ def test_an_encoder_and_decoder_compares_labels_in_their_places() -> None:
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
     data = [{"input_ids": TOKENS, "labels": TOKENS}]
     assert not asked(model, Batches(data, device="cpu", forward_args=lambda b: ((), b)).first())
+
+
+def test_the_tokens_that_scores_are_held_against() -> None:
+    scores = torch.zeros(4, 6, CLASSES)
+    mask = torch.ones_like(TOKENS)
+    mask[0, 4:] = 0
+    call = {"input_ids": TOKENS, "attention_mask": mask}
+    found = told_tokens(Batch((), call, None, 4), scores)
+    assert found is not None and torch.equal(found, TOKENS.masked_fill(mask == 0, IGNORED))
+    labels = TOKENS.flip(0)
+    found = told_tokens(Batch((), call, labels, 4), scores)  # targets say themselves what does not count
+    assert found is not None and torch.equal(found, labels)
+    assert told_tokens(Batch((TOKENS,), {}, None, 4), scores[..., :3]) is None  # there are no such classes
+    assert told_tokens(Batch((TOKENS,), {}, None, 4), scores[:, :5]) is None
+    assert told_tokens(Batch((TOKENS.double(),), {}, None, 4), scores) is None

@@ -163,11 +163,25 @@ def test_it_is_what_comes_of_it_in_memory(name: str, recover: str | None, tmp_pa
     assert same(there, here)
     assert there.certificate is not None and there.certificate.verified
     assert there.report.skipped == here.report.skipped
+    close, wanted = there.report.fidelity, here.report.fidelity
+    assert (
+        close is not None
+        and wanted is not None
+        and close.data == wanted.data == ("held out" if recover else "unfitted")
+    )
+    assert (close.samples, close.agreement) == (wanted.samples, wanted.agreement)
+    assert [close.explained, close.error, close.divergence] == pytest.approx(
+        [wanted.explained, wanted.error, wanted.divergence], rel=1e-3, abs=1e-6
+    )
+    assert "recover='reconstruct'" not in close.advice  # which needs the model in memory
+    assert close.perplexity == (wanted.perplexity and pytest.approx(wanted.perplexity, rel=1e-4))
+    assert (close.perplexity is not None) == (name in ("llama", "tied"))
     if Path("/proc/self/maps").exists():
         assert in_files(there.parameters()) and not in_files(here.parameters())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
     loaded = fxprune.load(tmp_path / "out")
+    assert loaded.report.fidelity == close
     call = data()[0]
     with torch.no_grad():
         results = [m(**call) if isinstance(call, dict) else m(call) for m in (here, there, loaded)]

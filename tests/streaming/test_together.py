@@ -21,6 +21,12 @@ def test_all_hold_what_one_alone_finds(processes: int, tmp_path: Path) -> None:
         for one in found:
             assert one[way]["plan"] == alone["plan"], way
             assert one[way]["verified"] is alone["verified"] is True, way
+            close, wanted = one[way]["fidelity"], alone["fidelity"]
+            assert close == found[0][way]["fidelity"] and not close.why, way
+            assert (close.samples, close.batches, close.agreement) == (wanted.samples, wanted.batches, wanted.agreement)
+            assert (close.explained, close.error, close.divergence, close.deviation) == pytest.approx(
+                (wanted.explained, wanted.error, wanted.divergence, wanted.deviation), rel=1e-3, abs=1e-6
+            )
             for name, tensor in alone["weights"].items():
                 torch.testing.assert_close(one[way]["weights"][name], tensor, atol=1e-5, rtol=1e-5)
                 assert torch.equal(one[way]["weights"][name], found[0][way]["weights"][name]), (way, name)

@@ -52,12 +52,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def compiled(way: str) -> dict[str, Any]:
     """Returns what comes of a way: plan, tensors and how often the network ran."""
-    pruned = fxprune.compile(network(), batches(), 0.6, progress=False, **WAYS[way])
+    pruned = fxprune.compile(network(), batches(), 0.6, progress=False, holdout=0.4, **WAYS[way])
     assert pruned.plan is not None
     return {
         "plan": pruned.plan.to_json(),
         "weights": {name: tensor.clone() for name, tensor in pruned.state_dict().items()},
         "verified": pruned.report.verified,
+        "fidelity": pruned.report.fidelity,
     }
 
 

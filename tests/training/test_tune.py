@@ -140,4 +140,6 @@ def test_the_report_says_that_the_weights_were_trained(train: Any) -> None:
     for _ in range(2):
         train(pruned, data, recipe=SGD, epochs=1, progress=False)
     line = f"the weights have been trained since ({train.__name__}): the certificate is about those before"
+    fidelity = pruned.report.fidelity
+    assert fidelity is not None and str(fidelity) == "not measured: the weights have been trained since"
     assert pruned.report.notes.count(line) == 1 and f"note: {line}" in str(fxprune.report(pruned))

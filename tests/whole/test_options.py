@@ -41,6 +41,7 @@ SETTINGS: dict[str, list[Any]] = {
     "round_to": [4, 8],
     "min_keep": [0, 3],
     "ridge": [1.0, "auto"],
+    "holdout": [0, 0.5],
     "allow_bias": [True],
     "loss": [lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)],
     "forward_args": [lambda batch: ((batch[0],), {}, batch[1])],

@@ -12,6 +12,7 @@ from fxprune._base.files import write_text
 from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import Table, group_views, table, tree
 from fxprune.results.attached import report
+from fxprune.results.fidelity import DATA, scale_text
 from fxprune.results.record import FrozenRow, Report
 from fxprune.results.tables import by_reason
 from fxprune.results.text import error_text, touched, verdict
@@ -62,6 +63,8 @@ def _contents(found: Report) -> dict[str, Any]:
         "reasons": _reasons(found.frozen),
         "verdict": verdict(found),
         "error": error_text(found),
+        "scale": scale_text(),
+        "data": "" if found.fidelity is None else DATA.get(found.fidelity.data, ""),
     }
 
 

@@ -22,6 +22,7 @@ from fxprune._base.errors import FxpruneError, MissingExtraError
 from fxprune.reporting.html import page, write_html
 from fxprune.reporting.html.rows import Branch, group_views, tree
 from fxprune.results.attached import report
+from fxprune.results.fidelity import Fidelity
 from fxprune.results.record import FrozenRow, GroupRow, LayerRow, Report
 from tests.support.reports import HOSTILE, a_summary, full_report, make_report
 
@@ -74,6 +75,28 @@ def test_it_is_a_whole_page_with_headings_in_order(text: str) -> None:
     assert len(ids) == len(set(ids))
     targets = {str(link["href"])[1:] for link in found.all("a")}
     assert targets <= set(ids) and "main" in targets and {"group-1"} <= targets
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "seal", "sign"),
+    [
+        (Fidelity(error=0.1, agreement=0.99, samples=64), "good", "✓"),
+        (Fidelity(error=0.1, agreement=0.9, samples=64), "open", "~"),
+        (Fidelity(error=0.1, agreement=0.5, samples=64, batches=2, data="held out", advice=("fine-tune",)), "bad", "✗"),
+        (Fidelity(why="not comparable: <boxes>"), "open", "?"),
+    ],
+)
+def test_the_fidelity_has_a_seal_of_its_own(fidelity: Fidelity, seal: str, sign: str) -> None:
+    found = Page(page(full_report(fidelity=fidelity)))
+    seals = [each["class"] for each in found.all("p") if "seal" in str(each.get("class"))]
+    words = " ".join("".join(found.text).split())
+    assert seals == ["seal seal-good", f"seal seal-{seal}"] and f"{sign}Fidelity: {fidelity}" in words
+    assert "Good, or fair, is an agreement of at least 95 % (80 %)" in words
+    assert ("64 samples in 2 batches held out from recovery" in words) == (fidelity.batches == 2)
+
+
+def test_an_old_report_has_no_seal_of_fidelity(text: str) -> None:
+    assert text.count('class="seal ') == 1 and "Fidelity" not in text
 
 
 def test_every_number_of_the_report_is_there(text: str) -> None:
@@ -175,7 +198,7 @@ def test_the_order_in_which_versions_were_noted_does_not_matter() -> None:
 def test_a_report_of_format_1_has_a_page() -> None:
     data = make_report().to_dict() | {"schema": 1}
     data["groups"] = [row[:5] for row in data["groups"]]
-    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form", "shifts"):
+    for key in ("layers", "scores", "latency", "doubt", "compared", "recover", "form", "shifts", "fidelity"):
         data.pop(key, None)
     words = " ".join(Page(page(Report.from_dict(data))).text)
     assert "layer1.0.conv2" in words and "Read by" not in words
