@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
+from fxprune._base.clocks import log_time
 from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError, brief
 from fxprune._base.modes import at_full_speed, plain_modes, random_states_kept, untouched
@@ -43,7 +44,7 @@ from fxprune.data.checks import check_weights, device_of
 from fxprune.latency.measure import interleaved
 from fxprune.recovery.protocol import Recovery
 from fxprune.reporting.fidelity import Reference
-from fxprune.reporting.pareto import FIDELITY, Point, Sweep
+from fxprune.reporting.pareto import FIDELITY, Point, Sweep, budget_text
 from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer, scorer_of
 
@@ -130,6 +131,8 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
             for budget, make in _ways(stages.with_method(state, options, scorer), wanted):
                 points.append(judge.point(scorer.name, budget, make))
                 bar.update()
+                if progress:
+                    log_time(f"{scorer.name}, {budget_text(budget)}", points[-1].seconds)
     if judge.failures and all(point.report is None for point in points):
         raise judge.failures[0]
     return Sweep(
