@@ -126,7 +126,8 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     with tqdm(
         total=len(scorers) * len(wanted), desc="fxprune sweep", unit="point", disable=None if progress else True
     ) as bar:
-        state = _coupled(state)
+        with state.clock("capture"):
+            state = _coupled(state)
         for scorer in scorers:
             for budget, make in _ways(stages.with_method(state, options, scorer), wanted):
                 points.append(judge.point(scorer.name, budget, make))
@@ -156,7 +157,9 @@ def _coupled(state: State) -> State:
 def _ways(state: State, budgets: Sequence[Budget]) -> Iterator[tuple[Budget, Callable[[], State]]]:
     """Yields each budget with what compiles the model to it, or raises why the method scores nothing; scored once."""
     try:
-        state = state if state.captured is None else stages.score(state)
+        if state.captured is not None:
+            with Clock(state.options.progress)(f"score by {state.scorer.name}"):
+                state = stages.score(state)
     except FxpruneError as error:
         yield from ((budget, partial(_fail, error)) for budget in budgets)
         return
