@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.cli import complaint, done, run
+from tests.support.cli import complaint, done, misuse
 
 
 def test_explain_as_text_json_and_graph(here: Path) -> None:
@@ -41,12 +41,12 @@ def test_explain_says_what_the_class_holds(here: Path) -> None:
     plain, own = (json.loads(done(*base, "--form", form).stdout) for form in ("graph", "module"))
     assert plain["tied"] == plain["held"] == [] and own["groups"] == plain["groups"]
     assert {"tied", "held"} <= own.keys()
-    wrong = run(*base, "--form", "modul")
-    assert wrong.exit_code == 2 and "'graph', 'module'" in wrong.output
+    assert "'graph', 'module'; did you mean module?" in misuse(*base, "--form", "modul")
+    assert "did you mean block?" in misuse(*base, "--units", "blok")
 
 
 def test_explain_says_what_each_pattern_takes(here: Path) -> None:
     base = ("explain", "mine:net", "--calib", "random:2x3x8x8", "--json")
     found = json.loads(done(*base, "--ratio", "3=0.5", "--ratio", "nowhere=0.2").stdout)
     assert [(row["pattern"], row["groups"]) for row in found["patterns"]] == [("3", ["3"]), ("nowhere", [])]
-    assert "expected SHARE or PATTERN=SHARE" in complaint(*base, "--ratio", "half")
+    assert "expected SHARE or PATTERN=SHARE" in misuse(*base, "--ratio", "half")
