@@ -69,4 +69,4 @@ def test_help_and_version() -> None:
     assert len(main.examples) == 3 and all(f"\n  {line}\n" in text for line in main.examples) and "\\b" not in text
     for line in main.examples:
         assert_parses(line)
-    assert "[default: 0.25]" in done("demo", "-h").stdout
+    assert "[default: 0.25]" in " ".join(done("demo", "-h").stdout.split())
