@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from fxprune.cli.output import results_apart, stages_told
+from fxprune.cli.values import Place
 from fxprune.compiler.options import described
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -54,12 +55,15 @@ class Command(WithExamples):
         return super().parse_args(ctx, args)
 
     def _check_once(self, ctx: click.Context, args: list[str]) -> None:
-        """Makes sure that no option has two values: which of them was meant?"""
+        """Makes sure that nothing is said in two ways: which of them was meant?"""
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in order:
             single = isinstance(parameter, click.Option) and not parameter.multiple and not parameter.is_flag
             if single and order.count(parameter) > 1:
                 raise click.UsageError(f"Option '{parameter.opts[0]}' is given twice: expected one value.", ctx)
+            if others := [other for other in order if other.name == parameter.name and other is not parameter]:
+                both = f"'{parameter.opts[0]}' and '{others[0].opts[0]}'"
+                raise click.UsageError(f"Options {both} exclude each other.", ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -82,7 +86,7 @@ class Command(WithExamples):
 def option(*names: str, section: str = "Options", **settings: Any) -> Callable[[Function], Function]:
     """Returns click's decorator for an option in a section of the help; what is a place is completed as one."""
     if _PLACES & set(str(settings.get("metavar")).split("|")):
-        settings = {"type": click.Path(), **settings}
+        settings = {"type": Place(), **settings}
     shown = settings.get("default") not in (None, False, ())
     return click.option(*names, cls=Option, section=section, **{"show_default": shown, **settings})
 
@@ -130,6 +134,6 @@ def told(kind: type, options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 #: Arguments and options that commands have in common.
-DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path())
+DIRECTORY = click.argument("directory", metavar="DIR", type=Place())
 QUIET = option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")
 JSON = option("--json", "as_json", is_flag=True, help="As JSON: stdout is one document and nothing else.")

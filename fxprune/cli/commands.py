@@ -16,7 +16,7 @@ from fxprune.cli.compile_options import scorer_named
 from fxprune.cli.errors import InputError, OptionError, check_word
 from fxprune.cli.output import check_directory, check_file, check_saved, put, show, tell, writing
 from fxprune.cli.specs import MODEL, DataSpec, ModelSpec, data_options, dense_options
-from fxprune.cli.values import BACKENDS, Words, counts
+from fxprune.cli.values import BACKENDS, Place, Words, counts
 from fxprune.cli.values import ratios as read_ratios
 from fxprune.compiler.options import Form, UnitKind
 from fxprune.storage.manifest import PLAN
@@ -88,8 +88,8 @@ def explain(
         "fxprune apply plan.json 'checkpoint/*.safetensors' --out checkpoint-half",
     ],
 )
-@click.argument("plan", type=click.Path())
-@click.argument("targets", nargs=-1, required=True, metavar="MODEL|FILES", type=click.Path())
+@click.argument("plan", type=Place())
+@click.argument("targets", nargs=-1, required=True, metavar="MODEL|FILES", type=Place())
 @option("--out", metavar="DIR", required=True, help="Where the result goes; new or empty.")
 @MODEL
 @JSON

@@ -15,6 +15,7 @@ from fxprune.cli.command import DIRECTORY, JSON, QUIET, Command, option, togethe
 from fxprune.cli.errors import InputError, OptionError, check_known
 from fxprune.cli.output import check_file, check_folder, check_saved, show, tell, writing
 from fxprune.cli.specs import ModelSpec, data_options, dense_options
+from fxprune.cli.values import Place
 
 #: What int8 may be off by in onnxruntime, which may round the other way between two integers: a whole step.
 _STEP = 0.2
@@ -28,9 +29,11 @@ def _file_options(tolerance: str) -> Callable[[Any], Any]:
             is_flag=True,
             help="The file takes the batch that the model was compiled with, and no other.",
         ),
-        option("--opset", type=int, help="The ONNX opset."),
+        option("--opset", type=click.IntRange(1), help="The ONNX opset."),
         option(
-            "--tolerance", type=float, help=f"The largest difference over the largest output.  [default: {tolerance}]"
+            "--tolerance",
+            type=click.FloatRange(0),
+            help=f"The largest difference over the largest output.  [default: {tolerance}]",
         ),
     )
 
@@ -46,7 +49,7 @@ def _file_options(tolerance: str) -> Callable[[Any], Any]:
     ],
 )
 @DIRECTORY
-@click.argument("file", type=click.Path())
+@click.argument("file", type=Place())
 @option("--part", metavar="NAME", help="Only this submodule, of a model that cannot be exported whole.")
 @_file_options("1e-4")
 @option(
@@ -99,7 +102,7 @@ def export(directory: str, file: str, as_json: bool, quiet: bool, **options: Any
     ],
 )
 @DIRECTORY
-@click.argument("file", type=click.Path())
+@click.argument("file", type=Place())
 @_file_options("1e-4; 0.2 for ONNX, which rounds otherwise")
 @data_options("--data", "--calib", required=True)
 @dense_options("it says how images and texts are prepared")
@@ -146,9 +149,13 @@ def _check_target(
     if checkpoint:
         check_folder(file)
         return
-    if not gguf and not file.endswith(known := suffixes()):
+    if not gguf and not Path(file).name.endswith(known := suffixes()):
         endings = ", ".join(known)
         check_known(Path(file).suffix, known, f"{file}: expected a file name that ends in one of {endings}")
+    if not Path(file).parent.is_dir():
+        raise OptionError(f"{file}: there is no directory {Path(file).parent}: make it first")
+    if options["opset"] is not None and not file.endswith(".onnx"):
+        raise OptionError(f"--opset {options['opset']}: only an .onnx file has an opset, got {file}")
     check_file(file)
 
 

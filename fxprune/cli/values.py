@@ -47,6 +47,16 @@ def portion(text: str) -> float:
     return found
 
 
+class Place(click.Path):
+    """A file or directory; the shell completes it. An empty name, as of an unset variable, would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the name."""
+        if not value:
+            self.fail("expected a name, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Words(click.Choice[str]):
     """Some words, of which an option takes one; the nearest is named where another one is given."""
 
@@ -74,8 +84,11 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Reads whole numbers with commas between them, each once."""
-    return tuple(dict.fromkeys(whole_numbers(text)))
+    """Reads numbers of at least 1 with commas between them, each once."""
+    found = tuple(dict.fromkeys(whole_numbers(text)))
+    if min(found) < 1:
+        raise click.BadParameter(f"expected numbers of at least 1, got {text!r}")
+    return found
 
 
 def _row(text: str, read: Callable[[str], Number], expected: str) -> tuple[Number, ...]:
