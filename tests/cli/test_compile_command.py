@@ -184,6 +184,7 @@ def no_work(*args: Any, **kwargs: Any) -> None:
         (("--budget", "0.5", "--latency", "0.5", "--latency-backend", "onnx"), "; did you mean onnxruntime?"),
         (("--budget", "0.5", "--weights", "no.pt"), "--weights no.pt: no such file"),
         (("--budget", "0.5", "--cache-dir", "mine.py/cache"), "mine.py/cache: it cannot be written"),
+        (("--budget", "0.5", "--plan", ""), "expected a name, got an empty one"),
         (("--budget", "150%"), "got '150%'"),
         (("--budget", "abc"), "got 'abc'"),
         (("--budget", "nan"), "got 'nan'"),

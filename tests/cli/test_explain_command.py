@@ -28,6 +28,7 @@ def test_explain_as_text_json_and_graph(here: Path) -> None:
     assert "3.weight axis 0 (8)" in one and "read by 7" in one and "0.weight axis 0" not in one
     assert [g["name"] for g in json.loads(done(*base, "7", "--json").stdout)["groups"]] == ["3"]
     assert "did you mean 7" in complaint(*base, "77")
+    assert "'--json' and '--dot' exclude each other" in misuse(*base, "--json", "--dot")
 
 
 def test_explain_needs_no_data_where_the_library_says_what_a_model_takes() -> None:
