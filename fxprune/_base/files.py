@@ -85,8 +85,8 @@ def _as_usual(path: Path) -> None:
 
 
 def readable(target: Path) -> Path:
-    """Returns where a directory is to be read: where it waits, if a replacement was interrupted half-way."""
-    previous = _previous(target)
+    """Returns where a directory is to be read: as it is named, or where it waits if a replacement was interrupted half-way."""
+    previous = _previous(target.resolve())
     return previous if not target.exists() and previous.is_dir() else target
 
 

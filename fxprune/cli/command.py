@@ -10,11 +10,16 @@ from typing import Any, TypeVar
 
 import click
 
+from fxprune.cli.output import results_apart, stages_told
+from fxprune.cli.values import Place
 from fxprune.compiler.options import described
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _GIVEN = "fxprune.given"
+
+#: What the help calls files and directories.
+_PLACES = {"DIR", "FILE", "DATA"}
 
 
 class Option(click.Option):
@@ -40,12 +45,30 @@ class WithExamples(click.Command):
 
 
 class Command(WithExamples):
-    """A command whose help shows its options by section, and which remembers how it was called."""
+    """A command whose help shows its options by section, which remembers how it was called and keeps stdout for results."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parses the words of the call."""
         ctx.meta[_GIVEN] = shlex.join(["fxprune", str(self.name), *args])
+        if not ctx.resilient_parsing:
+            self._check_once(ctx, args)
         return super().parse_args(ctx, args)
+
+    def _check_once(self, ctx: click.Context, args: list[str]) -> None:
+        """Makes sure that nothing is said in two ways: which of them was meant?"""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in order:
+            single = isinstance(parameter, click.Option) and not parameter.multiple and not parameter.is_flag
+            if single and order.count(parameter) > 1:
+                raise click.UsageError(f"Option '{parameter.opts[0]}' is given twice: expected one value.", ctx)
+            if others := [other for other in order if other.name == parameter.name and other is not parameter]:
+                both = f"'{parameter.opts[0]}' and '{others[0].opts[0]}'"
+                raise click.UsageError(f"Options {both} exclude each other.", ctx)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        with results_apart(ctx), stages_told(bool(ctx.params.get("quiet"))):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options by section, those of no section last."""
@@ -61,7 +84,9 @@ class Command(WithExamples):
 
 
 def option(*names: str, section: str = "Options", **settings: Any) -> Callable[[Function], Function]:
-    """Returns click's decorator for an option in a section of the help."""
+    """Returns click's decorator for an option in a section of the help; what is a place is completed as one."""
+    if _PLACES & set(str(settings.get("metavar")).split("|")):
+        settings = {"type": Place(), **settings}
     shown = settings.get("default") not in (None, False, ())
     return click.option(*names, cls=Option, section=section, **{"show_default": shown, **settings})
 
@@ -108,5 +133,7 @@ def told(kind: type, options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {entry.name: options[entry.name] for entry in fields(kind) if entry.name in options} | more
 
 
-#: Options that commands have in common.
+#: Arguments and options that commands have in common.
+DIRECTORY = click.argument("directory", metavar="DIR", type=Place())
 QUIET = option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")
+JSON = option("--json", "as_json", is_flag=True, help="As JSON: stdout is one document and nothing else.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.cli.errors import InputError
+from fxprune.cli.command import told
+from fxprune.cli.errors import InputError, OptionError
 from fxprune.cli.files import TABLES, encoder, length_of_pieces, pieces, read_arrays, read_table
-from fxprune.cli.images import class_names, classes_of, default_shape, image_files, read_image, transform_of
+from fxprune.cli.images import class_names, classes_of, default_shape, image_files, read_images, transform_of
 from fxprune.cli.models import Made
 from fxprune.cli.output import warn
 from fxprune.cli.specs import DataSpec
@@ -23,22 +24,42 @@ from fxprune.cli.values import fetch, is_reference, kind_of
 #: Tokens of pieces of text in a batch, at most: a language model's scores are wide.
 _AT_ONCE = 1024
 
+_FILES = (".npz", *TABLES)
+
 _FORMS = (
     "a folder of images, an .npz, .txt, .csv or .tsv file, package.module:loader, or random:SHAPE such as "
     "random:32x3x224x224"
 )
 
 
-def is_loader(source: str) -> bool:
-    """Returns whether data are named as ``package.module:loader``, not as a file or noise."""
-    return is_reference(source) and not source.startswith("random:") and not Path(source).exists()
+def data_of(options: Mapping[str, Any], source: str | None = None, name: str = "--calib") -> DataSpec:
+    """Returns which data the options name, once it is known that there are such; the module of a loader is imported.
+
+    Raises:
+        OptionError: there is no such file, folder or loader, or no such form of data.
+    """
+    spec = DataSpec(**told(DataSpec, options, name=name) | ({} if source is None else {"source": source}))
+    given, where = str(spec.source), f"{name} {spec.source}"
+    if given.startswith("random:"):
+        _noise_of(spec)
+    elif Path(given).is_dir() or (kind_of(given, _FILES) and Path(given).is_file()):
+        return spec
+    elif Path(given).exists():
+        raise OptionError(f"{where}: this kind of file is not read; expected {_FORMS}")
+    elif kind_of(given, _FILES):
+        raise OptionError(f"{where}: no such file")
+    elif is_reference(given):
+        fetch(given, name)
+    else:
+        raise OptionError(f"{where}: no such file or folder; expected {_FORMS}")
+    return spec
 
 
 def load_data(spec: DataSpec, made: Made, *, targets: bool = False, kept: bool = True) -> Any:
     """Returns batches for a model, as ``fxprune.compile`` takes them.
 
     Args:
-        spec: where they come from.
+        spec: where they come from, as `data_of` found it.
         made: the model that they are for.
         targets: whether targets are wanted: they are read off subfolders or ``--label-column`` then.
         kept: whether weights come of it, so that noise is to be warned of.
@@ -46,26 +67,19 @@ def load_data(spec: DataSpec, made: Made, *, targets: bool = False, kept: bool =
     Raises:
         InputError: there are none, or they are broken; names the file.
     """
-    source = str(spec.source)
+    source, path = str(spec.source), Path(str(spec.source))
     if source.startswith("random:"):
         if kept:
             warn(
                 f"{spec.name} {source}: this is noise, for trying out: the weights that are kept will fit nothing real"
             )
         return _noise(spec, made)
-    path = Path(source)
     if path.is_dir():
         return _images(spec, made, path, targets and spec.labels != "none")
-    if kind := kind_of(source, (".npz", *TABLES)):
-        if not path.exists():
-            raise InputError(f"{spec.name} {source}: no such file")
+    if kind := kind_of(source, _FILES):
         return _arrays(spec, made, path) if kind == ".npz" else _texts(spec, made, path)
-    if path.exists():
-        raise InputError(f"{spec.name} {source}: this kind of file is not read; expected {_FORMS}")
-    if is_loader(source):
-        found = fetch(source, spec.name)
-        return found() if callable(found) and not hasattr(found, "__iter__") else found
-    raise InputError(f"{spec.name} {source}: no such file or folder; expected {_FORMS}")
+    found = fetch(source, spec.name)
+    return found() if callable(found) and not hasattr(found, "__iter__") else found
 
 
 def example_of(made: Made, spec: DataSpec) -> list[Any]:
@@ -122,13 +136,13 @@ def _texts(spec: DataSpec, made: Made, path: Path) -> list[Any]:
 
 
 def _images(spec: DataSpec, made: Made, folder: Path, targets: bool) -> list[Any]:
-    every, transform = image_files(folder), transform_of(made, spec)
-    rows = [[every[index] for index in row] for row in _drawn(len(every), spec)]
-    batches = [_named(torch.stack([read_image(file, transform, spec.channels) for file in row]), made) for row in rows]
+    every = image_files(folder)
+    drawn = [every[index] for row in _drawn(len(every), spec) for index in row]
+    images = read_images(drawn, transform_of(made, spec), spec)
+    batches = [_named(part, made) for part in torch.stack([*images.values()]).split(spec.batch_size)]
     if not targets:
         return batches
-    outputs = _outputs(made, batches[0])
-    classes = classes_of([file for row in rows for file in row], folder, class_names(made), outputs)
+    classes = classes_of([*images], folder, class_names(made), _outputs(made, batches[0]))
     return _labelled(batches, torch.tensor(classes).split(spec.batch_size))
 
 
@@ -158,18 +172,23 @@ def _outputs(made: Made, batch: Any) -> int:
     return int(logits.shape[-1])
 
 
-def _noise(spec: DataSpec, made: Made) -> list[Any]:
+def _noise_of(spec: DataSpec) -> tuple[tuple[int, ...], int]:
+    """Returns the shape of the noise, the samples first, and below what its whole numbers are; 0 for real ones."""
     where = f"{spec.name} {spec.source}"
-    found = re.fullmatch(r"random:(\d+(?:[x,]\d+)*)(?::(\d+))?", spec.source)
+    found = re.fullmatch(r"random:(\d+(?:[x,]\d+)*)(?::(\d+))?", str(spec.source))
     if found is None:
         forms = (
             "random:SHAPE, the samples first, such as random:32x3x224x224, or random:SHAPE:N for whole numbers below N"
         )
-        raise InputError(f"{where}: expected {forms}")
+        raise OptionError(f"{where}: expected {forms}")
     shape = tuple(int(size) for size in re.split("[x,]", found[1]))
     if 0 in shape:
-        raise InputError(f"{where}: a size is 0; expected sizes of at least 1")
-    below = int(found[2] or 0)
+        raise OptionError(f"{where}: a size is 0; expected sizes of at least 1")
+    return shape, int(found[2] or 0)
+
+
+def _noise(spec: DataSpec, made: Made) -> list[Any]:
+    shape, below = _noise_of(spec)
     tokens = made.library == "transformers" and getattr(made.model, "main_input_name", "") == "input_ids"
     if tokens and not below:
         config: Any = made.model.config
@@ -177,7 +196,7 @@ def _noise(spec: DataSpec, made: Made) -> list[Any]:
     try:
         parts = _draw(shape, below, spec.seed).split(spec.batch_size)
     except (RuntimeError, OverflowError) as error:
-        raise InputError(f"{where}: so much does not fit into memory") from error
+        raise InputError(f"{spec.name} {spec.source}: so much does not fit into memory") from error
     if tokens:
         return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]
     return [part if below else _named(part, made) for part in parts]

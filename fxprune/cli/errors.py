@@ -14,6 +14,10 @@ class InputError(FxpruneError, ValueError):
     """Something on the command line, or a file that it names, is unusable."""
 
 
+class OptionError(InputError):
+    """A word on the command line is wrong, which is found before a model is made; exit code 2."""
+
+
 #: What messages tell to pass in Python -> how a command takes it, if it does.
 _SPELLINGS = {
     "dynamic_batch=False": "--fixed-batch",
@@ -26,6 +30,7 @@ _SPELLINGS = {
     "recover='reconstruct'": "--recover reconstruct",
     "method='variance'": "--method variance",
     "holdout=0.1": "--holdout 0.1",
+    "retrain takes reset=,": "retrain takes --reset package.module:f,",
     "remote_code=True": "--remote-code",
 }
 
@@ -64,10 +69,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean a, b?"`` with the known names that are close, or ``""``."""
     lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    close = close or [each for each in lower if len(name) > 2 and each.startswith(name.lower())][:3]
     return f"; did you mean {', '.join(lower[each] for each in close)}?" if close else ""
 
 
-def check_known(name: str, known: Iterable[str], complaint: str) -> None:
+def check_known(name: str, known: Iterable[str], complaint: str, kind: type[InputError] = OptionError) -> None:
     """Makes sure that a name is among those that are known.
 
     Raises:
@@ -75,7 +81,30 @@ def check_known(name: str, known: Iterable[str], complaint: str) -> None:
     """
     names = list(known)
     if name not in names:
-        raise InputError(complaint + suggestion(name, names))
+        raise kind(complaint + suggestion(name, names))
+
+
+def check_word(option: str, word: str, known: Iterable[str]) -> None:
+    """Makes sure that an option's word is among those that are known.
+
+    Raises:
+        OptionError: it is not; all of them, and those that are close.
+    """
+    names = list(known)
+    check_known(word, names, f"{option} {word}: expected one of {', '.join(names)}")
+
+
+@contextmanager
+def about_options() -> Iterator[None]:
+    """Raises what the package says to a wrong value as an `OptionError`."""
+    try:
+        yield
+    except OptionError:
+        raise
+    except (FxpruneError, ValueError, TypeError) as error:
+        if not is_the_users(error):
+            raise
+        raise OptionError(str(error)) from error
 
 
 def is_the_users(error: Exception) -> bool:

@@ -54,7 +54,7 @@ def read_arrays(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Tensor
     if len(arrays) > 1 and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in arrays:
             what = f"{name!r} is no argument of the model, which takes {', '.join(parameters)}"
-            check_known(name, parameters, f"{path}: {what}")
+            check_known(name, parameters, f"{path}: {what}", InputError)
     dtype = main_dtype(model.parameters()) or torch.float32
     tensors = {name: _tensor(path, name, array, dtype) for name, array in arrays.items()}
     return tensors, None if labels is None else torch.from_numpy(labels)
@@ -116,7 +116,8 @@ def _column(path: Path, header: Sequence[str], spec: DataSpec) -> str:
 
 
 def _check_column(path: Path, header: Sequence[str], column: str, name: str) -> None:
-    check_known(column, header, f"{path}: {name} {column}: there is none; the columns are {', '.join(header)}")
+    what = f"{path}: {name} {column}: there is none; the columns are {', '.join(header)}"
+    check_known(column, header, what, InputError)
 
 
 def _class(path: Path, name: str | None, made: Made) -> int:
@@ -135,7 +136,7 @@ def encoder(made: Made, spec: DataSpec) -> Callable[[list[str]], dict[str, Tenso
     Raises:
         InputError: there is no tokenizer.
     """
-    tokens = _tokenizer(made, spec.tokenizer)
+    tokens = tokenizer_of(made, spec.tokenizer)
     if tokens.pad_token is None:
         tokens.pad_token = tokens.eos_token
     settings = {"truncation": True, "max_length": _at_most(made, spec.max_length), "return_tensors": "pt"}
@@ -179,7 +180,7 @@ def pieces(made: Made, spec: DataSpec, texts: Sequence[str]) -> Tensor:
     Raises:
         InputError: there is no tokenizer, or less than two tokens.
     """
-    tokens = _tokenizer(made, spec.tokenizer)
+    tokens = tokenizer_of(made, spec.tokenizer)
     ids: Tensor = tokens("\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
     begins = tokens.bos_token_id is not None and len(ids) > 1 and int(ids[0]) == tokens.bos_token_id
     first, rest = (ids[:1], ids[1:]) if begins else (ids[:0], ids)
@@ -192,7 +193,12 @@ def pieces(made: Made, spec: DataSpec, texts: Sequence[str]) -> Tensor:
     return torch.cat([first.expand(len(body), -1), body], dim=1)
 
 
-def _tokenizer(made: Made, name: str | None) -> Any:
+def tokenizer_of(made: Made, name: str | None) -> Any:
+    """Returns the tokenizer of a name or folder, or else the model's own.
+
+    Raises:
+        InputError: there is none.
+    """
     spec = made.spec.spec
     if made.library != "transformers":
         raise InputError(f"{spec}: text is read for transformers: models; give package.module:loader for another's")

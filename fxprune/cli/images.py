@@ -13,6 +13,7 @@ from torch import Tensor
 from fxprune._base.extras import need
 from fxprune.cli.errors import InputError, refused
 from fxprune.cli.models import Made
+from fxprune.cli.output import warn
 from fxprune.cli.specs import DataSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -36,16 +37,37 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-def read_image(path: Path, transform: Callable[[Image.Image], Tensor], channels: int) -> Tensor:
-    """Returns one image, ``[channels, height, width]``.
+def read_images(
+    files: Sequence[Path], transform: Callable[[Image.Image], Tensor], spec: DataSpec
+) -> dict[Path, Tensor]:
+    """Returns the images that can be read, ``[channels, height, width]`` each, by their files; a warning counts the others.
+
+    Raises:
+        InputError: none can be read; says why the first one cannot.
+    """
+    found: dict[Path, Tensor] = {}
+    broken: list[InputError] = []
+    for file in files:
+        try:
+            found[file] = transform(_opened(file, spec.channels))
+        except InputError as error:
+            broken.append(error)
+    if broken and not found:
+        raise InputError(f"{spec.name} {spec.source}: none of {len(files)} images can be read, the first: {broken[0]}")
+    if broken:
+        more = "are left out" if len(broken) > 1 else "is left out"
+        warn(f"{spec.name} {spec.source}: {len(broken)} of {len(files)} images {more}, such as {broken[0]}")
+    return found
+
+
+def _opened(path: Path, channels: int) -> Image.Image:
+    """Returns an image.
 
     Raises:
         InputError: the file is no image, or a broken one.
     """
-    way = ": remove it or put it right"  # Pillow raises a dozen kinds for a broken file
-    with refused(f"{path}: it cannot be read as an image", way), Image.open(path) as image:
-        converted = image.convert("L" if channels == 1 else "RGB")
-    return transform(converted)
+    with refused(f"{path}: it cannot be read as an image"), Image.open(path) as image:  # Pillow raises a dozen kinds
+        return image.convert("L" if channels == 1 else "RGB")
 
 
 def classes_of(files: Sequence[Path], folder: Path, known: Sequence[str], outputs: int) -> list[int]:

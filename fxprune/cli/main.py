@@ -13,10 +13,14 @@ import click
 import fxprune
 from fxprune._base.errors import FxpruneWarning, IgnoredPatternWarning
 from fxprune.cli.command import WithExamples
-from fxprune.cli.commands import apply, bench, demo, explain, export, finetune, report
+from fxprune.cli.commands import apply, bench, demo, explain, report
 from fxprune.cli.compile_command import compile_model
-from fxprune.cli.errors import is_the_users, one_line
+from fxprune.cli.deployment_commands import export, quantize
+from fxprune.cli.errors import OptionError, is_the_users, one_line
+from fxprune.cli.generate_command import generate
 from fxprune.cli.output import warn
+from fxprune.cli.sweep_command import sweep
+from fxprune.cli.training_commands import finetune, retrain
 
 #: What follows the traceback of an error that is none of the user's.
 HINT = "fxprune: this is an error of fxprune itself: please report it, with the command and this traceback."
@@ -28,6 +32,12 @@ class Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Prints the line."""
         click.echo(f"fxprune: error: {self.message}", err=True, file=file)
+
+
+class Misuse(Failure):
+    """A wrong word on the command line: one line on stderr, exit code 2."""
+
+    exit_code = 2
 
 
 class Program(WithExamples, click.Group):
@@ -49,7 +59,7 @@ class Program(WithExamples, click.Group):
             raise click.exceptions.Exit(130) from None
         except Exception as error:
             if is_the_users(error) and not ctx.params.get("traceback"):
-                raise Failure(one_line(error)) from error
+                raise (Misuse if isinstance(error, OptionError) else Failure)(one_line(error)) from error
             if not is_the_users(error):
                 error.add_note(HINT)
             raise
@@ -78,7 +88,10 @@ def _warnings_as_lines() -> Iterator[None]:
 @click.group(
     name="fxprune",
     cls=Program,
-    commands=[compile_model, explain, apply, report, bench, export, finetune, demo],
+    commands=[
+        *(compile_model, sweep, explain, apply, report, bench, finetune, retrain),
+        *(export, quantize, generate, demo),
+    ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     examples=[
         "fxprune demo",

@@ -22,9 +22,9 @@ import fxprune
 from fxprune._base.errors import FxpruneError, FxpruneWarning, PlanError
 from fxprune._base.extras import need
 from fxprune.cli.command import told
-from fxprune.cli.errors import InputError, check_known, one_line, refused, suggestion
+from fxprune.cli.errors import InputError, OptionError, about_options, check_known, one_line, refused, suggestion
 from fxprune.cli.output import warn
-from fxprune.cli.specs import ModelSpec, is_file
+from fxprune.cli.specs import ModelSpec
 from fxprune.cli.values import fetch, is_reference
 from fxprune.cli.weights import load_weights
 from fxprune.results.plan import check_fits
@@ -34,6 +34,8 @@ LIBRARIES = ("torchvision", "timm", "transformers")
 
 #: What stands for "the weights that the library recommends".
 TRAINED = ("DEFAULT", "PRETRAINED")
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 _FORMS = "torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory"
 
@@ -70,18 +72,7 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
     """
     library, name = _parts(spec.spec)
     device = device_named(spec.device)
-    if library != "transformers" and (spec.config or spec.head):
-        raise InputError(f"--config and --head are for transformers: models, got {spec.spec!r}: use --arg key=value")
-    if library == "transformers" and spec.args:
-        raise InputError("--arg is not for transformers: models: use --config key=value")
-    if spec.weights is None and not spec.meta and not quiet:
-        own = "random; --weights DEFAULT for trained ones," if library else "as the factory makes them;"
-        warn(f"{spec.spec}: the weights are {own} --weights FILE for yours, --weights none if it is meant so")
-    file = spec.weights if spec.weights is not None and is_file(spec.weights) else None
-    if file is not None and not os.path.exists(file):
-        raise InputError(f"--weights {file}: no such file")
-    if spec.meta and spec.named is not None:
-        raise InputError("--meta makes a model without weights: leave --weights out, and apply the plan to their files")
+    _check_spec(spec, library, quiet)
     maker = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}.get(library, _factory)
     place = torch.device("meta") if spec.meta else nullcontext()
     with place, torch.random.fork_rng(devices=[]), _blamed(spec):
@@ -89,9 +80,29 @@ def make(spec: ModelSpec, *, quiet: bool = False) -> Made:
         model = maker(spec, name, spec.named)
     if spec.meta:
         return Made(model.eval(), spec, library, name)
-    if file is not None:
-        load_weights(model, Path(file))
+    if spec.file is not None:
+        load_weights(model, Path(spec.file))
     return Made(model.to(device).eval(), spec, library, name)
+
+
+def _check_spec(spec: ModelSpec, library: str, quiet: bool) -> None:
+    """Finds what does not go together, and files that are not there, before a model is made."""
+    if library != "transformers" and (spec.config or spec.head):
+        raise OptionError(f"--config and --head are for transformers: models, got {spec.spec!r}: use --arg key=value")
+    if library == "transformers" and spec.args:
+        raise OptionError("--arg is not for transformers: models: use --config key=value")
+    folder = spec.spec.removeprefix("transformers:")
+    if library == "transformers" and folder.startswith((".", os.sep, "~")) and not os.path.isdir(folder):
+        raise OptionError(f"model {spec.spec!r}: there is no folder {folder}")
+    if spec.weights is None and not spec.meta and not quiet:
+        own = "random; --weights DEFAULT for trained ones," if library else "as the factory makes them;"
+        warn(f"{spec.spec}: the weights are {own} --weights FILE for yours, --weights none if it is meant so")
+    if spec.file is not None and not os.path.exists(spec.file):
+        raise OptionError(f"--weights {spec.file}: no such file")
+    if spec.meta and spec.named is not None:
+        raise OptionError(
+            "--meta makes a model without weights: leave --weights out, and apply the plan to their files"
+        )
 
 
 def introduce(spec: str) -> None:
@@ -111,7 +122,7 @@ def dense_of(options: Mapping[str, Any]) -> Made | None:
         return make(ModelSpec(**told(ModelSpec, options, spec=options["model"], seed=0)), quiet=True)
     for name, word in (("weights", "weights"), ("args", "arg"), ("config", "config"), ("head", "head")):
         if options[name]:
-            raise InputError(f"--{word} is about the dense model: give --model too")
+            raise OptionError(f"--{word} is about the dense model: give --model too")
     return None
 
 
@@ -148,7 +159,7 @@ def _parts(spec: str) -> tuple[str, str]:
 
         known = torchvision.models.list_models()
         hint = f"; did you mean torchvision:{spec}?" if spec in known else suggestion(spec, known)
-    raise InputError(f"model {spec!r}: expected {_FORMS}{hint}")
+    raise OptionError(f"model {spec!r}: expected {_FORMS}{hint}")
 
 
 def _torchvision(spec: ModelSpec, name: str, weights: str | None) -> Any:
@@ -190,7 +201,7 @@ def _transformers(spec: ModelSpec, name: str, weights: str | None) -> Any:
         transformers.utils.logging.disable_progress_bar()
     if weights is not None and weights.upper() not in TRAINED:
         expected = "a transformers model has DEFAULT (its own), or a .safetensors or .pt file"
-        raise InputError(f"--weights {weights}: {expected}, and there is no such file")
+        raise OptionError(f"--weights {weights}: {expected}, and there is no such file")
     config = _configuration(transformers, spec, name)
     cls = _transformers_class(transformers, spec, config)
     if weights is not None:
@@ -203,7 +214,7 @@ def _configuration(transformers: Any, spec: ModelSpec, name: str) -> Any:
     """Returns the configuration of a folder, of a name on the hub, or of a kind of model such as ``bert``."""
     kinds = list(transformers.CONFIG_MAPPING)
     if os.path.isdir(name) and not (Path(name) / "config.json").exists():
-        raise InputError(f"{name}: config.json is missing: expected a folder that save_pretrained wrote")
+        raise OptionError(f"{name}: config.json is missing: expected a folder that save_pretrained wrote")
     if not os.path.isdir(name) and name in kinds:
         read = partial(transformers.AutoConfig.for_model, name)
     else:
@@ -226,13 +237,13 @@ def _transformers_class(transformers: Any, spec: ModelSpec, config: Any) -> Any:
     found = getattr(transformers, spec.head, None)
     if not hasattr(found, "from_pretrained"):
         names = [n for n in dir(transformers) if n.startswith("AutoModel") or "For" in n or n.endswith("Model")]
-        raise InputError(f"--head {spec.head}: transformers has no such model{suggestion(spec.head, names)}")
+        raise OptionError(f"--head {spec.head}: transformers has no such model{suggestion(spec.head, names)}")
     return found
 
 
 def _factory(spec: ModelSpec, name: str, weights: str | None) -> nn.Module:
     if weights is not None:
-        raise InputError(f"--weights {weights}: no such file; {name} takes a .safetensors or .pt file")
+        raise OptionError(f"--weights {weights}: no such file; {name} takes a .safetensors or .pt file")
     factory = fetch(name, "model")
     if not callable(factory):
         raise InputError(f"model {name!r}: expected a function or class, got {type(factory).__name__}")
@@ -261,9 +272,11 @@ def device_named(name: str) -> torch.device:
     """Returns a device on which a model can run.
 
     Raises:
-        InputError: there is none of this name here, or it cannot be used.
+        OptionError: there is none of this name here, or it cannot be used.
     """
-    with refused(f"--device {name}: it cannot be used here"):
+    kind = name.partition(":")[0]
+    hint = "" if kind in _DEVICES else suggestion(kind, _DEVICES)
+    with about_options(), refused(f"--device {name}: it cannot be used here", hint):
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     return device

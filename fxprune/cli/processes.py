@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def is_first() -> bool:
+    """Returns whether this process is the first of those that were started together, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def started_together() -> Iterator[bool]:
     """Joins the processes that torchrun started, if it did; yields whether this one is the first, or alone."""

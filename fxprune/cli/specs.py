@@ -10,14 +10,14 @@ from typing import Any, Literal
 import click
 
 from fxprune.cli.command import asked, option, options_of, together
-from fxprune.cli.errors import InputError
-from fxprune.cli.values import floats, kind_of, pair
+from fxprune.cli.errors import OptionError
+from fxprune.cli.values import Words, floats, kind_of, pair
 
 #: What stands for no weights at all.
 NONE = ("NONE", "RANDOM")
 
 #: How files of weights end.
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 #: Settings of options that are alike.
@@ -60,13 +60,18 @@ class ModelSpec:
             return None
         return self.weights
 
+    @property
+    def file(self) -> str | None:
+        """The file or folder that holds the weights; None for none, or a library's own."""
+        return self.weights if self.weights is not None and is_file(self.weights) else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
     """Where data come from, and how they are prepared: None leaves it to the model's library.
 
     Raises:
-        InputError: ``mean`` or ``std`` cannot be one.
+        OptionError: ``mean`` or ``std`` cannot be one.
 
     Attributes:
         source: a folder of images (searched through; a subfolder for each class where targets are needed), an .npz file (an
@@ -97,7 +102,7 @@ class DataSpec:
     mean: tuple[float, ...] | None = asked(**_COLOURS)
     std: tuple[float, ...] | None = asked(**_COLOURS)
     channels: int = asked(3, type=click.Choice([1, 3]))
-    labels: Literal["auto", "none"] = asked("auto", type=click.Choice(["auto", "none"]))
+    labels: Literal["auto", "none"] = asked("auto", type=Words(["auto", "none"]))
     column: str | None = asked()
     label_column: str | None = asked()
     tokenizer: str | None = asked(metavar="NAME|DIR")
@@ -108,18 +113,18 @@ class DataSpec:
     def __post_init__(self) -> None:
         for name, values in (("--mean", self.mean), ("--std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
-                raise InputError(f"{name}: expected one number, or one a channel ({self.channels}), got {len(values)}")
+                raise OptionError(f"{name}: expected one number, or one a channel ({self.channels}), got {len(values)}")
         if self.std is not None and not all(value > 0 for value in self.std):
-            raise InputError(f"--std: expected numbers above 0, got {', '.join(map(str, self.std))}")
+            raise OptionError(f"--std: expected numbers above 0, got {', '.join(map(str, self.std))}")
 
 
 #: The options that say more about a model.
 MODEL = options_of(ModelSpec, "Model")
 
 
-def data_options(name: str, *, required: bool = False, samples: int = 256) -> Callable[[Any], Any]:
-    """Returns the options that say which data, the first of them by this name."""
-    source = {"names": (name, "source"), "required": required}
+def data_options(*names: str, required: bool = False, samples: int = 256) -> Callable[[Any], Any]:
+    """Returns the options that say which data, the first of them by these names."""
+    source = {"names": (*names, "source"), "required": required}
     return options_of(DataSpec, "Data", source=source, samples={"default": samples})
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fxprune.cli.errors import InputError, suggestion
+from fxprune.cli.errors import InputError, OptionError, suggestion
 
 #: The backends that are there from the start, in words: their own room imports torch.
 BACKENDS = "eager, compiled, onnxruntime, torch.export or aotinductor"
@@ -36,12 +36,33 @@ def amount(text: str) -> float | int:
 
 
 def portion(text: str) -> float:
-    """Reads a share: ``0.5`` or ``50%``."""
-    number, percent, _ = text.strip().partition("%")
+    """Reads a share in (0, 1]: ``0.5`` or ``50%``."""
+    number = text.strip()
     try:
-        return float(number) / (100 if percent else 1)
+        found = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
     except ValueError:
-        raise click.BadParameter(f"expected a share such as 0.5 or 50%, got {text!r}") from None
+        found = 0.0
+    if not 0 < found <= 1:
+        raise click.BadParameter(f"expected a share in (0, 1], such as 0.5 or 50%, got {text!r}")
+    return found
+
+
+class Place(click.Path):
+    """A file or directory; the shell completes it. An empty name, as of an unset variable, would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the name."""
+        if not value:
+            self.fail("expected a name, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Words(click.Choice[str]):
+    """Some words, of which an option takes one; the nearest is named where another one is given."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Returns click's message, and what was meant."""
+        return super().get_invalid_choice_message(value, ctx).removesuffix(".") + suggestion(str(value), self.choices)
 
 
 def pair(text: str) -> tuple[str, Any]:
@@ -57,9 +78,17 @@ def floats(text: str) -> tuple[float, ...]:
     return _row(text, float, "numbers such as 0.5,0.5,0.5")
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Reads whole numbers with commas between them."""
+    return _row(text, int, "whole numbers such as 1,8,32")
+
+
 def counts(text: str) -> tuple[int, ...]:
-    """Reads whole numbers with commas between them, each once."""
-    return tuple(dict.fromkeys(_row(text, int, "whole numbers such as 1,8,32")))
+    """Reads numbers of at least 1 with commas between them, each once."""
+    found = tuple(dict.fromkeys(whole_numbers(text)))
+    if min(found) < 1:
+        raise click.BadParameter(f"expected numbers of at least 1, got {text!r}")
+    return found
 
 
 def _row(text: str, read: Callable[[str], Number], expected: str) -> tuple[Number, ...]:
@@ -96,7 +125,7 @@ def fetch(reference: str, what: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise InputError(
+        raise OptionError(
             f"{what} {reference!r}: no module named {error.name!r}; expected package.module:name, importable from here"
         ) from error
     except Exception as error:
@@ -106,7 +135,7 @@ def fetch(reference: str, what: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
             names = [name for name in dir(found) if not name.startswith("_")]
-            raise InputError(f"{what} {reference!r}: {module_name} has no {part!r}{suggestion(part, names)}")
+            raise OptionError(f"{what} {reference!r}: {module_name} has no {part!r}{suggestion(part, names)}")
         found = getattr(found, part)
     return found
 
@@ -117,12 +146,16 @@ def kind_of(path_or_name: str, suffixes: Iterable[str]) -> str:
 
 
 def ratios(texts: tuple[str, ...]) -> float | dict[str, float] | None:
-    """Reads shares: one for all, or by pattern; None for none."""
+    """Reads shares: one for all, or by pattern; None for none.
+
+    Raises:
+        OptionError: one is no number.
+    """
     table: dict[str, float] = {}
     for text in texts:
         pattern, equals, share = text.rpartition("=")
         try:
-            table[pattern if equals else "default"] = float(share)
+            table[pattern if equals else "default"] = amount(share) if share.endswith("%") else float(share)
         except ValueError:
-            raise InputError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
+            raise OptionError(f"--ratio {text}: expected SHARE or PATTERN=SHARE, such as 'layer*.conv1=0.4'") from None
     return table["default"] if set(table) == {"default"} else table or None

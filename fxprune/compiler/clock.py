@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from fxprune._base.clocks import log_time
+
 
 @dataclass(slots=True)
 class Clock:
-    """Names and times the stages, with a bar on a terminal."""
+    """Names and times the stages, with a bar on a terminal and a line in the log."""
 
     progress: bool
     seconds: dict[str, float] = field(default_factory=dict)
@@ -25,3 +27,5 @@ class Clock:
             yield
             bar.update()
         self.seconds[name] = time.perf_counter() - start
+        if self.progress:
+            log_time(name, self.seconds[name])

@@ -127,7 +127,7 @@ class Options:
         cache_dir: a folder where long scoring keeps what it has, so that an interrupted run goes on where it was, and where
             measured latencies of layers are kept.
         seed: for methods that draw.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar on a terminal; the log ``"fxprune"`` has a line with the time of each stage.
         alone: in a process group (``torchrun``) all processes compile together, each with a share of the batches, and all must call this with the
             same arguments and data; True where one process does so by itself.
         weights: where the weights of a model on the meta device are: a safetensors file, or a pattern such as

@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
+from fxprune._base.clocks import log_time
 from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune._base.errors import BudgetError, FxpruneError, ScorerError, VerificationError, brief
 from fxprune._base.modes import at_full_speed, plain_modes, random_states_kept, untouched
@@ -44,7 +45,7 @@ from fxprune.data.checks import check_weights, device_of
 from fxprune.data.holdout import split_of
 from fxprune.latency.measure import interleaved
 from fxprune.recovery.protocol import Recovery, fits, recovery_of
-from fxprune.reporting.pareto import FIDELITY, Point, Sweep
+from fxprune.reporting.pareto import FIDELITY, Point, Sweep, budget_text
 from fxprune.results.fidelity import Fidelity
 from fxprune.scoring.loss import Loss
 from fxprune.scoring.scorer import Scorer, scorer_of
@@ -130,11 +131,14 @@ def sweep(  # noqa: D417  # the options are described as `Options` has them
     with tqdm(
         total=len(scorers) * len(wanted), desc="fxprune sweep", unit="point", disable=None if progress else True
     ) as bar:
-        state = _coupled(state)
+        with state.clock("capture"):
+            state = _coupled(state)
         for scorer in scorers:
             for budget, make in _ways(stages.with_method(state, options, scorer), wanted):
                 points.append(judge.point(scorer.name, budget, make))
                 bar.update()
+                if progress:
+                    log_time(f"{scorer.name}, {budget_text(budget)}", points[-1].seconds)
     if judge.failures and all(point.report is None for point in points):
         raise judge.failures[0]
     return Sweep(
@@ -158,7 +162,9 @@ def _coupled(state: State) -> State:
 def _ways(state: State, budgets: Sequence[Budget]) -> Iterator[tuple[Budget, Callable[[], State]]]:
     """Yields each budget with what compiles the model to it, or raises why the method scores nothing; scored once."""
     try:
-        state = state if state.captured is None else stages.score(state)
+        if state.captured is not None:
+            with Clock(state.options.progress)(f"score by {state.scorer.name}"):
+                state = stages.score(state)
     except FxpruneError as error:
         yield from ((budget, partial(_fail, error)) for budget in budgets)
         return

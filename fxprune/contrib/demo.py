@@ -8,9 +8,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from fxprune._base.extras import need
-from fxprune.budget.budget import as_budget
+from fxprune.budget.budget import Budget, as_budget
 from fxprune.latency import bench
+from fxprune.reporting.pareto import budget_text
 from fxprune.results.attached import report
 from fxprune.results.record import Report
 from fxprune.runtimes.setting import threads_set
@@ -61,6 +63,11 @@ class Outcome:
     latency_ms: dict[int, tuple[float, ...]]
     reloaded: bool
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        told = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return told | {"report": self.report.to_dict()}
 
 
 class Block(nn.Module):
@@ -136,7 +143,7 @@ def batches(data: tuple[Tensor, Tensor], size: int = 128) -> list[tuple[Tensor, 
 def run(
     *,
     seed: int = 0,
-    budget: float = 0.25,
+    budget: float | Budget = 0.25,
     method: str = "variance",
     out: str | Path | None = None,
     epochs: int = 10,
@@ -146,7 +153,7 @@ def run(
 
     Args:
         seed: of everything that is drawn.
-        budget: the share of parameters to keep, in (0, 1].
+        budget: the share of parameters to keep, in (0, 1], or a budget.
         method: the criterion's name.
         out: where to save the fine-tuned model; by default a temporary directory.
         epochs: of the first training; fine-tuning takes half of them.
@@ -157,7 +164,7 @@ def run(
     """
     start = time.perf_counter()
     need("accelerate", "demo", "the demo")
-    as_budget(budget)
+    asked = budget_text(as_budget(budget))
     scorer_of(method)
     if out is not None:
         manifest.check_target(out)
@@ -166,7 +173,7 @@ def run(
     train = partial(finetune, data=TensorDataset(*digits.train), recipe=RECIPE, progress=False)
     train(model, epochs=epochs, seed=seed)
     dense = accuracy(model, digits.test)
-    say(f"compiling it to {100 * budget:g} % of its parameters by {method} ...")
+    say(f"compiling it to {asked} by {method} ...")
     pruned = compile_model(model, batches(digits.train), budget, method=method, seed=seed, progress=False)
     found = report(pruned)
     say(f"\n{found}\n")

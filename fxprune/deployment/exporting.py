@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -73,6 +73,10 @@ class Exported:
         ]
         return "\n".join(lines)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON data."""
+        return asdict(self) | {"path": str(self.path), "beside": [str(path) for path in self.beside]}
+
     def _conditions(self) -> str:
         more = len(self.conditions) - 3
         return ", ".join(self.conditions[:3]) + (f", and {more} more" if more > 0 else "")
@@ -126,7 +130,7 @@ def export(
         OSError: the file cannot be written.
     """
     target = Path(path).absolute()
-    runtime = _checked(target, opset)
+    runtime = _checked(Path(path), opset)
     model = _checked_model(pruned)
     request = requested(model, example, part)
     write = partial(_exported, runtime, target, tolerance, dynamic_batch, dynamic_shapes)

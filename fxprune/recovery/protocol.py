@@ -226,6 +226,12 @@ def _fill() -> None:
     importlib.import_module("fxprune.recovery.builtin")
 
 
+def registered() -> tuple[str, ...]:
+    """Returns every recovery's name."""
+    _fill()
+    return tuple(_RECOVERIES)
+
+
 def recovery_of(method: str | Recovery | None) -> Recovery | None:
     """Returns a recovery by name, the recovery itself, or None for none.
 

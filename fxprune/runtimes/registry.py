@@ -138,6 +138,11 @@ def runtime_for(target: Path) -> FileRuntime:
     return max(fitting, key=lambda runtime: len(runtime.suffix))
 
 
+def suffixes() -> tuple[str, ...]:
+    """Returns how the files end that runtimes write."""
+    return tuple(runtime.suffix for runtime in _writers())
+
+
 def names() -> tuple[str, ...]:
     """Returns the names of all runtimes, in the order in which they were registered."""
     return tuple(_RUNTIMES)

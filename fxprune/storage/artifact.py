@@ -101,7 +101,7 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
     if found.plan is None:
         raise FxpruneError("the model's report has no plan, without which it could not be loaded again")
     target = Path(directory).resolve()
-    manifest.check_target(target)
+    manifest.check_target(directory)
     with opened_together(files) as there:
         tensors, ties = _tensors_once(pruned, set(there.keys()))
     graph, constants, reason = _graph_of(pruned, found)

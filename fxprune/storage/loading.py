@@ -53,7 +53,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
         RestoreError: the class of ``model`` cannot hold what is left.
         OSError: it cannot be read.
     """
-    source = readable(Path(directory).resolve())
+    source = readable(Path(directory))
     found = manifest.sealed(source)
     summary, plan = _report_of(found)
     if model is None:
@@ -85,7 +85,7 @@ def load_report(directory: str | os.PathLike[str]) -> Report:
         PlanError: no artifact, or a damaged or altered one.
         OSError: it cannot be read.
     """
-    source = readable(Path(directory).resolve())
+    source = readable(Path(directory))
     return _report_of(manifest.sealed(source, tensors=False))[0]
 
 

@@ -114,7 +114,7 @@ def check_target(directory: str | os.PathLike[str]) -> None:
     Raises:
         PlanError: it is a file, or a directory that holds something other than a whole artifact, as it was written.
     """
-    target = Path(directory).resolve()
+    target = Path(directory)
     if not target.exists():
         return
     if not target.is_dir():

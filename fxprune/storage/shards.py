@@ -53,7 +53,7 @@ def apply_to_files(plan: Plan, files: str | os.PathLike[str], out: str | os.Path
     """
     target = Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PlanError(f"{target}: expected a new or empty directory")
+        raise PlanError(f"{out}: expected a new or empty directory")
     if plan.bridged or plan.collapsed:
         names = ", ".join((*plan.bridged, *plan.collapsed)[:3])
         raise PlanError(

@@ -75,7 +75,7 @@ def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
     _check(model, budget, options)
     assert options.weights is not None and options.out is not None
     target = Path(options.out).resolve()
-    check_target(target)
+    check_target(options.out)
     with paged(options.memory_limit // 2):
         whole = filled(model, options.weights)
         state = through(prepare(whole, calib_data, budget, _exact(options, whole)), capture)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fxprune._base.clocks import log_time
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
 from fxprune._base.modes import evaluating
@@ -106,6 +107,9 @@ def train(run: Run, fresh: Callable[[nn.Module], object] | None = None) -> Histo
         history = History(_examined(run), ()) if saved is None else saved.history
         for number in range(len(history.epochs) + 1, run.recipe.epochs + 1):
             history = replace(history, epochs=(*history.epochs, _epoch(run, number)))
+            if run.options.progress and run.accelerator.is_main_process:
+                last = history.epochs[-1]
+                log_time(f"epoch {number}/{run.recipe.epochs}, loss {last.loss:.4f}", last.seconds)
             if directory is not None:
                 if run.accelerator.is_main_process:
                     checkpoint.write(directory, run.model, run.optimizer, history, run.identity)

@@ -39,7 +39,7 @@ class TrainingOptions:
         resume: go on from the checkpoint there; otherwise it is overwritten after the first epoch.
         forward_args: as for `fxprune.compile`.
         seed: of everything that is drawn; global random states are put back.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal; the log ``"fxprune"`` has a line for each epoch.
         mixed_precision: ``"no"`` or ``"bf16"``; by default what accelerate is configured to.
     """
 

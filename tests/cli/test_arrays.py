@@ -10,7 +10,7 @@ import torch
 
 from fxprune.cli.data import load_data
 from fxprune.cli.specs import DataSpec
-from tests.support.cli import Bomb, complaint, done, made
+from tests.support.cli import Bomb, complaint, done, made, misuse
 
 
 @pytest.mark.slow
@@ -39,7 +39,6 @@ def test_arrays_that_cannot_be_used(here: Path) -> None:
     np.savez(here / "named.npz", first=np.ones((4, 4)), secnd=np.ones((4, 4)))
     np.savez(here / "words.npz", x=np.array(["a", "b"]))
     (here / "junk.npz").write_bytes(b"junk")
-    (here / "data.parquet").write_bytes(b"junk")
     for name, words in (
         ("uneven.npz", "as many samples in each array, got x 4, labels 3"),
         ("objects.npz", "numpy.savez"),
@@ -48,16 +47,23 @@ def test_arrays_that_cannot_be_used(here: Path) -> None:
         ("deep.npz", "[4, 5, 8, 8]"),
         ("words.npz", "expected numbers"),
         ("junk.npz", "numpy.savez"),
-        ("nowhere.npz", "no such file"),
-        ("data.parquet", "this kind of file is not read"),
-        ("random:4,three", "expected random:SHAPE"),
-        ("random:0x3x8x8", "a size is 0"),
-        ("mine:nothing", "mine has no 'nothing'"),
         ("mine:generator", "generator"),
         ("mine:number", "expected a DataLoader"),
-        ("nowhere/images", "no such file or folder"),
     ):
         assert words in complaint("compile", "mine:net", "--calib", name, "--budget", "0.5", "--out", "out"), name
     said = complaint("compile", "mine:Two", "--calib", "named.npz", "--budget", "0.5", "--out", "out")
     assert "'secnd' is no argument of the model" in said and "did you mean second" in said
     assert not (here / "exploded").exists()
+
+
+def test_data_that_there_are_not(here: Path) -> None:
+    (here / "data.parquet").write_bytes(b"junk")
+    for name, words in (
+        ("nowhere.npz", "--calib nowhere.npz: no such file"),
+        ("data.parquet", "this kind of file is not read"),
+        ("random:4,three", "expected random:SHAPE"),
+        ("random:0x3x8x8", "a size is 0"),
+        ("mine:nothing", "mine has no 'nothing'"),
+        ("nowhere/images", "no such file or folder"),
+    ):
+        assert words in misuse("compile", "mine:net", "--calib", name, "--budget", "0.5", "--out", "out"), name

@@ -46,6 +46,11 @@ def test_help_has_examples_that_the_program_understands(name: str) -> None:
         assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter.name
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_json_on_demand(name: str) -> None:
+    assert any("--json" in parameter.opts for parameter in main.commands[name].params)
+
+
 def assert_parses(line: str) -> None:
     """Makes sure that a line names a command and only options that it has."""
     program, name, *rest = shlex.split(line)
@@ -69,4 +74,4 @@ def test_help_and_version() -> None:
     assert len(main.examples) == 3 and all(f"\n  {line}\n" in text for line in main.examples) and "\\b" not in text
     for line in main.examples:
         assert_parses(line)
-    assert "[default: 0.25]" in done("demo", "-h").stdout
+    assert "[default: 0.25]" in " ".join(done("demo", "-h").stdout.split())

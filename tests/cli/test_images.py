@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fxprune.cli.data import load_data
 from fxprune.cli.images import transform_of
 from fxprune.cli.models import Made
 from fxprune.cli.specs import DataSpec, ModelSpec
-from tests.support.cli import complaint, made
+from tests.support.cli import complaint, done, made, misuse
 
 
 @pytest.mark.slow
@@ -98,28 +99,47 @@ def test_images_are_drawn_alike_for_the_same_seed(here: Path) -> None:
 
 
 def test_images_that_cannot_be_used(here: Path) -> None:
-    def said(folder: str, *more: str) -> str:
+    def argv(folder: str, *more: str) -> tuple[str, ...]:
         data = ("--calib", folder, "--image-size", "8")
-        return complaint("compile", "mine:net", *data, "--budget", "0.5", "--out", "out", *more)
+        return ("compile", "mine:net", *data, "--budget", "0.5", "--out", "out", *more)
 
     (here / "empty").mkdir()
-    assert "no images in this folder" in said("empty")
-    assert "no such file or folder" in said("nowhere")
+    assert "no images in this folder" in complaint(*argv("empty"))
+    assert "no such file or folder" in misuse(*argv("nowhere"))
+    assert "this kind of file is not read" in misuse(*argv("mine.py"))
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(here / "pictures" / "loose.png")
-    assert "images lie outside subfolders" in said("pictures", "--method", "taylor")
-    assert "needs targets" in said("pictures", "--method", "taylor", "--labels", "none")
-    (here / "pictures" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
-    assert "broken.jpg: it cannot be read as an image" in said("pictures")
-    assert "--mean: expected one number, or one a channel (3), got 2" in said("pictures", "--mean", "0.5,0.5")
-    assert "--std: expected numbers above 0, got 0.0" in said("pictures", "--std", "0")
+    assert "images lie outside subfolders" in complaint(*argv("pictures", "--method", "taylor"))
+    assert "needs targets" in complaint(*argv("pictures", "--method", "taylor", "--labels", "none"))
+    assert "--mean: expected one number, or one a channel (3), got 2" in misuse(*argv("pictures", "--mean", "0.5,0.5"))
+    assert "--std: expected numbers above 0, got 0.0" in misuse(*argv("pictures", "--std", "0"))
+
+
+def test_broken_images_are_left_out_and_counted(here: Path) -> None:
+    folder, data = here / "pictures" / "kind0", ("--calib", "pictures", "--image-size", "8", "--batch-size", "4")
+    argv = ("compile", "mine:net", *data, "--budget", "0.6", "--method", "taylor", "--recover", "none", "--json")
+    whole = done(*argv, "--out", "whole").stdout
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:80])
+    (folder / "empty.png").touch()
+    found = done(*argv, "--out", "out")
+    (line,) = (line for line in found.stderr.splitlines() if "left out" in line)
+    assert line.startswith("fxprune: warning: --calib pictures: 3 of 12 images are left out, such as pictures/kind0/")
+    assert json.loads(found.stdout)["params"] == json.loads(whole)["params"]
+    (folder / "cut.png").unlink()
+    batches = load_data(DataSpec(source="pictures", image_size=8, batch_size=4), made(nn.Linear(8, 3)), targets=True)
+    assert [(len(x), len(y)) for x, y in batches] == [(4, 4), (4, 4), (1, 1)]
+    for file in here.rglob("kind*/*.png"):
+        file.write_bytes(b"")
+    said = complaint(*argv, "--out", "more")
+    assert "--calib pictures: none of 11 images can be read, the first: pictures/kind" in said
 
 
 @pytest.mark.slow
 def test_means_and_deviations_are_checked_for_every_library() -> None:
     for model in ("torchvision:squeezenet1_1", "timm:vit_tiny_patch16_224", "mine:net"):
         base = ("compile", model, "--weights", "none", "--calib", "pictures", "--budget", "0.5", "--out", "out")
-        assert "one a channel (3), got 2" in complaint(*base, "--std", "1,1")
-        assert "one a channel (1), got 3" in complaint(*base, "--channels", "1", "--mean", "0,0,0")
-        assert "numbers above 0" in complaint(*base, "--std", "1,1,nan")
+        assert "one a channel (3), got 2" in misuse(*base, "--std", "1,1")
+        assert "one a channel (1), got 3" in misuse(*base, "--channels", "1", "--mean", "0,0,0")
+        assert "numbers above 0" in misuse(*base, "--std", "1,1,nan")
     transform = transform_of(made(nn.Identity(), "torchvision", "resnet18"), DataSpec(mean=(0.5,), std=(1.0,)))
     assert transform(Image.new("RGB", (9, 9))).unique().tolist() == [-0.5]

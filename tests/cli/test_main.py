@@ -51,10 +51,12 @@ def test_exit_codes_of_the_program_itself(tmp_path: Path) -> None:
     def called(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "fxprune", *argv], capture_output=True, text=True, cwd=tmp_path)
 
-    wrong = called("report", "nowhere")
-    assert wrong.returncode == 1 and wrong.stdout == ""
-    assert wrong.stderr.startswith("fxprune: error: ") and wrong.stderr.count("\n") == 1
-    assert "nowhere: manifest.json is missing: expected a directory that" in wrong.stderr
+    (tmp_path / "empty").mkdir()
+    for name, code, words in (("nowhere", 2, "no such directory"), ("empty", 1, "manifest.json is missing")):
+        wrong = called("report", name)
+        assert wrong.returncode == code and wrong.stdout == ""
+        assert wrong.stderr.startswith(f"fxprune: error: {name}: ") and wrong.stderr.count("\n") == 1
+        assert words in wrong.stderr
     right = called("--version")
     assert (right.returncode, right.stdout, right.stderr) == (0, f"fxprune {fxprune.__version__}\n", "")
 

@@ -12,7 +12,7 @@ import fxprune
 from fxprune.cli.data import load_data
 from fxprune.cli.models import make
 from fxprune.cli.specs import DataSpec, ModelSpec
-from tests.support.cli import complaint, done
+from tests.support.cli import complaint, done, misuse
 
 
 def words_of(folder: Path) -> Any:
@@ -67,7 +67,7 @@ def test_texts_and_tables_for_a_transformer(here: Path) -> None:
     assert "which column" in complaint(*argv[:-2], "--budget", "0.8", "--out", "more")
     kind = ("transformers:distilbert", "--config", "n_layers=1")
     assert "--tokenizer" in complaint("compile", *kind, "--calib", "texts.txt", "--budget", "0.8", "--out", "more")
-    assert "did you mean num_hidden_layers" in complaint("explain", "transformers:bert", "--config", "hidden_layers=1")
+    assert "did you mean num_hidden_layers" in misuse("explain", "transformers:bert", "--config", "hidden_layers=1")
 
 
 def test_texts_are_for_transformers_alone(here: Path) -> None:

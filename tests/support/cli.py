@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,25 @@ def listing(folder: Path) -> list[str]:
 
 def complaint(*argv: str) -> str:
     """Returns what a failing command says: one line, and nothing is written."""
+    return _failing(1, argv)
+
+
+def misuse(*argv: str) -> str:
+    """Returns what is said to a wrong word on the command line, which is found before any stage: one line, or click's usage."""
+    return _failing(2, argv)
+
+
+def _failing(code: int, argv: tuple[str, ...]) -> str:
     before = listing(Path.cwd())
     found = run(*argv)
-    assert found.exit_code == 1, found.output
+    assert found.exit_code == code, found.output
+    assert found.stdout == "" and listing(Path.cwd()) == before
+    if code == 2:
+        assert not re.search(r"^fxprune: (check|compiling)", found.stderr, re.MULTILINE), found.stderr
+        if found.stderr.startswith("Usage: fxprune"):
+            return found.stderr.partition("Error: ")[2].rstrip()
     errors = [line for line in found.stderr.splitlines() if not line.startswith("fxprune: ") or "error" in line[:15]]
     assert len(errors) == 1 and errors[0].startswith("fxprune: error: "), found.stderr
-    assert listing(Path.cwd()) == before
     return errors[0]
 
 

@@ -112,7 +112,15 @@ def test_help_and_version_import_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("fxprune re", "report"), ("fxprune compile --bud", "--budget"), ("fxprune compile net --lab", "--labels")],
+    [
+        ("fxprune re", "retrain"),
+        ("fxprune compile --bud", "--budget"),
+        ("fxprune compile net --lab", "--labels"),
+        ("fxprune sweep net --form mod", "module"),
+        ("fxprune report half", "file"),  # a place: the shell completes it
+        ("fxprune compile net --out half", "file"),
+        ("fxprune finetune out --data pic", "file"),
+    ],
 )
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_imports_no_torch(shell: str, words: str, expected: str) -> None:
