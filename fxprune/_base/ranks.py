@@ -1,17 +1,17 @@
-"""Several processes at one compilation: what each takes of the work, and how what they found becomes one.
+"""Several processes at one compilation or training: what each takes of the work, and how what they found becomes one.
 
 All of them go the same way through the stages and hold the same plan. Batches, and the sets of units that are masked, are shared out;
-sums of them are added up in float64, the same number in every process.
+sums of them are added up in float64, the same number in every process. Gradients are added up as they are.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,11 @@ from fxprune._base.errors import FxpruneError
 
 T = TypeVar("T")
 
-#: How long a process waits for the others.
+#: How long a process waits for the others, at most; less where the process group was made with less.
 PATIENCE = datetime.timedelta(minutes=10)
+
+#: Tensors are added up together while they take no more bytes.
+_AT_ONCE = 1 << 25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +91,61 @@ def gathered(value: T) -> list[T]:
     return found
 
 
+def of_first(make: Callable[[], T]) -> T:
+    """Returns what the first process makes; the others make nothing."""
+    ranks = _RANKS.get()
+    if ranks is None:
+        return make()
+    found: list[Any] = [make() if ranks.rank == 0 else None]
+    _together(ranks, lambda: dist.broadcast_object_list(found, dist.get_global_rank(ranks.group, 0), ranks.group))
+    return cast("T", found[0])
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Writes the sums over all processes in place of tensors, ``[...]`` each, of the same shapes and dtypes everywhere; to all the same.
+
+    They are added in their order, some at once, half precision in float32: equal tensors give equal bits in every run. Those of an
+    accelerator go by the default group's backend.
+    """
+    ranks = _RANKS.get()
+    if ranks is None:
+        return
+    for some in _lots(tensors):
+        whole = torch.cat([t.detach().to(torch.promote_types(t.dtype, torch.float32)).reshape(-1) for t in some])
+        group = ranks.group if whole.device.type == "cpu" else None
+        _together(ranks, lambda whole=whole, group=group: dist.all_reduce(whole, group=group))  # type: ignore[misc]
+        for tensor, part in zip(some, whole.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.detach().copy_(part.reshape(tensor.shape))
+
+
+def _lots(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields tensors in their order, as many at once as may be added together: of one dtype and device, not too many bytes."""
+    lot: list[Tensor] = []
+    for tensor in tensors:
+        alike = not lot or (lot[0].dtype, lot[0].device) == (tensor.dtype, tensor.device)
+        if lot and not (alike and sum(each.nbytes for each in lot) + tensor.nbytes <= _AT_ONCE):
+            yield lot
+            lot = []
+        lot.append(tensor)
+    if lot:
+        yield lot
+
+
+def check_same(own: Mapping[str, Any]) -> None:
+    """Makes sure that things are the same in all processes.
+
+    Args:
+        own: what this one has, by what it is.
+
+    Raises:
+        FxpruneError: something differs; says what.
+    """
+    every = gathered(own)
+    for what, value in own.items():
+        if any(each[what] != value for each in every):
+            raise FxpruneError(f"{what} differs between the {world()} processes: expected the same in each of them")
+
+
 def _together(ranks: Ranks, call: Callable[[], Any]) -> None:
     try:
         call()
@@ -121,11 +179,12 @@ def shared() -> Iterator[None]:
         yield
         return
     try:
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        patience = min(PATIENCE, dist.distributed_c10d._get_default_store().timeout)  # type: ignore[attr-defined]
+        group = dist.new_group(backend="gloo", timeout=patience)
     except RuntimeError as error:
         raise FxpruneError(
-            f"in a process group all {dist.get_world_size()} processes compile together, and not all came: call it in each of them with the same "
-            "arguments, or give alone=True where one does it by itself"
+            f"in a process group all {dist.get_world_size()} processes compile or train together, and not all came: call it in each of them with "
+            "the same arguments, or compile with alone=True where one does it by itself"
         ) from error
     ranks = Ranks(group, dist.get_rank(), dist.get_world_size())
     token = _RANKS.set(ranks)
