@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -14,6 +15,9 @@ from pathlib import Path
 
 #: What systems say that do not sync such a thing: directories, files on some network drives.
 _NO_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOTSUP}
+
+#: What the names of unfinished things end with.
+_DRAFT = ".fxprune-draft"
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:
@@ -30,8 +34,8 @@ def write_text(path: str | PathLike[str], text: str) -> None:
 def replaced(target: Path) -> Iterator[Path]:
     """Yields where to write a file; at the end it takes the target's place, unless there was an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        draft = Path(beside) / target.name
+    with _beside(target) as folder:
+        draft = folder / target.name
         yield draft
         _as_usual(draft)
         sync(draft)
@@ -40,9 +44,49 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yields an empty directory beside a target, which is gone at the end; those that killed processes left go away as well."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_DRAFT}"):
+        with held(left) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with held(made):  # before it has the name that others look for
+        folder = made.rename(f"{made}{_DRAFT}")
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool | None]:
+    """Yields whether this process holds a file or directory now, which others then do not; None where the system does not tell.
+
+    Whatever ends the process, it lets go.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield None
+        return
+    free: bool | None = True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        free = False if isinstance(error, BlockingIOError) else None
+    try:
+        yield free
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def fresh_directory(target: Path) -> Iterator[Path]:
     """Yields a new directory beside the target; what is left of it at the end goes away."""
-    fresh = target.with_name(f".{target.name}.fxprune-draft")  # a name that nobody else gives: see `put_in_place`
+    fresh = target.with_name(f".{target.name}{_DRAFT}")  # a name that nobody else gives: see `put_in_place`
     shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
     fresh.mkdir()
     try:
