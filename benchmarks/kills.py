@@ -20,17 +20,6 @@ from common.killable import WORKS
 from common.killing import LONG, Ended, Setting, at_random, done
 from common.results import record
 
-#: Works that are killed as a whole alone; the others one process at a time as well.
-FAULTS = (
-    "killed",
-    "one killed",
-    "disk full",
-    "one hangs",
-    "shard missing",
-    "shard cut short",
-    "killed, its work damaged",
-)
-
 
 class Bench:
     """One kind of work: what lies there before it, and what it gives when nothing disturbs it.
@@ -150,6 +139,7 @@ def flipped(draw: random.Random, place: Path) -> None:
 
 def faults(bench: Bench, kills: int, draw: random.Random) -> dict[str, tuple[int, Callable[[], dict[str, Any] | None]]]:
     """Returns what is done to a kind of work, by its name: how often, and how."""
+    kills = max(round(kills * bench.work.share), 1)
     few = max(kills // 8, 1)
     found: dict[str, tuple[int, Callable[[], dict[str, Any] | None]]] = {
         "killed": (kills, partial(killed, bench, draw, every=True))
@@ -187,7 +177,9 @@ def row(times: int, once: Callable[[], dict[str, Any] | None]) -> dict[str, Any]
 def main() -> None:
     """Prints and records the table."""
     made = resumable(parser(__doc__.splitlines()[0]))
-    made.add_argument("--kills", type=int, default=20, help="how often each kind of work is killed")
+    made.add_argument(
+        "--kills", type=int, default=36, help="how often each kind of work is killed; less where it takes long"
+    )
     made.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     options = begin(made)
     works, kills = (["trained"], 1) if options.quick else (options.works, options.kills)

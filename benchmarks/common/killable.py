@@ -24,12 +24,14 @@ class Work:
         do: does it, ``do(folder, rank)``; called again it goes on or begins anew. Returns what tells its result.
         state: says in words what lies in the folder, with what tells it: of each thing that is whole. It raises where one is not.
         processes: that do it together.
+        share: of the kills that are asked for; less where each takes long.
     """
 
     prepare: Callable[[Path], None]
     do: Callable[[Path, int], str]
     state: Callable[[Path], dict[str, str]]
     processes: int = 1
+    share: float = 1.0
 
 
 def told(tensors: Iterable[Tensor]) -> str:
@@ -183,10 +185,10 @@ def _checkpoints(folder: Path) -> dict[str, str]:
 
 
 WORKS: dict[str, Work] = {
-    "streamed": Work(_shards, _streamed, _artifacts),
-    "compiled, 2 processes": Work(_nothing, _compiled, _artifacts, 2),
+    "streamed": Work(_shards, _streamed, _artifacts, share=0.6),
+    "compiled, 2 processes": Work(_nothing, _compiled, _artifacts, 2, share=0.3),
     "trained": Work(_nothing, _trained, _checkpoints),
     "trained, 2 processes": Work(_nothing, _trained, _checkpoints, 2),
     "saved over": Work(_saved_before, _saved, _artifacts),
-    "exported over": Work(_exported_before, _exported, _files),
+    "exported over": Work(_exported_before, _exported, _files, share=0.6),
 }

@@ -21,6 +21,14 @@ from common.killable import WORKS
 LONG = 90.0
 
 
+#: What is slow to import, and forked off.
+_SHARED = [
+    "torch._dynamo", "torch.distributed.checkpoint", "accelerate", "torchmetrics.classification", "transformers.models.llama.modeling_llama",
+    "onnxruntime", "onnx", "onnxscript", "torch.onnx._internal.exporter._core", "fxprune.streaming.compiling", "fxprune.training.setup",
+    "fxprune.storage.loading", "fxprune.deployment.exporting", "fxprune.runtimes.onnx", "tqdm",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Setting:
     """How work is done.
@@ -94,16 +102,7 @@ def done(
         fault: is called with the processes once they are at work; it waits for its moment, and says whether it met one.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "common.killing",
-            "torch",
-            "transformers",
-            "onnxruntime",
-            "fxprune.streaming.compiling",
-            "fxprune.training.setup",
-        ]
-    )
+    context.set_forkserver_preload(_SHARED)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
