@@ -6,9 +6,10 @@ sums of them are added up in float64, the same number in every process. Gradient
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 #: How long a process waits for the others, at most; less where the process group was made with less.
 PATIENCE = datetime.timedelta(minutes=10)
+
+#: Seconds that the store of the process group has for an answer.
+_ANSWER = 5.0
 
 #: Tensors are added up together while they take no more bytes.
 _AT_ONCE = 1 << 25
@@ -156,11 +160,25 @@ def _together(ranks: Ranks, call: Callable[[], Any]) -> None:
 
 def _reason(ranks: Ranks) -> str:
     """Returns why another process failed, if it said so."""
-    try:
-        store = dist.distributed_c10d._get_default_store()
+
+    def ask(store: Any) -> str:
         return f" ({store.get(ranks.reason).decode()})" if store.check([ranks.reason]) else ""
-    except Exception:  # the process that has the store may be the one that is gone
-        return ""
+
+    return _of_store(ask) or ""
+
+
+def _of_store(ask: Callable[[Any], T]) -> T | None:
+    """Returns what the store of the default group answers; None where it does not: the process that has it may be gone, or hang."""
+    found: list[T] = []
+
+    def asked() -> None:
+        with contextlib.suppress(Exception):
+            found.append(ask(dist.distributed_c10d._get_default_store()))
+
+    asking = threading.Thread(target=asked, daemon=True)
+    asking.start()
+    asking.join(_ANSWER)
+    return found[0] if found else None
 
 
 def world_size() -> int:
@@ -168,7 +186,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-@contextmanager
+@contextlib.contextmanager
 def shared() -> Iterator[None]:
     """Has the processes of the default group, if there is one, share what is done meanwhile; an error in one ends it in all.
 
@@ -200,9 +218,5 @@ def shared() -> Iterator[None]:
 
 def _tell(ranks: Ranks, error: BaseException) -> None:
     """Says to the others why this process fails, unless one of them did before."""
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        if not store.check([ranks.reason]):
-            store.set(ranks.reason, f"rank {ranks.rank}: {type(error).__name__}: {str(error)[:300]}")
-    except Exception:
-        return
+    words = f"rank {ranks.rank}: {type(error).__name__}: {str(error)[:300]}"
+    _of_store(lambda store: None if store.check([ranks.reason]) else store.set(ranks.reason, words))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from fxprune._base import ranks
 from fxprune._base.errors import FxpruneError
-from fxprune._base.ranks import _lots, add_up, of_first, shared, summed
+from fxprune._base.ranks import _lots, add_up, gathered, of_first, shared, summed
 from tests.support.processes import spawned
 
 
@@ -35,6 +39,25 @@ def hanging(rank: int) -> str:
     return str(told.value) if time.monotonic() - start < 30 else "too late"
 
 
+def stopped(rank: int) -> str:
+    """Returns what is told where the first process, which has the store, stops."""
+    ranks.PATIENCE = datetime.timedelta(seconds=4)
+    with pytest.raises(FxpruneError) as told, shared():
+        first = gathered(os.getpid())[0]
+        start = time.monotonic()
+        goes_on = threading.Timer(60, os.kill, (first, signal.SIGCONT))
+        if rank == 0:
+            os.kill(first, signal.SIGSTOP)
+        else:
+            goes_on.start()
+        summed(torch.ones(1))
+    seconds = time.monotonic() - start
+    if rank == 1:
+        goes_on.cancel()
+        os.kill(first, signal.SIGCONT)
+    return str(told.value) if seconds < 40 else "too late"
+
+
 def test_sums_are_written_in_place_in_every_process(tmp_path: Path) -> None:
     for found in spawned(working, tmp_path):
         single, half, double = found["sums"]
@@ -46,6 +69,12 @@ def test_sums_are_written_in_place_in_every_process(tmp_path: Path) -> None:
 def test_a_process_that_hangs_is_told_after_the_groups_own_timeout(tmp_path: Path) -> None:
     one, _ = spawned(hanging, tmp_path)
     assert "another process has failed, or does not answer" in one
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process is stopped")
+def test_the_others_do_not_wait_for_what_a_stopped_process_would_say(tmp_path: Path) -> None:
+    assert "another process has failed, or does not answer" in spawned(stopped, tmp_path)[1]
 
 
 def test_alone_nothing_is_exchanged() -> None:
