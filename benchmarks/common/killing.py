@@ -23,10 +23,22 @@ LONG = 90.0
 
 #: What is slow to import, and forked off.
 _SHARED = [
-    "torch._dynamo", "torch.distributed.checkpoint", "accelerate", "torchmetrics.classification", "transformers.models.llama.modeling_llama",
-    "onnxruntime", "onnx", "onnxscript", "torch.onnx._internal.exporter._core", "fxprune.streaming.compiling", "fxprune.training.setup",
-    "fxprune.storage.loading", "fxprune.deployment.exporting", "fxprune.runtimes.onnx", "tqdm",
-]  # fmt: skip
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "accelerate",
+    "torchmetrics.classification",
+    "transformers.models.llama.modeling_llama",
+    "onnxruntime",
+    "onnx",
+    "onnxscript",
+    "torch.onnx._internal.exporter._core",
+    "fxprune.streaming.compiling",
+    "fxprune.training.setup",
+    "fxprune.storage.loading",
+    "fxprune.deployment.exporting",
+    "fxprune.runtimes.onnx",
+    "tqdm",
+]
 
 
 @dataclass(frozen=True)
