@@ -66,6 +66,11 @@ def _start(
     device = accelerator.device if accelerator.num_processes > 1 else device_of(pruned)
     feed = partial(feed_of, device=device, batch_size=recipe.batch_size, forward_args=options.forward_args)
     batches = replace(feed(data, shuffle=True), whole=whole_rounds(pruned))
+    if batches.steps == 0 and batches.length:
+        got = f"{batches.length} for {world()}: make them smaller, or train in fewer processes"
+        raise TrainingError(
+            f"data: expected a batch for each process, which synchronised batch norm waits for, got {got}"
+        )
     exam = None if options.validation is None else feed(options.validation, shuffle=False)
     identity = {
         "kind": "finetune" if fresh is None else "retrain",

@@ -126,7 +126,7 @@ def check_alike(
             "the teacher's weights": None
             if teacher is None
             else digest_of((*teacher.parameters(), *teacher.buffers())),
-            "the training data (each process is given all of it, not a share)": digest_of(
+            "the training data (each process is given all of it, not a share; seed what draws from a generator of its own)": digest_of(
                 (first.args, first.kwargs, first.targets)
             ),
         }
