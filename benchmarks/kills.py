@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._folder) as beside:
             return done(self.name, place, Path(beside), **how)
 
+    def sooner(self, place: Path) -> None:
+        """Has moments be drawn from less time, after one that came too late; its folder is gone."""
+        self.seconds *= 0.9
+        shutil.rmtree(place.parent)
+
     def judged(self, place: Path, ended: Ended, *, met: bool) -> dict[str, Any]:
         """Returns what is wrong in a folder after a fault, and what lies there; it is gone then."""
         wrong = []
@@ -79,23 +84,23 @@ def _names(place: Path) -> set[str]:
 
 
 def killed(
-    bench: Bench, draw: random.Random, *, every: bool, then: Callable[[Path], None] | None = None
+    bench: Bench, draw: random.Random, *, every: bool, then: Callable[[Path, random.Random], None] | None = None
 ) -> dict[str, Any] | None:
     """Kills at a random moment; None if all was done by then."""
     place = bench.fresh()
     ended = bench.run(place, fault=at_random(draw, bench.seconds, signal.SIGKILL, every=every))
-    if then is not None and ended.hit:
-        then(place)
-    return {**bench.judged(place, ended, met=True), "seconds": ended.seconds} if ended.hit else None
+    if not ended.hit:
+        return bench.sooner(place)
+    if then is not None:
+        then(place, draw)
+    return {**bench.judged(place, ended, met=True), "seconds": ended.seconds}
 
 
 def hung(bench: Bench, draw: random.Random) -> dict[str, Any] | None:
-    """Stops one process, which the others wait for, for some seconds."""
-    place = bench.fresh()
-    ended = bench.run(
-        place, setting=Setting(patience=8.0), fault=at_random(draw, bench.seconds, signal.SIGSTOP, every=False)
-    )
-    return {**bench.judged(place, ended, met=True), "seconds": ended.seconds} if ended.hit else None
+    """Stops one process, which the others wait for, for some seconds; None if all was done by then."""
+    place, setting = bench.fresh(), Setting(patience=8.0)
+    ended = bench.run(place, setting=setting, fault=at_random(draw, bench.seconds, signal.SIGSTOP, every=False))
+    return {**bench.judged(place, ended, met=True), "seconds": ended.seconds} if ended.hit else bench.sooner(place)
 
 
 def full(bench: Bench, draw: random.Random) -> dict[str, Any] | None:
@@ -103,7 +108,7 @@ def full(bench: Bench, draw: random.Random) -> dict[str, Any] | None:
     place = bench.fresh()
     ended = bench.run(place, setting=Setting(limit=int(draw.uniform(0, bench.size))))
     if all(code == 0 for code in ended.codes):
-        return None
+        return shutil.rmtree(place.parent)
     found = bench.judged(place, ended, met=False)
     if not any("OSError" in said or "rror" in said for said in ended.said):
         found["wrong"].append(f"no error said: {ended.codes} {ended.said}")
@@ -127,7 +132,7 @@ def lacking(bench: Bench, draw: random.Random, *, cut: bool) -> dict[str, Any]:
     return {**found, "seconds": ended.seconds}
 
 
-def flipped(draw: random.Random, place: Path) -> None:
+def flipped(place: Path, draw: random.Random) -> None:
     """Changes a byte of a file that an interrupted compilation left."""
     files = sorted(file for file in place.glob(".out.fxprune-work/**/*") if file.is_file() and file.stat().st_size)
     if files:
@@ -137,33 +142,34 @@ def flipped(draw: random.Random, place: Path) -> None:
         file.write_bytes(content)
 
 
-def faults(bench: Bench, kills: int, draw: random.Random) -> dict[str, tuple[int, Callable[[], dict[str, Any] | None]]]:
+#: What is done to some work at moments that are drawn; None where it did not meet it.
+Fault = Callable[[Bench, random.Random], dict[str, Any] | None]
+
+
+def faults(name: str, kills: int) -> dict[str, tuple[int, Fault]]:
     """Returns what is done to a kind of work, by its name: how often, and how."""
-    kills = max(round(kills * bench.work.share), 1)
+    kills = max(round(kills * WORKS[name].share), 1)
     few = max(kills // 8, 1)
-    found: dict[str, tuple[int, Callable[[], dict[str, Any] | None]]] = {
-        "killed": (kills, partial(killed, bench, draw, every=True))
-    }
-    if bench.work.processes > 1:
-        found["one killed"] = (kills, partial(killed, bench, draw, every=False))
-        found["one hangs"] = (few, partial(hung, bench, draw))
-    found["disk full"] = (few, partial(full, bench, draw))
-    if bench.name == "streamed":
-        found["shard missing"] = (few, partial(lacking, bench, draw, cut=False))
-        found["shard cut short"] = (few, partial(lacking, bench, draw, cut=True))
-        found["killed, its work damaged"] = (few, partial(killed, bench, draw, every=True, then=partial(flipped, draw)))
+    found: dict[str, tuple[int, Fault]] = {"killed": (kills, partial(killed, every=True))}
+    if WORKS[name].processes > 1:
+        found["one killed"] = (kills, partial(killed, every=False))
+        found["one hangs"] = (few, hung)
+    found["disk full"] = (few, full)
+    if name == "streamed":
+        found["shard missing"] = (few, partial(lacking, cut=False))
+        found["shard cut short"] = (few, partial(lacking, cut=True))
+        found["killed, its work damaged"] = (few, partial(killed, every=True, then=flipped))
     return found
 
 
-def row(times: int, once: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+def row(bench: Callable[[], Bench], times: int, fault: Fault, draw: random.Random) -> dict[str, Any]:
     """Returns what comes of a fault, so many times that it met the work."""
     found: list[dict[str, Any]] = []
     for _ in range(4 * times):
-        if len(found) < times and (one := once()) is not None:
+        if len(found) < times and (one := fault(bench(), draw)) is not None:
             found.append(one)
-    for one in found:
-        if one["wrong"] or one["litter"]:
-            print(one, flush=True)
+            if one["wrong"] or one["litter"]:
+                print(one, flush=True)
     states = [one["state"] for one in found]
     return {
         "times": len(found),
@@ -186,10 +192,10 @@ def main() -> None:
     kept = Kept(options.rows)
     for name in works:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(name, Path(folder))
-            draw = random.Random(f"{options.seed} {name}")
-            for fault, (times, once) in faults(bench, kills, draw).items():
-                kept.add({"work": name, "fault": fault, "asked": times}, partial(row, times, once))
+            bench = cache(partial(Bench, name, Path(folder)))
+            for fault, (times, how) in faults(name, kills).items():
+                draw = random.Random(f"{options.seed} {name} {fault}")
+                kept.add({"work": name, "fault": fault}, partial(row, bench, times, how, draw))
     notes = [
         "SIGKILL, and SIGSTOP for one that hangs, at a moment that is drawn evenly over the time that the work takes undisturbed; a kill that came "
         "too late is drawn again. Afterwards: is what lies there that of before, or that of after, or a checkpoint on the way; and is what the "
@@ -200,8 +206,7 @@ def main() -> None:
         "processes that it left.",
         *kept.notes,
     ]
-    rows = [{key: value for key, value in each.items() if key != "asked"} for each in kept.rows]
-    print(record(name_of("kills", options), rows, title="Kills in the middle", seed=options.seed, notes=notes))
+    print(record(name_of("kills", options), kept.rows, title="Kills in the middle", seed=options.seed, notes=notes))
 
 
 if __name__ == "__main__":

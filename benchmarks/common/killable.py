@@ -197,6 +197,6 @@ WORKS: dict[str, Work] = {
     "compiled, 2 processes": Work(_nothing, _compiled, _artifacts, 2, share=0.3),
     "trained": Work(_nothing, _trained, _checkpoints),
     "trained, 2 processes": Work(_nothing, _trained, _checkpoints, 2),
-    "saved over": Work(_saved_before, _saved, _artifacts),
+    "saved over": Work(_saved_before, _saved, _artifacts, share=0.7),
     "exported over": Work(_exported_before, _exported, _files, share=0.6),
 }
