@@ -102,7 +102,7 @@ def done(
     folder: Path,
     beside: Path,
     setting: Setting = Setting(),
-    fault: Callable[[list[Any]], bool] | None = None,
+    fault: Callable[[list[Any]], float | None] | None = None,
 ) -> Ended:
     """Does some work in processes of their own, forked off one that has imported torch.
 
@@ -111,7 +111,7 @@ def done(
         folder: where.
         beside: an empty folder for what the processes say.
         setting: how.
-        fault: is called with the processes once they are at work; it waits for its moment, and says whether it met one.
+        fault: is called with the processes once they are at work; it waits for its moment, and says when it met one, if it did.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_SHARED)
@@ -129,9 +129,8 @@ def done(
     ):
         time.sleep(0.005)
     start = time.perf_counter()
-    hit = False if fault is None else fault(processes)
-    if fault is not None:
-        start = time.perf_counter()
+    moment = None if fault is None else fault(processes)
+    start = start if moment is None else moment
     for process in processes:
         process.join(LONG)
     seconds = time.perf_counter() - start
@@ -140,7 +139,7 @@ def done(
         process.join()
     results = [_text(beside / f"result.{rank}") or None for rank in range(world)]
     said = [(_text(beside / f"said.{rank}").strip().splitlines() or [""])[-1] for rank in range(world)]
-    return Ended(tuple(p.exitcode for p in processes), tuple(results), tuple(said), seconds, hit)
+    return Ended(tuple(p.exitcode for p in processes), tuple(results), tuple(said), seconds, moment is not None)
 
 
 def _text(path: Path) -> str:
@@ -149,22 +148,23 @@ def _text(path: Path) -> str:
 
 def at_random(
     draw: random.Random, seconds: float, number: signal.Signals, *, every: bool
-) -> Callable[[list[Any]], bool]:
+) -> Callable[[list[Any]], float | None]:
     """Returns a fault: a signal to one process, or to all, at a moment of so many seconds."""
     moment, chosen = draw.uniform(0, seconds), draw.random()
 
-    def fault(processes: list[Any]) -> bool:
+    def fault(processes: list[Any]) -> float | None:
         time.sleep(moment)
         met = processes if every else [processes[int(chosen * len(processes))]]
         alive = [process for process in met if process.is_alive()]
         for process in alive:
             os.kill(process.pid, number)
+        met_at = time.perf_counter() if alive else None
         if number == signal.SIGSTOP:  # the others end by themselves, and then this one
             for other in processes:
                 if other not in met:
                     other.join(LONG)
             for process in alive:
                 process.kill()
-        return bool(alive)
+        return met_at
 
     return fault
