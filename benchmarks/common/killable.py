@@ -24,7 +24,7 @@ class Work:
         do: does it, ``do(folder, rank)``; called again it goes on or begins anew. Returns what tells its result.
         state: says in words what lies in the folder, with what tells it: of each thing that is whole. It raises where one is not.
         processes: that do it together.
-        share: of the kills that are asked for; less where each takes long.
+        share: of the kills that are asked for: more where each takes little.
     """
 
     prepare: Callable[[Path], None]
@@ -194,9 +194,9 @@ def _checkpoints(folder: Path) -> dict[str, str]:
 
 WORKS: dict[str, Work] = {
     "streamed": Work(_shards, _streamed, _artifacts, share=0.6),
-    "compiled, 2 processes": Work(_nothing, _compiled, _artifacts, 2, share=0.3),
-    "trained": Work(_nothing, _trained, _checkpoints),
+    "compiled, 2 processes": Work(_nothing, _compiled, _artifacts, 2, share=0.2),
+    "trained": Work(_nothing, _trained, _checkpoints, share=2.0),
     "trained, 2 processes": Work(_nothing, _trained, _checkpoints, 2),
-    "saved over": Work(_saved_before, _saved, _artifacts, share=0.7),
-    "exported over": Work(_exported_before, _exported, _files, share=0.6),
+    "saved over": Work(_saved_before, _saved, _artifacts, share=0.5),
+    "exported over": Work(_exported_before, _exported, _files, share=0.3),
 }

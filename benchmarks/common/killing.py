@@ -61,7 +61,7 @@ class Ended:
     Attributes:
         codes: exit codes by rank; negative for a signal.
         results: what each returned; None where it did not.
-        said: the last line that each printed.
+        said: the last lines that each printed.
         seconds: from the first moment of work to the end; what survived a kill, from the kill on.
         hit: whether the fault met a process at work.
     """
@@ -138,7 +138,7 @@ def done(
         process.kill()
         process.join()
     results = [_text(beside / f"result.{rank}") or None for rank in range(world)]
-    said = [(_text(beside / f"said.{rank}").strip().splitlines() or [""])[-1] for rank in range(world)]
+    said = [" | ".join(_text(beside / f"said.{rank}").strip().splitlines()[-3:]) for rank in range(world)]
     return Ended(tuple(p.exitcode for p in processes), tuple(results), tuple(said), seconds, moment is not None)
 
 
