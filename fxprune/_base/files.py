@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -47,16 +48,25 @@ def replaced(target: Path) -> Iterator[Path]:
 def _beside(target: Path) -> Iterator[Path]:
     """Yields an empty directory beside a target, which is gone at the end; those that killed processes left go away as well."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.*{_DRAFT}"):
+        if _is_new(left):
+            continue  # made, and not yet held
         with held(left) as free:
             if free:
                 shutil.rmtree(left, ignore_errors=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    with held(made):  # before it has the name that others look for
-        folder = made.rename(f"{made}{_DRAFT}")
+    folder = Path(tempfile.mkdtemp(_DRAFT, f".{target.name}.", target.parent))
+    with held(folder):
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_new(folder: Path) -> bool:
+    """Returns whether a folder is empty, and was made within a minute; or is gone."""
+    try:
+        return not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < 60
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,13 @@ def test_what_a_killed_process_left_is_cleared_and_what_another_is_at_is_not(tmp
             other.write_text("other")
         assert one.read_text() == "one" and target.read_text() == "other"
     assert target.read_text() == "one" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks that end with their process")
+def test_an_empty_draft_may_be_somebodys_for_a_minute(tmp_path: Path) -> None:
+    (left := tmp_path / ".a.xyz.fxprune-draft").mkdir()
+    files.write_text(tmp_path / "a", "b")
+    assert left.exists()
+    os.utime(left, (0, 0))
+    files.write_text(tmp_path / "a", "b")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
