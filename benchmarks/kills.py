@@ -198,7 +198,7 @@ def main() -> None:
                 kept.add({"work": name, "fault": fault}, partial(row, bench, times, how, draw))
     notes = [
         "SIGKILL, and SIGSTOP for one that hangs, at a moment that is drawn evenly over the time that the work takes undisturbed; a kill that came "
-        "too late is drawn again. Afterwards: is what lies there that of before, or that of after, or a checkpoint on the way; and is what the "
+        "too late is drawn again, from nine tenths of that time. Afterwards: is what lies there that of before, or that of after, or a checkpoint on the way; and is what the "
         "same call then gives, to the bit, that of a run which was never disturbed. Wrong: anything else.",
         "disk full: no file may grow beyond a size that is drawn (RLIMIT_FSIZE). One that hangs: the process group was made with 8 s of patience. "
         "Damaged work: a byte of what a killed compilation left is changed.",
