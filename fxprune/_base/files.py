@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
 #: What systems say that do not sync such a thing: directories, files on some network drives.
 _NO_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.ENOTSUP}
+
+#: What the names of unfinished things end with.
+_DRAFT = ".fxprune-draft"
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:
@@ -30,8 +35,8 @@ def write_text(path: str | PathLike[str], text: str) -> None:
 def replaced(target: Path) -> Iterator[Path]:
     """Yields where to write a file; at the end it takes the target's place, unless there was an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        draft = Path(beside) / target.name
+    with _beside(target) as folder:
+        draft = folder / target.name
         yield draft
         _as_usual(draft)
         sync(draft)
@@ -40,9 +45,58 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yields an empty directory beside a target, which is gone at the end; those that killed processes left go away as well."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_DRAFT}"):
+        if _is_new(left):
+            continue  # made, and not yet held
+        with held(left) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(_DRAFT, f".{target.name}.", target.parent))
+    with held(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_new(folder: Path) -> bool:
+    """Returns whether a folder is empty, and was made within a minute; or is gone."""
+    try:
+        return not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < 60
+    except OSError:
+        return True
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool | None]:
+    """Yields whether this process holds a file or directory now, which others then do not; None where the system does not tell.
+
+    Whatever ends the process, it lets go.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield None
+        return
+    free: bool | None = True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        free = False if isinstance(error, BlockingIOError) else None
+    try:
+        yield free
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def fresh_directory(target: Path) -> Iterator[Path]:
     """Yields a new directory beside the target; what is left of it at the end goes away."""
-    fresh = target.with_name(f".{target.name}.fxprune-draft")  # a name that nobody else gives: see `put_in_place`
+    fresh = target.with_name(f".{target.name}{_DRAFT}")  # a name that nobody else gives: see `put_in_place`
     shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
     fresh.mkdir()
     try:

@@ -1,17 +1,18 @@
-"""Several processes at one compilation: what each takes of the work, and how what they found becomes one.
+"""Several processes at one compilation or training: what each takes of the work, and how what they found becomes one.
 
 All of them go the same way through the stages and hold the same plan. Batches, and the sets of units that are masked, are shared out;
-sums of them are added up in float64, the same number in every process.
+sums of them are added up in float64, the same number in every process. Gradients are added up as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +22,14 @@ from fxprune._base.errors import FxpruneError
 
 T = TypeVar("T")
 
-#: How long a process waits for the others.
+#: How long a process waits for the others, at most; less where the process group was made with less.
 PATIENCE = datetime.timedelta(minutes=10)
+
+#: Seconds that the store of the process group has for an answer.
+_ANSWER = 5.0
+
+#: Tensors are added up together while they take no more bytes.
+_AT_ONCE = 1 << 25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +95,61 @@ def gathered(value: T) -> list[T]:
     return found
 
 
+def of_first(make: Callable[[], T]) -> T:
+    """Returns what the first process makes; the others make nothing."""
+    ranks = _RANKS.get()
+    if ranks is None:
+        return make()
+    found: list[Any] = [make() if ranks.rank == 0 else None]
+    _together(ranks, lambda: dist.broadcast_object_list(found, dist.get_global_rank(ranks.group, 0), ranks.group))
+    return cast("T", found[0])
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Writes the sums over all processes in place of tensors, ``[...]`` each, of the same shapes and dtypes everywhere; to all the same.
+
+    They are added in their order, some at once, half precision in float32: equal tensors give equal bits in every run. Those of an
+    accelerator go by the default group's backend.
+    """
+    ranks = _RANKS.get()
+    if ranks is None:
+        return
+    for some in _lots(tensors):
+        whole = torch.cat([t.detach().to(torch.promote_types(t.dtype, torch.float32)).reshape(-1) for t in some])
+        group = ranks.group if whole.device.type == "cpu" else None
+        _together(ranks, lambda whole=whole, group=group: dist.all_reduce(whole, group=group))  # type: ignore[misc]
+        for tensor, part in zip(some, whole.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.detach().copy_(part.reshape(tensor.shape))
+
+
+def _lots(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields tensors in their order, as many at once as may be added together: of one dtype and device, not too many bytes."""
+    lot: list[Tensor] = []
+    for tensor in tensors:
+        alike = not lot or (lot[0].dtype, lot[0].device) == (tensor.dtype, tensor.device)
+        if lot and not (alike and sum(each.nbytes for each in lot) + tensor.nbytes <= _AT_ONCE):
+            yield lot
+            lot = []
+        lot.append(tensor)
+    if lot:
+        yield lot
+
+
+def check_same(own: Mapping[str, Any]) -> None:
+    """Makes sure that things are the same in all processes.
+
+    Args:
+        own: what this one has, by what it is.
+
+    Raises:
+        FxpruneError: something differs; says what.
+    """
+    every = gathered(own)
+    for what, value in own.items():
+        if any(each[what] != value for each in every):
+            raise FxpruneError(f"{what} differs between the {world()} processes: expected the same in each of them")
+
+
 def _together(ranks: Ranks, call: Callable[[], Any]) -> None:
     try:
         call()
@@ -98,11 +160,25 @@ def _together(ranks: Ranks, call: Callable[[], Any]) -> None:
 
 def _reason(ranks: Ranks) -> str:
     """Returns why another process failed, if it said so."""
-    try:
-        store = dist.distributed_c10d._get_default_store()
+
+    def ask(store: Any) -> str:
         return f" ({store.get(ranks.reason).decode()})" if store.check([ranks.reason]) else ""
-    except Exception:  # the process that has the store may be the one that is gone
-        return ""
+
+    return _of_store(ask) or ""
+
+
+def _of_store(ask: Callable[[Any], T]) -> T | None:
+    """Returns what the store of the default group answers; None where it does not: the process that has it may be gone, or hang."""
+    found: list[T] = []
+
+    def asked() -> None:
+        with contextlib.suppress(Exception):
+            found.append(ask(dist.distributed_c10d._get_default_store()))
+
+    asking = threading.Thread(target=asked, daemon=True)
+    asking.start()
+    asking.join(_ANSWER)
+    return found[0] if found else None
 
 
 def world_size() -> int:
@@ -110,7 +186,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-@contextmanager
+@contextlib.contextmanager
 def shared() -> Iterator[None]:
     """Has the processes of the default group, if there is one, share what is done meanwhile; an error in one ends it in all.
 
@@ -121,11 +197,12 @@ def shared() -> Iterator[None]:
         yield
         return
     try:
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        patience = min(PATIENCE, dist.distributed_c10d._get_default_store().timeout)  # type: ignore[attr-defined]
+        group = dist.new_group(backend="gloo", timeout=patience)
     except RuntimeError as error:
         raise FxpruneError(
-            f"in a process group all {dist.get_world_size()} processes compile together, and not all came: call it in each of them with the same "
-            "arguments, or give alone=True where one does it by itself"
+            f"in a process group all {dist.get_world_size()} processes compile or train together, and not all came: call it in each of them with "
+            "the same arguments, or compile with alone=True where one does it by itself"
         ) from error
     ranks = Ranks(group, dist.get_rank(), dist.get_world_size())
     token = _RANKS.set(ranks)
@@ -141,9 +218,5 @@ def shared() -> Iterator[None]:
 
 def _tell(ranks: Ranks, error: BaseException) -> None:
     """Says to the others why this process fails, unless one of them did before."""
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        if not store.check([ranks.reason]):
-            store.set(ranks.reason, f"rank {ranks.rank}: {type(error).__name__}: {str(error)[:300]}")
-    except Exception:
-        return
+    words = f"rank {ranks.rank}: {type(error).__name__}: {str(error)[:300]}"
+    _of_store(lambda store: None if store.check([ranks.reason]) else store.set(ranks.reason, words))

@@ -63,10 +63,26 @@ class Batches:
         Raises:
             CalibrationError: no batches, one of an unknown form, NaN or Inf, or one unlike the first.
         """
-        index = -1
-        for index, raw in enumerate(self._source):
-            yield self._checked(raw, index)
-        if index >= 0:
+        return cast("Iterator[Batch]", self.rounds(0, 1))
+
+    def rounds(self, place: int, among: int, *, whole: bool = False) -> Iterator[Batch | None]:
+        """Yields, of each ``among`` batches in turn, that at ``place``; None where the last few have none there.
+
+        All of them are read, so that whatever draws random numbers meanwhile draws the same for every place.
+
+        Args:
+            place: from 0.
+            among: how many batches make a round.
+            whole: leave the last few out if they are fewer.
+
+        Raises:
+            CalibrationError: as for a pass.
+        """
+        source, index = iter(self._source), 0
+        while (turn := list(islice(source, among))) and (len(turn) == among or not whole):
+            yield self._checked(turn[place], index + place) if place < len(turn) else None
+            index += len(turn)
+        if index:
             return
         if self._reference is None:
             raise CalibrationError("calibration data: it is empty; expected at least one batch")

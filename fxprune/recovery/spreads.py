@@ -57,7 +57,7 @@ class Spread:
         return replace(self, rows=move(self.rows), mixed=None if self.mixed is None else move(self.mixed))
 
     def outputs(self) -> Tensor:
-        """Returns the numbers of the outputs that are there, ascending; places along which none differs are looked at once."""
+        """Returns the numbers of the outputs that are there, ``[outputs]`` ascending; places along which none differs are looked at once."""
         rows: Tensor = self.rows
         for dim, step in enumerate(rows.stride()):
             rows = rows.narrow(dim, 0, 1) if step == 0 and rows.shape[dim] > 1 else rows

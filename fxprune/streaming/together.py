@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
-from fxprune._base.errors import FxpruneError
-from fxprune._base.ranks import gathered, shared, world
+from fxprune._base.ranks import check_same, shared, world
 from fxprune.compiler.options import MEASURE, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
@@ -34,7 +32,7 @@ def together(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
         pruned = run(state).pruned
         if world() > 1:
             plan = report(pruned).plan
-            _check_same({"the plan": None if plan is None else digest_of([plan.to_json()])})
+            check_same({"the plan": None if plan is None else digest_of([plan.to_json()])})
     return cast("PrunedModule", pruned)
 
 
@@ -61,7 +59,7 @@ def _check_alike(state: State, budget: Any, options: Options) -> None:
         FxpruneError: they do not; says what differs.
     """
     named = list(state.module.named_parameters())
-    _check_same(
+    check_same(
         {
             **{f"the option {name}": value for name, value in told(options).items() if name not in _BESIDE},
             "the budget": told(budget),
@@ -73,18 +71,3 @@ def _check_alike(state: State, budget: Any, options: Options) -> None:
             "the calibration data (each process is given all of it, not a share)": digest_of_batches(state.batches),
         }
     )
-
-
-def _check_same(own: Mapping[str, Any]) -> None:
-    """Makes sure that things are the same in all processes.
-
-    Args:
-        own: what this one has, by what it is.
-
-    Raises:
-        FxpruneError: something differs; says what.
-    """
-    every = gathered(own)
-    for what, value in own.items():
-        if any(each[what] != value for each in every):
-            raise FxpruneError(f"{what} differs between the {world()} processes: expected the same in each of them")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxprune._base.errors import FxpruneError
-from fxprune._base.files import replaced
+from fxprune._base.files import held, replaced
 from fxprune._base.shelf import Shelf
 from fxprune.scoring.scorer import Context, Scorer
 
@@ -89,18 +89,10 @@ def _clear(folder: Path, keys: bytes) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps other processes out, where the system has locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FxpruneError(
-                f"{folder}: another process works there: wait for it, or choose another directory"
-            ) from error
+    (lock := folder / "lock").touch()
+    with held(lock) as free:
+        if free is False:
+            raise FxpruneError(f"{folder}: another process works there: wait for it, or choose another directory")
         yield
 
 

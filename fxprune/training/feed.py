@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,25 +13,39 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fxprune._base.modes import random_states_kept
-from fxprune.data.batch import ForwardArgs
+from fxprune._base.ranks import rank, world
+from fxprune.data.batch import Batch, ForwardArgs
 from fxprune.data.batches import Batches
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Batches for one process.
+    """Batches, which several processes share out in turn.
 
     Attributes:
-        batches: checked, on the device.
+        batches: all of them, checked, on the device.
         device: where they are.
-        steps: batches in one pass; None if the data have no length.
+        length: how many they are; None if the data do not tell.
         generators: those that the data draw from, besides the global ones.
+        whole: leave out a last round in which not every process has a batch.
     """
 
     batches: Batches
     device: torch.device
-    steps: int | None
+    length: int | None
     generators: tuple[torch.Generator, ...]
+    whole: bool = False
+
+    @property
+    def steps(self) -> int | None:
+        """How many rounds a pass has, in each of which every process has a batch, or at last some of them."""
+        if self.length is None:
+            return None
+        return self.length // world() if self.whole else -(-self.length // world())
+
+    def rounds(self) -> Iterator[Batch | None]:
+        """Yields this process's batch of each round; None where the last round has none for it."""
+        return self.batches.rounds(rank(), world(), whole=self.whole)
 
     @contextmanager
     def drawing(self, seed: int, epoch: int) -> Iterator[None]:
@@ -55,14 +68,7 @@ class Feed:
 
 
 def feed_of(
-    data: Any,
-    *,
-    device: torch.device,
-    batch_size: int,
-    shuffle: bool,
-    forward_args: ForwardArgs | None = None,
-    process: int = 0,
-    processes: int = 1,
+    data: Any, *, device: torch.device, batch_size: int, shuffle: bool, forward_args: ForwardArgs | None = None
 ) -> Feed:
     """Returns the feed of training or validation data; nothing is read yet.
 
@@ -72,35 +78,18 @@ def feed_of(
         batch_size: of a ``Dataset``.
         shuffle: whether a ``Dataset`` is shuffled; batches come in their own order.
         forward_args: makes a call out of a batch of another form.
-        process: which of the processes this is.
-        processes: how many share the data, batch by batch in turn; the last incomplete round is left out.
 
     Raises:
         CalibrationError: the data are no batches, or can be read but once.
     """
     if isinstance(data, Dataset) and not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, shuffle=shuffle and not isinstance(data, IterableDataset))
-    Batches(data, device=device)  # a form that does not do is refused before it is wrapped
+    batches = Batches(data, device=device, forward_args=forward_args)
     try:
-        steps: int | None = len(data) // processes if not isinstance(data, torch.Tensor | dict) else 1
+        length: int | None = len(batches)
     except TypeError:
-        steps = None
-    shared = data if processes == 1 else Share(data, process, processes)
-    return Feed(Batches(shared, device=device, forward_args=forward_args), device, steps, _generators(data))
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Every so many batches of the data, the same number for each process."""
-
-    data: Iterable[Any]
-    process: int
-    processes: int
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.data)
-        while len(turn := list(islice(batches, self.processes))) == self.processes:
-            yield turn[self.process]
+        length = None
+    return Feed(batches, device, length, _generators(data))
 
 
 def _generators(data: Any) -> tuple[torch.Generator, ...]:

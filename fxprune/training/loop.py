@@ -21,10 +21,11 @@ from fxprune._base.clocks import log_time
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
 from fxprune._base.modes import evaluating
+from fxprune._base.ranks import of_first, rank, world
 from fxprune.data.batch import Batch
 from fxprune.data.checks import probe
 from fxprune.scoring.causal import is_causal, own_shift, telling
-from fxprune.training import checkpoint
+from fxprune.training import checkpoint, together
 from fxprune.training.feed import Feed
 from fxprune.training.history import Epoch, History
 from fxprune.training.objective import Objective, examine
@@ -38,26 +39,22 @@ class Run:
 
     Attributes:
         model: what is trained, in place.
-        network: the same, as the processes share it.
         teacher: in evaluation mode and on the device, or None.
         objective: the loss; its recipe says how to train.
         feed: the training data.
         exam: the validation data, or None.
         optimizer: of the model's parameters.
-        accelerator: of `accelerate`.
         bf16: whether forward passes run in bfloat16 where that is safe.
         options: what the user asked for.
         identity: what a checkpoint must agree in to be resumed.
     """
 
     model: nn.Module
-    network: nn.Module
     teacher: nn.Module | None
     objective: Objective
     feed: Feed
     exam: Feed | None
     optimizer: torch.optim.Optimizer
-    accelerator: Any
     bf16: bool
     options: TrainingOptions
     identity: dict[str, Any]
@@ -99,21 +96,24 @@ def train(run: Run, fresh: Callable[[nn.Module], object] | None = None) -> Histo
     directory = None if run.options.checkpoint_dir is None else Path(run.options.checkpoint_dir)
     try:
         run = _looked_at_first(run)
-        saved = checkpoint.read(directory, run.model, run.identity) if run.options.resume and directory else None
+        saved = (
+            of_first(partial(checkpoint.read, directory, run.model, run.identity))
+            if run.options.resume and directory
+            else None
+        )
         if saved is not None:
             saved.restore(run.model, run.optimizer)
         elif fresh is not None:
             fresh(run.model)
+        together.check_alike(run.model, run.teacher, run.feed, run.options, run.identity)
         history = History(_examined(run), ()) if saved is None else saved.history
         for number in range(len(history.epochs) + 1, run.recipe.epochs + 1):
             history = replace(history, epochs=(*history.epochs, _epoch(run, number)))
-            if run.options.progress and run.accelerator.is_main_process:
+            if run.options.progress and rank() == 0:
                 last = history.epochs[-1]
                 log_time(f"epoch {number}/{run.recipe.epochs}, loss {last.loss:.4f}", last.seconds)
             if directory is not None:
-                if run.accelerator.is_main_process:
-                    checkpoint.write(directory, run.model, run.optimizer, history, run.identity)
-                run.accelerator.wait_for_everyone()
+                of_first(partial(checkpoint.write, directory, run.model, run.optimizer, history, run.identity))
         return history
     finally:
         run.optimizer.zero_grad(set_to_none=True)
@@ -146,20 +146,21 @@ def _is_causal(run: Run, first: Batch) -> bool:
 def _epoch(run: Run, number: int) -> Epoch:
     start = time.perf_counter()
     steps, total, samples, rate = run.feed.steps, 0.0, 0, run.recipe.lr
-    hidden = None if run.options.progress and run.accelerator.is_main_process else True  # None: not on a terminal
+    hidden = None if run.options.progress and rank() == 0 else True  # None: not on a terminal
     run.model.train()
     with (
         run.feed.drawing(run.options.seed, number),
         tqdm(total=steps, desc=f"epoch {number}/{run.recipe.epochs}", leave=False, disable=hidden) as bar,
     ):
-        for index, batch in enumerate(run.feed.batches):
+        for index, batch in enumerate(run.feed.rounds()):
             rate = _rate(run.recipe, number, index, steps)
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
-            loss = _step(run, batch, f"epoch {number}, step {index + 1}")
-            total, samples = total + loss * batch.size, samples + batch.size
+            loss, size = _step(run, batch, f"epoch {number}, step {index + 1}")
+            total, samples = total + loss * size, samples + size
             bar.set_postfix(loss=f"{total / samples:.4f}", refresh=False)
             bar.update()
+    together.mean_buffers(run.model)
     metrics = _examined(run)
     return Epoch(number, total / samples, metrics, rate, time.perf_counter() - start)
 
@@ -171,13 +172,10 @@ def _rate(recipe: Recipe, number: int, index: int, steps: int | None) -> float:
     return recipe.rate((number - 1) * steps + min(index, steps - 1), steps)
 
 
-def _step(run: Run, batch: Batch, where: str) -> float:
-    """Makes one step and returns its loss, the mean over processes; where it fails, nothing has changed."""
+def _step(run: Run, batch: Batch | None, where: str) -> tuple[float, int]:
+    """Makes one step and returns its loss and how many samples it had, over all processes; where it fails, nothing has changed."""
     with _undone_on_error(run.model):
-        taught = run.taught(batch)
-        loss = run.objective(run.forward(run.network, batch), batch.targets, taught)
-        run.accelerator.backward(loss)
-        value = float(run.accelerator.reduce(loss.detach(), reduction="mean"))
+        value, size = together.backward(_loss(run, batch), _trained(run))
         norm = float(_gradient_norm(run))
         if not math.isfinite(value) or not math.isfinite(norm):
             raise TrainingError(
@@ -187,13 +185,26 @@ def _step(run: Run, batch: Batch, where: str) -> float:
     with _undisturbed():
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-    return value
+    return value, size
+
+
+def _loss(run: Run, batch: Batch | None) -> together.Loss | None:
+    """Returns the loss of this process's batch, None if it has none."""
+    if batch is None:
+        return None
+    taught, outputs = run.taught(batch), run.forward(run.model, batch)
+    loss = run.objective(outputs, batch.targets, taught)
+    return together.Loss(loss, run.objective.weight(outputs, batch) if world() > 1 else 1.0, batch.size)
+
+
+def _trained(run: Run) -> list[nn.Parameter]:
+    return [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
 
 
 def _gradient_norm(run: Run) -> Any:
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    parameters = _trained(run)
     if run.recipe.clip_norm is not None:
-        return run.accelerator.clip_grad_norm_(parameters, run.recipe.clip_norm)
+        return nn.utils.clip_grad_norm_(parameters, run.recipe.clip_norm)
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 

@@ -66,6 +66,13 @@ class Objective:
         soft = self.distillation(outputs, taught, targets)
         return soft if share == 1.0 else (1.0 - share) * self.task(outputs, targets) + share * soft
 
+    def weight(self, outputs: Any, batch: Batch) -> float:
+        """Returns over how much the loss of a batch is the mean: targets that count, values, or samples for a loss of the user's."""
+        if self.loss is not None:
+            return float(batch.size)
+        targets = logits_of(outputs) if batch.targets is None else self.placed(batch.targets)
+        return float(targets.numel() if targets.is_floating_point() else (targets.long() != IGNORED).sum())
+
     def placed(self, targets: Any) -> Any:
         """Returns targets, ``[batch, tokens]`` where they are tokens, each where the scores for it are; without change for a given loss."""
         return next_tokens(targets) if self.causal and self.loss is None and isinstance(targets, Tensor) else targets

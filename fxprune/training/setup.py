@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
 from fxprune._base.given import seed_of
 from fxprune._base.modes import untouched
+from fxprune._base.ranks import shared, world
 from fxprune.data.checks import check_weights, device_of
 from fxprune.results.attached import attach, report_if_any
 from fxprune.results.fidelity import Fidelity
@@ -24,6 +25,7 @@ from fxprune.training.history import History
 from fxprune.training.loop import Run, train
 from fxprune.training.objective import Objective
 from fxprune.training.recipe import Recipe, recipe_of
+from fxprune.training.together import check_trainable, whole_rounds
 from fxprune.training.tune import TrainingOptions
 
 
@@ -41,42 +43,73 @@ def start(
     Raises:
         FxpruneError, ValueError, TypeError: as `fxprune.finetune`.
     """
+    accelerator = need("accelerate", "train", "training").Accelerator()
+    _check_launch(accelerator)
+    with shared():
+        return _start(pruned, data, options, fresh, accelerator)
+
+
+def _start(
+    pruned: nn.Module,
+    data: Any,
+    options: TrainingOptions,
+    fresh: Callable[[nn.Module], object] | None,
+    accelerator: Any,
+) -> History:
+    while isinstance(pruned, nn.parallel.DistributedDataParallel):
+        pruned = pruned.module
     _check(pruned, options)
     recipe = recipe_of(options.recipe)
     objective = Objective(recipe, options.loss)
-    accelerator = need("accelerate", "train", "training").Accelerator()
     if options.validation is not None:
         need("torchmetrics", "train", "training")
     bf16 = _is_bf16(options.mixed_precision, accelerator)
-    processes = accelerator.num_processes
-    device = device_of(pruned) if processes == 1 else accelerator.device
+    device = accelerator.device if accelerator.num_processes > 1 else device_of(pruned)
     feed = partial(feed_of, device=device, batch_size=recipe.batch_size, forward_args=options.forward_args)
-    batches = feed(data, shuffle=True, process=accelerator.process_index, processes=processes)
+    batches = replace(feed(data, shuffle=True), whole=whole_rounds(pruned))
+    if batches.steps == 0 and batches.length:
+        got = f"{batches.length} for {world()}: make them smaller, or train in fewer processes"
+        raise TrainingError(
+            f"data: expected a batch for each process, which synchronised batch norm waits for, got {got}"
+        )
     exam = None if options.validation is None else feed(options.validation, shuffle=False)
     identity = {
         "kind": "finetune" if fresh is None else "retrain",
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": asdict(recipe),
         "seed": int(options.seed),
         "steps": batches.steps,
-        "processes": processes,
+        "processes": world(),
         "bf16": bf16,
         "teacher": options.teacher is not None,
     }
-    network, teacher, optimizer = pruned, options.teacher, _optimizer(pruned, recipe)
+    teacher, optimizer = options.teacher, _optimizer(pruned.to(device), recipe)
     with ExitStack() as stack:
-        if processes > 1:
-            network = accelerator.prepare_model(pruned.to(device))
-            stack.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
         if teacher is not None:
             teacher = teacher if device_of(teacher) == device else copy.deepcopy(teacher).to(device)
             stack.enter_context(untouched(teacher, training=False))
-        run = Run(pruned, network, teacher, objective, batches, exam, optimizer, accelerator, bf16, options, identity)
+        run = Run(pruned, teacher, objective, batches, exam, optimizer, bf16, options, identity)
         before = _versions(pruned)
         try:
             return train(run, fresh)
         finally:
             if _versions(pruned) != before:
-                _note(pruned, identity["kind"])
+                _note(pruned, str(identity["kind"]))
+
+
+def _check_launch(accelerator: Any) -> None:
+    """Makes sure that accelerate is set to nothing that is not done here.
+
+    Raises:
+        ValueError: it is; says what to do.
+    """
+    if (kind := str(accelerator.distributed_type.value)) != "NO" and not kind.startswith("MULTI_"):
+        raise ValueError(
+            f"accelerate: expected processes that have the whole model each, got {kind}: launch without it"
+        )
+    if (steps := accelerator.gradient_accumulation_steps) != 1:
+        raise ValueError(
+            f"accelerate: expected gradient_accumulation_steps of 1, got {steps}: pass larger batches, or launch more processes"
+        )
 
 
 def _versions(model: nn.Module) -> list[int]:
@@ -89,7 +122,7 @@ def _note(pruned: nn.Module, how: str) -> None:
     line = f"the weights have been trained since ({how}): the certificate is about those before"
     if (found := report_if_any(pruned)) is not None and line not in found.notes:
         stale = None if found.fidelity is None else Fidelity(why="not measured: the weights have been trained since")
-        attach(pruned, dataclasses.replace(found, notes=(*found.notes, line), fidelity=stale))
+        attach(pruned, replace(found, notes=(*found.notes, line), fidelity=stale))
 
 
 def _check(pruned: nn.Module, options: TrainingOptions) -> None:
@@ -104,6 +137,7 @@ def _check(pruned: nn.Module, options: TrainingOptions) -> None:
         raise ValueError("metrics: expected validation data to measure them on, got none: pass validation=")
     if not any(parameter.requires_grad for parameter in pruned.parameters()):
         raise TrainingError("pruned: expected parameters with requires_grad, got none: there is nothing to train")
+    check_trainable(pruned)
     for model in models.values():
         check_weights(model)
     if teacher is not None and _storages(pruned) & _storages(teacher):

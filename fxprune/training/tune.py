@@ -94,8 +94,9 @@ def finetune(  # noqa: D417  # the options are described as `TrainingOptions` ha
     whole epoch and ends with the weights of a run that was never interrupted. Whatever stops a run, an interrupt too,
     ``pruned`` has the weights of the last finished step and the training flags that it came with.
 
-    One process trains where the model lies. Under ``accelerate launch`` each process takes its share of the batches, on
-    its own device; all use the same seeds, dropout's masks too, and each validates on all of the validation data.
+    One process trains where the model lies. In a process group, and under ``accelerate launch`` or ``torchrun``, all processes
+    train together, each on its own device and given all of the data: a step takes as many batches as there are processes, fewer
+    at last, and is that of one process which has them in one batch. All end with the same model; see ``docs/training.md``.
 
     Args:
         pruned: the network; modules in training mode during epochs (by its own ``train()``), flags put back after.
@@ -110,7 +111,8 @@ def finetune(  # noqa: D417  # the options are described as `TrainingOptions` ha
 
     Raises:
         CalibrationError: data, weights or targets are unusable, or there are neither targets nor a teacher.
-        TrainingError: the loss is not finite; says at which step, and the weights of the step before stay.
+        FxpruneError: processes hold different models, data or options, or one of them failed; says which.
+        TrainingError: the loss is not finite; says at which step, and the weights of the step before stay; or parameters are sharded.
         ImportError: accelerate or torchmetrics is missing.
         PlanError: the checkpoint is damaged or of another run.
         TypeError, ValueError: another argument is malformed.

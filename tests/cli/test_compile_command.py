@@ -189,7 +189,7 @@ def no_work(*args: Any, **kwargs: Any) -> None:
         (("--budget", "0.5", "--method", "varience"), "; did you mean variance?"),
         (("--budget", "0.5", "--recover", "covarience"), "; did you mean covariance"),
         (("--budget", "0.5", "--round-to", "0"), "round_to"),
-        (("--budget", "0.5", "--round-to", "x"), "expected a whole number or auto"),
+        (("--budget", "0.5", "--round-to", "x"), "expected a whole number, auto or measure"),
         (("--budget", "0.5", "--ridge", "x"), "--ridge x: expected a number or auto"),
         (("--budget", "0.5", "--min-keep", "-1"), "min_keep"),
         (("--budget", "0.5", "--units", "chanel"), "; did you mean channel?"),

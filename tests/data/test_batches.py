@@ -197,3 +197,15 @@ def test_targets_on_demand() -> None:
     assert torch.equal(need_targets(first([(X, Y)]), 0, "taylor"), Y)
     with pytest.raises(CalibrationError, match="batch 4: method 'taylor' needs targets"):
         need_targets(first([X]), 4, "taylor")
+
+
+def test_rounds_give_each_of_several_its_batch() -> None:
+    batches = Batches([torch.full((1, 2), float(n)) for n in range(5)], device="cpu")
+
+    def shares(*, whole: bool) -> list[list[float | None]]:
+        every = (batches.rounds(place, 2, whole=whole) for place in range(2))
+        return [[None if batch is None else float(batch.args[0][0, 0]) for batch in share] for share in every]
+
+    assert shares(whole=False) == [[0.0, 2.0, 4.0], [1.0, 3.0, None]]
+    assert shares(whole=True) == [[0.0, 2.0], [1.0, 3.0]]
+    assert [None if batch is None else batch.size for batch in batches.rounds(5, 6)] == [None]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.training import History, finetune
+from fxprune.training import History, feed, finetune
+from fxprune.training.feed import feed_of
+from fxprune.training.together import whole_rounds
 from tests.support.training import ADAMW, SGD, net, pairs
 
 
@@ -103,3 +106,11 @@ def test_metrics_of_a_causal_model_have_the_tokens_that_its_loss_has(dtype: torc
     found = finetune(model, data, recipe=SGD, epochs=1, validation=data, metrics={"p": perplexity}, progress=False)
     expected = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
     assert found.epochs[-1].metrics == pytest.approx({"loss": expected, "p": math.exp(expected)}, rel=1e-5)
+
+
+def test_synchronised_batch_norm_leaves_out_a_round_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = feed_of([torch.ones(2, 3)] * 5, device=torch.device("cpu"), batch_size=1, shuffle=False)
+    assert not whole_rounds(nn.BatchNorm1d(3)) and whole_rounds(nn.Sequential(nn.SyncBatchNorm(3)))
+    monkeypatch.setattr(feed, "world", lambda: 2)
+    assert found.steps == len(list(found.rounds())) == 3
+    assert replace(found, whole=True).steps == len(list(replace(found, whole=True).rounds())) == 2
