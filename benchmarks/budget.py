@@ -10,6 +10,7 @@ from typing import Any
 from common import zoo
 from common.audit import macs, params, removed_channels, restorable
 from common.cli import begin, guarded, name_of, parser
+from common.free import FREE
 from common.results import record
 
 import fxprune
@@ -30,7 +31,7 @@ def sweep(entry: zoo.Entry, shares: list[float], seed: int) -> list[dict[str, An
     for share in shares:
         try:
             pruned = fxprune.compile(
-                model, [batch], share, method="magnitude", recover=None, verify=False, progress=False, seed=seed
+                model, [batch], share, method="magnitude", recover=None, verify=False, progress=False, seed=seed, **FREE
             )
         except fxprune.BudgetError as error:
             rows.append({"model": entry.name, "budget": share, "note": str(error)[:90]})

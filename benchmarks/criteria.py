@@ -16,6 +16,7 @@ from common import cifar, resnet_cifar
 from common.audit import macs
 from common.bisection import STEPS, within_macs
 from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from common.scored import scored
@@ -95,6 +96,7 @@ def ours(kept: Kept, model: nn.Module, calibration: Any, method: str, test: Test
             allocation=key.get("allocation", "curves"),
             seed=options.seed,
             progress=False,
+            **FREE,
         )
         spent = round(time.perf_counter() - start, 1)
         before, after = fxprune.report(pruned).macs

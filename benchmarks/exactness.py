@@ -14,6 +14,7 @@ import torch
 from common import torch_pruning, zoo
 from common.audit import params, removed_channels, restorable, units_removed
 from common.cli import begin, guarded, name_of, needs, parser
+from common.free import FREE
 from common.results import previous, record, table
 from torch import nn
 
@@ -83,6 +84,7 @@ def _compile(model: nn.Module, batch: zoo.Batch, entry: zoo.Entry, seed: int, **
         seed=seed,
         progress=False,
         **target,
+        **FREE,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from common import smollm
 from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.language_peers import PEERS, decoder_size
 from common.results import record
@@ -137,6 +138,7 @@ def ours(recipe: Recipe, share: float, seed: int, quick: bool) -> Any:
         memory_limit=8 << 30,
         seed=seed,
         progress=False,
+        **FREE,
     )
 
 

@@ -72,8 +72,8 @@ def budget_row(name: str, share: float, backend: str, batch: int, options: Any) 
 
 
 def _multiple(report: fxprune.Report, round_to: int | str) -> int | None:
-    """Returns what the widths are multiples of: as asked for, or what `round_to="auto"` chose."""
-    if round_to != "auto":
+    """Returns what the widths are multiples of: as asked for, or what `round_to="measure"` chose."""
+    if round_to != "measure":
         return int(round_to)
     found = [n.split(":")[0].removeprefix("round_to=") for n in report.notes if n.startswith("round_to=")]
     return int(found[0]) if found else None
@@ -177,7 +177,7 @@ def main() -> None:
     made.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.6, 0.4])
     made.add_argument("--backends", nargs="+", default=["eager", "compiled", "onnxruntime"])
     made.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 16])
-    made.add_argument("--round-to", default="auto", type=lambda text: text if text == "auto" else int(text))
+    made.add_argument("--round-to", default="measure", type=lambda text: text if text == "measure" else int(text))
     made.add_argument("--repeats", type=int, default=25, help="samples of each model, at least")
     made.add_argument("--seconds", type=float, default=20.0, help="for each model and setting, about")
     options = begin(made)
@@ -222,7 +222,7 @@ def _notes(part: str, rows: list[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"ViT: {MLP:.0%} of the MLPs' hidden units gone; the others at {MACS:.0%} of the MACs. Models of one setting were timed in "
-        f"turns; the ratio is the median over the rounds. Wide: kept channels are multiples of what round_to='auto' measured for ours. Wanted: {PROMISED} of the MACs' promise for the ViT at batch 16.",
+        f"turns; the ratio is the median over the rounds. Wide: kept channels are multiples of what round_to='measure' measured for ours. Wanted: {PROMISED} of the MACs' promise for the ViT at batch 16.",
         f"Slower than dense: {', '.join(slower) or 'none'}.",
     ]
 

@@ -19,6 +19,7 @@ import torch
 from common import minilm
 from common.audit import params
 from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from common.scored import scored
@@ -109,6 +110,7 @@ def ours(
             seed=options.seed,
             recover=None if key["recover"] == "none" else key["recover"],
             progress=False,
+            **FREE,
         )
         seconds = round(time.perf_counter() - start, 1)
         return {

@@ -15,6 +15,7 @@ from typing import Any
 from common import minilm
 from common.audit import params
 from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ def row(
         recover=None if key["recover"] == "none" else key["recover"],
         seed=options.seed,
         progress=False,
+        **FREE,
     )
     seconds = round(time.perf_counter() - start, 1)
     moved = minilm.embed(pruned, sentences) - dense

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from common import minilm
 from common.cli import begin, guarded, name_of, needs, parser
+from common.free import FREE
 from common.results import record
 from torch import Tensor, nn
 
@@ -128,6 +129,7 @@ def main() -> None:
             recover=recover,
             seed=options.seed,
             progress=False,
+            **FREE,
         )
         for recover in (None, "mean_shift", "covariance")
     }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from common import cifar
 from common.cli import begin, guarded, name_of, parser
+from common.free import FREE
 from common.resnet_cifar import resnet
 from common.results import record
 from torch import distributed as dist
@@ -43,6 +44,7 @@ def compiled(name: str, quick: bool, seed: int) -> dict[str, Any]:
         verify=False,
         seed=seed,
         progress=False,  # type: ignore[arg-type]
+        **FREE,
     )
     assert pruned.plan is not None
     seconds = pruned.report.seconds

@@ -13,6 +13,7 @@ from typing import Any
 from common import cifar, resnet_cifar
 from common.audit import params
 from common.cli import begin, guarded, name_of, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 
@@ -40,7 +41,7 @@ def run(
     train = [x for x, _ in train]
     start = time.perf_counter()
     pruned = fxprune.compile(
-        model, train, target.pop("budget", None), method=method, recover=recover, progress=False, **target
+        model, train, target.pop("budget", None), method=method, recover=recover, progress=False, **target, **FREE
     )
     seconds, report = time.perf_counter() - start, fxprune.report(pruned)
     return {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from common.audit import params
 from common.cli import begin, guarded, name_of, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from common.scenes import UNet, mean_iou, scenes
@@ -39,8 +40,8 @@ def ours(kept: Kept, model: nn.Module, train: Any, test: Any, method: str, optio
 
     def row(key: dict[str, Any]) -> dict[str, Any]:
         arguments = {"method": criterion, "seed": options.seed, "progress": False}
-        old = fxprune.compile(model, images, key["kept"], recover="sequential", **arguments)
-        new = fxprune.compile(model, images, key["kept"], recover="reinit", min_keep=0, **arguments)
+        old = fxprune.compile(model, images, key["kept"], recover="sequential", **arguments, **FREE)
+        new = fxprune.compile(model, images, key["kept"], recover="reinit", min_keep=0, **arguments, **FREE)
         before, after = fxprune.report(new).params
         trained(new, train, options.epochs, options.seed)
         return {

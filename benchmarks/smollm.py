@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from common import smollm
 from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from torch import Tensor
@@ -86,6 +87,7 @@ def row(budget: float, seed: int, quick: bool) -> dict[str, Any]:
         recover=None if quick else "covariance",
         seed=seed,
         progress=False,
+        **FREE,
     )
     seconds = time.perf_counter() - start
     for each in (model, pruned):

@@ -22,6 +22,7 @@ from common import cifar, resnet_cifar
 from common.audit import macs
 from common.bisection import STEPS, within_macs
 from common.cli import begin, guarded, name_of, needs, parser
+from common.free import FREE
 from common.results import record
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,7 +96,9 @@ def one_shot(setting: Setting, dense: nn.Module, method: str, recover: str | Non
     """Returns the network pruned first and trained then, with its top-1 before the training, twice."""
     calibration = cifar.batches(setting.train[0][:256], setting.train[1][:256], 128)
     budget = fxprune.Budget(macs=setting.options.macs)
-    pruned = fxprune.compile(dense, calibration, budget, method=method, recover=recover, ignore=INNER, progress=False)
+    pruned = fxprune.compile(
+        dense, calibration, budget, method=method, recover=recover, ignore=INNER, progress=False, **FREE
+    )
     before = setting.accuracy(pruned)
     Training(setting).run(pruned, setting.options.steps)
     return pruned, before, before

@@ -12,6 +12,7 @@ from typing import Any
 
 from common import smollm
 from common.cli import begin, guarded, name_of, needs, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.language_peers import slicegpt
 from common.results import record
@@ -46,6 +47,7 @@ def narrower(way: str, share: float, seed: int, quick: bool) -> Any:
         memory_limit=8 << 30,
         seed=seed,
         progress=False,
+        **FREE,
     )
 
 

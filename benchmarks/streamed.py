@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from common.cli import begin, guarded, name_of, parser, resumable
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from safetensors.torch import save_file
@@ -105,14 +106,14 @@ def row(size: Size, way: str, folder: Path, seed: int, threads: int) -> dict[str
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     if way == "streamed":
-        pruned = fxprune.compile(model, data, 0.8, weights=weights, out=folder / "out", **options)
+        pruned = fxprune.compile(model, data, 0.8, weights=weights, out=folder / "out", **options, **FREE)
     else:
         from safetensors.torch import load_file
 
         model.to_empty(device="cpu")
         model.load_state_dict({k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()})
         model.model.rotary_emb.__init__(model.config)
-        pruned = fxprune.compile(model, data, 0.8, verify_dtype=torch.float32, **options)
+        pruned = fxprune.compile(model, data, 0.8, verify_dtype=torch.float32, **options, **FREE)
         fxprune.save(pruned, folder / "out")
     seconds = time.perf_counter() - start
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 << 20)

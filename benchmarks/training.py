@@ -24,6 +24,7 @@ import torch
 from common import cifar, resnet_cifar
 from common.audit import params
 from common.cli import begin, guarded, name_of, parser
+from common.free import FREE
 from common.results import record
 from common.vgg import Vgg, load_half, save_half
 from torch import Tensor, nn
@@ -126,6 +127,7 @@ def finetune(setting: Setting) -> list[dict[str, Any]]:
                 recover=None if options.recover == "none" else options.recover,
                 seed=options.seed,
                 progress=False,
+                **FREE,
             )
             setting.place(pruned)
             before = setting.accuracy(pruned)
@@ -199,6 +201,7 @@ def scratch(setting: Setting) -> list[dict[str, Any]]:
             seed=options.seed,
             progress=False,
             cache_dir=options.cache / "scores",
+            **FREE,
         )
         setting.place(pruned)
         report = fxprune.report(pruned)

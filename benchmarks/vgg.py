@@ -23,6 +23,7 @@ import torch
 from common import cifar
 from common.audit import macs, params
 from common.cli import begin, guarded, name_of, parser
+from common.free import FREE
 from common.results import record
 from common.timing import median_seconds
 from common.vgg import Vgg, load_half, save_half
@@ -111,6 +112,7 @@ def ours(model: nn.Module, data: Any, share: float, options: Any, cache: Path) -
         cache_dir=cache / "scores",
         seed=options.seed,
         progress=False,
+        **FREE,
     )
     report = fxprune.report(pruned)
     if params(pruned) != report.params[1]:

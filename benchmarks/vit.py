@@ -17,6 +17,7 @@ import torch
 from common import cifar
 from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.deit import deit
+from common.free import FREE
 from common.kept import Kept
 from common.results import record
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ def pruned_by(recipe: Recipe, part: str, model: nn.Module, data: list[Tensor], s
         seed=seed,
         progress=False,
         **half,
+        **FREE,
     )
 
 
