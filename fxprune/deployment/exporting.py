@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import CaptureError, ExportError, raised_as
 from fxprune._base.files import fresh_directory, sync
+from fxprune.budget.multiples import awkward, itemsize_of, usual_multiple
 from fxprune.capturing.limits import text_of
 from fxprune.capturing.source import unwrapped
 from fxprune.data.calls import Call, tensors_of
+from fxprune.data.checks import device_of
 from fxprune.deployment.comparison import FREE_SIZES, trials, worst_difference
 from fxprune.deployment.request import Request, as_example, islands_of, requested
+from fxprune.results.attached import report_if_any
+from fxprune.results.tables import few
 from fxprune.runtimes.program import Program, Value, outputs_of, trace
 from fxprune.runtimes.registry import FileRuntime, runtime_for
 
@@ -42,6 +46,7 @@ class Exported:
         conditions: on the sizes that may change, such as ``"x.shape[2] == (4*(x.shape[2]//4))"``: those that the file was
             made for; an ONNX file does not ask.
         note: why sizes that are free in the model are fixed in the file; empty if none is.
+        widths: which widths of the pruned model runtimes may be slow with; empty if there is none.
     """
 
     path: Path
@@ -57,6 +62,7 @@ class Exported:
     torch: str = torch.__version__
     conditions: tuple[str, ...] = ()
     note: str = ""
+    widths: str = ""
 
     def __str__(self) -> str:
         """Returns the file, what goes in and comes out, and what was compared."""
@@ -69,7 +75,7 @@ class Exported:
             f"outputs: {', '.join(map(str, self.outputs))}",
             f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
             *([f"made for sizes where {self._conditions()}"] if self.conditions else []),
-            *([self.note] if self.note else []),
+            *(line for line in (self.note, self.widths) if line),
         ]
         return "\n".join(lines)
 
@@ -164,6 +170,23 @@ def _exported(
         outputs=program.outputs,
         opset=found,
         conditions=tuple(sorted(map(text_of, program.limits.conditions), key=_plainness)),
+        widths=_awkward(request.module),
+    )
+
+
+def _awkward(model: nn.Module) -> str:
+    """Returns which widths of a pruned model are no multiples of what its device works on at once, in a line."""
+    found = report_if_any(model)
+    if found is None:
+        return ""
+    multiple = usual_multiple(device_of(model), itemsize_of(model))
+    odd = awkward(found.groups, multiple)
+    if not odd:
+        return ""
+    such = few([str(width) for width in sorted(set(odd))], 4)
+    return (
+        f"widths: {len(odd)} of {len(found.groups)} groups keep no multiple of {multiple} channels, or of what they have room for ({such}), with "
+        "which runtimes may be slower than with the dense model: compile to a budget without round_to, or with round_to=8"
     )
 
 

@@ -1,4 +1,4 @@
-"""Widths: which multiple of channels hardware likes, by what is known of it, or by measuring it."""
+"""Widths: which multiple of channels this hardware likes, by what is known of it, or by measuring it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ from torch import nn
 
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
+from fxprune.budget.multiples import itemsize_of, usual_multiple
 from fxprune.coupling.coupling import Coupling
 from fxprune.data.checks import device_of
 from fxprune.latency.layout import Layout, layout_of
 from fxprune.latency.operation import Operation
 from fxprune.latency.stopwatch import stopwatch_of
 from fxprune.runtimes.setting import Setting
-
-#: Bytes of the channels that an instruction works on at once, by what torch says of a processor.
-CPU_BYTES = {"AVX512": 64, "AVX2": 32, "SVE256": 32}
-
-#: Of other processors, and of the tensor cores of a GPU, whose kernels want rows that start at such bytes.
-OTHER_BYTES = 16
 
 #: The multiples that are tried.
 MULTIPLES = (1, 2, 4, 8, 16, 32)
@@ -46,18 +41,7 @@ def usual_widths(model: nn.Module, budget: Budget | None, constraints: Constrain
     device = device_of(model)
     if budget is not None and budget.bounds_latency:
         device = torch.device(budget.setting(device).device)
-    sizes: Counter[int] = Counter()
-    for tensor in model.parameters():
-        sizes[tensor.dtype.itemsize] += tensor.numel()
-    itemsize = max(sizes, key=sizes.__getitem__, default=4)
-    return replace(constraints, round_to=usual_multiple(device, itemsize), eased=True)
-
-
-def usual_multiple(device: torch.device, itemsize: int) -> int:
-    """Returns how many channels a device works on at once, for weights of so many bytes each."""
-    here = device.type in ("cpu", "meta")
-    width = CPU_BYTES.get(torch.backends.cpu.get_cpu_capability(), OTHER_BYTES) if here else OTHER_BYTES
-    return max(1, width // itemsize)
+    return replace(constraints, round_to=usual_multiple(device, itemsize_of(model)), eased=True)
 
 
 def liked_widths(

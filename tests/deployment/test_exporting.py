@@ -449,3 +449,16 @@ def test_without_a_compiler_there_is_no_package(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(fxprune.ExportError, match=r"needs a C\+\+ compiler .*install g\+\+ or clang"):
         fxprune.export(nn.Linear(4, 3), tmp_path / "model.aoti.pt2", torch.randn(2, 4))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_widths_that_runtimes_are_slow_with_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    chosen: dict[str, Any] = {"method": "l2", "recover": None, "progress": False}
+    for how, told in (({"ratios": 0.52}, "1 of 1 groups keep no multiple of 8 channels"), ({"budget": 0.5}, "")):
+        pruned = fxprune.compile(model, [x], **chosen, **how)
+        found = fxprune.export(pruned, tmp_path / "a.pt2", (x,))
+        assert (
+            told in found.widths and ("(31)" in str(found)) == bool(told) and found.to_dict()["widths"] == found.widths
+        )

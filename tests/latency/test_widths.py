@@ -14,7 +14,7 @@ from torch import nn
 import fxprune
 from fxprune.latency.layout import layout_of
 from fxprune.latency.operation import Operation
-from fxprune.latency.widths import MULTIPLES, liked_multiple, usual_multiple
+from fxprune.latency.widths import MULTIPLES, liked_multiple
 from tests.support.latency import Fake
 from tests.support.pruning import linear_coupling
 
@@ -83,9 +83,3 @@ def test_multiples_give_way_where_little_is_to_stay() -> None:
     assert all(n & (n - 1) == 0 for n in few) and max(few) < 16
     with pytest.raises(fxprune.BudgetError):
         kept(model, budget=0.01, round_to=16)
-
-
-def test_what_devices_work_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert [usual_multiple(torch.device("cpu"), size) for size in (8, 4, 2)] == [8, 16, 32]
-    assert [usual_multiple(torch.device("cuda"), size) for size in (4, 2, 1)] == [4, 8, 16]
