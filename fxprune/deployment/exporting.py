@@ -103,8 +103,8 @@ def export(
 
     The path's suffix says which runtime writes it: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
     onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), ``.aoti.pt2``
-    (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), or that of a
-    runtime of your own (`register_runtime`). TorchScript has no part in it.
+    (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), ``.xml`` (OpenVINO; the weights
+    lie in a ``.bin`` beside it), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
 
     The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
     where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its

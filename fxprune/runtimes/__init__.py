@@ -2,6 +2,7 @@
 
 from fxprune.runtimes.eager import Compiled, Eager
 from fxprune.runtimes.onnx import OnnxRuntime
+from fxprune.runtimes.openvino import OpenVino
 from fxprune.runtimes.pt2 import AotInductor, TorchExport
 from fxprune.runtimes.registry import FileRuntime, Runtime, register_runtime
 from fxprune.runtimes.running import from_file
@@ -12,11 +13,12 @@ __all__ = [
     "Eager",
     "FileRuntime",
     "OnnxRuntime",
+    "OpenVino",
     "Runtime",
     "TorchExport",
     "from_file",
     "register_runtime",
 ]
 
-for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor()):
+for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor(), OpenVino()):
     register_runtime(_runtime)

@@ -16,7 +16,7 @@ from fxprune._base.extras import need
 from fxprune.data.calls import Call, tensors_of
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
-from fxprune.runtimes.running import at_these_sizes
+from fxprune.runtimes.running import at_these_sizes, numpy_of
 from fxprune.runtimes.setting import Setting
 
 #: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
@@ -116,16 +116,8 @@ def _session(path: Path, device: torch.device, threads: int, program: Program) -
 
 def _feeds(session: Any, program: Program, call: Call) -> dict[str, Any]:
     """Returns a call's arrays by name: those that the session still reads."""
-    given = {value.name: _array(x) for value, x in zip(program.inputs, tensors_of(call), strict=True)}
+    given = {value.name: numpy_of(x, "onnxruntime") for value, x in zip(program.inputs, tensors_of(call), strict=True)}
     return {entry.name: given[entry.name] for entry in session.get_inputs()}
-
-
-def _array(tensor: Tensor) -> Any:
-    if tensor.dtype is torch.bfloat16:
-        raise ExportError(
-            "onnxruntime takes numpy's arrays, which have no bfloat16: use a copy of the model as .float(), or .half()"
-        )
-    return tensor.detach().cpu().contiguous().numpy()
 
 
 def _bound(session: Any, feeds: Mapping[str, Any], device: torch.device) -> Run:

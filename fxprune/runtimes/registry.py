@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxprune.runtimes.setting import Setting
 
 #: The names of the runtimes that are there from the start; `register_runtime` adds others.
-BackendName: TypeAlias = Literal["eager", "compiled", "onnxruntime", "torch.export", "aotinductor"]
+BackendName: TypeAlias = Literal["eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino"]
 
 #: One forward pass on inputs that do not change.
 Run: TypeAlias = Callable[[], Any]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fxprune._base.errors import FxpruneError, raised_as
+from fxprune._base.errors import ExportError, FxpruneError, raised_as
 from fxprune.data.checks import device_of
 from fxprune.runtimes.program import Program, trace
 from fxprune.runtimes.registry import FileRuntime, Run
@@ -48,6 +48,19 @@ def moved(model: nn.Module, device: str) -> nn.Module:
 def at_these_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
     """Returns a model as a program for the sizes of one call, and no others."""
     return trace(model, (args, dict(kwargs)), dynamic_batch=False, dynamic_shapes={})
+
+
+def numpy_of(tensor: Tensor, runtime: str) -> Any:
+    """Returns a tensor, ``[...]``, as an array of numpy's, for a runtime that takes those.
+
+    Raises:
+        ExportError: numpy has no such dtype.
+    """
+    if tensor.dtype is torch.bfloat16:
+        raise ExportError(
+            f"{runtime} takes numpy's arrays, which have no bfloat16: use a copy of the model as .float(), or .half()"
+        )
+    return tensor.detach().cpu().contiguous().numpy()
 
 
 def from_file(runtime: FileRuntime, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:

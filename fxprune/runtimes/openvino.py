@@ -1,0 +1,95 @@
+"""OpenVINO's files: an .xml with the weights in a .bin beside it, made of an exported program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune._base.errors import ExportError, raised_as
+from fxprune._base.extras import need
+from fxprune.data.calls import Call, tensors_of
+from fxprune.runtimes.program import Program
+from fxprune.runtimes.registry import Loaded, Run
+from fxprune.runtimes.running import at_these_sizes, numpy_of
+from fxprune.runtimes.setting import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVino:
+    """Runs a compiled model of OpenVINO on the CPU, in the precision of its weights; its memory is its own."""
+
+    name: str = "openvino"
+    fuses: bool = True
+    devices: tuple[str, ...] = ("cpu",)
+    peak_on: tuple[str, ...] = ()
+    suffix: str = ".xml"
+    format: str = "OpenVINO IR"
+
+    def write(self, program: Program, path: Path) -> None:
+        """Converts a program and saves it.
+
+        Raises:
+            ExportError: an operator has no OpenVINO form.
+            MissingExtraError: the package is not installed.
+        """
+        openvino = _package()
+        with raised_as(ExportError, "OpenVINO cannot convert the model"):
+            openvino.save_model(_converted(program), path, compress_to_fp16=False)
+
+    def load(self, path: Path, program: Program) -> Loaded:
+        """Returns what runs a file on the CPU.
+
+        Raises:
+            ExportError: OpenVINO does not take the file.
+            MissingExtraError: it is not installed.
+        """
+        compiled = _compiled(path, 0)
+        return lambda *args, **kwargs: [
+            torch.from_numpy(array) for array in compiled(_feeds(compiled, program, (args, kwargs))).values()
+        ]
+
+    def runner(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
+        """Returns a run of a compiled model.
+
+        Raises:
+            ExportError: an operator has no OpenVINO form.
+            MissingExtraError: the package is not installed.
+        """
+        program = at_these_sizes(model, args, kwargs)
+        _package()
+        with raised_as(ExportError, "OpenVINO cannot convert the model"):
+            converted = _converted(program)
+        compiled = _compiled(converted, setting.threads)
+        arrays = _feeds(compiled, program, program.call)
+        return lambda: list(compiled(arrays).values())
+
+
+def _package() -> Any:
+    return need("openvino", "openvino", "OpenVINO")
+
+
+def _converted(program: Program) -> Any:
+    """Returns OpenVINO's model of a program, its inputs in the program's order."""
+    return _package().convert_model(program.exported)
+
+
+def _compiled(model: Any, threads: int) -> Any:
+    """Returns a compiled model; 0 threads are as many as OpenVINO likes.
+
+    Without the hint float32 is computed in bfloat16 where the processor can.
+    """
+    settings: dict[str, Any] = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    with raised_as(ExportError, "OpenVINO does not take the model"):
+        return _package().Core().compile_model(model, "CPU", settings)
+
+
+def _feeds(compiled: Any, program: Program, call: Call) -> dict[str, Any]:
+    """Returns a call's arrays by name: those that the model still reads."""
+    given = {value.name: numpy_of(x, "OpenVINO") for value, x in zip(program.inputs, tensors_of(call), strict=True)}
+    return {entry.any_name: given[entry.any_name] for entry in compiled.inputs}
