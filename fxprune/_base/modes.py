@@ -164,8 +164,10 @@ def _place(tensor: Tensor) -> int:
 
 @contextmanager
 def plain_modes() -> Iterator[None]:
-    """Records gradients, and casts nothing by itself, whatever mode the caller is in: what is made here can be trained."""
+    """Records gradients, and casts nothing by itself, whatever mode the caller is in: what is made here has values and can be trained."""
     with ExitStack() as stack:
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device_type in ("cpu", "cuda", "mps", "xpu"):

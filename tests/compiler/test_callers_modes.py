@@ -17,6 +17,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "meta": lambda: torch.device("meta"),
 }
 
 
@@ -38,7 +39,7 @@ def test_the_callers_mode_changes_nothing(mode: str, method: str) -> None:
     model = Stopping()
     expected = compile_small(model, [(torch.ones(8, 8).tril(), torch.zeros(8, dtype=torch.long))], method=method)
     with MODES[mode]():
-        data = [(torch.ones(8, 8).tril(), torch.zeros(8, dtype=torch.long))]
+        data = [(torch.ones(8, 8, device="cpu").tril(), torch.zeros(8, dtype=torch.long, device="cpu"))]
         pruned = compile_small(model, data, method=method)
     assert fxprune.report(pruned).plan.keep == fxprune.report(expected).plan.keep
     assert fxprune.report(pruned).verified == fxprune.report(expected).verified
