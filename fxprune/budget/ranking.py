@@ -34,10 +34,16 @@ class Pool:
 
     def rounded(self, count: int) -> int:
         """Returns how many stay if at least ``count`` are to."""
+        if count <= self.least:
+            return self.least
         whole = math.ceil(count / self.quantum) * self.quantum
         if self.eased and 0 < count < self.quantum:
             whole = min(whole, self.bundle << (math.ceil(count / self.bundle) - 1).bit_length())
-        return min(max(self.least, whole), len(self.order))
+        return min(whole, len(self.order))
+
+    def fewest(self, count: int) -> int:
+        """Returns how many stay at least if ``count`` must: eased multiples do not ask for more."""
+        return min(count, len(self.order)) if self.eased else self.rounded(count)
 
     def gone(self, removed: Mask) -> Ids:
         """Returns those that are removed, ``[gone]``, best first, for flags ``[channels]``."""
@@ -126,7 +132,7 @@ def pools_of(
     pools += [_tied(bundle, constraints) for bundle in bundles]
     few = max(constraints.min_keep, 1)
     return [
-        pool if may_vanish >= {*pool.groups} else replace(pool, least=pool.rounded(few * pool.bundle)) for pool in pools
+        pool if may_vanish >= {*pool.groups} else replace(pool, least=pool.fewest(few * pool.bundle)) for pool in pools
     ]
 
 

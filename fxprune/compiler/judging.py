@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
-
-import torch
 
 from fxprune._base.ranks import gathered
 from fxprune.compiler.state import State
 from fxprune.data.batch import Batch
-from fxprune.data.calls import tensors_of
+from fxprune.data.holdout import Part
 from fxprune.recovery.protocol import fits
 from fxprune.reporting.fidelity import Reference
 from fxprune.results.attached import attach
@@ -20,33 +17,6 @@ from fxprune.scoring.causal import causal_loss
 
 #: The criterion, and the recovery, that are advised where another one is used; and the recovery beyond that one.
 _METHOD, _RECOVERY, _CLOSEST = "variance", "sequential", "reconstruct"
-
-
-@dataclass(slots=True, eq=False)
-class Judged:
-    """The batches that results are judged on.
-
-    Attributes:
-        state: as prepared.
-        moved: the data have come in another order than at first, so that recovery may have seen any of them.
-    """
-
-    state: State
-    moved: bool = False
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yields them."""
-        start, stop = self.state.split.judged
-        for number, batch in enumerate(islice(self.state.batches, stop)):
-            if number == 0 and start:
-                self.moved |= not _same(batch, self.state.first)
-            if number >= start:
-                yield batch
-
-
-def _same(one: Batch, other: Batch) -> bool:
-    pairs = zip(tensors_of((one.args, one.kwargs)), tensors_of((other.args, other.kwargs)), strict=True)
-    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
 def is_causal(state: State) -> bool:
@@ -66,12 +36,12 @@ class Judge:
 
     state: State
     memory_limit: int = 0
-    compared: Callable[[State, Judged], Fidelity] | None = None
+    compared: Callable[[State, Iterable[Batch]], Fidelity] | None = None
     _reference: Reference = field(init=False)
-    _data: Judged = field(init=False)
+    _data: Part[Batch] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._data = Judged(self.state)
+        self._data = Part(self.state.batches, *self.state.split.judged)
         self._reference = Reference(self.state.module, self._data, self.memory_limit, is_causal(self.state))
 
     def __call__(self, found: State) -> State:
@@ -86,7 +56,8 @@ class Judge:
         fidelity = self._reference.of(found.pruned) if self.compared is None else self.compared(found, self._data)
         if fidelity.why:
             return fidelity
-        seen = "shuffled" if any(gathered(self._data.moved)) else self.state.split.data
+        moved = any(gathered(self.state.batches.moved)) and self.state.split.data != "alone"
+        seen = "shuffled" if moved else self.state.split.data
         return replace(fidelity, data=seen if fits(found.recovery) else "unfitted", advice=_advice(found))
 
 

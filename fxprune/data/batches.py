@@ -56,6 +56,9 @@ class Batches:
         self._device = torch.device(device)
         self._forward_args = forward_args
         self._reference: Signature | None = None
+        self._seen: dict[int, object] = {}
+        #: Whether a pass had another batch in the place of one of an earlier pass.
+        self.moved = False
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches of one pass.
@@ -63,7 +66,11 @@ class Batches:
         Raises:
             CalibrationError: no batches, one of an unknown form, NaN or Inf, or one unlike the first.
         """
-        return cast("Iterator[Batch]", self.rounds(0, 1))
+        for index, batch in enumerate(cast("Iterator[Batch]", self.rounds(0, 1))):
+            leaves = [x for x in tensors_of((batch.args, batch.kwargs)) if not x.is_meta and not x.is_complex()]
+            told = tuple((tuple(x.shape), float(x.sum(dtype=torch.float64))) for x in leaves)
+            self.moved |= self._seen.setdefault(index, told) != told
+            yield batch
 
     def rounds(self, place: int, among: int, *, whole: bool = False) -> Iterator[Batch | None]:
         """Yields, of each ``among`` batches in turn, that at ``place``; None where the last few have none there.

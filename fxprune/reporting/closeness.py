@@ -49,7 +49,7 @@ class Values:
             self.squares += float(a.square().sum())
             self.whole += float(here.sum())
             self.samples += len(rows)
-            self.values += rows.numel()
+            self.values += int(finite.sum())
 
     def explained(self) -> float | None:
         """Returns the share of the variance that is left, None where the dense output does not vary."""
@@ -97,17 +97,20 @@ class Classes:
     squares: float = 0.0
     divergence: float = 0.0
 
-    def add(self, dense: Tensor, pruned: Tensor) -> None:
-        """Takes in a batch of scores, ``[samples, ..., classes]``."""
-        for a, b in _parts(dense, pruned):
-            same = (a.argmax(-1) == b.argmax(-1)).double().reshape(len(a), -1)
-            shares, (f, g) = same.mean(1), _logs(a.double(), b.double())
+    def add(self, dense: Tensor, pruned: Tensor, counted: Tensor) -> None:
+        """Takes in a batch of scores, ``[samples, ..., classes]``, and which places count, ``[samples, ...]``, but where the dense are NaN."""
+        for a, b, count in _parts(dense, pruned, counted):
+            weights = (count & ~a.isnan().any(-1)).double()
+            same = (a.argmax(-1) == b.argmax(-1)).double() * weights
+            (f, g), own = _logs(a.double(), b.double()), weights.reshape(len(a), -1).sum(1)
+            shares = (same.reshape(len(a), -1).sum(1) / own)[own > 0]
             self.same += float(same.sum())
-            self.places += same.numel()
-            self.samples += len(same)
+            self.places += float(weights.sum())
+            self.samples += len(shares)
             self.shares += float(shares.sum())
             self.squares += float(shares.square().sum())
-            self.divergence += float(torch.where(f.isfinite(), f.exp() * (f - g), 0.0).sum())
+            apart = torch.where(f.isfinite(), f.exp() * (f - g), 0.0).sum(-1)
+            self.divergence += float(torch.where(weights > 0, apart, 0.0).sum())
 
     def together(self) -> Classes:
         """Returns the sums of all processes."""

@@ -10,15 +10,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fxprune._base.errors import brief
+from fxprune._base.errors import FxpruneError, brief
 from fxprune._base.modes import lent
 from fxprune._base.ranks import gathered, own, summed
 from fxprune.data.batch import Batch
 from fxprune.data.calls import tensors_of
 from fxprune.reporting.closeness import Classes, Tokens, Values, all_values
 from fxprune.results.fidelity import Fidelity
-from fxprune.scoring.causal import told_tokens
-from fxprune.scoring.loss import logits_of, named_logits
+from fxprune.scoring.causal import next_tokens, told_tokens
+from fxprune.scoring.loss import IGNORED, logits_of, named_logits
 
 #: A batch, and what the dense and the pruned model make of it.
 Pair: TypeAlias = "tuple[Batch, Any, Any]"
@@ -58,13 +58,34 @@ class Reference:
         for index, batch in own(self.batches):
             entry = self._kept.get(index)
             if entry is None:
-                with lent(self.model, batch.args, batch.kwargs):
-                    entry = batch, self.model(*batch.args, **batch.kwargs)
+                entry = batch, self._output(batch)
                 size = sum(x.nbytes for x in tensors_of((batch.args, batch.kwargs, batch.targets, entry[1])))
                 if self._bytes + size <= self.memory_limit:
                     self._bytes += size
                     self._kept[index] = entry
             yield entry
+
+    def _output(self, batch: Batch) -> Any:
+        """Returns what the dense model makes of a batch.
+
+        Raises:
+            FxpruneError: it makes something else of it each time.
+        """
+        states = _random_states()
+        output = self._called(batch)
+        if any(not torch.equal(a, b) for a, b in zip(states, _random_states(), strict=True)):
+            pairs = zip(_floats(output), _floats(self._called(batch)), strict=True)
+            if any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
+                raise FxpruneError("the dense model draws random numbers, and gives other outputs each time")
+        return output
+
+    def _called(self, batch: Batch) -> Any:
+        with lent(self.model, batch.args, batch.kwargs):
+            return self.model(*batch.args, **batch.kwargs)
+
+
+def _random_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
 @torch.no_grad()
@@ -110,18 +131,33 @@ class _Sums:
             return alike
         dim = _classes_dim(dense, batch, causal=self.causal)
         scores = None if dim is None else logits_of(dense)
+        counted = None if scores is None or dim is None else self._counted(batch, scores.movedim(dim, -1))
         for place, (a, b) in enumerate(alike):
+            places = a is scores and a.ndim == 3
+            if a is scores and dim is not None and counted is not None and not counted.all():
+                a, b = (x.movedim(dim, -1)[counted.to(x.device)] for x in (a, b))
+                places = True
             if a.numel():
                 one = self.values.setdefault(place, Values())
-                one.add(a.to(b.device), b, places=a is scores and a.ndim == 3)
-        if dim is not None:
-            self._take_scores(batch, *(logits_of(outputs).movedim(dim, -1) for outputs in (dense, pruned)))
+                one.add(a.to(b.device), b, places=places)
+        if dim is not None and counted is not None:
+            self._take_scores(batch, counted, *(logits_of(outputs).movedim(dim, -1) for outputs in (dense, pruned)))
         self.samples, self.batches = self.samples + batch.size, self.batches + 1
         return ""
 
-    def _take_scores(self, batch: Batch, dense: Tensor, pruned: Tensor) -> None:
+    def _counted(self, batch: Batch, scores: Tensor) -> Tensor:
+        """Returns which places of scores ``[samples, ..., classes]`` count, ``[samples, ...]``: neither padded nor left out by the targets."""
+        counted = torch.ones(scores.shape[:-1], dtype=torch.bool, device=scores.device)
+        if self.causal and scores.ndim == 3 and (tokens := told_tokens(batch, scores)) is not None:
+            return next_tokens(tokens).to(scores.device) != IGNORED
+        for given, left_out in ((batch.targets, IGNORED), (batch.kwargs.get("attention_mask"), 0)):
+            if isinstance(given, Tensor) and not given.is_floating_point() and given.shape == counted.shape:
+                counted &= given.to(scores.device) != left_out
+        return counted
+
+    def _take_scores(self, batch: Batch, counted: Tensor, dense: Tensor, pruned: Tensor) -> None:
         dense = dense.to(pruned.device)
-        self.classes.add(dense, pruned)
+        self.classes.add(dense, pruned, counted.to(pruned.device))
         if self.causal and dense.ndim == 3 and (tokens := told_tokens(batch, dense)) is not None:
             self.tokens.add(dense, pruned, tokens)
 
@@ -130,8 +166,12 @@ class _Sums:
         values, classes = all_values(self.values), self.classes.together()
         perplexity = self.tokens.together().perplexity()
         counts = summed(torch.tensor([self.samples, self.batches], dtype=torch.float64))[0].tolist()
+        if not counts[1]:
+            return Fidelity(why="not measured: the data had no batch left to judge, unlike at first")
         if not values:
-            return Fidelity(why="not comparable: the outputs hold no floating numbers")
+            return Fidelity(why="not comparable: the outputs hold no floating numbers that count")
+        if not any(one.values for one in values.values()):
+            return Fidelity(why="not comparable: the dense model's outputs are not finite")
         shares = [share for one in values.values() if (share := one.explained()) is not None]
         errors = [one.relative() for one in values.values()]
         return Fidelity(
@@ -176,5 +216,9 @@ def _classes_dim(outputs: Any, batch: Batch, *, causal: bool) -> int | None:
     dim = scores.ndim - 1 if scores.ndim < 4 else 1
     there = (scores.ndim == 2 or (named and scores.ndim > 2)) and len(scores) == batch.size
     targets = batch.targets
+    if isinstance(targets, Tensor) and not targets.is_floating_point() and len(scores) == batch.size:
+        for among in (1, scores.ndim - 1):  # classes lie where the targets have no dimension
+            if scores.ndim > 2 and targets.shape == (*scores.shape[:among], *scores.shape[among + 1 :]):
+                return among if scores.numel() and scores.shape[among] > 1 else None
     valued = isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == scores.shape
     return dim if there and not valued and scores.numel() and scores.shape[dim] > 1 else None

@@ -14,6 +14,9 @@ from fxprune._base.moved import filled_in
 #: model's perplexity there may be, of other outputs the share of the variance.
 SCALE = {"perplexity": (1.05, 1.25), "agreement": (0.95, 0.80), "explained": (0.98, 0.80)}
 
+#: An agreement with a larger standard error, as of fewer than ten samples, tells less than the variance does.
+CERTAIN = 0.1
+
 #: What is said of the batches that were judged, by what recovery has seen of them.
 DATA = {
     "held out": " held out from recovery",
@@ -74,13 +77,18 @@ class Fidelity:
         if self.perplexity is not None:
             dense, pruned = self.perplexity
             good, fair = (pruned <= bound * dense for bound in SCALE["perplexity"])
-        elif self.agreement is not None:
+        elif self.agreement is not None and self._certain:
             good, fair = (self.agreement >= bound for bound in SCALE["agreement"])
         elif self.explained is not None:
             good, fair = (self.explained >= bound for bound in SCALE["explained"])
         else:
             return "unknown"
         return "good" if good else "fair" if fair else "poor"
+
+    @property
+    def _certain(self) -> bool:
+        """Whether there are samples enough for the agreement to tell."""
+        return self.deviation is None or self.deviation <= CERTAIN
 
     def __str__(self) -> str:
         """Returns the level, what it was found by, and what may be done about it, in a line."""
@@ -106,7 +114,7 @@ class Fidelity:
         if self.perplexity is not None:
             dense, pruned = self.perplexity
             return f"perplexity {dense:.4g} -> {pruned:.4g} ({_times(dense, pruned)}) on {samples}"
-        if self.agreement is not None:
+        if self.agreement is not None and (self._certain or self.explained is None):
             around = "" if self.deviation is None else f" (+- {100 * self.deviation:.2g})"
             return f"agrees with the dense model on {_percent(self.agreement)} % of {samples}{around}"
         if self.explained is None:

@@ -127,6 +127,16 @@ def test_eased_multiples_are_met_and_none_could_come_back(share: float) -> None:
             assert model.of(back).params > share * found.before.params
 
 
+def test_eased_multiples_ask_for_no_more_than_must_stay() -> None:
+    coupling = linear_coupling(8, 160, 48, 4)
+    for least in (3, 5, 9, 20):
+        given = {"scores": random_scores(coupling, 0), "ratios": 1.0}
+        plain, eased = (
+            solve(coupling, **given, constraints=Constraints(round_to=n, min_keep=least, eased=n > 1)) for n in (1, 16)
+        )
+        assert plain.after == eased.after
+
+
 def test_multiples_are_of_the_layer_not_of_its_units() -> None:
     coupling = coupling_of("residual")
     solution = solved(coupling, 0.5, round_to=4)

@@ -110,6 +110,32 @@ def test_data_in_another_order_each_time_may_have_been_seen() -> None:
     assert close(compiled(DataLoader(data, 20))).data == "held out"
 
 
+def test_data_of_which_only_the_first_batch_stays_may_have_been_seen() -> None:
+    class LongestFirst:
+        def __len__(self) -> int:
+            return 4
+
+        def __iter__(self) -> Iterator[Tensor]:
+            first, *rest = batches()
+            return iter([first, *(rest[i] for i in torch.randperm(3).tolist())])
+
+    torch.manual_seed(3)
+    assert close(compiled(LongestFirst(), recover="sequential")).data == "shuffled"
+
+
+def test_a_dense_model_that_draws_does_not_compare() -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(nn.functional.dropout(x, 0.5, training=True))
+
+    found = close(compiled(model=Drawing(), verify=False))
+    assert "draws random numbers" in found.why and found.level == "unknown"
+
+
 def test_data_that_do_not_tell_how_many_they_are() -> None:
     class Unsized:
         def __iter__(self) -> Iterator[Tensor]:

@@ -63,6 +63,67 @@ def test_fidelity_of_odd_outputs() -> None:
         assert found.explained is None and found.error == 0.0 and found.level == "unknown"
 
 
+def classed(dense: Tensor, pruned: Tensor, targets: Any = None, causal: bool = False, **kwargs: Any) -> Fidelity:
+    """Returns how close logits are, of a batch with targets."""
+    batch = Batch((), kwargs, targets, len(dense))
+    return measured([(batch, {"logits": dense}, {"logits": pruned})], causal=causal)
+
+
+@pytest.mark.parametrize("left_out", ["targets", "mask", "tokens"])
+def test_padded_places_do_not_count(left_out: str) -> None:
+    torch.manual_seed(0)
+    dense, pruned, counted = torch.randn(12, 5, 7), torch.randn(12, 5, 7), torch.ones(12, 5, dtype=torch.bool)
+    counted[:, 3:] = False
+    pruned = torch.where(counted[..., None], pruned, dense)  # what is padded is the same
+    targets = torch.randint(7, (12, 5))
+    if left_out == "targets":
+        found = classed(dense, pruned, targets.masked_fill(~counted, -100))
+    elif left_out == "mask":
+        found = classed(dense, pruned, attention_mask=counted.long())
+    else:  # the token that a place tells is the next one
+        shifted = torch.cat([torch.zeros(12, 1, dtype=torch.bool), counted[:, :-1]], 1)
+        found = classed(dense, pruned, targets.masked_fill(~shifted, -100), causal=True)
+        assert found.perplexity is not None
+    a, b = dense[counted], pruned[counted]
+    assert found.agreement == pytest.approx(float((a.argmax(-1) == b.argmax(-1)).double().mean()))
+    f, g = a.double().log_softmax(-1), b.double().log_softmax(-1)
+    assert found.divergence == pytest.approx(float((f.exp() * (f - g)).sum(-1).mean()))
+    assert found.error == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-5)
+    assert found.explained == pytest.approx(
+        float(1 - (a - b).square().sum() / (a - a.mean(0)).square().sum()), rel=1e-5
+    )
+
+
+def test_integer_targets_say_where_classes_lie() -> None:
+    dense, pruned = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    batch = Batch((), {}, torch.randint(4, (2, 3, 5)), 2)
+    found = measured([(batch, dense, pruned)])
+    assert found.agreement == pytest.approx(float((dense.argmax(1) == pruned.argmax(1)).double().mean()))
+
+
+def test_what_is_not_finite_in_the_dense_model_is_no_agreement() -> None:
+    x = torch.full((12, 4), torch.nan)
+    assert (
+        measured([(Batch((x,), {}, None, 12), x, x)]).why == "not comparable: the dense model's outputs are not finite"
+    )
+    half = torch.randn(12, 4).index_fill(0, torch.arange(6), torch.nan)
+    found = measured([(Batch((half,), {}, None, 12), half, half.index_fill(0, torch.arange(6), 1.0))])
+    assert found.agreement == 1.0 and found.level == "good"
+
+
+def test_a_few_samples_are_judged_by_the_variance() -> None:
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    near = x + 0.4 * torch.randn(2, 4, generator=torch.Generator().manual_seed(1)).abs().min() - 0.4 * x.mean()
+    found = measured([(Batch((x,), {}, None, 2), x, near)])
+    assert found.deviation is not None and found.deviation > 0.1 and "variance" in found.sentence
+    alone = measured([(Batch((x[:1],), {}, None, 1), x[:1], 0.8 * x[:1])])
+    assert alone.agreement == 1.0 and alone.level == "unknown"
+
+
+def test_no_batch_left_to_judge_is_told() -> None:
+    assert measured([]).why.startswith("not measured: the data had no batch left")
+
+
 def test_an_output_that_does_not_vary_is_left_out() -> None:
     x = [torch.randn(8, 3, dtype=torch.float64)]
     for found in fidelity(lambda v: (v, v * 0 + 1), lambda v: (v, v * 0), x):
@@ -115,8 +176,8 @@ def test_outputs_that_do_not_compare_say_why() -> None:
         pairs_of(x, x[:2]).why == "not comparable: an output is [4, 3] of the dense model and [2, 3] of the pruned one"
     )
     assert pairs_of((x, x), x).why == "not comparable: the dense model gives 2 outputs, the pruned one 1"
-    assert pairs_of(x.long(), x.long()).why == "not comparable: the outputs hold no floating numbers"
-    assert pairs_of(None, None).why == "not comparable: the outputs hold no floating numbers"
+    assert pairs_of(x.long(), x.long()).why == "not comparable: the outputs hold no floating numbers that count"
+    assert pairs_of(None, None).why == "not comparable: the outputs hold no floating numbers that count"
     boxes = torch.rand(7, 4)
     assert pairs_of(boxes, boxes).agreement is None and pairs_of(boxes, boxes).level == "good"
     assert pairs_of(x, x * torch.nan).level == "poor" and pairs_of(torch.ones(()), torch.ones(())).error == 0.0

@@ -143,6 +143,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.parametrize("limit", [2_000, 20_000])
+def test_it_is_judged_whatever_fits_into_memory(limit: int, tmp_path: Path) -> None:
+    stored(MODELS["convolutions"][0], tmp_path / "in")
+    found = streamed("convolutions", tmp_path, memory_limit=limit).report.fidelity
+    assert found is not None and not found.why and found.data == "held out"
+
+
 @pytest.mark.parametrize(
     ("name", "recover"),
     [
