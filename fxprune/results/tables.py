@@ -116,6 +116,11 @@ def in_ms(value: float) -> str:
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
+def speedup_text(dense_ms: float | None, pruned_ms: float | None) -> str:
+    """Returns the speed-up, dense time by pruned time, such as ``2.01 x``; empty where either is not known."""
+    return f"{dense_ms / pruned_ms:.2f} x" if dense_ms and pruned_ms else ""
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """Returns a number of things in words, such as ``1 layer`` or ``1,200 layers``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

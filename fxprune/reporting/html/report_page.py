@@ -15,7 +15,7 @@ from fxprune.reporting.html.rows import Table, group_views, table, tree
 from fxprune.results.attached import report
 from fxprune.results.fidelity import DATA, scale_text
 from fxprune.results.record import FrozenRow, Report
-from fxprune.results.tables import by_reason
+from fxprune.results.tables import by_reason, speedup_text
 from fxprune.results.text import error_text, verdict
 
 
@@ -103,7 +103,7 @@ def _factor(before: float, after: float, what: str) -> str:
     if not before or not after:
         return ""
     if not what:
-        return f"speed-up {before / after:.2f} x"
+        return f"speed-up {speedup_text(before, after)}"
     return f"{before / after:.2f} x {what}" if before >= after else f"{after / before:.2f} x as much"
 
 

@@ -21,7 +21,7 @@ SPARKS = 60
 _DEPTH = 32
 
 #: What stands in a number beside its digits.
-_SIGNS = re.compile(r" %| x|[,.e+-]")
+_SIGNS = re.compile(r" %| x| \+- |[,.e+-]")
 
 
 @dataclass(frozen=True, slots=True)

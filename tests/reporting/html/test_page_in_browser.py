@@ -326,4 +326,4 @@ def test_a_compiled_models_page_opens(chromium: Any, tmp_path: Path) -> None:
     fxprune.write_html(pruned, tmp_path / "report.html")
     look(chromium, tmp_path / "report.html")
     assert chromium.get_log("browser") == []
-    assert "Verified" in chromium.find_element("class name", "seal").text
+    assert "Verified" in chromium.find_element("css selector", "[aria-labelledby=certificate] .seal").text
