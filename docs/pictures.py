@@ -22,10 +22,10 @@ import fxprune
 PICTURES = Path(__file__).parent / "pictures"
 
 #: (width, height) of what is seen, in pixels.
-SIZES = ((360, 1800), (768, 1800), (1200, 1600))
+SIZES = ((360, 2500), (768, 1700), (1200, 1500))
 
-#: Colours of a picture: enough for text and blocks, and a fifth of the bytes.
-_COLOURS = 64
+#: Colours of a picture: enough for text and blocks, and a third of the bytes.
+_COLOURS = 160
 
 
 def write_page(path: Path) -> None:

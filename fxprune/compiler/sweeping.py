@@ -209,7 +209,7 @@ class _Judge:
         seconds = time.perf_counter() - start
         pruned, found, close = done.pruned, done.report, done.report.fidelity or Fidelity()
         value, why = self._value_or_why(pruned)
-        ms, error = self._milliseconds(pruned) if self.latency else (None, None)
+        ms, ms_error = self._milliseconds(pruned) if self.latency else (None, None)
         return Point(
             method=method,
             budget=budget,
@@ -223,7 +223,7 @@ class _Judge:
             value=value,
             why=why,
             latency_ms=ms,
-            latency_error_ms=error,
+            latency_error_ms=ms_error,
         )
 
     def _value_or_why(self, pruned: nn.Module) -> tuple[float | None, str]:

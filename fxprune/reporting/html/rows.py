@@ -136,8 +136,8 @@ def _sparks(scores: ScoreSummary) -> dict[str, Spark]:
             low, high = scores.span(group)
             text = f"{scores.unit} from {low:.3g} to {high:.3g}: {sum(group.kept)} stay, {sum(group.removed)} go"
             text += f"; cut at {group.cut:.3g}" if group.cut is not None else ""
-            lines = (_outline(counts, max(group.total)) for counts in (group.total, group.removed))
-            found[group.name] = Spark(len(group.total), *lines, text)
+            total, removed = (_outline(counts, max(group.total)) for counts in (group.total, group.removed))
+            found[group.name] = Spark(len(group.total), total, removed, text)
     return found
 
 
