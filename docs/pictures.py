@@ -22,10 +22,7 @@ import fxprune
 PICTURES = Path(__file__).parent / "pictures"
 
 #: (width, height) of what is seen, in pixels.
-SIZES = ((360, 2500), (768, 1700), (1200, 1500))
-
-#: Colours of a picture: enough for text and blocks, and a third of the bytes.
-_COLOURS = 160
+SIZES = ((360, 2500), (768, 1900), (1200, 1800))
 
 
 def write_page(path: Path) -> None:
@@ -51,7 +48,7 @@ def shoot(chromium: str, page: Path, picture: Path, size: tuple[int, int], *, da
     Raises:
         subprocess.CalledProcessError: the browser fails.
     """
-    flags = ["--headless=new", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+    flags = ["--headless=new", "--disable-gpu", "--hide-scrollbars", "--disable-lcd-text", "--disable-dev-shm-usage"]
     flags += ["--force-dark-mode"] if dark else []
     flags += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     # no window is as narrow as a phone: the page lies in a frame of that width
@@ -65,7 +62,7 @@ def shoot(chromium: str, page: Path, picture: Path, size: tuple[int, int], *, da
     command = [chromium, *flags, window, f"--screenshot={picture}", frame.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     with Image.open(picture) as whole:
-        whole.convert("RGB").crop((0, 0, *size)).quantize(_COLOURS).save(picture, optimize=True)
+        whole.convert("RGB").crop((0, 0, *size)).quantize(256).save(picture, optimize=True)
 
 
 def main() -> int:
