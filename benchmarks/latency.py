@@ -161,8 +161,8 @@ def _speed(row: fxprune.latency.BenchRow, share: float, multiple: int | None) ->
         "macs kept": round(share, 4),
         "ms": round(row.ms, 3),
         "error": round(row.error, 4),
-        "speed-up": round(1 / row.ratio, 3),
-        "of the MACs' promise": round(share / row.ratio, 3),
+        "speed-up": round(row.speedup, 3),
+        "of the MACs' promise": round(share * row.speedup, 3),
         "weights MiB": round(row.parameter_bytes / 2**20, 1),
         "peak MiB": "" if row.peak_bytes is None else round(row.peak_bytes / 2**20, 1),
     }

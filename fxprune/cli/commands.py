@@ -190,8 +190,8 @@ def report(directory: str, as_json: bool, html: str | None) -> None:
 def bench(directory: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measures the pruned model of DIR, against the dense one where --model says which it is.
 
-    The models take turns, so that a busy machine is unfair to none; medians, their errors, and the ratio to
-    the dense model. Shapes are those that the model was compiled with.
+    The models take turns, so that a busy machine is unfair to none; medians, their errors, and the speed-up
+    over the dense model. Shapes are those that the model was compiled with.
     """
     from fxprune.cli.models import dense_of, introduce, load_pruned
     from fxprune.runtimes.registry import names

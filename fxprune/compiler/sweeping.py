@@ -209,6 +209,7 @@ class _Judge:
         seconds = time.perf_counter() - start
         pruned, found, close = done.pruned, done.report, done.report.fidelity or Fidelity()
         value, why = self._value_or_why(pruned)
+        ms, ms_error = self._milliseconds(pruned) if self.latency else (None, None)
         return Point(
             method=method,
             budget=budget,
@@ -218,9 +219,11 @@ class _Judge:
             cost=Cost(found.params[1], found.macs[1], found.bytes[1]),
             fidelity=math.nan if close.explained is None else close.explained,
             agreement=close.agreement,
+            deviation=close.deviation,
             value=value,
             why=why,
-            latency_ms=self._milliseconds(pruned) if self.latency else None,
+            latency_ms=ms,
+            latency_error_ms=ms_error,
         )
 
     def _value_or_why(self, pruned: nn.Module) -> tuple[float | None, str]:
@@ -230,15 +233,16 @@ class _Judge:
         except Exception as error:  # whatever a user's function raises
             return math.nan, f"evaluate fails on the model: {brief(error)}"
 
-    def _milliseconds(self, pruned: nn.Module) -> float:
-        """Returns a call's milliseconds in proportion to the dense model's, timed in turns with it."""
+    def _milliseconds(self, pruned: nn.Module) -> tuple[float, float]:
+        """Returns a call's milliseconds in proportion to the dense model's, timed in turns with it, and their standard error."""
         args, kwargs = self.first.args, self.first.kwargs
         device = str(device_of(self.dense))
         with at_full_speed(self.dense, args, kwargs), at_full_speed(pruned, args, kwargs):
             calls = [partial(model, *args, **kwargs) for model in (self.dense, pruned)]
             dense, mine = interleaved(calls, device=device)
         self.dense_ms = self.dense_ms or dense.ms
-        return self.dense_ms * mine.beside(dense)
+        ms = self.dense_ms * mine.beside(dense)
+        return ms, ms * mine.error_beside(dense)
 
 
 def _budgets(budgets: Any) -> list[Budget]:

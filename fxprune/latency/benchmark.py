@@ -52,11 +52,16 @@ class BenchRow:
     parameter_bytes: int
     peak_bytes: int | None
 
+    @property
+    def speedup(self) -> float | None:
+        """The first model's time by this one's; None where that one did not run."""
+        return None if self.ratio is None else 1 / self.ratio
+
     def cells(self) -> tuple[str, ...]:
-        """Returns it as a row of a table: backend, batch, model, ms, its error, ratio, weights, peak."""
-        ratio = "-" if self.ratio is None else f"{self.ratio:.3f}"
+        """Returns it as a row of a table: backend, batch, model, ms, its error, speed-up, weights, peak."""
+        speedup = "-" if self.speedup is None else f"{self.speedup:.2f} x"
         peak = "-" if self.peak_bytes is None else _size(self.peak_bytes)
-        times = f"{self.ms:.3f}", f"{100 * self.error:.1f} %", ratio
+        times = f"{self.ms:.3f}", f"{100 * self.error:.1f} %", speedup
         return (self.backend, str(self.batch_size), self.model, *times, _size(self.parameter_bytes), peak)
 
 
@@ -78,14 +83,14 @@ class Bench:
 
     def __str__(self) -> str:
         """Returns the table."""
-        heads = ("backend", "batch", "model", "ms", "+-", "ratio", "weights", "peak")
+        heads = ("backend", "batch", "model", "ms", "+-", "speed-up", "weights", "peak")
         cells = [row.cells() for row in self.rows]
         title = circumstances(self.device, self.threads)
         return "\n".join([table(title, cells, heads, words=("backend", "model")), *self.failed])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [{**asdict(row), "speedup": row.speedup} for row in self.rows]
         return {"device": self.device, "threads": self.threads, "rows": rows, "failed": list(self.failed)}
 
 
@@ -100,7 +105,7 @@ def bench(
     repeats: int = 11,
     seconds: float = 2.0,
 ) -> Bench:
-    """Measures models in turns: median latency, its ratio to the first model's, weights and peak memory.
+    """Measures models in turns: median latency, the speed-up over the first model, weights and peak memory.
 
     Args:
         models: by name, or a sequence: ``(dense, pruned)`` of two. They stay as they are, and run in eval mode.

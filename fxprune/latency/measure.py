@@ -52,7 +52,14 @@ class Timing:
 
     def beside(self, first: Timing) -> float:
         """Returns the median of the ratios to another timing, round by round: what slows both down cancels."""
-        return statistics.median(a / b for a, b in zip(self.samples, first.samples, strict=True))
+        return statistics.median(self._ratios(first))
+
+    def error_beside(self, first: Timing) -> float:
+        """Returns the standard error of that median, as a share of it."""
+        return _error(self._ratios(first))
+
+    def _ratios(self, first: Timing) -> list[float]:
+        return [a / b for a, b in zip(self.samples, first.samples, strict=True)]
 
 
 def interleaved(

@@ -14,7 +14,7 @@ from fxprune._base.shown import html_summary, text_summary
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.results.record import Report
-from fxprune.results.tables import in_ms, percent, table
+from fxprune.results.tables import in_ms, percent, speedup_text, table
 
 #: What the quality is called where no ``evaluate`` is given.
 FIDELITY = "fidelity"
@@ -36,8 +36,10 @@ class Point:
         fidelity: the share of the dense outputs' variance that is left (`fxprune.reporting.fidelity`).
         agreement: the share of samples for which the dense model's first choice is still the first; None if
             the outputs are no class scores.
+        deviation: the standard error of that.
         value: what ``evaluate`` gave.
         latency_ms: milliseconds of a call with the first calibration batch, if it was measured.
+        latency_error_ms: the standard error of that, in milliseconds.
         verified: whether it equals its masked twin, as `Report.verified` says.
         seconds: that this point took, without what it shares with others.
         why: why there is no model; or, where ``value`` is NaN, no value.
@@ -49,8 +51,10 @@ class Point:
     cost: Cost | None = None
     fidelity: float | None = None
     agreement: float | None = None
+    deviation: float | None = None
     value: float | None = None
     latency_ms: float | None = None
+    latency_error_ms: float | None = None
     verified: bool | None = None
     seconds: float = 0.0
     why: str = ""
@@ -82,9 +86,13 @@ class Sweep:
 
     @property
     def pareto(self) -> tuple[Point, ...]:
-        """The points that no other one beats: as good, nowhere larger or slower, and somewhere ahead."""
-        there = [(point, standing) for point in self.points if (standing := _standing(point)) is not None]
-        return tuple(point for point, mine in there if not any(_beats(other, mine) for _, other in there))
+        """The points that no other one beats: nowhere behind by more than noise, and somewhere ahead by more.
+
+        Noise is the standard error of the difference: of latencies, and of agreements where points are compared by fidelity, which
+        then is no lead unless the agreement leads too. What ``evaluate`` gives, parameters and MACs are taken as exact.
+        """
+        there = [point for point in self.points if _is_there(point)]
+        return tuple(point for point in there if not any(_beats(other, point) for other in there))
 
     def best(
         self, *, params: float | int | None = None, macs: float | int | None = None, latency_ms: float | None = None
@@ -105,8 +113,9 @@ class Sweep:
         good = [
             point
             for point in self.points
-            if (standing := _standing(point)) is not None
-            and all(standing[1 + i] <= limit for i, limit in limits.items())
+            if point.cost is not None
+            and _is_there(point)
+            and all(point.cost[i] <= limit for i, limit in limits.items())
             and (latency_ms is None or (point.latency_ms is not None and point.latency_ms <= latency_ms))
         ]
         if not good:
@@ -152,10 +161,15 @@ class Sweep:
             ("parameters", lambda p: "" if p.cost is None else f"{p.cost.params:,}", True),
             ("kept", lambda p: "" if p.cost is None else percent(self.before.params, p.cost.params), True),
             ("MACs kept", lambda p: "" if p.cost is None else percent(self.before.macs, p.cost.macs), True),
-            ("ms", lambda p: "" if p.latency_ms is None else f"{p.latency_ms:.3g}", self.dense_ms is not None),
+            ("ms", latency_text, self.dense_ms is not None),
+            ("speed-up", lambda p: speedup_text(self.dense_ms, p.latency_ms), self.dense_ms is not None),
             (self.quality_name, lambda p: _shown(p.value), self.quality_name != FIDELITY),
             ("fidelity", lambda p: _shown(p.fidelity), True),
-            ("agreement", lambda p: _shown(p.agreement), any(p.agreement is not None for p in self.points)),
+            (
+                "agreement",
+                lambda p: _shown(p.agreement) + _around(p.deviation),
+                any(p.agreement is not None for p in self.points),
+            ),
             ("pareto", lambda p: "*" if id(p) in best else "", True),
             (
                 "note",
@@ -169,7 +183,7 @@ class Sweep:
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the reports as JSON data; what is not finite becomes None."""
         best = {id(point) for point in self.pareto}
-        numbers = ("fidelity", "agreement", "value", "latency_ms", "seconds")
+        numbers = ("fidelity", "agreement", "deviation", "value", "latency_ms", "latency_error_ms", "seconds")
         return {
             "schema": _SCHEMA,
             "before": self.before._asdict(),
@@ -210,16 +224,35 @@ class Sweep:
         write_text(path, self.to_html())
 
 
-def _standing(point: Point) -> tuple[float, ...] | None:
-    """Returns what points are compared by, less of each being better: -quality, parameters, MACs, milliseconds if known."""
-    if point.cost is None or point.quality is None or math.isnan(point.quality):
-        return None
-    slow = () if point.latency_ms is None else (point.latency_ms,)
-    return -point.quality, point.cost.params, point.cost.macs, *slow
+def _is_there(point: Point) -> bool:
+    return point.cost is not None and point.quality is not None and not math.isnan(point.quality)
 
 
-def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+def _beats(one: Point, other: Point) -> bool:
+    leads = _leads(one, other)
+    return all(lead >= 0 for lead in leads) and any(lead > 0 for lead in leads)
+
+
+def _leads(one: Point, other: Point) -> list[float]:
+    """Returns by how much one point is ahead, in quality, parameters, MACs and milliseconds; 0 within noise."""
+    mine, theirs = one.cost or Cost(0, 0, 0), other.cost or Cost(0, 0, 0)
+    leads = [_better(one, other), float(theirs.params - mine.params), float(theirs.macs - mine.macs)]
+    if one.latency_ms is not None and other.latency_ms is not None:
+        leads.append(_beyond(other.latency_ms - one.latency_ms, one.latency_error_ms, other.latency_error_ms))
+    return leads
+
+
+def _better(one: Point, other: Point) -> float:
+    lead = (one.quality or 0.0) - (other.quality or 0.0)
+    if one.value is not None or one.agreement is None or other.agreement is None:
+        return lead
+    agreed = _beyond(one.agreement - other.agreement, one.deviation, other.deviation)
+    return lead if agreed * lead > 0 else 0.0
+
+
+def _beyond(difference: float, *errors: float | None) -> float:
+    """Returns a difference that is larger than its standard error, else 0."""
+    return difference if abs(difference) > math.hypot(*(error or 0.0 for error in errors)) else 0.0
 
 
 def budget_text(budget: Budget) -> str:
@@ -228,6 +261,15 @@ def budget_text(budget: Budget) -> str:
     bounds = [(label, bound) for name, label in names.items() if (bound := getattr(budget, name)) is not None]
     parts = [f"{100 * x:.4g} % {label}" if isinstance(x, float) else f"{x:,} {label}" for label, x in bounds]
     return ", ".join([*parts, *([] if budget.latency_ms is None else [f"{budget.latency_ms:g} ms"])])
+
+
+def latency_text(point: Point) -> str:
+    """Returns a point's milliseconds with their standard error; empty if they were not measured."""
+    return "" if point.latency_ms is None else f"{point.latency_ms:.3g}{_around(point.latency_error_ms)}"
+
+
+def _around(error: float | None) -> str:
+    return "" if error is None else f" +- {error:.2g}"
 
 
 def _finite(value: float | None) -> float | None:

@@ -44,11 +44,16 @@ class Latency:
         """Whether the measured latency is within the limit."""
         return self.measured_ms <= self.limit_ms
 
+    @property
+    def speedup(self) -> float:
+        """The dense model's time by the pruned one's."""
+        return self.dense_ms / self.measured_ms
+
     def __str__(self) -> str:
         """Returns one line: before, after, predicted, and whether the limit is met."""
         over = f"over by {in_ms(self.measured_ms - self.limit_ms)} ({self.measured_ms / self.limit_ms - 1:.1%})"
         return (
-            f"latency: {in_ms(self.dense_ms)} -> {in_ms(self.measured_ms)} ({self.measured_ms / self.dense_ms:.1%}), "
+            f"latency: {in_ms(self.dense_ms)} -> {in_ms(self.measured_ms)} (speed-up {self.speedup:.2f} x), "
             f"predicted {in_ms(self.predicted_ms)}; limit {in_ms(self.limit_ms)}: {'met' if self.met else over}; "
             f"{self.setting}"
         )

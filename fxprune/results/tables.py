@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, TypeVar
 
+from fxprune.results.alike import folded
+
 T = TypeVar("T")
 
-#: The rows of a table that are printed; the middle of a longer one is left out.
-ROWS = 24
+#: The reasons that are printed; of more the ones that hold least are left out.
+REASONS = 8
 
-_NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes", "units"}
+_NUMERIC = {"before", "after", "kept", "smaller", "coordinates", "axes", "units", "groups"}
 
 
 def table(
@@ -61,20 +63,30 @@ def by_reason(frozen: Iterable[tuple[str, T, int]]) -> list[tuple[str, int, list
 def frozen_table(frozen: Iterable[tuple[str, str, int]]) -> str:
     """Returns what is frozen by reason, most coordinates first; nothing if nothing is.
 
+    Many reasons that differ in numbers alone are one.
+
     Args:
         frozen: (reason, tensor and axis, coordinates).
     """
-    rows = [(reason, count, len(axes), few(axes, 2)) for reason, count, axes in by_reason(frozen)]
-    return table("frozen, and why", elided(rows), ("reason", "coordinates", "axes", "such as")) if rows else ""
+    found = by_reason(frozen)
+    alike = [(name, [found[place] for place in places]) for name, places in folded([one[0] for one in found], REASONS)]
+    rows = [
+        (
+            name,
+            sum(one[1] for one in same),
+            sum(len(one[2]) for one in same),
+            few([x for one in same for x in one[2]], 2),
+        )
+        for name, same in alike
+    ]
+    rows.sort(key=lambda row: -row[1])
+    if len(rows) > REASONS:
+        rows[REASONS:] = [(f"... {counted(len(rows) - REASONS, 'more reason')} ...", *_sums(rows[REASONS:]), "")]
+    return table("frozen, and why", rows, ("reason", "coordinates", "axes", "such as")) if rows else ""
 
 
-def elided(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Leaves out the middle of a long table, saying how much."""
-    if len(rows) <= ROWS:
-        return list(rows)
-    half = ROWS // 2
-    gap = (f"... {len(rows) - 2 * half} more ...", *[""] * (len(rows[0]) - 1))
-    return [*rows[:half], gap, *rows[-half:]]
+def _sums(rows: Sequence[tuple[str, int, int, str]]) -> tuple[int, int]:
+    return sum(row[1] for row in rows), sum(row[2] for row in rows)
 
 
 def few(names: Sequence[str], count: int | None = None) -> str:
@@ -93,9 +105,20 @@ def share(before: float, after: float) -> float:
     return 100 * after / before if before else 0.0
 
 
+def spanned(numbers: Sequence[int]) -> str:
+    """Returns the number that all are, or the least and the most."""
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least} .. {most}"
+
+
 def in_ms(value: float) -> str:
     """Returns milliseconds with their unit, of three figures or all that are whole."""
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def speedup_text(dense_ms: float | None, pruned_ms: float | None) -> str:
+    """Returns the speed-up, dense time by pruned time, such as ``2.01 x``; empty where either is not known."""
+    return f"{dense_ms / pruned_ms:.2f} x" if dense_ms and pruned_ms else ""
 
 
 def counted(number: int, one: str, many: str = "") -> str:

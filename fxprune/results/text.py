@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fxprune._base.shown import html_summary, text_summary
-from fxprune.results.tables import elided, few, frozen_table, percent, table
+from fxprune.results.alike import folded
+from fxprune.results.group_rows import group_rows
+from fxprune.results.tables import few, frozen_table, percent, table
 
 if TYPE_CHECKING:
     from fxprune.results.record import Report
+
+#: Lines of one kind that are printed one by one.
+_LINES = 4
 
 
 def as_text(report: Report) -> str:
@@ -32,8 +38,8 @@ def in_brief(report: Report) -> str:
 def as_html(report: Report) -> str:
     """Returns totals, groups, certificate and fidelity as HTML, for notebooks."""
     facts = [(name, f"{a:,} -> {b:,} ({percent(a, b)})") for name, (a, b) in _sizes(report)]
-    rows = [(row.name, row.kind, row.before, row.after, percent(row.before, row.after)) for row in report.groups]
-    heads = ("group", "kind", "before", "after", "kept")
+    heads, rows, whole = group_rows(report.groups)
+    facts += [("groups", whole)] if whole else []
     facts.append(("certificate", _certificate(report)))
     if report.fidelity is not None:
         facts.append(("fidelity", str(report.fidelity)))
@@ -62,9 +68,12 @@ def _totals(report: Report) -> str:
 
 
 def _groups(report: Report) -> str:
-    rows = [(g.name, g.kind, few(g.layers, 2), g.before, g.after, percent(g.before, g.after)) for g in report.groups]
-    title = f"groups: {len(rows)}, of which {touched(report)} lose units"
-    return table(title, elided(rows), ("group", "kind", "layers", "before", "after", "kept")) if rows else ""
+    if not report.groups:
+        return ""
+    heads, rows, whole = group_rows(report.groups)
+    title = f"groups: {len(report.groups)}, of which {touched(report)} lose units; the largest share lost comes first"
+    parts = [table(title, rows, heads) if rows else title.partition(";")[0], whole]
+    return "\n".join(part for part in parts if part)
 
 
 def _lists(report: Report) -> str:
@@ -75,12 +84,21 @@ def _lists(report: Report) -> str:
         lines.append(f"collapsed: {few(report.collapsed, 8)}")
     if report.dropped:
         lines.append(f"dropped: {report.dropped:,} parameters of the original that its forward never reaches")
-    lines += [f"skipped: {line}" for (line,) in elided([(line,) for line in report.skipped])]
-    lines += [f"note: {line}" for line in report.notes]
+    lines += [*_alike("skipped", report.skipped, _LINES), *_alike("note", report.notes)]
     if report.seconds:
         stages = ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items())
         lines.append(f"seconds: {stages}; {sum(report.seconds.values()):.2f} in all")
     return "\n".join(lines)
+
+
+def _alike(what: str, lines: Sequence[str], most: int | None = None) -> list[str]:
+    """Returns lines, those that differ in numbers alone as one that says how many they are, and how many more there are."""
+    found = folded(lines, _LINES)
+    shown = [
+        f"{what}: {line}" + (f" ({len(places)} of these)" if len(places) > 1 else "") for line, places in found[:most]
+    ]
+    more = sum(len(places) for _, places in found[len(shown) :])
+    return [*shown, f"{what}: {more:,} more, which to_dict() has"] if more else shown
 
 
 def verdict(report: Report) -> str:

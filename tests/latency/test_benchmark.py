@@ -23,6 +23,8 @@ def test_bench_measures_models_in_turns(network: Any) -> None:
     model.eval()
     assert [(r.model, r.batch_size) for r in found.rows] == [("dense", 1), ("pruned", 1), ("dense", 3), ("pruned", 3)]
     assert all(row.ms > 0 for row in found.rows) and found.rows[0].ratio == 1.0
+    assert found.rows[1].speedup == 1 / found.rows[1].ratio and f"{found.rows[1].speedup:.2f} x" in str(found)
+    assert found.to_dict()["rows"][1]["speedup"] == found.rows[1].speedup
     weights = [sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (model, pruned)]
     assert [row.parameter_bytes for row in found.rows[:2]] == weights
     assert found.rows[3].peak_bytes < found.rows[2].peak_bytes  # narrower layers need less
@@ -42,6 +44,7 @@ def test_a_model_that_fails_costs_only_its_own_rows(network: Any) -> None:
     found = fxprune.bench(models, network[1], batch_sizes=(4, 3), repeats=1, seconds=0.0)
     assert [(row.model, row.batch_size) for row in found.rows] == [("dense", 4), ("pruned", 4), ("pruned", 3)]
     assert found.rows[1].ratio is not None and found.rows[2].ratio is None
+    assert found.rows[2].speedup is None and " - " in str(found).splitlines()[-2]
     assert found.failed[0].startswith("dense: eager, batch 3, cpu") and "RuntimeError" in found.failed[0]
 
 

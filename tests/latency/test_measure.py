@@ -43,3 +43,9 @@ def test_quick_calls_are_repeated_within_a_sample_and_measuring_stops_when_it_st
 def test_a_ratio_is_taken_round_by_round() -> None:
     slow, fast = Timing(0, 0, (10.0, 20.0, 40.0)), Timing(0, 0, (5.0, 10.0, 20.0))
     assert fast.beside(slow) == 0.5
+
+
+def test_the_error_beside_another_timing_is_that_of_the_ratios() -> None:
+    slow = Timing(10.0, 0.0, (10.0, 20.0, 40.0))
+    assert Timing(5.0, 0.0, (5.0, 10.0, 20.0)).error_beside(slow) == 0.0  # both slowed down together
+    assert Timing(5.0, 0.0, (4.0, 10.0, 22.0)).error_beside(slow) > 0.0

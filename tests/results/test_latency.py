@@ -29,7 +29,7 @@ def _latency(**changes: Any) -> Latency:
 def test_the_record_says_by_how_much_a_limit_is_missed() -> None:
     assert not _latency().met and _latency(limit_ms=6.0).met
     assert str(_latency()) == (
-        "latency: 10 ms -> 6 ms (60.0%), predicted 5.5 ms; limit 5 ms: over by 1 ms (20.0%); eager, batch 1, cpu, 2 threads"
+        "latency: 10 ms -> 6 ms (speed-up 1.67 x), predicted 5.5 ms; limit 5 ms: over by 1 ms (20.0%); eager, batch 1, cpu, 2 threads"
     )
 
 

@@ -78,3 +78,30 @@ def full_report(**changes: Any) -> Report:
         ),
     }
     return make_report(**{**values, **changes})
+
+
+def large_report(groups: int) -> Report:
+    """Returns the report of a decoder of so many groups, two a layer, with scores in full bins."""
+    parts = [(f"model.layers.{i}.mlp", f"model.layers.{i}.self_attn") for i in range(groups // 2)]
+    rows = [row for i, (mlp, attention) in enumerate(parts) for row in _decoder_layer(i, mlp, attention)]
+    layers = [
+        LayerRow(f"{part}.{name}", (45_088_768, 22_544_384), (45_088_768, 22_544_384))
+        for mlp, attention in parts
+        for part, names in ((mlp, ("gate_proj", "up_proj", "down_proj")), (attention, ("q_proj", "k_proj", "o_proj")))
+        for name in names
+    ]
+    edges = tuple(float(f"{1e-9 * 1.5**i:.6g}") for i in range(33))
+    removed = tuple(max(0, 9 - j) for j in range(32))
+    scores = tuple(
+        GroupScores(row.name, tuple((7 * i + 3 * j) % 23 for j in range(32)), removed) for i, row in enumerate(rows)
+    )
+    return full_report(groups=tuple(rows), layers=tuple(layers), scores=a_summary(edges=edges, groups=scores))
+
+
+def _decoder_layer(index: int, mlp: str, attention: str) -> tuple[GroupRow, GroupRow]:
+    hidden = tuple(f"{mlp}.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+    heads = tuple(f"{attention}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+    return (
+        GroupRow(f"{mlp}.gate_proj:channel", "channel", hidden, 11_008, 11_008 - 370 * (index % 30), 2),
+        GroupRow(f"{attention}.k_proj:kv_group", "kv_group", heads, 32, 32 - index % 9, 3),
+    )

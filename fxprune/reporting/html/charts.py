@@ -23,9 +23,6 @@ P = ParamSpec("P")
 #: Pixels across, on a wide screen and on a phone.
 WIDE, NARROW = 760, 324
 
-#: Up to so many rows a bar chart names them; more are drawn as a skyline, front to back.
-NAMED = 60
-
 _ROW = 22  # pixels a row
 _HALF = 0.36  # of a row is half a bar
 _LETTER = 6.9  # pixels; some letters are wider, most are not
@@ -52,28 +49,14 @@ def chart(
 
 
 def bars(width: int, rows: Sequence[tuple[str, float, float]], unit: str) -> Figure:
-    """Draws rows of (name, before, after): as bars, or as a skyline where they are too many to be named."""
+    """Draws rows of (name, before, after) as bars."""
     names, before, after = zip(*rows, strict=True)
-    if len(rows) > NAMED:
-        return _skyline(width, before, after, unit)
     figure, axes = _named_rows(width, names)
     _rows(axes, before, "before", outlined=True)
     _rows(axes, after, "after")
     axes.set(xlim=(0, max(*before, *after, 1) * 1.02), xlabel=unit)
     axes.grid(axis="x")
     _ticks(axes.xaxis, width)
-    return figure
-
-
-def _skyline(width: int, before: Sequence[float], after: Sequence[float], unit: str) -> Figure:
-    figure, axes = _figure(width, 260)
-    edges = range(len(before) + 1)
-    _steps(axes, before, edges, "before", outlined=True)
-    _steps(axes, after, edges, "after")
-    axes.set(xlim=(0, len(before)), ylim=(0, None), xlabel=f"groups, front to back ({unit} upwards)")
-    axes.grid(axis="y")
-    for axis in (axes.xaxis, axes.yaxis):
-        _ticks(axis, width)
     return figure
 
 
@@ -106,12 +89,8 @@ def histogram(width: int, scores: ScoreSummary) -> Figure:
 def strips(width: int, scores: ScoreSummary) -> Figure:
     """Draws how the scores of every group are distributed, side by side over one axis."""
     groups, edges = scores.groups, _places(scores, *scores.edges)
-    if len(groups) <= NAMED:
-        figure, axes = _named_rows(width, [group.name for group in groups], top=24)
-        axes.hlines([row + _HALF for row in range(len(groups))], edges[0], edges[-1], ROLES["line"], linewidth=0.8)
-    else:
-        figure, axes = _figure(width, min(6 * len(groups), 1600) + 70, left=30, top=24)
-        axes.set(yticks=[], ylim=(len(groups) - 0.4, -0.6), ylabel="groups, front to back")
+    figure, axes = _named_rows(width, [group.name for group in groups], top=24)
+    axes.hlines([row + _HALF for row in range(len(groups))], edges[0], edges[-1], ROLES["line"], linewidth=0.8)
     for role, counts in (("after", [g.total for g in groups]), ("removed", [g.removed for g in groups])):
         shapes = [
             shape

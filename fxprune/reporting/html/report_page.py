@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from fxprune._base.files import write_text
+from fxprune.reporting.html.block_map import LEVELS, lanes
 from fxprune.reporting.html.render import rendered
 from fxprune.reporting.html.rows import Table, group_views, table, tree
 from fxprune.results.attached import report
 from fxprune.results.fidelity import DATA, scale_text
 from fxprune.results.record import FrozenRow, Report
-from fxprune.results.tables import by_reason
-from fxprune.results.text import error_text, touched, verdict
+from fxprune.results.tables import by_reason, speedup_text
+from fxprune.results.text import error_text, verdict
 
 
 def page(pruned_or_report: nn.Module | Report) -> str:
@@ -55,8 +56,9 @@ def _contents(found: Report) -> dict[str, Any]:
         "report": found,
         "asked": _asked(found),
         "totals": _totals(found),
-        "touched": touched(found),
-        "widths": sections.widths(found.groups),
+        "lost": sections.lost(found.groups),
+        "lanes": lanes(views),
+        "levels": LEVELS,
         "scores": sections.scores(found),
         "costs": sections.costs(found),
         "tree": tree(views) if views else None,
@@ -84,23 +86,25 @@ def _bound(key: str, bound: float) -> str:
 
 def _totals(found: Report) -> list[tuple[str, float, float, str, str, str]]:
     """Returns (name, before, after), both as text, and by which factor."""
-    rows: list[tuple[str, tuple[float, float], str]] = [
-        ("Parameters", found.params, ","),
-        ("MACs per sample", found.macs, ","),
-        ("Bytes", found.bytes, ","),
+    rows: list[tuple[str, tuple[float, float], str, str]] = [
+        ("Parameters", found.params, ",", "smaller"),
+        ("MACs per sample", found.macs, ",", "smaller"),
+        ("Bytes", found.bytes, ",", "smaller"),
     ]
     if found.latency is not None:
-        rows.append(("Milliseconds", (found.latency.dense_ms, found.latency.measured_ms), ".3g"))
+        rows.insert(2, ("Milliseconds a call", (found.latency.dense_ms, found.latency.measured_ms), ".3g", ""))
     return [
-        (name, before, after, f"{before:{form}}", f"{after:{form}}", _factor(before, after))
-        for name, (before, after), form in rows
+        (name, before, after, f"{before:{form}}", f"{after:{form}}", _factor(before, after, what))
+        for name, (before, after), form, what in rows
     ]
 
 
-def _factor(before: float, after: float) -> str:
+def _factor(before: float, after: float, what: str) -> str:
     if not before or not after:
         return ""
-    return f"{before / after:.2f} x smaller" if before >= after else f"{after / before:.2f} x as much"
+    if not what:
+        return f"speed-up {speedup_text(before, after)}"
+    return f"{before / after:.2f} x {what}" if before >= after else f"{after / before:.2f} x as much"
 
 
 def _reasons(rows: Sequence[FrozenRow]) -> list[tuple[str, int, Table]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 from fxprune.results.record import GroupRow
@@ -14,11 +14,14 @@ from fxprune.results.scores import ScoreSummary
 #: Up to so many groups stand in one list.
 FLAT = 12
 
+#: Up to so many groups show how their scores are distributed.
+SPARKS = 60
+
 #: More parts than any model's names have; the tree is no deeper.
 _DEPTH = 32
 
 #: What stands in a number beside its digits.
-_SIGNS = re.compile(r" %| x|[,.e+-]")
+_SIGNS = re.compile(r" %| x| \+- |[,.e+-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,16 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Spark:
+    """How the scores of a group are distributed: so many bins, the outlines of all units and of those that go, and in words."""
+
+    bins: int
+    total: str
+    removed: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class GroupView:
     """One group as the page shows it.
 
@@ -44,15 +57,13 @@ class GroupView:
         id: of its element.
         row: of the report.
         consumers: the layers that read its units, each with the (id, name) of the groups whose units it makes.
-        bins: for each bin of its scores how high its units stand, and those that go.
-        spark: what the bins say, in words.
+        spark: how its scores are distributed.
     """
 
     id: str
     row: GroupRow
     consumers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    bins: tuple[tuple[float, float], ...] = ()
-    spark: str = ""
+    spark: Spark | None = None
 
 
 @dataclass(slots=True)
@@ -76,19 +87,19 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 def group_views(groups: Sequence[GroupRow], scores: ScoreSummary | None) -> list[GroupView]:
     """Returns the groups with links to the groups that their readers make."""
-    ids = {row.name: f"group-{index}" for index, row in enumerate(groups)}
+    ids = {row.name: f"g{index}" for index, row in enumerate(groups)}
     made_by: dict[str, list[str]] = {}
     for row in groups:
         for layer in row.producers if row.makers is not None else ():
             made_by.setdefault(layer, []).append(row.name)
-    sparks = {} if scores is None else _sparks(scores)
+    sparks = {} if scores is None or len(groups) > SPARKS else _sparks(scores)
     views = []
     for row in groups:
         consumers = tuple(
             (layer, tuple((ids[name], name) for name in made_by.get(layer, ()) if name != row.name))
             for layer in row.consumers
         )
-        views.append(GroupView(ids[row.name], row, consumers, *sparks.get(row.name, ())))
+        views.append(GroupView(ids[row.name], row, consumers, sparks.get(row.name)))
     return views
 
 
@@ -117,17 +128,23 @@ def _simplified(node: Branch) -> Branch:
     return Branch(node.label, parts)
 
 
-def _sparks(scores: ScoreSummary) -> dict[str, tuple[tuple[tuple[float, float], ...], str]]:
+def _sparks(scores: ScoreSummary) -> dict[str, Spark]:
     """Returns bins and words for each group that has any units."""
     found = {}
     for group in scores.groups:
         if any(group.total):
-            scale = 23 / max(group.total)
-            bins = tuple((t * scale, r * scale) for t, r in zip(group.total, group.removed, strict=True))
             low, high = scores.span(group)
             text = f"{scores.unit} from {low:.3g} to {high:.3g}: {sum(group.kept)} stay, {sum(group.removed)} go"
-            found[group.name] = bins, text + (f"; cut at {group.cut:.3g}" if group.cut is not None else "")
+            text += f"; cut at {group.cut:.3g}" if group.cut is not None else ""
+            total, removed = (_outline(counts, max(group.total)) for counts in (group.total, group.removed))
+            found[group.name] = Spark(len(group.total), total, removed, text)
     return found
+
+
+def _outline(counts: Sequence[int], top: int) -> str:
+    """Returns the path around bins, 24 high where one is as full as ``top``; empty of empty ones."""
+    runs = ((height, len(list(run))) for height, run in groupby(counts, key=lambda count: -(-24 * count // top)))
+    return f"M0 24{''.join(f'V{24 - height}h{length}' for height, length in runs)}V24z" if any(counts) else ""
 
 
 def _is_number(text: str) -> bool:

@@ -1,68 +1,45 @@
-"""The sections of a report's page that have charts: widths, scores, and where parameters, MACs and time go."""
+"""The sections of a report's page that have charts: scores, and where parameters, MACs and time go."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from fxprune.reporting.html import charts
 from fxprune.reporting.html.charts import chart
-from fxprune.reporting.html.rows import table
-from fxprune.results.record import GroupRow, Report
+from fxprune.reporting.html.rows import Table, table
+from fxprune.results.alike import folded
+from fxprune.results.record import GroupRow, LayerRow, Report
 from fxprune.results.scores import GroupScores, ScoreSummary
 from fxprune.results.tables import counted, percent, share
 
-#: The layers that a cost chart shows; the table has all.
+#: The layers that a cost chart shows; the table has more.
 LAYERS = 20
+
+#: Up to so many layers have a row each in the table.
+LISTED = 150
+
+#: Up to so many groups show their scores side by side; of more each has its own beside its layers.
+STRIPS = 16
 
 #: If the costliest layers have less than this share together, the chart takes alike layers together instead.
 MOST = 0.75
 
-#: How kinds of unit are called on the page.
-KINDS = {
-    "channel": "Channels",
-    "expert": "Experts",
-    "head": "Heads",
-    "kv_group": "Key and value heads",
-    "head_dim": "Dimensions of heads",
-    "block": "Blocks",
-}
-
-_DIGITS = re.compile(r"(?<![^._])\d+(?![^._])")
-
 _KEPT_REMOVED_CUT = (("after", "stay"), ("removed", "go"), ("cut", "the cut"))
 
 
-def widths(groups: Sequence[GroupRow]) -> dict[str, Any] | None:
-    """Returns the widths before and after, a chart for each kind of unit; None without groups."""
-    if not groups:
-        return None
-    touched = [row for row in groups if row.after < row.before]
-    text = f"{len(touched)} of {counted(len(groups), 'group')} lose units."
-    if touched:
-        least = min(touched, key=lambda row: row.after / max(row.before, 1))
-        text += (
-            f" The narrowest is left with {percent(least.before, least.after)}: {least.name}, "
-            f"{least.before} to {least.after}."
-        )
-    rows = [(r.name, r.kind, ", ".join(r.layers), r.before, r.after, percent(r.before, r.after)) for r in groups]
-    heads = ("group", "kind", "layers", "before", "after", "kept")
-    kinds = dict.fromkeys(row.kind for row in groups)
-    return {
-        "text": text,
-        "charts": [_widths_of(f"widths-{index}", kind, groups, text) for index, kind in enumerate(kinds)],
-        "table": table("Units of every group, before and after", heads, rows),
-    }
-
-
-def _widths_of(anchor: str, kind: str, groups: Sequence[GroupRow], text: str) -> dict[str, Any]:
-    """Returns the chart of the groups of one kind: next to channels, the few heads would not show."""
-    rows = [(row.name.replace(f":{kind}", ""), row.before, row.after) for row in groups if row.kind == kind]
-    name = KINDS.get(kind, kind)
-    title = f"{name} of every group, before and after"
-    return {"name": name, "chart": chart(anchor, title, text, charts.bars, rows, name.lower())}
+def lost(groups: Sequence[GroupRow]) -> str:
+    """Returns how many groups lose units, and which one most."""
+    losing = [row for row in groups if row.after < row.before]
+    text = f"{len(losing)} of {counted(len(groups), 'group')} lose units."
+    if not losing:
+        return text
+    least = min(losing, key=lambda row: row.after / row.before)
+    return (
+        f"{text} The narrowest is left with {percent(least.before, least.after)}: {least.name}, "
+        f"{least.before} to {least.after}."
+    )
 
 
 def scores(found: Report) -> dict[str, Any] | None:
@@ -71,21 +48,25 @@ def scores(found: Report) -> dict[str, Any] | None:
     if summary is None or not summary.groups or not any((*summary.kept, *summary.removed)):
         return None
     text = _ranked(summary)
-    heads = ("group", "stay", "go", "lowest bin from", "highest bin to", "cut")[: 5 if summary.cut is not None else 6]
     spans = (f"{low:.4g} to {high:.4g}" for low, high in pairwise(summary.edges))
     bins = zip(spans, summary.kept, summary.removed, strict=True)
-    groups = [_cells(summary, group)[: len(heads)] for group in summary.groups]
-    by_score, by_group = (
-        "How many units have which score, and where the cut is",
-        "How the scores of every group are distributed",
-    )
+    by_score = "How many units have which score, and where the cut is"
     return {
         "text": text,
         "legend": _KEPT_REMOVED_CUT if any(summary.removed) else _KEPT_REMOVED_CUT[:1],
         "overall": chart("distribution", by_score, text, charts.histogram, summary),
         "overall_table": table("Units by score", (summary.unit, "stay", "go"), bins),
-        "groups": chart("strips", by_group, text, charts.strips, summary),
-        "groups_table": table("Units by group", heads, groups),
+        "groups": _by_group(summary, text) if len(summary.groups) <= STRIPS else None,
+    }
+
+
+def _by_group(summary: ScoreSummary, text: str) -> dict[str, Any]:
+    heads = ("group", "stay", "go", "lowest bin from", "highest bin to", "cut")[: 5 if summary.cut is not None else 6]
+    rows = [_cells(summary, group)[: len(heads)] for group in summary.groups]
+    title = "How the scores of every group are distributed"
+    return {
+        "chart": chart("strips", title, text, charts.strips, summary),
+        "table": table("Units by group", heads, rows),
     }
 
 
@@ -108,26 +89,39 @@ def _cells(summary: ScoreSummary, group: GroupScores) -> tuple[Any, ...]:
 
 
 def costs(found: Report) -> list[dict[str, Any]]:
-    """Returns where parameters, MACs and the time of the compilation go."""
+    """Returns where parameters, MACs and the time of the compilation go; one table has both of every layer."""
     parts = []
     for key, name, unit in (("params", "Parameters", "parameters"), ("macs", "MACs", "MACs per sample")):
         rows = [(row.name, *getattr(row, key)) for row in found.layers if any(getattr(row, key))]
         if rows:
             parts.append(_cost(key, f"{name} by layer", unit, rows))
+    if parts:
+        parts[-1]["table"] = _layers(found.layers)
     if found.seconds:
         parts.append(_time(found.seconds))
     return parts
 
 
+def _layers(rows: Sequence[LayerRow]) -> Table:
+    """Returns parameters and MACs of every layer; of very many, those that differ in numbers alone together."""
+    heads = ("layer", "parameters before", "after", "kept", "MACs before", "after", "kept")
+    cells: list[tuple[Any, ...]] = []
+    for name, places in folded([row.name for row in rows], LISTED):
+        same = [rows[place] for place in places]
+        params, macs = ([sum(getattr(row, key)[i] for row in same) for i in (0, 1)] for key in ("params", "macs"))
+        label = f"{name} ({len(same)} layers)" if len(same) > 1 else name
+        cells.append((label, *params, percent(*params), *macs, percent(*macs)))
+    return table("Parameters and MACs by layer, front to back", heads, cells)
+
+
 def _cost(key: str, title: str, unit: str, rows: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
     top, text = _top(rows, unit)
-    cells = [(*row, percent(*row[1:])) for row in rows]
     return {
         "title": title,
         "text": text,
         "legend": (("before", "before"), ("after", "after")),
         "chart": chart(key, title, text, charts.bars, top, unit),
-        "table": table(f"{title}, front to back", ("layer", "before", "after", "kept"), cells),
+        "table": None,
     }
 
 
@@ -150,12 +144,9 @@ def _top(rows: Sequence[tuple[str, int, int]], unit: str) -> tuple[list[tuple[st
     shown = sorted(rows, key=lambda row: -row[1])[:LAYERS]
     what = f"{counted(len(rows), 'layer')}, costliest first"
     if sum(row[1] for row in shown) < MOST * total:
-        alike: dict[str, list[tuple[str, int, int]]] = {}
-        for row in rows:
-            alike.setdefault(_DIGITS.sub("*", row[0]), []).append(row)
         together = [
-            (name if len(same) > 1 else same[0][0], sum(row[1] for row in same), sum(row[2] for row in same))
-            for name, same in alike.items()
+            (name, sum(rows[place][1] for place in places), sum(rows[place][2] for place in places))
+            for name, places in folded([row[0] for row in rows], LAYERS)
         ]
         shown = sorted(together, key=lambda row: -row[1])[:LAYERS]
         what = f"{counted(len(rows), 'layer')}, those that differ in numbers alone together, costliest first"

@@ -15,7 +15,7 @@ import fxprune
 from fxprune.reporting.html import write_html
 from fxprune.results.record import GroupRow
 from tests.support.marks import but_slow
-from tests.support.reports import HOSTILE, full_report
+from tests.support.reports import HOSTILE, full_report, large_report
 from tests.support.sweeps import small_sweep
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
@@ -59,6 +59,13 @@ def chromium() -> Iterator[Any]:
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pages") / "report.html"
     write_html(full_report(groups=GROUPS), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pages") / "large.html"
+    write_html(large_report(400), path)
     return path
 
 
@@ -171,9 +178,54 @@ def test_everything_opens_by_keyboard(chromium: Any, report_file: Path) -> None:
 def test_links_lead_to_groups_that_open(chromium: Any, report_file: Path) -> None:
     look(chromium, report_file)
     chromium.find_element("id", "query").send_keys("body.3")
-    target = chromium.find_element("id", "group-8")  # body.4.up, which the search has hidden or left closed
-    chromium.execute_script("document.querySelector('a[href=\"#group-8\"]').click()")
-    assert target.find_element("class name", "flow").is_displayed()
+    target = chromium.find_element("id", "g8")  # body.4.up, which the search has hidden or left closed
+    chromium.execute_script("document.querySelector('a[href=\"#g8\"]').click()")
+    assert target.find_element("tag name", "dl").is_displayed()
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_every_group_says_its_name_by_keyboard_and_by_pointer(chromium: Any, large_file: Path, script: bool) -> None:
+    from selenium.webdriver import ActionChains
+
+    names = [row.name for row in large_report(400).groups]
+    names = [*names[::2], *names[1::2]]  # by kind
+    try:
+        look(chromium, large_file, width=360, script=script)
+        blocks = chromium.find_elements("css selector", ".blocks a")
+        assert [b.get_attribute("aria-label").partition(": ")[0] for b in blocks] == names
+        chromium.execute_cdp_cmd("Runtime.evaluate", {"expression": "document.querySelector('.blocks a').focus()"})
+        for block in blocks[:3]:
+            assert chromium.switch_to.active_element == block
+            assert said(chromium, block)
+            keys(chromium, "TAB")
+        assert not said(chromium, blocks[0])
+        ActionChains(chromium).move_to_element(blocks[-1]).perform()
+        assert said(chromium, blocks[-1])
+    finally:
+        chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def said(browser: Any, block: Any) -> bool:
+    """Returns whether a block's label stands at the bottom of the screen."""
+    style = "getComputedStyle(arguments[0], '::after')"
+    content, place = browser.execute_script(f"return [{style}.content, {style}.position]", block)
+    return place == "fixed" and content == json.dumps(block.get_attribute("aria-label"), ensure_ascii=False)
+
+
+def test_the_numbers_on_blocks_can_be_read(chromium: Any, report_file: Path) -> None:
+    for dark in (False, True):
+        look(chromium, report_file, dark=dark)
+        grounds = []
+        for level in range(6):
+            found = chromium.execute_script(
+                """const e = document.querySelector('.blocks a'); e.className = `level-${arguments[0]}`;
+                const style = getComputedStyle(e); return [style.color, style.backgroundColor]""",
+                level,
+            )
+            ink, ground = (tuple(map(float, c[c.index("(") + 1 : -1].split(",")[:3])) for c in found)
+            assert contrast(ink, ground) >= 4.5, (dark, level)
+            grounds.append(luminance(ground))
+        assert grounds == sorted(grounds, reverse=not dark)
 
 
 def colours(browser: Any) -> list[tuple[float, float, float]]:
@@ -215,7 +267,7 @@ def test_light_and_dark_differ_and_both_have_contrast(chromium: Any, report_file
     assert all(light != dark for light, dark in zip(*pages, strict=True))
 
 
-@pytest.mark.parametrize("which", but_slow(["report_file", "sweep_file"], quick=("report_file",)))
+@pytest.mark.parametrize("which", but_slow(["report_file", "large_file", "sweep_file"], quick=("report_file",)))
 @pytest.mark.parametrize("width", [360, 768, 1400])
 def test_it_fits_the_screen(chromium: Any, which: str, width: int, request: pytest.FixtureRequest) -> None:
     look(chromium, request.getfixturevalue(which), width=width)
@@ -274,4 +326,4 @@ def test_a_compiled_models_page_opens(chromium: Any, tmp_path: Path) -> None:
     fxprune.write_html(pruned, tmp_path / "report.html")
     look(chromium, tmp_path / "report.html")
     assert chromium.get_log("browser") == []
-    assert "Verified" in chromium.find_element("class name", "seal").text
+    assert "Verified" in chromium.find_element("css selector", "[aria-labelledby=certificate] .seal").text

@@ -7,13 +7,15 @@
     const found = document.getElementById("found");
     const groups = [...root.querySelectorAll(".group")];
     const branches = [...root.querySelectorAll(".branch")].reverse();
+    const said = (group) => [...group.querySelectorAll(".name, .tag, dd:not(.quiet)")].map((part) => part.firstChild.textContent).join(" ");
+    const texts = new Map(groups.map((group) => [group, said(group).toLowerCase()]));
     const wereOpen = new Map();
     const filter = () => {
       const words = query.value.toLowerCase().split(/\s+/).filter(Boolean);
       if (words.length && !wereOpen.size) for (const branch of branches) wereOpen.set(branch, branch.open);
       let count = 0;
       for (const group of groups) {
-        group.hidden = !words.every((word) => group.dataset.search.includes(word));
+        group.hidden = !words.every((word) => texts.get(group).includes(word));
         count += !group.hidden;
       }
       for (const branch of branches) {
