@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,26 @@ def test_a_graph_is_trained_in_a_module_around_it(tmp_path: Path) -> None:
     first.save_checkpoint(tmp_path / "one.ckpt")
     trainer(tmp_path).fit(Around(graph), loader(), ckpt_path=tmp_path / "one.ckpt")
     assert nn.functional.cross_entropy(graph.eval()(inputs), labels).item() < 0.8 * before
+
+
+class HandedIn(Around):
+    """One whose network is an argument, and in no checkpoint's hyperparameters."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__(network)
+        self.save_hyperparameters(ignore=["network"])
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_a_checkpoint_is_loaded_into_a_network_that_is_handed_in(form: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3))
+    pruned = fxprune.compile(network, loader(), 0.6, form=form, progress=False)
+    other = copy.deepcopy(pruned)
+    first = trainer(tmp_path, enable_checkpointing=True, max_epochs=1)
+    first.fit(HandedIn(pruned.train()), loader())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    inputs, _ = next(iter(loader()))
+    assert not torch.equal(other(inputs), pruned.eval()(inputs))
+    again = HandedIn.load_from_checkpoint(tmp_path / "one.ckpt", network=other)
+    assert torch.equal(again.network.eval()(inputs), pruned(inputs))

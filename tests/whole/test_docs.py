@@ -59,6 +59,34 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
 
 
+#: A paragraph, an item of a list, or a row of a table.
+BLOCK = re.compile(r"\n\s*\n|\n(?=- )|\n(?=\|)")
+RECORD = re.compile(r"\]\(\.\./(benchmarks/results/[\w-]+\.md)\)")
+FIGURE = re.compile(r"\d+(?:\.\d+)?")
+
+
+def _unrecorded(text: str) -> list[tuple[str, str]]:
+    """Returns the figures with a point that stand in none of the records that are linked beside them, and where they are."""
+    found = []
+    for block in BLOCK.split(re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        linked = [(ROOT / path).read_text("utf-8") for path in RECORD.findall(block)]
+        recorded = {float(figure) for record in linked for figure in FIGURE.findall(record)}
+        said = FIGURE.findall(re.sub(r"`[^`]*`|\]\([^)]*\)", "", block))
+        found += [(figure, block[:60]) for figure in said if "." in figure and float(figure) not in recorded]
+    return found
+
+
+def test_figures_of_choosing_stand_in_the_records_beside_them() -> None:
+    text = (DOCS / "choosing.md").read_text("utf-8")
+    assert len(RECORD.findall(text)) > 20 and _unrecorded(text) == []
+
+
+def test_a_figure_without_a_record_would_be_noticed() -> None:
+    link = "([vit](../benchmarks/results/vit.md))"
+    text = f"Of 79.44 % 12.34 {link}.\n\n- 79.44\n- `0.123` {link}"
+    assert _unrecorded(text) == [("12.34", f"Of 79.44 % 12.34 {link}."[:60]), ("79.44", "- 79.44")]
+
+
 def test_every_page_is_in_an_index() -> None:
     listed = set()
     for folder in {page.parent for page in PAGES}:
