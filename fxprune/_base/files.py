@@ -170,3 +170,16 @@ def sync(path: Path) -> None:
 
 def _previous(target: Path) -> Path:
     return target.with_name(f".{target.name}.fxprune-previous")
+
+
+def unwritable(folder: Path) -> str:
+    """Returns why no file can be put into a directory, or into the one that it would be made in; empty if one can.
+
+    It is tried, since permissions alone do not tell; nothing stays behind.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryDirectory(dir=there, prefix=".fxprune."):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)

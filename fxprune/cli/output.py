@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +17,7 @@ import click
 from safetensors import SafetensorError
 
 from fxprune._base.clocks import LOG
-from fxprune._base.files import readable
+from fxprune._base.files import readable, unwritable
 from fxprune.cli.errors import OptionError, about_options, in_options, one_line
 from fxprune.cli.processes import is_first
 
@@ -162,14 +161,8 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
 
 def _check_writable(path: str | os.PathLike[str], name: str | os.PathLike[str] | None = None) -> None:
-    """Tries it beside the path, since permissions alone do not tell; nothing stays behind."""
-    folder = Path(path).resolve().parent
-    try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        with tempfile.TemporaryDirectory(dir=there, prefix=".fxprune."):
-            pass
-    except OSError as error:
-        raise OptionError(f"{name or path}: it cannot be written: {error.strerror or error}") from error
+    if why := unwritable(Path(path).resolve().parent):
+        raise OptionError(f"{name or path}: it cannot be written: {why}")
 
 
 @contextlib.contextmanager

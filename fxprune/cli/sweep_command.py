@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 import fxprune
+from fxprune._base.errors import brief
 from fxprune.cli.budgets import BUDGET as BUDGET_SETTINGS
 from fxprune.cli.budgets import BUDGET_HELP, Bounds, bounds, budget_of
 from fxprune.cli.command import JSON, QUIET, Command, option, told
 from fxprune.cli.compile_options import BUDGET, HOW, KEPT, METHOD, METHODS, check_settings, scorer_named, settings
+from fxprune.cli.errors import InputError
 from fxprune.cli.output import check_file, show, tell, writing
 from fxprune.cli.specs import MODEL, ModelSpec, data_options
 from fxprune.cli.values import fetch
@@ -77,7 +80,7 @@ def sweep(
         check_file(html)
     introduce(model)
     spec = data_of(options, name="--data")
-    evaluate = None if options["evaluate"] is None else fetch(options["evaluate"], "--evaluate")
+    evaluate = None if options["evaluate"] is None else _told(fetch(options["evaluate"], "--evaluate"))
     scorers = [scorer_named(name) for name in dict.fromkeys(methods)]
     wanted = settings(options, progress=not quiet)
     for scorer in scorers:
@@ -93,3 +96,17 @@ def sweep(
             found.write(html)
         tell(f"wrote {html}", quiet)
     show(found, as_json, quiet)
+    if all(point.report is None for point in found.points):
+        raise click.exceptions.Exit(1)
+
+
+def _told(evaluate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a function that says in a line how a function of the user's failed."""
+
+    def told(model: Any) -> Any:
+        try:
+            return evaluate(model)
+        except Exception as error:  # whatever it raises
+            raise InputError(f"--evaluate fails on the model: {brief(error)}") from error
+
+    return told

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from fxprune._base.errors import TrainingError
 from fxprune._base.extras import need
+from fxprune._base.files import unwritable
 from fxprune._base.given import seed_of
 from fxprune._base.modes import untouched
 from fxprune._base.ranks import shared, world
@@ -138,6 +141,11 @@ def _check(pruned: nn.Module, options: TrainingOptions) -> None:
     if not any(parameter.requires_grad for parameter in pruned.parameters()):
         raise TrainingError("pruned: expected parameters with requires_grad, got none: there is nothing to train")
     check_trainable(pruned)
+    place = options.checkpoint_dir
+    if place is not None and (why := unwritable(Path(place).resolve())):
+        raise TrainingError(
+            f"checkpoint_dir={os.fspath(place)!r}: expected a directory that files can be put into: {why}"
+        )
     for model in models.values():
         check_weights(model)
     if teacher is not None and _storages(pruned) & _storages(teacher):

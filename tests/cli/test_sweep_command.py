@@ -64,3 +64,9 @@ def test_a_wrong_word(argv: tuple[str, ...], words: str, monkeypatch: pytest.Mon
 
 def test_no_point_with_a_model(here: Path) -> None:
     assert "needs targets" in complaint(*MODEL, "--budget", "0.5", "--method", "taylor")
+
+
+def test_a_quality_that_fails_is_told_in_a_line(here: Path) -> None:
+    with (here / "mine.py").open("a") as file:
+        file.write("\n\ndef failing(model):\n    raise ValueError('no data here')\n")
+    assert "--evaluate fails on the model" in complaint(*MODEL, "--budget", "0.8", "--evaluate", "mine:failing")

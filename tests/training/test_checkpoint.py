@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fxprune._base.errors import PlanError
+from fxprune._base.errors import PlanError, TrainingError
 from fxprune.training import Recipe, finetune, retrain
 from fxprune.training.checkpoint import FILE
 from tests.support.marks import but_slow
@@ -122,3 +122,10 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(saved: Path) -> None:
         go_on(net(classes=5))
     with pytest.raises(PlanError, match=r"another model: only the model has '1\.bias'"):
         go_on(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+
+
+def test_a_place_that_is_no_directory_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TrainingError, match="checkpoint_dir=.*expected a directory"):
+        finetune(net(), data(), recipe=SGD, checkpoint_dir=tmp_path / "file", progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
