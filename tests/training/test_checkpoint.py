@@ -126,6 +126,6 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(saved: Path) -> None:
 
 def test_a_place_that_is_no_directory_is_told_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(TrainingError, match="checkpoint_dir=.*expected a directory"):
-        finetune(net(), data(), recipe=SGD, checkpoint_dir=tmp_path / "file", progress=False)
+    with pytest.raises(TrainingError, match=r"checkpoint_dir=.*expected a directory"):
+        finetune(net(), Noisy(), recipe=SGD, checkpoint_dir=tmp_path / "file", progress=False)
     assert (tmp_path / "file").read_text() == "mine"
