@@ -179,7 +179,7 @@ def _percent(share: float) -> str:
 
 
 def _times(dense: float, pruned: float) -> str:
-    return f"{pruned / dense:.3g} x" if dense else "-"
+    return f"{pruned / dense:.2f} x" if dense else "-"
 
 
 _READERS: dict[str, untrusted.Reader[Any]] = {
