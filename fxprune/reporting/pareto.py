@@ -10,6 +10,7 @@ from typing import Any
 
 from fxprune._base.errors import BudgetError
 from fxprune._base.files import write_text
+from fxprune._base.moved import filled_in
 from fxprune._base.shown import html_summary, text_summary
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
@@ -36,14 +37,14 @@ class Point:
         fidelity: the share of the dense outputs' variance that is left (`fxprune.reporting.fidelity`).
         agreement: the share of samples for which the dense model's first choice is still the first; None if
             the outputs are no class scores.
-        deviation: the standard error of that.
         value: what ``evaluate`` gave.
         latency_ms: milliseconds of a call with the first calibration batch, if it was measured.
-        latency_error_ms: the standard error of that, in milliseconds.
         verified: whether it equals its masked twin, as `Report.verified` says.
         seconds: that this point took, without what it shares with others.
         why: why there is no model; or, where ``value`` is NaN, no value.
         report: the whole report, with the plan.
+        deviation: the standard error of the agreement.
+        latency_error_ms: that of the latency, in milliseconds.
     """
 
     method: str
@@ -51,14 +52,16 @@ class Point:
     cost: Cost | None = None
     fidelity: float | None = None
     agreement: float | None = None
-    deviation: float | None = None
     value: float | None = None
     latency_ms: float | None = None
-    latency_error_ms: float | None = None
     verified: bool | None = None
     seconds: float = 0.0
     why: str = ""
     report: Report | None = field(default=None, repr=False, compare=False)
+    deviation: float | None = None
+    latency_error_ms: float | None = None
+
+    __setstate__ = filled_in
 
     @property
     def quality(self) -> float | None:

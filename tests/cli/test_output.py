@@ -88,6 +88,11 @@ def test_a_pipe_that_is_closed_early_is_no_error(here: Path) -> None:
         assert child.stderr.read() == b""
 
 
+def heeding() -> None:
+    """Heeds the signal, which what runs in the background ignores."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or sys.platform == "win32", reason="no such signal")
 @pytest.mark.slow
 def test_an_interruption_leaves_nothing_behind(here: Path) -> None:
@@ -96,7 +101,7 @@ def test_an_interruption_leaves_nothing_behind(here: Path) -> None:
     )
     argv = [sys.executable, "-m", "fxprune", "compile", "slow:net", "--calib", "slow:data", "--budget", "0.6"]
     before = listing(here)
-    with subprocess.Popen([*argv, "--out", "out"], stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen([*argv, "--out", "out"], stderr=subprocess.PIPE, text=True, preexec_fn=heeding) as child:
         assert child.stderr is not None
         lines = iter(child.stderr.readline, "")
         assert any("now" in line for line in lines)

@@ -43,7 +43,7 @@ def test_an_error_in_one_ends_all_with_its_words(tmp_path: Path) -> None:
         assert "the model's buffers (statistics" in told["other statistics"]
         assert "the option ridge differs" in told["other ridge"] and "the option method differs" in told["other method"]
         assert told["meta"] == "nothing"
-        assert "round_to='auto' is measured" in told["measured"]
+        assert "round_to='measure' is measured" in told["measured"]
         assert "out of luck" in told["one fails"]
         assert max(told[f"{name} s"] for name in ("other data", "other weights", "other method", "one fails")) < 30
     assert one["alone"] is True and other["one fails"].startswith("CalibrationError")

@@ -101,7 +101,7 @@ def failing(rank: int) -> dict[str, Any]:
     with torch.device("meta"):
         bare = network()
     attempt("meta", bare, [x.to("meta") for x, _ in batches()], method="random", recover=None, verify=False)
-    attempt("measured", network(), batches(), round_to="auto")
+    attempt("measured", network(), batches(), round_to="measure")
     if rank == 0:
         alone = fxprune.compile(network(), batches(), 0.6, progress=False, alone=True)
         told["alone"] = alone.report.verified

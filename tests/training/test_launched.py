@@ -53,3 +53,8 @@ def test_accelerate_starts_one_process_where_there_are_no_gpus(tmp_path: Path) -
     (command,) = (command for command in COMMANDS if command.startswith("accelerate"))
     alone, found = launched("python train.py", tmp_path / "one", SCRIPT), launched(command, tmp_path / "two", SCRIPT)
     assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
+
+
+def test_the_page_has_a_line_for_each_launcher() -> None:
+    programs = {shlex.split(command)[0] for command in COMMANDS}
+    assert programs <= set(MODULES) and "torchrun" in programs

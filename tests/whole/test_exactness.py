@@ -38,7 +38,7 @@ def test_half_of_the_parameters(entry: zoo.Entry) -> None:
     before = fingerprint(model)
     shapes = entry.dynamic_shapes() if entry.other is not None else None
     pruned = fxprune.compile(
-        model, [batch], 0.5, method="magnitude", recover=None, dynamic_shapes=shapes, progress=False
+        model, [batch], 0.5, method="magnitude", recover=None, round_to=1, dynamic_shapes=shapes, progress=False
     )
     report = fxprune.report(pruned)
     assert report.verified is True
