@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.marks import sampled
 from tests.support.notebooks import Cells, cells_of, imported, script_of
 from tests.support.settings import within
 
@@ -57,7 +58,7 @@ def test_its_links_lead_to_files_and_a_page_leads_to_it(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sampled(NOTEBOOKS, 4), ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = script_of(cells_of(path))
     if lacking := sorted(name for name in imported(script) if importlib.util.find_spec(name) is None):
