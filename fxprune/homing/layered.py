@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from fxprune._base.errors import RestoreError
-from fxprune.homing.constructing import SETTINGS, constructed, settings_of, sizes_of, with_settings
+from fxprune.homing.constructing import SETTINGS, Construction, constructed, settings_of, sizes_of, with_settings
 from fxprune.homing.terms import Place, leaves
 
 #: The attribute through which transformers' settings hold those of single layers.
@@ -27,19 +28,18 @@ def settings_by_layer(model: nn.Module) -> Any:
     Raises:
         RestoreError: there are none, as where the class reads no settings of single layers.
     """
-    settings = getattr(model, SETTINGS)
-    names = [name for name in _differing(model) if _is_read(model, {name})]
+    settings, made = getattr(model, SETTINGS), constructed(model)
+    names = [name for name in _differing(model, made) if _is_read(model, name, made.sizes())]
     if not names:
         raise RestoreError(f"{type(model).__name__} reads none of those that differ")
     return _told_once(settings_of(with_settings(model, _spread(settings, set(names)))), names)
 
 
-def _differing(model: nn.Module) -> list[str]:
+def _differing(model: nn.Module, made: Construction) -> list[str]:
     """Returns the settings that have to do with tensors of other shapes than they make now."""
-    made = constructed(model)
-    found: dict[str, None] = {}
+    sizes, found = made.sizes(), dict[str, None]()
     for name, shape in sizes_of(model).items():
-        for term, size, now in zip(made.shapes.get(name, ()), shape, made.sizes().get(name, ()), strict=False):
+        for term, size, now in zip(made.shapes.get(name, ()), shape, sizes.get(name, ()), strict=False):
             if size != now:
                 found |= dict.fromkeys(
                     str(leaf.steps[1]) for leaf in leaves(term) if isinstance(leaf, Place) and len(leaf.steps) == 2
@@ -47,11 +47,10 @@ def _differing(model: nn.Module) -> list[str]:
     return list(found)
 
 
-def _is_read(model: nn.Module, names: set[str]) -> bool:
-    """Returns whether the class of a model makes the same of settings that only its layers have."""
-    spread = with_settings(model, _spread(getattr(model, SETTINGS), names))
+def _is_read(model: nn.Module, name: str, sizes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Returns whether the class of a model makes tensors of the same ``sizes`` of a setting that only its layers have."""
     try:
-        return constructed(spread).sizes() == constructed(model).sizes()
+        return constructed(with_settings(model, _spread(getattr(model, SETTINGS), {name}))).sizes() == sizes
     except RestoreError:
         return False
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from fxprune._base.ranks import gathered
 from fxprune.budget.budget import Budget
 from fxprune.budget.constraints import Constraints
 from fxprune.budget.multiples import itemsize_of, usual_multiple
@@ -41,7 +42,10 @@ def usual_widths(model: nn.Module, budget: Budget | None, constraints: Constrain
     device = device_of(model)
     if budget is not None and budget.bounds_latency:
         device = torch.device(budget.setting(device).device)
-    return replace(constraints, round_to=usual_multiple(device, itemsize_of(model)), eased=True)
+    every = gathered(
+        usual_multiple(device, itemsize_of(model))
+    )  # processes of one compilation may run on unlike processors
+    return replace(constraints, round_to=max(every), eased=True)
 
 
 def liked_widths(

@@ -18,7 +18,7 @@ from fxprune.data.calls import tensors_of
 from fxprune.reporting.closeness import Classes, Tokens, Values, all_values
 from fxprune.results.fidelity import Fidelity
 from fxprune.scoring.causal import next_tokens, told_tokens
-from fxprune.scoring.loss import IGNORED, logits_of, named_logits
+from fxprune.scoring.loss import IGNORED, classes_dim, logits_of, named_logits
 
 #: A batch, and what the dense and the pruned model make of it.
 Pair: TypeAlias = "tuple[Batch, Any, Any]"
@@ -214,11 +214,9 @@ def _classes_dim(outputs: Any, batch: Batch, *, causal: bool) -> int | None:
     scores = logits_of(outputs)
     named = named_logits(outputs) is not None or (causal and scores.ndim == 3)
     dim = scores.ndim - 1 if scores.ndim < 4 else 1
-    there = (scores.ndim == 2 or (named and scores.ndim > 2)) and len(scores) == batch.size
     targets = batch.targets
-    if isinstance(targets, Tensor) and not targets.is_floating_point() and len(scores) == batch.size:
-        for among in (1, scores.ndim - 1):  # classes lie where the targets have no dimension
-            if scores.ndim > 2 and targets.shape == (*scores.shape[:among], *scores.shape[among + 1 :]):
-                return among if scores.numel() and scores.shape[among] > 1 else None
+    if (told := classes_dim(outputs, targets, tokens=causal)) is not None:
+        dim, named = told, True
+    there = (scores.ndim == 2 or (named and scores.ndim > 2)) and len(scores) == batch.size
     valued = isinstance(targets, Tensor) and targets.is_floating_point() and targets.shape == scores.shape
     return dim if there and not valued and scores.numel() and scores.shape[dim] > 1 else None

@@ -17,6 +17,7 @@ from fxprune.recovery.protocol import Recovered, Recovery, RecoveryContext
 from fxprune.results.fidelity import Fidelity
 from fxprune.results.record import Report
 from fxprune.rewriting.pruned import PrunedModule
+from tests.models import stored
 from tests.models.parts import Detector, Uncapturable
 from tests.support.weights import fingerprint, randomise
 
@@ -263,16 +264,7 @@ def test_a_language_model_has_a_perplexity() -> None:
 
 
 def test_a_language_model_of_its_own_class_has_a_perplexity() -> None:
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=40,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = stored.llama().eval()
     pruned = fxprune.compile(model, texts(), 0.7, form="module", progress=False)
     found = close(pruned)
     assert found.perplexity is not None and found.agreement is not None and not found.why

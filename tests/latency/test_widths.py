@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.budget.constraints import Constraints
 from fxprune.latency.layout import layout_of
 from fxprune.latency.operation import Operation
-from fxprune.latency.widths import MULTIPLES, liked_multiple
+from fxprune.latency.widths import MULTIPLES, liked_multiple, usual_widths
 from tests.support.latency import Fake
 from tests.support.pruning import linear_coupling
 
@@ -83,3 +84,9 @@ def test_multiples_give_way_where_little_is_to_stay() -> None:
     assert all(n & (n - 1) == 0 for n in few) and max(few) < 16
     with pytest.raises(fxprune.BudgetError):
         kept(model, budget=0.01, round_to=16)
+
+
+def test_processes_on_unlike_processors_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr("fxprune.latency.widths.gathered", lambda mine: [mine, 2 * mine])
+    assert usual_widths(chain(8, 16, 3), None, Constraints()).round_to == 16

@@ -101,6 +101,14 @@ def test_integer_targets_say_where_classes_lie() -> None:
     assert found.agreement == pytest.approx(float((dense.argmax(1) == pruned.argmax(1)).double().mean()))
 
 
+def test_as_many_classes_as_places_are_where_the_loss_takes_them() -> None:
+    dense, pruned, targets = torch.randn(6, 4, 4), torch.randn(6, 4, 4), torch.randint(4, (6, 4))
+    for named, dim in ((True, -1), (False, 1)):
+        a, b = ({"logits": x} if named else x for x in (dense, pruned))
+        found = measured([(Batch((), {}, targets, 6), a, b)])
+        assert found.agreement == pytest.approx(float((dense.argmax(dim) == pruned.argmax(dim)).double().mean()))
+
+
 def test_what_is_not_finite_in_the_dense_model_is_no_agreement() -> None:
     x = torch.full((12, 4), torch.nan)
     assert (

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,24 @@ def _process(rank: int, work: Any, port: int, folder: Path, processes: int) -> N
         torch.save(work(rank), folder / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
+
+
+@dataclass
+class Told:
+    """What a process is told where something fails, or ``"nothing"``, and after how many seconds, by what was tried."""
+
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def attempt(self, name: str, call: Callable[[], Any]) -> None:
+        """Tries something, and waits for the other processes."""
+        start = time.monotonic()
+        try:
+            call()
+            self.found[name] = "nothing"
+        except Exception as error:
+            self.found[name] = f"{type(error).__name__}: {error}"
+        self.found[f"{name} s"] = time.monotonic() - start
+        torch.distributed.barrier()
 
 
 def share(data: tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import fxprune
+from tests.support.processes import Told
 
 
 def network() -> nn.Module:
@@ -69,17 +69,10 @@ def together(rank: int) -> dict[str, Any]:
 
 def failing(rank: int) -> dict[str, Any]:
     """Returns what each process is told, and after how long, where one of them fails or does not come."""
-    told: dict[str, Any] = {}
+    told = Told()
 
     def attempt(name: str, model: nn.Module, data: Any, **options: Any) -> None:
-        start = time.monotonic()
-        try:
-            fxprune.compile(model, data, 0.6, progress=False, **options)
-            told[name] = "nothing"
-        except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}"
-        told[f"{name} s"] = time.monotonic() - start
-        dist.barrier()
+        told.attempt(name, lambda: fxprune.compile(model, data, 0.6, progress=False, **options))
 
     def fails(outputs: Tensor, targets: Tensor) -> Tensor:
         if rank == 1:
@@ -104,10 +97,10 @@ def failing(rank: int) -> dict[str, Any]:
     attempt("measured", network(), batches(), round_to="measure")
     if rank == 0:
         alone = fxprune.compile(network(), batches(), 0.6, progress=False, alone=True)
-        told["alone"] = alone.report.verified
+        told.found["alone"] = alone.report.verified
     dist.barrier()
     attempt("one fails", network(), batches(), method="taylor", loss=fails)
-    return told
+    return told.found
 
 
 def disappearing(rank: int) -> dict[str, Any]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxprune
 from fxprune.training import Recipe
+from tests.support.processes import Told
 
 SGD = Recipe(epochs=3, lr=0.1, optimizer="sgd", weight_decay=1e-3, clip_norm=0.5)
 ADAMW = Recipe(epochs=2, lr=0.01, warmup=0.5, label_smoothing=0.1)
@@ -115,17 +114,10 @@ def together(rank: int) -> dict[str, Any]:
 
 def failing(rank: int) -> dict[str, Any]:
     """Returns what each process is told, and after how long, where one of them fails or is not like the other."""
-    told: dict[str, Any] = {}
+    told = Told()
 
     def attempt(name: str, model: nn.Module, data: Any, **options: Any) -> None:
-        start = time.monotonic()
-        try:
-            fxprune.finetune(model, data, **{"recipe": SGD, "progress": False, **options})
-            told[name] = "nothing"
-        except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}"
-        told[f"{name} s"] = time.monotonic() - start
-        dist.barrier()
+        told.attempt(name, lambda: fxprune.finetune(model, data, **{"recipe": SGD, "progress": False, **options}))
 
     def fails(outputs: Tensor, targets: Tensor) -> Tensor:
         calls.append(1)
@@ -136,7 +128,7 @@ def failing(rank: int) -> dict[str, Any]:
     calls: list[int] = []
     model = network()
     attempt("one fails", model, drawn(SIZES[2]), loss=fails)
-    told["after it"] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    told.found["after it"] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     attempt("other data", network(), [(x + rank, y) for x, y in drawn(SIZES[2])])
     attempt("other length", network(), drawn((12, 12))[: 1 + rank])
     attempt("other weights", network(rank), drawn(SIZES[2]))
@@ -144,7 +136,7 @@ def failing(rank: int) -> dict[str, Any]:
     attempt("other recipe", network(), drawn(SIZES[2]), lr=0.1 * (rank + 1))
     samples = TensorDataset(*drawn((24,))[0])
     attempt("shared out before", network(), DataLoader(samples, 4, sampler=DistributedSampler(samples)))
-    return told
+    return told.found
 
 
 def sharded(rank: int) -> str:
