@@ -50,6 +50,7 @@ class Selected:
     call: Call
 
 
+@plain_modes()
 def selected(model: nn.Module | ExportedProgram, plan: Plan) -> Selected:
     """Returns what a plan removes of a model.
 
@@ -78,14 +79,18 @@ def selected(model: nn.Module | ExportedProgram, plan: Plan) -> Selected:
     return Selected(whole, coupling, solution, plan, example)
 
 
-@plain_modes()
 def apply_to_model(model: nn.Module | ExportedProgram, plan: Plan) -> PrunedModule:
     """Returns the pruned model; weights are sliced, not recovered.
 
     Raises:
         PlanError: the plan does not fit this model.
     """
-    found = selected(model, plan)
+    return without_selected(selected(model, plan))
+
+
+@plain_modes()
+def without_selected(found: Selected) -> PrunedModule:
+    """Returns the pruned model; weights are sliced, not recovered."""
     pruned: nn.Module = emitted(found.solution.selection)
     if found.plan.islands:
         pruned, _ = put_back(found.whole, found.plan, pruned, found.call[0][0])

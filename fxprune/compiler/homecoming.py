@@ -18,7 +18,7 @@ from fxprune.budget.solver import channel_scores
 from fxprune.budget.ties import Ties, bundles_of, tie_costs
 from fxprune.capturing.captured import COMPUTED_WEIGHTS, Captured, example_call
 from fxprune.capturing.source import unwrapped
-from fxprune.compiler.application import selected
+from fxprune.compiler.application import Selected, selected
 from fxprune.compiler.islands import Islands, islands_of
 from fxprune.compiler.options import MODULE, Options
 from fxprune.compiler.reassembly import put_in_place, side_by_side
@@ -216,9 +216,13 @@ def restore(pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., An
 
 
 def home_again(
-    pruned: nn.Module, model: nn.Module, also: Sequence[Callable[..., Any]], numbers: Mapping[Key, float]
+    pruned: nn.Module,
+    model: nn.Module,
+    also: Sequence[Callable[..., Any]],
+    numbers: Mapping[Key, float],
+    known: Selected | None = None,
 ) -> Any:
-    """Returns what `restore` does; numbers of modules are what they were once before (see `restored`)."""
+    """Returns what `restore` does; numbers of modules are what they were once before (see `restored`), what the plan removes may be known."""
     found = report(pruned)
     if found.plan is None or found.form == MODULE:
         raise PlanError(
@@ -228,7 +232,7 @@ def home_again(
     _check_alike(pruned, model)
     if islands and also:
         raise RestoreError("restore: also= is about the whole model, of which only parts were captured: leave it out")
-    selection = in_blocks(selected(model, found.plan).solution.selection, found.plan)
+    selection = in_blocks((known or selected(model, found.plan)).solution.selection, found.plan)
     graph = side_by_side(pruned, selection, islands) if islands else pruned
     captured = selection.coupling.captured
     untrue = set(captured.notes) - set(of_class(captured).notes)

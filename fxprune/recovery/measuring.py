@@ -108,7 +108,7 @@ class _Reading:
         self, consumer: Consumer, covariance: bool, memory_limit: int, samples: int | None, *, apart: bool
     ) -> None:
         self.consumer, self.covariance, self.memory_limit = consumer, covariance, memory_limit
-        self.samples, self.apart = samples, apart
+        self.apart = apart
         cuts = _blocks(consumer, covariance, memory_limit, samples)
         self.blocks: Blocks = [(block, Moments(block.stop - block.start if samples else 0)) for block in cuts]
         for _, moments in self.blocks if apart else ():
@@ -116,7 +116,9 @@ class _Reading:
 
     def take(self, values: Mapping[fx.Node, Any], draw: Draw) -> bool:
         """Takes in a batch from the values alive at the layer's node; returns False if there are too many samples for a block."""
-        if self._at_once(values, draw):
+        (_, first), *others = self.blocks
+        x, y = values[self.consumer.source], values[self.consumer.node]
+        if self.covariance and not others and squared_at_once(self.consumer, first, x, y, self.memory_limit, draw):
             return True
         columns, fit = self.consumer.read(values, self.memory_limit, draw), True
         cut = split(len(columns), draw.batch, draw.batches) if self.apart else len(columns)
@@ -131,24 +133,37 @@ class _Reading:
                     moments.held.add(columns[cut:, ..., block])
         return fit
 
-    def _at_once(self, values: Mapping[fx.Node, Any], draw: Draw) -> bool:
-        """Squares windows that need not be unfolded, whole images at a time; returns whether that is possible, and pays."""
-        (_, moments), *others = self.blocks
-        windows, few = self.consumer.windows, self.samples is not None and self.samples <= moments.most
-        if windows is None or few or others or not self.covariance:
-            return False
-        x, shape = values[self.consumer.source], values[self.consumer.node].shape
-        rows = self.consumer.choose(shape, self.memory_limit, draw)
-        if not windows.pay(x.shape, self.consumer.samples(shape) if rows is None else len(rows)):
-            return False
-        cut = split(len(x), draw.batch, draw.batches) if self.apart else len(x)
-        if self.apart and cut == len(x) and not split(1, draw.batch, draw.batches):
-            return False
-        x = x if x.dtype.itemsize >= 4 else x.float()
-        for images, part in ((x[:cut], moments), (x[cut:], moments.held)):
-            if len(images) and part is not None:
-                part.take(*windows.squares(images))
-        return True
+
+def squared_at_once(
+    consumer: Consumer, moments: Moments, x: Tensor, y: Tensor, memory_limit: int, draw: Draw, *, targets: bool = False
+) -> bool:
+    """Takes in the windows that a convolution reads without unfolding them, whole images at a time; returns False where that is not possible, or does not pay.
+
+    Args:
+        consumer: the layer.
+        moments: of all its columns; changed.
+        x: its input, ``[b, c, ...]``.
+        y: what has the shape of its output, ``[b, outputs, ...]``.
+        memory_limit: bytes for one batch's samples.
+        draw: which batch it is.
+        targets: ``y`` are the targets.
+    """
+    windows, apart = consumer.windows, moments.held is not None
+    if windows is None:
+        return False
+    count = consumer.samples(y.shape)
+    if count * draw.batches <= moments.most:  # few are kept as they are
+        return False
+    rows = consumer.choose(y.shape, memory_limit, draw)
+    cut = split(len(x), draw.batch, draw.batches) if apart else len(x)
+    none_apart = apart and draw.batches < _HELD_OUT and cut == len(x)
+    if none_apart or not windows.pay(x.shape, count if rows is None else len(rows)):
+        return False
+    x, y = (part if part.dtype.itemsize >= 4 else part.float() for part in (x, y))
+    for images, part in ((slice(cut), moments), (slice(cut, None), moments.held)):
+        if part is not None and len(x[images]):
+            part.take(*windows.squares(x[images]), *(windows.crossed(x[images], y[images]) if targets else ()))
+    return True
 
 
 def measure(

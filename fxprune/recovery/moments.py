@@ -48,12 +48,14 @@ class Moments:
             self._grow(n, mean_x, mean_t, *_squares(x, t, mean_x, mean_t))
         self._move(n, mean_x, mean_t)
 
-    def take(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        """Takes in so many samples by their means ``[groups, p]`` and centred squares ``[groups, p, p]``, without targets."""
+    def take(
+        self, count: int, mean_x: Tensor, xx: Tensor, mean_t: Tensor | None = None, tx: Tensor | None = None
+    ) -> None:
+        """Takes in so many samples by their means and centred squares, ``[groups, p]`` and ``[groups, p, p]``; the targets' likewise."""
         self.square()
-        nothing = mean[..., :0]
-        self._grow(count, mean, nothing, squares, squares[:, :0])
-        self._move(count, mean, nothing)
+        mean_t, tx = mean_x[..., :0] if mean_t is None else mean_t, xx[:, :0] if tx is None else tx
+        self._grow(count, mean_x, mean_t, xx, tx)
+        self._move(count, mean_x, mean_t)
 
     def _grow(self, n: int, mean_x: Tensor, mean_t: Tensor, xx: Tensor, tx: Tensor) -> None:
         """Adds the centred squares ``[groups, p, p]``, ``[groups, q, p]`` of ``n`` samples with means of their own, ``[groups, ...]``."""

@@ -27,7 +27,7 @@ from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
 from fxprune.recovery.consumers import Consumer, Draw, Replacements, find_consumers
 from fxprune.recovery.gains import Fit, Gain, Gains
-from fxprune.recovery.measuring import split
+from fxprune.recovery.measuring import split, squared_at_once
 from fxprune.recovery.moments import Moments
 from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.ridges import best_ridge
@@ -277,7 +277,10 @@ class _March:
         elif node not in self.cut:
             return
         read = _value(self.pruned, consumer.source, pruned)
-        rows = consumer.choose(target.shape, self.context.memory_limit, Draw(number, self.batches))
+        limit, draw = self.context.memory_limit, Draw(number, self.batches)
+        if squared_at_once(consumer, moments, read, target, limit, draw, targets=True):
+            return
+        rows = consumer.choose(target.shape, limit, draw)
         columns, lacking = consumer.columns(read, rows), consumer.outputs(target, rows)
         cut = split(len(columns), number, self.batches)
         moments.add(columns[:cut], lacking[:cut])

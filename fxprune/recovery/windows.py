@@ -13,7 +13,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional, grad
 
 from fxprune.recovery.squares import own_products
 
@@ -77,6 +77,17 @@ class Windows:
                 found[:, :, v, :, u] = value.mT
         means = (sums[..., :-1] + r[:, None] * sums[..., -1:]) / count
         return count, means.mT.flatten(1), found.flatten(3).flatten(1, 2)
+
+    def crossed(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the means of targets ``t[b, outputs, (h,) w]``, ``[groups, q]``, and their centred products with windows, ``[groups, q, p]``.
+
+        They are what a convolution's weight has for a gradient.
+        """
+        x, t = (part if part.dim() == 4 else part.unsqueeze(2) for part in (x, t))
+        mean = t.mean(dim=(0, 2, 3), keepdim=True)
+        shape = t.shape[1], x.shape[1] // self.groups, *self.kernel
+        found = grad.conv2d_weight(x, shape, t - mean, padding=self.padding, groups=self.groups)
+        return mean.double().reshape(self.groups, -1), found.reshape(self.groups, -1, math.prod(shape[1:]))
 
     def _begins(self, dim: int, size: int) -> range:
         """Returns where windows begin along a dimension."""

@@ -63,15 +63,16 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> P
         return attach(pruned, summary)
     model = unwrapped(model)
     check_fits(plan, model)
-    from fxprune.storage.application import apply
+    from fxprune.compiler.application import selected, without_selected
 
     _check_example(plan)
     with untrusted.reading(f"{PLAN}: the plan for this model"):
-        pruned = apply(model, plan)
+        known = selected(model, plan)
+        pruned = without_selected(known)
     if summary.form == MODULE:
         from fxprune.compiler.homecoming import home_again
 
-        pruned = home_again(pruned, model, (), _numbers_of(found))
+        pruned = home_again(pruned, model, (), _numbers_of(found), known)
     with opened_together(source / name for name in found.weights) as weights:
         _fill(pruned, weights, found.ties)
     renew_anchor(pruned)
