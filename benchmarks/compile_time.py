@@ -1,7 +1,8 @@
 """Seconds for each stage of the compiler, peak memory, and Torch-Pruning's build and prune in the same run.
 
-Or the same stages beside those of another revision, compiled in turns: ``--against``.
-``python benchmarks/compile_time.py [--models NAME...] [--repeats N] [--against REVISION] [--quick]``
+Or the same stages beside those of another revision, compiled in turns: ``--against``. Or whole compilations with default options on
+so many images of 224 pixels, in forward passes of these: ``--images``.
+``python benchmarks/compile_time.py [--models NAME...] [--repeats N] [--against REVISION] [--images N] [--quick]``
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from common import ROOT, torch_pruning, zoo
 from common.cli import begin, guarded, name_of, needs, parser
 from common.results import record
 from common.revisions import unpacked
-from common.timing import measured
+from common.timing import measured, median_seconds
 from common.turns import Compiler, in_turns
 from torch import nn
 
@@ -31,6 +33,7 @@ import fxprune
 from tests.support.weights import randomise
 
 MODELS = ["resnet50", "densenet121", "vit_b_16", "swin_t"]
+WHOLE = ["resnet50", "vit_b_16", "vgg16", "convnext_tiny"]
 SHORT = 0.01  # seconds; a shorter stage is not compared
 
 
@@ -92,6 +95,39 @@ def line(entry: zoo.Entry, seed: int, threads: int, repeats: int) -> dict[str, A
     }
 
 
+def whole(name: str, images: int, seed: int) -> dict[str, Any]:
+    """Returns what each stage of one compilation with default options takes, in forward passes of its data."""
+    (entry,) = zoo.select([name])
+    model = entry.build().float().eval()
+    make = torch.Generator().manual_seed(seed)
+    data = [torch.randn(min(8, images), 3, 224, 224, generator=make) for _ in range(-(-images // 8))]
+    randomise(model, seed, (data[0][:2],))
+    once = partial(_forward, model, data)
+    before = median_seconds(once, repeat=2)
+    with measured() as span:
+        pruned = fxprune.compile(model, data, fxprune.Budget(macs=0.5), progress=False, seed=seed)
+    forward = statistics.median([before, median_seconds(once, repeat=2, warmup=0)])
+    seconds = fxprune.report(pruned).seconds
+    passes = {stage: round(value / forward, 2) for stage, value in seconds.items()}
+    found = {stage: passes[stage] for stage in ("score", "recover", "verify", "judge") if stage in passes}
+    first = sum(seconds[stage] for stage in ("check", "capture"))
+    return {
+        "model": name,
+        "forward s": round(forward, 2),
+        **found,
+        "other stages": round(sum(passes.values()) - sum(found.values()) - first / forward, 2),
+        "check + capture s": round(first, 2),
+        "total s": round(span.seconds, 1),
+        "peak MB": round(span.peak_bytes / 1e6),
+    }
+
+
+def _forward(model: nn.Module, data: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for x in data:
+            model(x)
+
+
 def compared(name: str, then: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields a line for each stage of one network's compilation: what it was, what it is, and the ratio."""
     trees = {"then": then, "now": ROOT, "again": then}
@@ -136,16 +172,36 @@ def against(options: argparse.Namespace) -> None:
     print(record(name_of("compile_time_against", options), rows, title=title, seed=options.seed, notes=notes))
 
 
+def wholly(options: argparse.Namespace) -> None:
+    """Prints and records whole compilations."""
+    names = WHOLE if options.models == MODELS else options.models
+    rows = [_in_process(name, options) for name in names]
+    notes = [
+        f"Half of the MACs, all options as by default, {options.images} random images in batches of eight, random weights; each in "
+        "a fresh process after one compile of a toy network. Stages are in forward passes of these images, before and after, medians "
+        "of four; check and capture do not grow with the data.",
+        "verify compares on the first batch and at other sizes, in float64 as well where float32 leaves doubt, as random weights do.",
+    ]
+    title = "Whole compilations, in forward passes of the calibration data"
+    print(record(name_of("compile_time_whole", options), rows, title=title, seed=options.seed, notes=notes))
+
+
 def main() -> None:
     """Prints and records the table; each network is measured in a fresh process, the first call warmed up."""
     made = parser(__doc__.splitlines()[0], MODELS)
     made.add_argument("--repeats", type=int, default=5, help="compilations of each network")
     made.add_argument("--against", metavar="REVISION", help="a revision of the repository to compare with, in turns")
+    made.add_argument(
+        "--images", type=int, help="whole compilations with default options, on so many images of 224 pixels"
+    )
     made.add_argument("--worker", help=argparse.SUPPRESS)
     options = begin(made)
     options.repeats = 1 if options.quick else options.repeats
     if options.worker:
         print(json.dumps(warm_line(options.worker, options)))
+        return
+    if options.images:
+        wholly(options)
         return
     if options.against:
         against(options)
@@ -169,6 +225,8 @@ def main() -> None:
 def warm_line(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one network in this process, warmed up."""
     fxprune.compile(*_toy(), progress=False, recover=None, method="magnitude")
+    if options.images:
+        return whole(name, options.images, options.seed)
     (entry,) = zoo.select([name])
     return line(entry, options.seed, options.threads, options.repeats)
 
@@ -183,6 +241,7 @@ def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--seed", str(options.seed)]
     command += ["--repeats", str(options.repeats)]
+    command += ["--images", str(options.images)] if options.images else []
     done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)
     lines = [text for text in done.stdout.splitlines() if text.startswith("{")]
     if not lines:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fxprune
+from tests.support.marks import but_slow
 from tests.support.weights import randomise
 
 Spelling = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -76,7 +77,9 @@ def recovered(spelling: Spelling | None, ratios: dict[str, float], recover: str)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("recover", ["mean_shift", "covariance", "sequential"])
+@pytest.mark.parametrize(
+    "recover", but_slow(["mean_shift", "covariance", "sequential"], quick=("covariance",), every=3)
+)
 def test_hidden_channels_are_made_up_for(spelling: str, recover: str) -> None:
     ratios = {"*.up": 0.5}
     nothing = recovered(None, ratios, "mean_shift")[0]

@@ -11,7 +11,7 @@ import fxprune
 from fxprune.algebra.channels import Mask
 from fxprune.coupling.coupling import Coupling
 from tests.models.fn import Fn
-from tests.support.marks import but_slow
+from tests.support.marks import but_slow, sampled
 
 HIDDEN = 6
 LAYERS = ["LSTM", "GRU", "RNN"]
@@ -42,7 +42,7 @@ def _second_half(coupling: Coupling) -> Mask:
 
 @pytest.mark.parametrize("recover", but_slow(["covariance", "sequential"], quick=("covariance",)))
 @pytest.mark.parametrize(("layers", "both"), but_slow([(1, False), (2, False), (2, True)], quick=((2, True),)))
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", sampled(LAYERS, 2))
 def test_superfluous_units_leave_nothing_behind(kind: str, layers: int, both: bool, recover: str) -> None:
     model, x = _tagger(kind, layers, both).double(), torch.randn(64, 7, 5, dtype=torch.float64)
     coupling = fxprune.couple(fxprune.capture(model, (x,)))

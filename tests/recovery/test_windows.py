@@ -84,9 +84,7 @@ def test_a_level_far_above_the_spread_costs_no_digits():
         nn.Conv2d(8, 6, 3, padding="same", groups=2),
         nn.Conv2d(8, 6, 3, stride=2, padding=1),
         nn.Conv2d(8, 6, 3, padding=2, dilation=2),
-        nn.Conv2d(8, 6, (2, 4), padding="same"),
         nn.Conv1d(8, 6, 5),
-        nn.Conv3d(8, 6, 2),
     ],
     ids=str,
 )

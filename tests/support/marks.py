@@ -18,17 +18,23 @@ def sampled(values: Iterable[Any], every: int, always: Collection[Any] = ()) -> 
     return [value for i, value in enumerate(rows) if ALL in os.environ or i % every == 0 or value in always]
 
 
-def but_slow(values: Iterable[Any], quick: Collection[Any], every: int = 1) -> list[Any]:
+#: Of more parameters than so many, one in so many runs that is not quick.
+_MANY, _OF_MANY = 4, 3
+
+
+def but_slow(values: Iterable[Any], quick: Collection[Any], every: int | None = None) -> list[Any]:
     """Returns parameters of a test, all of them marked slow but those that are named as quick.
 
     Args:
         values: the parameters; a tuple holds several arguments.
         quick: those of them that the inner loop takes.
-        every: one in so many of them runs, and the quick ones; see `sampled`.
+        every: one in so many of them runs, and the quick ones; by default all of a few, and one in three of many. See `ALL`.
     """
-    rows = sampled(values, every, quick)
+    rows = list(values)
+    every = every or (_OF_MANY if len(rows) > _MANY else 1)
     assert quick and all(value in rows for value in quick), "a test keeps a quick parameter"
-    return [value if value in quick else pytest.param(*_arguments(value), marks=pytest.mark.slow) for value in rows]
+    runs = [v for i, v in enumerate(rows) if ALL in os.environ or v in quick or i % every == every - 1]
+    return [value if value in quick else pytest.param(*_arguments(value), marks=pytest.mark.slow) for value in runs]
 
 
 def _arguments(value: Any) -> tuple[Any, ...]:
