@@ -72,6 +72,11 @@ class Consumer:
         """The node that gives the layer's input."""
         return self.affine.input
 
+    @property
+    def alone(self) -> bool:
+        """Whether each output reads one channel, as in a depthwise convolution: none makes up for another."""
+        return self.groups > 1 and self.kept.shape[1] == math.prod(self.affine.arguments.kernel)
+
     def matrix(self, weight: Tensor) -> Tensor:
         """Returns a weight as ``[groups, outputs, columns]``."""
         weight = weight.mT if self.affine.inward else weight
@@ -109,7 +114,8 @@ class Consumer:
     def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
         """Returns which samples of an output of this shape count, ``[rows]``, in order: all, or a random part that is ample and fits."""
         count, columns = self.samples(shape), self.kept.shape[1]
-        most = min(max(8192, 32 * columns), max(memory_limit // (16 * columns * self.groups), 1))
+        ample = 16 * columns if self.alone else max(8192, 32 * columns)
+        most = min(ample, max(memory_limit // (16 * columns * self.groups), 1))
         if count <= most:
             return torch.arange(count)
         return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch)).sort().values
@@ -207,12 +213,15 @@ def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
     return x.movedim(1, n + 1)
 
 
-def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[Consumer], list[str]]:
+def find_consumers(
+    selection: Selection, *, every: bool = False, depthwise: bool = False
+) -> tuple[list[Consumer], list[str]]:
     """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone.
 
     Args:
         selection: what goes.
         every: also the layers whose input could lose channels, or nothing, but does not.
+        depthwise: also convolutions that read each output from one channel: none makes up for another, but what is left may have drifted.
     """
     coupling, slicer = selection.coupling, selection.slicer
     uses = Counter(str(c.weight.target) for c in coupling.contractions if c.weight is not None and c.axis)
@@ -232,7 +241,7 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             notes.append(f"{name}: no compensation for complex weights")
         elif uses[name] > 1 or len(weight.users) > 1:
             notes.append(f"{name}: used more than once")
-        elif _depthwise(affine, tensor):
+        elif _depthwise(affine, tensor) and not depthwise:
             continue  # nothing is left to take over
         elif not affine.last and len(coupling.captured.info[affine.input].shape) != tensor.dim():
             notes.append(f"{name}: an input without a batch")

@@ -101,7 +101,7 @@ def _layers(context: RecoveryContext) -> list[Consumer]:
     Without those that others' recovery has changed on purpose (`fxprune.recovery.cores`): they are not to give what they gave.
     """
     cut, done = {consumer.node: consumer for consumer in context.consumers}, context.selection.tensors
-    every = [cut.get(consumer.node, consumer) for consumer in find_consumers(context.selection, every=True)[0]]
+    every = [cut.get(consumer.node, consumer) for consumer in find_consumers(context.selection, every=True, depthwise=True)[0]]
     every = [consumer for consumer in every if consumer.node in cut or consumer.weight not in done]
     return every[: max((i + 1 for i, consumer in enumerate(every) if consumer.node in cut), default=0)]
 
