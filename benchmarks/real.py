@@ -11,6 +11,8 @@ import argparse
 import copy
 import itertools
 import time
+import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,9 +31,11 @@ import fxprune
 
 CRITERIA = ("variance", "obs", "joint", "l1", "l2", "taylor", "fpgm", "bn_scale", "random")
 RECOVERIES = ("none", "mean_shift", "covariance", "sequential")
-WIDTHS = ("curves", "search")
 PEERS = ("GroupMagnitudeImportance", "GroupTaylorImportance", "FPGMImportance", "BNScaleImportance")
 LABELLED = ("taylor",)  # gets the dense network's own classes
+BEST = {"recover": "sequential", "widths": "search"}
+PARTS = ("criteria", "budgets", "images")
+MIDDLE = 0.7
 
 
 def judged(model: nn.Module, network: Pretrained, dense: Tensor) -> dict[str, float]:
@@ -40,17 +44,14 @@ def judged(model: nn.Module, network: Pretrained, dense: Tensor) -> dict[str, fl
     return {"as dense": network.alike(found, dense), "error": error(found, dense)}
 
 
-def ours(kept: Kept, network: Pretrained, dense: Tensor, method: str, base: dict[str, Any], options: Any) -> None:
-    """Adds a criterion's rows; its scores are computed once, and only if a row is missing."""
-    keys = [
-        {**base, "macs": share, "criterion": method, "recover": recover, "widths": widths}
-        for share, recover, widths in itertools.product(options.budgets, options.recoveries, options.widths)
-    ]
+def ours(kept: Kept, network: Pretrained, dense: Tensor, keys: list[dict[str, Any]], seed: int) -> None:
+    """Adds the rows of one criterion; its scores are computed once, and only if a row is missing."""
+    method = keys[0]["criterion"]
     missing = [key for key in keys if not kept.has(key)]
     data: list[Any] = network.calibration
     if method in LABELLED:
         data = [(x, outputs(network.model, x).argmax(1)) for x in data] if missing else []
-    criterion, seconds = scored(network.model, method, data, options.seed) if missing else (None, 0.0)
+    criterion, seconds = scored(network.model, method, data, seed) if missing else (None, 0.0)
 
     def row(key: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -61,7 +62,7 @@ def ours(kept: Kept, network: Pretrained, dense: Tensor, method: str, base: dict
             method=criterion,
             recover=None if key["recover"] == "none" else key["recover"],
             allocation=key["widths"],
-            seed=options.seed,
+            seed=seed,
             progress=False,
             **FREE,
         )
@@ -137,18 +138,39 @@ def peer_row(network: Pretrained, dense: Tensor, importance: str, share: float, 
     }
 
 
-def table(kept: Kept, options: argparse.Namespace, images: int) -> Pretrained:
-    """Adds all rows of one number of calibration samples, and returns the network."""
-    network = NETWORKS[options.network](options.size, images, options.test)
+def asked(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns what our rows are of, in their order."""
+    own = {"images": options.images, "macs": MIDDLE}
+    found = [
+        {**own, "criterion": method, "recover": recover, "widths": "curves"}
+        for method, recover in itertools.product(
+            options.criteria, options.recoveries if "criteria" in options.parts else ()
+        )
+    ]
+    if "budgets" in options.parts:
+        found += [{**own, "macs": share, "criterion": options.best, **BEST} for share in options.budgets]
+    if "images" in options.parts:
+        found += [{**own, "images": count, "criterion": options.best, **BEST} for count in options.curve]
+    return [key for number, key in enumerate(found) if key not in found[:number]]
+
+
+def table(kept: Kept, options: argparse.Namespace) -> Pretrained:
+    """Adds all rows, and returns the network that was asked for."""
+    make = partial(NETWORKS[options.network], options.size)
+    network = make(options.images, options.test)
     with torch.no_grad():
         dense = outputs(network.model, network.test)
-    base = {"network": options.network, "size": network.test.shape[-1], "images": images}
-    for method in options.criteria:
-        ours(kept, network, dense, method, base, options)
-    for importance, share in itertools.product(options.peers, options.budgets):
-        key = {**base, "macs": share, "criterion": f"Torch-Pruning {importance}", "recover": "none", "widths": "ranked"}
+    base = {"network": options.network, "size": network.test.shape[-1]}
+    for (images, _), keys in itertools.groupby(asked(options), lambda key: (key["images"], key["criterion"])):
+        seen = network if images == options.images else replace(network, calibration=make(images, 1).calibration)
+        ours(kept, seen, dense, [{**base, **key} for key in keys], options.seed)
+    budgets = options.budgets if "budgets" in options.parts else [MIDDLE]
+    for share, importance in itertools.product(budgets, options.peers):
+        key = {**base, "images": options.images, "macs": share, "criterion": f"Torch-Pruning {importance}"}
         steps = 2 if options.quick else STEPS
-        kept.add(key, partial(peer_row, network, dense, importance, share, steps))
+        kept.add(
+            {**key, "recover": "none", "widths": "ranked"}, partial(peer_row, network, dense, importance, share, steps)
+        )
     return network
 
 
@@ -156,28 +178,31 @@ def main() -> None:
     """Prints and records the table."""
     made = resumable(parser(__doc__.splitlines()[0]))
     made.add_argument("--network", choices=NETWORKS, default="efficientnet-lite0")
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is varied")
     made.add_argument("--budgets", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5], help="shares of the MACs")
-    made.add_argument("--images", nargs="+", type=int, default=[2048], help="samples to calibrate with")
+    made.add_argument("--images", type=int, default=2048, help="samples to calibrate with")
+    made.add_argument("--curve", nargs="+", type=int, default=[64, 256, 1024, 4096], help="how many they are otherwise")
     made.add_argument("--test", type=int, default=4000, help="samples to judge by")
     made.add_argument("--size", type=int, help="pixels a side; by default what the network was trained for")
     made.add_argument("--criteria", nargs="*", default=list(CRITERIA))
     made.add_argument("--recoveries", nargs="+", choices=RECOVERIES, default=list(RECOVERIES))
-    made.add_argument("--widths", nargs="+", choices=WIDTHS, default=["curves"], help="how a budget is shared out")
+    made.add_argument("--best", default="obs", help="the criterion that budgets and numbers of samples are varied with")
     made.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     made.add_argument("--name", default="real", help="of the record")
     options = begin(made)
     needs("torch_pruning")
     if options.quick:
-        options.budgets, options.images, options.test, options.size = [0.9], [32], 16, 64
+        options.parts, options.images, options.test, options.size = ["criteria"], 32, 16, 64
         options.criteria, options.recoveries, options.peers = ["l2"], ["sequential"], list(PEERS[:1])
+    warnings.simplefilter("ignore", fxprune.TrainingWarning)  # stochastic depth
     kept = Kept(options.rows)
-    for images in options.images:
-        network = table(kept, options, images)
+    network = table(kept, options)
     notes = [
-        f"as dense: {network.judged}, in percent of {options.test} test samples that nothing was fitted to; error: the outputs' squared "
-        "error as a share of their variance. No labels, no training.",
-        "Ours: every width is free, one ranking (curves), or shared out by what each group costs (search). Torch-Pruning: its own "
-        "criteria in one ranking, ratio bisected to the MACs; norms anew: with batch norms' statistics of the same data.",
+        f"as dense: {network.judged}, in percent of {len(network.test)} test samples that nothing was fitted to; error: the outputs' "
+        "squared error as a share of their variance. No labels, no training.",
+        "Ours: every width is free; widths by one ranking (curves), or by what each group alone does to the outputs (search). "
+        "Torch-Pruning: its own criteria in one ranking, its ratio bisected to the MACs; norms anew: with batch norms' statistics of "
+        "the same data.",
         *kept.notes,
     ]
     title = "Networks with real weights, pruned without labels or training"
