@@ -22,7 +22,7 @@ from common.bisection import STEPS, within_macs
 from common.cli import begin, guarded, name_of, needs, parser, resumable
 from common.free import FREE
 from common.kept import Kept
-from common.pretrained import NETWORKS, Pretrained, error, outputs
+from common.pretrained import NETWORKS, Pretrained, error, outputs, same_class
 from common.results import record
 from common.scored import scored
 from torch import Tensor, nn
@@ -40,8 +40,21 @@ MIDDLE = 0.7
 
 def judged(model: nn.Module, network: Pretrained, dense: Tensor) -> dict[str, float]:
     """Returns how far a network's outputs on the test data are the dense one's."""
-    found = outputs(model, network.test)
-    return {"as dense": network.alike(found, dense), "error": error(found, dense)}
+    return compared(outputs(model, network.test), network, dense)
+
+
+def compared(found: Tensor, network: Pretrained, dense: Tensor) -> dict[str, float]:
+    """Returns how far outputs, ``[n, ...]``, are the dense network's; of classes also where it is sure of them, by half or more."""
+    values = {"as dense": network.alike(found, dense), "error": error(found, dense)}
+    if network.alike is same_class:
+        sure = dense.softmax(1).amax(1) >= 0.5
+        values["where sure"] = same_class(found[sure], dense[sure])
+    return values
+
+
+def moved(network: Pretrained, dense: Tensor) -> dict[str, float]:
+    """Returns what the dense network itself says of pictures that are moved by two pixels."""
+    return compared(outputs(network.model, network.test.roll((2, 2), (2, 3))), network, dense)
 
 
 def ours(kept: Kept, network: Pretrained, dense: Tensor, keys: list[dict[str, Any]], seed: int) -> None:
@@ -161,6 +174,9 @@ def table(kept: Kept, options: argparse.Namespace) -> Pretrained:
     with torch.no_grad():
         dense = outputs(network.model, network.test)
     base = {"network": options.network, "size": network.test.shape[-1]}
+    if network.test.dim() == 4:
+        key = {"images": None, "macs": 1.0, "criterion": "dense, pictures moved by two pixels", "recover": "none"}
+        kept.add({**base, **key, "widths": "all"}, partial(moved, network, dense))
     for (images, _), keys in itertools.groupby(asked(options), lambda key: (key["images"], key["criterion"])):
         seen = network if images == options.images else replace(network, calibration=make(images, 1).calibration)
         ours(kept, seen, dense, [{**base, **key} for key in keys], options.seed)
@@ -199,7 +215,8 @@ def main() -> None:
     network = table(kept, options)
     notes = [
         f"as dense: {network.judged}, in percent of {len(network.test)} test samples that nothing was fitted to; error: the outputs' "
-        "squared error as a share of their variance. No labels, no training.",
+        "squared error as a share of their variance; where sure: of those samples whose class the dense network gives half or more. No "
+        "labels, no training.",
         "Ours: every width is free; widths by one ranking (curves), or by what each group alone does to the outputs (search). "
         "Torch-Pruning: its own criteria in one ranking, its ratio bisected to the MACs; norms anew: with batch norms' statistics of "
         "the same data.",
