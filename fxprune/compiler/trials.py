@@ -18,7 +18,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.data.holdout import Part
 from fxprune.recovery.compensate import make_up
 from fxprune.recovery.consumers import Consumer, Replacements, find_consumers
-from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
+from fxprune.recovery.measuring import Blocks, bytes_of, measure, parts_that_fit
 from fxprune.recovery.protocol import Batches, RecoveryContext
 from fxprune.scoring.loss import log_probabilities, named_logits
 from fxprune.twin.interpreter import Run
