@@ -28,6 +28,7 @@ from . import cifar
 from .cli import needs
 from .data import MissingDataError
 
+#: Samples of a batch, at most; of few samples there are four batches, so that some can be held out.
 BATCH = 64
 #: EfficientNet-lite's own normalisation of pixels from 0 to 255.
 _MIDDLE, _SPREAD = 127.0, 128.0
@@ -52,6 +53,11 @@ class Pretrained:
     test: Tensor
     alike: Callable[[Tensor, Tensor], float]
     judged: str
+
+
+def _batch(samples: int) -> int:
+    """Returns how many samples a batch has."""
+    return max(1, min(BATCH, samples // 4))
 
 
 def same_class(found: Tensor, dense: Tensor) -> float:
@@ -91,7 +97,7 @@ def _lite(number: int, size: int | None, images: int, test: int) -> Pretrained:
         ).eval()
     model = model.to(memory_format=torch.channels_last)
     size = size or model.input_image_size
-    calibration = list(_enlarged(cifar.train_set(images)[0], size).split(BATCH))
+    calibration = list(_enlarged(cifar.train_set(images)[0], size).split(_batch(images)))
     unseen = _enlarged(cifar.test_set(test)[0], size)
     return Pretrained(model, (model._fc,), calibration, unseen, same_class, "the dense network's class")
 
@@ -123,7 +129,7 @@ def _onet(size: int | None, images: int, test: int) -> Pretrained:
     from facenet_pytorch import ONet
 
     model = _Boxes(ONet()).eval()
-    calibration = list(_enlarged(cifar.train_set(images)[0], 48).contiguous().split(BATCH))
+    calibration = list(_enlarged(cifar.train_set(images)[0], 48).contiguous().split(_batch(images)))
     unseen = _enlarged(cifar.test_set(test)[0], 48).contiguous()
     last = (model.network.dense6_1, model.network.dense6_2, model.network.dense6_3)
     return Pretrained(model, last, calibration, unseen, _on_top, "the box overlaps the dense network's by 0.8")
@@ -200,7 +206,7 @@ def _crepe(size: int | None, images: int, test: int) -> Pretrained:
         every = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:count]]
         return (every - every.mean(1, keepdim=True)) / every.std(1, keepdim=True)
 
-    calibration = list(frames(images, False).split(BATCH))
+    calibration = list(frames(images, False).split(_batch(images)))
     return Pretrained(
         model.eval(),
         (model.classifier,),
@@ -241,7 +247,7 @@ def _voice(size: int | None, images: int, test: int) -> Pretrained:
         every = torch.cat([_mels(sound) for sound in _spoken(test)])
         return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:count]]
 
-    calibration = list(windows(images, False).split(BATCH))
+    calibration = list(windows(images, False).split(_batch(images)))
     return Pretrained(
         model.eval(),
         (model.linear,),
