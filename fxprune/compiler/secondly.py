@@ -33,7 +33,8 @@ def other_call(
     sizes = dict(own) if batch_alone else limits.others(own, batch, candidates)
     if batch is not None:
         most = 2 * own[batch]  # a batch costs time
-        others = (size for size in (*candidates(own[batch]), *near(own[batch])) if 1 < size <= most)
+        first = _few if candidates is near else candidates
+        others = (size for size in (*first(own[batch]), *near(own[batch])) if 1 < size <= most)
         allowed = (size for size in others if limits.allows({**sizes, batch: size}))
         sizes[batch] = next(allowed, own[batch])
     tensors = []
@@ -49,6 +50,11 @@ def other_call(
     bound = pytree.tree_unflatten(leaves, call.in_spec)
     spare = call.assumed or ()  # what capture gave of itself another module may know nothing of
     return bound_call(call.signature, {name: value for name, value in bound.items() if name not in spare}), text
+
+
+def _few(batch: int) -> Iterable[int]:
+    """Returns other batch sizes that cost little time."""
+    return (size for size in (3, 4, 2) if size < batch)
 
 
 def _batch_of(captured: Captured) -> str | None:

@@ -274,10 +274,13 @@ def verify(state: State) -> State:
     """
     if not state.options.verify:
         return state
-    first = _settled(state, (state.first.args, state.first.kwargs))
+    dtype = state.options.verify_dtype
+    first = _settled(state, (state.first.args, state.first.kwargs), dtype)
+    if first.dtype == str(torch.float64):
+        dtype = torch.float64  # where less left doubt it will again
     for batch_alone in (False, True):  # a size that the graph allows may be one that the model itself does not take
         call, where = other_call(state.coupling.captured, str(device_of(state.module)), batch_alone=batch_alone)
-        other = _settled_there(state, call) if where else None
+        other = _settled_there(state, call, dtype) if where else None
         if other is not None:
             # samples may be the same ones again: it is the first batch that proves, in the other no output may differ
             worst = max(first.max_error, other.max_error) if other.dtype == first.dtype else first.max_error
@@ -286,14 +289,14 @@ def verify(state: State) -> State:
     return replace(state, certificate=first)
 
 
-def _settled_there(state: State, call: Call) -> Certificate | None:
+def _settled_there(state: State, call: Call, dtype: torch.dtype | None) -> Certificate | None:
     """Returns what the comparison finds on a made-up call, None where the original does not take it.
 
     Raises:
         VerificationError: the pruned model alone does not.
     """
     try:
-        return _settled(state, call)
+        return _settled(state, call, dtype)
     except REFUSALS as error:
         if _takes(state, call):
             text = f"the pruned model fails where the original does not, at another batch size or another size: {error}"
@@ -301,11 +304,11 @@ def _settled_there(state: State, call: Call) -> Certificate | None:
         return None
 
 
-def _settled(state: State, call: Call) -> Certificate:
+def _settled(state: State, call: Call, dtype: torch.dtype | None) -> Certificate:
     def certified(dtype: torch.dtype | None) -> Certificate:
         return certify(state.selection, state.pruned, call, dtype=dtype)
 
-    return settled(certified, state.options.verify_dtype)
+    return settled(certified, dtype)
 
 
 def _takes(state: State, call: Call) -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError, raised_as
 from fxprune._base.extras import need
 from fxprune.capturing.source import unwrapped
 from fxprune.data.batches import Batches
-from fxprune.data.calls import tensors_of
+from fxprune.data.calls import Call, tensors_of
 from fxprune.data.checks import check_weights, device_of
 from fxprune.deployment.request import Request, requested
 from fxprune.results.attached import attach, report_if_any
@@ -73,7 +74,8 @@ def quantize(
         dynamic_shapes=dynamic_shapes,
     )
     with raised_as(ExportError, "torchao cannot quantize the model"):
-        observed = flow.prepare_pt2e(_with_sources(program.exported.module()), quantizer or _x86())
+        graph = _without(program.exported.module(), _assumed(program.call, (first.args, first.kwargs)))
+        observed = flow.prepare_pt2e(_with_sources(graph), quantizer or _x86())
         with torch.no_grad():
             for batch in batches:
                 observed(*batch.args, **batch.kwargs)
@@ -92,6 +94,31 @@ def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
         for found, x, y in zip(dims, own, tensors_of((batch.args, batch.kwargs)), strict=True):
             found |= {d for d, (a, b) in enumerate(zip(x.shape, y.shape, strict=True)) if a != b and d > 0}
     return tuple(tuple(sorted(found)) for found in dims)
+
+
+def _assumed(call: Call, given: Call) -> dict[str, Any]:
+    """Returns the keyword arguments that capture gave of itself beside those that are given, as ``use_cache``, and their values."""
+    return {name: value for name, value in call[1].items() if name not in given[1] and not tensors_of(value)}
+
+
+def _without(module: Any, literals: Mapping[str, Any]) -> Any:
+    """Returns an exported graph that holds some keyword arguments itself, and no longer takes them."""
+    pytree_info = module.graph._codegen.pytree_info
+    args, kwargs = pytree.tree_unflatten(range(pytree_info.in_spec.num_leaves), pytree_info.in_spec)
+    held = [node for node in module.graph.find_nodes(op="placeholder") if node.name in literals]
+    for user in {user: None for node in held for user in node.users}:
+        user.args, user.kwargs = fx.map_arg(
+            (user.args, user.kwargs), lambda node: literals[node.name] if node in held else node
+        )
+    for node in held:
+        module.graph.erase_node(node)
+    stay = {name: leaf for name, leaf in kwargs.items() if name not in literals}
+    module.graph._codegen.pytree_info = pytree_info._replace(
+        orig_args=[name for name in pytree_info.orig_args if name not in literals],
+        in_spec=pytree.tree_structure((args, stay)),
+    )
+    module.recompile()
+    return module
 
 
 def _with_sources(graph: Any) -> Any:

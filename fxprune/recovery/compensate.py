@@ -13,7 +13,7 @@ import torch
 
 from fxprune.recovery.consumers import Consumer, Replacements
 from fxprune.recovery.gains import fit_gains
-from fxprune.recovery.moments import Blocks, bytes_of
+from fxprune.recovery.measuring import Blocks, bytes_of
 from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.regression import gain_of
 from fxprune.recovery.ridges import MORE, best_ridge

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.ops.registry import bind, is_kind
 from fxprune.ops.tracer import Contraction
 from fxprune.recovery.affine import Affine, added_to, affine_of, own_parameter
+from fxprune.recovery.windows import Windows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,17 @@ class Home:
     tensor: str
     sign: int
     behind: fx.Node | None = None
+
+
+#: As many samples are ample for a regression: for few columns, and for each of many.
+_SAMPLES, _PER_COLUMN = 1 << 16, 128
+
+
+class Draw(NamedTuple):
+    """Which batch of how many samples are drawn from."""
+
+    batch: int
+    batches: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,33 +104,49 @@ class Consumer:
         """Returns how many samples an output of this shape holds: tokens, or batch times positions."""
         return math.prod(shape[:-1] if self.affine.last else (shape[0], *shape[2:]))
 
-    def columns(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Returns chosen samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel."""
+    def columns(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Returns samples of an input as ``[rows, groups, columns]``, unfolded under a convolution's kernel: those chosen, or all."""
         if self.affine.last:
-            return x.reshape(-1, 1, x.shape[-1])[rows]
+            every = x.reshape(-1, 1, x.shape[-1])
+            return every if rows is None else every[rows]
         windows = _windows(x, self.affine.arguments)  # [b, *positions, c, *kernel]
-        place = torch.unravel_index(rows, windows.shape[: x.dim() - 1])
-        return windows[place].reshape(len(rows), self.groups, -1)
+        places = windows.shape[: x.dim() - 1]
+        chosen = windows if rows is None else windows[torch.unravel_index(rows, places)]
+        return chosen.reshape(math.prod(places) if rows is None else len(rows), self.groups, -1)
 
-    def outputs(self, y: Tensor, rows: Tensor) -> Tensor:
-        """Returns chosen samples of an output, or anything of its shape, as ``[rows, groups, outputs]``."""
+    @property
+    def windows(self) -> Windows | None:
+        """The windows that it reads, if they move by one along one dimension or two."""
+        a = self.affine.arguments
+        dims = 0 if self.affine.last else len(a.kernel)
+        if not 0 < dims <= 2 or {*_tuple(a.stride, dims), *_tuple(a.dilation, dims)} != {1}:
+            return None
+        pads, alone = _pads(a), (1,) * (2 - dims)  # one dimension is two, of which one is of length 1
+        if any(before != behind for before, behind in pads):
+            return None
+        return Windows((*alone, *a.kernel), (*(0 for _ in alone), *(p for p, _ in pads)), self.groups)
+
+    def outputs(self, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Returns samples of an output, or anything of its shape, as ``[rows, groups, outputs]``: those chosen, or all."""
         if not self.affine.last:
             y = y.movedim(1, -1)
-        return y.reshape(-1, self.groups, y.shape[-1] // self.groups)[rows]
+        every = y.reshape(-1, self.groups, y.shape[-1] // self.groups)
+        return every if rows is None else every[rows]
 
-    def read(self, values: Mapping[fx.Node, Any], memory_limit: int, batch: int) -> Tensor:
+    def read(self, values: Mapping[fx.Node, Any], memory_limit: int, draw: Draw) -> Tensor:
         """Returns chosen samples of what the layer reads, ``[rows, groups, columns]``, from the values alive at its node."""
-        rows = self.choose(values[self.node].shape, memory_limit, batch)
+        rows = self.choose(values[self.node].shape, memory_limit, draw)
         return self.columns(values[self.source], rows)
 
-    def choose(self, shape: Sequence[int], memory_limit: int, batch: int) -> Tensor:
-        """Returns which samples of an output of this shape count, ``[rows]``, in order: all, or a random part that is ample and fits."""
+    def choose(self, shape: Sequence[int], memory_limit: int, draw: Draw) -> Tensor | None:
+        """Returns which samples of an output of this shape count, ``[rows]``, in order, so that all batches' are ample, and fit; None for all."""
         count, columns = self.samples(shape), self.kept.shape[1]
-        ample = 16 * columns if self.alone else max(8192, 32 * columns)
+        ample = _PER_COLUMN * columns if self.alone else max(_SAMPLES, _PER_COLUMN * columns)
+        most = min(-(-ample // draw.batches), max(memory_limit // (16 * columns * self.groups), 1))
         most = min(ample, max(memory_limit // (16 * columns * self.groups), 1))
         if count <= most:
-            return torch.arange(count)
-        return torch.randint(count, (most,), generator=torch.Generator().manual_seed(batch)).sort().values
+            return None
+        return torch.randint(count, (most,), generator=torch.Generator().manual_seed(draw.batch)).sort().values
 
 
 class Replacements:
@@ -201,16 +229,19 @@ def _windows(x: Tensor, a: SimpleNamespace) -> Tensor:
     """Before: x[b, c, *space].  After: a view [b, *positions, c, *kernel]."""
     n = len(a.kernel)
     stride, dilation = _tuple(a.stride, n), _tuple(a.dilation, n)
-    reach = [d * (k - 1) for k, d in zip(a.kernel, dilation, strict=True)]
-    if a.padding == "same":
-        pads = [(r // 2, r - r // 2) for r in reach]
-    else:
-        sizes = (0,) * n if a.padding == "valid" else _tuple(a.padding, n)
-        pads = [(p, p) for p in sizes]
-    x = functional.pad(x, [p for pair in reversed(pads) for p in pair])
+    x = functional.pad(x, [p for pair in reversed(_pads(a)) for p in pair])
     for dim in range(n):
-        x = x.unfold(2 + dim, reach[dim] + 1, stride[dim])[..., :: dilation[dim]]
+        x = x.unfold(2 + dim, dilation[dim] * (a.kernel[dim] - 1) + 1, stride[dim])[..., :: dilation[dim]]
     return x.movedim(1, n + 1)
+
+
+def _pads(a: SimpleNamespace) -> list[tuple[int, int]]:
+    """Returns how many zeros lie before and behind each dimension."""
+    n = len(a.kernel)
+    if a.padding == "same":
+        reach = [d * (k - 1) for k, d in zip(a.kernel, _tuple(a.dilation, n), strict=True)]
+        return [(r // 2, r - r // 2) for r in reach]
+    return [(p, p) for p in ((0,) * n if a.padding == "valid" else _tuple(a.padding, n))]
 
 
 def find_consumers(

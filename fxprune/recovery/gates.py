@@ -21,7 +21,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.ops.families.recurrent import layers_of
 from fxprune.ops.registry import bind, is_kind
 from fxprune.recovery.affine import Affine, own_parameter
-from fxprune.recovery.consumers import Consumer, Home
+from fxprune.recovery.consumers import Consumer, Draw, Home
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +42,11 @@ class Gates(Consumer):
         """Returns how many samples an input of this shape holds."""
         return int(np.prod(shape[:-1]))
 
-    def read(self, values: Mapping[fx.Node, Any], memory_limit: int, batch: int) -> Tensor:
+    def read(self, values: Mapping[fx.Node, Any], memory_limit: int, draw: Draw) -> Tensor:
         """Returns chosen steps of what the gates read, ``[rows, 1, columns]``, from the values alive at the layer's node."""
         a = SimpleNamespace(**fx.map_arg(vars(self.affine.arguments), values.__getitem__))
         x = self._states(a) if self.of_state else self._below(a)
-        return x.reshape(-1, 1, x.shape[-1])[self.choose(x.shape, memory_limit, batch)]
+        return self.columns(x, self.choose(x.shape, memory_limit, draw))
 
     def _below(self, a: SimpleNamespace) -> Tensor:
         """Returns the sequence that the layer reads, ``[batch, time, columns]`` or time first."""

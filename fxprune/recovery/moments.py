@@ -1,21 +1,15 @@
-"""Means and (cross-)covariances of what layers read, streamed: centred in each batch, merged in float64, in parts that fit.
+"""Means and (cross-)covariances of what layers read, streamed: centred in each batch, merged in float64.
 
 Fewer samples than columns say all that they can themselves: then they are kept, and no square of the columns is formed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
-
 import torch
 from torch import Tensor
 
-from fxprune._base.ranks import gathered, own, summed, world
-from fxprune.coupling.selection import Selection
-from fxprune.recovery.consumers import Consumer
-from fxprune.twin.interpreter import Run
-from fxprune.twin.march import Way
+from fxprune._base.ranks import gathered, summed, world
+from fxprune.recovery.squares import own_products
 
 
 class Moments:
@@ -45,27 +39,31 @@ class Moments:
         t = x[..., :0] if t is None else t
         if x.dtype.itemsize < 4:  # a sum of squares leaves the range of float16
             x, t = x.float(), t.float()
-        mean_x, mean_t = (part.mean(dim=0, dtype=torch.float64) for part in (x, t))
+        mean_x, mean_t = (part.mean(dim=0).double() for part in (x, t))
         if self.rows is not None and self.count + n > self.most:
             self.square()
         if self.rows is not None:
-            self.rows.append((x, t))
+            self.rows.append((x.clone(), t.clone()))  # values may be views of what is changed
         else:
-            centred = (x - mean_x.to(x.dtype)).transpose(0, 1)  # [groups, samples, p]
-            xx = (centred.transpose(1, 2) @ centred).double()
-            tx = ((t - mean_t.to(t.dtype)).permute(1, 2, 0) @ centred).double()
-            self._grow(n, mean_x, mean_t, xx, tx)
+            self._grow(n, mean_x, mean_t, *_squares(x, t, mean_x, mean_t))
         self._move(n, mean_x, mean_t)
+
+    def take(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Takes in so many samples by their means ``[groups, p]`` and centred squares ``[groups, p, p]``, without targets."""
+        self.square()
+        nothing = mean[..., :0]
+        self._grow(count, mean, nothing, squares, squares[:, :0])
+        self._move(count, mean, nothing)
 
     def _grow(self, n: int, mean_x: Tensor, mean_t: Tensor, xx: Tensor, tx: Tensor) -> None:
         """Adds the centred squares ``[groups, p, p]``, ``[groups, q, p]`` of ``n`` samples with means of their own, ``[groups, ...]``."""
         if not self.count:
-            self._xx, self._tx = xx, tx
+            self._xx, self._tx = xx.double(), tx.double()
             return
         step_x, step_t = mean_x - self.mean_x, mean_t - self.mean_t
-        each = self.count * n / (self.count + n)
-        self._xx += xx + each * step_x[..., :, None] * step_x[..., None, :]
-        self._tx += tx + each * step_t[..., :, None] * step_x[..., None, :]
+        share = (self.count * n / (self.count + n) * step_x)[..., None, :]
+        self._xx.add_(xx).baddbmm_(step_x[..., None], share)
+        self._tx.add_(tx).baddbmm_(step_t[..., None], share)
 
     def _move(self, n: int, mean_x: Tensor, mean_t: Tensor) -> None:
         """Takes ``n`` samples' means, ``[groups, p]`` and ``[groups, q]``, into those of all."""
@@ -81,9 +79,8 @@ class Moments:
         """Forms the squares of samples that were kept, about the means as they stand."""
         rows, self.rows = self.rows, None
         for x, t in rows or ():
-            centred = (x.double() - self.mean_x).transpose(0, 1)
-            xx, tx = centred.transpose(1, 2) @ centred, (t.double() - self.mean_t).permute(1, 2, 0) @ centred
-            self._xx, self._tx = (self._xx + xx, self._tx + tx) if self._xx.numel() else (xx, tx)
+            xx, tx = _squares(x, t, self.mean_x, self.mean_t)
+            self._xx, self._tx = (self._xx + xx, self._tx + tx) if self._xx.numel() else (xx.double(), tx.double())
 
     @property
     def xx(self) -> Tensor:
@@ -154,7 +151,7 @@ class Moments:
         if not covariance:
             return
         if self.rows is not None:
-            self.rows = [(x, torch.einsum("ngp,gqp->ngq", x.double(), lost)) for x, _ in self.rows]
+            self.rows = [(x, torch.einsum("ngp,gqp->ngq", x, lost.to(x.dtype))) for x, _ in self.rows]
             return
         self._tx = torch.zeros_like(weight)
         for g, stays in enumerate(kept):
@@ -214,138 +211,8 @@ class Moments:
         self.mean_x, self.mean_t = torch.zeros_like(self.mean_x), torch.zeros_like(self.mean_t)
 
 
-#: One batch in so many is held out; of fewer batches, the last one in so many parts of each.
-_HELD_OUT = 4
-
-
-def split(samples: int, number: int, batches: int) -> int:
-    """Returns how many of a batch's samples are to fit; the others, the last ones, are held out.
-
-    Args:
-        samples: of the batch.
-        number: of the batch.
-        batches: how many there are.
-    """
-    held = samples // _HELD_OUT if batches < _HELD_OUT else samples * (number % _HELD_OUT == _HELD_OUT - 1)
-    return samples - held
-
-
-T = TypeVar("T")
-
-#: The moments of blocks of columns.
-Blocks: TypeAlias = "list[tuple[slice, Moments]]"
-
-
-def _side(consumer: Consumer, memory_limit: int) -> int:
-    """Returns the most columns whose squares fit."""
-    return int((memory_limit / 16 / consumer.groups) ** 0.5)
-
-
-def _blocks(consumer: Consumer, covariance: bool, memory_limit: int, samples: int | None = None) -> list[slice]:
-    """Cuts the columns into blocks whose covariance fits, or whose samples do."""
-    columns = consumer.kept.shape[1]
-    most = max(_side(consumer, memory_limit), int(memory_limit / 16 / consumer.groups / samples) if samples else 0)
-    most = most if covariance else columns
-    count = max(1, -(-columns // max(most, 1)))
-    width = -(-columns // count)
-    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
-
-
-def bytes_of(consumer: Consumer, covariance: bool, memory_limit: int, samples: int | None = None) -> int:
-    """Returns what the statistics of one consumer take, in blocks if need be.
-
-    Args:
-        consumer: the layer.
-        covariance: False for the means alone.
-        memory_limit: bytes for one block.
-        samples: how many there are; None if squares are needed in any case.
-    """
-    if not covariance:
-        return 8 * consumer.kept.size
-    widths = [block.stop - block.start for block in _blocks(consumer, covariance, memory_limit, samples)]
-    return sum(16 * consumer.groups * width * min(width, width if samples is None else samples) for width in widths)
-
-
-def parts_that_fit(items: Iterable[T], sizes: Callable[[T], Mapping[Any, int]], memory_limit: int) -> Iterator[list[T]]:
-    """Yields items in parts whose statistics fit into ``memory_limit`` bytes together.
-
-    Args:
-        items: in their order.
-        sizes: of one item, the bytes of each statistic that it needs; what several need counts once.
-        memory_limit: bytes.
-    """
-    part: list[T] = []
-    held: dict[Any, int] = {}
-    for item in items:
-        own = sizes(item)
-        if part and sum({**held, **own}.values()) > memory_limit:
-            yield part
-            part, held = [], {}
-        part.append(item)
-        held.update(own)
-    if part:
-        yield part
-
-
-def _over(consumer: Consumer, moments: Moments, samples: int, memory_limit: int) -> bool:
-    """Returns whether so many samples are too many to keep, of columns whose squares do not fit."""
-    return moments.rows is not None and samples > moments.most > _side(consumer, memory_limit)
-
-
-def measure(
-    dense: Selection,
-    part: Sequence[Consumer],
-    inputs: Iterable[Sequence[Tensor]],
-    *,
-    covariance: bool,
-    memory_limit: int,
-    held: Mapping[Consumer, int] | None = None,
-    samples: Mapping[Consumer, int] | None = None,
-    ways: Iterable[Way] | None = None,
-) -> list[Blocks]:
-    """Returns the moments of what each consumer reads in the dense model, by blocks of columns that fit, in one pass.
-
-    Args:
-        dense: the selection of nothing, of the captured graph.
-        part: the consumers.
-        inputs: the graph's flat inputs, ``[samples, ...]``, batch by batch.
-        covariance: False for the means alone.
-        memory_limit: bytes for one block's statistics, and for one batch's samples of one consumer.
-        held: of consumers some of whose samples are held out, the number of batches (see `split`).
-        samples: of consumers whose samples may be kept instead of squares, how many there are.
-        ways: each batch's way past the consumers; by default from the inputs on.
-    """
-    held, samples = held or {}, samples or {}
-    counts = [samples.get(consumer) if covariance else None for consumer in part]
-    cuts = [_blocks(c, covariance, memory_limit, count) for c, count in zip(part, counts, strict=True)]
-    blocks = [
-        [(b, Moments(b.stop - b.start if count else 0)) for b in cut] for cut, count in zip(cuts, counts, strict=True)
-    ]
-    run, over = Run(dense), set[Consumer]()
-    for number, way in ((n, run.steps(batch)) for n, batch in own(inputs)) if ways is None else ways:
-        waiting = len(part)
-        for node, values in way:
-            for consumer, its in ((c, b) for c, b in zip(part, blocks, strict=True) if c.node is node):
-                columns = consumer.read(values, memory_limit, number)
-                cut = split(len(columns), number, held[consumer]) if consumer in held else len(columns)
-                for block, moments in its:
-                    if _over(consumer, moments, moments.seen + len(columns), memory_limit):
-                        over.add(consumer)
-                        continue
-                    moments.add(columns[:cut, ..., block]) if covariance else moments.add_mean(columns[..., block])
-                    if consumer in held:
-                        moments.held = moments.held or Moments(moments.most)
-                        moments.held.add(columns[cut:, ..., block])
-                waiting -= 1
-            if not waiting:
-                break
-    for consumer, its in zip(part, blocks, strict=True):
-        for _, moments in its:
-            every = gathered((consumer in over, moments.seen))
-            if any(one for one, _ in every) or _over(consumer, moments, sum(n for _, n in every), memory_limit):
-                # batches are larger than what was counted by: squares of blocks are needed after all
-                fewer = {c: n for c, n in samples.items() if c.kept.shape[1] <= _side(c, memory_limit)}
-                limit = memory_limit
-                return measure(dense, part, inputs, covariance=covariance, memory_limit=limit, held=held, samples=fewer)
-            moments.share(covariance)
-    return blocks
+def _squares(x: Tensor, t: Tensor, mean_x: Tensor, mean_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the squares about some means, ``[groups, p, p]`` and ``[groups, q, p]``, in the samples' own precision."""
+    centred = (x - mean_x.to(x.dtype)).transpose(0, 1)  # [groups, samples, p]
+    crossed = (t - mean_t.to(t.dtype)).permute(1, 2, 0).to(x.dtype) @ centred
+    return own_products(centred), crossed

@@ -25,7 +25,7 @@ from fxprune.data.checks import flawed, non_finite
 from fxprune.data.holdout import count_of
 from fxprune.recovery.consumers import Consumer, find_consumers
 from fxprune.recovery.gates import Gates, find_gates
-from fxprune.recovery.moments import Blocks, bytes_of, measure, parts_that_fit
+from fxprune.recovery.measuring import Blocks, bytes_of, measure, parts_that_fit
 from fxprune.twin.interpreter import Run
 from fxprune.twin.march import marching
 
@@ -131,8 +131,8 @@ class RecoveryContext:
         """
         limit = self.memory_limit
         consumers = (*self.consumers, *self.gates) if consumers is None else consumers
-        samples, batches = self.samples(consumers), count_of(self.inputs)
-        held = {c: batches for c in consumers if hold_out and samples[c] < _AMPLE * c.kept.shape[1]}
+        samples = self.samples(consumers)
+        held = {c for c in consumers if hold_out and samples[c] < _AMPLE * c.kept.shape[1]}
         known = samples if rows else {}
         sizes = {c: {c: bytes_of(c, covariance, limit, known.get(c)) * (2 if c in held else 1)} for c in consumers}
         run = Run(self.dense)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune._base.errors import CalibrationError
 from fxprune.recovery.moments import Moments
+from fxprune.recovery.squares import own_products
 
 
 def gain_of(moments: Moments, g: int, stays: Tensor, ridge: float) -> Tensor:
@@ -73,7 +74,7 @@ class Dual:
     @cached_property
     def _gram(self) -> Tensor:
         """The products of the samples with each other, ``[samples, samples]``."""
-        return self.x @ self.x.T
+        return own_products(self.x.T)
 
     def weights(self, ridge: float) -> Tensor:
         """Returns ``(X X^t + ridge * level * I)^-1 T``, ``[samples, q]``; zeros where nothing varies."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fxprune.recovery.consumers import Consumer
-from fxprune.recovery.moments import Blocks, Moments
+from fxprune.recovery.measuring import Blocks
+from fxprune.recovery.moments import Moments
 from fxprune.recovery.regression import Dual, ridge_solve
 
 #: Those that are tried, as multiples of the one that is given.

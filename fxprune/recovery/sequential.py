@@ -26,9 +26,10 @@ from fxprune._base.ranks import gathered, own
 from fxprune.coupling.coupling import Coupling
 from fxprune.ops.registry import bind, conducts, is_kind
 from fxprune.recovery.compensate import fit, make_up
-from fxprune.recovery.consumers import Consumer, Replacements, find_consumers
+from fxprune.recovery.consumers import Consumer, Draw, Replacements, find_consumers
 from fxprune.recovery.gains import Fit, Gain, Gains
-from fxprune.recovery.moments import Moments, split
+from fxprune.recovery.measuring import split
+from fxprune.recovery.moments import Moments
 from fxprune.recovery.protocol import Recovered, RecoveryContext
 from fxprune.recovery.ridges import best_ridge
 from fxprune.results.tables import few
@@ -102,7 +103,10 @@ def _layers(context: RecoveryContext) -> list[Consumer]:
     Without those that others' recovery has changed on purpose (`fxprune.recovery.cores`): they are not to give what they gave.
     """
     cut, done = {consumer.node: consumer for consumer in context.consumers}, context.selection.tensors
-    every = [cut.get(consumer.node, consumer) for consumer in find_consumers(context.selection, every=True, depthwise=True)[0]]
+    every = [
+        cut.get(consumer.node, consumer)
+        for consumer in find_consumers(context.selection, every=True, depthwise=True)[0]
+    ]
     every = [consumer for consumer in every if consumer.node in cut or consumer.weight not in done]
     return every[: max((i + 1 for i, consumer in enumerate(every) if consumer.node in cut), default=0)]
 
@@ -277,11 +281,12 @@ class _March:
         elif node not in self.cut:
             return
         read = _value(self.pruned, consumer.source, pruned)
-        rows = consumer.choose(target.shape, self.context.memory_limit, number)
-        cut = split(len(rows), number, self.batches)
-        for part, some in ((moments, rows[:cut]), (moments.held, rows[cut:])):
-            if part is not None and len(some):
-                part.add(consumer.columns(read, some), consumer.outputs(target, some))
+        rows = consumer.choose(target.shape, self.context.memory_limit, Draw(number, self.batches))
+        columns, lacking = consumer.columns(read, rows), consumer.outputs(target, rows)
+        cut = split(len(columns), number, self.batches)
+        moments.add(columns[:cut], lacking[:cut])
+        if moments.held is not None:
+            moments.held.add(columns[cut:], lacking[cut:])
 
     def _inverse_scale(self, norm: fx.Node | None, like: Tensor) -> Tensor:
         if norm is None:

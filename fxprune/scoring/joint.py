@@ -24,7 +24,7 @@ from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS
 from fxprune.coupling.units import Group
 from fxprune.recovery.consumers import Consumer, find_consumers
-from fxprune.recovery.moments import Blocks, measure, parts_that_fit
+from fxprune.recovery.measuring import Blocks, measure, parts_that_fit
 from fxprune.scoring.causal import causal_loss
 from fxprune.scoring.engine.columns import Reading, readings_of, table_of
 from fxprune.scoring.engine.elimination import Reader, eliminate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.rewriting.emission import emitted
+from fxprune.twin.certificate import certify
 from tests.models.fn import Fn
 from tests.support.compiling import around, compile_small, mlp
 from tests.support.weights import fingerprint
@@ -67,8 +69,8 @@ def test_what_was_compared_is_listed_at_two_batch_sizes() -> None:
     assert certificate.compared == (
         "output 0 [6, 2]",
         "output 1 [6, 0]: is empty",
-        "output 0 [5, 2], at args[0].shape[0] = 5",
-        "output 1 [5, 0]: is empty, at args[0].shape[0] = 5",
+        "output 0 [3, 2], at args[0].shape[0] = 3",
+        "output 1 [3, 0]: is empty, at args[0].shape[0] = 3",
     )
 
 
@@ -77,7 +79,7 @@ def test_a_model_that_insists_on_even_batches_is_compared_at_two() -> None:
     model = Fn(lambda m, x: (h := m.b(m.a(x).relu()))[::2] + h[1::2], a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval()
     pruned = fxprune.compile(model, [torch.randn(6, 4), torch.randn(4, 4)], 0.6, progress=False)
     assert pruned.certificate.verified is True and pruned.certificate.compared[0] == "output 0 [3, 2]"
-    assert pruned.certificate.compared[1:] == ("output 0 [6, 2], at args[0].shape[0] = 12",)
+    assert pruned.certificate.compared[1:] == ("output 0 [2, 2], at args[0].shape[0] = 4",)
 
 
 def test_another_size_is_compared_where_it_is_free() -> None:
@@ -87,8 +89,25 @@ def test_another_size_is_compared_where_it_is_free() -> None:
     assert pruned.certificate.verified is True
     assert pruned.certificate.compared == (
         "output 0 [6, 2, 7]",
-        "output 0 [5, 2, 6], at input.shape[0] = 5, input.shape[2] = 8",
+        "output 0 [3, 2, 6], at input.shape[0] = 3, input.shape[2] = 8",
     )
+
+
+def test_where_float32_leaves_doubt_the_other_sizes_are_compared_in_float64_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, torch.dtype | None]] = []
+
+    def doubtful(selection: Any, pruned: nn.Module, call: Any, *, dtype: torch.dtype | None) -> Any:
+        asked.append((len(call[0][0]), dtype))
+        found = certify(selection, pruned, call, dtype=dtype)
+        return found if dtype is torch.float64 else replace(found, verified=None)
+
+    monkeypatch.setattr("fxprune.compiler.stages.certify", doubtful)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    assert fxprune.compile(model, [torch.randn(16, 5)], 0.6, progress=False).certificate.verified is True
+    assert asked == [(16, None), (16, torch.float64), (3, torch.float64)]
 
 
 def test_a_fault_at_another_batch_size_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +126,14 @@ def test_a_fault_at_another_batch_size_is_found(monkeypatch: pytest.MonkeyPatch)
 def test_a_result_that_fails_at_another_batch_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> nn.Module:
         module = emitted(*args)
-        module.register_forward_hook(lambda _, args, out: out.view(6, -1))
+        module.register_forward_hook(lambda _, args, out: out.view(8, -1))
         return module
 
     monkeypatch.setattr("fxprune.compiler.stages.emitted", broken)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     with pytest.raises(fxprune.VerificationError, match="fails where the original does not, at another batch size"):
-        fxprune.compile(model, [torch.randn(6, 5)], 0.6, progress=False)
+        fxprune.compile(model, [torch.randn(8, 5)], 0.6, progress=False)
 
 
 def test_a_size_that_the_model_does_not_take_is_not_compared() -> None:

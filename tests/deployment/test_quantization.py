@@ -12,6 +12,7 @@ from torch import nn
 import fxprune
 from fxprune.contrib import demo
 from fxprune.deployment.comparison import difference
+from tests.models.stored import llama
 from tests.support.exports import MODELS, call_of, outputs_of, pruned_of, session_of
 from tests.support.weights import fingerprint
 
@@ -52,6 +53,20 @@ def test_int8_keeps_the_accuracy_of_real_data() -> None:
     int8 = fxprune.quantize(pruned, calibration[:4])
     before, after = (demo.accuracy(network, digits.test) for network in (pruned, int8))
     assert before > 85 and after > before - 2
+
+
+def test_a_language_model_of_its_own_class_needs_no_argument_that_capture_gave() -> None:
+    """``use_cache`` is what export needs, not what the user's batches hold."""
+    pytest.importorskip("torchao")
+    model = llama()
+    data = [{"input_ids": torch.randint(0, 30, (4, 9), generator=torch.Generator().manual_seed(i))} for i in range(2)]
+    pruned = fxprune.compile(model, data, 0.8, form="module", progress=False)
+    int8 = fxprune.quantize(pruned, data)
+    with torch.no_grad():
+        wanted, got = pruned(**data[0], use_cache=False).logits, int8(**data[0])["logits"]
+    assert 0 < difference(wanted, got) < 0.1
+    with pytest.raises(TypeError):
+        int8(**data[0], use_cache=False)
 
 
 def test_quantize_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.recovery.consumers import find_consumers
-from fxprune.recovery.moments import Moments, bytes_of, measure
+from fxprune.recovery.measuring import bytes_of, measure
+from fxprune.recovery.moments import Moments
 from fxprune.recovery.regression import Dual, gain_of, ridge_solve
 from fxprune.recovery.ridges import RIDGES, best_ridge
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.recovery.consumers import find_consumers
-from fxprune.recovery.moments import Moments, measure, split
+from fxprune.recovery.measuring import measure, split
+from fxprune.recovery.moments import Moments
 from fxprune.recovery.ridges import RIDGES, best_ridge
 
 WIDE = 48

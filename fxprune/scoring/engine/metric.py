@@ -41,8 +41,7 @@ class Metric:
 
     def add(self, slope: Tensor) -> None:
         """Takes in the gradients of a batch by the layer's output, of its shape ``[samples, ...]``."""
-        every = torch.arange(self.consumer.samples(slope.shape), device=slope.device)
-        rows = self.consumer.outputs(slope, every)  # [positions, groups, outputs]
+        rows = self.consumer.outputs(slope)  # [positions, groups, outputs]
         if not self.full:
             self._moment += rows.double().square().sum(dim=0)
             return
