@@ -18,8 +18,9 @@ from fxprune.coupling.selection import Selection
 from fxprune.data.holdout import Part
 from fxprune.recovery.compensate import make_up
 from fxprune.recovery.consumers import Consumer, Replacements, find_consumers
-from fxprune.recovery.measuring import Blocks, bytes_of, measure, parts_that_fit
+from fxprune.recovery.measuring import Blocks, bytes_of, measure, parts_that_fit, split
 from fxprune.recovery.protocol import Batches, RecoveryContext
+from fxprune.scoring.engine.gradients import batch_size
 from fxprune.scoring.loss import log_probabilities, named_logits
 from fxprune.twin.interpreter import Run
 
@@ -53,7 +54,7 @@ class Trials:
 
     Args:
         coupling: of the captured graph.
-        inputs: flat inputs, batch by batch; the last one is judged by, and recovered from only if it is the only one.
+        inputs: flat inputs, batch by batch; the last one is judged by; of a single one the last quarter of its samples. Recovery does not see them.
         ridge: of the recovery.
         memory_limit: bytes for its statistics; layers that these leave no room for are not recovered.
     """
@@ -72,9 +73,20 @@ class Trials:
         fitting = next(parts_that_fit(consumers, sizes.__getitem__, memory_limit), [])
         #: Layers that there is no memory to recover.
         self.left = [consumer.weight for consumer in consumers[len(fitting) :]]
+        alone = fitting if count == 1 else ()  # its last samples are apart
         blocks = measure(
-            nothing, fitting, self._context.inputs, covariance=True, memory_limit=memory_limit, samples=samples
+            nothing,
+            fitting,
+            self._context.inputs,
+            covariance=True,
+            memory_limit=memory_limit,
+            held=alone,
+            samples=samples,
         )
+        for moments in (each for its in blocks for _, each in its):
+            moments.held = None
+        self._batch = batch_size(coupling, self._probe)
+        self._seen = split(self._batch, 0, 1) % self._batch if count == 1 else 0
         self._context.known.update(zip((c.node for c in fitting), blocks, strict=True))
         self._values: dict[fx.Node, Any] = {}
         left = memory_limit // 2
@@ -85,7 +97,7 @@ class Trials:
             self._values[node] = values[node]
             if left < 0:
                 self._values.clear()
-        self._judge = Judge(coupling.captured.call.unflatten(values[node]))
+        self._judge = Judge(self._unseen(values[node]))
 
     @torch.no_grad()
     def loss(self, removed: Mask) -> float:
@@ -96,7 +108,15 @@ class Trials:
         known = [consumer for consumer in context.consumers if consumer.node in self._context.known]
         make_up(context, changed, covariance=True, consumers=known)
         outputs = self._outputs(selection.with_tensors(changed.tensors))
-        return self._judge(self._coupling.captured.call.unflatten(outputs))
+        return self._judge(self._unseen(outputs))
+
+    def _unseen(self, outputs: Any) -> Any:
+        """Returns flat outputs as the model gives them, without those of samples that recovery has seen."""
+        if self._seen:
+            outputs = pytree.tree_map(
+                lambda x: x[self._seen :] if isinstance(x, Tensor) and x.dim() and len(x) == self._batch else x, outputs
+            )
+        return self._coupling.captured.call.unflatten(outputs)
 
     def _outputs(self, selection: Selection) -> Any:
         """Returns the flat outputs; what lies before all that changes is known."""

@@ -84,6 +84,11 @@ class Consumer:
         """The node that gives the layer's input."""
         return self.affine.input
 
+    @property
+    def alone(self) -> bool:
+        """Whether each output reads one channel, as in a depthwise convolution: none makes up for another."""
+        return self.groups > 1 and self.kept.shape[1] == math.prod(self.affine.arguments.kernel)
+
     def matrix(self, weight: Tensor) -> Tensor:
         """Returns a weight as ``[groups, outputs, columns]``."""
         weight = weight.mT if self.affine.inward else weight
@@ -136,7 +141,8 @@ class Consumer:
     def choose(self, shape: Sequence[int], memory_limit: int, draw: Draw) -> Tensor | None:
         """Returns which samples of an output of this shape count, ``[rows]``, in order, so that all batches' are ample, and fit; None for all."""
         count, columns = self.samples(shape), self.kept.shape[1]
-        ample = -(-max(_SAMPLES, _PER_COLUMN * columns) // draw.batches)
+        ample = _PER_COLUMN * columns if self.alone else max(_SAMPLES, _PER_COLUMN * columns)
+        most = min(-(-ample // draw.batches), max(memory_limit // (16 * columns * self.groups), 1))
         most = min(ample, max(memory_limit // (16 * columns * self.groups), 1))
         if count <= most:
             return None
@@ -238,12 +244,15 @@ def _pads(a: SimpleNamespace) -> list[tuple[int, int]]:
     return [(p, p) for p in ((0,) * n if a.padding == "valid" else _tuple(a.padding, n))]
 
 
-def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[Consumer], list[str]]:
+def find_consumers(
+    selection: Selection, *, every: bool = False, depthwise: bool = False
+) -> tuple[list[Consumer], list[str]]:
     """Returns the layers whose input loses channels, in graph order, and notes on those that are left alone.
 
     Args:
         selection: what goes.
         every: also the layers whose input could lose channels, or nothing, but does not.
+        depthwise: also convolutions that read each output from one channel: none makes up for another, but what is left may have drifted.
     """
     coupling, slicer = selection.coupling, selection.slicer
     uses = Counter(str(c.weight.target) for c in coupling.contractions if c.weight is not None and c.axis)
@@ -263,7 +272,7 @@ def find_consumers(selection: Selection, *, every: bool = False) -> tuple[list[C
             notes.append(f"{name}: no compensation for complex weights")
         elif uses[name] > 1 or len(weight.users) > 1:
             notes.append(f"{name}: used more than once")
-        elif _depthwise(affine, tensor):
+        elif _depthwise(affine, tensor) and not depthwise:
             continue  # nothing is left to take over
         elif not affine.last and len(coupling.captured.info[affine.input].shape) != tensor.dim():
             notes.append(f"{name}: an input without a batch")

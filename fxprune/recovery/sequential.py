@@ -4,7 +4,8 @@ For each consumer in topological order the kept weights are regressed on the inp
 recovered model gives, towards the dense model's output plus what the skip connection beside it has lost so far:
 ``T = y_dense + (skip_dense - skip_pruned) / s`` with ``s = gamma / sqrt(running_var + eps)`` of the batch norm in
 between. Layers that lose nothing but read what has drifted are fitted as well, up to the last one that loses columns (as GPTAQ
-does in quantisation, arXiv 2504.02692): ResNet-56 at 0.3 of its MACs 85.98 % instead of 84.54. The gates of recurrent layers, whose
+does in quantisation, arXiv 2504.02692): ResNet-56 at 0.3 of its MACs 85.98 % instead of 84.54. So are depthwise convolutions, filter by
+filter: none makes up for another channel, but what each reads has drifted. The gates of recurrent layers, whose
 sums are no values of the graph, come first, from the dense model's statistics.
 
 All layers begin with what `fxprune.recovery.compensate` gives them, and the ridge is towards that. Of a few ridges each layer takes
@@ -102,7 +103,10 @@ def _layers(context: RecoveryContext) -> list[Consumer]:
     Without those that others' recovery has changed on purpose (`fxprune.recovery.cores`): they are not to give what they gave.
     """
     cut, done = {consumer.node: consumer for consumer in context.consumers}, context.selection.tensors
-    every = [cut.get(consumer.node, consumer) for consumer in find_consumers(context.selection, every=True)[0]]
+    every = [
+        cut.get(consumer.node, consumer)
+        for consumer in find_consumers(context.selection, every=True, depthwise=True)[0]
+    ]
     every = [consumer for consumer in every if consumer.node in cut or consumer.weight not in done]
     return every[: max((i + 1 for i, consumer in enumerate(every) if consumer.node in cut), default=0)]
 

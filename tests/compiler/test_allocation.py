@@ -150,6 +150,21 @@ def test_what_is_known_before_a_change_is_not_computed_anew_and_makes_no_differe
         trials._values = kept
 
 
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_of_a_single_batch_the_last_samples_are_judged_by_and_not_recovered_from(size: int) -> None:
+    """Fewer samples than columns can be made up for exactly: what the outputs lose must be seen on others."""
+    torch.manual_seed(0)
+    model, x = chain(6, 64, 3), torch.randn(size, 6)
+    coupling = fxprune.couple(fxprune.capture(model, (torch.randn(16, 6),)))
+    removed = coupling.removed_mask(coupling.groups[0].units[:16])
+    alone = Trials(coupling, [(x,)], 1e-6, 1 << 30).loss(removed)
+    if size < 4:  # too few to hold any out
+        assert alone < 1e-4
+        return
+    apart = Trials(coupling, [(x[:12],), (x[12:],)], 1e-6, 1 << 30).loss(removed)
+    assert alone == pytest.approx(apart, rel=1e-3) and alone > 1e-3
+
+
 def test_a_layer_whose_statistics_do_not_fit_is_not_recovered() -> None:
     model = chain(6, 24, 3)
     coupling = fxprune.couple(fxprune.capture(model, (data()[0],)))

@@ -177,3 +177,32 @@ def test_layers_that_stay_as_covariance_left_them_are_named() -> None:
     assert line.startswith("2.weight, 4.weight: one-shot covariance stays")
     (line,) = many.report.skipped
     assert line.startswith("2.weight: one-shot covariance stays")  # nothing before it has drifted
+
+
+def test_depthwise_filters_are_fitted_to_what_has_drifted() -> None:
+    """Against least squares by numpy, channel by channel: none makes up for another, and one-shot covariance has nothing for them."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(4, 12, 1), nn.ReLU(), nn.Conv2d(12, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1, groups=6))
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)).double().eval()
+    data = [torch.randn(64, 4, 8, 8, dtype=torch.float64) for _ in range(4)]
+    coupling = fxprune.couple(fxprune.capture(model, (data[0],)))
+    removed = np.zeros(len(coupling.channels), bool)
+    for name, count in (("0.weight", 6), ("6.weight", 2)):
+        (made,) = [axis for axis in coupling.axes if axis.tensor == name and axis.dim == 0]
+        removed[made.labels[:count].ravel()] = True
+    inputs = [(x,) for x in data]
+    once = fxprune.recover(coupling, removed, inputs, "covariance").tensors
+    changed = fxprune.recover(coupling, removed, inputs, "sequential", ridge=1e-9).tensors
+    assert "4.weight" not in once and {"2.weight", "4.weight", "4.bias", "6.weight", "8.weight"} <= set(changed)
+    new = {**model.state_dict(), **changed}
+    with torch.no_grad():
+        x = torch.cat(data)
+        wanted = model[:5](x).movedim(1, -1).flatten(0, 2)
+        hidden = nn.functional.conv2d(model[:2](x)[:, 6:], new["2.weight"][:, 6:], new["2.bias"]).relu()
+        windows = nn.functional.pad(hidden, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)
+        for channel in range(6):
+            read = np.c_[windows[:, channel].flatten(3).flatten(0, 2).numpy(), np.ones(len(wanted))]
+            best = np.linalg.lstsq(read, wanted[:, channel].numpy())[0]
+            got = [*new["4.weight"][channel].flatten().tolist(), float(new["4.bias"][channel])]
+            error = [np.square(read @ each - wanted[:, channel].numpy()).sum() for each in (best, np.array(got))]
+            assert error[1] < 1.2 * error[0]  # of a random part of the places
