@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from common import ROOT, torch_pruning, zoo
 from common.cli import begin, guarded, name_of, needs, parser
 from common.results import record
@@ -97,8 +98,7 @@ def line(entry: zoo.Entry, seed: int, threads: int, repeats: int) -> dict[str, A
 
 def whole(name: str, images: int, seed: int) -> dict[str, Any]:
     """Returns what each stage of one compilation with default options takes, in forward passes of its data."""
-    (entry,) = zoo.select([name])
-    model = entry.build().float().eval()
+    model = getattr(torchvision.models, name)(weights=None).eval()
     make = torch.Generator().manual_seed(seed)
     data = [torch.randn(min(8, images), 3, 224, 224, generator=make) for _ in range(-(-images // 8))]
     randomise(model, seed, (data[0][:2],))

@@ -143,7 +143,6 @@ class Consumer:
         count, columns = self.samples(shape), self.kept.shape[1]
         ample = _PER_COLUMN * columns if self.alone else max(_SAMPLES, _PER_COLUMN * columns)
         most = min(-(-ample // draw.batches), max(memory_limit // (16 * columns * self.groups), 1))
-        most = min(ample, max(memory_limit // (16 * columns * self.groups), 1))
         if count <= most:
             return None
         return torch.randint(count, (most,), generator=torch.Generator().manual_seed(draw.batch)).sort().values

@@ -44,13 +44,14 @@ def _solve(gram: Tensor, right: Tensor, damping: float) -> Tensor:
     """Returns ``right[q, p] @ (gram[p, p] + damping * I)^-1``; zeros where nothing varies."""
     if gram.numel() == 0 or right.numel() == 0:
         return right
-    if not torch.isfinite(gram).all():
+    if not torch.isfinite(gram.sum()) and not torch.isfinite(gram).all():
         raise CalibrationError(
             "calibration data: a layer's inputs overflow, or are NaN: their covariance is not finite"
         )
     if not gram.diagonal().any():
         return torch.zeros_like(right)
-    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    damped = gram.clone()
+    damped.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(damped)
     solution = torch.linalg.lstsq(damped, right.T).solution if int(failed) else torch.cholesky_solve(right.T, factor)
     return solution.T

@@ -97,7 +97,10 @@ def _parts(consumer: Consumer, block: slice, moments: Moments) -> Iterator[_Part
     if moments.rows is not None and held.rows is not None:
         for g, stays in enumerate(kept):
             (x, t), (held_x, held_t) = (each.samples(g, stays, *origin) for each in (moments, held))
-            yield _FewSamples(Dual(x, t[:, some]), held_x @ x.T, held_t[:, some])
+            level = x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+            x, held_x = (x / level).float(), (held_x / level).float()  # a choice needs no float64
+            t, held_t = (part[:, some].float() for part in (t, held_t))
+            yield _FewSamples(Dual(x, t), held_x @ x.T, held_t)
         return
     (xx, tx), (held_xx, held_tx) = moments.about(*origin), held.about(*origin)
     for g, stays in enumerate(kept):
