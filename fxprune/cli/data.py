@@ -20,6 +20,7 @@ from fxprune.cli.models import Made
 from fxprune.cli.output import warn
 from fxprune.cli.specs import DataSpec
 from fxprune.cli.values import fetch, is_reference, kind_of
+from fxprune.scoring.scorer import Scorer
 
 #: Tokens of pieces of text in a batch, at most: a language model's scores are wide.
 _AT_ONCE = 1024
@@ -55,13 +56,21 @@ def data_of(options: Mapping[str, Any], source: str | None = None, name: str = "
     return spec
 
 
-def load_data(spec: DataSpec, made: Made, *, targets: bool = False, kept: bool = True) -> Any:
+def targets_for(*scorers: Scorer) -> str:
+    """Returns whether some criteria need targets, ``"needed"``, take them if there are any, ``"welcome"``, or neither, ``""``."""
+    asking = [scorer for scorer in scorers if "gradients" in scorer.needs]
+    if any(getattr(scorer, "needs_targets", True) for scorer in asking):
+        return "needed"
+    return "welcome" if asking else ""
+
+
+def load_data(spec: DataSpec, made: Made, *, targets: str = "", kept: bool = True) -> Any:
     """Returns batches for a model, as ``fxprune.compile`` takes them.
 
     Args:
         spec: where they come from, as `data_of` found it.
         made: the model that they are for.
-        targets: whether targets are wanted: they are read off subfolders or ``--label-column`` then.
+        targets: whether they are ``"needed"`` or ``"welcome"``: they are read off subfolders or ``--label-column`` then.
         kept: whether weights come of it, so that noise is to be warned of.
 
     Raises:
@@ -75,7 +84,7 @@ def load_data(spec: DataSpec, made: Made, *, targets: bool = False, kept: bool =
             )
         return _noise(spec, made)
     if path.is_dir():
-        return _images(spec, made, path, targets and spec.labels != "none")
+        return _images(spec, made, path, "" if spec.labels == "none" else targets)
     if kind := kind_of(source, _FILES):
         return _arrays(spec, made, path) if kind == ".npz" else _texts(spec, made, path)
     found = fetch(source, spec.name)
@@ -135,14 +144,20 @@ def _texts(spec: DataSpec, made: Made, path: Path) -> list[Any]:
     return batches if classes is None else _labelled(batches, (torch.tensor(classes)[row] for row in rows))
 
 
-def _images(spec: DataSpec, made: Made, folder: Path, targets: bool) -> list[Any]:
+def _images(spec: DataSpec, made: Made, folder: Path, targets: str) -> list[Any]:
     every = image_files(folder)
     drawn = [every[index] for row in _drawn(len(every), spec) for index in row]
     images = read_images(drawn, transform_of(made, spec), spec)
     batches = [_named(part, made) for part in torch.stack([*images.values()]).split(spec.batch_size)]
     if not targets:
         return batches
-    classes = classes_of([*images], folder, class_names(made), _outputs(made, batches[0]))
+    try:
+        classes = classes_of([*images], folder, class_names(made), _outputs(made, batches[0]))
+    except InputError as error:
+        if targets == "needed":
+            raise
+        warn(f"{error}: the criterion goes without targets")
+        return batches
     return _labelled(batches, torch.tensor(classes).split(spec.batch_size))
 
 

@@ -117,7 +117,7 @@ def _train(train: Callable[..., Any], directory: str, out: str, options: Mapping
     if options["distill"] and dense is not None:
         wanted["teacher"] = dense.model
     for name, spec in sources.items():
-        wanted[name] = load_data(spec, about, targets=not options["distill"])
+        wanted[name] = load_data(spec, about, targets="" if options["distill"] else "needed")
         _check_targets(f"{spec.name} {spec.source}", wanted[name], options)
     history = train(pruned, **wanted, **more)
     with writing(out):

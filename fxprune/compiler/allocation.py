@@ -124,7 +124,7 @@ def searched(state: State) -> State:
     loss, name, best = min(results, key=lambda result: result[0])
     others = {other: min(value for value, found, _ in results if found == other) for other in ("curves", "uniform")}
     beside = ", ".join(f"{value:.4g} by {other!r}" for other, value in others.items() if other != name)
-    note = f"allocation: recovered by covariance, {name!r} leaves the outputs of the last batch {loss:.4g} from the dense ones, {beside}"
+    note = f"allocation: recovered by covariance, {name!r} leaves the outputs of {trials.where} {loss:.4g} from the dense ones, {beside}"
     left = f"allocation: no memory to recover {few(trials.left, 3)}: what they read looks dearer than it is"
     return replace(best, notes=(*best.notes, note, *([left] if trials.left else [])))
 

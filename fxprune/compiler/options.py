@@ -218,6 +218,8 @@ class Options:
         found = isinstance(self.round_to, str) and self.round_to in (AUTO, MEASURE)
         multiple: Any = 1 if found else self.round_to
         least = self.min_keep
+        if type(multiple) is str:
+            raise ValueError(f"round_to must be 'auto', 'measure' or an int of at least 1, got {multiple!r:.80}")
         _whole("round_to", multiple, 1)
         _whole("min_keep", least, 0)
         return Constraints(kinds, patterns, multiple, cast("int", least))

@@ -87,6 +87,9 @@ class Trials:
             moments.held = None
         self._batch = batch_size(coupling, self._probe)
         self._seen = split(self._batch, 0, 1) % self._batch if count == 1 else 0
+        alike = "the last quarter of the only batch" if self._seen else "the only batch"
+        #: What is judged by.
+        self.where = "the last batch" if count > 1 else alike
         self._context.known.update(zip((c.node for c in fitting), blocks, strict=True))
         self._values: dict[fx.Node, Any] = {}
         left = memory_limit // 2

@@ -16,7 +16,7 @@ from fxprune._base.extras import need
 from fxprune.capturing.source import unwrapped
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call, tensors_of
-from fxprune.data.checks import check_weights, device_of
+from fxprune.data.checks import check_weights, device_of, probe
 from fxprune.deployment.request import Request, requested
 from fxprune.results.attached import attach, report_if_any
 from fxprune.runtimes.program import trace
@@ -65,6 +65,7 @@ def quantize(
     check_weights(model)
     batches = Batches(calib_data, device=device_of(model), forward_args=forward_args)
     first = batches.first()
+    probe(model, first)
     request = requested(model, (first.args, first.kwargs), None)
     program = trace(
         request.module,

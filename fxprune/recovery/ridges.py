@@ -97,8 +97,8 @@ def _parts(consumer: Consumer, block: slice, moments: Moments) -> Iterator[_Part
     if moments.rows is not None and held.rows is not None:
         for g, stays in enumerate(kept):
             (x, t), (held_x, held_t) = (each.samples(g, stays, *origin) for each in (moments, held))
-            level = x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-            x, held_x = (x / level).float(), (held_x / level).float()  # a choice needs no float64
+            size = x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+            x, held_x = (x / size).float(), (held_x / size).float()  # a choice needs no float64
             t, held_t = (part[:, some].float() for part in (t, held_t))
             yield _FewSamples(Dual(x, t), held_x @ x.T, held_t)
         return

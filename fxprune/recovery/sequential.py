@@ -116,7 +116,7 @@ def _kept_lines(layers: Sequence[str]) -> tuple[str, ...]:
     if not layers:
         return ()
     return (
-        f"{few(layers, 6)}: one-shot covariance stays: on samples held out, if there were enough, nothing was better",
+        f"{few(layers, 6)}: as covariance left them: on samples held out from the fit nothing was better, or there were too few to hold any out",
     )
 
 

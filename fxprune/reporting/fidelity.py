@@ -179,7 +179,7 @@ class _Sums:
             error=sum(errors) / len(errors),
             agreement=classes.same / classes.places if classes.places else None,
             deviation=classes.deviation(),
-            divergence=classes.divergence / classes.places if classes.places else None,
+            divergence=max(classes.divergence / classes.places, 0.0) if classes.places else None,  # rounding goes below
             perplexity=perplexity,
             samples=int(counts[0]),
             batches=int(counts[1]),

@@ -59,6 +59,11 @@ class Joint:
     per_cost: bool = True
     defaults: Mapping[str, Any] = field(default_factory=lambda: {"recover": "sequential"})
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it fails without targets: it takes them if there are any."""
+        return False
+
     def score(self, context: Context) -> dict[str, Tensor]:
         """Returns scores, ``[units]`` each, that rise along each group's order of removal (see `allocate`, `hull`).
 

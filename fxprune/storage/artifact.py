@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune._base.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune._base.files import fresh_directory, put_in_place
@@ -81,7 +81,7 @@ def save(pruned: nn.Module, directory: str | os.PathLike[str]) -> None:
         directory: where to; it must not exist, or be empty, or hold an artifact.
 
     Raises:
-        FxpruneError: fxprune did not make this model, or it has state that is no tensor.
+        FxpruneError: fxprune did not make this model, it is quantized, or it has state that is no tensor.
         PlanError: the directory holds something else, or the model's example call has no JSON form.
         OSError: it cannot be written.
     """
@@ -100,6 +100,11 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
     found = report(pruned)
     if found.plan is None:
         raise FxpruneError("the model's report has no plan, without which it could not be loaded again")
+    if _is_quantized(pruned):
+        raise FxpruneError(
+            "save: the model is quantized: its integers are not the weights that the plan speaks of. Keep it with "
+            "fxprune.export(model, 'model.onnx') or '.pt2', or save the model that it was made of"
+        )
     target = Path(directory).resolve()
     manifest.check_target(directory)
     with opened_together(files) as there:
@@ -129,6 +134,14 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
             _linked(file, fresh / manifest.part(number))
         manifest.seal(fresh, ties, reason)
         put_in_place(fresh, target)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Returns whether a graph that is none of ours has operators that make integers of numbers."""
+    if not isinstance(module, fx.GraphModule) or isinstance(module, PrunedModule):
+        return False
+    names = (str(node.target).rpartition("::")[2] for node in module.graph.nodes if node.op == "call_function")
+    return any("quantize_per" in name and "fake" not in name for name in names)
 
 
 def _graph_of(pruned: nn.Module, found: Report) -> tuple[str | None, dict[str, Tensor], str | None]:

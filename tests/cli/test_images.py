@@ -67,7 +67,7 @@ def test_classes_need_an_output_that_tells_them_apart(out: Any) -> None:
 
     spec = DataSpec(source="pictures", image_size=8)
     with pytest.raises(fxprune.FxpruneError, match="no output is a tensor with an axis of classes"):
-        load_data(spec, made(Says()), targets=True)
+        load_data(spec, made(Says()), targets="needed")
 
 
 def test_classes_are_read_off_subfolders(here: Path) -> None:
@@ -90,7 +90,7 @@ def test_images_are_drawn_alike_for_the_same_seed(here: Path) -> None:
 
     def read(**options: Any) -> list[Any]:
         spec = DataSpec(source="pictures", image_size=8, batch_size=4, **options)
-        return load_data(spec, made(mine.net()), targets=True)  # type: ignore[no-any-return]
+        return load_data(spec, made(mine.net()), targets="needed")  # type: ignore[no-any-return]
 
     first, again, other = read(samples=6), read(samples=6), read(samples=6, seed=1)
     assert [len(labels) for _, labels in first] == [4, 2]
@@ -110,6 +110,9 @@ def test_images_that_cannot_be_used(here: Path) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(here / "pictures" / "loose.png")
     assert "images lie outside subfolders" in complaint(*argv("pictures", "--method", "taylor"))
     assert "needs targets" in complaint(*argv("pictures", "--method", "taylor", "--labels", "none"))
+    # one that takes targets if there are any goes without
+    said = done(*argv("pictures", "--method", "obs", "--dry-run")).stderr
+    assert "images lie outside subfolders" in said and "goes without targets" in said
     assert "--mean: expected one number, or one a channel (3), got 2" in misuse(*argv("pictures", "--mean", "0.5,0.5"))
     assert "--std: expected numbers above 0, got 0.0" in misuse(*argv("pictures", "--std", "0"))
 
@@ -126,7 +129,9 @@ def test_broken_images_are_left_out_and_counted(here: Path) -> None:
     assert line.startswith("fxprune: warning: --calib pictures: 3 of 12 images are left out, such as pictures/kind0/")
     assert json.loads(found.stdout)["params"] == json.loads(whole)["params"]
     (folder / "cut.png").unlink()
-    batches = load_data(DataSpec(source="pictures", image_size=8, batch_size=4), made(nn.Linear(8, 3)), targets=True)
+    batches = load_data(
+        DataSpec(source="pictures", image_size=8, batch_size=4), made(nn.Linear(8, 3)), targets="needed"
+    )
     assert [(len(x), len(y)) for x, y in batches] == [(4, 4), (4, 4), (1, 1)]
     for file in here.rglob("kind*/*.png"):
         file.write_bytes(b"")

@@ -74,7 +74,7 @@ def test_search_prunes_what_the_outputs_hardly_hear(method: str) -> None:
     assert error[1] < error[0] / 10
     assert found.report.params[1] <= 0.6 * found.report.params[0] and found.certificate.verified
     (note,) = (note for note in found.report.notes if "allocation" in note)
-    assert "'search' leaves the outputs" in note and "'curves'" in note and "'uniform'" in note
+    assert "'search' leaves the outputs of the last batch" in note and "'curves'" in note and "'uniform'" in note
 
 
 def test_search_is_no_worse_than_the_others_on_the_batch_that_it_is_judged_by() -> None:

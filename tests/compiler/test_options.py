@@ -77,6 +77,7 @@ def compiled(**given: Any) -> nn.Module:
         ({"budget": True}, fxprune.BudgetError, "budget must be a share such as 0.5"),
         ({"memory_limit": True}, ValueError, "memory_limit must be a positive number of bytes, got True"),
         ({"steps": 0}, ValueError, "steps must be an int of at least 1, .*got 0"),
+        ({"round_to": "autoo"}, ValueError, "round_to must be 'auto', 'measure' or an int of at least 1, got 'autoo'"),
         ({"min_keep": 2**63}, ValueError, "min_keep must be an int of at least 0"),
         *(
             ({option: value}, TypeError, f"{option}: expected a str or several in a tuple, got")

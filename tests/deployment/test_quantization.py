@@ -69,6 +69,19 @@ def test_a_language_model_of_its_own_class_needs_no_argument_that_capture_gave()
         int8(**data[0], use_cache=False)
 
 
+def test_what_is_quantized_is_not_saved_and_a_batch_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    pruned = pruned_of("cnn")
+    args, kwargs = call_of("cnn", 4)
+    data = [kwargs or args[0]]
+    int8 = fxprune.quantize(pruned, data)
+    with pytest.raises(fxprune.FxpruneError, match="the model is quantized"):
+        fxprune.save(int8, tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+    with pytest.raises(fxprune.CalibrationError, match="batch 0"):
+        fxprune.quantize(pruned, [{"nothing": torch.zeros(2)}])
+
+
 def test_quantize_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(fxprune.ExportError, match=r"quantize: expected a torch\.nn.Module, got str"):
         fxprune.quantize("model", [torch.randn(2, 4)])

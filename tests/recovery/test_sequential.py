@@ -174,9 +174,9 @@ def test_layers_that_stay_as_covariance_left_them_are_named() -> None:
     one, few, many = (fxprune.compile(model, list(torch.randn(n, 8).split(8)), **options) for n in (1, 3, 512))
     assert not one.report.skipped  # a shift makes a single sample right: nothing is left to make up for
     (line,) = few.report.skipped
-    assert line.startswith("2.weight, 4.weight: one-shot covariance stays")
+    assert line.startswith("2.weight, 4.weight: as covariance left them")
     (line,) = many.report.skipped
-    assert line.startswith("2.weight: one-shot covariance stays")  # nothing before it has drifted
+    assert line.startswith("2.weight: as covariance left them")  # nothing before it has drifted
 
 
 def test_depthwise_filters_are_fitted_to_what_has_drifted() -> None:
