@@ -101,7 +101,7 @@ def nearest(pattern: str, known: Iterable[str]) -> str:
     """Returns the end of a sentence with the names that are most like a pattern, or with some."""
     names = sorted(known)
     close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(close)}?" if close else f", such as {', '.join(names[:3])}"
+    return f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(names[:3])} and so on"
 
 
 def check_patterns(coupling: Coupling, ignore: Sequence[str], ratios: Sequence[str]) -> None:

@@ -97,7 +97,7 @@ def test_what_is_bridged_away_is_within_the_budget(of: str) -> None:
     ("arguments", "message"),
     [
         ({"macs": 0.5, "of": "0.bias"}, "has no multiplications, which the budget bounds"),
-        ({"params": 0.5, "of": "layers*"}, r"of='layers\*' matches no layer, such as 0, 0.bias"),
+        ({"params": 0.5, "of": "layers*"}, r"of='layers\*' matches no layer; there are 0, 0.bias"),
         ({"params": 0.5, "of": 3}, "of: expected a pattern of layers, or several in a tuple, got 3"),
         ({"params": 0.5, "of": (1,)}, "of: expected a pattern"),
         ({"latency": 0.5, "of": "1"}, "neither is bounded"),

@@ -152,7 +152,7 @@ def test_random_weights_and_noise_are_warned_of(here: Path) -> None:
 @pytest.mark.parametrize("argv", [("--budget", "0.6", "--ignore", "head*"), ("--ratio", "head*=0.5")])
 def test_a_pattern_that_matches_nothing_is_an_error_in_one_line(here: Path, argv: tuple[str, ...]) -> None:
     said = complaint("compile", *TINY, "--weights", "none", *argv, "--dry-run")
-    assert re.search(r"pattern 'head\*' matches no (layer|group), such as 0", said)
+    assert re.search(r"pattern 'head\*' matches no (layer|group); there are 0", said)
 
 
 def test_a_plan_without_weights(here: Path) -> None:
