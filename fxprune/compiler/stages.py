@@ -28,6 +28,7 @@ from fxprune.budget.scope import check_scope, scope_note
 from fxprune.budget.solver import ratio_table
 from fxprune.budget.taken import check_taken
 from fxprune.capturing.inputs import CalibrationInputs
+from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.capturing.shapes import REFUSALS
 from fxprune.capturing.source import check_is_python, runnable
 from fxprune.compiler.allocation import allocate
@@ -276,7 +277,7 @@ def verify(state: State) -> State:
         return state
     dtype = state.options.verify_dtype
     first = _settled(state, (state.first.args, state.first.kwargs), dtype)
-    if first.dtype == str(torch.float64):
+    if first.dtype == str(torch.float64) and main_dtype(state.module.parameters()) is not torch.float64:
         dtype = torch.float64  # where less left doubt it will again
     for batch_alone in (False, True):  # a size that the graph allows may be one that the model itself does not take
         call, where = other_call(state.coupling.captured, str(device_of(state.module)), batch_alone=batch_alone)

@@ -110,6 +110,21 @@ def test_where_float32_leaves_doubt_the_other_sizes_are_compared_in_float64_at_o
     assert asked == [(16, None), (16, torch.float64), (3, torch.float64)]
 
 
+def test_what_is_in_float64_is_compared_as_it_is_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype | None] = []
+
+    def told(selection: Any, pruned: nn.Module, call: Any, *, dtype: torch.dtype | None) -> Any:
+        asked.append(dtype)
+        return certify(selection, pruned, call, dtype=dtype)
+
+    monkeypatch.setattr("fxprune.compiler.stages.certify", told)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).double().eval()
+    data = [torch.randn(16, 5, dtype=torch.float64)]
+    assert fxprune.compile(model, data, 0.6, progress=False).certificate.verified is True
+    assert asked == [None, None]
+
+
 def test_a_fault_at_another_batch_size_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> nn.Module:
         module = emitted(*args)
