@@ -20,6 +20,12 @@ class Reading(fx.Interpreter):
         return super().run_node(n)
 
 
+def quantizes(graph: fx.Graph) -> bool:
+    """Returns whether some operator makes integers of numbers, or numbers of integers: not one that only rounds as these would."""
+    names = (str(node.target) for node in graph.nodes if node.op == "call_function")
+    return any("quantize" in name and "fake_quantize" not in name for name in names)
+
+
 def by_first_use(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """Returns nodes in their order, but for tensors that stand at names: each right before the first node that reads it."""
     found: dict[fx.Node, None] = {}

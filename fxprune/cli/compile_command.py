@@ -83,12 +83,13 @@ def compile_model(
     MODEL is torchvision:NAME, timm:NAME, transformers:NAME_OR_DIR or package.module:factory. What is written
     is a directory for `fxprune report`, `export`, `bench` and `finetune`, and for fxprune.load.
     """
-    from fxprune.cli.data import data_of, load_data, targets_for
+    from fxprune.cli.data import data_of, load_data
     from fxprune.cli.models import introduce, make
     from fxprune.cli.processes import started_together
     from fxprune.cli.weights import files_of
     from fxprune.results.attached import attach
     from fxprune.results.fidelity import Fidelity
+    from fxprune.scoring.scorer import wants_targets
 
     plan_only = dry_run or options["meta"]
     _check_outputs(out, plan, dry_run, options["meta"])
@@ -108,7 +109,7 @@ def compile_model(
     if plan_only and not _needs_recovery(wanted, scorer):
         wanted["recover"] = None
     made = make(spec)
-    data = load_data(data_spec, made, targets=targets_for(scorer))
+    data = load_data(data_spec, made, targets=wants_targets(scorer))
     tell(f"compiling {made}", quiet or as_json)
     with started_together() as first:
         pruned = fxprune.compile(made.model, data, verify=not (options["no_verify"] or plan_only), **wanted)

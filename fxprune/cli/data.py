@@ -20,7 +20,6 @@ from fxprune.cli.models import Made
 from fxprune.cli.output import warn
 from fxprune.cli.specs import DataSpec
 from fxprune.cli.values import fetch, is_reference, kind_of
-from fxprune.scoring.scorer import Scorer
 
 #: Tokens of pieces of text in a batch, at most: a language model's scores are wide.
 _AT_ONCE = 1024
@@ -54,14 +53,6 @@ def data_of(options: Mapping[str, Any], source: str | None = None, name: str = "
     else:
         raise OptionError(f"{where}: no such file or folder; expected {_FORMS}")
     return spec
-
-
-def targets_for(*scorers: Scorer) -> str:
-    """Returns whether some criteria need targets, ``"needed"``, take them if there are any, ``"welcome"``, or neither, ``""``."""
-    asking = [scorer for scorer in scorers if "gradients" in scorer.needs]
-    if any(getattr(scorer, "needs_targets", True) for scorer in asking):
-        return "needed"
-    return "welcome" if asking else ""
 
 
 def load_data(spec: DataSpec, made: Made, *, targets: str = "", kept: bool = True) -> Any:

@@ -73,8 +73,9 @@ def sweep(
     MODEL is as for `fxprune compile`. The model is captured once and scored once a criterion. A star marks
     the points that no other one beats.
     """
-    from fxprune.cli.data import data_of, load_data, targets_for
+    from fxprune.cli.data import data_of, load_data
     from fxprune.cli.models import introduce, make
+    from fxprune.scoring.scorer import wants_targets
 
     if html is not None:
         check_file(html)
@@ -88,7 +89,9 @@ def sweep(
     bounded = [budget_of(given) for given in budgets]
     wanted = {name: value for name, value in wanted.items() if name != "weights"}
     made = make(ModelSpec(**told(ModelSpec, options, spec=model)))
-    data = load_data(spec, made, targets=targets_for(*scorers), kept=False)
+    wants = {wants_targets(scorer) for scorer in scorers}
+    targets = next((word for word in ("needed", "welcome") if word in wants), "")
+    data = load_data(spec, made, targets=targets, kept=False)
     tell(f"{len(bounded) * len(scorers)} points of {made}", quiet)
     found = fxprune.sweep(made.model, data, bounded, scorers, evaluate=evaluate, latency=options["latency"], **wanted)
     if html is not None:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError, raised_as
 from fxprune._base.extras import need
+from fxprune._base.graphs import quantizes
 from fxprune.capturing.source import unwrapped
 from fxprune.data.batches import Batches
 from fxprune.data.calls import Call, tensors_of
@@ -81,7 +82,7 @@ def quantize(
             for batch in batches:
                 observed(*batch.args, **batch.kwargs)
         quantized: fx.GraphModule = flow.convert_pt2e(observed)
-    if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
+    if not quantizes(quantized.graph):
         raise ExportError("torchao found nothing to quantize in the model: no convolution, no linear layer")
     result = fx.GraphModule(quantized, quantized.graph, "QuantizedModule").eval()  # an exported one refuses eval()
     return result if (found := report_if_any(model)) is None else attach(result, found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,7 @@ class Scorer(Protocol):
         per_cost: whether scores are importances, to be divided by what a unit costs before units of different
             layers are ranked together; False ranks the scores as they are.
         defaults: what `fxprune.compile` uses unless the caller says otherwise, e.g. ``{"recover": "covariance"}``.
+        needs_targets: may be left out: False of one that needs gradients and takes targets only if there are any.
     """
 
     if TYPE_CHECKING:  # read-only to type checkers, so that a frozen class fits
@@ -169,6 +170,13 @@ def scorer_of(method: str | Scorer) -> Scorer:
 def judges_outputs(scorer: Scorer) -> bool:
     """Returns whether a criterion judges by the model's outputs, or by a loss of them."""
     return not {"gradients", "masked outputs"}.isdisjoint(scorer.needs)
+
+
+def wants_targets(scorer: Scorer) -> Literal["needed", "welcome", ""]:
+    """Returns whether a criterion fails without targets, takes them if there are any, or has no use for them."""
+    if "gradients" not in scorer.needs:
+        return ""
+    return "needed" if getattr(scorer, "needs_targets", True) else "welcome"
 
 
 def _checked(scorer: Scorer) -> Scorer:

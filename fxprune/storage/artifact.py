@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune._base.errors import FxpruneError, MissingExtraError, PlanError
 from fxprune._base.files import fresh_directory, put_in_place
 from fxprune._base.given import LARGEST
+from fxprune._base.graphs import quantizes
 from fxprune.capturing.source import unwrapped
 from fxprune.compiler.options import MODULE
 from fxprune.homing.places import numbers_in
@@ -100,7 +101,7 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
     found = report(pruned)
     if found.plan is None:
         raise FxpruneError("the model's report has no plan, without which it could not be loaded again")
-    if _is_quantized(pruned):
+    if isinstance(pruned, fx.GraphModule) and not isinstance(pruned, PrunedModule) and quantizes(pruned.graph):
         raise FxpruneError(
             "save: the model is quantized: its integers are not the weights that the plan speaks of. Keep it with "
             "fxprune.export(model, 'model.onnx') or '.pt2', or save the model that it was made of"
@@ -134,14 +135,6 @@ def save_with(pruned: nn.Module, directory: str | os.PathLike[str], files: Seque
             _linked(file, fresh / manifest.part(number))
         manifest.seal(fresh, ties, reason)
         put_in_place(fresh, target)
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    """Returns whether a graph that is none of ours has operators that make integers of numbers."""
-    if not isinstance(module, fx.GraphModule) or isinstance(module, PrunedModule):
-        return False
-    names = (str(node.target).rpartition("::")[2] for node in module.graph.nodes if node.op == "call_function")
-    return any("quantize_per" in name and "fake" not in name for name in names)
 
 
 def _graph_of(pruned: nn.Module, found: Report) -> tuple[str | None, dict[str, Tensor], str | None]:

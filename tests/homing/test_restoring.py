@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.compiler.freeing import freely_captured
 from tests.models.homes import Attending, Auxiliary, Caching, Gated, Halves, Literal, Normed, Packed, Shared, Targets
 from tests.support.weights import randomise
 from tests.support.zeroed import Step, as_pruned, other_gradients, plain, step
@@ -287,3 +288,18 @@ def test_what_a_view_leaves_open_is_of_one_length() -> None:
     assert home.qkv.out_features == 3 * home.out.in_features < 72
     graph = fxprune.apply(model, home.plan)
     torch.testing.assert_close(home(data), graph(data), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_is_loaded_from_one_capture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, data = made(Halves, (4, 3, 9, 9))
+    home = compiled(model, data, 0.5)
+    fxprune.save(home, tmp_path / "home")
+    count = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        count.append(1)
+        return freely_captured(*args, **options)
+
+    monkeypatch.setattr("fxprune.compiler.application.freely_captured", counted)
+    again = fxprune.load(tmp_path / "home", model)
+    assert len(count) == 1 and torch.equal(again(data), home(data))

@@ -6,6 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 import fxprune
+from fxprune.capturing.captured import capture
+from fxprune.coupling.interpreter import couple
+from fxprune.coupling.selection import Selection
+from fxprune.recovery.consumers import find_consumers
 from fxprune.recovery.windows import Windows
 
 
@@ -105,6 +109,34 @@ def test_recovery_is_the_same_as_with_windows_unfolded(layer, recover, batches, 
         torch.testing.assert_close(one, other, rtol=0.05, atol=1e-2)  # each has a ridge, judged by other samples
     spread = found[1](data[0]).std()
     assert (found[0](data[0]) - found[1](data[0])).abs().max() < 0.05 * spread
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 6, 3, stride=2),
+        nn.Conv2d(8, 6, 3, dilation=2),
+        nn.Conv2d(8, 6, (2, 4), padding="same"),  # more zeros behind than before
+        nn.Conv3d(8, 6, 2),
+        nn.Linear(8, 6),
+    ],
+    ids=str,
+)
+def test_what_has_no_such_windows_says_so(layer):
+    shape = (2, 8, *(5,) * (layer.weight.dim() - 2))
+    coupling = couple(capture(layer.eval(), (torch.randn(shape),)))
+    (consumer,), _ = find_consumers(Selection.nothing(coupling), every=True)
+    assert consumer.windows is None
+
+
+def test_of_few_images_places_are_held_out(monkeypatch):
+    """No image can be: the ridge is judged by a part of their windows, which are unfolded."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3)).eval()
+    monkeypatch.setattr(Windows, "pay", lambda *_: True)
+    monkeypatch.setattr(Windows, "squares", lambda *_: pytest.fail("an image was squared as a whole"))
+    data = [torch.randn(2, 3, 13, 13)]
+    assert fxprune.compile(net, data, ratios={"0": 0.5}, progress=False, round_to=1, holdout=0.0).certificate.verified
 
 
 def test_what_pays_is_told_by_cost():

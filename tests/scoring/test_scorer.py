@@ -12,7 +12,7 @@ import fxprune
 from fxprune._base.errors import ScorerError
 from fxprune.scoring import register_scorer, score, scorer, scorer_of
 from fxprune.scoring.magnitude import Magnitude
-from fxprune.scoring.scorer import Context
+from fxprune.scoring.scorer import Context, wants_targets
 from tests.models import small
 from tests.support.compiling import compile_small, mlp
 from tests.support.pruning import coupling_of
@@ -148,6 +148,18 @@ def test_a_scorer_that_needs_or_prefers_what_there_is_not(part: str, value: Any,
     odd = type("Odd", (), given | {part: value})
     with pytest.raises(ScorerError, match=message):
         scorer_of(odd())
+
+
+def test_what_is_wanted_of_targets() -> None:
+    found = {name: wants_targets(scorer_of(name)) for name in ("l2", "variance", "joint", "obs", "taylor", "ippro")}
+    assert found == {
+        "l2": "",
+        "variance": "",
+        "joint": "welcome",
+        "obs": "welcome",
+        "taylor": "needed",
+        "ippro": "needed",
+    }
 
 
 def test_inputs_that_are_no_tuples_are_told() -> None:
