@@ -33,8 +33,8 @@ def other_call(
     sizes = dict(own) if batch_alone else limits.others(own, batch, candidates)
     if batch is not None:
         most = 2 * own[batch]  # a batch costs time
-        first = _few if candidates is near else candidates
-        others = (size for size in (*first(own[batch]), *near(own[batch])) if 1 < size <= most)
+        first = _few(own[batch]) if candidates is near else sorted(candidates(own[batch]))
+        others = (size for size in (*first, *near(own[batch])) if 1 < size <= most)
         allowed = (size for size in others if limits.allows({**sizes, batch: size}))
         sizes[batch] = next(allowed, own[batch])
     tensors = []

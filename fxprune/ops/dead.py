@@ -1,7 +1,8 @@
 """Dead channels: which channels of which values are zero for every input, as far as the weights tell.
 
 The graph is run on random numbers, each op on other ones than the op before it gave; but where that gave the same in every
-draw, such as zero, it stays. What an op makes the same of any numbers it makes of every input, whatever op it is.
+draw, such as zero, it stays. What an op makes the same of any numbers it makes of every input, whatever op it is. An op that
+surely makes nothing the same of what varies everywhere is not run: its numbers are drawn if another asks for them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from fxprune._base.names import fetch
 from fxprune.capturing.captured import Captured, TensorInfo
 from fxprune.capturing.regions import mode_of
 from fxprune.capturing.shapes import REFUSALS
+from fxprune.ops.draws import SIGNS, Drawn, Varying, called, is_real_or_complex, numbers, same, varying_result
 from fxprune.ops.registry import is_kind
 
 #: For each dimension along which some slices of a value are zero for every input, and others are not: which, ``[size]``.
 Dead: TypeAlias = "Mapping[int, Tensor]"
 
-#: Signs of the draws: whatever passes only what is positive, as a relu does, passes each number in one of two.
-_SIGNS = (1, -1, 1, -1)
+#: Of a batch that is free so many samples are drawn.
 _BATCH = 2
 
 
@@ -38,7 +39,7 @@ def dead_channels(captured: Captured, of: Collection[fx.Node]) -> dict[fx.Node, 
     with torch.no_grad(), random_states_kept():
         torch.manual_seed(0)
         for node, draws in _drawn(captured):
-            if node in of and isinstance(draws[0], Tensor):
+            if node in of and isinstance(draws, list) and isinstance(draws[0], Tensor):
                 found[node] = _slices(draws[0] == 0)
     return {node: dead for node, dead in found.items() if dead}
 
@@ -61,25 +62,27 @@ def _slices(zero: Tensor) -> Dead:
     return {d: dead.cpu() for d, dead in flags.items() if bool(dead.any()) and not bool(dead.all())}
 
 
-def _drawn(captured: Captured) -> Iterator[tuple[fx.Node, list[Any]]]:
-    """Yields each node with one value for each draw, the same in some places; until an op takes none and is of no known shape."""
-    values: dict[fx.Node, list[Any]] = {}
+def _drawn(captured: Captured) -> Iterator[tuple[fx.Node, Drawn]]:
+    """Yields each node with its draws; until an op takes none and is of no known shape."""
+    values: dict[fx.Node, Drawn] = {}
     inputs = iter(_inputs(captured))
     last = last_uses(list(captured.module.graph.nodes))
     for node in captured.module.graph.nodes:
         if node.op == "get_attr":
-            values[node] = [_held(captured, node)] * len(_SIGNS)
+            values[node] = [_held(captured, node)] * len(SIGNS)
         elif node.op == "placeholder":
-            values[node] = _numbers(next(inputs))
-        elif node.op == "call_function":
+            values[node] = _varying(next(inputs))
+        elif node.op != "call_function":
+            return
+        elif (result := varying_result(node, values)) is not None:
+            values[node] = result
+        else:
             try:
                 values[node] = _redrawn(_called(node, values))
             except REFUSALS:  # numbers that the model would never give it
                 if (stand_in := _stand_in(captured, node)) is None:
                     return
-                values[node] = _numbers(stand_in)
-        else:
-            return
+                values[node] = _varying(stand_in)
         yield node, values[node]
         for source in last.get(node, ()):
             del values[source]
@@ -111,45 +114,28 @@ def _stand_in(captured: Captured, node: fx.Node) -> Tensor | None:
     return torch.zeros(_shape(captured, info), dtype=info.dtype, device=device)
 
 
-def _called(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> list[Any]:
-    assert callable(node.target)
-    results = []
+def _varying(like: Tensor) -> Drawn:
+    """Returns what varies everywhere in the place of a tensor; whole numbers and flags as they are."""
+    return Varying(like.to("meta"), like.device) if is_real_or_complex(like) else [like] * len(SIGNS)
+
+
+def _called(node: fx.Node, values: Mapping[fx.Node, Drawn]) -> list[Any]:
+    reads = {source: values[source] for source in node.all_input_nodes}
+    draws = {source: value.drawn() if isinstance(value, Varying) else value for source, value in reads.items()}
     with mode_of(node):
-        for i in range(len(_SIGNS)):
-            own = {source: values[source][i] for source in node.all_input_nodes}
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), own.__getitem__)
-            results.append(node.target(*args, **kwargs))
-    return results
+        return [called(node, {source: each[i] for source, each in draws.items()}) for i in range(len(SIGNS))]
 
 
-def _redrawn(results: list[Any]) -> list[Any]:
+def _redrawn(results: list[Any]) -> Drawn:
     """Returns other numbers, but what is the same in all results; whole numbers and flags as they are."""
     leaves, specs = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
-    drawn = [_others(same) for same in zip(*leaves, strict=True)]
+    if is_real_or_complex(results[0]) and not bool(same(results).any()):
+        return _varying(results[0])
+    drawn = [_others(draws) for draws in zip(*leaves, strict=True)]
     return [pytree.tree_unflatten(list(one), specs[0]) for one in zip(*drawn, strict=True)]
 
 
-def _others(results: tuple[Any, ...]) -> Sequence[Any]:
-    first = results[0]
-    if not _is_real_or_complex(first):
+def _others(results: Sequence[Any]) -> Sequence[Any]:
+    if not is_real_or_complex(results[0]):
         return results
-    same = torch.stack([value == first for value in results]).all(dim=0)
-    return [torch.where(same, first, value) for value in _numbers(first)]
-
-
-def _numbers(like: Tensor) -> list[Tensor]:
-    """Returns numbers for each draw, of both signs and none of them near zero; whole numbers and flags as they are."""
-    if not _is_real_or_complex(like):
-        return [like] * len(_SIGNS)
-    halves = [_magnitudes(like) for _ in range(len(_SIGNS) // 2)]
-    return [halves[i // 2] * sign for i, sign in enumerate(_SIGNS)]
-
-
-def _is_real_or_complex(value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def _magnitudes(like: Tensor) -> Tensor:
-    drawn = torch.rand(like.shape, device=like.device) * 3 + 1.1
-    signed = torch.copysign(drawn, torch.rand(like.shape, device=like.device) - 0.5)
-    return torch.complex(signed, drawn).to(like.dtype) if like.is_complex() else signed.to(like.dtype)
+    return [torch.where(same(results), results[0], value) for value in numbers(results[0])]

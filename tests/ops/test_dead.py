@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
 from fxprune.capturing.captured import capture
@@ -49,6 +51,10 @@ STILL: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "mish": lambda m, y: y * torch.tanh(torch.log(1 + torch.exp(y))),
     "a causal mean": lambda m, y: m.scores.masked_fill(m.later, -torch.inf).softmax(-1) @ y,
     "bfloat16": lambda m, y: y.bfloat16().to(y.dtype),
+    "a mask": lambda m, y: m.gate(y) * m.mask,
+    "a bound": lambda m, y: torch.minimum(m.gate(y), m.bound).relu(),
+    "a norm": lambda m, y: F.layer_norm(m.gate(y), (6,), m.mask),
+    "another layer": lambda m, y: m.last(m.gate(y).tanh()),
 }
 #: To values of which no channel is zero for every input, though some are for many.
 NONE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
@@ -66,11 +72,13 @@ def fn(between: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
     conv = nn.Conv1d(6, 6, 3, padding=1, groups=6, bias=False)
     slope = nn.Parameter(torch.rand(6) + 0.5)
     parts = {"gate": nn.Linear(6, 6), "conv": conv, "slope": slope, "norm": nn.BatchNorm1d(6), "mix": torch.rand(5, 4)}
-    parts |= {"scores": torch.rand(4, 4), "later": torch.ones(4, 4).triu(1).bool()}
+    parts |= {"scores": torch.rand(4, 4), "later": torch.ones(4, 4).triu(1).bool(), "last": nn.Linear(6, 6)}
+    parts |= {"mask": torch.rand(6) + 0.5, "bound": torch.full((6,), 9.0)}
     model = Fn(lambda m, x: between(m, m.a(x)), a=nn.Linear(3, 6), **parts)
     with torch.no_grad():
-        for tensor in (model.a.weight, model.a.bias):
+        for tensor in (model.a.weight, model.a.bias, model.last.weight, model.last.bias, model.mask):
             tensor[[1, 4]] = 0
+        model.bound[[1, 4]] = -9
     return model.double().eval()
 
 
@@ -100,6 +108,36 @@ def test_channels_join_others() -> None:
     assert flags(model, random(2, 4, 3)) == {2: [7, 10]}
     half = fn(lambda m, y: y.unflatten(-1, (2, 3)))  # of each half another one: none of either dimension
     assert flags(half, random(2, 4, 3)) == {3: [1]}
+
+
+def test_what_is_taken_from_itself_is_zero() -> None:
+    model = fn(lambda m, y: torch.cat([m.gate(y) - m.gate(y), (z := m.gate(y)), z - z], -1))
+    assert flags(model, random(2, 4, 3)) == {2: [12, 13, 14, 15, 16, 17]}  # twice the layer is not known to be the same
+
+
+class _Layers(TorchDispatchMode):
+    """Counts layers that are computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        work = func in (torch.ops.aten.addmm.default, torch.ops.aten.convolution.default)
+        self.count += work and not args[0].is_meta
+        return func(*args, **kwargs or {})
+
+
+def test_layers_that_lose_nothing_are_not_computed() -> None:
+    layers = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(6, 6), nn.GELU(), nn.LayerNorm(6))))
+    first = nn.Linear(6, 6)
+    tokens = Fn(
+        lambda m, x: m.first(torch.cat([m.token.expand(2, 1, 6), x], 1)), first=first, token=torch.zeros(1, 1, 6)
+    )
+    model = nn.Sequential(tokens, Fn(lambda m, y: y + y.mean(1, keepdim=True)), layers)
+    captured = capture(model.eval(), (random(2, 4, 6).float(),))
+    norms = [node for node in captured.module.graph.nodes if node.target is torch.ops.aten.layer_norm.default]
+    with _Layers() as layers_run:
+        assert dead_channels(captured, norms) == {}
+    assert layers_run.count == 4  # the draws of the first, which reads a token of zeros
 
 
 def test_a_recurrent_layer_whose_unit_is_zero() -> None:

@@ -1,0 +1,147 @@
+"""Draws: random numbers in the place of a value, and results that surely vary everywhere, known without the work of computing them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.capturing.regions import AUTOCAST
+from fxprune.capturing.shapes import REFUSALS
+from fxprune.ops.registry import bind, is_kind, rule_of
+
+#: Signs of the draws: whatever passes only what is positive, as a relu does, passes each number in one of two.
+SIGNS = (1, -1, 1, -1)
+#: Of each value of a pointwise op so many numbers are tried; a norm of fewer may give the same by chance.
+_TRIED = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Varying:
+    """A value of which no place is the same for all inputs.
+
+    Attributes:
+        like: its shape and dtype, on the meta device.
+        device: where it is.
+    """
+
+    like: Tensor
+    device: torch.device
+
+    def drawn(self, *shape: int) -> list[Tensor]:
+        """Returns numbers for each draw, in its own shape or another."""
+        return numbers(torch.empty(shape or self.like.shape, dtype=self.like.dtype, device=self.device))
+
+
+#: One value for each draw, the same in some places, or what varies everywhere.
+Drawn: TypeAlias = "list[Any] | Varying"
+
+
+def numbers(like: Tensor) -> list[Tensor]:
+    """Returns numbers for each draw, of both signs and none of them near zero; whole numbers and flags as they are."""
+    if not is_real_or_complex(like):
+        return [like] * len(SIGNS)
+    halves = [_magnitudes(like) for _ in range(len(SIGNS) // 2)]
+    return [halves[i // 2] * sign for i, sign in enumerate(SIGNS)]
+
+
+def is_real_or_complex(value: Any) -> bool:
+    """Returns whether a value is a tensor of numbers that a model computes with."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def same(results: Sequence[Tensor]) -> Tensor:
+    """Returns where the results of all draws are the same, in their shape."""
+    return torch.stack([result == results[0] for result in results]).all(dim=0)
+
+
+def _magnitudes(like: Tensor) -> Tensor:
+    drawn = torch.rand(like.shape, device=like.device) * 3 + 1.1
+    signed = torch.copysign(drawn, torch.rand(like.shape, device=like.device) - 0.5)
+    return torch.complex(signed, drawn).to(like.dtype) if like.is_complex() else signed.to(like.dtype)
+
+
+def varying_result(node: fx.Node, values: Mapping[fx.Node, Drawn]) -> Varying | None:
+    """Returns the result of an op if it surely varies everywhere, as what it reads does; None if that is to be tried.
+
+    Args:
+        node: a call of an op.
+        values: of the nodes that it reads, and others.
+    """
+    reads = {source: values[source] for source in node.all_input_nodes}
+    varying = [value for value in reads.values() if isinstance(value, Varying)]
+    if not varying or AUTOCAST in node.meta or not _surely(node, reads):
+        return None
+    own = {source: value.like if isinstance(value, Varying) else _on_meta(value[0]) for source, value in reads.items()}
+    try:
+        result = called(node, own)
+    except (*REFUSALS, NotImplementedError):
+        return None
+    return Varying(result, varying[0].device) if is_real_or_complex(result) else None
+
+
+def called(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Returns what an op makes of values for the nodes that it reads."""
+    assert callable(node.target)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    return node.target(*args, **kwargs)
+
+
+def _on_meta(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+
+def _surely(node: fx.Node, reads: Mapping[fx.Node, Drawn]) -> bool:
+    rule = rule_of(node.target)
+    if rule is None:
+        return False
+    a = bind(node)
+    plain = {source: value[0] for source, value in reads.items() if not isinstance(value, Varying)}
+    only = not any(isinstance(value, Tensor) for value in plain.values())
+    if rule.view or getattr(node.target, "is_view", False) or is_kind(node, "attention"):
+        return only
+    if is_kind(node, "linear", "conv", "conv_transpose"):
+        return a.input not in plain and (a.weight not in plain or _all_read_something(plain[a.weight]))
+    if is_kind(node, "batch_norm") or (is_kind(node, "norm") and hasattr(a, "normalized_shape")):
+        read = reads[a.input]
+        return (
+            isinstance(read, Varying)
+            and _is_enough(node, a, read)
+            and (a.weight is None or _is_full(plain.get(a.weight)))
+        )
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return pointwise and (only or is_kind(node, "addition")) and _varies(node, reads)
+
+
+def _is_enough(node: fx.Node, a: SimpleNamespace, read: Varying) -> bool:
+    """Returns whether a norm is over so many numbers that it does not give the same of others; a batch norm's are fixed."""
+    return is_kind(node, "batch_norm") or math.prod(read.like.shape[-len(a.normalized_shape) :]) > _TRIED
+
+
+def _is_full(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and bool(weight.ne(0).all())
+
+
+def _all_read_something(weight: Tensor) -> bool:
+    """Returns whether no slice of a weight is zero."""
+    found = weight.ne(0)
+    return all(bool(found.movedim(d, 0).flatten(1).any(dim=1).all()) for d in range(found.dim()))
+
+
+def _varies(node: fx.Node, reads: Mapping[fx.Node, Drawn]) -> bool:
+    """Returns whether a pointwise op gives other numbers for other numbers; what is added to them does not matter."""
+    tried = {
+        source: value.drawn(_TRIED) if isinstance(value, Varying) else [_nothing(one) for one in value]
+        for source, value in reads.items()
+    }
+    results = [called(node, {source: draws[i] for source, draws in tried.items()}) for i in range(len(SIGNS))]
+    return not bool(same(results).any())
+
+
+def _nothing(value: Any) -> Any:
+    return torch.zeros((), dtype=value.dtype, device=value.device) if isinstance(value, Tensor) else value
