@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M")
 
 
 def copied(model: M, shared: Mapping[int, Any] | None = None) -> M:

@@ -20,6 +20,7 @@ from fxprune._base.errors import (
     VerificationError,
     outside,
 )
+from fxprune._base.sharded import gathered, holds_shards
 from fxprune.budget.budget import as_budget
 from fxprune.budget.constraints import free_groups
 from fxprune.budget.cost import cost_model
@@ -30,7 +31,7 @@ from fxprune.budget.taken import check_taken
 from fxprune.capturing.inputs import CalibrationInputs
 from fxprune.capturing.normalize.dtypes import main_dtype
 from fxprune.capturing.shapes import REFUSALS
-from fxprune.capturing.source import check_is_python, runnable
+from fxprune.capturing.source import check_is_python, runnable, unwrapped
 from fxprune.compiler.allocation import allocate
 from fxprune.compiler.basis import turn
 from fxprune.compiler.biases import give_biases
@@ -65,6 +66,21 @@ from fxprune.twin.certificate import certify, settled
 from fxprune.twin.interpreter import Run
 
 
+def _whole(model: nn.Module | ExportedProgram, options: Options) -> nn.Module | ExportedProgram:
+    """Returns a plain copy of a model that is sharded over several processes, which all must come here.
+
+    Raises:
+        ValueError: this one compiles alone.
+    """
+    if isinstance(model, ExportedProgram) or not holds_shards(model):
+        return model
+    if options.alone:
+        raise ValueError(
+            "alone=True: several processes hold the model (fully_shard), and gather it together: leave alone out in all of them"
+        )
+    return gathered(unwrapped(model))
+
+
 def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, options: Options) -> State:
     """Checks what a compilation is asked for, and that the model and the data work together.
 
@@ -74,7 +90,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         CalibrationError: the data or the weights are unusable.
         ScorerError: an unknown method.
         RecoveryError: an unknown recovery.
-        TypeError, ValueError: another argument is malformed.
+        TypeError, ValueError: another argument is malformed; or ``alone`` where others hold parts of the model.
     """
     scorer = scorer_of(options.method)
     if (budget is None) == (options.ratios is None):
@@ -90,6 +106,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"model: expected a torch.nn.Module or an ExportedProgram, got {model!r:.80}")
     check_is_python(model)
+    model = _whole(model, chosen)
     if chosen.steps > 1 and wanted is None:
         raise ValueError("steps needs a budget to approach; ratios are reached in one step")
     if chosen.steps > 1 and recovery is not None and recovery.anew:

@@ -13,12 +13,10 @@ from torch.utils import _pytree as pytree
 from fxprune._base.errors import CalibrationError
 from fxprune._base.modes import lent
 from fxprune._base.pages import touched
+from fxprune._base.sharded import is_sharded
 from fxprune.data.batch import WHOLE, Batch, bad_batch, short
 
-_QUANTISED = (
-    ", as in a quantised or distributed model; expected plain tensors, to be cut: prune first, then quantise "
-    "(fxprune.quantize) or distribute the result"
-)
+_QUANTISED = ", as in a quantised model; expected plain tensors, to be cut: prune first, then quantise (fxprune.quantize) the result"
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -68,6 +66,11 @@ def check_plain(model: nn.Module) -> None:
     for name, tensor in _tensors(model):
         if is_lazy(tensor):
             raise CalibrationError(f"the model: {name} is not initialised yet: call the model once with a batch")
+        if is_sharded(tensor):
+            raise CalibrationError(
+                f"the model: {name} is a DTensor, of which several processes hold a part each: fxprune.compile gathers such a model, as "
+                "fxprune.sweep and fxprune.Schedule do; for anything else load its full state dict into a plain one"
+            )
         if tensor.is_quantized or hasattr(tensor, "__tensor_flatten__"):
             raise CalibrationError(
                 f"the model: {name} is a {type(tensor).__name__} of {short(tensor.dtype)}{_QUANTISED}"

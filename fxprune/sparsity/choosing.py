@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune._base.modes import plain_modes, random_states_kept
 from fxprune._base.names import fetch
+from fxprune._base.sharded import whole
 from fxprune.algebra.channels import Mask
 from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
@@ -21,7 +22,6 @@ from fxprune.compiler.stages import score
 from fxprune.compiler.state import State
 from fxprune.coupling.selection import Selection
 from fxprune.coupling.unit_scores import STAYS
-from fxprune.sparsity import shards
 
 #: What the scores of units that are meant to go are multiplied by: they rank below all others, and among each other as before.
 _BELOW = 1e-9
@@ -95,4 +95,4 @@ def refreshed(state: State, model: nn.Module) -> None:
         except AttributeError:  # a constant of the graph
             continue
         if isinstance(own, Tensor) and isinstance(live, Tensor) and live is not own:
-            own.detach().copy_(shards.whole(live))
+            own.detach().copy_(whole(live))

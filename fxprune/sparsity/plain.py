@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import PlanError
-from fxprune._base.names import fetch, layer_of
+from fxprune._base.sharded import gathered, holds_shards
 from fxprune.capturing.source import unwrapped
-from fxprune.sparsity import shards
 
 
 def inner(model: nn.Module) -> nn.Module:
@@ -25,53 +24,31 @@ def inner(model: nn.Module) -> nn.Module:
         model = found
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model with its parameters on the meta device: it takes no memory for them."""
-    bare = {
-        id(own): nn.Parameter(torch.empty_like(own, device="meta"), requires_grad=own.requires_grad)
-        for own in model.parameters()
-    }
-    return copied(model, bare)
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model with whole tensors; of one that is sharded every process must ask, and each gets all of it."""
+    return gathered(model) if holds_shards(model) else copied(model)
 
 
-def plain_copy(model: nn.Module, bare: nn.Module) -> nn.Module:
-    """Returns a copy of a model with whole tensors; of one that is sharded every process must ask, and each gets all of it.
+def check_alike(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
+    """Makes sure that a model has the tensors of the one that the schedule is for.
 
     Args:
-        model: as it is trained, without wrappers; it stays as it is.
-        bare: its `skeleton` from before it was sharded.
-    """
-    if not any(shards.is_sharded(tensor) for tensor in model.parameters()):
-        return copied(model)
-    found, made = copied(bare), dict[int, nn.Parameter]()
-    for name, own in found.named_parameters(remove_duplicate=False):
-        if id(own) not in made:
-            made[id(own)] = nn.Parameter(shards.whole(fetch(model, name)).clone(), requires_grad=own.requires_grad)
-    for name, own in list(found.named_parameters(remove_duplicate=False)):
-        found.get_submodule(layer_of(name)).register_parameter(name.rpartition(".")[2], made[id(own)])
-    with torch.no_grad():
-        for name, buffer in found.named_buffers():
-            buffer.copy_(shards.whole(fetch(model, name)))
-    for one, other in zip(found.modules(), model.modules(), strict=True):
-        one.training = other.training
-    return found
-
-
-def check_alike(model: nn.Module, bare: nn.Module) -> None:
-    """Makes sure that a model has the tensors of the one that the schedule is for.
+        model: without wrappers.
+        wanted: that one's `shapes`.
 
     Raises:
         PlanError: it has not; names the first that differs.
     """
-    wanted, got = _shapes(bare), _shapes(model)
+    got = shapes(model)
     if odd := sorted(name for name in {*wanted, *got} if wanted.get(name) != got.get(name)):
-        want, has = (shapes.get(odd[0], "nothing") for shapes in (wanted, got))
+        want, has = (each.get(odd[0], "nothing") for each in (wanted, got))
         raise PlanError(
             f"the model is not the one that the schedule is for: {odd[0]}: expected {want}, got {has}: give the model that "
             "Schedule was made with, a wrapper of it or a copy"
         )
 
 
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
+def shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Returns the shape of each of a model's tensors by its name, that of the whole where it is sharded."""
     tensors: chain[tuple[str, Tensor]] = chain(model.named_parameters(), model.named_buffers())
     return {name: list(tensor.shape) for name, tensor in tensors}

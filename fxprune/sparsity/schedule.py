@@ -27,7 +27,7 @@ from fxprune.sparsity.choosing import chosen, refreshed
 from fxprune.sparsity.finishing import finished, removable
 from fxprune.sparsity.layout import Layout, clear, flags_of, layout_of
 from fxprune.sparsity.penalties import STRENGTHS, USUAL_RATE, Sparsity
-from fxprune.sparsity.plain import check_alike, inner, plain_copy, skeleton
+from fxprune.sparsity.plain import check_alike, inner, plain_copy, shapes
 from fxprune.sparsity.rehearsal import inexact
 from fxprune.sparsity.shapes import SHAPES, Shape
 
@@ -123,7 +123,7 @@ class Schedule:
 
         Args:
             model: the live one. Its parameters are found by name at every step, so it may be wrapped (DDP, `torch.compile`),
-                moved and sharded (``fully_shard``) after this; not before.
+                moved and sharded (``fully_shard``) before or after this.
             calib_data: batches as `fxprune.compile` takes them; on several processes the same ones.
             budget: the share of parameters to keep, or a `Budget` of parameters or MACs.
             steps: calls of `step` until the budget is reached; those after it hold what is zero.
@@ -140,7 +140,7 @@ class Schedule:
 
         Raises:
             CaptureError: the model cannot be captured, or only parts of it.
-            CalibrationError: the data or the weights are unusable; or the model is sharded already.
+            CalibrationError: the data or the weights are unusable.
             BudgetError: the budget is malformed, bounds a latency, or is out of reach.
             ScorerError: an unknown method, or one that needs gradients.
             NothingToPruneError: no unit may go.
@@ -153,7 +153,7 @@ class Schedule:
         self.model, self._data = inner(model), calib_data
         self._state = _coupled(self.model, calib_data, budget, chosen_options)
         self._layout: Layout = layout_of(self._state.coupling, device_of(self.model))
-        self._bare = skeleton(self.model)
+        self._shapes = shapes(self.model)
         self._fixed = inexact(self._state, self._layout)
         self._free = self._flags(_free(self._state, self._fixed))
         self._scales = penalties.scales_of(self._state.coupling)
@@ -232,7 +232,7 @@ class Schedule:
             PlanError: the copy is of another model.
         """
         if model is not None:
-            check_alike(inner(model), self._bare)
+            check_alike(inner(model), self._shapes)
         clear(self.model if model is None else inner(model), self._cuts)
 
     @torch.no_grad()
@@ -251,8 +251,8 @@ class Schedule:
             PlanError: the copy is of another model.
         """
         source = self.model if model is None else inner(model)
-        check_alike(source, self._bare)
-        plain = plain_copy(source, self._bare)
+        check_alike(source, self._shapes)
+        plain = plain_copy(source)
         self.hold(plain)
         coupling, constraints = self._state.coupling, self._state.constraints
         norms = self._layout.norms(plain).cpu().double().numpy()

@@ -11,17 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Returns whether a tensor, ``[...]``, is a `DTensor`."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Returns all of a tensor, ``[...]``, without history; of a `DTensor` every process must ask."""
-    found: Any = tensor.detach()
-    gathered: Tensor = found.full_tensor() if is_sharded(tensor) else found
-    return gathered
+from fxprune._base.sharded import is_sharded, whole
 
 
 def squares(tensor: Tensor, dim: int) -> Tensor:

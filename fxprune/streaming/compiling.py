@@ -79,7 +79,8 @@ def compile(  # noqa: D417  # the options are described as `Options` has them
     Args:
         model: any module that ``torch.export`` can capture, or an exported program; it is left bit-identical. On the
             meta device it is planned without weights, by a method that needs none, with ``recover=None`` and
-            ``verify=False``.
+            ``verify=False``. One that is sharded over processes (``fully_shard``) is gathered: all of them must ask, and each holds the
+            whole result.
         calib_data: batches, gone through several times: a DataLoader, a list, a tensor. A batch is a tensor,
             ``(inputs, targets)`` or a dict of keyword arguments.
         budget: the share of parameters to keep, in (0, 1], or a `Budget`, which may bound a measured latency; None with
