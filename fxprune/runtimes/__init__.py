@@ -4,7 +4,7 @@ from fxprune.runtimes.eager import Compiled, Eager
 from fxprune.runtimes.onnx import OnnxRuntime
 from fxprune.runtimes.openvino import OpenVino
 from fxprune.runtimes.pt2 import AotInductor, TorchExport
-from fxprune.runtimes.registry import FileRuntime, Runtime, register_runtime
+from fxprune.runtimes.registry import FileRuntime, QuantizingRuntime, Runtime, register_runtime
 from fxprune.runtimes.running import from_file
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "FileRuntime",
     "OnnxRuntime",
     "OpenVino",
+    "QuantizingRuntime",
     "Runtime",
     "TorchExport",
     "from_file",

@@ -76,6 +76,16 @@ class Program:
         values = (node.meta.get("val") for graph in _graphs(self.exported) for node in graph.nodes)
         return {value.dtype for value in values if isinstance(value, Tensor)}
 
+    def call_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Returns a call in the program's form: by name in its order, with what capture gave of itself."""
+        return (*args, *self.call[0][len(args) :]), {name: kwargs.get(name, own) for name, own in self.call[1].items()}
+
+    def outputs_in_place(self, tensors: Sequence[Tensor]) -> Any:
+        """Returns tensors that came out, ``[...]`` each, in the containers that the module gives; a list if it gives more than tensors."""
+        entry = self.exported.module_call_graph[0].signature
+        fits = entry is not None and entry.out_spec.num_leaves == len(tensors)
+        return pytree.tree_unflatten(list(tensors), entry.out_spec) if fits and entry is not None else list(tensors)
+
     def run(self, call: Call) -> list[Tensor]:
         """Returns what the module itself gives in evaluation mode: its tensors, ``[...]`` each, in order."""
         return tensors_of(outputs_of(self.module, call))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,20 @@ def numpy_of(tensor: Tensor, runtime: str) -> Any:
             f"{runtime} takes numpy's arrays, which have no bfloat16: use a copy of the model as .float(), or .half()"
         )
     return tensor.detach().cpu().contiguous().numpy()
+
+
+@contextlib.contextmanager
+def silent(*loggers: str) -> Iterator[None]:
+    """Keeps what a converter prints, and what it logs below an error by these names, off the screen."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def from_file(runtime: FileRuntime, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
