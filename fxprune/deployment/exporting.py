@@ -116,7 +116,7 @@ def export(
     The path's suffix says which runtime writes it: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
     onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), ``.aoti.pt2``
     (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), ``.xml`` (OpenVINO; the weights
-    lie in a ``.bin`` beside it), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
+    lie in a ``.bin`` beside it), ``.pte`` (ExecuTorch, by XNNPACK; free sizes go up to the call's), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
 
     The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
     where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its
@@ -193,7 +193,7 @@ def written(order: Order, request: Request) -> Exported:
 
 def _exported(order: Order, request: Request) -> Exported:
     runtime, target = order.runtime, order.target
-    program = _traced(request, order.dynamic_batch, order.dynamic_shapes)
+    program = _traced(order, request)
     calls = trials(program, filled=request.filled, single=order.dynamic_batch and order.dynamic_shapes is None)
     with fresh_directory(target) as fresh:
         opset, difference, close = _write(order, program, calls, fresh / target.name)
@@ -236,10 +236,15 @@ def _plainness(condition: str) -> tuple[bool, int, str]:
     return "==" not in condition, len(condition), condition
 
 
-def _traced(request: Request, dynamic_batch: bool, dynamic_shapes: Any) -> Program:
+def _traced(order: Order, request: Request) -> Program:
     try:
         return trace(
-            request.module, request.call, request.varying, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
+            request.module,
+            request.call,
+            request.varying,
+            dynamic_batch=order.dynamic_batch,
+            dynamic_shapes=order.dynamic_shapes,
+            bounded=getattr(order.runtime, "bounded", False),
         )
     except CaptureError as error:
         if request.filled:

@@ -1,6 +1,7 @@
 """Runtimes: what runs a model, one class each; export, bench and latency find it by its suffix or its name."""
 
 from fxprune.runtimes.eager import Compiled, Eager
+from fxprune.runtimes.executorch import ExecuTorch
 from fxprune.runtimes.onnx import OnnxRuntime
 from fxprune.runtimes.openvino import OpenVino
 from fxprune.runtimes.pt2 import AotInductor, TorchExport
@@ -11,6 +12,7 @@ __all__ = [
     "AotInductor",
     "Compiled",
     "Eager",
+    "ExecuTorch",
     "FileRuntime",
     "OnnxRuntime",
     "OpenVino",
@@ -21,5 +23,5 @@ __all__ = [
     "register_runtime",
 ]
 
-for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor(), OpenVino()):
+for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor(), OpenVino(), ExecuTorch()):
     register_runtime(_runtime)

@@ -23,7 +23,7 @@ from fxprune.capturing.limits import Limits
 from fxprune.capturing.prepared import Example, prepare
 from fxprune.data.batch import short
 from fxprune.data.calls import Call, tensors_of
-from fxprune.runtimes.sizes import Sizes, expression, named_shape, names_of, shape_at, within
+from fxprune.runtimes.sizes import Sizes, expression, named_shape, names_of, shape_at, sizes_of, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ def trace(
     *,
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
+    bounded: bool = False,
 ) -> Program:
     """Returns a module as a program, exported in evaluation mode; the module stays as it is.
 
@@ -108,6 +109,7 @@ def trace(
             empty.
         dynamic_batch: whether the batch is free.
         dynamic_shapes: as `torch.export.export` takes it, instead of all that; nothing is free if it is empty.
+        bounded: sizes that have no bound may be as large as in this call, and no larger.
 
     Raises:
         CaptureError: it cannot be exported.
@@ -128,6 +130,8 @@ def trace(
     symbolic = {node.name: node.meta["val"] for node in _input_nodes(exported)}
     if dynamic_batch and not chosen:
         _insist_on_batch(symbolic, batched)
+    if bounded:
+        _bound(exported, sizes_of([*symbolic.values()], tensors_of(call)))
     names = names_of(symbolic, batched)
     outputs = outputs_of(module, call)
     _give_plain(exported, outputs)
@@ -196,6 +200,21 @@ def _insist_on_batch(symbolic: Mapping[str, Tensor], batched: Sequence[bool]) ->
             f"the model's graph holds for {label} of {list(lead.shape)} only, the batch is not free: pass "
             "dynamic_batch=False to write a file for that batch"
         )
+
+
+def _bound(exported: ExportedProgram, sizes: Sizes) -> None:
+    """Bounds those sizes of a program that have no bound: memory that is planned ahead has to end somewhere."""
+    for symbol, size in sizes.items():
+        bounds = exported.range_constraints[symbol]
+        if not bounds.upper.is_Integer:
+            exported.range_constraints[symbol] = narrower = type(bounds)(min(int(bounds.lower), size), size)
+            _environment(exported).var_to_range[symbol] = narrower
+
+
+def _environment(exported: ExportedProgram) -> Any:
+    """Returns what knows of a program's symbols; it has some."""
+    sizes = (size for node in _input_nodes(exported) for size in node.meta["val"].shape)
+    return next(size.node.shape_env for size in sizes if isinstance(size, torch.SymInt))
 
 
 def _refuse_ours(exported: ExportedProgram) -> None:

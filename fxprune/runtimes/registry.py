@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fxprune.runtimes.setting import Setting
 
 #: The names of the runtimes that are there from the start; `register_runtime` adds others.
-BackendName: TypeAlias = Literal["eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino"]
+BackendName: TypeAlias = Literal[
+    "eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino", "executorch"
+]
 
 #: One forward pass on inputs that do not change.
 Run: TypeAlias = Callable[[], Any]
