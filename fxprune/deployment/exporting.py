@@ -25,6 +25,7 @@ from fxprune.results.fidelity import Fidelity
 from fxprune.results.tables import few
 from fxprune.runtimes.program import Program, Value, outputs_of, trace
 from fxprune.runtimes.registry import FileRuntime, runtime_for
+from fxprune.runtimes.running import of_one_sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,8 @@ def export(
     The path's suffix says which runtime writes it: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
     onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), ``.aoti.pt2``
     (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), ``.xml`` (OpenVINO; the weights
-    lie in a ``.bin`` beside it), ``.pte`` (ExecuTorch, by XNNPACK; free sizes go up to the call's), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
+    lie in a ``.bin`` beside it), ``.pte`` (ExecuTorch, by XNNPACK; free sizes go up to the call's),
+    ``.ncnn.param`` (ncnn, for one sample; the weights lie in a ``.bin`` beside it), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
 
     The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
     where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its
@@ -179,7 +181,7 @@ def written(order: Order, request: Request) -> Exported:
     Raises:
         FxpruneError: see `export`.
     """
-    if order.dynamic_shapes is not None or not any(request.varying):
+    if order.dynamic_shapes is not None or not any(request.varying) or getattr(order.runtime, "single", False):
         return _exported(order, request)
     try:
         return _exported(order, request)
@@ -237,8 +239,11 @@ def _plainness(condition: str) -> tuple[bool, int, str]:
 
 
 def _traced(order: Order, request: Request) -> Program:
+    single = getattr(order.runtime, "single", False)
+    if single and order.dynamic_shapes:
+        raise ExportError(f"dynamic_shapes: files of {order.runtime.name} are for one sample of one size")
     try:
-        return trace(
+        program = trace(
             request.module,
             request.call,
             request.varying,
@@ -246,6 +251,7 @@ def _traced(order: Order, request: Request) -> Program:
             dynamic_shapes=order.dynamic_shapes,
             bounded=getattr(order.runtime, "bounded", False),
         )
+        return of_one_sample(program) if single else program
     except CaptureError as error:
         if request.filled:
             with as_example():

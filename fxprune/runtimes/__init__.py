@@ -2,6 +2,7 @@
 
 from fxprune.runtimes.eager import Compiled, Eager
 from fxprune.runtimes.executorch import ExecuTorch
+from fxprune.runtimes.ncnn import Ncnn
 from fxprune.runtimes.onnx import OnnxRuntime
 from fxprune.runtimes.openvino import OpenVino
 from fxprune.runtimes.pt2 import AotInductor, TorchExport
@@ -14,6 +15,7 @@ __all__ = [
     "Eager",
     "ExecuTorch",
     "FileRuntime",
+    "Ncnn",
     "OnnxRuntime",
     "OpenVino",
     "QuantizingRuntime",
@@ -23,5 +25,5 @@ __all__ = [
     "register_runtime",
 ]
 
-for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor(), OpenVino(), ExecuTorch()):
+for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor(), OpenVino(), ExecuTorch(), Ncnn()):
     register_runtime(_runtime)

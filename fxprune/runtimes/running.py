@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fxprune._base.errors import ExportError, FxpruneError, raised_as
+from fxprune.data.calls import tensors_of
 from fxprune.data.checks import device_of
 from fxprune.runtimes.program import Program, trace
 from fxprune.runtimes.registry import FileRuntime, Run
 from fxprune.runtimes.setting import Setting
+from fxprune.runtimes.sizes import resized, sizes_of
 
 
 def ready(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
@@ -51,6 +53,14 @@ def moved(model: nn.Module, device: str) -> nn.Module:
 def at_these_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
     """Returns a model as a program for the sizes of one call, and no others."""
     return trace(model, (args, dict(kwargs)), dynamic_batch=False, dynamic_shapes={})
+
+
+def of_one_sample(program: Program) -> Program:
+    """Returns a program for one sample, and no other sizes than those of its call."""
+    symbolic = program.symbolic()
+    sizes = sizes_of(symbolic, tensors_of(program.call))
+    one = {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
+    return at_these_sizes(program.module, *resized(program.call, symbolic, sizes | one))
 
 
 def numpy_of(tensor: Tensor, runtime: str) -> Any:
