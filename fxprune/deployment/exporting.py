@@ -118,7 +118,7 @@ def export(
     onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), ``.aoti.pt2``
     (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), ``.xml`` (OpenVINO; the weights
     lie in a ``.bin`` beside it), ``.pte`` (ExecuTorch, by XNNPACK; free sizes go up to the call's),
-    ``.ncnn.param`` (ncnn, for one sample; the weights lie in a ``.bin`` beside it), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
+    ``.ncnn.param`` (ncnn, for one sample; the weights lie in a ``.bin`` beside it), ``.tflite`` (LiteRT, likewise), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
 
     The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
     where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its

@@ -2,6 +2,7 @@
 
 from fxprune.runtimes.eager import Compiled, Eager
 from fxprune.runtimes.executorch import ExecuTorch
+from fxprune.runtimes.litert import LiteRt
 from fxprune.runtimes.ncnn import Ncnn
 from fxprune.runtimes.onnx import OnnxRuntime
 from fxprune.runtimes.openvino import OpenVino
@@ -15,6 +16,7 @@ __all__ = [
     "Eager",
     "ExecuTorch",
     "FileRuntime",
+    "LiteRt",
     "Ncnn",
     "OnnxRuntime",
     "OpenVino",
@@ -25,5 +27,15 @@ __all__ = [
     "register_runtime",
 ]
 
-for _runtime in (Eager(), Compiled(), OnnxRuntime(), TorchExport(), AotInductor(), OpenVino(), ExecuTorch(), Ncnn()):
+for _runtime in (
+    Eager(),
+    Compiled(),
+    OnnxRuntime(),
+    TorchExport(),
+    AotInductor(),
+    OpenVino(),
+    ExecuTorch(),
+    Ncnn(),
+    LiteRt(),
+):
     register_runtime(_runtime)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: The names of the runtimes that are there from the start; `register_runtime` adds others.
 BackendName: TypeAlias = Literal[
-    "eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino", "executorch", "ncnn"
+    "eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino", "executorch", "ncnn", "litert"
 ]
 
 #: One forward pass on inputs that do not change.

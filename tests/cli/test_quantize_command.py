@@ -53,7 +53,7 @@ def test_int8_by_the_quantizer_of_the_files_own_runtime(here: Path) -> None:
 def test_what_it_wants(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("compile", *TINY, "--weights", "none", "--budget", "0.6", "--out", "out", "-q")
     data = ("--data", "mine:loader")
-    assert "ends in one of .onnx, .pt2" in misuse("quantize", "out", "int8.tflite", *data)
+    assert "ends in one of .onnx, .pt2" in misuse("quantize", "out", "int8.engine", *data)
     assert "; did you mean .onnx?" in misuse("quantize", "out", "int8.onx", *data)
     assert "mine.py/int8.pt2: there is no directory mine.py" in misuse("quantize", "out", "mine.py/int8.pt2", *data)
     assert "there is no directory nowhere" in misuse("quantize", "out", "nowhere/int8.pt2", *data)

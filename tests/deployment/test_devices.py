@@ -29,6 +29,7 @@ class Kind(NamedTuple):
 KINDS = {
     ".pte": Kind("executorch.runtime", "executorch", "ExecuTorch program"),
     ".ncnn.param": Kind("ncnn", "ncnn", "ncnn net", lacks=("bert",)),
+    ".tflite": Kind("litert_torch", "litert", "LiteRT model"),
 }
 
 
