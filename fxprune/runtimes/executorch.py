@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,9 @@ class ExecuTorch:
             ExportError: it cannot be lowered.
             MissingExtraError: the package is not installed.
         """
-        pool = need("executorch.extension.pybindings.portable_lib", "executorch", "ExecuTorch")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it calls itself experimental
+            pool = need("executorch.extension.pybindings.portable_lib", "executorch", "ExecuTorch")
         pool._unsafe_reset_threadpool(setting.threads)
         return from_file(self, model, args, kwargs)
 

@@ -69,8 +69,8 @@ class Ncnn:
         def run(*args: Any, **kwargs: Any) -> list[Tensor]:
             mats = [_mat(x) for x in tensors_of((args, kwargs))]
             return [
-                torch.from_numpy(mat.numpy(batch_index=0).copy()).reshape(tuple(map(int, value.shape)))
-                for mat, value in zip(_extracted(net, mats), program.outputs, strict=True)
+                torch.from_numpy(array.copy()).reshape(tuple(map(int, value.shape)))
+                for array, value in zip(_extracted(net, mats), program.outputs, strict=True)
             ]
 
         return run
@@ -117,20 +117,22 @@ def _net(path: Path, threads: int) -> Any:
 
 
 def _mat(tensor: Tensor) -> Any:
-    """Returns a tensor of one sample, ``[1, ...]``, as ncnn holds it; whole numbers have 32 bits there."""
+    """Returns a tensor, ``[1, ...]`` of one sample or ``[...]``, as ncnn holds it; whole numbers have 32 bits there."""
     array = numpy_of(tensor, "ncnn")
-    whole = array.dtype.kind in "iub"
-    return need("ncnn", "ncnn", "ncnn").Mat(array.astype(np.int32) if whole else array, batch_index=0).clone()
+    array = array.astype(np.int32) if array.dtype.kind in "iub" else array
+    sample = {"batch_index": 0} if array.ndim > 1 and len(array) == 1 else {}
+    return need("ncnn", "ncnn", "ncnn").Mat(array, **sample).clone()
 
 
 def _extracted(net: Any, mats: list[Any]) -> list[Any]:
-    """Returns what comes out of a net, in order."""
+    """Returns the arrays that come out of a net, in order."""
     read = set(net.input_names())
+    count = sum(name.startswith("out") for name in net.output_names())  # what is not read counts as one for ncnn
     with net.create_extractor() as extractor:
         for index, mat in enumerate(mats):
             if f"in{index}" in read:
                 extractor.input(f"in{index}", mat)
-        found = [extractor.extract(f"out{index}") for index in range(len(net.output_names()))]
+        found = [extractor.extract(f"out{index}") for index in range(count)]
     if any(code for code, _ in found):
         raise ExportError("ncnn cannot run the net: a layer failed")
-    return [mat for _, mat in found]
+    return [mat.numpy(batch_index=0) for _, mat in found]

@@ -106,7 +106,7 @@ def test_each_gives_what_the_model_gives(name: str) -> None:
         run = ready(model, (x,), {"scale": scale, "unused": torch.ones(3)}, Setting.of("cpu", 1, name, 1))
     with torch.inference_mode():
         expected, got = model(x, scale), run()
-    arrays = got if name in ("onnxruntime", "openvino", "litert") else tensors_of(got)
+    arrays = got if name in ("onnxruntime", "openvino", "ncnn", "litert") else tensors_of(got)
     for want, have in zip(expected.values(), map(torch.as_tensor, arrays), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
