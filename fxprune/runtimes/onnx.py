@@ -93,6 +93,7 @@ class OnnxRuntime:
             "activation_type": tools.QuantType.QUInt8,
             "weight_type": tools.QuantType.QInt8,
             "use_external_data_format": _large(program),
+            **(_with_attention() if program.attends() else {}),
             **settings,
         }
         read = {entry.name for entry in onnx.load(source, load_external_data=False).graph.input}
@@ -165,6 +166,12 @@ def _arrays(program: Program, call: Call, read: Container[str]) -> dict[str, Any
 def _large(program: Program) -> bool:
     """Returns whether a program's weights do not fit into an ONNX file."""
     return sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor)) > INLINE_LIMIT
+
+
+def _with_attention() -> dict[str, Any]:
+    """Returns settings that quantize what contractions read, and nothing else: a mask of -3e38, once added, leaves nothing of the scores."""
+    kinds = ["Conv", "Gather", "Gemm", "MatMul"]
+    return {"op_types_to_quantize": kinds, "extra_options": {"OpTypesToExcludeOutputQuantization": kinds}}
 
 
 def _reader(base: Any, feeds: Iterator[Mapping[str, Any]]) -> Any:

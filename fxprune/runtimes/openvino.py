@@ -62,7 +62,7 @@ class OpenVino:
             model = _package().Core().read_model(source)
             read = {entry.any_name for entry in model.inputs}
             arrays = [_arrays(program, call, read) for call in calls]
-            kind = nncf.ModelType.TRANSFORMER if _attends(program) else None
+            kind = nncf.ModelType.TRANSFORMER if program.attends() else None
             chosen = {"model_type": kind, "subset_size": len(arrays), **settings}
             quantized = nncf.quantize(model, nncf.Dataset(arrays), **chosen)
             if all(node.get_type_name() != "FakeQuantize" for node in quantized.get_ops()):
@@ -126,8 +126,3 @@ def _arrays(program: Program, call: Call, read: Container[str]) -> dict[str, Any
     """Returns those of a call's arrays that are read, by name."""
     pairs = zip(program.inputs, tensors_of(call), strict=True)
     return {value.name: numpy_of(x, "OpenVINO") for value, x in pairs if value.name in read}
-
-
-def _attends(program: Program) -> bool:
-    """Returns whether a program has attention, which NNCF quantizes in part only."""
-    return any("scaled_dot_product" in str(node.target) for node in program.exported.graph.nodes)

@@ -76,6 +76,10 @@ class Program:
         values = (node.meta.get("val") for graph in _graphs(self.exported) for node in graph.nodes)
         return {value.dtype for value in values if isinstance(value, Tensor)}
 
+    def attends(self) -> bool:
+        """Returns whether it has attention, whose masks and scores eight bits do not hold."""
+        return any("scaled_dot_product" in str(node.target) for graph in _graphs(self.exported) for node in graph.nodes)
+
     def call_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Returns a call in the program's form: by name in its order, with what capture gave of itself."""
         return (*args, *self.call[0][len(args) :]), {name: kwargs.get(name, own) for name, own in self.call[1].items()}

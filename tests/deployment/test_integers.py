@@ -54,6 +54,28 @@ def test_a_file_in_int8_is_near_the_model(name: str, quantizer: str, tmp_path: P
         assert 0 < difference(want, got) < 0.1
 
 
+class Masked(nn.Module):
+    """Attention with large scores, of which a mask leaves out some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.weights(x)[:, None].chunk(3, -1)
+        return nn.functional.scaled_dot_product_attention(query * 8, key, value, mask[:, None, None])
+
+
+def test_masks_do_not_drown_the_scores_of_attention(tmp_path: Path) -> None:
+    suffix_of("onnxruntime")
+    torch.manual_seed(0)
+    mask = torch.ones(16, 6, dtype=torch.bool)
+    mask[:, 4:] = False
+    batch = {"x": torch.randn(16, 6, 8), "mask": mask}
+    close = fxprune.export_int8(Masked().eval(), tmp_path / "int8.onnx", [batch]).beside_floating_point
+    assert close is not None and close.error is not None and close.error < 0.1
+
+
 def test_settings_go_to_the_quantizer(tmp_path: Path) -> None:
     suffix_of("onnxruntime")
     onnx = pytest.importorskip("onnx")
