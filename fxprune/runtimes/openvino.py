@@ -102,8 +102,16 @@ def _package() -> Any:
 
 
 def _converted(program: Program) -> Any:
-    """Returns OpenVINO's model of a program, its inputs in the program's order."""
-    return _package().convert_model(program.exported)
+    """Returns OpenVINO's model of a program, its inputs in the program's order.
+
+    What is no tensor, as ``use_cache``, is held by the program: OpenVINO makes an input of it that nothing reads.
+    """
+    model = _package().convert_model(program.exported)
+    tensors = {value.name for value in program.inputs}
+    for entry in model.get_parameters():
+        if not tensors & entry.output(0).names:
+            model.remove_parameter(entry)
+    return model
 
 
 def _compiled(model: Any, threads: int) -> Any:
