@@ -45,6 +45,7 @@ from .coupling.interpreter import couple as couple
 from .coupling.selection import Selection as Selection
 from .deployment.exporting import Exported as Exported
 from .deployment.exporting import export as export
+from .deployment.integers import export_int8 as export_int8
 from .deployment.quantization import quantize as quantize
 from .latency import Bench as Bench
 from .latency import Latency as Latency

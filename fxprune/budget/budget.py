@@ -29,7 +29,7 @@ class Budget:
         device: where the latency is measured; by default where the model is.
         batch_size: samples of a call whose latency is measured.
         backend: the name of a runtime: ``"eager"``, ``"compiled"`` (`torch.compile`), ``"onnxruntime"``, ``"torch.export"``,
-            ``"aotinductor"``, ``"openvino"``, or one of your own (`fxprune.register_runtime`).
+            ``"aotinductor"``, ``"openvino"``, ``"executorch"``, ``"ncnn"``, ``"litert"``, or one of your own (`fxprune.register_runtime`).
         threads: that an operator may use on the CPU; by default as many as torch uses.
 
     Raises:

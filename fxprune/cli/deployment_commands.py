@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _file_options(tolerance: str) -> Callable[[Any], Any]:
 def export(directory: str, file: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Writes the pruned model of DIR to FILE and compares it.
 
-    FILE ends in .onnx for ONNX, .pt2 for torch.export, .aoti.pt2 for AOTInductor, .xml for OpenVINO, .gguf for llama.cpp; a
+    FILE ends in .onnx for ONNX, .pt2 for torch.export, .aoti.pt2 for AOTInductor, .xml for OpenVINO, .pte for ExecuTorch, .ncnn.param for ncnn, .tflite for LiteRT, .gguf for llama.cpp; a
     name that ends in / is the directory of a checkpoint that from_pretrained reads. What is written is read
     again, run, and compared with the model.
     """
@@ -99,11 +100,18 @@ def export(directory: str, file: str, as_json: bool, quiet: bool, **options: Any
     examples=[
         "fxprune quantize half half-int8.onnx --data images/ --model torchvision:resnet50",
         "fxprune quantize half half-int8.pt2 --data package.module:loader --json",
+        "fxprune quantize half half-int8.xml --quantizer runtime --data images/ --model torchvision:resnet50",
     ],
 )
 @DIRECTORY
 @click.argument("file", type=Place())
-@_file_options("1e-4; 0.2 for ONNX, which rounds otherwise")
+@option(
+    "--quantizer",
+    type=click.Choice(("torchao", "runtime")),
+    default="torchao",
+    help="torchao's, or that of the file's own runtime: onnxruntime's for .onnx, NNCF for .xml.",
+)
+@_file_options("1e-4; 0.2 for ONNX by torchao, which rounds otherwise")
 @data_options("--data", "--calib", required=True)
 @dense_options("it says how images and texts are prepared")
 @JSON
@@ -112,19 +120,28 @@ def quantize(directory: str, file: str, as_json: bool, quiet: bool, **options: A
     """Writes the pruned model of DIR to FILE in int8, and says how much of its outputs is left.
 
     Weights become int8, activations uint8 over the range that the data show (torchao's post-training
-    quantization). FILE is as for `fxprune export`: .onnx, .pt2 or .aoti.pt2. Fine-tune first, quantize last,
-    and measure the accuracy.
+    quantization). FILE is as for `fxprune export`: .onnx, .pt2 or .aoti.pt2. With --quantizer runtime the file is
+    written in floating point, and made int8 by what its runtime brings: .onnx or .xml. Fine-tune first, quantize
+    last, and measure the accuracy.
     """
     from fxprune.cli.data import data_of, load_data
     from fxprune.cli.models import Made, dense_of, load_pruned
     from fxprune.cli.quantized import Quantized, fidelity_of
 
     _check_target(directory, file, options)
+    own = options["quantizer"] == "runtime"
+    if own:
+        _check_own(file, options)
     spec = data_of(options, name="--data")
     dense = dense_of(options)
     pruned = load_pruned(directory, dense, options["device"])
     about = dense or Made(pruned, ModelSpec(spec=directory), "", directory)
     data = load_data(spec, about)
+    if own:
+        given = {} if options["tolerance"] is None else {"tolerance": options["tolerance"]}
+        make = partial(fxprune.export_int8, pruned, file, data, dynamic_batch=not options["fixed_batch"], **given)
+        show(_written(file, make), as_json, quiet)
+        return
     int8 = fxprune.quantize(pruned, data, dynamic_batch=not options["fixed_batch"])
     close = fidelity_of(pruned, int8, data)
     tolerance = _STEP if options["tolerance"] is None and file.endswith(".onnx") else options["tolerance"]
@@ -159,9 +176,30 @@ def _check_target(
     check_file(file)
 
 
+def _check_own(file: str, options: Mapping[str, Any]) -> None:
+    """Makes sure that the file's runtime has a quantizer.
+
+    Raises:
+        OptionError: it has none, or does not take an opset.
+    """
+    from fxprune.runtimes.registry import quantizer_for
+
+    try:
+        quantizer_for(Path(file))
+    except fxprune.ExportError as error:
+        raise OptionError(f"--quantizer runtime: {error}") from error
+    if options["opset"] is not None:
+        raise OptionError("--opset goes with --quantizer torchao")
+
+
 def _exported(model: Any, file: str, options: Mapping[str, Any]) -> fxprune.Exported:
     given = {name: options[name] for name in ("part", "opset", "tolerance") if options.get(name) is not None}
+    return _written(file, partial(fxprune.export, model, file, dynamic_batch=not options["fixed_batch"], **given))
+
+
+def _written(file: str, make: Callable[[], fxprune.Exported]) -> fxprune.Exported:
+    """Returns what is made, its paths as the user named them."""
     with writing(file):
-        found = fxprune.export(model, file, dynamic_batch=not options["fixed_batch"], **given)
+        found = make()
     beside = tuple(Path(file).with_name(path.name) for path in found.beside)
     return replace(found, path=Path(file), beside=beside)

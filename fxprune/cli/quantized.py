@@ -10,7 +10,7 @@ from torch import nn
 from fxprune._base.defaults import MEMORY_LIMIT
 from fxprune.data.batches import Batches
 from fxprune.data.checks import device_of
-from fxprune.deployment.exporting import Exported
+from fxprune.deployment.exporting import Exported, figures
 from fxprune.reporting.fidelity import Reference
 from fxprune.results.fidelity import Fidelity
 
@@ -29,8 +29,7 @@ class Quantized:
 
     def __str__(self) -> str:
         """Returns the file, and how close it is."""
-        found = ", ".join(f"{name} {text}" for name, text in self.close.details().items())
-        return f"{self.written}\nbeside floating point: {found or self.close}"
+        return f"{self.written}\nbeside floating point: {figures(self.close)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""

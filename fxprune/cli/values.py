@@ -14,7 +14,7 @@ import click
 from fxprune.cli.errors import InputError, OptionError, suggestion
 
 #: The backends that are there from the start, in words: their own room imports torch.
-BACKENDS = "eager, compiled, onnxruntime, torch.export, aotinductor or openvino"
+BACKENDS = "eager, compiled, onnxruntime, torch.export, aotinductor, openvino, executorch, ncnn or litert"
 
 Number = TypeVar("Number", int, float)
 

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune._base.errors import ExportError, brief, raised_as
+from fxprune.data.batch import short
 from fxprune.data.calls import Call, tensors_of
 from fxprune.ops.registry import is_kind
 from fxprune.runtimes.program import Program
@@ -94,6 +95,23 @@ def worst_difference(program: Program, calls: Sequence[Call], loaded: Loaded, to
                 )
             worst = max(worst, error_of)
     return worst
+
+
+def check_form(program: Program, calls: Sequence[Call], loaded: Loaded, what: str) -> None:
+    """Makes sure that a file runs, and gives outputs of the module's shapes and types, whatever their values.
+
+    Raises:
+        ExportError: it does not, says for which sizes.
+    """
+    for call in calls:
+        expected = program.run(call)
+        with raised_as(ExportError, f"{what} fails for {shown(program, call)}"), torch.no_grad():
+            got = tensors_of(loaded(*call[0], **call[1]))
+        forms = [[f"{list(x.shape)} {short(x.dtype)}" for x in tensors] for tensors in (expected, got)]
+        if forms[0] != forms[1]:
+            raise ExportError(
+                f"{what} gives {', '.join(forms[1])}, the model {', '.join(forms[0])}, for {shown(program, call)}"
+            )
 
 
 def difference(expected: Tensor, got: Tensor) -> float:

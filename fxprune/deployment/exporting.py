@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +21,11 @@ from fxprune.data.checks import device_of
 from fxprune.deployment.comparison import FREE_SIZES, trials, worst_difference
 from fxprune.deployment.request import Request, as_example, islands_of, requested
 from fxprune.results.attached import report_if_any
+from fxprune.results.fidelity import Fidelity
 from fxprune.results.tables import few
 from fxprune.runtimes.program import Program, Value, outputs_of, trace
 from fxprune.runtimes.registry import FileRuntime, runtime_for
+from fxprune.runtimes.running import of_one_sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class Exported:
         torch: the version that wrote it.
         conditions: on the sizes that may change, such as ``"x.shape[2] == (4*(x.shape[2]//4))"``: those that the file was
             made for; an ONNX file does not ask.
+        beside_floating_point: of a file in int8, how close its outputs are to the model's on the calibration data;
+            ``max_error`` is then of the file that it was made from.
         note: why sizes that are free in the model are fixed in the file; empty if none is.
         widths: which widths of the pruned model runtimes may be slow with; empty if there is none.
     """
@@ -61,6 +64,7 @@ class Exported:
     opset: int | None = None
     torch: str = torch.__version__
     conditions: tuple[str, ...] = ()
+    beside_floating_point: Fidelity | None = None
     note: str = ""
     widths: str = ""
 
@@ -73,19 +77,28 @@ class Exported:
             *(f"beside it: {path.name}" for path in self.beside),
             f"inputs: {', '.join(map(str, self.inputs))}",
             f"outputs: {', '.join(map(str, self.outputs))}",
-            f"equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
+            f"{'before int8 ' if self.beside_floating_point else ''}equal to the model, relative error {self.max_error:.1e} (tolerance {self.tolerance:.0e}), for {calls}",
             *([f"made for sizes where {self._conditions()}"] if self.conditions else []),
+            *([f"beside floating point: {figures(self.beside_floating_point)}"] if self.beside_floating_point else []),
             *(line for line in (self.note, self.widths) if line),
         ]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON data."""
-        return asdict(self) | {"path": str(self.path), "beside": [str(path) for path in self.beside]}
+        data = asdict(self) | {"path": str(self.path), "beside": [str(path) for path in self.beside]}
+        del data["beside_floating_point"]
+        close = self.beside_floating_point
+        return data if close is None else {**data, "beside_floating_point": close.to_dict()}
 
     def _conditions(self) -> str:
         more = len(self.conditions) - 3
         return ", ".join(self.conditions[:3]) + (f", and {more} more" if more > 0 else "")
+
+
+def figures(close: Fidelity) -> str:
+    """Returns how close outputs are, in a line."""
+    return ", ".join(f"{name} {text}" for name, text in close.details().items()) or str(close)
 
 
 def export(
@@ -104,7 +117,8 @@ def export(
     The path's suffix says which runtime writes it: ``.onnx`` (`torch.onnx`'s exporter of exported programs, run by
     onnxruntime on the CPU; `pip install 'fxprune[export]'`), ``.pt2`` (`torch.export.save`), ``.aoti.pt2``
     (an AOTInductor package for the model's device and this kind of processor; needs a C++ compiler), ``.xml`` (OpenVINO; the weights
-    lie in a ``.bin`` beside it), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
+    lie in a ``.bin`` beside it), ``.pte`` (ExecuTorch, by XNNPACK; free sizes go up to the call's),
+    ``.ncnn.param`` (ncnn, for one sample; the weights lie in a ``.bin`` beside it), ``.tflite`` (LiteRT, likewise), or that of a runtime of your own (`register_runtime`). TorchScript has no part in it.
 
     The file computes what the model computes in evaluation mode. It is compared at the example's sizes and,
     where sizes may change, at others and at a batch of one. Until then it lies in a directory beside its
@@ -135,41 +149,70 @@ def export(
         MissingExtraError: a package is not installed.
         OSError: the file cannot be written.
     """
-    target = Path(path).absolute()
-    runtime = _checked(Path(path), opset)
-    model = _checked_model(pruned)
-    request = requested(model, example, part)
-    write = partial(_exported, runtime, target, tolerance, dynamic_batch, dynamic_shapes)
-    if dynamic_shapes is not None or not any(request.varying):
-        return write(request)
+    order = Order(checked_runtime(Path(path), opset), Path(path).absolute(), tolerance, dynamic_batch, dynamic_shapes)
+    return written(order, requested(checked_model(pruned), example, part))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a file is to be made.
+
+    Attributes:
+        runtime: what writes and runs it.
+        target: where it will lie.
+        tolerance: see `export`.
+        dynamic_batch: likewise.
+        dynamic_shapes: likewise.
+        finish: makes another file of one that passed, in its place, and says how close it is; takes the path, the program, and the
+            calls that it was compared with.
+    """
+
+    runtime: FileRuntime
+    target: Path
+    tolerance: float
+    dynamic_batch: bool
+    dynamic_shapes: Any
+    finish: Callable[[Path, Program, Sequence[Call]], Fidelity] | None = None
+
+
+def written(order: Order, request: Request) -> Exported:
+    """Returns a file that was made, with fewer sizes free where it has to be.
+
+    Raises:
+        FxpruneError: see `export`.
+    """
+    if order.dynamic_shapes is not None or not any(request.varying) or getattr(order.runtime, "single", False):
+        return _exported(order, request)
     try:
-        return write(request)
+        return _exported(order, request)
     except (CaptureError, ExportError) as error:  # some runtimes compute something else where a size is free
         note = (
             f"sizes that are free in the model are fixed in the file, since with them free: {error}. What may help: "
             f"dynamic_shapes= that frees some of them, {FREE_SIZES}"
         )
-    return replace(write(replace(request, varying=())), note=note)
+    return replace(_exported(order, replace(request, varying=())), note=note)
 
 
-def _exported(
-    runtime: FileRuntime, target: Path, tolerance: float, dynamic_batch: bool, dynamic_shapes: Any, request: Request
-) -> Exported:
-    program = _traced(request, dynamic_batch, dynamic_shapes)
-    calls = trials(program, filled=request.filled, single=dynamic_batch and dynamic_shapes is None)
-    found, difference, written = _write(runtime, program, calls, target, tolerance)
+def _exported(order: Order, request: Request) -> Exported:
+    runtime, target = order.runtime, order.target
+    program = _traced(order, request)
+    calls = trials(program, filled=request.filled, single=order.dynamic_batch and order.dynamic_shapes is None)
+    with fresh_directory(target) as fresh:
+        opset, difference, close = _write(order, program, calls, fresh / target.name)
+        files = _put(fresh, target)
     return Exported(
         path=target,
         format=runtime.format,
-        bytes=sum(file.stat().st_size for file in written),
-        beside=tuple(file for file in written if file != target),
+        bytes=sum(file.stat().st_size for file in files),
+        beside=tuple(file for file in files if file != target),
         max_error=difference,
-        tolerance=tolerance,
+        tolerance=order.tolerance,
         compared=tuple(tuple(tuple(x.shape) for x in tensors_of(call)) for call in calls),
         inputs=program.inputs,
         outputs=program.outputs,
-        opset=found,
+        opset=opset,
         conditions=tuple(sorted(map(text_of, program.limits.conditions), key=_plainness)),
+        beside_floating_point=close,
         widths=_awkward(request.module),
     )
 
@@ -195,11 +238,20 @@ def _plainness(condition: str) -> tuple[bool, int, str]:
     return "==" not in condition, len(condition), condition
 
 
-def _traced(request: Request, dynamic_batch: bool, dynamic_shapes: Any) -> Program:
+def _traced(order: Order, request: Request) -> Program:
+    single = getattr(order.runtime, "single", False)
+    if single and order.dynamic_shapes:
+        raise ExportError(f"dynamic_shapes: files of {order.runtime.name} are for one sample of one size")
     try:
-        return trace(
-            request.module, request.call, request.varying, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
+        program = trace(
+            request.module,
+            request.call,
+            request.varying,
+            dynamic_batch=order.dynamic_batch,
+            dynamic_shapes=order.dynamic_shapes,
+            bounded=getattr(order.runtime, "bounded", False),
         )
+        return of_one_sample(program) if single else program
     except CaptureError as error:
         if request.filled:
             with as_example():
@@ -208,22 +260,26 @@ def _traced(request: Request, dynamic_batch: bool, dynamic_shapes: Any) -> Progr
 
 
 def _write(
-    runtime: FileRuntime, program: Program, calls: Sequence[Call], target: Path, tolerance: float
-) -> tuple[int | None, float, Sequence[Path]]:
-    """Returns the opset, the largest difference from the model, and the files, which have their names by then."""
-    with fresh_directory(target) as fresh:
-        with raised_as(ExportError, f"{runtime.name} cannot write the model"):
-            found = runtime.write(program, fresh / target.name)
-            if not (fresh / target.name).is_file():
-                raise ExportError(f"{runtime.name} cannot write the model: its write() left no file {target.name}")
-            loaded = runtime.load(fresh / target.name, program)
-        difference = worst_difference(program, calls, loaded, tolerance, f"{target.name}, run by {runtime.name},")
-        del loaded  # it may hold the file open
-        return found, difference, _put(fresh, target)
+    order: Order, program: Program, calls: Sequence[Call], path: Path
+) -> tuple[int | None, float, Fidelity | None]:
+    """Returns the opset, the largest difference from the model, and how close what was made of the file is."""
+    runtime = order.runtime
+    with raised_as(ExportError, f"{runtime.name} cannot write the model"):
+        opset = runtime.write(program, path)
+        if not path.is_file():
+            raise ExportError(f"{runtime.name} cannot write the model: its write() left no file {path.name}")
+        loaded = runtime.load(path, program)
+    difference = worst_difference(program, calls, loaded, order.tolerance, f"{path.name}, run by {runtime.name},")
+    del loaded  # it may hold the file open
+    return opset, difference, None if order.finish is None else order.finish(path, program, calls)
 
 
-def _checked(target: Path, opset: int | None) -> FileRuntime:
-    """Returns the runtime that a path asks for, with the opset if one is wanted."""
+def checked_runtime(target: Path, opset: int | None) -> FileRuntime:
+    """Returns the runtime that a path asks for, with the opset if one is wanted.
+
+    Raises:
+        ExportError: there is none, it knows no opsets, or no file can lie there.
+    """
     runtime = runtime_for(target)
     if opset is not None and "opset" not in getattr(runtime, "__dataclass_fields__", {}):
         raise ExportError(f"opset={opset}: only an .onnx file has an opset, got {target.name}")
@@ -234,7 +290,12 @@ def _checked(target: Path, opset: int | None) -> FileRuntime:
     return runtime if opset is None else cast("FileRuntime", replace(cast(Any, runtime), opset=opset))
 
 
-def _checked_model(pruned: Any) -> nn.Module:
+def checked_model(pruned: Any) -> nn.Module:
+    """Returns the model itself.
+
+    Raises:
+        ExportError: it is none, or has no values.
+    """
     if not isinstance(pruned, nn.Module):
         raise ExportError(f"expected a torch.nn.Module, got {type(pruned).__name__}")
     model = unwrapped(pruned)

@@ -71,7 +71,7 @@ def quantize(
     program = trace(
         request.module,
         request.call,
-        _varying(request, batches),
+        varying_of(request, batches),
         dynamic_batch=dynamic_batch,
         dynamic_shapes=dynamic_shapes,
     )
@@ -88,7 +88,7 @@ def quantize(
     return result if (found := report_if_any(model)) is None else attach(result, found)
 
 
-def _varying(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
+def varying_of(request: Request, batches: Batches) -> tuple[tuple[int, ...], ...]:
     """Returns the dimensions that vary: in compilation, or among the first batches."""
     own = tensors_of(request.call)
     dims = [set(known) for known in request.varying or [()] * len(own)]

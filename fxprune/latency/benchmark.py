@@ -113,7 +113,7 @@ def bench(
             own, whose plan knows the shapes.
         batch_sizes: the example's samples are repeated to these.
         backends: runtimes, or one, by name: ``"eager"``, ``"compiled"``, ``"onnxruntime"``, ``"torch.export"``,
-            ``"aotinductor"``, ``"openvino"``, or one of your own (`register_runtime`).
+            ``"aotinductor"``, ``"openvino"``, ``"executorch"``, ``"ncnn"``, ``"litert"``, or one of your own (`register_runtime`).
         threads: that an operator may use on the CPU; by default as many as torch uses now.
         device: where; by default where the first model is.
         repeats: samples of each model, at least.

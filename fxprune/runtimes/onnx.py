@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fxprune._base.extras import need
 from fxprune.data.calls import Call, tensors_of
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
-from fxprune.runtimes.running import at_these_sizes, numpy_of
+from fxprune.runtimes.running import at_these_sizes, numpy_of, silent
 from fxprune.runtimes.setting import Setting
 
 #: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
@@ -65,9 +65,47 @@ class OnnxRuntime:
                 output_names=[value.name for value in program.outputs],
             )
             written.rename_axes({str(symbol): name for symbol, name in program.names.items()})
-            weights = sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor))
-            written.save(path, external_data=weights > INLINE_LIMIT)
+            written.save(path, external_data=_large(program))
         return int(written.model.opset_imports[""])
+
+    def quantize(
+        self, source: Path, target: Path, program: Program, calls: Iterable[Call], settings: Mapping[str, Any]
+    ) -> None:
+        """Writes a file anew in int8, by onnxruntime's static quantizer: weights by output channel, activations uint8.
+
+        Args:
+            source: what `write` wrote.
+            target: the new file.
+            program: of which it was written.
+            calls: to calibrate on.
+            settings: for ``onnxruntime.quantization.quantize_static``, beside or instead of those here.
+
+        Raises:
+            ExportError: it does not take the file, or finds nothing in it.
+            MissingExtraError: a package is not installed.
+        """
+        tools = need("onnxruntime.quantization", "export", "an .onnx file in int8")
+        onnx = need("onnx", "export", "an .onnx file in int8")
+        shapes = need("onnxruntime.quantization.shape_inference", "export", "an .onnx file in int8")
+        chosen = {
+            "quant_format": tools.QuantFormat.QDQ,
+            "per_channel": True,
+            "activation_type": tools.QuantType.QUInt8,
+            "weight_type": tools.QuantType.QInt8,
+            "use_external_data_format": _large(program),
+            **(_with_attention() if program.attends() else {}),
+            **settings,
+        }
+        read = {entry.name for entry in onnx.load(source, load_external_data=False).graph.input}
+        reader = _reader(tools.CalibrationDataReader, (_arrays(program, call, read) for call in calls))
+        prepared = source.with_name(f"prepared-{source.name}")
+        with raised_as(ExportError, "onnxruntime cannot quantize the model"), silent("root"):
+            shapes.quant_pre_process(
+                str(source), str(prepared), skip_symbolic_shape=True, save_as_external_data=_large(program)
+            )
+            tools.quantize_static(str(prepared), str(target), reader, **chosen)
+        if all(node.op_type != "QuantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
+            raise ExportError("onnxruntime found nothing to quantize in the model: no convolution, no linear layer")
 
     def load(self, path: Path, program: Program) -> Loaded:
         """Returns what runs a file on the CPU.
@@ -116,8 +154,29 @@ def _session(path: Path, device: torch.device, threads: int, program: Program) -
 
 def _feeds(session: Any, program: Program, call: Call) -> dict[str, Any]:
     """Returns a call's arrays by name: those that the session still reads."""
-    given = {value.name: numpy_of(x, "onnxruntime") for value, x in zip(program.inputs, tensors_of(call), strict=True)}
-    return {entry.name: given[entry.name] for entry in session.get_inputs()}
+    return _arrays(program, call, {entry.name for entry in session.get_inputs()})
+
+
+def _arrays(program: Program, call: Call, read: Container[str]) -> dict[str, Any]:
+    """Returns those of a call's arrays that are read, by name."""
+    pairs = zip(program.inputs, tensors_of(call), strict=True)
+    return {value.name: numpy_of(x, "onnxruntime") for value, x in pairs if value.name in read}
+
+
+def _large(program: Program) -> bool:
+    """Returns whether a program's weights do not fit into an ONNX file."""
+    return sum(x.nbytes for x in program.exported.state_dict.values() if isinstance(x, Tensor)) > INLINE_LIMIT
+
+
+def _with_attention() -> dict[str, Any]:
+    """Returns settings that quantize what contractions read, and nothing else: a mask of -3e38, once added, leaves nothing of the scores."""
+    kinds = ["Conv", "Gather", "Gemm", "MatMul"]
+    return {"op_types_to_quantize": kinds, "extra_options": {"OpTypesToExcludeOutputQuantization": kinds}}
+
+
+def _reader(base: Any, feeds: Iterator[Mapping[str, Any]]) -> Any:
+    """Returns feeds as onnxruntime's calibration asks for them: one after the other, then None."""
+    return type("Reader", (base,), {"get_next": lambda _: next(feeds, None)})()
 
 
 def _bound(session: Any, feeds: Mapping[str, Any], device: torch.device) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fxprune._base.extras import need
 from fxprune.data.calls import Call, tensors_of
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
-from fxprune.runtimes.running import at_these_sizes, numpy_of
+from fxprune.runtimes.running import at_these_sizes, numpy_of, silent
 from fxprune.runtimes.setting import Setting
 
 
@@ -40,6 +40,34 @@ class OpenVino:
         openvino = _package()
         with raised_as(ExportError, "OpenVINO cannot convert the model"):
             openvino.save_model(_converted(program), path, compress_to_fp16=False)
+
+    def quantize(
+        self, source: Path, target: Path, program: Program, calls: Iterable[Call], settings: Mapping[str, Any]
+    ) -> None:
+        """Writes a file anew in int8, by NNCF's post-training quantization.
+
+        Args:
+            source: what `write` wrote.
+            target: the new file.
+            program: of which it was written.
+            calls: to calibrate on.
+            settings: for ``nncf.quantize``, beside or instead of those here.
+
+        Raises:
+            ExportError: NNCF does not take the model, or finds nothing in it.
+            MissingExtraError: a package is not installed.
+        """
+        nncf = need("nncf", "nncf", "an .xml file in int8")
+        with raised_as(ExportError, "NNCF cannot quantize the model"), silent("nncf"):
+            model = _package().Core().read_model(source)
+            read = {entry.any_name for entry in model.inputs}
+            arrays = [_arrays(program, call, read) for call in calls]
+            kind = nncf.ModelType.TRANSFORMER if program.attends() else None
+            chosen = {"model_type": kind, "subset_size": len(arrays), **settings}
+            quantized = nncf.quantize(model, nncf.Dataset(arrays), **chosen)
+            if all(node.get_type_name() != "FakeQuantize" for node in quantized.get_ops()):
+                raise ExportError("NNCF found nothing to quantize in the model: no convolution, no linear layer")
+            _package().save_model(quantized, target, compress_to_fp16=False)
 
     def load(self, path: Path, program: Program) -> Loaded:
         """Returns what runs a file on the CPU.
@@ -74,8 +102,16 @@ def _package() -> Any:
 
 
 def _converted(program: Program) -> Any:
-    """Returns OpenVINO's model of a program, its inputs in the program's order."""
-    return _package().convert_model(program.exported)
+    """Returns OpenVINO's model of a program, its inputs in the program's order.
+
+    What is no tensor, as ``use_cache``, is held by the program: OpenVINO makes an input of it that nothing reads.
+    """
+    model = _package().convert_model(program.exported)
+    tensors = {value.name for value in program.inputs}
+    for entry in model.get_parameters():
+        if not tensors & entry.output(0).names:
+            model.remove_parameter(entry)
+    return model
 
 
 def _compiled(model: Any, threads: int) -> Any:
@@ -91,5 +127,10 @@ def _compiled(model: Any, threads: int) -> Any:
 
 def _feeds(compiled: Any, program: Program, call: Call) -> dict[str, Any]:
     """Returns a call's arrays by name: those that the model still reads."""
-    given = {value.name: numpy_of(x, "OpenVINO") for value, x in zip(program.inputs, tensors_of(call), strict=True)}
-    return {entry.any_name: given[entry.any_name] for entry in compiled.inputs}
+    return _arrays(program, call, {entry.any_name for entry in compiled.inputs})
+
+
+def _arrays(program: Program, call: Call, read: Container[str]) -> dict[str, Any]:
+    """Returns those of a call's arrays that are read, by name."""
+    pairs = zip(program.inputs, tensors_of(call), strict=True)
+    return {value.name: numpy_of(x, "OpenVINO") for value, x in pairs if value.name in read}

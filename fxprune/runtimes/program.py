@@ -23,7 +23,7 @@ from fxprune.capturing.limits import Limits
 from fxprune.capturing.prepared import Example, prepare
 from fxprune.data.batch import short
 from fxprune.data.calls import Call, tensors_of
-from fxprune.runtimes.sizes import Sizes, expression, named_shape, names_of, shape_at, within
+from fxprune.runtimes.sizes import Sizes, expression, named_shape, names_of, shape_at, sizes_of, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,20 @@ class Program:
         values = (node.meta.get("val") for graph in _graphs(self.exported) for node in graph.nodes)
         return {value.dtype for value in values if isinstance(value, Tensor)}
 
+    def attends(self) -> bool:
+        """Returns whether it has attention, whose masks and scores eight bits do not hold."""
+        return any("scaled_dot_product" in str(node.target) for graph in _graphs(self.exported) for node in graph.nodes)
+
+    def call_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Returns a call in the program's form: by name in its order, with what capture gave of itself."""
+        return (*args, *self.call[0][len(args) :]), {name: kwargs.get(name, own) for name, own in self.call[1].items()}
+
+    def outputs_in_place(self, tensors: Sequence[Tensor]) -> Any:
+        """Returns tensors that came out, ``[...]`` each, in the containers that the module gives; a list if it gives more than tensors."""
+        entry = self.exported.module_call_graph[0].signature
+        fits = entry is not None and entry.out_spec.num_leaves == len(tensors)
+        return pytree.tree_unflatten(list(tensors), entry.out_spec) if fits and entry is not None else list(tensors)
+
     def run(self, call: Call) -> list[Tensor]:
         """Returns what the module itself gives in evaluation mode: its tensors, ``[...]`` each, in order."""
         return tensors_of(outputs_of(self.module, call))
@@ -88,6 +102,7 @@ def trace(
     *,
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
+    bounded: bool = False,
 ) -> Program:
     """Returns a module as a program, exported in evaluation mode; the module stays as it is.
 
@@ -98,6 +113,7 @@ def trace(
             empty.
         dynamic_batch: whether the batch is free.
         dynamic_shapes: as `torch.export.export` takes it, instead of all that; nothing is free if it is empty.
+        bounded: sizes that have no bound may be as large as in this call, and no larger.
 
     Raises:
         CaptureError: it cannot be exported.
@@ -118,6 +134,8 @@ def trace(
     symbolic = {node.name: node.meta["val"] for node in _input_nodes(exported)}
     if dynamic_batch and not chosen:
         _insist_on_batch(symbolic, batched)
+    if bounded:
+        _bound(exported, sizes_of([*symbolic.values()], tensors_of(call)))
     names = names_of(symbolic, batched)
     outputs = outputs_of(module, call)
     _give_plain(exported, outputs)
@@ -186,6 +204,21 @@ def _insist_on_batch(symbolic: Mapping[str, Tensor], batched: Sequence[bool]) ->
             f"the model's graph holds for {label} of {list(lead.shape)} only, the batch is not free: pass "
             "dynamic_batch=False to write a file for that batch"
         )
+
+
+def _bound(exported: ExportedProgram, sizes: Sizes) -> None:
+    """Bounds those sizes of a program that have no bound: memory that is planned ahead has to end somewhere."""
+    for symbol, size in sizes.items():
+        bounds = exported.range_constraints[symbol]
+        if not bounds.upper.is_Integer:
+            exported.range_constraints[symbol] = narrower = type(bounds)(min(int(bounds.lower), size), size)
+            _environment(exported).var_to_range[symbol] = narrower
+
+
+def _environment(exported: ExportedProgram) -> Any:
+    """Returns what knows of a program's symbols; it has some."""
+    sizes = (size for node in _input_nodes(exported) for size in node.meta["val"].shape)
+    return next(size.node.shape_env for size in sizes if isinstance(size, torch.SymInt))
 
 
 def _refuse_ours(exported: ExportedProgram) -> None:

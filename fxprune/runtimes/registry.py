@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
@@ -12,11 +12,14 @@ from fxprune._base.errors import BackendError, BudgetError, ExportError
 from fxprune._base.given import check_parts
 
 if TYPE_CHECKING:
+    from fxprune.data.calls import Call
     from fxprune.runtimes.program import Program
     from fxprune.runtimes.setting import Setting
 
 #: The names of the runtimes that are there from the start; `register_runtime` adds others.
-BackendName: TypeAlias = Literal["eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino"]
+BackendName: TypeAlias = Literal[
+    "eager", "compiled", "onnxruntime", "torch.export", "aotinductor", "openvino", "executorch", "ncnn", "litert"
+]
 
 #: One forward pass on inputs that do not change.
 Run: TypeAlias = Callable[[], Any]
@@ -75,6 +78,23 @@ class FileRuntime(Runtime, Protocol):
 
     def load(self, path: Path, program: Program) -> Loaded:
         """Returns what runs a file, called as the program's module is; `export` compares the two."""
+
+
+class QuantizingRuntime(FileRuntime, Protocol):
+    """A runtime whose own tools make int8 of its files."""
+
+    def quantize(
+        self, source: Path, target: Path, program: Program, calls: Iterable[Call], settings: Mapping[str, Any]
+    ) -> None:
+        """Writes what `write` wrote anew, in int8.
+
+        Args:
+            source: what `write` wrote, alone in its directory, where other files may be left.
+            target: the new file, in an empty directory.
+            program: of which it was written.
+            calls: to calibrate on, of the program's form.
+            settings: for the tool, beside or instead of what the runtime chooses.
+        """
 
 
 _PARTS: dict[str, Any] = {"name": str, "fuses": bool, "devices": tuple, "peak_on": tuple, "runner": Callable}
@@ -136,6 +156,22 @@ def runtime_for(target: Path) -> FileRuntime:
         known = ", ".join(f"{runtime.suffix} ({runtime.format})" for runtime in _writers())
         raise ExportError(f"{target}: expected a file name that ends in one of {known}")
     return max(fitting, key=lambda runtime: len(runtime.suffix))
+
+
+def quantizer_for(target: Path) -> QuantizingRuntime:
+    """Returns the runtime that writes a file of this name, if it can in int8.
+
+    Raises:
+        ExportError: there is none, or it cannot; lists the suffixes of those that can.
+    """
+    runtime = runtime_for(target)
+    if not hasattr(runtime, "quantize"):
+        able = " and ".join(known.suffix for known in _writers() if hasattr(known, "quantize"))
+        raise ExportError(
+            f"{target}: {runtime.name} has no quantizer of its own, those of {able} files have: export what fxprune.quantize "
+            "returns (torchao's integers)"
+        )
+    return cast("QuantizingRuntime", runtime)
 
 
 def suffixes() -> tuple[str, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fxprune._base.errors import ExportError, FxpruneError, raised_as
+from fxprune.data.calls import tensors_of
 from fxprune.data.checks import device_of
 from fxprune.runtimes.program import Program, trace
 from fxprune.runtimes.registry import FileRuntime, Run
 from fxprune.runtimes.setting import Setting
+from fxprune.runtimes.sizes import resized, sizes_of
 
 
 def ready(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], setting: Setting) -> Run:
@@ -50,6 +55,14 @@ def at_these_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     return trace(model, (args, dict(kwargs)), dynamic_batch=False, dynamic_shapes={})
 
 
+def of_one_sample(program: Program) -> Program:
+    """Returns a program for one sample, and no other sizes than those of its call."""
+    symbolic = program.symbolic()
+    sizes = sizes_of(symbolic, tensors_of(program.call))
+    one = {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
+    return at_these_sizes(program.module, *resized(program.call, symbolic, sizes | one))
+
+
 def numpy_of(tensor: Tensor, runtime: str) -> Any:
     """Returns a tensor, ``[...]``, as an array of numpy's, for a runtime that takes those.
 
@@ -61,6 +74,20 @@ def numpy_of(tensor: Tensor, runtime: str) -> Any:
             f"{runtime} takes numpy's arrays, which have no bfloat16: use a copy of the model as .float(), or .half()"
         )
     return tensor.detach().cpu().contiguous().numpy()
+
+
+@contextlib.contextmanager
+def silent(*loggers: str) -> Iterator[None]:
+    """Keeps what a converter prints, and what it logs below an error by these names, off the screen."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def from_file(runtime: FileRuntime, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:

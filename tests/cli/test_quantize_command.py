@@ -36,10 +36,24 @@ def test_int8_beside_floating_point(here: Path) -> None:
     )
 
 
+def test_int8_by_the_quantizer_of_the_files_own_runtime(here: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    own = ("--data", "mine:loader", "--quantizer", "runtime")
+    done("compile", *TINY, "--weights", "none", "--budget", "0.6", "--out", "out", "-q")
+    data = json.loads(done("quantize", "out", "int8.onnx", *own, "--json").stdout)
+    assert data["path"] == "int8.onnx" and data["max_error"] < 1e-4
+    assert data["beside_floating_point"]["explained"] > 0.9
+    assert "--quantizer runtime: int8.pt2: torch.export has no quantizer" in misuse("quantize", "out", "int8.pt2", *own)
+    assert "--opset goes with --quantizer torchao" in misuse("quantize", "out", "int8.onnx", *own, "--opset", "20")
+    assert "tolerance 1e-12" in complaint("quantize", "out", "none.onnx", *own, "--tolerance", "1e-12")
+    assert not (here / "none.onnx").exists()
+
+
 def test_what_it_wants(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("compile", *TINY, "--weights", "none", "--budget", "0.6", "--out", "out", "-q")
     data = ("--data", "mine:loader")
-    assert "ends in one of .onnx, .pt2" in misuse("quantize", "out", "int8.tflite", *data)
+    assert "ends in one of .onnx, .pt2" in misuse("quantize", "out", "int8.engine", *data)
     assert "; did you mean .onnx?" in misuse("quantize", "out", "int8.onx", *data)
     assert "mine.py/int8.pt2: there is no directory mine.py" in misuse("quantize", "out", "mine.py/int8.pt2", *data)
     assert "there is no directory nowhere" in misuse("quantize", "out", "nowhere/int8.pt2", *data)

@@ -35,7 +35,7 @@ def test_bench_export_and_finetune(here: Path) -> None:
     done("export", "out", "out.pt2")
     x = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(torch.export.load(here / "out.pt2").module()(x), fxprune.load(here / "out")(x))
-    assert ".onnx" in misuse("export", "out", "out.tflite")
+    assert ".onnx" in misuse("export", "out", "out.engine")
     assert "; did you mean .onnx?" in misuse("export", "out", "out.onx")
     found = done("finetune", "out", "--data", "pictures", "--image-size", "8", "--epochs", "1", "--out", "tuned")
     assert "training loss" in found.stdout

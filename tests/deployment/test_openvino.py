@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.models.stored import llama
 
 
 class Two(nn.Module):
@@ -45,6 +46,15 @@ def test_a_file_of_openvino_gives_what_the_model_gives(tmp_path: Path) -> None:
     got = list(compiled({"x": other.numpy(), "scale": torch.ones(5, 8).numpy()}).values())
     for a, b in zip(want.values(), got, strict=True):
         torch.testing.assert_close(torch.from_numpy(b), a, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_tensor_is_no_input_of_the_file(tmp_path: Path) -> None:
+    """Capture gives ``use_cache`` of itself; OpenVINO had an input of unknown rank for it, which it could not compile."""
+    openvino = pytest.importorskip("openvino")
+    tokens = {"input_ids": torch.randint(0, 30, (4, 9), generator=torch.Generator().manual_seed(0))}
+    found = fxprune.export(llama(), tmp_path / "model.xml", tokens)
+    assert found.max_error < 1e-4
+    assert [entry.any_name for entry in openvino.Core().read_model(found.path).inputs] == ["input_ids"]
 
 
 def test_a_model_in_bfloat16_is_refused_in_words(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ from fxprune.runtimes.setting import Setting
 from tests.support.marks import but_slow
 
 BUILT_IN = get_args(BackendName)
+#: What has to be there for some of them.
+PACKAGES = {
+    "openvino": ("openvino",),
+    "executorch": ("executorch",),
+    "ncnn": ("ncnn", "pnnx"),
+    "litert": ("litert_torch",),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -92,14 +99,14 @@ def _own(**changes: Any) -> Own:
 def test_each_gives_what_the_model_gives(name: str) -> None:
     import torch._inductor.config
 
-    if name == "openvino":
-        pytest.importorskip("openvino")
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package)
     model, x, scale = Two().eval(), IMAGES[:1], torch.rand(1, 8)  # a batch of one stays one
     with torch._inductor.config.patch(compile_threads=1):  # starting workers takes longer than the work
         run = ready(model, (x,), {"scale": scale, "unused": torch.ones(3)}, Setting.of("cpu", 1, name, 1))
     with torch.inference_mode():
         expected, got = model(x, scale), run()
-    arrays = got if name in ("onnxruntime", "openvino") else tensors_of(got)
+    arrays = got if name in ("onnxruntime", "openvino", "ncnn", "litert") else tensors_of(got)
     for want, have in zip(expected.values(), map(torch.as_tensor, arrays), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
