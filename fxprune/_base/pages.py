@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -34,6 +35,10 @@ class Pages:
         """Takes note of a mapped tensor, ``[...]``, which nothing is to be written to."""
         if tensor.numel():
             self._mapped[tensor.data_ptr()] = tensor
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor, ``[...]``, is a mapped one."""
+        return not tensor.is_meta and tensor.data_ptr() in self._mapped
 
     def touch(self, tensor: Tensor) -> None:
         """Takes note that a tensor, ``[...]``, is about to be read."""
@@ -82,6 +87,21 @@ def mapped(tensor: Tensor) -> Tensor:
     pages = _PAGES.get()
     if pages is not None:
         pages.add(tensor)
+    return tensor
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Returns whether a tensor, ``[...]``, lies in a file while memory is bounded: copies share it, and nothing is written to it."""
+    pages = _PAGES.get()
+    return pages is not None and type(tensor) in (Tensor, nn.Parameter) and pages.holds(tensor)
+
+
+@torch.no_grad()
+def written(tensor: Tensor, values: Tensor) -> Tensor:
+    """Gives a tensor other values, ``[...]`` both, in place; one that is mapped gets memory of its own for them. Returns it."""
+    if not is_mapped(tensor):
+        return tensor.copy_(values)
+    tensor.data = values.detach().to(tensor, copy=True)
     return tensor
 
 

@@ -132,7 +132,7 @@ class Options:
             same arguments and data; True where one process does so by itself.
         weights: where the weights of a model on the meta device are: a safetensors file, or a pattern such as
             ``"in/*.safetensors"``. Then the model is never in memory as a whole: layer by layer is read, scored, recovered and written
-            to ``out``. For criteria that read weights or activations, recoveries by covariance, and ``form="graph"``.
+            to ``out``. For criteria that read weights or activations, and recoveries by covariance.
         out: the directory that the result of ``weights`` is written to, as by `fxprune.save`; new, empty, or an earlier one. What an
             interrupted call has done is kept beside it, and the next one goes on from there.
     """

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune._base.graphs import Reading
+from fxprune._base.pages import touched, written
 from fxprune.capturing.captured import Captured
 
 #: Numbers of a tensor that are looked at one by one; beyond, only their sum counts.
@@ -78,9 +80,10 @@ def varied(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in model.parameters():
+            touched(tensor)
             if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
-                tensor.copy_(tensor + (0.1 * tensor.abs().clamp_min(0.1)) * (noise + 0.1))
+                written(tensor, tensor + (0.1 * tensor.abs().clamp_min(0.1)) * (noise + 0.1))
 
 
 def _is_even(tensor: Tensor, dim: int) -> bool:
@@ -107,7 +110,7 @@ def _waves() -> list[Tensor]:
     return [torch.cos(places * phase) for phase in _PHASES]
 
 
-class _Run(fx.Interpreter):
+class _Run(Reading):
     def __init__(self, captured: Captured, tensors: Mapping[str, Tensor], watched: Set[str]) -> None:
         super().__init__(captured.module, garbage_collect_values=True)
         self.watched = watched
@@ -122,6 +125,7 @@ class _Run(fx.Interpreter):
         result = super().run_node(n)
         module = n.meta.get("module") or ""
         if isinstance(result, Tensor):
+            touched(result)
             self.values.add(Value(n.name), module, result)
             if n.name in self.watched:
                 self.values.even[n.name] = frozenset(dim for dim in range(result.dim()) if _is_even(result, dim))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune._base.names import fetch
+from fxprune._base.pages import written
 from fxprune.algebra.axes import Axis, is_labelled
 from fxprune.coupling.coupling import Coupling
 from fxprune.coupling.selection import Selection
@@ -97,7 +98,7 @@ def made_up(home: nn.Module, found: Statistics) -> None:
     with torch.no_grad():
         for gain, factor in found.gains:
             weight: Tensor = fetch(home, gain.weight)
-            weight.copy_(((weight.double() + gain.offset) * factor - gain.offset).to(weight.dtype))
+            written(weight, ((weight.double() + gain.offset) * factor - gain.offset).to(weight.dtype))
     for number in found.numbers:
         attributes = vars(home.get_submodule(number.module))
         names = [name for name, value in attributes.items() if type(value) is float and value == number.old]

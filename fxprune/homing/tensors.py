@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from fxprune._base.copies import copied
 from fxprune._base.errors import RestoreError
 from fxprune._base.names import layer_of
+from fxprune._base.pages import is_mapped, written
 from fxprune.algebra.channels import Ids
 from fxprune.capturing.captured import Captured
 from fxprune.homing.layers import told
@@ -66,7 +67,7 @@ def with_tensors(
                     stays = (
                         captured.ties.get(full, full) in captured.held
                     )  # others may have it: it stays the tensor that it is
-                    tensors[name] = made.setdefault(id(old), _written(old, kept) if stays else _like(old, kept))
+                    tensors[name] = made.setdefault(id(old), written(old, kept) if stays else _like(old, kept))
     for name in captured.folded:
         if name not in values:  # its layer is gone whole
             continue
@@ -104,13 +105,8 @@ def _kept(tensor: Tensor, cut: Mapping[int, Ids]) -> Tensor:
     return tensor
 
 
-@torch.no_grad()
-def _written(old: Tensor, new: Tensor) -> Tensor:
-    return old.copy_(new)
-
-
 def _like(old: Tensor, new: Tensor) -> Tensor:
-    value = new.detach().clone()
+    value = new.detach() if is_mapped(new) else new.detach().clone()
     return nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 

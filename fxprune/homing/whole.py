@@ -16,6 +16,7 @@ from torch import fx, nn
 from fxprune._base.copies import copied
 from fxprune._base.modes import lent, random_states_kept
 from fxprune._base.names import fetch
+from fxprune._base.pages import written
 from fxprune.algebra.channels import Ids, Mask
 from fxprune.capturing.captured import example_call
 from fxprune.coupling.branches import Collapse, collapse_of, host_of, skips_of
@@ -193,7 +194,8 @@ def taken_out(home: nn.Module, pruned: nn.Module, layers: Sequence[Layer]) -> No
             carrier = carrier_of[inner]
         for name in layer.constants if carrier is not None else ():
             with torch.no_grad():
-                fetch(home, carrier or "").add_(fetch(pruned, name).detach())
+                held = fetch(home, carrier or "")
+                written(held, held + fetch(pruned, name))
     paths = [layer.path for layer in layers]
     number_anew(home, paths)
     shorten(home, paths)

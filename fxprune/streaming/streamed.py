@@ -18,9 +18,10 @@ from torch import nn
 from fxprune._base.errors import RecoveryError, ScorerError
 from fxprune._base.pages import paged
 from fxprune._base.ranks import world_size
+from fxprune._base.shelf import Shelf
 from fxprune.budget.budget import as_budget
 from fxprune.compiler.judging import Judge
-from fxprune.compiler.options import Options
+from fxprune.compiler.options import MODULE, Options
 from fxprune.compiler.pipeline import from_captured
 from fxprune.compiler.stages import capture, prepare, through
 from fxprune.compiler.state import State
@@ -84,8 +85,24 @@ def streamed(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
             state = replace(state, shelves=work.shelf, scorer=scorer)
             judge = Judge(state, compared=None if state.captured is None else marched)
             state = judge(from_captured(state))
-            save_with(state.pruned, target, work.shelf("model").files)
+            result = work.shelf("model")
+            if options.form == MODULE:  # names of its own, and tensors that are not the graph's
+                result = _shelved(state.pruned, work.shelf(MODULE))
+            save_with(state.pruned, target, result.files)
     return cast("PrunedModule", state.pruned)
+
+
+def _shelved(model: nn.Module, shelf: Shelf) -> Shelf:
+    """Writes the tensors of a model in its own class to files, some at a time, and has them lie there."""
+    seen = set[int]()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen and name in shelf:
+            tensor.data = shelf[name]
+        elif id(tensor) not in seen:
+            shelf.take(name, tensor)
+        seen.add(id(tensor))
+    shelf.flush()
+    return shelf
 
 
 def _check(model: Any, budget: Any, options: Options) -> None:
@@ -115,7 +132,7 @@ def _check(model: Any, budget: Any, options: Options) -> None:
             f"recover={recovery.name!r} needs all of the model in memory: with weights= use one of {', '.join(_RECOVERIES)} or None"
         )
     plain = Options()
-    for name in ("form", "basis", "steps", "allow_bias", "round_to"):
+    for name in ("basis", "steps", "allow_bias", "round_to"):
         given = getattr(options, name)
         if given != getattr(plain, name) and not (name == "round_to" and isinstance(given, int)):
             raise ValueError(f"{name}={given!r} needs all of the model in memory: leave it out with weights=")

@@ -143,6 +143,35 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("convolutions", {}),
+        ("llama", {"uniform": True, "memory_limit": 20_000}),
+        ("tied", {"units": ("channel", "block"), "ratios": {"model.layers.0": 1.0, "default": 0.2}, "budget": None}),
+    ],
+)
+def test_it_is_of_its_own_class(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    make, data = MODELS[name]
+    options = {"form": "module", "budget": 0.7, **options}
+    model = stored(make, tmp_path / "in")
+    here = fxprune.compile(model, data(), **OPTIONS, **options)
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    there = streamed(name, tmp_path, **options)
+    assert type(there) is type(here) is type(model) and there.report.form == "module"
+    assert there.plan == here.plan and same(there, here) and there.report.verified
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    if Path("/proc/self/maps").exists():
+        assert in_files(there.parameters())
+    assert name != "tied" or len(there.model.layers) == 1
+    loaded = fxprune.load(tmp_path / "out", model)
+    assert type(loaded) is type(model) and same(loaded, here)
+    if isinstance(there, transformers.PreTrainedModel) and "ratios" not in options:
+        fxprune.to_pretrained(there, tmp_path / "checkpoint")
+        assert same(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint"), here)
+
+
 @pytest.mark.parametrize("limit", [2_000, 20_000])
 def test_it_is_judged_whatever_fits_into_memory(limit: int, tmp_path: Path) -> None:
     stored(MODELS["convolutions"][0], tmp_path / "in")
@@ -464,7 +493,6 @@ def there(tmp_path: Path) -> Iterator[Path]:
         ({"method": "taylor"}, fxprune.ScorerError, "needs gradients, for which all of the model.*variance"),
         ({"method": "obs"}, fxprune.ScorerError, "needs .*gradients.*use one of"),
         ({"recover": "reconstruct"}, fxprune.RecoveryError, "needs all of the model in memory.*covariance"),
-        ({"form": "module"}, ValueError, "form='module' needs all of the model in memory: leave it out"),
         ({"steps": 2}, ValueError, "steps=2 needs all"),
         ({"basis": "pca"}, ValueError, "basis='pca' needs all"),
         ({"budget": fxprune.Budget(latency=0.5)}, ValueError, "latency needs all of the model"),
