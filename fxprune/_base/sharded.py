@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune._base.copies import copied
 
@@ -23,8 +23,8 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def holds_shards(model: nn.Module) -> bool:
-    """Returns whether any of a model's tensors is a `DTensor`."""
-    return any(map(is_sharded, chain(model.parameters(), model.buffers())))
+    """Returns whether any of a model's tensors is a `DTensor`, or is at times: after a forward pass some stay whole for the next."""
+    return any(map(is_sharded, chain(model.parameters(), model.buffers()))) or any(map(_is_sharding, model.modules()))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ def gathered(model: nn.Module) -> nn.Module:
         vars(made[id(module)]).update(own)
     for module in found.modules():  # a layer within what is sharded has hooks of it as well
         vars(module).update(_own(vars(module)))
-    return found
+    graphs = any(isinstance(module, fx.GraphModule) for module in sharding)
+    return copied(found) if graphs else found  # a graph's class is its own
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
@@ -66,8 +67,7 @@ def _is_sharding(module: nn.Module) -> bool:
 
 def _bare(module: nn.Module) -> nn.Module:
     """Returns an object of the class that a module had before, without attributes."""
-    own: Any = type(module).__bases__[1]
-    bare: nn.Module = own.__new__(own)
+    bare: nn.Module = object.__new__(type(module).__bases__[1])
     return bare
 
 

@@ -75,6 +75,7 @@ def open_sources(
         yield _source(model, _owner(model), of_program(model), None, Functions())
         return
     owner = unwrapped(model)
+    owner = gathered(owner) if holds_shards(owner) else owner
     check_plain(owner)
     example = prepare(owner, args, kwargs, batches)
     if dynamic_shapes is not None:

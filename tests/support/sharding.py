@@ -64,6 +64,7 @@ def sharded(rank: int) -> dict[str, Any]:
         seen: list[int] = []
         model = shard(with_all(seen), mesh)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model(x)  # whatever it leaves gathered
         pruned, wanted = compiled(model, form), every[form]
         seen.clear()
         pruned(x)
