@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.marks import sampled
 from tests.support.zeroed import with_zeros
 
 transformers = pytest.importorskip("transformers")
@@ -59,7 +60,7 @@ def llama() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, pad_token_id=0)).eval()
 
 
-@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("form", sampled(["module", "graph"], 2))
 def test_a_language_model_in_steps_is_the_original_with_zeros(form: str) -> None:
     """Capture asks it for no cache: what comes of a step is not told so, and a class counts in its norms what is left."""
     model, ids = llama(), torch.randint(1, 90, (4, 9))

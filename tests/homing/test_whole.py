@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.marks import sampled
 from tests.support.zeroed import with_zeros
 
 WIDTH = 16
@@ -80,9 +82,9 @@ def compiled(model: nn.Module, x: Any, budget: float, **options: Any) -> Any:
     return fxprune.compile(model, x, budget, form="module", progress=False, **{"units": "block", **options})
 
 
-@pytest.mark.parametrize("recover", ["mean_shift", None])
-@pytest.mark.parametrize("row", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("bias", "row", "recover"), sampled(list(product((False, True), (False, True), ("mean_shift", None))), 3)
+)
 def test_what_is_left_of_a_list_is_the_graph(bias: bool, row: bool, recover: str | None) -> None:
     torch.manual_seed(0)
     model, x = Tall(bias=bias, row=row), torch.randn(6, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,15 +77,22 @@ def recovered(spelling: Spelling | None, ratios: dict[str, float], recover: str)
     return error, pruned.report.skipped, [(g.name, g.after) for g in pruned.report.groups]
 
 
+HIDDEN = {"*.up": 0.5}
+
+
+@functools.cache
+def of_layers(recover: str) -> tuple[float, tuple[str, ...], Any]:
+    """Returns what comes of plain layers."""
+    return recovered(None, HIDDEN, recover)
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize(
     "recover", but_slow(["mean_shift", "covariance", "sequential"], quick=("covariance",), every=3)
 )
 def test_hidden_channels_are_made_up_for(spelling: str, recover: str) -> None:
-    ratios = {"*.up": 0.5}
-    nothing = recovered(None, ratios, "mean_shift")[0]
-    error, *others = recovered(SPELLINGS[spelling], ratios, recover)
-    wanted = recovered(None, ratios, recover)
+    nothing, wanted = of_layers("mean_shift")[0], of_layers(recover)
+    error, *others = recovered(SPELLINGS[spelling], HIDDEN, recover)
     assert error == pytest.approx(wanted[0], rel=1e-6) and others == list(wanted[1:])
     assert recover == "mean_shift" or error < nothing
 

@@ -25,6 +25,7 @@ from fxprune.scoring.scorer import Context
 from fxprune.scoring.spvr import Spvr, assign, correlations, disagreement
 from fxprune.twin.interpreter import Run
 from tests.models.fn import Fn
+from tests.support.marks import sampled
 from tests.support.pruning import prepared
 from tests.support.weights import randomise
 
@@ -153,7 +154,7 @@ def test_malformed_options_are_refused(options: dict[str, object], message: str)
         score(coupling, [], Spvr(**options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("propagate", ["coupling", "stage"])
+@pytest.mark.parametrize("propagate", sampled(["coupling", "stage"], 2))
 @pytest.mark.slow
 def test_compile_collapses_and_draws_weights_anew(propagate: str) -> None:
     torch.manual_seed(0)
