@@ -37,7 +37,7 @@ def network() -> tuple[nn.Module, Tensor]:
 def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget: Any) -> None:
     model, x = network
     before = fingerprint(model)
-    pruned = fxprune.compile(model, [x], budget, steps=3, recover=recover, progress=False)
+    pruned = fxprune.compile(model, [x], budget, steps=3, recover=recover, dynamic_shapes={}, progress=False)
     report = fxprune.report(pruned)
     assert fingerprint(model) == before
     assert report.verified is True and report.max_error < 1e-9

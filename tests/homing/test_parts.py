@@ -184,7 +184,7 @@ def test_what_no_class_can_say_is_refused_with_the_graph_at_hand() -> None:
 
 def small(model: nn.Module, form: str = "module", data: Any = None, budget: float = 0.6, **options: Any) -> Any:
     data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(0))] if data is None else data
-    options = {"method": "l1", "recover": None, **options}
+    options = {"method": "l1", "recover": None, "dynamic_shapes": {}, **options}
     return fxprune.compile(model.eval(), data, budget, progress=False, form=form, **options)
 
 

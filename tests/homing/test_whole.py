@@ -79,7 +79,8 @@ def layers_of(branch: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def compiled(model: nn.Module, x: Any, budget: float, **options: Any) -> Any:
-    return fxprune.compile(model, x, budget, form="module", progress=False, **{"units": "block", **options})
+    chosen = {"units": "block", "dynamic_shapes": {}, **options}
+    return fxprune.compile(model, x, budget, form="module", progress=False, **chosen)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_graph_without_layers_comes_home_and_a_file_does(tmp_path) -> None:
     model, x = Tall(), torch.randn(6, 7)
     for layer in (*layers_of(model.layers[2]), *layers_of(model.layers[3])):
         torch.nn.init.normal_(layer.weight, std=1e-4)
-    graph = fxprune.compile(model, x, 0.65, units="block", progress=False)
+    graph = fxprune.compile(model, x, 0.65, units="block", dynamic_shapes={}, progress=False)
     home = fxprune.restore(graph, model)
     torch.testing.assert_close(home(x), graph(x))
     fxprune.save(home, tmp_path / "short")

@@ -76,11 +76,9 @@ def test_half_of_the_parameters(entry: zoo.Entry) -> None:
 def test_heads_and_their_dimensions_go(entry: zoo.Entry, kind: str) -> None:
     model, batch = entry.build(), _batch(entry, 4, 0)
     randomise(model, 0, *_arguments(batch))
-    pruned = fxprune.compile(
-        model, [batch], ratios=0.5, units=(kind,), method="magnitude", recover=None, progress=False
-    )
-    report = fxprune.report(pruned)
-    coupling = fxprune.couple(fxprune.capture(model, *_arguments(batch)))
+    options: Any = {"units": (kind,), "method": "magnitude", "recover": None, "dynamic_shapes": {}, "progress": False}
+    report = fxprune.report(fxprune.compile(model, [batch], ratios=0.5, **options))
+    coupling = fxprune.couple(fxprune.capture(model, *_arguments(batch), dynamic_shapes={}))
     assert report.verified is True
     assert units_removed(coupling, removed_channels(coupling, report.plan.keep)).get(kind, 0) > 0
 

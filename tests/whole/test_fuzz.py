@@ -26,7 +26,11 @@ from tests.support.zeroed import Inputs
 @pytest.mark.slow
 def test_networks(kind: str, count: int) -> None:
     @settings(
-        max_examples=drawn(count), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=drawn(count),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @given(cases(most=2, kinds=(kind,)))
     def check(case: Case) -> None:
@@ -43,7 +47,9 @@ def test_networks(kind: str, count: int) -> None:
 def test_rare_networks(kind: str) -> None:
     """Beside the original with zeros: outputs, other sizes, gradients and buffers of a training step."""
 
-    @settings(max_examples=drawn(25), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=drawn(25), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(cases(most=2, kinds=(kind,)))
     def check(case: Case) -> None:
         found = against_the_original(case)
