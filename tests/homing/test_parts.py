@@ -222,8 +222,12 @@ def test_what_the_rest_of_the_model_reaches_as_well_stays_and_stays_shared(form:
         assert one.penalised is one.get_parameter("a.2.weight") and alike(one.eval()(x), pruned(x))
 
 
-@pytest.mark.parametrize("options", [{"steps": 2}, {"units": ("channel", "block")}, {"recover": "covariance"}], ids=str)
-@both
+WAYS: list[dict[str, Any]] = [{"steps": 2}, {"units": ("channel", "block")}, {"recover": "covariance"}]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), sampled([(form, way) for form in ("graph", "module") for way in WAYS], 4), ids=str
+)
 def test_what_is_shared_stays_whatever_the_way(form: str, options: dict[str, Any]) -> None:
     pruned = small(Penalised(), form, **options)
     assert pruned.penalised is pruned.get_parameter("a.2.weight") and pruned.penalised.shape == (24, 24)
