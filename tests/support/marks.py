@@ -18,7 +18,7 @@ def sampled(values: Iterable[Any], every: int, always: Collection[Any] = ()) -> 
     return [value for i, value in enumerate(rows) if ALL in os.environ or i % every == 0 or value in always]
 
 
-#: A test that takes long and has a quicker sibling in its file.
+#: For a test that takes long and has a quicker sibling: it runs under `ALL` alone.
 only_with_all = pytest.mark.skipif(ALL not in os.environ, reason=f"takes long: {ALL}=1 runs it")
 
 
