@@ -15,12 +15,12 @@ from benchmarks.common import ROOT, counting
 from benchmarks.common.cli import SKIPPED, guarded, needs
 from benchmarks.common.data import shared_file
 from tests.support.forked import run_script
-from tests.support.marks import ALL
+from tests.support.marks import ALL, only_with_all
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 #: Those whose smallest setting takes some seconds of a core alone.
-QUICK = {"home", "minilm", "scaling", "size", "spvr_engine", "spvr_tau"}
+QUICK = {"home", "scaling", "size", "spvr_engine", "spvr_tau"}
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch, main: str = "__main__") -> dict[str, object]:
@@ -65,7 +65,7 @@ def test_smallest_setting(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(ALL not in os.environ, reason=f"takes long: {ALL}=1 runs it")
+@only_with_all
 @pytest.mark.skipif(without_history(), reason="no repository to take a revision from")
 def test_compile_time_against_itself(tmp_path: Path) -> None:
     (rows,) = run(FOLDER / "compile_time.py", tmp_path, "--against", "HEAD").values()

@@ -363,7 +363,7 @@ PLAIN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", but_slow(PLAIN, quick=("mobile", "vit", "bert", "layer"), every=3))
+@pytest.mark.parametrize("name", but_slow(PLAIN, quick=("mobile", "vit", "bert", "layer")))
 def test_nothing_is_said_of_plain_models(name: str) -> None:
     build, example = PLAIN[name]
     assert capture(build(), example()).notes == ()

@@ -46,7 +46,7 @@ def batches(count: int = 4, size: int = 50) -> list[Tensor]:
 
 
 def compiled(data: Any = None, model: nn.Module | None = None, **options: Any) -> Any:
-    options = {"budget": 0.4, "progress": False, **options}
+    options = {"budget": 0.4, "dynamic_shapes": {}, "progress": False, **options}
     return fxprune.compile(network() if model is None else model, batches() if data is None else data, **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from fxprune.budget.budget import Budget
 from fxprune.budget.cost import Cost
 from fxprune.compiler.steps import schedule
 from tests.models.small import classifier
-from tests.support.marks import but_slow
+from tests.support.marks import sampled
 from tests.support.weights import fingerprint, randomise
 
 
@@ -29,13 +29,15 @@ def network() -> tuple[nn.Module, Tensor]:
     return classifier(12, 16, 24), torch.randn(8, 3, 12, 12)
 
 
-@pytest.mark.parametrize("recover", but_slow([None, "covariance", "sequential"], quick=("covariance",)))
-@pytest.mark.parametrize("budget", but_slow([0.4, Budget(macs=0.5), Budget(params=900)], quick=(0.4,)))
+@pytest.mark.parametrize(
+    ("budget", "recover"),
+    sampled(list(product([0.4, Budget(macs=0.5), Budget(params=900)], [None, "covariance", "sequential"])), 4),
+)
 @pytest.mark.slow
 def test_the_whole_way_has_one_report(network: Any, recover: str | None, budget: Any) -> None:
     model, x = network
     before = fingerprint(model)
-    pruned = fxprune.compile(model, [x], budget, steps=3, recover=recover, progress=False)
+    pruned = fxprune.compile(model, [x], budget, steps=3, recover=recover, dynamic_shapes={}, progress=False)
     report = fxprune.report(pruned)
     assert fingerprint(model) == before
     assert report.verified is True and report.max_error < 1e-9

@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 import fxprune
+from tests.support.marks import sampled
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -88,7 +89,7 @@ def losses(model: nn.Module, loss: Any, steps: int, rate: float) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("form", sampled(["module", "graph"], 2))
 def test_frozen_norms_stay_frozen(form: str) -> None:
     pruned = compiled(resnet(FrozenBatchNorm2d), form=form).train()
     if form == "module":
@@ -150,7 +151,7 @@ SIZED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("form", sampled(["module", "graph"], 2))
 def test_a_detector_is_pruned_in_parts_and_keeps_its_class(form: str) -> None:
     """Its list of images cannot be captured; the parts that can take their places in a copy of it, and its losses are its own."""
     model, images = detector(), [torch.rand(1, 3, 64, 64)]

@@ -65,7 +65,8 @@ class Centred(Plain):
 
 
 def compiled(model: nn.Module, x: Any = X, budget: float = 0.6, **options: Any) -> Any:
-    return fxprune.compile(model, x, budget, form="module", recover=None, method="l2", progress=False, **options)
+    chosen: dict[str, Any] = {"recover": None, "method": "l2", "dynamic_shapes": {}, "progress": False, **options}
+    return fxprune.compile(model, x, budget, form="module", **chosen)
 
 
 @pytest.mark.parametrize(

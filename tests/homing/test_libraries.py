@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.support.marks import sampled
 from tests.support.zeroed import with_zeros
 
 transformers = pytest.importorskip("transformers")
@@ -18,7 +19,7 @@ torchvision = pytest.importorskip("torchvision")
 
 
 def compiled(model: nn.Module, data: Tensor, budget: float = 0.7, **options: Any) -> Any:
-    chosen = {"method": "l2", "recover": None, "form": "module", "progress": False} | options
+    chosen = {"method": "l2", "recover": None, "form": "module", "dynamic_shapes": {}, "progress": False} | options
     found = fxprune.compile(model.eval(), data, budget, **chosen)
     assert type(found) is type(model) and found.report.verified is not False
     return found
@@ -59,11 +60,12 @@ def llama() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, pad_token_id=0)).eval()
 
 
-@pytest.mark.parametrize("form", ["graph", "module"])
+@pytest.mark.parametrize("form", sampled(["module", "graph"], 2))
 def test_a_language_model_in_steps_is_the_original_with_zeros(form: str) -> None:
     """Capture asks it for no cache: what comes of a step is not told so, and a class counts in its norms what is left."""
     model, ids = llama(), torch.randint(1, 90, (4, 9))
-    small = fxprune.compile(model, ids, 0.7, method="l2", recover=None, steps=2, form=form, progress=False)
+    options: Any = {"method": "l2", "recover": None, "steps": 2, "form": form, "dynamic_shapes": {}, "progress": False}
+    small = fxprune.compile(model, ids, 0.7, **options)
     assert small.report.verified is True
     zeroed = with_zeros(copy.deepcopy(model), small.report.plan.keep)
     torch.testing.assert_close(small(ids).logits, zeroed(ids).logits, rtol=1e-4, atol=1e-5)
@@ -72,7 +74,7 @@ def test_a_language_model_in_steps_is_the_original_with_zeros(form: str) -> None
 @pytest.mark.slow
 def test_a_language_model_generates_with_its_cache() -> None:
     model, ids = llama(), torch.randint(1, 90, (2, 9))
-    home = compiled(model, ids)
+    home = compiled(model, ids, dynamic_shapes=None)
     graph = fxprune.apply(model, home.plan)
     with torch.no_grad():
         found = home.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)

@@ -184,7 +184,7 @@ def test_what_no_class_can_say_is_refused_with_the_graph_at_hand() -> None:
 
 def small(model: nn.Module, form: str = "module", data: Any = None, budget: float = 0.6, **options: Any) -> Any:
     data = [torch.randn(16, 8, generator=torch.Generator().manual_seed(0))] if data is None else data
-    options = {"method": "l1", "recover": None, **options}
+    options = {"method": "l1", "recover": None, "dynamic_shapes": {}, **options}
     return fxprune.compile(model.eval(), data, budget, progress=False, form=form, **options)
 
 
@@ -222,8 +222,12 @@ def test_what_the_rest_of_the_model_reaches_as_well_stays_and_stays_shared(form:
         assert one.penalised is one.get_parameter("a.2.weight") and alike(one.eval()(x), pruned(x))
 
 
-@pytest.mark.parametrize("options", [{"steps": 2}, {"units": ("channel", "block")}, {"recover": "covariance"}], ids=str)
-@both
+WAYS: list[dict[str, Any]] = [{"steps": 2}, {"units": ("channel", "block")}, {"recover": "covariance"}]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), sampled([(form, way) for form in ("graph", "module") for way in WAYS], 4), ids=str
+)
 def test_what_is_shared_stays_whatever_the_way(form: str, options: dict[str, Any]) -> None:
     pruned = small(Penalised(), form, **options)
     assert pruned.penalised is pruned.get_parameter("a.2.weight") and pruned.penalised.shape == (24, 24)

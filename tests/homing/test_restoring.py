@@ -32,7 +32,7 @@ CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
 
 
 def compiled(model: nn.Module, data: Tensor, budget: float = 0.6, **options: Any) -> Any:
-    chosen = {"method": "random", "recover": None, "form": "module", "progress": False} | options
+    chosen = {"method": "random", "recover": None, "form": "module", "dynamic_shapes": {}, "progress": False} | options
     return fxprune.compile(model, data, budget, **chosen)
 
 

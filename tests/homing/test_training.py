@@ -97,7 +97,8 @@ def compiled(make: Callable[[], nn.Module]) -> tuple[nn.Module, Any, Tensor]:
     model, data = make().double().eval(), torch.randn(8, 6).double()
     with warnings.catch_warnings():
         warnings.simplefilter("error", fxprune.FxpruneWarning)
-        home = fxprune.compile(model, [data], 0.6, method="l2", recover=None, form="module", progress=False)
+        options: Any = {"method": "l2", "recover": None, "dynamic_shapes": {}, "progress": False}
+        home = fxprune.compile(model, [data], 0.6, form="module", **options)
     return model, home, data
 
 

@@ -54,7 +54,14 @@ def pruned(name: str) -> tuple[Any, Any]:
     """Returns a model and what is left of it at 0.7, all layers of a kind alike."""
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    chosen = {"form": "module", "uniform": True, "method": "l2", "recover": None, "progress": False}
+    chosen = {
+        "form": "module",
+        "uniform": True,
+        "method": "l2",
+        "recover": None,
+        "dynamic_shapes": {},
+        "progress": False,
+    }
     return model, fxprune.compile(model, [batch(name)], 0.7, **chosen)
 
 
@@ -107,6 +114,7 @@ def test_integers_that_no_call_has_read_follow() -> None:
         uniform=True,
         method="l2",
         recover=None,
+        dynamic_shapes={},
         progress=False,
     )
     attention = home.model.layers[0].self_attn

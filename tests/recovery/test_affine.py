@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,13 +68,21 @@ def model(spelling: Spelling | None) -> nn.Module:
 def recovered(spelling: Spelling | None, ratios: dict[str, float], recover: str) -> tuple[float, tuple[str, ...], Any]:
     """Returns the error on other data, what was left alone, and what was kept."""
     made, data = model(spelling), torch.randn(8, 16, 12, 16, generator=torch.Generator().manual_seed(1)).double()
-    pruned = fxprune.compile(
-        made, list(data[:6]), ratios=ratios | {"default": 0.0}, method="l2", recover=recover, progress=False
-    )
+    options: Any = {"method": "l2", "recover": recover, "dynamic_shapes": {}, "progress": False}
+    pruned = fxprune.compile(made, list(data[:6]), ratios=ratios | {"default": 0.0}, **options)
     assert pruned.report.verified
     with torch.no_grad():
         error = float(sum((pruned(x) - made(x)).square().mean() for x in data[6:]))
     return error, pruned.report.skipped, [(g.name, g.after) for g in pruned.report.groups]
+
+
+HIDDEN = {"*.up": 0.5}
+
+
+@functools.cache
+def of_layers(recover: str) -> tuple[float, tuple[str, ...], Any]:
+    """Returns what comes of plain layers."""
+    return recovered(None, HIDDEN, recover)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -81,10 +90,8 @@ def recovered(spelling: Spelling | None, ratios: dict[str, float], recover: str)
     "recover", but_slow(["mean_shift", "covariance", "sequential"], quick=("covariance",), every=3)
 )
 def test_hidden_channels_are_made_up_for(spelling: str, recover: str) -> None:
-    ratios = {"*.up": 0.5}
-    nothing = recovered(None, ratios, "mean_shift")[0]
-    error, *others = recovered(SPELLINGS[spelling], ratios, recover)
-    wanted = recovered(None, ratios, recover)
+    nothing, wanted = of_layers("mean_shift")[0], of_layers(recover)
+    error, *others = recovered(SPELLINGS[spelling], HIDDEN, recover)
     assert error == pytest.approx(wanted[0], rel=1e-6) and others == list(wanted[1:])
     assert recover == "mean_shift" or error < nothing
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_recovery_of_gates_comes_closer(kind: str) -> None:
     x, y = torch.randn(64, 7, 5) + 1, torch.randn(64, 7, 5) + 1
 
     def error(recover: str | None) -> float:
-        found = fxprune.compile(model, [x], 0.6, method="l2", recover=recover, progress=False)
+        found = fxprune.compile(model, [x], 0.6, method="l2", recover=recover, dynamic_shapes={}, progress=False)
         assert fxprune.report(found).skipped == ()
         with torch.no_grad():
             return float((found(y) - model(y)).norm())
@@ -107,5 +109,6 @@ def test_gates_of_one_layer_may_be_in_different_parts(recover: str, limit: int) 
 
     torch.manual_seed(0)
     model, data = Tagger().eval(), [torch.randn(8, 5, 6) for _ in range(3)]
-    pruned = fxprune.compile(model, data, 0.6, recover=recover, memory_limit=limit, progress=False)
+    options: Any = {"memory_limit": limit, "dynamic_shapes": {}, "progress": False}
+    pruned = fxprune.compile(model, data, 0.6, recover=recover, **options)
     assert pruned.report.verified

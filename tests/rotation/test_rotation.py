@@ -95,7 +95,7 @@ def test_the_model_stays_the_same(name: str) -> None:
     before = copy.deepcopy(model.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.TrainingWarning)
-        found = fxprune.rotate(model, batches)
+        found = fxprune.rotate(model, batches, dynamic_shapes={})
     assert type(found) is type(model) and found is not model
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     draw = torch.Generator().manual_seed(5)
@@ -114,7 +114,7 @@ def test_compile_takes_the_basis(name: str, form: Any) -> None:
     make, data, _ = ROTATE[name]
     torch.manual_seed(0)
     model = shaken(make())
-    pruned = fxprune.compile(model, data(), 0.8, basis="pca", form=form, progress=False)
+    pruned = fxprune.compile(model, data(), 0.8, basis="pca", form=form, dynamic_shapes={}, progress=False)
     report = fxprune.report(pruned)
     assert report.verified and report.plan is not None and report.plan.basis == "pca"
     assert report.params[0] == sum(p.numel() for p in model.parameters()) >= report.params[1] / 0.8
@@ -230,7 +230,7 @@ def test_what_commutes_is_found_however_it_is_written(name: str) -> None:
         p=nn.Parameter(torch.randn(64, 12)),
     )
     model = shaken(model)
-    found = fxprune.rotate(model, vectors())
+    found = fxprune.rotate(model, vectors(), dynamic_shapes={})
     x = torch.randn(16, 6, dtype=torch.float64)
     a, b = model(x), found(x)
     assert (a - b).abs().max() <= 1e-10 * a.abs().max()
@@ -258,7 +258,7 @@ def test_gains_of_zero_are_taken_over_or_refused() -> None:
 def test_a_tied_head_is_untied_and_says_so_in_its_settings(tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
     model = shaken(ROTATE["llama"][0]()).float()
-    found: Any = fxprune.rotate(model, tokens())
+    found: Any = fxprune.rotate(model, tokens(), dynamic_shapes={})
     assert found.lm_head.weight is not found.model.embed_tokens.weight and model.config.tie_word_embeddings
     found.save_pretrained(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -300,7 +300,7 @@ def test_what_does_nothing_to_the_data_is_seen_through(name: str) -> None:
 def test_experts_read_a_stream_too() -> None:
     model = of_transformers("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **_LLAMA)
     plain = shaken(model()).float()
-    found = fxprune.rotate(plain, tokens())
+    found = fxprune.rotate(plain, tokens(), dynamic_shapes={})
     with torch.no_grad():
         a, b = (m(**tokens()[1]).logits for m in (plain, found))
     assert (a - b).abs().max() <= 1e-4 * a.abs().max()

@@ -49,7 +49,7 @@ def by_hand(mlp: Any, x: Tensor, normed: bool) -> Tensor:
 def test_scores_are_the_paper_s(kind: str) -> None:
     model = of_transformers(kind)
     ids = [torch.randint(32, (2, 7)) for _ in range(3)]
-    coupling = fxprune.couple(fxprune.capture(model, (), {"input_ids": ids[0]}))
+    coupling = fxprune.couple(fxprune.capture(model, (), {"input_ids": ids[0]}, dynamic_shapes={}))
     found = fxprune.score(coupling, [(each,) for each in ids], "reap")
     experts = [found[group.name] for group in coupling.groups if group.kind == "expert"]
     read: list[list[Tensor]] = [[], []]

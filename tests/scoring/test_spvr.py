@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fxprune.scoring.scorer import Context
 from fxprune.scoring.spvr import Spvr, assign, correlations, disagreement
 from fxprune.twin.interpreter import Run
 from tests.models.fn import Fn
+from tests.support.marks import sampled
 from tests.support.pruning import prepared
 from tests.support.weights import randomise
 
@@ -153,14 +155,15 @@ def test_malformed_options_are_refused(options: dict[str, object], message: str)
         score(coupling, [], Spvr(**options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("propagate", ["coupling", "stage"])
+@pytest.mark.parametrize("propagate", sampled(["coupling", "stage"], 2))
 @pytest.mark.slow
 def test_compile_collapses_and_draws_weights_anew(propagate: str) -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=4, width_per_group=64)
     x = [torch.randn(8, 3, 32, 32)]
     method = Spvr(group_size=64, propagate=propagate)  # type: ignore[arg-type]
-    one, two = (fxprune.compile(model, x, 0.05, method=method, progress=False, seed=3) for _ in range(2))
+    options: Any = {"method": method, "dynamic_shapes": {}, "progress": False, "seed": 3}
+    one, two = (fxprune.compile(model, x, 0.05, **options) for _ in range(2))
     report = fxprune.report(one)
     assert sum(p.numel() for p in one.parameters()) == report.params[1] <= 0.05 * report.params[0]
     assert report.verified is not False

@@ -69,7 +69,7 @@ def test_a_language_model_with_shared_keys_and_tied_embeddings(form: Any) -> Non
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = transformers.LlamaConfig(vocab_size=40, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
     model, ids = transformers.LlamaForCausalLM(config).double(), torch.randint(40, (4, 6))
-    schedule = fxprune.Schedule(model, {"input_ids": ids}, 0.75, steps=4, every=1, form=form)
+    schedule = fxprune.Schedule(model, {"input_ids": ids}, 0.75, steps=4, every=1, form=form, dynamic_shapes={})
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(5):
         model(input_ids=ids, labels=ids).loss.backward()

@@ -30,7 +30,7 @@ def llama() -> Any:
 @functools.cache
 def pruned(form: str, uniform: bool = False) -> Any:
     chosen: dict[str, Any] = {"form": form, "uniform": uniform, "method": "l2", "recover": None, "progress": False}
-    return fxprune.compile(llama(), [{"input_ids": IDS}], 0.7, **chosen)
+    return fxprune.compile(llama(), [{"input_ids": IDS}], 0.7, dynamic_shapes={}, **chosen)
 
 
 def logits(model: Any) -> Tensor:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from tests.support.marks import only_with_all
 from tests.support.processes import spawned
 from tests.support.sharing import WAYS, compiled, disappearing, failing, together
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=[pytest.mark.slow, only_with_all])])
 def test_all_hold_what_one_alone_finds(processes: int, tmp_path: Path) -> None:
     found = spawned(together, tmp_path, processes)
     for way in WAYS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ def halved(
     """Returns the network without half of ``a``'s channels, the smallest, or by other ratios."""
     ratios = {"a": 0.5, **(ratios or {}), "default": 0.0}
     given = [random(64, 8) if inputs is None else inputs]
-    return fxprune.compile(model, given, ratios=ratios, method="l2", recover=recover, progress=False)
+    options: Any = {"method": "l2", "recover": recover, "dynamic_shapes": {}, "progress": False}
+    return fxprune.compile(model, given, ratios=ratios, **options)
 
 
 def kept(pruned: nn.Module) -> Tensor:

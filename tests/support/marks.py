@@ -18,8 +18,17 @@ def sampled(values: Iterable[Any], every: int, always: Collection[Any] = ()) -> 
     return [value for i, value in enumerate(rows) if ALL in os.environ or i % every == 0 or value in always]
 
 
+#: For a test that takes long and has a quicker sibling: it runs under `ALL` alone.
+only_with_all = pytest.mark.skipif(ALL not in os.environ, reason=f"takes long: {ALL}=1 runs it")
+
+
+def drawn(examples: int, of: int = 3) -> int:
+    """Returns how many examples Hypothesis draws: one in so many, and under `ALL` all."""
+    return examples if ALL in os.environ else max(1, examples // of)
+
+
 #: Of more parameters than so many, one in so many runs that is not quick.
-_MANY, _OF_MANY = 4, 3
+_MANY, _OF_MANY = 4, 6
 
 
 def but_slow(values: Iterable[Any], quick: Collection[Any], every: int | None = None) -> list[Any]:
@@ -28,7 +37,7 @@ def but_slow(values: Iterable[Any], quick: Collection[Any], every: int | None = 
     Args:
         values: the parameters; a tuple holds several arguments.
         quick: those of them that the inner loop takes.
-        every: one in so many of them runs, and the quick ones; by default all of a few, and one in three of many. See `ALL`.
+        every: one in so many of them runs, and the quick ones; by default all of a few, and one in six of many. See `ALL`.
     """
     rows = list(values)
     every = every or (_OF_MANY if len(rows) > _MANY else 1)

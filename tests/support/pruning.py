@@ -35,20 +35,22 @@ def groups_of(coupling: Coupling) -> list[str]:
     return lines
 
 
-def prepared(model: nn.Module, args: tuple[Tensor, ...], seed: int = 0) -> tuple[Captured, Coupling]:
+def prepared(
+    model: nn.Module, args: tuple[Tensor, ...], seed: int = 0, dynamic_shapes: Any = None
+) -> tuple[Captured, Coupling]:
     """Captures and couples the model in float64 with random weights."""
     model = model.double().eval()
     with torch.no_grad():
         randomise(model, seed)
-    captured = capture(model, args)
+    captured = capture(model, args, dynamic_shapes=dynamic_shapes)
     return captured, couple(captured)
 
 
 @functools.cache
-def coupled(case: Case) -> Coupling:
-    """Returns the coupling of a case's model."""
+def coupled(case: Case, *, free: bool = True) -> Coupling:
+    """Returns the coupling of a case's model; sizes that are free take as long to capture as all the rest."""
     torch.manual_seed(0)
-    return prepared(case.build(), case.args())[1]
+    return prepared(case.build(), case.args(), dynamic_shapes=None if free else {})[1]
 
 
 def removal(coupling: Coupling, seed: int, share: float, **constraints: Any) -> Mask:

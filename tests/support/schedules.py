@@ -95,4 +95,4 @@ def same(pruned: nn.Module, model: nn.Module, x: Tensor) -> float:
 
 
 def schedule_of(model: nn.Module, data: tuple[Tensor, Tensor], budget: Any = 0.5, **options: Any) -> fxprune.Schedule:
-    return fxprune.Schedule(model, [data[0]], budget, **{"steps": 10, "every": 2, **options})
+    return fxprune.Schedule(model, [data[0]], budget, **{"steps": 10, "every": 2, "dynamic_shapes": {}, **options})

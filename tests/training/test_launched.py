@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.marks import ALL
+from tests.support.marks import only_with_all
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = (ROOT / "docs" / "training.md").read_text("utf-8").partition("## Several processes")[2]
@@ -50,7 +50,7 @@ def test_two_processes_of_torchrun_train_the_model_of_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(ALL not in os.environ, reason=f"takes long: {ALL}=1 runs it")
+@only_with_all
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there accelerate starts two")
 def test_accelerate_starts_one_process_where_there_are_no_gpus(tmp_path: Path) -> None:
     (command,) = (command for command in COMMANDS if command.startswith("accelerate"))

@@ -17,7 +17,7 @@ from tests.models.blocks_rare import Region, Vanishing
 from tests.models.blocks_tokens import Attention, Mlp, Position, TokenResidual, TokenSplit
 from tests.models.networks import RARE, Network
 from tests.support.fuzzing import Case, Pruning, cases, run
-from tests.support.marks import but_slow
+from tests.support.marks import but_slow, drawn
 from tests.support.originals import Pair, against_the_original, paired
 from tests.support.zeroed import Inputs
 
@@ -26,7 +26,11 @@ from tests.support.zeroed import Inputs
 @pytest.mark.slow
 def test_networks(kind: str, count: int) -> None:
     @settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=drawn(count),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @given(cases(most=2, kinds=(kind,)))
     def check(case: Case) -> None:
@@ -43,7 +47,9 @@ def test_networks(kind: str, count: int) -> None:
 def test_rare_networks(kind: str) -> None:
     """Beside the original with zeros: outputs, other sizes, gradients and buffers of a training step."""
 
-    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=drawn(25), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(cases(most=2, kinds=(kind,)))
     def check(case: Case) -> None:
         found = against_the_original(case)
@@ -93,7 +99,7 @@ def test_a_block_that_comes_back_has_something_left_in_each_half() -> None:
         TokenResidual((TokenSplit("chunk"), TokenSplit("chunk"))),
     )
     case = Case(Network("ids", 4, blocks, "tied", outputs="dict"), Pruning(0.5, None, min_keep=2, blocks=True))
-    for seed in range(12):
+    for seed in range(drawn(12)):
         found = against_the_original(replace(case, pruning=replace(case.pruning, seed=seed)))
         assert found.status != "wrong", found.faults
 

@@ -30,7 +30,7 @@ def test_networks(name: str) -> None:
 
 @pytest.mark.parametrize("case", but_slow(CASES, CASES[::9]), ids=lambda case: case.name)
 def test_ops(case: Case) -> None:
-    coupling = coupled(case)
+    coupling = coupled(case, free=False)
     if coupling.captured.folded or case.name == "RMS norm":
         pytest.skip("the tensor is another in the result; test_fuzz.py compares these")
     check_gradients(coupling, case.args(seed=1))
@@ -139,7 +139,7 @@ STOPS += (*CHANGES, switched_off, nothing_with_a_gradient)
 def test_where_gradients_stop_they_stop(forward: Any) -> None:
     layers = {"e": nn.Linear(6, 8), "p": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))}
     inputs = tuple(torch.randn(5, 6, dtype=torch.float64) for _ in range(2))
-    coupling = prepared(Fn(forward, **layers), inputs)[1]
+    coupling = prepared(Fn(forward, **layers), inputs, dynamic_shapes={})[1]
     assert coupling.groups
     assert coupling.captured.notes == ()
     check_gradients(coupling, inputs)

@@ -32,7 +32,7 @@ SAMPLE = [
 ]
 
 
-@pytest.mark.parametrize("name", sampled(SAMPLE, 3))
+@pytest.mark.parametrize("name", sampled(SAMPLE, 5))
 @pytest.mark.slow
 def test_both_budgets_are_met_and_verified(name: str) -> None:
     (entry,) = select(names=[name])

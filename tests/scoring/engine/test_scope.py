@@ -100,7 +100,7 @@ def test_counts_are_those_published_for_deit(
 
     if name not in deits:
         model = timm.create_model(name).eval()
-        deits[name] = couple(capture(model, (torch.randn(2, 3, 224, 224),)))
+        deits[name] = couple(capture(model, (torch.randn(2, 3, 224, 224),), dynamic_shapes={}))
     coupling = deits[name]
     units = {g.name: torch.arange(len(g.units)).double() for g in coupling.groups}
     ratios = {group.name: share for group in mlp_groups(coupling)}
