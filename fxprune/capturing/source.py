@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxprune._base.errors import CaptureError
+from fxprune._base.sharded import gathered, holds_shards
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.conditions import Answer, read_limits
 from fxprune.capturing.exported import asked_export

@@ -72,13 +72,13 @@ def _whole(model: nn.Module | ExportedProgram, options: Options) -> nn.Module | 
     Raises:
         ValueError: this one compiles alone.
     """
-    if isinstance(model, ExportedProgram) or not holds_shards(model):
+    if isinstance(model, ExportedProgram) or not holds_shards(inner := unwrapped(model)):
         return model
     if options.alone:
         raise ValueError(
             "alone=True: several processes hold the model (fully_shard), and gather it together: leave alone out in all of them"
         )
-    return gathered(unwrapped(model))
+    return gathered(inner)
 
 
 def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, options: Options) -> State:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fxprune
+from fxprune.data.checks import check_plain
 from tests.support.processes import PROCESSES, Told
 from tests.support.schedules import attending, tokens
 from tests.support.sharing import network
@@ -107,14 +108,18 @@ def others(rank: int) -> dict[str, Any]:
     mesh, x = init_device_mesh("cpu", (PROCESSES,)), tokens()[0]
     told, images = Told(), torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     told.attempt("alone", lambda: fxprune.compile(fully(attending(), mesh), [x], 0.6, alone=True, **OPTIONS))
-    told.attempt("capture", lambda: fxprune.capture(fully(attending(), mesh), (x,)))
+    told.attempt("plain", lambda: check_plain(fully(attending(), mesh)))
     points = fxprune.sweep(fully(attending(), mesh), [x], budgets=[0.8, 0.6], methods=["l2"], progress=False).points
     convolutional = fully_shard(network(), mesh=mesh)
     pruned = fxprune.compile(torch.compile(convolutional), images, 0.6, **OPTIONS)  # type: ignore[arg-type]
     schedule = fxprune.Schedule(fully(attending(), mesh), [x], 0.7, steps=1)
     schedule.step()
+    plan = compiled(fully_shard(attending(), mesh=mesh), "graph").plan
+    graph = fully_shard(fxprune.apply(fully(attending(), mesh), plan), mesh=mesh)
+    graph(x)
     return {
         **told.found,
+        "graph": compiled(graph, "graph").report.verified,
         "points": [point.report is not None for point in points],
         "batch norms": _alike(pruned, fxprune.compile(network(), images, 0.6, **OPTIONS)),
         "schedule": (schedule.finish().report.verified, type(schedule.model.up.weight) is DTensor),
