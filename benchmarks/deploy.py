@@ -68,7 +68,7 @@ def row(name: str, backend: str, batch: int, macs: float, options: Any) -> dict[
             threads=options.threads,
         )
     except fxprune.FxpruneError as error:  # neither runs there
-        return kept | {"why": str(error)[:200]}
+        return kept | {"why": str(error).rpartition(": ")[2][:200]}
     one, other = found.rows
     assert other.ratio is not None
     error = (one.error**2 + other.error**2) ** 0.5
