@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fxprune._base.errors import ExportError, brief, raised_as
 from fxprune._base.extras import need
-from fxprune.data.calls import Call, tensors_of
+from fxprune.data.calls import Call
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
-from fxprune.runtimes.running import at_these_sizes, numpy_of, silent
+from fxprune.runtimes.running import arrays_of, at_these_sizes, silent
 from fxprune.runtimes.setting import Setting
 
 #: An ONNX file may have 2 GB; a model with more bytes of weights than this gets a second file beside it.
@@ -97,7 +97,7 @@ class OnnxRuntime:
             **settings,
         }
         read = {entry.name for entry in onnx.load(source, load_external_data=False).graph.input}
-        reader = _reader(tools.CalibrationDataReader, (_arrays(program, call, read) for call in calls))
+        reader = _reader(tools.CalibrationDataReader, (arrays_of(program, call, read, "onnxruntime") for call in calls))
         prepared = source.with_name(f"prepared-{source.name}")
         with raised_as(ExportError, "onnxruntime cannot quantize the model"), silent("root"):
             shapes.quant_pre_process(
@@ -154,13 +154,7 @@ def _session(path: Path, device: torch.device, threads: int, program: Program) -
 
 def _feeds(session: Any, program: Program, call: Call) -> dict[str, Any]:
     """Returns a call's arrays by name: those that the session still reads."""
-    return _arrays(program, call, {entry.name for entry in session.get_inputs()})
-
-
-def _arrays(program: Program, call: Call, read: Container[str]) -> dict[str, Any]:
-    """Returns those of a call's arrays that are read, by name."""
-    pairs = zip(program.inputs, tensors_of(call), strict=True)
-    return {value.name: numpy_of(x, "onnxruntime") for value, x in pairs if value.name in read}
+    return arrays_of(program, call, {entry.name for entry in session.get_inputs()}, "onnxruntime")
 
 
 def _large(program: Program) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from torch import nn
 
 from fxprune._base.errors import ExportError, raised_as
 from fxprune._base.extras import need
-from fxprune.data.calls import Call, tensors_of
+from fxprune.data.calls import Call
 from fxprune.runtimes.program import Program
 from fxprune.runtimes.registry import Loaded, Run
-from fxprune.runtimes.running import at_these_sizes, numpy_of, silent
+from fxprune.runtimes.running import arrays_of, at_these_sizes, silent
 from fxprune.runtimes.setting import Setting
 
 
@@ -61,7 +61,7 @@ class OpenVino:
         with raised_as(ExportError, "NNCF cannot quantize the model"), silent("nncf"):
             model = _package().Core().read_model(source)
             read = {entry.any_name for entry in model.inputs}
-            arrays = [_arrays(program, call, read) for call in calls]
+            arrays = [arrays_of(program, call, read, "OpenVINO") for call in calls]
             kind = nncf.ModelType.TRANSFORMER if program.attends() else None
             chosen = {"model_type": kind, "subset_size": len(arrays), **settings}
             quantized = nncf.quantize(model, nncf.Dataset(arrays), **chosen)
@@ -127,10 +127,4 @@ def _compiled(model: Any, threads: int) -> Any:
 
 def _feeds(compiled: Any, program: Program, call: Call) -> dict[str, Any]:
     """Returns a call's arrays by name: those that the model still reads."""
-    return _arrays(program, call, {entry.any_name for entry in compiled.inputs})
-
-
-def _arrays(program: Program, call: Call, read: Container[str]) -> dict[str, Any]:
-    """Returns those of a call's arrays that are read, by name."""
-    pairs = zip(program.inputs, tensors_of(call), strict=True)
-    return {value.name: numpy_of(x, "OpenVINO") for value, x in pairs if value.name in read}
+    return arrays_of(program, call, {entry.any_name for entry in compiled.inputs}, "OpenVINO")

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune._base.errors import ExportError, FxpruneError, raised_as
-from fxprune.data.calls import tensors_of
+from fxprune.data.calls import Call, tensors_of
 from fxprune.data.checks import device_of
 from fxprune.runtimes.program import Program, trace
 from fxprune.runtimes.registry import FileRuntime, Run
@@ -61,6 +61,16 @@ def of_one_sample(program: Program) -> Program:
     sizes = sizes_of(symbolic, tensors_of(program.call))
     one = {symbol: 1 for symbol, name in program.names.items() if name == "batch"}
     return at_these_sizes(program.module, *resized(program.call, symbolic, sizes | one))
+
+
+def arrays_of(program: Program, call: Call, read: Container[str], runtime: str) -> dict[str, Any]:
+    """Returns those of a call's arrays, ``[...]`` each, that are read, by the names of the program's inputs.
+
+    Raises:
+        ExportError: as `numpy_of`.
+    """
+    pairs = zip(program.inputs, tensors_of(call), strict=True)
+    return {value.name: numpy_of(x, runtime) for value, x in pairs if value.name in read}
 
 
 def numpy_of(tensor: Tensor, runtime: str) -> Any:
