@@ -34,7 +34,7 @@ class Varying:
     device: torch.device
 
     def drawn(self, *shape: int) -> list[Tensor]:
-        """Returns numbers for each draw, in its own shape or another."""
+        """Returns numbers for each draw, ``[...]`` in its own shape or another."""
         return numbers(torch.empty(shape or self.like.shape, dtype=self.like.dtype, device=self.device))
 
 
@@ -43,7 +43,7 @@ Drawn: TypeAlias = "list[Any] | Varying"
 
 
 def numbers(like: Tensor) -> list[Tensor]:
-    """Returns numbers for each draw, of both signs and none of them near zero; whole numbers and flags as they are."""
+    """Returns numbers for each draw, ``[...]`` as the given tensor, of both signs and none near zero; whole numbers and flags as they are."""
     if not is_real_or_complex(like):
         return [like] * len(SIGNS)
     halves = [_magnitudes(like) for _ in range(len(SIGNS) // 2)]
@@ -56,7 +56,7 @@ def is_real_or_complex(value: Any) -> bool:
 
 
 def same(results: Sequence[Tensor]) -> Tensor:
-    """Returns where the results of all draws are the same, in their shape."""
+    """Returns where the results of all draws, ``[...]`` each, are the same, in their shape."""
     return torch.stack([result == results[0] for result in results]).all(dim=0)
 
 
