@@ -35,10 +35,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(model: nn.Module) -> nn.Module:
-    """Returns a plain copy of a model: of its own classes, with whole tensors, gathered one after another, and without what shards it.
+    """Returns a model that is sharded as a plain copy: of its own classes, with whole tensors, gathered one after another; any other as it is.
 
     Every process must ask, and each gets all of it, where its part lies; the model stays as it is.
     """
+    if not holds_shards(model):
+        return model
     made: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         if is_sharded(tensor) and id(tensor) not in made:

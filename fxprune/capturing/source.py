@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxprune._base.errors import CaptureError
-from fxprune._base.sharded import gathered, holds_shards
+from fxprune._base.sharded import gathered
 from fxprune.capturing.call import CallSpec
 from fxprune.capturing.conditions import Answer, read_limits
 from fxprune.capturing.exported import asked_export
@@ -75,8 +75,7 @@ def open_sources(
     if isinstance(model, ExportedProgram):
         yield _source(model, _owner(model), of_program(model), None, Functions())
         return
-    owner = unwrapped(model)
-    owner = gathered(owner) if holds_shards(owner) else owner
+    owner = gathered(unwrapped(model))
     check_plain(owner)
     example = prepare(owner, args, kwargs, batches)
     if dynamic_shapes is not None:

@@ -63,8 +63,8 @@ def _file_options(tolerance: str) -> Callable[[Any], Any]:
 def export(directory: str, file: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Writes the pruned model of DIR to FILE and compares it.
 
-    FILE ends in .onnx for ONNX, .pt2 for torch.export, .aoti.pt2 for AOTInductor, .xml for OpenVINO, .pte for ExecuTorch, .ncnn.param for ncnn, .tflite for LiteRT, .gguf for llama.cpp; a
-    name that ends in / is the directory of a checkpoint that from_pretrained reads. What is written is read
+    FILE ends in .onnx for ONNX, .pt2 for torch.export, .aoti.pt2 for AOTInductor, .xml for OpenVINO, .pte for
+    ExecuTorch, .ncnn.param for ncnn, .tflite for LiteRT, .gguf for llama.cpp; a name that ends in / is the directory of a checkpoint that from_pretrained reads. What is written is read
     again, run, and compared with the model.
     """
     from fxprune.cli.models import dense_of, load_pruned

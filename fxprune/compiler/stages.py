@@ -66,21 +66,6 @@ from fxprune.twin.certificate import certify, settled
 from fxprune.twin.interpreter import Run
 
 
-def _whole(model: nn.Module | ExportedProgram, options: Options) -> nn.Module | ExportedProgram:
-    """Returns a plain copy of a model that is sharded over several processes, which all must come here.
-
-    Raises:
-        ValueError: this one compiles alone.
-    """
-    if isinstance(model, ExportedProgram) or not holds_shards(inner := unwrapped(model)):
-        return model
-    if options.alone:
-        raise ValueError(
-            "alone=True: several processes hold the model (fully_shard), and gather it together: leave alone out in all of them"
-        )
-    return gathered(inner)
-
-
 def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, options: Options) -> State:
     """Checks what a compilation is asked for, and that the model and the data work together.
 
@@ -90,7 +75,7 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
         CalibrationError: the data or the weights are unusable.
         ScorerError: an unknown method.
         RecoveryError: an unknown recovery.
-        TypeError, ValueError: another argument is malformed; or ``alone`` where others hold parts of the model.
+        TypeError, ValueError: another argument is malformed.
     """
     scorer = scorer_of(options.method)
     if (budget is None) == (options.ratios is None):
@@ -106,7 +91,8 @@ def prepare(model: nn.Module | ExportedProgram, calib_data: Any, budget: Any, op
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"model: expected a torch.nn.Module or an ExportedProgram, got {model!r:.80}")
     check_is_python(model)
-    model = _whole(model, chosen)
+    if isinstance(model, nn.Module) and holds_shards(inner := unwrapped(model)):
+        model = gathered(inner)
     if chosen.steps > 1 and wanted is None:
         raise ValueError("steps needs a budget to approach; ratios are reached in one step")
     if chosen.steps > 1 and recovery is not None and recovery.anew:

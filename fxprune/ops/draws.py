@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +15,7 @@ from fxprune.ops.registry import bind, is_kind, rule_of
 
 #: Signs of the draws: whatever passes only what is positive, as a relu does, passes each number in one of two.
 SIGNS = (1, -1, 1, -1)
-#: Of each value of a pointwise op so many numbers are tried; a norm of fewer may give the same by chance.
+#: Of each value of a pointwise op so many numbers are tried.
 _TRIED = 16
 
 
@@ -106,42 +104,31 @@ def _surely(node: fx.Node, reads: Mapping[fx.Node, Drawn]) -> bool:
     if rule.view or getattr(node.target, "is_view", False) or is_kind(node, "attention"):
         return only
     if is_kind(node, "linear", "conv", "conv_transpose"):
-        return a.input not in plain and (a.weight not in plain or _all_read_something(plain[a.weight]))
-    if is_kind(node, "batch_norm") or (is_kind(node, "norm") and hasattr(a, "normalized_shape")):
-        read = reads[a.input]
-        return (
-            isinstance(read, Varying)
-            and _is_enough(node, a, read)
-            and (a.weight is None or _is_full(plain.get(a.weight)))
-        )
+        return a.input not in plain and (a.weight not in plain or _all_count(plain[a.weight], plain.get(a.bias)))
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    return pointwise and (only or is_kind(node, "addition")) and _varies(node, reads)
+    added = is_kind(node, "addition") and all(
+        is_real_or_complex(v) and v.numel() for v in plain.values() if isinstance(v, Tensor)
+    )
+    return pointwise and (only or added) and _varies(node, reads)
 
 
-def _is_enough(node: fx.Node, a: SimpleNamespace, read: Varying) -> bool:
-    """Returns whether a norm is over so many numbers that it does not give the same of others; a batch norm's are fixed."""
-    return is_kind(node, "batch_norm") or math.prod(read.like.shape[-len(a.normalized_shape) :]) > _TRIED
-
-
-def _is_full(weight: Any) -> bool:
-    return isinstance(weight, Tensor) and bool(weight.ne(0).all())
-
-
-def _all_read_something(weight: Tensor) -> bool:
-    """Returns whether no slice of a weight is zero."""
-    found = weight.ne(0)
-    return all(bool(found.movedim(d, 0).flatten(1).any(dim=1).all()) for d in range(found.dim()))
+def _all_count(weight: Tensor, bias: Tensor | None) -> bool:
+    """Returns whether no slice of a weight is zero, or so small that a bias leaves nothing of it."""
+    sizes = weight.detach().abs()
+    least = min(float(sizes.movedim(d, 0).flatten(1).amax(dim=1).min()) for d in range(sizes.dim()))
+    beside = 0.0 if bias is None else float(bias.detach().abs().max()) * torch.finfo(weight.dtype).eps
+    return least > 100 * beside
 
 
 def _varies(node: fx.Node, reads: Mapping[fx.Node, Drawn]) -> bool:
-    """Returns whether a pointwise op gives other numbers for other numbers; what is added to them does not matter."""
+    """Returns whether a pointwise op gives other numbers for other numbers, beside the largest of those that are added to them."""
     tried = {
-        source: value.drawn(_TRIED) if isinstance(value, Varying) else [_nothing(one) for one in value]
+        source: value.drawn(_TRIED) if isinstance(value, Varying) else [_largest(one) for one in value]
         for source, value in reads.items()
     }
     results = [called(node, {source: draws[i] for source, draws in tried.items()}) for i in range(len(SIGNS))]
     return not bool(same(results).any())
 
 
-def _nothing(value: Any) -> Any:
-    return torch.zeros((), dtype=value.dtype, device=value.device) if isinstance(value, Tensor) else value
+def _largest(value: Any) -> Any:
+    return value.detach().flatten()[value.abs().argmax()] if isinstance(value, Tensor) else value

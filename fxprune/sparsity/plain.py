@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxprune._base.copies import copied
 from fxprune._base.errors import PlanError
-from fxprune._base.sharded import gathered, holds_shards
+from fxprune._base.sharded import gathered
 from fxprune.capturing.source import unwrapped
 
 
@@ -26,7 +26,8 @@ def inner(model: nn.Module) -> nn.Module:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of a model with whole tensors; of one that is sharded every process must ask, and each gets all of it."""
-    return gathered(model) if holds_shards(model) else copied(model)
+    whole = gathered(model)
+    return copied(model) if whole is model else whole
 
 
 def check_alike(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, cast
 
+from torch import nn
+
 from fxprune._base.ranks import check_same, shared, world
+from fxprune._base.sharded import holds_shards
+from fxprune.capturing.source import unwrapped
 from fxprune.compiler.options import MEASURE, Options
 from fxprune.compiler.pipeline import run
 from fxprune.compiler.stages import prepare
@@ -23,7 +27,12 @@ def together(model: Any, calib_data: Any, budget: Any, options: Options) -> Prun
 
     Raises:
         FxpruneError: not all processes came, they hold different models or data, or one of them failed; says which.
+        ValueError: this one is to compile alone, and others hold parts of its model.
     """
+    if options.alone and isinstance(model, nn.Module) and holds_shards(unwrapped(model)):
+        raise ValueError(
+            "alone=True: several processes hold the model (fully_shard), and gather it together: leave alone out in all of them"
+        )
     with nullcontext() if options.alone is True else shared():
         state = prepare(model, calib_data, budget, options)
         if world() > 1:

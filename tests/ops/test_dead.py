@@ -55,6 +55,10 @@ STILL: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "a bound": lambda m, y: torch.minimum(m.gate(y), m.bound).relu(),
     "a norm": lambda m, y: F.layer_norm(m.gate(y), (6,), m.mask),
     "another layer": lambda m, y: m.last(m.gate(y).tanh()),
+    "a faint layer": lambda m, y: m.faint(m.gate(y)).relu(),
+    "a faint scale": lambda m, y: m.scale(m.gate(y).transpose(1, 2)).relu().transpose(1, 2),
+    "infinities": lambda m, y: (m.gate(y) + m.barrier).exp(),
+    "large numbers": lambda m, y: (m.gate(y) + m.barrier.clamp_min(-1e300)).relu(),
 }
 #: To values of which no channel is zero for every input, though some are for many.
 NONE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
@@ -73,12 +77,15 @@ def fn(between: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
     slope = nn.Parameter(torch.rand(6) + 0.5)
     parts = {"gate": nn.Linear(6, 6), "conv": conv, "slope": slope, "norm": nn.BatchNorm1d(6), "mix": torch.rand(5, 4)}
     parts |= {"scores": torch.rand(4, 4), "later": torch.ones(4, 4).triu(1).bool(), "last": nn.Linear(6, 6)}
-    parts |= {"mask": torch.rand(6) + 0.5, "bound": torch.full((6,), 9.0)}
+    parts |= {"mask": torch.rand(6) + 0.5, "bound": torch.full((6,), 9.0), "barrier": torch.zeros(6)}
+    parts |= {"faint": nn.Linear(6, 6), "scale": nn.BatchNorm1d(6)}
     model = Fn(lambda m, x: between(m, m.a(x)), a=nn.Linear(3, 6), **parts)
     with torch.no_grad():
         for tensor in (model.a.weight, model.a.bias, model.last.weight, model.last.bias, model.mask):
             tensor[[1, 4]] = 0
-        model.bound[[1, 4]] = -9
+        model.bound[[1, 4]], model.barrier[[1, 4]] = -9, -torch.inf
+        for layer in (model.faint, model.scale):
+            layer.weight[[1, 4]], layer.bias[[1, 4]] = 1e-30, -1
     return model.double().eval()
 
 
